@@ -1,0 +1,53 @@
+"""
+The hand-off from application threads to the collector.
+
+Never waits, never logs, never raises, and never looks inside what it carries.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuscope._record import StageRecord
+
+
+class RecordQueue:
+    """A bounded queue that refuses the newest and counts what it refuses."""
+
+    __slots__ = ("_count_refused", "_records", "capacity", "drained")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.drained = 0
+        self._records: deque[StageRecord] = deque()
+        self._count_refused = count()
+
+    def put(self, record: StageRecord) -> bool:
+        """Take the record and return True, or count a refusal and return False."""
+        # The length test and the append are two steps, so the queue can overshoot by one per
+        # thread. A lock would cost ten times what the append does; the bound is a guard, not a promise.
+        if len(self._records) < self.capacity:
+            self._records.append(record)
+            return True
+        next(self._count_refused)
+        return False
+
+    def drain(self, limit: int) -> list[StageRecord]:
+        """Remove and return at most `limit` records, oldest first. For the collector's thread alone."""
+        take = min(limit, len(self._records))
+        records = [self._records.popleft() for _ in range(take)]
+        self.drained += take
+        return records
+
+    def __len__(self) -> int:
+        """The records waiting."""
+        return len(self._records)
+
+    @property
+    def refused(self) -> int:
+        """How many records were refused since the start."""
+        # `next(count)` is atomic where `+= 1` is not; the count shows its state only through its repr or reduce.
+        return int(self._count_refused.__reduce__()[1][0])

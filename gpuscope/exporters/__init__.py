@@ -1,0 +1,37 @@
+"""
+What happens to resolved stages: one file an exporter.
+
+Exporters see batches and nothing else; none may reach the recording side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from gpuscope._ledger import Delivery
+    from gpuscope._record import StageBatch
+
+
+class Exporter(Protocol):
+    """
+    Sends stages somewhere. Called on the collector's thread only.
+
+    Any method may raise: the collector counts it, logs it once a kind, and goes on.
+    """
+
+    name: str
+
+    def export(self, batch: StageBatch, delivery: Delivery) -> None:
+        """
+        Take one batch of at most a few hundred rows, all of them sampled.
+
+        Works briefly and never waits for a network: what must wait is handed to the exporter's own thread.
+        Calls `delivery.settle` exactly once for the batch, now or later, from any thread, unless it raises.
+        """
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send what is held; return whether all of it was settled within the time."""
+
+    def shutdown(self, timeout_s: float) -> None:
+        """Send what can be sent within the time, settle the rest as lost, and free everything."""
