@@ -1,0 +1,171 @@
+"""
+From rows to columns: makes the `StageBatch` that exporters and reports see.
+
+Asks no device and exports nothing. Works on a few hundred rows at a time, so that it never holds the GIL for long.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope._record import Details, RowFlag, StageBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from gpuscope._device import Device
+    from gpuscope._record import DeviceFacts, StageRecord
+    from gpuscope._resolve import Row
+
+_LOW = (1 << 64) - 1
+_TABLES = ("sites", "threads", "devices", "details", "live")
+
+
+class _Table:
+    """Numbers objects by identity, in order of appearance."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._index: dict[int, int] = {}
+
+    def index(self, item: Any) -> int:
+        found = self._index.get(id(item))
+        if found is None:
+            found = self._index[id(item)] = len(self.items)
+            self.items.append(item)
+        return found
+
+
+class BatchBuilder:
+    """Makes batches, and remembers what they need of devices and of each stage's first calls."""
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        warmup: int,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        epoch_clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._device = device
+        self._warmup = warmup
+        self._clock = clock
+        self._epoch_clock = epoch_clock
+        self._facts: dict[int, DeviceFacts] = {}
+
+    def build(self, rows: Sequence[Row], bridge: Any) -> StageBatch:
+        """
+        Make one batch.
+
+        Args:
+            rows: resolved stages.
+            bridge: knows the ids of stages that the application's tracer has a part in; or None.
+
+        """
+        sites, threads = _Table(), _Table()
+        identify = bridge.identify if bridge is not None else own_identity
+        ids, numbers, details = [], [], {}
+        for position, row in enumerate(rows):
+            record = row.record
+            trace_id, span_id, parent_id, sampled = identify(record)
+            lane = record.lane if row.gpu_end_ns else None
+            site = record.site
+            site.calls += 1
+            flags = row.flags | (RowFlag.WARMUP if site.calls <= self._warmup else 0)
+            if record.trace.remote and (record.outer is None or record.outer.trace is not record.trace):
+                flags |= RowFlag.REMOTE_PARENT
+            ids.append((trace_id >> 64, trace_id & _LOW, span_id, parent_id, lane.raw if lane is not None else 0))
+            numbers.append((
+                sites.index(site), sites.index(record.trace.root), threads.index(record.thread), sampled,
+                record.start_ns, record.end_ns, row.gpu_start_ns, row.gpu_end_ns, row.uncertainty_ns,
+                lane.index if lane is not None else -1, flags,
+            ))  # fmt: skip
+            odd = _details(record, bridge)
+            if odd is not None:
+                details[position] = odd
+        return self._assemble(sites, threads, (ids, numbers, details), _live(rows, bridge))
+
+    def _assemble(self, sites: _Table, threads: _Table, columns: Any, live: tuple[Any, ...] | None) -> StageBatch:
+        ids, numbers, details = columns
+        trace_high, trace_low, span_id, parent_id, stream = np.ascontiguousarray(np.array(ids, np.uint64).T)
+        table = np.ascontiguousarray(np.array(numbers, np.int64).T)
+        site, root, thread, sampled, host_start, host_end, gpu_start, gpu_end, uncertainty, device, flags = table
+        offset = self._epoch_offset()
+        has_gpu = gpu_end != 0
+        gpu_ids = np.frombuffer(os.urandom(8 * len(ids)), np.uint64) | np.uint64(1)
+        return StageBatch(
+            sites=tuple(sites.items),
+            threads=tuple(threads.items),
+            devices={index: self._device_facts(index) for index in set(device.tolist()) if index >= 0},
+            site=site.astype(np.int32),
+            root=root.astype(np.int32),
+            thread=thread.astype(np.int32),
+            trace_high=trace_high,
+            trace_low=trace_low,
+            span_id=span_id,
+            parent_id=parent_id,
+            gpu_span_id=np.where(has_gpu, gpu_ids, np.uint64(0)),
+            sampled=sampled.astype(np.bool_),
+            host_start_ns=host_start + offset,
+            host_end_ns=host_end + offset,
+            gpu_start_ns=np.where(has_gpu, gpu_start + offset, 0),
+            gpu_end_ns=np.where(has_gpu, gpu_end + offset, 0),
+            uncertainty_ns=uncertainty,
+            device=device.astype(np.int32),
+            stream=stream,
+            flags=flags.astype(np.uint32),
+            details=details,
+            live=live,
+        )
+
+    def _epoch_offset(self) -> int:
+        """Epoch less `perf_counter`, read between two readings of the latter; the tightest of three."""
+        readings = [(self._clock(), self._epoch_clock(), self._clock()) for _ in range(3)]
+        before, epoch, after = min(readings, key=lambda reading: reading[2] - reading[0])
+        return epoch - (before + after) // 2
+
+    def _device_facts(self, index: int) -> DeviceFacts:
+        if index not in self._facts:
+            self._facts[index] = self._device.facts(index)
+        return self._facts[index]
+
+
+def own_identity(record: StageRecord) -> tuple[int, int, int, bool]:
+    """Return (trace id, span id, parent id, sampled) of a stage that no application's tracer has a part in."""
+    outer, trace = record.outer, record.trace
+    inside = outer is not None and outer.trace is trace
+    return trace.trace_id, record.span_id, outer.span_id if inside and outer else trace.parent_id, True
+
+
+def _details(record: StageRecord, bridge: Any) -> Details | None:
+    if record.span is not None and bridge is not None:
+        found: Details | None = bridge.details(record)
+        return found
+    if record.attributes or record.error:
+        return Details(attributes=record.attributes, error=record.error)
+    return None
+
+
+def _live(rows: Sequence[Row], bridge: Any) -> tuple[Any, ...] | None:
+    if bridge is None or not bridge.sdk:
+        return None
+    return tuple(bridge.lazy(row.record) for row in rows)
+
+
+def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:
+    """Return the rows of a batch for which the mask holds."""
+    kept = np.flatnonzero(mask)
+    changes: dict[str, Any] = {
+        field.name: getattr(batch, field.name)[kept] for field in fields(batch) if field.name not in _TABLES
+    }
+    positions = {int(old): new for new, old in enumerate(kept)}
+    changes["details"] = {positions[row]: odd for row, odd in batch.details.items() if row in positions}
+    changes["live"] = tuple(batch.live[row] for row in kept) if batch.live is not None else None
+    return replace(batch, **changes)

@@ -1,0 +1,208 @@
+"""
+The loop on our one thread of work: drain, ask, resolve, export, give events back.
+
+Never waits for the GPU or for a network, and works in short slices with real pauses between them: every PyTorch
+operator gives up the GIL and takes it again, so a thread of ours that is busy for milliseconds would make the
+application wait for it, again and again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope._batch import BatchBuilder, select
+from gpuscope._log import Complaints, logger
+from gpuscope._outlets import Outlets
+from gpuscope._resolve import Resolver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._config import Config
+    from gpuscope._engine import Recorder
+    from gpuscope._queue import RecordQueue
+    from gpuscope._resolve import Row
+    from gpuscope.exporters import Exporter
+
+_PAUSE_S = 0.001
+_FLUSH_PAUSE_S = 0.002
+_BACKLOG_ROWS = 256
+_SHARE_FOR_GPU = 0.6
+"""Of the time that a shutdown has, how much may be spent on GPU work that has not ended."""
+
+
+class _Flush:
+    def __init__(self, deadline_s: float) -> None:
+        self.deadline_s = deadline_s
+        self.done = threading.Event()
+        self.succeeded = False
+
+    def remaining_s(self) -> float:
+        return max(0.0, self.deadline_s - time.monotonic())
+
+
+class Collector:
+    """
+    Turns a recorder's queue into exported batches, on a daemon thread named `gpuscope-collector`.
+
+    `step` does one bounded piece of work and can be called without the thread, as the tests do.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        recorder: Recorder,
+        *,
+        queue: RecordQueue,
+        summary: Any,
+        extra_exporters: tuple[Exporter, ...] = (),
+        on_provider: Callable[[], None] = lambda: None,
+        epoch_clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._config = config
+        self._recorder = recorder
+        self._queue = queue
+        self._summary = summary
+        self._on_provider = on_provider
+        self._provider: Any = None
+        self.complaints = Complaints()
+        self.outlets = Outlets(config, recorder.ledger, self.complaints, extra=extra_exporters)
+        self._builder = BatchBuilder(
+            recorder.device, warmup=config.warmup, clock=recorder.clock, epoch_clock=epoch_clock
+        )
+        self._resolver = Resolver(
+            recorder.device,
+            recorder.ledger,
+            self.complaints,
+            clock=recorder.clock,
+            event_deadline_ns=int(config.event_deadline_s * 1e9),
+            max_pending=config.queue_size,
+        )
+        self._wake = threading.Event()
+        self._pause = threading.Event()
+        self._flushes: list[_Flush] = []
+        self._stop_at_s: float | None = None
+        self.stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gpuscope-collector", daemon=True)
+
+    # ---- any thread
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def uncertainty_ns(self) -> int | None:
+        """Half the bracket of the latest anchor."""
+        return self._resolver.uncertainty_ns
+
+    def flush(self, timeout_s: float) -> bool:
+        """Have everything recorded so far exported; return whether that was done in time."""
+        request = _Flush(time.monotonic() + timeout_s)
+        self._flushes.append(request)
+        self._wake.set()
+        return request.done.wait(timeout_s) and request.succeeded
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Export what can be exported in the time, and end the thread; return whether it ended."""
+        self._stop_at_s = time.monotonic() + timeout_s
+        self._wake.set()
+        self._pause.set()
+        return self.stopped.wait(timeout_s)
+
+    # ---- the collector's thread
+
+    def _run(self) -> None:
+        try:
+            while self._stop_at_s is None:
+                self._wake.wait(_FLUSH_PAUSE_S if self._flushes else self._config.interval_s)
+                self._wake.clear()
+                self._drain(lambda: self._stop_at_s is not None)
+                self._serve_flushes()
+            self._finish(self._stop_at_s)
+        except Exception:  # The last line: it must not print a traceback into the application's stderr.
+            logger.warning("the collector failed and recording ends.", exc_info=True)
+        finally:
+            self.stopped.set()
+
+    def _drain(self, interrupted: Callable[[], bool]) -> None:
+        while self.step() and not interrupted():
+            self._pause.wait(_PAUSE_S)
+
+    def step(self, *, give_up: bool = False) -> bool:
+        """Do one slice; return whether there is more that can be done at once."""
+        recorder = self._recorder
+        may_ask = True
+        try:
+            self._look_around()
+            recorder.device.attach()
+        except Exception as error:  # Stages go on; unless the thread is prepared, no GPU is asked about them.
+            may_ask = False
+            self.complaints.about("pass", "preparing a pass of the collector failed: %r.", error)
+        limit = self._slice_rows()
+        rows = self._resolver.accept(recorder.ledger.take(self._queue, limit))
+        rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
+        for start in range(0, len(rows), limit):
+            self._export(rows[start : start + limit])
+        return len(self._queue) > 0 or len(rows) >= limit
+
+    def _slice_rows(self) -> int:
+        rows = self.outlets.slice_rows
+        # A backlog is worked off in larger slices: spans lost would be worse than a pause missed.
+        backlog = len(self._queue)
+        return rows if backlog < _BACKLOG_ROWS else min(128, rows * (1 + backlog // _BACKLOG_ROWS))
+
+    def _look_around(self) -> None:
+        bridge = self._recorder.bridge
+        if bridge is None and self._recorder.open_bridge():
+            bridge = self._recorder.bridge
+        provider = bridge.provider if bridge is not None else None
+        if provider is not self._provider:
+            self._provider = provider
+            self._on_provider()
+        self.outlets.refresh(bridge)
+
+    def _export(self, rows: list[Row]) -> None:
+        ledger, settled = self._recorder.ledger, 0
+        try:
+            batch = self._builder.build(rows, self._recorder.bridge)
+            self._summary.add(batch)
+            unsampled = len(rows) - int(np.count_nonzero(batch.sampled))
+            if unsampled:
+                ledger.drop("unsampled", unsampled)
+                settled = unsampled
+                batch = select(batch, batch.sampled)
+            if unsampled < len(rows):
+                settled = len(rows)
+                self.outlets.export(batch)
+        except Exception as error:  # Rows that can't be made into a batch are lost, and said to be.
+            ledger.lose("internal_error", len(rows) - settled)
+            self.complaints.about("batch", "making a batch failed: %r.", error)
+
+    def _serve_flushes(self) -> None:
+        for request in list(self._flushes):
+            waiting = len(self._queue) + self._resolver.pending
+            if waiting and request.remaining_s():
+                continue
+            self._flushes.remove(request)
+            sent = self.outlets.flush(request.remaining_s)
+            request.succeeded = sent and not waiting
+            request.done.set()
+
+    def _finish(self, deadline_s: float) -> None:
+        started_s = time.monotonic()
+        give_up_s = started_s + _SHARE_FOR_GPU * max(0.0, deadline_s - started_s)
+        sleep = threading.Event()
+        while time.monotonic() < deadline_s and (
+            self.step() or (self._resolver.pending and time.monotonic() < give_up_s)
+        ):
+            sleep.wait(_PAUSE_S)
+        while self._resolver.pending and time.monotonic() < deadline_s:
+            self.step(give_up=True)
+        self.outlets.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
+        for request in self._flushes:
+            request.done.set()

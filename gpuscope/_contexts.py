@@ -1,0 +1,93 @@
+"""
+Small questions to OpenTelemetry contexts, and to stages about what lies above them.
+
+Settles nothing and changes no current context.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace as api
+from opentelemetry.context import Context
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+from gpuscope._lazy_span import LazySpan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._record import StageRecord, Trace
+
+SPAN_KEY = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+"""The current span's key in a context, learnt from the public function that uses it."""
+UNKNOWN = object()
+"""For a provider: this version of OpenTelemetry does not show whether there is one."""
+
+
+def find_provider() -> Callable[[], Any]:
+    """
+    Return a function that returns the provider in force: None for none, `UNKNOWN` where that does not show.
+
+    `get_tracer_provider()` won't do: where there is none it loads the one that the environment names.
+    """
+    return partial(vars(api).get, "_TRACER_PROVIDER", UNKNOWN)
+
+
+def span_in(context: Context | None) -> Any:
+    """Return the span in a context, or None."""
+    return None if context is None else context.get(SPAN_KEY)
+
+
+def with_span(context: Context | None, span: Any) -> Context:
+    """Return the context with another span in it; None stands for none."""
+    return set_span_in_context(INVALID_SPAN if span is None else span, Context() if context is None else context)
+
+
+def flags(*, sampled: bool) -> TraceFlags:
+    """Return a trace's flags."""
+    return TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+
+
+def with_parent_of(trace: Trace, seen: Context | None) -> Context:
+    """Return the context at a trace's outermost stage, with that stage's parent as the current span."""
+    if not trace.parent_id:
+        return with_span(seen, None)
+    span = span_in(seen)
+    # To ask a lazy span could settle it here, in the middle of settling another.
+    ids = span.get_span_context() if isinstance(span, api.Span) and type(span) is not LazySpan else None
+    if seen is not None and ids is not None and ids.span_id == trace.parent_id:
+        return seen
+    ids = SpanContext(
+        trace.trace_id, trace.parent_id, is_remote=trace.remote, trace_flags=flags(sampled=trace.sampled is not False)
+    )
+    return with_span(seen, NonRecordingSpan(ids))
+
+
+def parent_stage(record: StageRecord) -> StageRecord | None:
+    """Return the enclosing stage, unless a span of the application's lies between."""
+    outer = record.outer
+    return outer if outer is not None and outer.trace is record.trace else None
+
+
+def root_stage(record: StageRecord) -> StageRecord:
+    """Return the outermost stage of the same trace."""
+    while (outer := parent_stage(record)) is not None:
+        record = outer
+    return record
+
+
+def running_stage(record: StageRecord | None) -> StageRecord | None:
+    """Return the innermost enclosing stage that has not ended."""
+    while record is not None and record.end_ns:
+        record = record.outer
+    return record
+
+
+def plain_attributes(record: StageRecord) -> dict[str, Any]:
+    """Return what a sampler may look at: plain values only, since the SDK would print others, tensors too."""
+    values = {"gpuscope.stage": record.site.name, **record.site.attributes, **(record.attributes or {})}
+    if record.site.function:
+        values["code.function.name"] = record.site.function
+    return {key: value for key, value in values.items() if type(value) in (str, bool, int, float)}

@@ -1,0 +1,121 @@
+"""
+The CUDA driver functions that gpuscope calls, through `ctypes`.
+
+Handles are plain integers wrapped in `c_void_p`, never PyTorch event objects: those must not be destroyed in a forked
+child (it aborts the process), and their methods cost more and release the GIL. Nothing here creates a context.
+
+`PyDLL` keeps the GIL during the call. That is on purpose: a pair of records costs less than half as much when several
+threads record at once, and a call of about a microsecond is no invitation to be scheduled away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from typing import Any
+
+SUCCESS, INVALID_VALUE, DEINITIALIZED, INVALID_CONTEXT = 0, 1, 4, 201
+INVALID_HANDLE, NOT_READY, CAPTURED_EVENT = 400, 600, 907
+_CAPTURE_MODE_RELAXED = 2
+_STREAM_NON_BLOCKING = 1
+
+Handle = ctypes.c_void_p
+
+
+class DriverError(RuntimeError):
+    """A driver call answered something other than success."""
+
+    def __init__(self, call: str, code: int) -> None:
+        super().__init__(f"`{call}` answered {code}.")
+        self.code = code
+
+
+class Driver:
+    """The loaded driver library. The hot functions are public attributes: called directly, they cost least."""
+
+    def __init__(self, library: Any) -> None:
+        # Without `argtypes` prepared `c_void_p` objects pass straight through.
+        self.event_record = library.cuEventRecord
+        self.event_query = library.cuEventQuery
+        self.stream_is_capturing = library.cuStreamIsCapturing
+        # CUDA 12.8 renamed it; the old entry point went away in 13.
+        self.event_elapsed = getattr(library, "cuEventElapsedTime_v2", None) or library.cuEventElapsedTime
+        self._library = library
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """
+        Call a function by name.
+
+        Raises:
+            DriverError: if it does not succeed.
+
+        """
+        code = getattr(self._library, name)(*arguments)
+        if code != SUCCESS:
+            raise DriverError(name, code)
+
+    def active_context(self, device: int) -> Handle | None:
+        """Return the device's primary context if the program has made it active, else None."""
+        handle, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
+        self.call("cuDeviceGet", ctypes.byref(handle), device)
+        self.call("cuDevicePrimaryCtxGetState", handle, ctypes.byref(flags), ctypes.byref(active))
+        if not active.value:
+            return None
+        context = Handle()
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
+        return context
+
+    @contextlib.contextmanager
+    def current(self, context: Handle) -> Any:
+        """Make a context current on this thread for a while. For cold paths: a generator costs microseconds."""
+        self.call("cuCtxPushCurrent_v2", context)
+        try:
+            yield
+        finally:
+            self._library.cuCtxPopCurrent_v2(ctypes.byref(Handle()))
+
+    def new_event(self) -> Handle:
+        """Create a timing event in the current context."""
+        event = Handle()
+        self.call("cuEventCreate", ctypes.byref(event), 0)
+        return event
+
+    def new_stream(self) -> Handle:
+        """
+        Create a stream of the highest priority in the current context.
+
+        PyTorch hands out streams from a pool of 32, so one of its would be shared with the application sooner or later.
+        """
+        least, greatest, stream = ctypes.c_int(), ctypes.c_int(), Handle()
+        self.call("cuCtxGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest))
+        self.call("cuStreamCreateWithPriority", ctypes.byref(stream), _STREAM_NON_BLOCKING, greatest)
+        return stream
+
+    def relax_capture_mode(self) -> None:
+        """
+        Let this thread query and create events while others capture.
+
+        In the default mode that would invalidate the capture of any thread in the process.
+        """
+        mode = ctypes.c_int(_CAPTURE_MODE_RELAXED)
+        self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
+    def device_name_and_uuid(self, device: int) -> tuple[str, str]:
+        """Return the name and the UUID in NVIDIA's form."""
+        handle, name, uuid = ctypes.c_int(), ctypes.create_string_buffer(256), (ctypes.c_ubyte * 16)()
+        self.call("cuDeviceGet", ctypes.byref(handle), device)
+        self.call("cuDeviceGetName", name, 256, handle)
+        self.call("cuDeviceGetUuid", uuid, handle)
+        text = bytes(uuid).hex()
+        parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
+        return name.value.decode(errors="replace"), "GPU-" + "-".join(parts)
+
+
+def load_driver() -> Driver | None:
+    """Return the driver, which the program has loaded already, or None where there is none of NVIDIA's."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        return Driver(ctypes.PyDLL(name))
+    except (OSError, AttributeError):
+        return None

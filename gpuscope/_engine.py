@@ -1,0 +1,155 @@
+"""
+One period of recording, from its first stage to its shutdown: the recorder that the hot path sees, and its collector.
+
+Knows nothing of what came before or comes after; `_runtime` decides that.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._collector import Collector
+from gpuscope._device import CudaDevice
+from gpuscope._ledger import Ledger, Statistics
+from gpuscope._log import logger
+from gpuscope._nvtx import open_nvtx
+from gpuscope._queue import RecordQueue
+from gpuscope.analysis.summary import StageStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._config import Config
+    from gpuscope._record import StageRecord
+    from gpuscope.exporters import Exporter
+
+
+class Recorder:
+    """What the hot path needs, in slots."""
+
+    __slots__ = ("_open", "bridge", "clock", "device", "ledger", "nvtx", "queue", "random_bits")
+
+    def __init__(self, queue: Any, device: Any, ledger: Ledger, open_bridge: Callable[[], Any]) -> None:
+        self.queue = queue
+        self.device = device
+        self.ledger = ledger
+        self.clock: Callable[[], int] = time.perf_counter_ns
+        self.nvtx: Any = None
+        self.bridge: Any = None
+        self._open = open_bridge
+        # Not the global `random`, which frameworks seed alike on all ranks: trace ids would repeat.
+        self.random_bits = random.Random(random.SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
+
+    def open_bridge(self) -> bool:
+        """Open the door to OpenTelemetry, once the application or the collector has imported it."""
+        if self.bridge is None:
+            self.bridge = self._open()
+        return self.bridge is not None
+
+
+class StartingQueue:
+    """Stands where a recorder's queue will be until the first record, which starts the collector."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def put(self, record: StageRecord) -> bool:
+        """Start the collector, step aside, and queue the record."""
+        self._engine.start()
+        self._engine.recorder.queue = self._engine.queue
+        return self._engine.queue.put(record)
+
+
+class Engine:
+    """
+    A recorder and its collector. Its thread starts with the first record.
+
+    Args:
+        config: the settings.
+        device: the GPUs; by default CUDA's.
+        nvtx: the NVTX door; by default the package's where `config` wants it.
+        clock: nanoseconds, monotonic.
+        epoch_clock: nanoseconds since the epoch.
+        exporters: more exporters than `config` names.
+        on_provider: called when an application's TracerProvider is first seen.
+
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        device: Any = None,
+        nvtx: Any = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        epoch_clock: Callable[[], int] = time.time_ns,
+        exporters: tuple[Exporter, ...] = (),
+        on_provider: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.config = config
+        self.queue = RecordQueue(config.queue_size)
+        self.ledger = Ledger()
+        self.summary = StageStatistics()
+        self.ended = False
+        self._lock = threading.Lock()
+        self._started = False
+        # As many event pairs as stages can be waiting in the queue and with the collector.
+        device = device or CudaDevice(self.ledger, max_pairs=2 * config.queue_size)
+        self.recorder = Recorder(StartingQueue(self), device, self.ledger, self._open_bridge)
+        self.recorder.clock = clock
+        self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
+        self._epoch_clock = epoch_clock
+        self.collector = Collector(
+            config,
+            self.recorder,
+            queue=self.queue,
+            summary=self.summary,
+            extra_exporters=exporters,
+            on_provider=on_provider,
+            epoch_clock=epoch_clock,
+        )
+
+    def _open_bridge(self) -> Any:
+        from gpuscope._otel import Bridge
+
+        return Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock)
+
+    def start(self) -> None:
+        """Start the collector's thread, unless it runs or has ended."""
+        with self._lock:
+            if not self._started and not self.ended:
+                self.collector.start()
+                self._started = True
+
+    def flush(self, timeout_s: float) -> bool:
+        """Have everything recorded so far exported; return whether that was done in time."""
+        return self.collector.flush(timeout_s) if self._started and not self.ended else True
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Export what can be exported in time, count the rest as lost, and end."""
+        with self._lock:
+            if self.ended:
+                return True
+            self.ended = True
+        finished = self.collector.shutdown(timeout_s) if self._started else True
+        self.ledger.close(self.queue, "shutdown")
+        lost = self.statistics().lost
+        missing = {**lost, **{k: v for k, v in self.statistics().dropped.items() if k == "queue_full"}}
+        if missing:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
+            logger.warning("some stages were not exported: %s.", reasons)
+        return finished and not lost
+
+    def abandon(self) -> None:
+        """Touch nothing any more: this process is a fork's child, and the engine is its parent's."""
+        self.ended = True
+        self.recorder.device.close()
+        self.recorder.nvtx = None
+        self.recorder.queue = RecordQueue(0)
+
+    def statistics(self) -> Statistics:
+        """Return the account of this moment."""
+        return self.ledger.statistics(self.queue, self.collector.uncertainty_ns, self.collector.outlets.names)

@@ -1,0 +1,119 @@
+"""
+Which exporters are in use, from the configuration and from whether the application has a TracerProvider.
+
+Makes exporters and hands batches to them; knows nothing of records. Runs on the collector's thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._config import Config
+    from gpuscope._ledger import Ledger
+    from gpuscope._log import Complaints
+    from gpuscope._record import StageBatch
+    from gpuscope.exporters import Exporter
+
+_SLICE_ROWS = 128
+
+
+def _make(name: str, config: Config, bridge: Any) -> Exporter:
+    if name == "otlp":
+        from gpuscope.exporters.otlp import OtlpExporter
+
+        return OtlpExporter(config)
+    if name == "sdk":
+        from gpuscope.exporters.sdk import SdkExporter
+
+        return SdkExporter(bridge)
+    from gpuscope.exporters.file import FileExporter
+
+    return FileExporter(config)
+
+
+class Outlets:
+    """The exporters of one period of recording, and the account of what they take."""
+
+    def __init__(
+        self, config: Config, ledger: Ledger, complaints: Complaints, *, extra: tuple[Exporter, ...] = ()
+    ) -> None:
+        self.names: tuple[str, ...] = ()
+        self._config = config
+        self._ledger = ledger
+        self._complaints = complaints
+        self._extra = extra
+        self._made: dict[str, Exporter] = {}
+        self._failed: set[str] = set()
+        self._active: list[Exporter] = list(extra)
+
+    def refresh(self, bridge: Any) -> None:
+        """Choose the exporters anew: `auto` follows the application's provider, which may come at any time."""
+        names = self._wanted(bridge)
+        if bridge is not None:
+            bridge.sdk = "sdk" in names
+        if names == self.names and self._active:
+            return
+        self.names = names
+        found = (self._exporter(name, bridge) for name in names)
+        self._active = [*self._extra, *(exporter for exporter in found if exporter is not None)]
+
+    def _wanted(self, bridge: Any) -> tuple[str, ...]:
+        config, names = self._config, self._config.exporters
+        if "auto" in names:
+            provided = bridge is not None and bridge.provider is not None
+            automatic = "none" if config.traces_exporter.strip().lower() == "none" else "sdk" if provided else "otlp"
+            names = tuple(dict.fromkeys(automatic if name == "auto" else name for name in names))
+        off = {"none"} | ({"otlp", "sdk"} if config.sdk_disabled else set())
+        return tuple(name for name in names if name not in off)
+
+    def _exporter(self, name: str, bridge: Any) -> Exporter | None:
+        if name not in self._made and name not in self._failed:
+            try:
+                self._made[name] = _make(name, self._config, bridge)
+            except Exception as error:
+                self._failed.add(name)
+                self._complaints.about(name, "the exporter %r can't be set up: %r.", name, error)
+        return self._made.get(name)
+
+    @property
+    def slice_rows(self) -> int:
+        """How many rows an exporter can take at once without holding the GIL for long."""
+        return min((getattr(exporter, "slice_rows", _SLICE_ROWS) for exporter in self._active), default=_SLICE_ROWS)
+
+    def export(self, batch: StageBatch) -> None:
+        """Hand a batch of sampled stages to each exporter."""
+        stages = len(batch.site)
+        if not self._active:
+            reason = "no_exporter" if not self._failed else "exporter_set_up"
+            (self._ledger.lose if self._failed else self._ledger.drop)(reason, stages)
+            return
+        delivery = self._ledger.deliver(stages, len(self._active))
+        for exporter in self._active:
+            try:
+                exporter.export(batch, delivery)
+            except Exception as error:  # An exporter's failure is its own; the others still get the batch.
+                delivery.settle(0, {"exporter_error": stages})
+                self._complaints.about(exporter.name, "the exporter %r failed: %r.", exporter.name, error)
+
+    def flush(self, remaining_s: Callable[[], float]) -> bool:
+        """Flush each exporter that was ever made, within the time that remains."""
+        results = [self._try(exporter, "flush", remaining_s()) for exporter in self._all()]
+        return all(results)
+
+    def shutdown(self, remaining_s: Callable[[], float]) -> None:
+        """Shut each exporter down, within the time that remains."""
+        for exporter in self._all():
+            self._try(exporter, "shutdown", remaining_s())
+
+    def _all(self) -> list[Exporter]:
+        return [*self._extra, *self._made.values()]
+
+    def _try(self, exporter: Exporter, action: str, timeout_s: float) -> bool:
+        try:
+            return getattr(exporter, action)(timeout_s) is not False
+        except Exception as error:  # As in `export`.
+            self._complaints.about(f"{exporter.name}.{action}", "`%s` of %r failed: %r.", action, exporter.name, error)
+            return False

@@ -1,0 +1,128 @@
+"""
+The two halves of recording a stage, `begin` and `end`: the hot code.
+
+Never locks, logs, formats, imports, reads the environment or does I/O on the common path, and never raises into the
+application: after a failure of any part the others still run, so that no range stays open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._record import ErrorFacts, StageRecord, ThreadFacts, Trace
+
+if TYPE_CHECKING:
+    from gpuscope._engine import Recorder
+    from gpuscope._record import Site
+
+_MAX_FRAMES, _MAX_MESSAGE = 64, 4096
+
+_modules = sys.modules
+current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
+
+
+class _Threads(threading.local):
+    facts: ThreadFacts
+
+
+_threads = _Threads()
+
+
+def begin(recorder: Recorder, record: StageRecord, site: Site, stream: Any, suspends: int) -> None:
+    """Start a run of a stage on this thread, in this context. The record's attributes are set by the caller."""
+    record.recorder = recorder
+    record.site = site
+    record.start_ns = record.end_ns = 0
+    record.span = record.restore = record.lane = record.pair = record.range = record.error = None
+    try:
+        outer = current.get()
+        if outer is not None and outer.recorder is recorder:
+            record.outer = outer
+            record.trace = outer.trace
+        else:
+            record.outer = None
+            record.trace = trace = Trace()
+            trace.trace_id = recorder.random_bits(128)
+            trace.parent_id = 0
+            trace.remote = False
+            trace.root = site
+            trace.sampled = None
+        record.span_id = recorder.random_bits(64) or 1
+        try:
+            record.thread = _threads.facts
+        except AttributeError:
+            record.thread = _threads.facts = ThreadFacts(threading.get_ident(), threading.current_thread().name)
+        if recorder.bridge is not None or ("opentelemetry.trace" in _modules and recorder.open_bridge()):
+            recorder.bridge.enter(record)
+        current.set(record)
+        if recorder.nvtx is not None:
+            record.range = recorder.nvtx.begin(site, suspends)
+        record.start_ns = recorder.clock()
+        recorder.device.begin(record, stream)
+    except Exception:  # The application must not notice; `end` copes with whatever is missing.
+        recorder.ledger.untimed("begin_failed")
+
+
+def end(record: StageRecord, error: BaseException | None) -> None:
+    """Finish a run: on the way out of the stage, whether it returns or raises."""
+    recorder = record.recorder
+    try:
+        if record.pair is not None:
+            recorder.device.end(record)
+        record.end_ns = recorder.clock()
+        if record.range is not None:
+            opened, record.range = record.range, None
+            recorder.nvtx.end(opened)
+        if record.span is not None:
+            recorder.bridge.leave(record)
+        if error is not None:
+            record.error = _error_facts(error)
+        if current.get() is record:
+            current.set(_running(record.outer))
+        if not recorder.queue.put(record):
+            recorder.device.give_back(record)
+    except Exception:  # Each remaining step on its own: a range left open would misname all that follows.
+        _end_what_is_left(recorder, record)
+
+
+def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
+    record.pair = None
+    record.end_ns = record.end_ns or record.start_ns
+    if record.range is not None:
+        with contextlib.suppress(Exception):
+            recorder.nvtx.end(record.range)
+    if record.restore is not None:
+        with contextlib.suppress(Exception):
+            recorder.bridge.leave(record)
+    if current.get() is record:
+        current.set(_running(record.outer))
+    recorder.ledger.fail("stage_error")
+
+
+def _running(record: StageRecord | None) -> StageRecord | None:
+    """The innermost enclosing stage that has not ended: stages held open across a `yield` may end out of order."""
+    while record is not None and record.end_ns:
+        record = record.outer
+    return record
+
+
+def _error_facts(error: BaseException) -> ErrorFacts | None:
+    if isinstance(error, GeneratorExit):
+        return None
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    try:
+        message = str(error)[:_MAX_MESSAGE]
+    except Exception:  # The exception is the application's, and so is its `__str__`.
+        message = "<unprintable>"
+    frames: list[tuple[str, int, str]] = []
+    traceback = error.__traceback__
+    while traceback is not None and len(frames) < _MAX_FRAMES:
+        code = traceback.tb_frame.f_code
+        frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
+        traceback = traceback.tb_next
+    return ErrorFacts(name, message, tuple(frames))

@@ -1,0 +1,164 @@
+"""
+From records to rows: which stages' GPU work is done, and where in host time it lies.
+
+Asks the device and never waits for it. A record leaves here exactly once, with GPU times or without.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpuscope._clock import GpuClock
+from gpuscope._device import CAPTURED, DONE, PENDING
+from gpuscope._record import RowFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._device import Device
+    from gpuscope._ledger import Ledger
+    from gpuscope._log import Complaints
+    from gpuscope._record import StageRecord
+
+
+class Row(NamedTuple):
+    """One resolved stage. GPU times are host nanoseconds, 0 where there are none."""
+
+    record: StageRecord
+    gpu_start_ns: int = 0
+    gpu_end_ns: int = 0
+    uncertainty_ns: int = 0
+    flags: int = 0
+
+
+class Resolver:
+    """Holds the records whose events are not done yet, a deque a lane, oldest first."""
+
+    def __init__(
+        self,
+        device: Device,
+        ledger: Ledger,
+        complaints: Complaints,
+        *,
+        clock: Callable[[], int],
+        event_deadline_ns: int,
+        max_pending: int,
+    ) -> None:
+        self.pending = 0
+        self._device = device
+        self._ledger = ledger
+        self._complaints = complaints
+        self._clock = clock
+        self._event_deadline_ns = event_deadline_ns
+        self._max_pending = max_pending
+        self._waiting: dict[Any, deque[StageRecord]] = {}
+        self._clocks: dict[int, GpuClock] = {}
+
+    @property
+    def uncertainty_ns(self) -> int | None:
+        """Half the bracket of the latest anchor, the largest over the devices."""
+        anchors = [clock.anchor for clock in list(self._clocks.values())]
+        return max((anchor.half_ns for anchor in anchors if anchor is not None), default=None)
+
+    def accept(self, records: list[StageRecord]) -> list[Row]:
+        """Take records from the queue; return those that need no GPU as rows."""
+        rows = []
+        for record in records:
+            if record.pair is None:
+                rows.append(Row(record))
+            elif self.pending >= self._max_pending:
+                rows.append(self._without_gpu(record, "too_many_pending", RowFlag.GIVEN_UP))
+            else:
+                self._waiting.setdefault(record.lane, deque()).append(record)
+                self.pending += 1
+        return rows
+
+    def collect(self, limit: int, *, may_ask: bool = True, give_up: bool = False) -> list[Row]:
+        """
+        Return at most `limit` stages whose GPU work is done.
+
+        Args:
+            limit: how many.
+            may_ask: whether the device may be asked at all on this thread.
+            give_up: whether to return those, too, whose work is not done, without GPU times.
+
+        """
+        rows: list[Row] = []
+        for lane, waiting in list(self._waiting.items()):
+            window = min(limit - len(rows), len(waiting))
+            if window <= 0:
+                continue
+            before = len(rows)
+            try:
+                self._collect_lane(lane, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
+            except Exception as error:  # A device that raises costs GPU times, never stages.
+                self._complaints.about("device", "asking the GPU about stages failed: %r.", error)
+                left = window - (len(rows) - before)
+                rows += [self._without_gpu(waiting.popleft(), "device_error", RowFlag.GIVEN_UP) for _ in range(left)]
+            self.pending -= len(rows) - before
+        return rows
+
+    def _collect_lane(
+        self, lane: Any, work: tuple[deque[StageRecord], int], rows: list[Row], *, may_ask: bool, give_up: bool
+    ) -> None:
+        device, (waiting, window) = self._device, work
+        can_ask = may_ask and not device.is_capturing(lane) and self._calibrated(lane)
+        # Work on a stream ends in order, so the newest answers for all before it.
+        all_done = can_ask and device.query(waiting[window - 1]) == DONE
+        for _ in range(window):
+            record = waiting[0]
+            state = DONE if all_done else device.query(record) if can_ask else PENDING
+            row = self._resolve(record, lane.index) if state == DONE else None
+            if row is None and state == DONE:
+                # Captured, or queued in another order than recorded: the record's own event tells.
+                state = device.query(record)
+                state = CAPTURED if state == DONE else state
+            if row is None:
+                row = self._unresolved(record, state, give_up=give_up)
+            if row is None:
+                return
+            waiting.popleft()
+            rows.append(row)
+
+    def _calibrated(self, lane: Any) -> bool:
+        clock = self._clocks.setdefault(lane.index, GpuClock())
+        if clock.is_due(self._clock()):
+            anchor = self._device.calibrate(lane)
+            if anchor is not None:
+                before = clock.anchor
+                clock.calibrate(anchor, self._device.elapsed_ms(before.event, anchor.event) if before else None)
+        return clock.anchor is not None
+
+    def _resolve(self, record: StageRecord, index: int) -> Row | None:
+        clock, pair = self._clocks[index], record.pair
+        duration_ms = self._device.elapsed_ms(pair[0], pair[1])
+        end_ms = self._device.elapsed_ms(clock.anchor.event, pair[1]) if clock.anchor else None
+        if duration_ms is None or end_ms is None:
+            return None
+        start_ns, end_ns, uncertainty_ns = clock.place(end_ms, duration_ms)
+        flags = 0
+        early_ns = record.start_ns - start_ns
+        if early_ns > 0:
+            # Nothing runs before it is launched, so the launch is the better reading of the two.
+            flags = RowFlag.CLAMPED if early_ns > uncertainty_ns else 0
+            start_ns, end_ns = start_ns + early_ns, end_ns + early_ns
+        self._device.give_back(record)
+        return Row(record, start_ns, end_ns, uncertainty_ns, flags)
+
+    def _unresolved(self, record: StageRecord, state: str, *, give_up: bool) -> Row | None:
+        if state == CAPTURED:
+            return self._without_gpu(record, "captured", RowFlag.CAPTURED)
+        if state != PENDING:
+            return self._without_gpu(record, "device_error", RowFlag.GIVEN_UP)
+        if give_up or self._clock() - record.end_ns > self._event_deadline_ns:
+            return self._without_gpu(record, "given_up", RowFlag.GIVEN_UP)
+        return None
+
+    def _without_gpu(self, record: StageRecord, reason: str, flag: int) -> Row:
+        self._ledger.untimed(reason)
+        try:
+            self._device.give_back(record)
+        except Exception as error:  # The pool is one pair poorer.
+            self._complaints.about("device", "returning events failed: %r.", error)
+        return Row(record, flags=flag)

@@ -1,0 +1,239 @@
+"""
+The global state department: on, off, flush, shutdown, fork, exit.
+
+All mutable module state of the package is `state`, here. Imports the engine, and so numpy, only when recording starts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._config import Config, read_environment
+from gpuscope._log import logger
+from gpuscope._record import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gpuscope._engine import Engine, Recorder
+    from gpuscope._ledger import Statistics
+    from gpuscope.analysis.summary import Summary
+
+MAX_SITES = 2048
+"""Stages kept by name: NVTX keeps every name for ever, so names with request ids in them must not pile up here too."""
+
+
+class State:
+    """What is global. `recorder` is what the hot path looks at: None unless recording is on."""
+
+    def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        self.may_toggle = False
+        self.sites: dict[str, Site] = {}
+        self.unnamed = Site("stage", {})
+        self.engine: Engine | None = None
+        self.config = Config()
+        self.lock = threading.RLock()
+        self.hooked = False
+
+    def reset(self) -> None:
+        """Shut down and forget everything but the environment: for tests."""
+        shutdown()
+        self.engine = None
+        self.sites.clear()
+        self.may_toggle = self.config.mode != "absent"
+
+
+state = State()
+
+
+def new_site(name: str) -> Site:
+    """Return the stage of this name for `with` blocks, made on first use."""
+    if len(state.sites) < MAX_SITES:
+        return state.sites.setdefault(name, Site(name, {}))
+    if len(state.sites) == MAX_SITES:
+        state.sites.setdefault(name, Site(name, {}))
+        logger.warning("more than %d stage names; put what varies into attributes instead.", MAX_SITES)
+    return Site(name, {})
+
+
+def enable(**settings: Any) -> None:
+    """
+    Start or resume recording.
+
+    Functions decorated while gpuscope was off for good (`GPUSCOPE` unset or 0) are not affected; those decorated
+    with `GPUSCOPE=idle`, or after this call, are.
+
+    Args:
+        settings: fields of `Config`, e.g. `exporters="file"`, `file="spans.jsonl"`. What is left out comes from the
+            environment as it was when gpuscope was imported. If they differ from those in use, what was recorded is
+            exported and a new period begins.
+
+    Raises:
+        TypeError: for a name that is not a setting.
+        ValueError: for a value that is not allowed.
+
+    """
+    config = state.config.changed(**{**settings, "mode": "on"})
+    directory = Path(config.file).parent
+    if "file" in config.exporters and not directory.is_dir():
+        raise ValueError(f"`file` is {config.file!r}: there is no directory {str(directory)!r}; create it first.")
+    with state.lock:
+        engine = state.engine
+        if engine is None or engine.ended or (settings and engine.config != config):
+            if engine is not None:
+                engine.shutdown(engine.config.shutdown_timeout_s)
+            start(config)
+        elif state.recorder is None:
+            state.recorder = engine.recorder
+        state.may_toggle = True
+
+
+def start(config: Config, **parts: Any) -> Engine:
+    """Begin a new period of recording. `parts` are the engine's: a device, clocks, more exporters."""
+    from gpuscope._engine import Engine
+
+    with state.lock:
+        state.engine = Engine(config, on_provider=_be_first_at_exit, **parts)
+        state.recorder = state.engine.recorder
+        _hook_exit_and_fork()
+    logger.info("recording starts: %s", _description(config))
+    return state.engine
+
+
+@contextlib.contextmanager
+def period(config: Config, **parts: Any) -> Iterator[Engine]:
+    """Record for the length of a block with an engine of its own, and put back what was before."""
+    with state.lock:
+        before = (state.engine, state.recorder, state.may_toggle)
+        engine = start(config, **parts)
+        state.may_toggle = True
+    try:
+        yield engine
+    finally:
+        engine.shutdown(config.shutdown_timeout_s)
+        state.engine, state.recorder, state.may_toggle = before
+
+
+def _description(config: Config) -> str:
+    where = ", ".join(config.exporters)
+    if "otlp" in config.exporters or "auto" in config.exporters:
+        where += f" (OTLP: {config.traces_url})"
+    if "file" in config.exporters:
+        where += f" (file: {config.file})"
+    return f"exporter {where}; NVTX {'on' if config.nvtx else 'off'}; queue {config.queue_size}; pid {os.getpid()}."
+
+
+def disable() -> None:
+    """Stop recording new stages; those in progress are still exported. `enable()` resumes."""
+    state.recorder = None
+
+
+def is_enabled() -> bool:
+    """Tell whether stages are being recorded."""
+    return state.recorder is not None
+
+
+def flush(timeout: float | None = None) -> bool:
+    """
+    Have every stage that has ended exported.
+
+    Args:
+        timeout: seconds; by default `GPUSCOPE_SHUTDOWN_TIMEOUT`.
+
+    Returns:
+        Whether that was done in time.
+
+    """
+    engine = state.engine
+    return engine is None or engine.flush(engine.config.shutdown_timeout_s if timeout is None else timeout)
+
+
+def shutdown(timeout: float | None = None) -> bool:
+    """
+    Stop recording, export what can be exported, and end gpuscope's threads.
+
+    Called at exit by itself. The application's own TracerProvider is left alone.
+
+    Args:
+        timeout: seconds; by default `GPUSCOPE_SHUTDOWN_TIMEOUT`.
+
+    Returns:
+        Whether everything was exported in time.
+
+    """
+    state.recorder = None
+    engine = state.engine
+    return engine is None or engine.shutdown(engine.config.shutdown_timeout_s if timeout is None else timeout)
+
+
+def statistics() -> Statistics:
+    """Return what became of every stage of this period of recording, or of the last."""
+    from gpuscope._ledger import Ledger
+    from gpuscope._queue import RecordQueue
+
+    if state.engine is None:
+        return Ledger().statistics(RecordQueue(0), None, ())
+    return state.engine.statistics()
+
+
+def summary() -> Summary:
+    """Return count, host and GPU percentiles, launch delay and share of the request, by stage; print it for a table."""
+    from gpuscope.analysis.summary import StageStatistics
+
+    return (StageStatistics() if state.engine is None else state.engine.summary).summary()
+
+
+def _be_first_at_exit() -> None:
+    # Handlers run last in, first out, and a provider registers its own when it is made: ours has to come before.
+    atexit.unregister(_at_exit)
+    atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    shutdown()
+
+
+def _hook_exit_and_fork() -> None:
+    if not state.hooked:
+        state.hooked = True
+        atexit.register(_at_exit)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    """Begin anew: the parent's stages, threads, locks, connections and CUDA events are the parent's."""
+    engine, was_on = state.engine, state.recorder is not None
+    state.lock = threading.RLock()
+    if engine is None or engine.ended:
+        return
+    engine.abandon()
+    start(engine.config)
+    if not was_on:
+        state.recorder = None
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        # Its children leave through `os._exit`, and forget handlers registered before their own start.
+        util.register_after_fork(state, _in_multiprocessing_child)
+
+
+def _in_multiprocessing_child(_: Any) -> None:
+    _be_first_at_exit()
+    sys.modules["multiprocessing.util"].Finalize(None, _at_exit, exitpriority=0)
+
+
+def set_up() -> None:
+    """Read the environment and do as it says: once, when gpuscope is imported."""
+    state.config, complaints = read_environment()
+    for complaint in complaints:
+        logger.warning("%s", complaint)
+    state.may_toggle = state.config.mode != "absent"
+    if state.config.mode == "on":
+        start(state.config)

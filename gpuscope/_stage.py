@@ -1,0 +1,227 @@
+"""
+`stage`: the decorator and context manager.
+
+Only decides which of its forms applies; the recording is in `_recording`, the wrapping of functions in `_wrap`.
+"""
+
+from __future__ import annotations
+
+import sys
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+from gpuscope import _runtime
+from gpuscope._record import StageRecord
+from gpuscope._recording import begin, current, end
+from gpuscope._wrap import stage_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from gpuscope._engine import Recorder
+    from gpuscope._record import Site
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+_SUSPENDS = CO_ASYNC_GENERATOR | CO_COROUTINE | CO_GENERATOR
+_modules = sys.modules
+_getframe = sys._getframe
+_state = _runtime.state
+_sites = _runtime.state.sites
+_idle_stages: dict[str, IdleStage] = {}
+
+
+class NoStage:
+    """
+    A stage that records nothing: where gpuscope is off, and inside a region that `torch.compile` traces.
+
+    Has no `__init__`, which some versions of Dynamo can't trace through.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, function: F) -> F:
+        """Return the function itself; what could not be a stage is refused as it would be with recording on."""
+        return cast("F", stage_of(function, None, None, None))
+
+    def __enter__(self) -> Self:
+        """Do nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Do nothing."""
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Do nothing."""
+
+
+class IdleStage(NoStage):
+    """A stage that records nothing yet; a function that it decorates can be recorded later."""
+
+    __slots__ = ("attributes", "name", "stream")
+    name: str | None
+    attributes: Mapping[str, Any] | None
+    stream: Any
+
+    def __call__(self, function: F) -> F:
+        """Wrap the function so that it is recorded once recording is on."""
+        return cast("F", stage_of(function, self.name, self.attributes, self.stream))
+
+
+class Stage(StageRecord):
+    """
+    One `with stage(...)` block, which is its own record: one allocation instead of two.
+
+    An object that is entered again, by anybody, hands out a new record each time.
+    """
+
+    __slots__ = ("entered", "owner", "reused", "stream")
+    stream: Any
+    entered: bool
+    reused: bool
+    owner: Stage | None
+
+    def __call__(self, function: F) -> F:
+        """Wrap the function so that each call of it is a stage."""
+        name = None if self.site is _state.unnamed else self.site.name
+        return cast("F", stage_of(function, name, self.attributes, self.stream))
+
+    def __enter__(self) -> Stage:  # noqa: PYI034 - a new record, where the object is entered again
+        """Begin the stage."""
+        if self.entered:
+            return self._enter_again()
+        self.entered = True
+        begin(self.recorder, self, self.site, self.stream, _getframe(1).f_code.co_flags & _SUSPENDS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the stage; an exception is noted and goes on."""
+        record = self._innermost() if self.reused else self
+        if record is not None:
+            end(record, error)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """
+        Add an attribute to this run's host span.
+
+        Args:
+            key: the attribute's name, e.g. `batch_size`.
+            value: a `str`, `bool`, `int`, `float` or a sequence of one of them; anything else is exported as text.
+
+        """
+        if self.end_ns == 0 or not self.entered:
+            if self.attributes is None:
+                self.attributes = {}
+            self.attributes[key] = value
+
+    def _enter_again(self) -> Stage:
+        inner = _new_stage(_state.recorder or self.recorder, self.site, self.attributes, self.stream)
+        inner.owner, inner.entered = self, True
+        self.reused = True
+        begin(inner.recorder, inner, inner.site, inner.stream, _SUSPENDS)
+        return inner
+
+    def _innermost(self) -> StageRecord | None:
+        record = current.get()
+        while record is not None and (
+            record.end_ns or (record is not self and getattr(record, "owner", None) is not self)
+        ):
+            record = record.outer
+        return record
+
+
+def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, Any] | None, stream: Any) -> Stage:
+    stage = Stage()
+    stage.recorder, stage.site, stage.stream = recorder, site, stream
+    stage.attributes = dict(attributes) if attributes else None
+    stage.end_ns = 0
+    stage.entered = stage.reused = False
+    stage.owner = None
+    return stage
+
+
+_NO_STAGE = NoStage()
+
+
+@overload
+def stage(function: F, /) -> F: ...
+@overload
+def stage(
+    name: str | None = None, /, *, attributes: Mapping[str, Any] | None = None, stream: Any = None
+) -> Stage | IdleStage | NoStage: ...
+def stage(name: Any = None, /, *, attributes: Mapping[str, Any] | None = None, stream: Any = None) -> Any:
+    """
+    Name a piece of inference work; as a decorator or as a context manager.
+
+    Each run becomes a host span and, where a GPU is in use, a GPU span: the time between two CUDA events on the
+    stream that is current at entry. Nothing waits for the GPU. When recording is off, a decorated function is the
+    function itself and a block costs a call. A generator is timed each time that it is resumed.
+
+    Examples:
+        `@stage`, `@stage("preprocess")`, `@stage("inference", attributes={"model": "vit"})`, and
+        `with stage("h2d") as s: s.set_attribute("batch_size", 8)`.
+
+    Args:
+        name: of the stage; of low cardinality, since NVTX keeps every name for ever. A decorator may leave it out:
+            then it is the function's qualified name.
+        attributes: of each of its host spans.
+        stream: a `torch.cuda.Stream` whose work is to be timed instead of the current one's.
+
+    Raises:
+        TypeError: for a name that is no `str`, a stream without `cuda_stream`, attributes that are no mapping; and
+            at decoration for what can't be a stage.
+
+    """
+    # First and alone: Dynamo takes this call for a constant, and nothing below it is traced, guarded or run.
+    if "torch._dynamo" in _modules and _modules["torch"].compiler.is_dynamo_compiling():
+        return NoStage()
+    recorder = _state.recorder
+    if recorder is None or type(name) is not str or stream is not None or attributes is not None:
+        return _uncommon(recorder, name, attributes, stream)
+    stage = Stage()
+    stage.recorder = recorder
+    stage.site = _sites.get(name) or _runtime.new_site(name)
+    stage.end_ns = 0
+    stage.entered = stage.reused = False
+    stage.stream = stage.attributes = stage.owner = None
+    return stage
+
+
+def _uncommon(recorder: Recorder | None, name: Any, attributes: Mapping[str, Any] | None, stream: Any) -> Any:
+    if recorder is None and attributes is None and stream is None and type(name) is str:
+        if not _state.may_toggle:
+            return _NO_STAGE
+        return _idle_stages.get(name) or _idle_stage(name, None, None)
+    _check(name, attributes, stream)
+    if name is not None and not isinstance(name, str):
+        return stage_of(name, None, attributes, stream)
+    if recorder is None:
+        return _idle_stage(name, attributes, stream) if _state.may_toggle else _NO_STAGE
+    site = _state.unnamed if name is None else _sites.get(name) or _runtime.new_site(name)
+    return _new_stage(recorder, site, attributes, stream)
+
+
+def _idle_stage(name: str | None, attributes: Mapping[str, Any] | None, stream: Any) -> IdleStage:
+    idle = IdleStage()
+    idle.name, idle.attributes, idle.stream = name, attributes, stream
+    if name is not None and attributes is None and stream is None and len(_idle_stages) < _runtime.MAX_SITES:
+        _idle_stages[name] = idle
+    return idle
+
+
+def _could_be_decorated(name: Any) -> bool:
+    return callable(name) or isinstance(name, staticmethod | classmethod | property)
+
+
+def _check(name: Any, attributes: Any, stream: Any) -> None:
+    if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
+        raise TypeError(f'The name of a `stage` is a `str`, not {name!r}; write `stage("decode")`.')
+    if attributes is not None and not hasattr(attributes, "items"):
+        raise TypeError(f"`attributes` of a `stage` is a mapping of names to values, not {attributes!r}.")
+    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
+        raise TypeError(f"`stream` of a `stage` is a `torch.cuda.Stream`, not {stream!r}.")
