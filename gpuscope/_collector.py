@@ -86,6 +86,8 @@ class Collector:
         self._pause = threading.Event()
         self._flushes: list[_Flush] = []
         self._stop_at_s: float | None = None
+        self.ready = threading.Event()
+        """Set once the exporters are made: imports and connections that the end of the interpreter would refuse."""
         self.stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpuscope-collector", daemon=True)
 
@@ -118,6 +120,7 @@ class Collector:
 
     def _run(self) -> None:
         try:
+            self._set_up()
             while self._stop_at_s is None:
                 self._wake.wait(_FLUSH_PAUSE_S if self._flushes else self._config.interval_s)
                 self._wake.clear()
@@ -128,6 +131,13 @@ class Collector:
             logger.warning("the collector failed and recording ends.", exc_info=True)
         finally:
             self.stopped.set()
+
+    def _set_up(self) -> None:
+        try:
+            self._look_around()
+        except Exception as error:  # As in `step`, which tries again.
+            self.complaints.about("pass", "setting the collector up failed: %r.", error)
+        self.ready.set()
 
     def _drain(self, interrupted: Callable[[], bool]) -> None:
         while self.step() and not interrupted():

@@ -1,16 +1,16 @@
 """
 Every setting: environment and keyword arguments into one frozen `Config`.
 
-The only reader of the environment. Pure: `Config.from_env` takes the mapping and returns what to warn about.
+Pure: `Config.from_env` takes the mapping and returns what to warn about.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from gpuscope import _parse as parse
+from gpuscope._environment import variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -224,8 +224,8 @@ class Config:
 
 
 def read_environment() -> tuple[Config, list[str]]:
-    """Read this process's environment: the one place in the package that does."""
-    return Config.from_env(os.environ)
+    """Return the settings of this process's environment as it is now, and what is to be said of them."""
+    return Config.from_env(variables())
 
 
 def table_of_variables() -> str:

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._collector import Collector
-from gpuscope._device import CudaDevice
+from gpuscope._cuda_device import CudaDevice
 from gpuscope._ledger import Ledger, Statistics
 from gpuscope._log import logger
 from gpuscope._nvtx import open_nvtx
@@ -123,6 +123,11 @@ class Engine:
             if not self._started and not self.ended:
                 self.collector.start()
                 self._started = True
+
+    def wait_until_ready(self) -> None:
+        """Wait for a collector that has just started to make its exporters."""
+        if self._started and not self.ended:
+            self.collector.ready.wait(self.config.shutdown_timeout_s)
 
     def flush(self, timeout_s: float) -> bool:
         """Have everything recorded so far exported; return whether that was done in time."""

@@ -10,11 +10,11 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from gpuscope._environment import FALSE_WORDS, TRUE_WORDS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TRUE_WORDS = ("1", "true", "yes", "on")
-FALSE_WORDS = ("", "0", "false", "no", "off")
 EXPORTERS = ("auto", "otlp", "sdk", "file", "none")
 SAMPLERS = (
     "always_on",

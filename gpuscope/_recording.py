@@ -56,15 +56,16 @@ def begin(recorder: Recorder, record: StageRecord, site: Site, stream: Any, susp
             record.thread = _threads.facts
         except AttributeError:
             record.thread = _threads.facts = ThreadFacts(threading.get_ident(), threading.current_thread().name)
+        current.set(record)
         if recorder.bridge is not None or ("opentelemetry.trace" in _modules and recorder.open_bridge()):
             recorder.bridge.enter(record)
-        current.set(record)
         if recorder.nvtx is not None:
             record.range = recorder.nvtx.begin(site, suspends)
         record.start_ns = recorder.clock()
         recorder.device.begin(record, stream)
     except Exception:  # The application must not notice; `end` copes with whatever is missing.
         recorder.ledger.untimed("begin_failed")
+        record.start_ns = record.start_ns or recorder.clock()
 
 
 def end(record: StageRecord, error: BaseException | None) -> None:

@@ -11,16 +11,16 @@ import contextlib
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._config import Config, read_environment
-from gpuscope._log import logger
+from gpuscope._environment import is_off, variables
 from gpuscope._record import Site
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Iterator
 
+    from gpuscope._config import Config
     from gpuscope._engine import Engine, Recorder
     from gpuscope._ledger import Statistics
     from gpuscope.analysis.summary import Summary
@@ -38,19 +38,30 @@ class State:
         self.sites: dict[str, Site] = {}
         self.unnamed = Site("stage", {})
         self.engine: Engine | None = None
-        self.config = Config()
+        self.environ: dict[str, str] = {}
+        self._config: Config | None = None
         self.lock = threading.RLock()
         self.hooked = False
 
-    def reset(self) -> None:
-        """Shut down and forget everything but the environment: for tests."""
-        shutdown()
-        self.engine = None
-        self.sites.clear()
-        self.may_toggle = self.config.mode != "absent"
+    @property
+    def config(self) -> Config:
+        """The settings of the environment as it was at import; read, and complained of, when first needed."""
+        if self._config is None:
+            from gpuscope._config import Config
+
+            self._config, complaints = Config.from_env(self.environ)
+            for complaint in complaints:
+                _logger().warning("%s", complaint)
+        return self._config
 
 
 state = State()
+
+
+def _logger() -> logging.Logger:
+    from gpuscope._log import logger
+
+    return logger
 
 
 def new_site(name: str) -> Site:
@@ -59,7 +70,7 @@ def new_site(name: str) -> Site:
         return state.sites.setdefault(name, Site(name, {}))
     if len(state.sites) == MAX_SITES:
         state.sites.setdefault(name, Site(name, {}))
-        logger.warning("more than %d stage names; put what varies into attributes instead.", MAX_SITES)
+        _logger().warning("more than %d stage names; put what varies into attributes instead.", MAX_SITES)
     return Site(name, {})
 
 
@@ -81,9 +92,9 @@ def enable(**settings: Any) -> None:
 
     """
     config = state.config.changed(**{**settings, "mode": "on"})
-    directory = Path(config.file).parent
-    if "file" in config.exporters and not directory.is_dir():
-        raise ValueError(f"`file` is {config.file!r}: there is no directory {str(directory)!r}; create it first.")
+    directory = os.path.dirname(config.file) or "."  # noqa: PTH120 - `pathlib` costs the import 2 ms
+    if "file" in config.exporters and not os.path.isdir(directory):  # noqa: PTH112
+        raise ValueError(f"`file` is {config.file!r}: there is no directory {directory!r}; create it first.")
     with state.lock:
         engine = state.engine
         if engine is None or engine.ended or (settings and engine.config != config):
@@ -103,7 +114,7 @@ def start(config: Config, **parts: Any) -> Engine:
         state.engine = Engine(config, on_provider=_be_first_at_exit, **parts)
         state.recorder = state.engine.recorder
         _hook_exit_and_fork()
-    logger.info("recording starts: %s", _description(config))
+    _logger().info("recording starts: %s", _description(config))
     return state.engine
 
 
@@ -200,12 +211,24 @@ def _at_exit() -> None:
     shutdown()
 
 
+def _finish_set_up() -> None:
+    if state.engine is not None:
+        state.engine.wait_until_ready()
+
+
 def _hook_exit_and_fork() -> None:
     if not state.hooked:
         state.hooked = True
         atexit.register(_at_exit)
+        # Before handlers of `atexit` run, the end of the interpreter forbids thread pools and some imports, which a
+        # collector started a moment ago still needs. Handlers of this kind run last in, first out as well, so the
+        # pools' own has to be there first. Private, and only of use to programs of a few milliseconds.
+        import concurrent.futures.thread  # noqa: F401
+
+        getattr(threading, "_register_atexit", lambda _: None)(_finish_set_up)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_after_fork_in_child)
+            # A child forked while the collector imports would find those modules' locks taken for ever.
+            os.register_at_fork(before=_finish_set_up, after_in_child=_after_fork_in_child)
 
 
 def _after_fork_in_child() -> None:
@@ -231,9 +254,9 @@ def _in_multiprocessing_child(_: Any) -> None:
 
 def set_up() -> None:
     """Read the environment and do as it says: once, when gpuscope is imported."""
-    state.config, complaints = read_environment()
-    for complaint in complaints:
-        logger.warning("%s", complaint)
+    state.environ = variables()
+    if is_off(state.environ):
+        return
     state.may_toggle = state.config.mode != "absent"
     if state.config.mode == "on":
         start(state.config)

@@ -9,7 +9,6 @@ compiled versions counts by code object.
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +45,8 @@ def stage_of(function: Any, name: str | None, attributes: Mapping[str, Any] | No
     site = Site(
         name or named.__qualname__.rpartition("<locals>.")[2], dict(attributes or {}), f"{module}.{named.__qualname__}"
     )
+    import inspect
+
     if not inspect.isroutine(function):
         return StagedCallable(function, site, stream)
     return _own_code(functools.wraps(function)(_kind_of(function)(function, site, stream)), function)
@@ -64,6 +65,8 @@ def _check(function: Any) -> None:
 
 
 def _kind_of(function: Any) -> Callable[[Any, Site, Any], Any]:
+    import inspect
+
     if inspect.iscoroutinefunction(function):
         return _coroutine
     if inspect.isasyncgenfunction(function):

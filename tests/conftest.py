@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -69,8 +70,6 @@ class Bench:
 @pytest.fixture
 def make_bench(request):
     """Return a function that makes a bench with settings of its own; its collector's thread is never started."""
-    import contextlib
-
     stack = contextlib.ExitStack()
     request.addfinalizer(stack.close)
 
@@ -125,3 +124,9 @@ def run_python(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture
+def fake_nvtx() -> FakeNvtx:
+    """An NVTX door that remembers its open ranges."""
+    return FakeNvtx()

@@ -1,0 +1,83 @@
+"""
+A real OTLP/HTTP receiver for the benchmarks, run as a process of its own: counts the spans that arrive.
+
+Decodes every request with opentelemetry-proto, and keeps nothing but the counts. `GET /` answers with them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.request import urlopen
+
+PATH = "/v1/traces"
+
+
+class Receiver:
+    """The receiver as the benchmark sees it: started, asked for its counts, closed."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, str(Path(__file__))], stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.endpoint = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+    def counts(self) -> dict[str, int]:
+        """Spans received, by the service's name."""
+        with urlopen(self.endpoint, timeout=10) as answer:
+            return dict(json.load(answer))
+
+
+def serve() -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    counts: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            request = ExportTraceServiceRequest.FromString(body)
+            for resource in request.resource_spans:
+                named = {a.key: a.value.string_value for a in resource.resource.attributes}
+                spans = sum(len(scope.spans) for scope in resource.scope_spans)
+                with lock:
+                    counts[named.get("service.name", "unknown")] += spans
+            self._answer(b"", "application/x-protobuf")
+
+        def do_GET(self) -> None:
+            with lock:
+                answer = json.dumps(counts).encode()
+            self._answer(answer, "application/json")
+
+        def _answer(self, body: bytes, kind: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    serve()

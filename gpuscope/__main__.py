@@ -1,0 +1,58 @@
+"""
+The command line: `gpuscope demo`, `gpuscope doctor`.
+
+Only finds the command and turns its failure into an exit code; what a command does is in `gpuscope.commands`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from gpuscope.commands import CommandError, demo, doctor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = {"demo": demo, "doctor": doctor}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run one command.
+
+    Args:
+        argv: the arguments; those of the process if None.
+
+    Returns:
+        The exit code: 0 all is well, 1 the command ran and something is wrong, 2 it could not run, 130 interrupted.
+
+    """
+    options = _parser().parse_args(argv)
+    try:
+        return int(COMMANDS[options.command].run(options))
+    except CommandError as error:
+        sys.stderr.write(f"gpuscope {options.command}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    from gpuscope import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="gpuscope", description="See where the time of a GPU inference goes, stage by stage."
+    )
+    parser.add_argument("--version", action="version", version=f"gpuscope {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,283 @@
+"""
+The recording side's only door to PyTorch and CUDA: current stream, event pairs; and the collector's questions to them.
+
+Never waits for the GPU, never creates a context, never touches a device that the program has not used itself, never
+destroys an event.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._clock import Anchor
+from gpuscope._cuda import (
+    CAPTURED_EVENT,
+    DEINITIALIZED,
+    INVALID_HANDLE,
+    INVALID_VALUE,
+    NOT_READY,
+    SUCCESS,
+    Handle,
+    load_driver,
+)
+from gpuscope._device import BROKEN, CAPTURED, DONE, PENDING
+from gpuscope._record import DeviceFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._ledger import Ledger
+    from gpuscope._record import StageRecord
+
+_PAIRS_AT_ONCE = 16
+_ANCHOR_TRIES = 5
+_ANCHOR_BUSY_NS = 100_000
+_ANCHOR_LIMIT_NS = 50_000_000
+_FOREIGN_CAPTURERS = (
+    "cupy",
+    "cuda.bindings.runtime",
+    "cuda.cudart",
+    "numba.cuda",
+    "onnxruntime",
+    "pycuda",
+    "tensorrt",
+    "torch_tensorrt",
+)
+"""Libraries that may capture a graph on a blocking stream, which PyTorch never does by itself."""
+
+
+class Lane:
+    """A stream of a device, and the pool of event pairs that it draws on."""
+
+    __slots__ = ("context", "handle", "index", "is_default", "pairs", "raw")
+
+    def __init__(self, index: int, raw: int, context: Handle, pairs: deque[tuple[Handle, Handle]]) -> None:
+        self.index = index
+        self.raw = raw
+        self.handle = Handle(raw)
+        self.context = context
+        self.pairs = pairs
+        self.is_default = raw == 0
+
+
+class CudaDevice:
+    """
+    NVIDIA GPUs as PyTorch uses them in this process.
+
+    The hot path asks for no capture state, which costs half a microsecond a call. Recording an event on a stream that
+    is being captured is harmless and adds no node; what would invalidate the capture is to *ask* about that event.
+    So the collector asks a stream whether it is being captured before it asks about any event recorded on it, and once
+    the capture is over such an event answers "invalid value", which tells that it was captured.
+    """
+
+    def __init__(self, ledger: Ledger, *, max_pairs: int) -> None:
+        self.begin: Callable[[StageRecord, Any], None] = self._begin_unready
+        self.unusable: str | None = None
+        self._is_initialized: Any = None
+        self._ledger = ledger
+        self._max_pairs = max_pairs
+        self._lock = threading.Lock()
+        self._lanes: list[dict[int, Lane]] = []
+        self._contexts: dict[int, tuple[Handle, deque[tuple[Handle, Handle]]]] = {}
+        self._anchors: dict[int, tuple[Handle, deque[Handle]]] = {}
+        self._pairs_made = 0
+        self._guard_default = False
+        self._relaxed = False
+        self._driver: Any = None
+
+    # ---- application threads
+
+    def _begin_unready(self, record: StageRecord, stream: Any) -> None:
+        """Until PyTorch is imported whole."""
+        cuda = getattr(sys.modules.get("torch"), "cuda", None)
+        self._is_initialized = getattr(cuda, "is_initialized", None)
+        if self._is_initialized is not None:
+            self.begin = self._begin_uninitialized
+            self.begin(record, stream)
+
+    def _begin_uninitialized(self, record: StageRecord, stream: Any) -> None:
+        """Until the program uses CUDA; in a forked child whose parent did, for ever."""
+        if self._is_initialized():
+            self._open(sys.modules["torch"])
+            self.begin(record, stream)
+
+    def _open(self, torch: Any) -> None:
+        with self._lock:
+            if self._driver is not None or self.unusable:
+                return
+            driver = load_driver()
+            if driver is None:
+                self.unusable = "the CUDA driver library can't be loaded (gpuscope needs an NVIDIA GPU)"
+                self.begin = self._begin_never
+                return
+            count = torch.cuda.device_count()
+            self._lanes = [{} for _ in range(count)]
+            self._only = 0 if count == 1 else None
+            self._current_device = getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device
+            self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
+                lambda index: torch.cuda.current_stream(index).cuda_stream
+            )
+            self._record_event, self._is_capturing = driver.event_record, driver.stream_is_capturing
+            self._driver = driver
+            self.begin = self._begin
+
+    def _begin_never(self, record: StageRecord, stream: Any) -> None:
+        pass
+
+    def _begin(self, record: StageRecord, stream: Any) -> None:
+        if stream is None:
+            index = 0 if self._only == 0 else self._current_device()
+            raw = self._current_stream(index)
+        else:
+            index, raw = stream.device_index, stream.cuda_stream
+        lane = self._lanes[index].get(raw) or self._open_lane(index, raw)
+        if lane is None or (self._guard_default and lane.is_default and self._blocked(lane)):
+            return
+        pair = lane.pairs.pop() if lane.pairs else self._make_pairs(lane)
+        if pair is None:
+            return
+        if self._record_event(pair[0], lane.handle) and not self._record_in_context(lane, pair[0]):
+            lane.pairs.append(pair)
+            return
+        record.lane, record.pair = lane, pair
+
+    def end(self, record: StageRecord) -> None:
+        """Record the end event on the stream that the start was recorded on, or take `pair` away."""
+        lane, pair = record.lane, record.pair
+        if not (self._guard_default and lane.is_default and self._blocked(lane)) and (
+            not self._record_event(pair[1], lane.handle) or self._record_in_context(lane, pair[1])
+        ):
+            return
+        record.pair = None
+        lane.pairs.append(pair)
+
+    def give_back(self, record: StageRecord) -> None:
+        """Return the pair; recording a pending event anew is allowed, so it need not have completed."""
+        pair, record.pair = record.pair, None
+        if pair is not None:
+            record.lane.pairs.append(pair)
+
+    def _blocked(self, lane: Lane) -> bool:
+        # The legacy default stream can't be captured, but while any blocking stream is, recording on it would
+        # invalidate that capture. This question is allowed, and is answered with an error then.
+        if self._is_capturing(lane.handle, ctypes.byref(ctypes.c_int())) == SUCCESS:
+            return False
+        self._ledger.untimed("foreign_capture")
+        return True
+
+    def _open_lane(self, index: int, raw: int) -> Lane | None:
+        with self._lock:
+            if index not in self._contexts:
+                context = self._driver.active_context(index)
+                if context is None:
+                    self._ledger.untimed("device_not_in_use")
+                    return None
+                self._contexts[index] = (context, deque())
+            return self._lanes[index].setdefault(raw, Lane(index, raw, *self._contexts[index]))
+
+    def _make_pairs(self, lane: Lane) -> tuple[Handle, Handle] | None:
+        with self._lock:
+            if self._pairs_made >= self._max_pairs:
+                self._ledger.untimed("no_free_events")
+                return None
+            self._pairs_made += _PAIRS_AT_ONCE
+        with self._driver.current(lane.context):
+            new = [(self._driver.new_event(), self._driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
+        pair = new.pop()
+        lane.pairs.extend(new)
+        return pair
+
+    def _record_in_context(self, lane: Lane, event: Handle) -> bool:
+        """Record with the lane's context current: needed where the thread has none yet, or another device's."""
+        with self._driver.current(lane.context):
+            if self._record_event(event, lane.handle) == SUCCESS:
+                return True
+        self._ledger.untimed("event_failed")
+        return False
+
+    # ---- the collector's thread
+
+    def attach(self) -> None:
+        """Relax this thread's capture mode, once, and look which other libraries may capture."""
+        if self._driver is None:
+            return
+        if not self._relaxed:
+            self._driver.relax_capture_mode()
+            self._relaxed = True
+            self._millis = ctypes.c_float()
+            self._millis_ref = ctypes.byref(self._millis)
+        if not self._guard_default:
+            self._guard_default = any(name in sys.modules for name in _FOREIGN_CAPTURERS)
+
+    def is_capturing(self, lane: Lane) -> bool:
+        """Also true where it can't be told: the default stream, while some blocking stream is captured."""
+        status = ctypes.c_int()
+        return self._is_capturing(lane.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
+
+    def query(self, record: StageRecord) -> str:
+        """Ask about the end event, in about 0.5 µs."""
+        code = self._driver.event_query(record.pair[1])
+        if code == SUCCESS:
+            return DONE
+        if code == NOT_READY:
+            return PENDING
+        return CAPTURED if code in (INVALID_VALUE, CAPTURED_EVENT, INVALID_HANDLE) else BROKEN
+
+    def elapsed_ms(self, first: Handle, second: Handle) -> float | None:
+        """GPU time between two completed events; None if one of them was captured, or is pending."""
+        if self._driver.event_elapsed(self._millis_ref, first, second) != SUCCESS:
+            return None
+        return self._millis.value
+
+    def calibrate(self, lane: Lane) -> Anchor | None:
+        """
+        Bracket an event on an idle private stream between two readings of the host's clock; the tightest of several.
+
+        On an NVIDIA H200 the bracket was 7.6 µs, with the GPU idle or saturated. Where the GPU answers late (another
+        process has its time slice) the bracket is wide and its half, exported as uncertainty, says so.
+        """
+        driver = self._driver
+        with driver.current(lane.context):
+            if lane.index not in self._anchors:
+                # The clock still needs the anchor before, so that one's event must not come round again in one call.
+                ring = deque(driver.new_event() for _ in range(2 * _ANCHOR_TRIES + 1))
+                self._anchors[lane.index] = (driver.new_stream(), ring)
+            stream, ring = self._anchors[lane.index]
+            best: Anchor | None = None
+            for _ in range(_ANCHOR_TRIES):
+                ring.rotate(1)
+                anchor = self._bracket(ring[0], stream)
+                if anchor is not None and (best is None or anchor.half_ns < best.half_ns):
+                    best = anchor
+                if anchor is None or anchor.half_ns > _ANCHOR_BUSY_NS:
+                    break
+        return best
+
+    def _bracket(self, event: Handle, stream: Handle) -> Anchor | None:
+        driver, now = self._driver, time.perf_counter_ns
+        before = now()
+        if driver.event_record(event, stream):
+            return None
+        while driver.event_query(event) == NOT_READY:
+            waited = now() - before
+            if waited > _ANCHOR_LIMIT_NS:
+                return None
+            if waited > _ANCHOR_BUSY_NS:
+                time.sleep(0)  # Lets other threads have the GIL.
+        after = now()
+        return Anchor(event, (before + after) // 2, (after - before + 1) // 2)
+
+    def facts(self, index: int) -> DeviceFacts:
+        """Name and UUID of a device."""
+        name, uuid = self._driver.device_name_and_uuid(index)
+        return DeviceFacts(index, name, uuid)
+
+    def close(self) -> None:
+        """Record nothing from now on; events and contexts are left to the end of the process."""
+        self.begin = self._begin_never
+        self._record_event = self._is_capturing = lambda *_: DEINITIALIZED

@@ -1,0 +1,22 @@
+"""
+The only reader of the process's environment.
+
+Imports next to nothing: it is what `import gpuscope` costs a program that leaves recording off.
+"""
+
+from __future__ import annotations
+
+import os
+
+TRUE_WORDS = ("1", "true", "yes", "on")
+FALSE_WORDS = ("", "0", "false", "no", "off")
+
+
+def variables() -> dict[str, str]:
+    """Return a copy of the environment of this moment."""
+    return dict(os.environ)
+
+
+def is_off(environ: dict[str, str]) -> bool:
+    """Tell whether the variables leave gpuscope out, so that no other setting matters."""
+    return environ.get("GPUSCOPE", "").strip().lower() in FALSE_WORDS

@@ -1,0 +1,117 @@
+"""
+A summary as plain text: one aligned table.
+
+Formats and nothing else; every figure comes from the summary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuscope.analysis.summary import Percentiles, StageSummary, Summary
+
+WIDE_MS = 100.0
+"""From here on a duration is shown with one decimal place instead of three."""
+NAME_WIDTH = 48
+"""Longer names are cut: a table that wraps is not a table."""
+Column = tuple[str, list[str]]
+
+
+def render(summary: Summary) -> str:
+    """Return the table, and below it the sentences without which it could be misread."""
+    if not summary.stages:
+        return "No stages recorded yet."
+    groups = [("", _names(summary)), ("", [_counts(summary)]), ("host ms", _host(summary))]
+    if any(stage.gpu_ms for stage in summary.stages):
+        groups += [("GPU ms", _gpu(summary)), ("", [_delays(summary)])]
+    groups.append(("% of request", _shares(summary)))
+    if any(stage.errors for stage in summary.stages):
+        groups.append(("", [("errors", [str(stage.errors or "") for stage in summary.stages])]))
+    return "\n".join([*_aligned(groups), "", *_notes(summary)])
+
+
+def _names(summary: Summary) -> list[Column]:
+    names = []
+    for stage in summary.stages:
+        name = "".join(letter if letter.isprintable() else "?" for letter in stage.name)
+        name = "  " * min(stage.depth, 12) + name + (" *" if stage.only_warmup else "")
+        names.append(name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…")
+    return [("stage", names)]
+
+
+def _counts(summary: Summary) -> Column:
+    return "calls", [f"{stage.calls:,}" for stage in summary.stages]
+
+
+def _host(summary: Summary) -> list[Column]:
+    return _percentiles([stage.host_ms for stage in summary.stages])
+
+
+def _gpu(summary: Summary) -> list[Column]:
+    return _percentiles([stage.gpu_ms for stage in summary.stages])
+
+
+def _percentiles(columns: list[Percentiles] | list[Percentiles | None]) -> list[Column]:
+    return [
+        ("p50", [_ms(each.p50 if each else None) for each in columns]),
+        ("p90", [_ms(each.p90 if each else None) for each in columns]),
+        ("p99", [_ms(each.p99 if each else None) for each in columns]),
+    ]
+
+
+def _delays(summary: Summary) -> Column:
+    return "start +ms", [_ms(stage.launch_to_start_ms) for stage in summary.stages]
+
+
+def _shares(summary: Summary) -> list[Column]:
+    columns = [("host", [_percent(stage.host_share) for stage in summary.stages])]
+    if any(stage.gpu_share is not None for stage in summary.stages):
+        columns.append(("GPU", [_percent(stage.gpu_share) for stage in summary.stages]))
+    return columns
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.3f}" if abs(value) < WIDE_MS else f"{value:,.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _aligned(groups: list[tuple[str, list[Column]]]) -> list[str]:
+    """Return the lines: titles of groups, titles of columns, a rule, and the rows. Names left, numbers right."""
+    above, titles, rule = [], [], []
+    rows: list[list[str]] = [[] for _ in groups[0][1][0][1]]
+    for group, columns in groups:
+        widths = [max(len(title), *map(len, cells)) for title, cells in columns]
+        widths[0] = max(widths[0], len(group) - sum(widths[1:]) - 2 * (len(widths) - 1))
+        across = sum(widths) + 2 * (len(widths) - 1)
+        above.append(group.center(across, "-") if group else " " * across)
+        for (title, cells), width in zip(columns, widths, strict=True):
+            align = str.ljust if title == "stage" else str.rjust
+            titles.append(align(title, width))
+            rule.append("-" * width)
+            for row, cell in zip(rows, cells, strict=True):
+                row.append(align(cell, width))
+    return ["  ".join(cells).rstrip() for cells in (above, titles, rule, *rows)]
+
+
+def _notes(summary: Summary) -> list[str]:
+    stages = summary.stages
+    recent = f"the last {summary.recent_calls:,} calls of each stage at most"
+    notes = [f"Percentiles are of {recent}, warm-up left out ({_warmups(stages)})."]
+    if any(stage.only_warmup for stage in stages):
+        notes.append("* has made warm-up calls only, so its figures are of those.")
+    if any(stage.gpu_ms for stage in stages):
+        notes.append("start +ms: from the start on the host to the start on the GPU, median.")
+    else:
+        notes.append("No GPU times: these are host times only.")
+    return notes
+
+
+def _warmups(stages: tuple[StageSummary, ...]) -> str:
+    most = max(stage.warmup_calls for stage in stages)
+    return f"the first {most} of each" if most else "there was none"

@@ -1,0 +1,249 @@
+"""
+What `gpuscope doctor` looks at: each check returns findings, and what to do about those that are not right.
+
+Prints nothing, changes nothing, and leaves no CUDA context that PyTorch would not make for the device itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gpuscope
+from gpuscope._config import Config, read_environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+SEND_TIMEOUT_S = 5.0
+TEST_SPAN = "gpuscope doctor"
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's list."""
+
+    subject: str
+    verdict: str
+    seen: str
+    advice: str = ""
+
+
+class _Ears(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[str]]:
+    """Collect what the logger `gpuscope` says meanwhile, to show it as the reason instead of on stderr."""
+    logger, ears = logging.getLogger("gpuscope"), _Ears()
+    propagated, logger.propagate = logger.propagate, False
+    logger.addHandler(ears)
+    try:
+        yield ears.messages
+    finally:
+        logger.removeHandler(ears)
+        logger.propagate = propagated
+
+
+def all_checks() -> tuple[Callable[[], Iterator[Finding]], ...]:
+    """Return the checks, in the order in which their findings make sense."""
+    return versions, devices, nvtx, settings, exporters, endpoint, files, recording
+
+
+def versions() -> Iterator[Finding]:
+    """gpuscope, Python and PyTorch."""
+    yield Finding("gpuscope", OK, f"{gpuscope.__version__}, Python {platform.python_version()}")
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("PyTorch", PROBLEM, f"can't be imported: {error}", "Install it: https://pytorch.org/get-started.")
+        return
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    yield Finding("PyTorch", OK, f"{torch.__version__}, {built}")
+
+
+def devices() -> Iterator[Finding]:
+    """The GPUs, as PyTorch sees them."""
+    torch = _torch()
+    driver = _driver_version()
+    if torch is not None and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        names = ", ".join(f"{index}: {torch.cuda.get_device_name(index)}" for index in range(count))
+        yield Finding("GPU", OK, f"{names}; driver {driver or 'unknown'}")
+    elif driver is None:
+        yield Finding("GPU", OK, "no NVIDIA driver on this machine: stages get host spans only")
+    else:
+        yield Finding(
+            "GPU",
+            WARNING,
+            f"there is an NVIDIA driver ({driver}), but PyTorch can't use a GPU: stages get host spans only",
+            "Install a PyTorch build for a CUDA version that this driver supports, and look at CUDA_VISIBLE_DEVICES.",
+        )
+
+
+def nvtx() -> Iterator[Finding]:
+    """NVTX ranges, and whether anybody looks at them."""
+    from gpuscope._nvtx import DOMAIN, tool_is_listening
+
+    try:
+        import nvtx
+    except ImportError:
+        yield Finding("NVTX", WARNING, "no package `nvtx`: no ranges for Nsight tools", "pip install nvtx")
+        return
+    if tool_is_listening(nvtx.get_domain(DOMAIN)):
+        yield Finding("NVTX", OK, f"a tool is listening; ranges are in the domain `{DOMAIN}`")
+    else:
+        yield Finding("NVTX", OK, "no tool is listening, so ranges cost nothing (nsys or ncu would start the program)")
+
+
+def settings() -> Iterator[Finding]:
+    """The settings in effect, and the variables that could not be understood."""
+    config, complaints = read_environment()
+    for complaint in complaints:
+        yield Finding("settings", PROBLEM, complaint, "Correct the variable, or unset it.")
+    changed = [
+        f"{field.name}={_shown(field.name, getattr(config, field.name))}"
+        for field in fields(Config)
+        if field.name != "mode" and getattr(config, field.name) != getattr(Config(), field.name)
+    ]
+    yield Finding("settings", OK, ", ".join(changed) or "all at their defaults")
+    if config.mode == "absent":
+        yield Finding(
+            "recording", WARNING, "off: decorated functions are left as they are", "Set GPUSCOPE=1 to record."
+        )
+    else:
+        yield Finding("recording", OK, "on" if config.mode == "on" else "idle until `gpuscope.enable()`")
+
+
+def exporters() -> Iterator[Finding]:
+    """Where spans would go."""
+    config, _ = read_environment()
+    chosen = ",".join(config.exporters)
+    if config.sdk_disabled:
+        advice = "Unset OTEL_SDK_DISABLED to export spans."
+        yield Finding("exporter", WARNING, "OTEL_SDK_DISABLED is true: `otlp` and `sdk` export nothing", advice)
+    elif "auto" in config.exporters:
+        found = "is a TracerProvider" if _has_provider() else "is no TracerProvider"
+        yield Finding("exporter", OK, f"`{chosen}`; in this process there {found}, so: {', '.join(_names(config))}")
+    elif "sdk" in config.exporters and not _has_provider():
+        advice = "Let the application set one, or run this under `opentelemetry-instrument`, or use `auto`."
+        yield Finding("exporter", WARNING, "`sdk`, but in this process there is no TracerProvider", advice)
+    elif config.exporters == ("none",):
+        yield Finding(
+            "exporter", WARNING, "`none`: spans are not exported", "Set GPUSCOPE_EXPORTER, or leave it unset."
+        )
+    else:
+        yield Finding("exporter", OK, f"`{chosen}`")
+
+
+def endpoint() -> Iterator[Finding]:
+    """The OTLP endpoint, by sending it one span."""
+    config, _ = read_environment()
+    if "otlp" not in _names(config):
+        return
+    with _listening() as heard:
+        timeout_s = min(config.otlp_timeout_s, SEND_TIMEOUT_S)
+        gpuscope.enable(exporters="otlp", sampler="always_on", otlp_timeout_s=timeout_s)
+        with gpuscope.stage(TEST_SPAN):
+            pass
+        gpuscope.flush(timeout_s + 1)
+        statistics = gpuscope.statistics()
+        gpuscope.shutdown(1.0)
+    if statistics.exported:
+        yield Finding("endpoint", OK, f"{config.traces_url} took a test span named `{TEST_SPAN}`")
+        return
+    reasons = ", ".join({**statistics.dropped, **statistics.lost}) or "no answer in time"
+    said = f": {heard[0].partition('; ')[0]}" if heard else ""
+    yield Finding(
+        "endpoint",
+        PROBLEM,
+        f"{config.traces_url} did not take a test span ({reasons}){said}",
+        "Start an OpenTelemetry Collector or Jaeger there, set OTEL_EXPORTER_OTLP_ENDPOINT, or write to a file: "
+        "GPUSCOPE_EXPORTER=file.",
+    )
+
+
+def files() -> Iterator[Finding]:
+    """The file exporter's folder. Nothing is written."""
+    config, _ = read_environment()
+    if "file" not in _names(config):
+        return
+    import os
+
+    folder = Path(config.file).absolute().parent
+    if os.access(folder, os.W_OK):
+        yield Finding("file", OK, f"{config.file}, rotated at {config.file_max_bytes:,} bytes")
+    else:
+        yield Finding("file", PROBLEM, f"can't write into {folder}", "Create the folder, or set GPUSCOPE_FILE.")
+
+
+def recording() -> Iterator[Finding]:
+    """What a stage costs here and now, and how well the GPU's clock is known."""
+    from gpuscope.commands import _cost
+
+    torch = _torch()
+    on_gpu = torch is not None and torch.cuda.is_available()
+    with _listening():
+        gpuscope.enable(exporters="none", interval_s=0.01)
+        stage_ns = _cost.stage(torch if on_gpu else None)
+        statistics = gpuscope.statistics()
+        gpuscope.shutdown(1.0)
+    if not on_gpu:
+        yield Finding("cost", OK, f"{stage_ns / 1e3:.2f} us a stage on the calling thread")
+        return
+    pair_ns = _cost.bare_pair(torch)
+    yield Finding(
+        "cost",
+        OK,
+        f"{stage_ns / 1e3:.2f} us a stage on the calling thread (a bare pair of events: {pair_ns / 1e3:.2f} us)",
+    )
+    if statistics.clock_uncertainty_ns is None:
+        untimed = ", ".join(statistics.untimed) or "no reason given"
+        yield Finding("clock", PROBLEM, f"the GPU's clock could not be read ({untimed})", "Stages get host spans only.")
+    else:
+        yield Finding("clock", OK, f"GPU spans are placed within {statistics.clock_uncertainty_ns / 1e3:.1f} us")
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except (ImportError, OSError):
+        return None
+    return torch
+
+
+def _driver_version() -> str | None:
+    try:
+        first_line = _DRIVER_FILE.read_text().partition("\n")[0]
+    except OSError:
+        return None
+    return next((word for word in first_line.split() if word[0].isdigit()), "unknown")
+
+
+def _names(config: Config) -> tuple[str, ...]:
+    automatic = "none" if config.traces_exporter.strip().lower() == "none" else "sdk" if _has_provider() else "otlp"
+    names = tuple(automatic if name == "auto" else name for name in config.exporters)
+    return tuple(name for name in names if not (config.sdk_disabled and name in {"otlp", "sdk"}))
+
+
+def _has_provider() -> bool:
+    from gpuscope._otel import Bridge
+
+    return Bridge(Config()).provider is not None
+
+
+def _shown(name: str, value: Any) -> str:
+    # Headers carry credentials, and what the doctor says is pasted into chats.
+    return f"<{', '.join(value)}>" if name == "otlp_headers" else repr(value)

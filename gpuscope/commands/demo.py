@@ -1,0 +1,141 @@
+"""
+`gpuscope demo`: the six stages of an image classification, recorded, with nothing to set up.
+
+Says what it does, what came out and what to do next. Changes nothing but the file that it writes.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuscope.commands import CommandError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from gpuscope.commands._pipeline import Pipeline
+
+HELP = "Run a six-stage image classification, print where the time goes and write the spans to a file."
+MODELS = ("vit-tiny", "vit-small", "vit-base")
+FLUSH_TIMEOUT_S = 30.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
+    parser.add_argument("--iterations", type=_positive, metavar="N", help="requests to run (50 on a GPU, 20 without)")
+    parser.add_argument("--batch", type=_positive, metavar="N", help="images a request (8 on a GPU, 4 without)")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where to run (%(default)s)")
+    parser.add_argument("--model", choices=MODELS, help="size of the model (vit-base on a GPU, vit-tiny without)")
+    parser.add_argument("--out", type=Path, default=Path("gpuscope-demo.jsonl"), help="file for spans (%(default)s)")
+    parser.add_argument("--otlp", action="store_true", help="also send the spans to the OTLP endpoint")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo; 1 if spans were lost on their way."""
+    more = _check_writable(options.out)
+    device = _device(options.device)
+    # Without a GPU: so that the whole demo takes some ten seconds on two cores.
+    iterations = options.iterations or (50 if device == "cuda" else 20)
+    batch = options.batch or (8 if device == "cuda" else 4)
+    model = options.model or ("vit-base" if device == "cuda" else "vit-tiny")
+    print(f"Loading {model} (random weights) and two photographs ...", flush=True)
+    pipeline = _build(model, device)
+    print(f"Running {iterations} requests of {batch} images on {_name(device)} ...", flush=True)
+    seconds = _record(pipeline, options, iterations, batch)
+    place = f"{'added to ' if more else ''}{options.out} (OTLP JSON lines)"
+    return _report(place, seconds, otlp=options.otlp)
+
+
+def _record(pipeline: Pipeline, options: argparse.Namespace, iterations: int, batch: int) -> float:
+    """Run the requests with recording on, and return how long they took."""
+    import gpuscope
+
+    exporters = "file,otlp" if options.otlp else "file"
+    gpuscope.enable(exporters=exporters, file=str(options.out), sampler="always_on")
+    start = time.perf_counter()
+    for _ in range(iterations):
+        pipeline.run(batch)
+    seconds = time.perf_counter() - start
+    gpuscope.flush(FLUSH_TIMEOUT_S)
+    return seconds
+
+
+def _report(place: str, seconds: float, *, otlp: bool) -> int:
+    import gpuscope
+
+    print(f"\n{gpuscope.summary()}\n")
+    statistics = gpuscope.statistics()
+    gpuscope.shutdown(FLUSH_TIMEOUT_S)
+    print(f"{statistics.recorded} stages in {seconds:.1f} s, {statistics.exported} exported.", end=" ")
+    if statistics.clock_uncertainty_ns is not None:
+        print(f"GPU times are placed within {statistics.clock_uncertainty_ns / 1e3:.1f} us.", end=" ")
+    print(f"Spans: {place}.")
+    missing = {**statistics.dropped, **statistics.lost}
+    if missing or statistics.exported < statistics.recorded:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in missing.items()) or "still pending"
+        print(f"Not all stages were exported ({reasons}). `gpuscope doctor` looks for the cause.")
+        return 1
+    _next_steps(otlp=otlp)
+    return 0
+
+
+def _next_steps(*, otlp: bool) -> None:
+    print("\nNext:")
+    if otlp:
+        print("  look at them           where your OTLP endpoint shows spans; Jaeger: http://localhost:16686")
+    else:
+        print("  see them in Jaeger     docker run --rm -p 16686:16686 -p 4318:4318 \\")
+        print("                             cr.jaegertracing.io/jaegertracing/jaeger:2.15.0")
+        print("                         OTEL_SERVICE_NAME=demo gpuscope demo --otlp; then open http://localhost:16686")
+    print('  in your own code       put @gpuscope.stage("name") on functions and run it with GPUSCOPE=1')
+    print("  is all set up well?    gpuscope doctor")
+
+
+def _build(model: str, device: str) -> Pipeline:
+    from gpuscope.commands import _pipeline
+
+    try:
+        return _pipeline.build(model, device)
+    except ImportError as error:
+        raise CommandError(f'`{error.name}` is missing; pip install "gpuscope[demo]" brings it.') from error
+
+
+def _device(wanted: str) -> str:
+    """Choose the device: the GPU, where there is one."""
+    try:
+        import torch
+    except ImportError as error:
+        raise CommandError(f'`{error.name}` is missing; pip install "gpuscope[demo]" brings it.') from error
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise CommandError("`--device cuda` needs a GPU that PyTorch can use; `gpuscope doctor` says what it found.")
+    return wanted
+
+
+def _name(device: str) -> str:
+    import torch
+
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    threads = torch.get_num_threads()
+    return f"the CPU, {threads} thread{'s' * (threads > 1)} (so the copies are empty, and there are no GPU times)"
+
+
+def _check_writable(path: Path) -> bool:
+    """Return whether the file has something in it already, which stays."""
+    try:
+        with path.open("a") as file:
+            return file.tell() > 0
+    except OSError as error:
+        raise CommandError(
+            f"cannot write spans to {str(path)!r}: {error.strerror}; name another file with `--out`."
+        ) from error
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(text)
+    return int(text)

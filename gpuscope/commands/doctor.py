@@ -1,0 +1,62 @@
+"""
+`gpuscope doctor`: what is found, whether it is right, and what to do if it is not.
+
+Only prints; what is looked at is in `_checks`.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+    from gpuscope.commands._checks import Finding
+
+HELP = "Check this machine and these settings: PyTorch, GPU, NVTX, exporter, clock, cost of a stage."
+WIDTH = 120
+MARKS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check everything; 1 if there is a problem."""
+    from gpuscope.commands import _checks
+
+    findings = []
+    for check in _checks.all_checks():
+        for finding in check():
+            findings.append(finding)
+            if not options.json:
+                _show(finding)
+    problems = sum(finding.verdict == _checks.PROBLEM for finding in findings)
+    if options.json:
+        print(json.dumps({"ok": not problems, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        warnings = sum(finding.verdict == _checks.WARNING for finding in findings)
+        print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
+    return 1 if problems else 0
+
+
+def _show(finding: Finding) -> None:
+    head = f"{MARKS[finding.verdict]}  {finding.subject:<10} "
+    print(_wrapped(head, finding.seen), flush=True)
+    if finding.advice:
+        print(_wrapped(" " * len(head) + "-> ", finding.advice), flush=True)
+
+
+def _wrapped(head: str, text: str) -> str:
+    # Nothing is cut or broken up: paths, URLs and messages are there to be copied.
+    lines = textwrap.wrap(text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False)
+    return head + ("\n" + " " * len(head)).join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

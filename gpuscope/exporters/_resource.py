@@ -1,0 +1,54 @@
+"""
+The attributes of the process that spans come from, after OpenTelemetry's rules.
+
+Reads no environment itself: OpenTelemetry's SDK does, so that its variables mean here what they mean there.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+from gpuscope._version import __version__
+from gpuscope.exporters._values import clean_mapping
+
+DISTRIBUTION = "gpuscope"
+_MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+
+
+def resource_attributes() -> dict[str, Any]:
+    """
+    Return the resource of this process, as it is now: a fork has another.
+
+    Takes milliseconds, and imports OpenTelemetry's SDK. What the user's variables say comes first.
+    """
+    from opentelemetry.sdk.resources import Resource
+
+    return clean_mapping({**_found_here(), **Resource.create().attributes})
+
+
+def _found_here() -> dict[str, Any]:
+    attributes = {
+        # Jaeger moves a GPU span that outlasts its parent unless the resource says that both are of one host.
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+        "service.instance.id": str(uuid.uuid4()),
+        "telemetry.distro.name": DISTRIBUTION,
+        "telemetry.distro.version": __version__,
+    }
+    machine = _machine_id()
+    return {**attributes, "host.id": machine} if machine else attributes
+
+
+def _machine_id() -> str:
+    for path in _MACHINE_ID_FILES:
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            continue
+        if text:
+            return text
+    return ""

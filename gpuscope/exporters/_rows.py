@@ -1,0 +1,71 @@
+"""
+A batch's spans one by one, as plain Python values, for exporters that cannot work by columns.
+
+A few microseconds a span, so not for the default path. Knows no format.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from gpuscope.exporters._extra import Extra
+    from gpuscope.exporters._spans import Spans
+
+T = TypeVar("T")
+
+
+class SpanRow(NamedTuple, Generic[T]):
+    """One span."""
+
+    shared: T
+    """What was made of the facts that it shares with its group."""
+    extra: Extra | None
+    """What it has alone; None for nearly all."""
+    trace_id: int
+    span_id: int
+    parent_id: int
+    """0: none."""
+    start_ns: int
+    end_ns: int
+    measured: tuple[float, ...]
+    """In the order of `HOST_MEASURED` or `GPU_MEASURED`; a host span without a GPU part has the first only."""
+
+
+def rows_of(spans: Spans, shared: Sequence[tuple[T, T | None]]) -> Iterator[tuple[SpanRow[T], SpanRow[T] | None]]:
+    """
+    Yield each row's host span and, where it has one, GPU span.
+
+    Args:
+        spans: of a batch.
+        shared: what `resolve` made of each row's facts, for the host span and for the GPU span.
+
+    """
+    batch = spans.batch
+    host = _lists((batch.span_id, batch.parent_id, batch.host_start_ns, batch.host_end_ns, spans.host_s))
+    gpu = _lists((batch.gpu_span_id, batch.gpu_start_ns, batch.gpu_end_ns))
+    seconds = _lists((spans.gpu_s, spans.launch_s, spans.uncertainty_s))
+    traces = _lists((batch.trace_high, batch.trace_low))
+    for row, (for_host, for_gpu) in enumerate(shared):
+        high, low = next(traces)
+        trace_id = high << 64 | low
+        span_id, parent_id, start_ns, end_ns, host_s = next(host)
+        gpu_span_id, gpu_start_ns, gpu_end_ns = next(gpu)
+        gpu_s, launch_s, uncertainty_s = next(seconds)
+        extra = spans.extras.get(row)
+        if for_gpu is None:
+            yield SpanRow(for_host, extra, trace_id, span_id, parent_id, start_ns, end_ns, (host_s,)), None
+            continue
+        of_gpu = (gpu_s, launch_s, uncertainty_s)
+        yield (
+            SpanRow(for_host, extra, trace_id, span_id, parent_id, start_ns, end_ns, (host_s, gpu_s, launch_s)),
+            SpanRow(for_gpu, None, trace_id, gpu_span_id, span_id, gpu_start_ns, gpu_end_ns, of_gpu),
+        )
+
+
+def _lists(columns: Iterable[NDArray[Any]]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(column.tolist() for column in columns), strict=True)

@@ -1,0 +1,78 @@
+"""
+The `file` exporter: OTLP JSON lines in a file that rotates by size.
+
+Each line is whole and carries its resource, so any part of the file can be read alone, also while it is written.
+Waits for nothing but the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._version import __version__
+from gpuscope.exporters._line_file import LineFile
+from gpuscope.exporters._otlp_json import JsonEncoder
+from gpuscope.exporters._resource import resource_attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuscope._config import Config
+    from gpuscope._ledger import Delivery
+    from gpuscope._record import StageBatch
+
+_log = logging.getLogger("gpuscope")
+
+
+class FileExporter:
+    """
+    Writes to `config.file`, of which `{pid}` becomes the process id. Creates it with the first batch.
+
+    Args:
+        config: Of which the `file` settings are used.
+        resource: The process's attributes; found out if not given.
+
+    """
+
+    name = "file"
+
+    def __init__(self, config: Config, resource: Mapping[str, Any] | None = None) -> None:
+        attributes = resource_attributes() if resource is None else resource
+        self.path = config.file.replace("{pid}", str(os.getpid()))
+        self._encoder = JsonEncoder(attributes, __version__)
+        self._file = LineFile(self.path, config.file_max_bytes, config.file_backups)
+        self._succeeded = self._warned = False
+
+    def export(self, batch: StageBatch, delivery: Delivery) -> None:
+        """Write the batch as one line, or settle it as lost where the disk refuses."""
+        line = self._encoder.encode(batch).encode()
+        try:
+            self._file.write(line)
+        except OSError as error:
+            self._warn(error)
+            delivery.settle(0, {"disk": delivery.stages})
+            return
+        if not self._succeeded:
+            self._succeeded = True
+            _log.info("exporting spans to %s.", self.path)
+        delivery.settle(delivery.stages)
+
+    def flush(self, timeout_s: float) -> bool:  # noqa: ARG002
+        """Return True: every batch is with the system as soon as it is exported."""
+        return True
+
+    def shutdown(self, timeout_s: float) -> None:  # noqa: ARG002
+        """Close the file."""
+        self._file.close()
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "cannot write to %s: %s; further losses of this kind are counted in `gpuscope.statistics()` and not "
+                "logged.",
+                self.path,
+                error,
+            )

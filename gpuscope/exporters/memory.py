@@ -1,0 +1,99 @@
+"""
+The `memory` exporter: spans as objects in a list, for tests and notebooks.
+
+Unbounded, so not for production.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from gpuscope.exporters._extra import Extra
+from gpuscope.exporters._rows import rows_of
+from gpuscope.exporters._spans import resolve, spans_of
+
+if TYPE_CHECKING:
+    from gpuscope._ledger import Delivery
+    from gpuscope._record import ErrorFacts, StageBatch
+    from gpuscope.exporters._rows import SpanRow
+    from gpuscope.exporters._spans import Facts
+
+_STATUS: tuple[Literal["UNSET", "OK", "ERROR"], ...] = ("UNSET", "OK", "ERROR")
+_NOTHING = Extra()
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedSpan:
+    """One span. Times are nanoseconds since the epoch; `parent_id` is 0 where there is no parent."""
+
+    name: str
+    kind: Literal["host", "gpu"]
+    trace_id: int
+    span_id: int
+    parent_id: int
+    start_ns: int
+    end_ns: int
+    attributes: dict[str, Any]
+    status: Literal["UNSET", "OK", "ERROR"] = "UNSET"
+    description: str = ""
+    """Of the status."""
+    events: tuple[tuple[str, int, dict[str, Any]], ...] = ()
+    """(name, nanoseconds, attributes)."""
+    links: tuple[tuple[int, int, dict[str, Any]], ...] = ()
+    """(trace id, span id, attributes)."""
+    error: ErrorFacts | None = field(default=None)
+    """The exception that left the stage."""
+
+    @property
+    def duration_ns(self) -> int:
+        """End minus start."""
+        return self.end_ns - self.start_ns
+
+
+class MemoryExporter:
+    """Appends to a list."""
+
+    name = "memory"
+
+    def __init__(self, spans: list[CapturedSpan]) -> None:
+        self._spans = spans
+        self._facts: dict[Any, tuple[Facts, Facts | None]] = {}
+
+    def export(self, batch: StageBatch, delivery: Delivery) -> None:
+        """Append the batch's spans, a stage's GPU span after its host span."""
+        spans = spans_of(batch)
+        shared = resolve(spans, self._facts, lambda host, gpu: (host, gpu))
+        for host, gpu in rows_of(spans, shared):
+            self._spans.append(_captured(host, "host"))
+            if gpu is not None:
+                self._spans.append(_captured(gpu, "gpu"))
+        delivery.settle(delivery.stages)
+
+    def flush(self, timeout_s: float) -> bool:  # noqa: ARG002
+        """Return True: nothing is held."""
+        return True
+
+    def shutdown(self, timeout_s: float) -> None:
+        """Do nothing: the list is the caller's."""
+
+
+def _captured(row: SpanRow[Facts], kind: Literal["host", "gpu"]) -> CapturedSpan:
+    facts, extra = row.shared, row.extra or _NOTHING
+    measured = zip(facts.measured, row.measured, strict=True)
+    code, description = extra.status
+    return CapturedSpan(
+        name=facts.name,
+        kind=kind,
+        trace_id=row.trace_id,
+        span_id=row.span_id,
+        parent_id=row.parent_id,
+        start_ns=row.start_ns,
+        end_ns=row.end_ns,
+        attributes={**facts.attributes, **dict(measured), **extra.attributes},
+        status=_STATUS[code],
+        description=description,
+        events=tuple(extra.events),
+        links=tuple(extra.links),
+        error=extra.error,
+    )

@@ -1,0 +1,87 @@
+"""
+The `otlp` exporter: batches straight to OTLP/HTTP in protobuf, without a span object.
+
+Puts the parts together. `export` encodes and hands over; only the sender's thread waits for the network.
+"""
+
+from __future__ import annotations
+
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._version import __version__
+from gpuscope.exporters._http import HttpClient
+from gpuscope.exporters._otlp_bytes import SpanEncoder
+from gpuscope.exporters._otlp_message import resource_bytes, scope_bytes, varint
+from gpuscope.exporters._resource import DISTRIBUTION, resource_attributes
+from gpuscope.exporters._sender import Limits, Sender
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuscope._config import Config
+    from gpuscope._ledger import Delivery
+    from gpuscope._record import StageBatch
+
+
+class OtlpExporter:
+    """
+    Sends spans to `config.traces_url`. Starts its thread at once.
+
+    Args:
+        config: Of which the `otlp_` settings and the schedule delay are used.
+        resource: The process's attributes; found out if not given.
+        backoff_s: The first wait before a payload is sent again.
+        limits: How much is sent at once and how much is held; from `config` if not given.
+
+    """
+
+    name = "otlp"
+
+    def __init__(
+        self,
+        config: Config,
+        resource: Mapping[str, Any] | None = None,
+        *,
+        backoff_s: float = 1.0,
+        limits: Limits | None = None,
+    ) -> None:
+        attributes = resource_attributes() if resource is None else resource
+        self._envelope = Envelope(attributes, __version__)
+        self._encoder = SpanEncoder()
+        interrupt = Event()
+        client = HttpClient(config, interrupt, version=__version__, backoff_s=backoff_s)
+        limits = limits or Limits(delay_s=config.schedule_delay_s)
+        self._sender = Sender(client, interrupt, self._envelope.wrap, limits)
+
+    @property
+    def pending_stages(self) -> int:
+        """Stages encoded and not yet settled."""
+        return self._sender.pending_stages
+
+    def export(self, batch: StageBatch, delivery: Delivery) -> None:
+        """Encode the batch and leave it to the sender."""
+        self._sender.put(self._encoder.encode(batch), delivery)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send what is held; return whether all of it was settled within the time."""
+        return self._sender.flush(timeout_s)
+
+    def shutdown(self, timeout_s: float) -> None:
+        """Send what can be sent within the time, and settle the rest as lost."""
+        self._sender.shutdown(timeout_s)
+
+
+class Envelope:
+    """What is put around spans to make an `ExportTraceServiceRequest`: the same resource and scope each time."""
+
+    def __init__(self, resource: Mapping[str, Any], version: str) -> None:
+        self._resource = resource_bytes(resource)
+        self._scope = scope_bytes(DISTRIBUTION, version)
+
+    def wrap(self, spans: list[bytes]) -> bytes:
+        """Return the request that holds the encoded spans."""
+        scope_size = len(self._scope) + sum(map(len, spans))
+        scope_spans = b"\x12" + varint(scope_size)
+        size = len(self._resource) + len(scope_spans) + scope_size
+        return b"".join([b"\x0a", varint(size), self._resource, scope_spans, self._scope, *spans])

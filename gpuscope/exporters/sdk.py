@@ -1,0 +1,167 @@
+"""
+Ends the spans that the application's own TracerProvider made for stages, each with its GPU child.
+
+Public API only, with the application's sampler, processors and limits; never shuts the provider down. A span costs
+some 30 µs of the GIL here, so the collector hands over `slice_rows` stages at a time and pauses between them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
+
+from gpuscope.exporters._spans import resolve, spans_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.trace import Span, Tracer
+
+    from gpuscope._lazy_span import LazySpan, RealSpan
+    from gpuscope._ledger import Delivery
+    from gpuscope._otel import Bridge
+    from gpuscope._record import StageBatch
+    from gpuscope.exporters._extra import Extra
+    from gpuscope.exporters._spans import Facts
+
+_CODES = (StatusCode.UNSET, StatusCode.OK, StatusCode.ERROR)
+
+
+class SdkExporter:
+    """
+    Hands stages to the application's TracerProvider.
+
+    Args:
+        bridge: started the spans, or starts them now.
+
+    """
+
+    name = "sdk"
+    slice_rows = 4
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._cache: dict[Any, tuple[Facts, Facts | None]] = {}
+        self._flusher = _Flusher()
+
+    def export(self, batch: StageBatch, delivery: Delivery) -> None:
+        """End the spans of a few stages."""
+        tracer, lost = self._bridge.tracer, Counter[str]()
+        if tracer is None or batch.live is None:
+            delivery.settle(0, {"no_provider": delivery.stages})
+            return
+        for lazy, (host, gpu) in zip(batch.live, self._rows_of(batch), strict=True):
+            real = self._bridge.realise(lazy)
+            if real is None:
+                lost["no_span"] += 1
+            elif not real.span.is_recording():
+                lost["not_recording"] += 1
+            else:
+                _finish(tracer, real, host, gpu)
+            _release(lazy)
+        delivery.settle(len(batch.live) - sum(lost.values()), lost)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Ask the provider to flush, and wait for it no longer than the timeout, which itself often ignores."""
+        return self._flusher.flush(self._bridge.provider, timeout_s)
+
+    def shutdown(self, timeout_s: float) -> None:  # noqa: ARG002 - nothing here takes time
+        """Free everything; the spans are with the provider, which the application shuts down."""
+        self._flusher.stop()
+
+    def _rows_of(self, batch: StageBatch) -> Iterator[tuple[_Row, _Row | None]]:
+        """Yield each stage's host span and GPU span, with the names and attributes that the other exporters give."""
+        spans = spans_of(batch)
+        host_times = zip(batch.host_start_ns.tolist(), batch.host_end_ns.tolist(), strict=True)
+        gpu_times = zip(batch.gpu_start_ns.tolist(), batch.gpu_end_ns.tolist(), strict=True)
+        columns = (spans.host_s, spans.gpu_s, spans.launch_s, spans.uncertainty_s)
+        measured = zip(*(column.tolist() for column in columns), strict=True)
+        facts = resolve(spans, self._cache, lambda host, gpu: (host, gpu))
+        for row, ((host, gpu), seconds) in enumerate(zip(facts, measured, strict=True)):
+            host_row = _Row(host, seconds[:3], next(host_times), spans.extras.get(row))
+            gpu_time = next(gpu_times)
+            yield host_row, None if gpu is None else _Row(gpu, seconds[1:], gpu_time, None)
+
+
+class _Row:
+    """One span to be ended; plain Python values, for the SDK turns numpy's into text."""
+
+    __slots__ = ("attributes", "end_ns", "extra", "name", "start_ns")
+
+    def __init__(self, facts: Facts, seconds: tuple[float, ...], times: tuple[int, int], extra: Extra | None) -> None:
+        attributes = {**facts.attributes, **dict(zip(facts.measured, seconds, strict=False))}
+        if extra is not None:
+            attributes.update(extra.attributes)
+        # The SDK exports no null, and older versions warn of one.
+        self.attributes = {key: value for key, value in attributes.items() if value is not None}
+        self.name, self.extra = facts.name, extra
+        self.start_ns = max(1, times[0])
+        self.end_ns = max(self.start_ns, times[1])
+
+
+def _finish(tracer: Tracer, real: RealSpan, host: _Row, gpu: _Row | None) -> None:
+    span = real.span
+    span.set_attributes(host.attributes)
+    if host.extra is not None:
+        _add(span, host.name, host.extra)
+    if gpu is not None:
+        context = set_span_in_context(span, real.parent_context)
+        child = tracer.start_span(gpu.name, context=context, start_time=gpu.start_ns, attributes=gpu.attributes)
+        child.end(end_time=gpu.end_ns)
+    span.end(end_time=max(host.end_ns, real.start_ns))
+
+
+def _add(span: Span, name: str, extra: Extra) -> None:
+    span.update_name(name)
+    for event, at_ns, attributes in extra.events:
+        span.add_event(event, attributes, timestamp=max(1, at_ns))
+    for trace_id, span_id, attributes in extra.links:
+        ids = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+        span.add_link(ids, attributes)
+    code, description = extra.status
+    if code:
+        span.set_status(Status(_CODES[code], description or None))
+
+
+def _release(lazy: LazySpan) -> None:
+    # The ids stay; the span and its context would keep the request's objects alive as long as a task keeps the context.
+    lazy._real = None
+
+
+class _Flusher:
+    """
+    Waits for the provider's `force_flush`, which may ignore its deadline, so that nobody else has to.
+
+    Its thread starts with it: at exit Python starts no more.
+    """
+
+    def __init__(self) -> None:
+        self._requests: SimpleQueue[tuple[Any, float, Future[bool]] | None] = SimpleQueue()
+        threading.Thread(target=self._run, name="gpuscope-flush", daemon=True).start()
+
+    def flush(self, provider: Any, timeout_s: float) -> bool:
+        """Return whether the provider flushed within the time; raise what it raised."""
+        if not hasattr(provider, "force_flush"):
+            return True
+        answer: Future[bool] = Future()
+        self._requests.put((provider, timeout_s, answer))
+        done, _ = wait((answer,), timeout_s)
+        return bool(done) and answer.result()
+
+    def stop(self) -> None:
+        """End the thread, once it is done with what hangs."""
+        self._requests.put(None)
+
+    def _run(self) -> None:
+        while (request := self._requests.get()) is not None:
+            provider, timeout_s, answer = request
+            try:
+                # A provider that answers nothing has flushed.
+                answer.set_result(provider.force_flush(int(timeout_s * 1e3)) is not False)
+            except Exception as error:  # Raised again where the collector counts it; this thread is needed again.
+                answer.set_exception(error)

@@ -1,0 +1,197 @@
+"""The file exporter: whole lines of OTLP JSON, whatever the disk does."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import resource
+import signal
+
+import pytest
+from google.protobuf import json_format
+from hypothesis import given, settings
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from gpuscope._config import Config
+from gpuscope._version import __version__
+from gpuscope.exporters._line_file import LineFile
+from gpuscope.exporters._otlp_bytes import SpanEncoder
+from gpuscope.exporters._otlp_json import JsonEncoder
+from gpuscope.exporters.file import FileExporter
+from gpuscope.exporters.otlp import Envelope
+
+from .batches import Row, batches, make_batch
+
+RESOURCE = {"service.name": "tests", "host.name": "h\u00f4te"}
+_IDS = ("traceId", "spanId", "parentSpanId")
+
+
+def parse(line):
+    """A line as the message it stands for: protobuf's JSON has base64 where OTLP's has hexadecimal ids."""
+
+    def fix(node):
+        if isinstance(node, list):
+            return [fix(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        return {
+            key: base64.b64encode(bytes.fromhex(value)).decode() if key in _IDS else fix(value)
+            for key, value in node.items()
+        }
+
+    return json_format.ParseDict(fix(json.loads(line)), ExportTraceServiceRequest())
+
+
+def normal(request):
+    """A request as text, whatever the order of a span's attributes."""
+    spans = request.resource_spans[0].scope_spans[0].spans
+    for span in spans:
+        ordered = sorted(span.attributes, key=str)
+        del span.attributes[:]
+        span.attributes.extend(ordered)
+    return str(request)
+
+
+@pytest.fixture
+def make_exporter(tmp_path):
+    """Return a function that makes an exporter of `trace.jsonl`."""
+    made = []
+
+    def make(**settings):
+        path = str(tmp_path / "trace.jsonl")
+        made.append(FileExporter(Config().changed(**{"file": path, **settings}), RESOURCE))
+        return made[-1]
+
+    yield make
+    for exporter in made:
+        exporter.shutdown(1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(batches())
+def test_json_says_what_protobuf_says(batch):
+    """A line decodes to the very message that the `otlp` exporter sends."""
+    binary = Envelope(RESOURCE, __version__).wrap([SpanEncoder().encode(batch)])
+    line = JsonEncoder(RESOURCE, __version__).encode(batch)
+    assert "\n" not in line
+    assert normal(parse(line)) == normal(ExportTraceServiceRequest.FromString(binary))
+
+
+def test_lines_can_be_read_while_the_file_is_written(make_exporter, tmp_path, account):
+    """After each batch the file holds one more whole line, with nothing held back."""
+    exporter = make_exporter()
+    for number in (1, 2, 3):
+        batch = make_batch(Row(span_id=number))
+        exporter.export(batch, account.open(batch))
+        lines = (tmp_path / "trace.jsonl").read_text().splitlines()
+        assert len(lines) == number
+        assert parse(lines[-1]).resource_spans[0].resource.attributes[0].value.string_value == "tests"
+    assert exporter.flush(0)
+    assert account.exported == 3
+
+
+def test_pid_in_the_path_and_missing_folders(make_exporter, tmp_path, account):
+    """`{pid}` becomes the process id, and folders on the way are made; nothing is made before the first batch."""
+    exporter = make_exporter(file=str(tmp_path / "a" / "b" / "t-{pid}.jsonl"))
+    assert not (tmp_path / "a").exists()
+    exporter.export(make_batch(Row()), account.open(1))
+    assert (tmp_path / "a" / "b" / f"t-{os.getpid()}.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("backups", "left"), [(2, ["trace.jsonl", "trace.jsonl.1", "trace.jsonl.2"]), (0, ["trace.jsonl"])]
+)
+def test_rotation_keeps_the_newest(make_exporter, tmp_path, account, backups, left):
+    """Full files move on to the next number, the oldest goes, and each that is left can be read alone."""
+    exporter = make_exporter(file_max_bytes=4096, file_backups=backups)
+    for number in range(1, 41):
+        exporter.export(make_batch(Row(span_id=number)), account.open(1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    ids = []
+    for name in reversed(left):
+        text = (tmp_path / name).read_text()
+        assert len(text) <= 4096
+        ids += [
+            span.span_id for line in text.splitlines() for span in parse(line).resource_spans[0].scope_spans[0].spans
+        ]
+    assert ids == [number.to_bytes(8, "big") for number in range(41 - len(ids), 41)]
+
+
+def test_a_line_longer_than_the_limit_is_written(make_exporter, tmp_path, account):
+    """A batch that alone exceeds the size of a file is written and not lost."""
+    exporter = make_exporter(file_max_bytes=4096)
+    exporter.export(make_batch(*(Row(span_id=number) for number in range(1, 60))), account.open(59))
+    assert account.exported == 59
+    assert (tmp_path / "trace.jsonl").stat().st_size > 4096
+
+
+def test_a_file_that_was_moved_or_removed_is_made_anew(make_exporter, tmp_path, account):
+    """When another program rotates the file, what follows goes to the path again."""
+    exporter = make_exporter()
+    exporter.export(make_batch(Row(span_id=1)), account.open(1))
+    (tmp_path / "trace.jsonl").rename(tmp_path / "old")
+    exporter.export(make_batch(Row(span_id=2)), account.open(1))
+    assert len((tmp_path / "trace.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_torn_end_of_another_process_stays_alone(tmp_path):
+    """A part of a line that a dead process left does not spoil the first line of the next."""
+    path = tmp_path / "trace.jsonl"
+    path.write_bytes(b"whole\nto")
+    file = LineFile(str(path), 4096, 1)
+    file.write(b"line")
+    file.close()
+    assert path.read_bytes() == b"whole\nto\nline\n"
+
+
+def test_a_path_that_cannot_be_written_is_a_counted_loss(make_exporter, tmp_path, account, caplog):
+    """A disk error loses the batch with the reason `disk`, is logged once, and nothing is raised."""
+    (tmp_path / "file").write_text("")
+    exporter = make_exporter(file=str(tmp_path / "file" / "trace.jsonl"))
+    for _ in range(2):
+        exporter.export(make_batch(Row(), Row()), account.open(2))
+    assert account.lost == {"disk": 4}
+    account.check()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "cannot write to" in caplog.text
+
+
+def test_a_full_device_is_a_counted_loss(make_exporter, account):
+    """A device without room loses the batch with the reason `disk`."""
+    exporter = make_exporter(file="/dev/full")
+    exporter.export(make_batch(Row()), account.open(1))
+    assert account.lost == {"disk": 1}
+
+
+def test_a_pipe_that_nobody_reads_does_not_hold_the_collector(make_exporter, tmp_path, account):
+    """Opening a named pipe without a reader is refused at once."""
+    os.mkfifo(tmp_path / "pipe")
+    exporter = make_exporter(file=str(tmp_path / "pipe"))
+    exporter.export(make_batch(Row()), account.open(1))
+    assert account.lost == {"disk": 1}
+
+
+@pytest.fixture
+def small_files():
+    """Limit the size of files to 100 bytes, as a full disk would, for this test."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_write_that_fails_half_way_leaves_no_half_line(tmp_path, small_files):
+    """When the disk is full in the middle of a line, the file ends with the line before, and goes on from there."""
+    path = tmp_path / "trace.jsonl"
+    file = LineFile(str(path), 4096, 1)
+    file.write(b"a" * 60)
+    with pytest.raises(OSError, match="large"):
+        file.write(b"b" * 60)
+    assert path.read_bytes() == b"a" * 60 + b"\n"
+    small_files(1000)
+    file.write(b"c" * 60)
+    file.close()
+    assert path.read_bytes() == b"a" * 60 + b"\n" + b"c" * 60 + b"\n"

@@ -1,0 +1,40 @@
+"""The resource: OpenTelemetry's variables first, and what gpuscope adds."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+PROGRAM = """
+import json
+from gpuscope.exporters._resource import resource_attributes
+print(json.dumps([resource_attributes(), resource_attributes()]))
+"""
+
+
+def resources(run_python, **environment):
+    """What a fresh process says of itself, twice."""
+    result = run_python(PROGRAM, PYTHONPATH=str(Path.cwd()), **environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_a_resource_names_host_process_and_distribution(run_python):
+    """Without any variable the resource tells the host, which Jaeger needs to place GPU spans, and the process."""
+    found, _ = resources(run_python)
+    assert found["host.name"] == socket.gethostname()
+    assert found["process.pid"] != os.getpid()
+    assert found["telemetry.distro.name"] == "gpuscope"
+    assert found["telemetry.distro.version"]
+    assert len(found["service.instance.id"]) == 36
+    assert found["service.name"].startswith("unknown_service")
+
+
+def test_the_users_variables_come_first(run_python):
+    """`OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` replace what was found."""
+    given = "host.name=pod-7,service.instance.id=me,deployment.environment.name=prod%20eu"
+    found, _ = resources(run_python, OTEL_SERVICE_NAME="vision", OTEL_RESOURCE_ATTRIBUTES=given)
+    assert (found["service.name"], found["host.name"], found["service.instance.id"]) == ("vision", "pod-7", "me")
+    assert found["deployment.environment.name"] == "prod eu"

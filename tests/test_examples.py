@@ -1,0 +1,85 @@
+"""The examples, run as a reader runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpuscope
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(gpuscope.__file__).parents[1]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run an example with some variables, in an empty folder."""
+
+    def run(name, **variables):
+        ours = {key: value for key, value in os.environ.items() if not key.startswith(("GPUSCOPE", "OTEL_"))}
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "examples" / name)],
+            env=ours | {"PYTHONPATH": str(PACKAGE), "PYTHONUTF8": "1"} | variables,
+            cwd=tmp_path,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+def line_with(text, *words):
+    """Where the first line is that has the words in it, and its indentation."""
+    for number, line in enumerate(text.splitlines()):
+        if all(word in line for word in words):
+            return number, len(line) - len(line.lstrip())
+    raise AssertionError(f"no line with {words} in:\n{text}")
+
+
+class TestDecorateExisting:
+    """`decorate_existing.py`."""
+
+    def test_records_every_stage(self, run, tmp_path):
+        """The decorated script prints a summary with its stages in order and writes all spans to a file."""
+        done = run("decorate_existing.py", GPUSCOPE="1", GPUSCOPE_EXPORTER="file")
+        stages = ("classify", "preprocess", "to device", "infer", "postprocess")
+        numbers = [line_with(done.stdout, f"{stage} ", " 30 ")[0] for stage in stages]
+        assert numbers == sorted(numbers)
+        assert "recorded 150, exported 150" in done.stdout
+        assert len(list(tmp_path.glob("gpuscope-*.jsonl"))) == 1
+        assert done.stderr == ""
+
+    def test_without_the_variable(self, run, tmp_path):
+        """Without the variable the script does its work, records nothing and writes nothing."""
+        done = run("decorate_existing.py")
+        assert "The last batch is of kinds" in done.stdout
+        assert "No stages recorded" in done.stdout
+        assert not list(tmp_path.iterdir())
+
+
+class TestService:
+    """`service.py`."""
+
+    def test_stages_and_the_services_spans_are_one_trace(self, run):
+        """The service's spans lie around the stages and inside them, in one tree."""
+        done = run("service.py", GPUSCOPE="1")
+        names = ("client", "POST /classify", "classify", "postprocess", "look up name")
+        makers = ("classifier", "classifier", "gpuscope", "gpuscope", "classifier")
+        places = [line_with(done.stdout, f"{name} ", f"by {maker}") for name, maker in zip(names, makers, strict=True)]
+        assert [indent for _, indent in places] == [0, 2, 4, 6, 8]
+        assert [number for number, _ in places] == sorted(number for number, _ in places)
+        assert done.stderr == ""
+
+    def test_without_the_variable(self, run):
+        """Without the variable the service runs and has its own spans alone."""
+        done = run("service.py")
+        assert "by classifier" in done.stdout
+        assert "by gpuscope" not in done.stdout

@@ -1,0 +1,221 @@
+"""On, off, exit, fork: what is exported when a process ends, and that nothing can hold it up."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAD = """
+import os, sys, json, gpuscope, threading, signal
+from gpuscope import stage
+@stage("work")
+def work(n=1):
+    for _ in range(n):
+        with stage("inner"):
+            pass
+def report(where="out"):
+    open(where, "w").write(json.dumps(gpuscope.statistics().as_dict()))
+"""
+ON = {"GPUSCOPE": "1", "GPUSCOPE_EXPORTER": "file", "GPUSCOPE_FILE": "spans-{pid}.jsonl", "GPUSCOPE_INTERVAL": "30"}
+
+
+def names(folder: Path) -> dict[str, list[str]]:
+    """Names of the spans in each file, by process."""
+    found = {}
+    for path in sorted(folder.glob("spans-*.jsonl")):
+        spans = []
+        for line in path.read_text().splitlines():
+            for resource in json.loads(line)["resourceSpans"]:
+                for scope in resource["scopeSpans"]:
+                    spans.extend(span["name"] for span in scope["spans"])
+        found[path.name] = sorted(spans)
+    return found
+
+
+class TestModes:
+    def test_unset_and_zero_leave_functions_as_they_are(self, run_python):
+        """Without the variable, or with 0, a decorated function is the function, and a block does nothing."""
+        program = HEAD + (
+            "def f(): return 1\n"
+            "assert stage(f) is f and stage('x')(f) is f and stage('x', attributes={'a': 1})(f) is f\n"
+            "c = classmethod(f); assert stage(c) is c\n"
+            "with stage('x') as s: s.set_attribute('a', 1)\n"
+            "work(3); assert not gpuscope.is_enabled() and gpuscope.statistics().recorded == 0\n"
+            "assert gpuscope.flush() and gpuscope.shutdown() and threading.active_count() == 1\n"
+            "print(gpuscope.summary()); print(gpuscope.statistics()); print('ok')\n"
+        )
+        for environment in ({}, {"GPUSCOPE": "0"}, {"GPUSCOPE": "off"}):
+            result = run_python(program, **environment)
+            assert result.stdout.endswith("ok\n"), result.stderr
+
+    def test_what_cannot_be_a_stage_is_refused_when_off_too(self, run_python):
+        """Switching recording on must not be the day on which a program fails at import."""
+        result = run_python(HEAD + "@stage\nclass A: pass\n")
+        assert "Decorate its methods instead" in result.stderr
+
+    def test_idle_records_once_enabled(self, run_python):
+        """With `idle` decorated functions can be switched on and off at run time."""
+        program = HEAD + (
+            "assert not gpuscope.is_enabled(); work(); gpuscope.enable(exporters='none'); work(2); gpuscope.disable()\n"
+            "work(5); gpuscope.enable(); work(); gpuscope.flush(); report(); print(gpuscope.statistics().recorded)\n"
+        )
+        result = run_python(program, GPUSCOPE="idle")
+        assert result.stdout == "5\n", result.stderr
+
+    def test_enable_at_run_time_without_the_variable(self, run_python):
+        """`enable()` works in any mode for blocks and for functions decorated after it."""
+        program = HEAD + (
+            "gpuscope.enable(exporters='none')\n"
+            "@stage\ndef late(): pass\n"
+            "late(); work(2); gpuscope.flush(); print(gpuscope.statistics().recorded)\n"
+        )
+        assert run_python(program).stdout == "3\n"
+
+    def test_other_settings_begin_a_new_period(self, run_python):
+        """Enabling with other settings exports what was recorded first."""
+        program = HEAD + (
+            "gpuscope.enable(exporters='file', file='spans-a.jsonl'); work(1)\n"
+            "gpuscope.enable(exporters='file', file='spans-b.jsonl'); work(2); assert gpuscope.flush()\n"
+        )
+        result = run_python(program, GPUSCOPE="idle")
+        folder = Path(result.args[3]).parent
+        assert {name: len(spans) for name, spans in names(folder).items()} == {"spans-a.jsonl": 2, "spans-b.jsonl": 3}
+
+    def test_bad_settings_are_refused_at_once(self, run_python):
+        """`enable` raises for what can't be, before anything is recorded."""
+        program = HEAD + (
+            "for bad in ({'exporters': 'pigeon'}, {'queue': 1}, {'exporters': 'file', 'file': '/nowhere/x'}):\n"
+            "    try: gpuscope.enable(**bad)\n"
+            "    except (TypeError, ValueError) as error: print(error)\n"
+        )
+        lines = run_python(program).stdout.splitlines()
+        assert ["pigeon" in lines[0], "not a setting" in lines[1], "no directory" in lines[2]] == [True] * 3
+
+    def test_malformed_variable_warns_once_and_the_program_runs(self, run_python):
+        """A typo in a variable never stops a program."""
+        result = run_python(HEAD + "work(); print('ran')", **{**ON, "GPUSCOPE_QUEUE_SIZE": "lots"})
+        assert result.stdout == "ran\n"
+        assert result.stderr.count("GPUSCOPE_QUEUE_SIZE='lots'") == 1
+
+    def test_one_line_when_recording_starts(self, run_python):
+        """The start says where spans go."""
+        program = "import logging; logging.basicConfig(level='INFO')\n" + HEAD + "work()"
+        result = run_python(program, **ON)
+        assert result.stderr.count("recording starts: exporter file") == 1
+
+
+class TestExit:
+    @pytest.mark.parametrize(
+        ("ending", "code"),
+        [
+            ("", 0),
+            ("sys.exit(3)", 3),
+            ("raise ValueError('uncaught')", 1),
+            ("signal.signal(signal.SIGTERM, lambda *_: sys.exit(4)); os.kill(os.getpid(), signal.SIGTERM)", 4),
+            ("threading.Thread(target=work, args=(3,)).start()", 0),
+        ],
+    )
+    def test_every_stage_is_exported_at_exit(self, run_python, tmp_path, ending, code):
+        """However the interpreter ends, what was recorded is exported, and the exit code is the program's."""
+        result = run_python(HEAD + "work(3)\n" + ending, **ON)
+        assert result.returncode == code, result.stderr
+        ((_, spans),) = names(tmp_path).items()
+        assert spans[:4] == ["inner"] * 3 + (["inner"] if "Thread" in ending else ["work"])
+        assert "gpuscope" not in result.stderr
+
+    def test_shutdown_twice_and_stages_after_it_are_harmless(self, run_python):
+        """After `shutdown` nothing is recorded and nothing fails."""
+        program = HEAD + "work(); assert gpuscope.shutdown() and gpuscope.shutdown(); work(9); report(); print('ok')"
+        result = run_python(program, **ON)
+        assert result.stdout == "ok\n"
+        assert json.loads((Path(result.args[3]).parent / "out").read_text())["recorded"] == 2
+
+    @pytest.mark.parametrize("how", ["hangs", "refuses"])
+    def test_endpoint_cannot_hold_the_exit(self, run_python, how):
+        """An endpoint that hangs or refuses costs at most the deadline, and the loss is said."""
+        program = HEAD + (
+            "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0))\n"
+            f"if {how == 'hangs'}: s.listen()\n"
+            "gpuscope.enable(exporters='otlp', otlp_endpoint=f'http://127.0.0.1:{s.getsockname()[1]}/v1/traces')\n"
+            "work(5)\n"
+        )
+        started = time.monotonic()
+        result = run_python(program, GPUSCOPE="idle", GPUSCOPE_SHUTDOWN_TIMEOUT="1")
+        assert result.returncode == 0
+        assert "some stages were not exported" in result.stderr
+        assert time.monotonic() - started < 12
+
+
+class TestChildren:
+    @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
+    def test_fork_starts_the_child_clean_and_leaves_the_parent_alone(self, run_python, tmp_path):
+        """The child exports its own stages only, as a process of its own; the parent goes on."""
+        program = HEAD + (
+            "work(2)\n"
+            "with stage('around'):\n"
+            "    child = os.fork()\n"
+            "    if child == 0:\n"
+            "        work(1)\n"
+            "if child == 0:\n"
+            "    assert gpuscope.flush(); report('child'); gpuscope.shutdown(); os._exit(0)\n"
+            "work(1); assert os.waitpid(child, 0)[1] == 0; assert gpuscope.flush(); report('parent')\n"
+        )
+        result = run_python(program, **ON)
+        assert result.returncode == 0, result.stderr
+        assert sorted(names(tmp_path).values()) == sorted([
+            ["inner", "work"],
+            ["around", "inner", "inner", "inner", "work", "work"],
+        ])
+        assert json.loads((tmp_path / "child").read_text())["recorded"] == 2
+        assert json.loads((tmp_path / "parent").read_text())["recorded"] == 6
+
+    @pytest.mark.parametrize("method", ["fork", "spawn"])
+    def test_multiprocessing_children_export_what_they_recorded(self, run_python, tmp_path, method):
+        """A child of `multiprocessing` exports at its end, by either method of starting."""
+        program = HEAD + (
+            "import multiprocessing\n"
+            "if __name__ == '__main__':\n"
+            f"    context = multiprocessing.get_context('{method}')\n"
+            "    work(1)\n"
+            "    children = [context.Process(target=work, args=(2,)) for _ in range(2)]\n"
+            "    [child.start() for child in children]; [child.join() for child in children]\n"
+            "    assert [child.exitcode for child in children] == [0, 0]\n"
+        )
+        result = run_python(program, **ON)
+        assert result.returncode == 0, result.stderr
+        assert sorted(names(tmp_path).values()) == [["inner", "inner", "work"]] * 2 + [["inner", "work"]]
+
+    def test_subprocess_inherits_the_variables_and_exports_its_own(self, run_python, tmp_path):
+        """A subprocess is a process like any other."""
+        child = tmp_path / "child.py"
+        child.write_text(HEAD + "work(1)")
+        program = HEAD + f"import subprocess; work(2); subprocess.run([{sys.executable!r}, 'child.py'], check=True)"
+        result = run_python(program, **ON)
+        assert result.returncode == 0, result.stderr
+        assert sorted(names(tmp_path).values()) == [["inner", "inner", "work"], ["inner", "work"]]
+
+    def test_trace_ids_differ_though_everybody_seeds_alike(self, run_python, tmp_path):
+        """Ids do not come from the global generator, which frameworks seed identically on all ranks."""
+        program = "import random; random.seed(0)\n" + HEAD + "random.seed(0); work()"
+        ids = set()
+        for _ in range(2):
+            assert run_python(program, **ON).returncode == 0
+        for path in tmp_path.glob("spans-*.jsonl"):
+            for line in path.read_text().splitlines():
+                spans = json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"]
+                ids |= {span["traceId"] for span in spans}
+        assert len(ids) == 2
+
+
+def test_signals_are_the_application_s():
+    """Nothing of ours installs a signal handler."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    from gpuscope import testing
+
+    with testing.capture():
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before

@@ -1,0 +1,55 @@
+"""What users can import, and what importing costs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import gpuscope
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_all_is_the_public_names():
+    """`__all__` names what is public in the package, no more and no less."""
+    public = {name for name in vars(gpuscope) if not name.startswith("_")}
+    modules = {"analysis", "commands", "exporters", "testing"}
+    assert public - modules == set(gpuscope.__all__) - {"__version__"}
+    assert all(getattr(gpuscope, name).__doc__ for name in gpuscope.__all__)
+
+
+def test_import_is_light(run_python):
+    """`import gpuscope` imports neither torch nor OpenTelemetry nor numpy, and starts no thread."""
+    program = (
+        "import sys, threading, gpuscope\n"
+        "heavy = {'torch', 'numpy', 'opentelemetry', 'nvtx', 'requests', 'google'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nassert threading.active_count() == 1\nprint('ok')\n"
+    )
+    for environment in ({}, {"GPUSCOPE": "0"}, {"GPUSCOPE": "idle"}):
+        result = run_python(program, **environment)
+        assert result.stdout == "ok\n", result.stderr
+
+
+def test_import_takes_under_30_milliseconds(run_python):
+    """The best of several fresh interpreters stays under the bound."""
+    program = "import time; t = time.perf_counter(); import gpuscope; print(time.perf_counter() - t)\n"
+    assert min(float(run_python(program).stdout) for _ in range(5)) < 0.030
+
+
+def test_version_is_one(run_python):
+    """The command line, the package and the changelog agree on the version."""
+    assert f"## [{gpuscope.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    result = run_python("import sys; from gpuscope.__main__ import main; sys.exit(main(['--version']))")
+    assert gpuscope.__version__ in result.stdout
+
+
+def test_statistics_are_plain_data(bench):
+    """`statistics()` and `summary()` can be printed and dumped as JSON."""
+    with gpuscope.stage("s"):
+        pass
+    bench.collect()
+    assert json.loads(json.dumps(gpuscope.statistics().as_dict()))["recorded"] == 1
+    assert json.dumps(gpuscope.summary().as_dict())
+    assert "recorded 1, exported 1, pending 0" in str(gpuscope.statistics())
+    assert re.search(r"\bs\b", str(gpuscope.summary()))
