@@ -59,6 +59,7 @@ class BatchBuilder:
         self._clock = clock
         self._epoch_clock = epoch_clock
         self._facts: dict[int, DeviceFacts] = {}
+        self._offset_ns = 0
 
     def build(self, rows: Sequence[Row], bridge: Any) -> StageBatch:
         """
@@ -70,6 +71,10 @@ class BatchBuilder:
 
         """
         sites, threads = _Table(), _Table()
+        self._offset_ns = self._epoch_offset()
+        if bridge is not None:
+            # Spans that the application's provider makes start at the same nanosecond.
+            bridge.offset_ns = self._offset_ns
         identify = bridge.identify if bridge is not None else own_identity
         ids, numbers, details = [], [], {}
         for position, row in enumerate(rows):
@@ -97,7 +102,7 @@ class BatchBuilder:
         trace_high, trace_low, span_id, parent_id, stream = np.ascontiguousarray(np.array(ids, np.uint64).T)
         table = np.ascontiguousarray(np.array(numbers, np.int64).T)
         site, root, thread, sampled, host_start, host_end, gpu_start, gpu_end, uncertainty, device, flags = table
-        offset = self._epoch_offset()
+        offset = self._offset_ns
         has_gpu = gpu_end != 0
         gpu_ids = np.frombuffer(os.urandom(8 * len(ids)), np.uint64) | np.uint64(1)
         return StageBatch(

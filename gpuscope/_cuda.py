@@ -106,7 +106,7 @@ class Driver:
         handle, name, uuid = ctypes.c_int(), ctypes.create_string_buffer(256), (ctypes.c_ubyte * 16)()
         self.call("cuDeviceGet", ctypes.byref(handle), device)
         self.call("cuDeviceGetName", name, 256, handle)
-        self.call("cuDeviceGetUuid", uuid, handle)
+        self.call("cuDeviceGetUuid_v2", uuid, handle)
         text = bytes(uuid).hex()
         parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
         return name.value.decode(errors="replace"), "GPU-" + "-".join(parts)

@@ -216,6 +216,8 @@ class CudaDevice:
 
     def is_capturing(self, lane: Lane) -> bool:
         """Also true where it can't be told: the default stream, while some blocking stream is captured."""
+        # The default stream is that of the current context, and this thread has none by itself.
+        self._driver.call("cuCtxSetCurrent", lane.context)
         status = ctypes.c_int()
         return self._is_capturing(lane.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
 

@@ -102,6 +102,7 @@ class Engine:
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
         self._epoch_clock = epoch_clock
+        self._extra_exporters = exporters
         self.collector = Collector(
             config,
             self.recorder,
@@ -115,7 +116,9 @@ class Engine:
     def _open_bridge(self) -> Any:
         from gpuscope._otel import Bridge
 
-        return Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock)
+        # Exporters handed in, as in tests, should see what the application's spans see.
+        visible = True if self._extra_exporters else None
+        return Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock, visible=visible)
 
     def start(self) -> None:
         """Start the collector's thread, unless it runs or has ended."""
@@ -141,6 +144,7 @@ class Engine:
             self.ended = True
         finished = self.collector.shutdown(timeout_s) if self._started else True
         self.ledger.close(self.queue, "shutdown")
+        self._retire_bridge()
         lost = self.statistics().lost
         missing = {**lost, **{k: v for k, v in self.statistics().dropped.items() if k == "queue_full"}}
         if missing:
@@ -154,6 +158,11 @@ class Engine:
         self.recorder.device.close()
         self.recorder.nvtx = None
         self.recorder.queue = RecordQueue(0)
+        self._retire_bridge()
+
+    def _retire_bridge(self) -> None:
+        if self.recorder.bridge is not None:
+            self.recorder.bridge.retire()
 
     def statistics(self) -> Statistics:
         """Return the account of this moment."""

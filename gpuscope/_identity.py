@@ -157,6 +157,13 @@ class Identities:
 
         """
         lazy: LazySpan | None = record.span
+        if lazy is None and not self.sdk and record.trace.sampled is not None:
+            # Nobody asked, and nobody else makes ids: the common case, in a fifth of the time.
+            outer, record.restore = record.outer, None
+            trace = record.trace
+            if outer is None or (outer.trace is trace and outer.span is None):
+                parent_id = trace.parent_id if outer is None else outer.span_id
+                return trace.trace_id, record.span_id, parent_id, trace.sampled is not False
         if self.uses_sdk():
             lazy = self.lazy(record)
             lazy.get_span_context()

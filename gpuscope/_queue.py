@@ -49,5 +49,5 @@ class RecordQueue:
     @property
     def refused(self) -> int:
         """How many records were refused since the start."""
-        # `next(count)` is atomic where `+= 1` is not; the count shows its state only through its repr or reduce.
-        return int(self._count_refused.__reduce__()[1][0])
+        # `next(count)` is atomic where `+= 1` is not; what it has come to shows only in its repr, "count(5)".
+        return int(repr(self._count_refused)[6:-1])

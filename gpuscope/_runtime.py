@@ -36,12 +36,19 @@ class State:
         self.recorder: Recorder | None = None
         self.may_toggle = False
         self.sites: dict[str, Site] = {}
+        self.off_stages: dict[str, Any] = {}
         self.unnamed = Site("stage", {})
         self.engine: Engine | None = None
         self.environ: dict[str, str] = {}
         self._config: Config | None = None
         self.lock = threading.RLock()
         self.hooked = False
+
+    def reset(self) -> None:
+        """Shut down and forget what was recorded: for tests."""
+        shutdown()
+        self.engine = None
+        self.sites.clear()
 
     @property
     def config(self) -> Config:
@@ -103,7 +110,9 @@ def enable(**settings: Any) -> None:
             start(config)
         elif state.recorder is None:
             state.recorder = engine.recorder
-        state.may_toggle = True
+        if not state.may_toggle:
+            state.may_toggle = True
+            state.off_stages.clear()
 
 
 def start(config: Config, **parts: Any) -> Engine:

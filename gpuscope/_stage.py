@@ -31,7 +31,8 @@ _modules = sys.modules
 _getframe = sys._getframe
 _state = _runtime.state
 _sites = _runtime.state.sites
-_idle_stages: dict[str, IdleStage] = {}
+_off_stages: dict[str, NoStage] = _runtime.state.off_stages
+"""What `stage` hands out while nothing is recorded, by name."""
 
 
 class NoStage:
@@ -181,8 +182,10 @@ def stage(name: Any = None, /, *, attributes: Mapping[str, Any] | None = None, s
     if "torch._dynamo" in _modules and _modules["torch"].compiler.is_dynamo_compiling():
         return NoStage()
     recorder = _state.recorder
-    if recorder is None or type(name) is not str or stream is not None or attributes is not None:
+    if type(name) is not str or stream is not None or attributes is not None:
         return _uncommon(recorder, name, attributes, stream)
+    if recorder is None:
+        return _off_stages.get(name) or _off_stage(name)
     stage = Stage()
     stage.recorder = recorder
     stage.site = _sites.get(name) or _runtime.new_site(name)
@@ -193,10 +196,6 @@ def stage(name: Any = None, /, *, attributes: Mapping[str, Any] | None = None, s
 
 
 def _uncommon(recorder: Recorder | None, name: Any, attributes: Mapping[str, Any] | None, stream: Any) -> Any:
-    if recorder is None and attributes is None and stream is None and type(name) is str:
-        if not _state.may_toggle:
-            return _NO_STAGE
-        return _idle_stages.get(name) or _idle_stage(name, None, None)
     _check(name, attributes, stream)
     if name is not None and not isinstance(name, str):
         return stage_of(name, None, attributes, stream)
@@ -209,9 +208,12 @@ def _uncommon(recorder: Recorder | None, name: Any, attributes: Mapping[str, Any
 def _idle_stage(name: str | None, attributes: Mapping[str, Any] | None, stream: Any) -> IdleStage:
     idle = IdleStage()
     idle.name, idle.attributes, idle.stream = name, attributes, stream
-    if name is not None and attributes is None and stream is None and len(_idle_stages) < _runtime.MAX_SITES:
-        _idle_stages[name] = idle
     return idle
+
+
+def _off_stage(name: str) -> NoStage:
+    off = _idle_stage(name, None, None) if _state.may_toggle else _NO_STAGE
+    return _off_stages.setdefault(name, off) if len(_off_stages) < _runtime.MAX_SITES else off
 
 
 def _could_be_decorated(name: Any) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,16 +21,24 @@ from gpuscope.testing import FakeDevice, ManualClock
 
 @dataclass
 class FakeNvtx:
-    """Keeps the open ranges: a stack for pushed ones, a set for start/end ones."""
+    """Keeps the open ranges: a stack a thread for pushed ones, a list for start/end ones."""
 
-    stack: list[str] = field(default_factory=list)
+    stacks: dict[int, list[str]] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
     log: list[tuple[str, str]] = field(default_factory=list)
+
+    def _stack(self) -> list[str]:
+        return self.stacks.setdefault(threading.get_ident(), [])
+
+    @property
+    def stack(self) -> list[str]:
+        """All ranges that are pushed and not popped."""
+        return [name for stack in self.stacks.values() for name in stack]
 
     def begin(self, site: Any, suspends: int) -> Any:
         """Open a range."""
         kind = "start" if suspends else "push"
-        (self.started if suspends else self.stack).append(site.name)
+        (self.started if suspends else self._stack()).append(site.name)
         self.log.append((kind, site.name))
         return kind, site.name
 
@@ -37,7 +46,7 @@ class FakeNvtx:
         """Close a range: a pushed one must be the top of the stack."""
         kind, name = opened
         if kind == "push":
-            assert self.stack.pop() == name
+            assert self._stack().pop() == name
         else:
             self.started.remove(name)
 
@@ -68,10 +77,9 @@ class Bench:
 
 
 @pytest.fixture
-def make_bench(request):
+def make_bench():
     """Return a function that makes a bench with settings of its own; its collector's thread is never started."""
     stack = contextlib.ExitStack()
-    request.addfinalizer(stack.close)
 
     def make(
         *,
@@ -96,7 +104,8 @@ def make_bench(request):
         engine.recorder.queue = engine.queue
         return Bench(engine, clock, device, nvtx, spans)
 
-    return make
+    with stack:
+        yield make
 
 
 @pytest.fixture

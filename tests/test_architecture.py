@@ -48,7 +48,9 @@ def test_every_module_has_a_floor():
 @pytest.mark.parametrize("name", SOURCES)
 def test_module_imports_only_from_above_it_in_the_table(name):
     """Data flows one way: no module imports what is built on it."""
-    own = {found.removeprefix("gpuscope.") for found in imports(SOURCES[name], runtime_only=True) if "gpuscope." in found}
+    own = {
+        found.removeprefix("gpuscope.") for found in imports(SOURCES[name], runtime_only=True) if "gpuscope." in found
+    }
     above = {module for module in own & set(FLOORS) if FLOORS[module] > FLOORS[name]}
     assert not above, f"{name} imports {above}"
 
@@ -56,9 +58,7 @@ def test_module_imports_only_from_above_it_in_the_table(name):
 @pytest.mark.parametrize("library", DOORS)
 def test_foreign_libraries_live_behind_their_doors(library):
     """torch, nvtx, OpenTelemetry and the HTTP client are imported in few places."""
-    users = {
-        name for name, path in SOURCES.items() if any(found.split(".")[0] == library for found in imports(path))
-    }
+    users = {name for name, path in SOURCES.items() if any(found.split(".")[0] == library for found in imports(path))}
     assert {name for name in users if name.split(".")[0] not in DOORS[library]} == set()
 
 

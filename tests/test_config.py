@@ -55,18 +55,22 @@ class TestEnvironment:
 
     def test_traces_variable_comes_before_the_general_one(self):
         """`OTEL_EXPORTER_OTLP_TRACES_*` wins over `OTEL_EXPORTER_OTLP_*`."""
-        config, _ = Config.from_env({
-            "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a=1",
-            "OTEL_EXPORTER_OTLP_HEADERS": "a=2,b=3",
-            "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
-        })
+        config, _ = Config.from_env(
+            {
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a=1",
+                "OTEL_EXPORTER_OTLP_HEADERS": "a=2,b=3",
+                "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+            }
+        )
         assert config.otlp_headers == {"a": "1"}
         assert config.otlp_compression == "gzip"
 
     def test_endpoints_as_opentelemetry_defines_them(self):
         """The base URL gets the path of traces; the URL for traces is used as it is."""
         assert Config().traces_url == "http://localhost:4318/v1/traces"
-        assert Config.from_env({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:1/x/"})[0].traces_url == "http://c:1/x/v1/traces"
+        assert (
+            Config.from_env({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:1/x/"})[0].traces_url == "http://c:1/x/v1/traces"
+        )
         exact = Config.from_env({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:1/x"})[0]
         assert exact.traces_url == "http://c:1/x"
 

@@ -167,10 +167,12 @@ class TestChildren:
         )
         result = run_python(program, **ON)
         assert result.returncode == 0, result.stderr
-        assert sorted(names(tmp_path).values()) == sorted([
-            ["inner", "work"],
-            ["around", "inner", "inner", "inner", "work", "work"],
-        ])
+        assert sorted(names(tmp_path).values()) == sorted(
+            [
+                ["inner", "work"],
+                ["around", "inner", "inner", "inner", "work", "work"],
+            ]
+        )
         assert json.loads((tmp_path / "child").read_text())["recorded"] == 2
         assert json.loads((tmp_path / "parent").read_text())["recorded"] == 6
 

@@ -10,7 +10,6 @@ from gpuscope import stage
 from gpuscope.testing import FakeDevice, ManualClock
 
 
-
 CALLS = 14
 
 

@@ -8,6 +8,7 @@ group shares is encoded once. Knows the wire format of exactly these fields, and
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,6 +95,7 @@ What is written for a row: constant bytes around two slices of it, the second em
 The host span's tag and length; its slice; what the host spans share and the GPU span's tag and length; its slice; what
 the GPU spans share; and the bytes of the host span in all. No class: a named tuple takes three times as long to unpack.
 """
+_KINDS = itemgetter(1, 3)
 
 
 @dataclass(slots=True, eq=False)
@@ -122,7 +124,7 @@ def _slices(spans: Spans, templates: list[_Template]) -> list[list[bytes]]:
     count = len(templates)
     rows = _rows(spans).view(np.uint8).reshape(count, len(_LAYOUT.row))
     slices: list[list[bytes]] = [[]] * _NONE + [[b""] * count]
-    for used in {template[1] for template in templates} | {template[3] for template in templates}:
+    for used in {slice_of for pair in set(map(_KINDS, templates)) for slice_of in pair}:
         if used != _NONE:
             first, last = _LAYOUT.slices[used]
             slices[used] = rows[:, first:last].view(f"V{last - first}")[:, 0].tolist()

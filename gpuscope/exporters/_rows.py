@@ -6,7 +6,8 @@ A few microseconds a span, so not for the default path. Knows no format.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SpanRow(NamedTuple, Generic[T]):
+@dataclass(slots=True, eq=False)
+class SpanRow(Generic[T]):
     """One span."""
 
     shared: T

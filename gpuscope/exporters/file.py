@@ -47,6 +47,9 @@ class FileExporter:
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
         """Write the batch as one line, or settle it as lost where the disk refuses."""
+        if not len(batch.site):
+            delivery.settle(0)
+            return
         line = self._encoder.encode(batch).encode()
         try:
             self._file.write(line)

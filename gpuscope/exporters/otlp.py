@@ -61,6 +61,9 @@ class OtlpExporter:
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
         """Encode the batch and leave it to the sender."""
+        if not len(batch.site):
+            delivery.settle(0)
+            return
         self._sender.put(self._encoder.encode(batch), delivery)
 
     def flush(self, timeout_s: float) -> bool:

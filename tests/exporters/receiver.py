@@ -116,6 +116,7 @@ class Receiver:
         return [span for resource in self.resource_spans for scope in resource.scope_spans for span in scope.spans]
 
     def _take(self, request: Request) -> Answer:
+        """Keep the request and choose the answer."""
         with self._changed:
             self.requests.append(request)
             self._changed.notify_all()
@@ -123,6 +124,8 @@ class Receiver:
 
 
 def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
+    """Return a handler that asks the receiver."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         # Or each answer, which is two small writes, waits 40 ms for an acknowledgement.

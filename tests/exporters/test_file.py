@@ -91,6 +91,13 @@ def test_lines_can_be_read_while_the_file_is_written(make_exporter, tmp_path, ac
     assert account.exported == 3
 
 
+def test_a_batch_without_rows_writes_nothing(make_exporter, tmp_path, account):
+    """An empty batch is settled and makes no line."""
+    make_exporter().export(make_batch(), account.open(0))
+    account.check()
+    assert not (tmp_path / "trace.jsonl").exists()
+
+
 def test_pid_in_the_path_and_missing_folders(make_exporter, tmp_path, account):
     """`{pid}` becomes the process id, and folders on the way are made; nothing is made before the first batch."""
     exporter = make_exporter(file=str(tmp_path / "a" / "b" / "t-{pid}.jsonl"))

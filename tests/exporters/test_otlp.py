@@ -29,6 +29,7 @@ SCOPE = InstrumentationScope("gpuscope", __version__)
 
 
 def captured(batch):
+    """The batch's spans as objects."""
     spans = []
     MemoryExporter(spans).export(batch, Account().open(batch))
     return spans
@@ -43,6 +44,7 @@ def by_sdk(batch):
 
 
 def _readable(span, resource, remote):
+    """A span as the SDK holds it."""
     parent = SpanContext(span.trace_id, span.parent_id, is_remote=remote) if span.parent_id else None
     return ReadableSpan(
         name=span.name,
@@ -68,8 +70,9 @@ def normal(span):
     return str(copy), sorted(map(str, span.attributes))
 
 
-def decoded(batch, encoder=None):
-    return ScopeSpans.FromString((encoder or SpanEncoder()).encode(batch)).spans
+def decoded(batch):
+    """The batch's spans as they are sent."""
+    return ScopeSpans.FromString(SpanEncoder().encode(batch)).spans
 
 
 @settings(max_examples=150, deadline=None)

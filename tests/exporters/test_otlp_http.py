@@ -1,0 +1,187 @@
+"""One payload to one endpoint: what is sent, what is tried again, what is a loss."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from email.utils import format_datetime
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from gpuscope._config import Config
+from gpuscope.exporters._http import HttpClient
+
+from .receiver import Answer, rejects
+
+
+def test_spans_arrive(make_exporter, otlp_receiver, send, account):
+    """What is exported comes to the endpoint as OTLP/HTTP, by itself and after the delay."""
+    send(make_exporter(otlp_headers={"x-key": "secret"}), 3)
+    (request,) = otlp_receiver.wait_for(1)
+    assert request.path == "/v1/traces"
+    assert request.headers["content-type"] == "application/x-protobuf"
+    assert request.headers["x-key"] == "secret"
+    assert request.headers["user-agent"].startswith("OTel-OTLP-Exporter-gpuscope/")
+    assert [span.name for span in otlp_receiver.spans] == ["infer"] * 3
+
+
+def test_gzip(make_exporter, otlp_receiver, send):
+    """With compression the body is gzip and says so, and is the smaller for it."""
+    exporter = make_exporter(otlp_compression="gzip")
+    send(exporter, 100)
+    assert exporter.flush(10)
+    (request,) = otlp_receiver.requests
+    assert request.headers["content-encoding"] == "gzip"
+    assert len(request.raw) < len(request.body) / 4
+    assert len(otlp_receiver.spans) == 100
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_passing_failure_is_tried_again(make_exporter, otlp_receiver, send, account, status):
+    """The statuses that OTLP calls retryable are retried, with the same bytes, until it works."""
+    otlp_receiver.answer(status, status)
+    exporter = make_exporter()
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.exported == 1
+    first, *others = otlp_receiver.requests
+    assert [request.raw for request in others] == [first.raw] * 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 301])
+def test_a_lasting_failure_is_a_counted_loss(make_exporter, otlp_receiver, send, account, status):
+    """Other statuses lose the payload at once, with the status as the reason; the next payload is sent."""
+    otlp_receiver.answer(Answer(status, headers={"Location": f"{otlp_receiver.endpoint}/elsewhere"}))
+    exporter = make_exporter()
+    send(exporter, 2)
+    assert exporter.flush(10)
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.lost == {f"http_{status}": 2}
+    assert account.exported == 1
+    assert len(otlp_receiver.requests) == 2
+
+
+@pytest.mark.parametrize("asked", ["0", "date", "nonsense"])
+def test_retry_after_is_honoured(make_exporter, otlp_receiver, send, account, asked):
+    """The wait that the endpoint asks for replaces ours, in seconds or as a date; what is neither is ignored."""
+    past = format_datetime(dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc), usegmt=True)
+    otlp_receiver.answer(Answer(503, headers={"Retry-After": past if asked == "date" else asked}))
+    exporter = make_exporter(backoff_s=0.001 if asked == "nonsense" else 3600)
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.exported == 1
+
+
+@pytest.mark.parametrize("wait", [{"backoff_s": 3600}, {"headers": {"Retry-After": "3600"}}])
+def test_no_wait_beyond_the_time_of_a_request(make_exporter, otlp_receiver, send, account, wait):
+    """Where the wait would outlast the payload's time, the payload is lost without waiting."""
+    otlp_receiver.answer(Answer(503, headers=wait.get("headers", {})))
+    exporter = make_exporter(backoff_s=wait.get("backoff_s", 0.001))
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.lost == {"http_503": 1}
+
+
+def test_a_dropped_connection_is_tried_again(make_exporter, otlp_receiver, send, account):
+    """An endpoint that closes the connection without an answer is asked again."""
+    otlp_receiver.answer(Answer(drop=True), Answer(drop=True))
+    exporter = make_exporter()
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.exported == 1
+
+
+def test_nobody_listens(make_exporter, otlp_receiver, send, account, caplog):
+    """An endpoint that is not there loses stages as `unreachable`, with one line in the log."""
+    otlp_receiver.refuse()
+    exporter = make_exporter(otlp_timeout_s=0.05)
+    for _ in range(2):
+        send(exporter)
+        assert exporter.flush(10)
+    assert account.lost == {"unreachable": 2}
+    assert len(caplog.records) == 1
+    assert "unreachable (ConnectionRefusedError" in caplog.text
+
+
+def test_an_endpoint_that_hangs_is_given_up(make_exporter, otlp_receiver, send, account):
+    """A request without an answer is a loss as `timeout` when its time is over, and the next is sent."""
+    otlp_receiver.answer(Answer(hang=True))
+    exporter = make_exporter(otlp_timeout_s=0.1)
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.lost == {"timeout": 1}
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.exported == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(body=b"<html>what?</html>"),
+        Answer(body=b"\xff" * 1000),
+        Answer(body=b"{}", headers={"Content-Type": "application/json"}),
+        Answer(body=b"no gzip", headers={"Content-Encoding": "gzip"}),
+        Answer(status=202),
+        Answer(status=204),
+        Answer(body=b"short", headers={"Content-Length": "5000"}, ends=True),
+        Answer(body=b"x" * 1_000_000),
+        rejects(-5),
+        Answer(body=ExportTraceServiceResponse().SerializeToString()),
+    ],
+)
+def test_an_accepted_request_is_delivered_whatever_the_answer_says(make_exporter, otlp_receiver, send, account, answer):
+    """Garbage in an answer does not undo the status, and does not spoil the next request."""
+    otlp_receiver.answer(answer)
+    exporter = make_exporter()
+    for _ in range(2):
+        send(exporter)
+        assert exporter.flush(10)
+    assert (account.exported, account.lost) == (2, {})
+
+
+def test_rejected_spans_are_counted(make_exporter, otlp_receiver, send, account, caplog):
+    """Spans that the endpoint says it rejected are losses, never more than there were stages."""
+    exporter = make_exporter(schedule_delay_s=3600)
+    for rejected in (3, 1000):
+        otlp_receiver.answer(rejects(rejected))
+        for _ in range(2):
+            send(exporter, 2)
+        assert exporter.flush(10)
+    account.check()
+    assert (account.exported, account.lost) == (1, {"rejected": 7})
+    assert "no room" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"otlp_endpoint": "localhost:4318"},
+        {"otlp_endpoint": "http://[::1/v1"},
+        {"otlp_headers": {"x-key": "secret\n"}},
+        {"otlp_headers": {"x-key": "secr€t"}},
+        {"otlp_certificate": "/nowhere.pem", "otlp_endpoint": "https://localhost:1"},
+    ],
+)
+def test_settings_that_cannot_work_are_a_counted_loss(make_exporter, send, account, caplog, settings):
+    """What is wrong with a setting costs spans and not the program, and its secrets stay out of the log."""
+    exporter = make_exporter(**settings)
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.lost == {"invalid_request": 1}
+    assert "secr" not in caplog.text
+
+
+def test_client_certificates_are_passed_on():
+    """Certificate settings become what `requests` takes: one file, a pair, or the system's."""
+
+    def client(**settings):
+        made = HttpClient(Config().changed(**settings), threading.Event(), version="1")
+        made.close()
+        return made._verify, made._cert
+
+    assert client() == (True, None)
+    assert client(otlp_certificate="ca.pem", otlp_client_certificate="me.pem") == ("ca.pem", "me.pem")
+    assert client(otlp_client_certificate="me.pem", otlp_client_key="me.key") == (True, ("me.pem", "me.key"))

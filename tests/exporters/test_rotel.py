@@ -1,0 +1,137 @@
+"""An independent decoder: spans pass through `rotel`, a collector written in Rust, and come out the same."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sysconfig
+import threading
+from pathlib import Path
+
+import pytest
+
+from gpuscope._config import Config
+from gpuscope._record import Details, ErrorFacts, RowFlag, Site
+from gpuscope.exporters.otlp import OtlpExporter
+
+from .batches import NOW_NS, Row, make_batch
+from .receiver import Receiver
+
+rotel = pytest.importorskip("rotel", reason="the collector `rotel` has no wheel for this platform")
+
+RESOURCE = {"service.name": "tests", "host.name": "hôte", "process.pid": 7, "ratio": 0.5, "flag": True}
+BATCH = make_batch(
+    Row(span_id=1, gpu_span_id=2, flags=RowFlag.WARMUP | RowFlag.CLAMPED),
+    Row(span_id=3, parent_id=1, gpu_span_id=4, site=Site("größe", {"list": [1, 2.5, "x"], "none": True})),
+    Row(span_id=5, parent_id=2**63 + 1, flags=RowFlag.REMOTE_PARENT | RowFlag.CAPTURED, trace_id=2**128 - 1),
+    Row(span_id=6, details=Details(attributes={"batch_size": 8, "raw": b"\x00\xff", "map": {"a": [None, False]}})),
+    Row(span_id=7, details=Details(error=ErrorFacts("ValueError", "bad", (("a.py", 1, "f"),)))),
+    Row(span_id=8, details=Details(events=(("token", NOW_NS + 1, {"n": 1}),), links=((9, 10, {"why": "batch"}),))),
+    Row(span_id=9, details=Details(name="renamed", status=("OK", None))),
+    *(Row(span_id=100 + number, gpu_span_id=1000 + number, parent_id=1) for number in range(50)),
+)
+
+
+def free_port():
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_it_listens(process, port):
+    """Connect until somebody answers."""
+    # An event that nobody sets is a wait that a test may have.
+    pause = threading.Event()
+    for _ in range(1000):
+        assert process.poll() is None, process.stdout.read()
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            pause.wait(0.02)
+        else:
+            return
+    pytest.fail("rotel does not listen")
+
+
+@pytest.fixture(scope="module")
+def behind():
+    """A receiver for what rotel passes on."""
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture(scope="module")
+def rotel_port(behind, tmp_path_factory):
+    """The port of a running rotel that passes on at once to the receiver."""
+    folder = tmp_path_factory.mktemp("rotel")
+    http, grpc = free_port(), free_port()
+    settings = {
+        "otlp-http-endpoint": f"127.0.0.1:{http}",
+        "otlp-grpc-endpoint": f"127.0.0.1:{grpc}",
+        "batch-timeout": "10ms",
+        "exporter": "otlp",
+        "otlp-exporter-protocol": "http",
+        "otlp-exporter-endpoint": behind.endpoint,
+        "otlp-exporter-compression": "none",
+        "pid-file": folder / "pid",
+        "log-file": folder / "log",
+    }
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    agent = Path(rotel.__file__).parent / "rotel-agent"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ROTEL", "OTEL"))}
+    # The agent is linked against libpython, which not every build of Python has.
+    environment["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR") or ""
+    check = subprocess.run([agent, "version"], env=environment, capture_output=True, text=True, check=False)
+    if "libpython" in check.stderr:
+        pytest.skip(check.stderr.strip())
+    with subprocess.Popen(
+        [agent, "start", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            wait_until_it_listens(process, http)
+            yield http
+        finally:
+            process.kill()
+
+
+def spans_by_id(messages):
+    """Every span, with its resource and scope, by span id; a span's attributes in an order of their own."""
+    found = {}
+    for message in messages:
+        for resource in message.resource_spans:
+            shared = sorted(map(str, resource.resource.attributes))
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    span_id = span.span_id
+                    attributes = sorted(map(str, span.attributes))
+                    del span.attributes[:]
+                    found[span_id] = (str(span), attributes, shared, str(scope.scope))
+    return found
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_what_goes_through_rotel_comes_out_the_same(rotel_port, behind, otlp_receiver, account, compression):
+    """Names, ids, times, attributes, parents, status, events, links and resource survive, plain and gzip."""
+    behind.requests.clear()
+    for endpoint in (f"http://127.0.0.1:{rotel_port}/v1/traces", otlp_receiver.url):
+        config = Config().changed(otlp_endpoint=endpoint, otlp_compression=compression, otlp_timeout_s=30)
+        exporter = OtlpExporter(config, RESOURCE)
+        exporter.export(BATCH, account.open(BATCH))
+        exporter.shutdown(30)
+    account.check()
+    assert account.exported == 2 * len(BATCH.site)
+
+    direct = spans_by_id(request.message for request in otlp_receiver.requests)
+    assert len(direct) == len(BATCH.site) + 52
+    for count in range(1, 60):
+        through = spans_by_id(request.message for request in behind.wait_for(count))
+        if len(through) >= len(direct):
+            break
+    assert through == direct
