@@ -1,4 +1,4 @@
-"""The sender's thread: what waits, what is refused, what shutdown does; every stage is settled once, and nobody waits."""
+"""The sender's thread: what waits, what is refused, what shutdown does; each stage is settled once, nobody waits."""
 
 from __future__ import annotations
 
