@@ -23,8 +23,8 @@ class Device(Protocol):
     begin: Callable[[StageRecord, Any], None]
     """Record the start event on the given stream or the current one: sets `lane` and `pair`, or neither."""
 
-    def end(self, record: StageRecord) -> None:
-        """Record the end event, or take `pair` away."""
+    end: Callable[[StageRecord], None]
+    """Record the end event, or take `pair` away."""
 
     def give_back(self, record: StageRecord) -> None:
         """Return a record's events to the pool."""

@@ -6,6 +6,7 @@ Knows nothing of what came before or comes after; `_runtime` decides that.
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -30,24 +31,49 @@ if TYPE_CHECKING:
 class Recorder:
     """What the hot path needs, in slots."""
 
-    __slots__ = ("_open", "bridge", "clock", "device", "ledger", "nvtx", "queue", "random_bits")
+    __slots__ = (
+        "_open",
+        "bridge",
+        "capacity",
+        "clock",
+        "device",
+        "ledger",
+        "look_for_provider",
+        "nvtx",
+        "queue",
+        "random_bits",
+        "span_ids",
+        "waiting",
+    )
 
     def __init__(self, queue: Any, device: Any, ledger: Ledger, open_bridge: Callable[[], Any]) -> None:
         self.queue = queue
+        self.waiting: Any = ()
+        self.capacity = 0
+        """Of `waiting`, which is the queue's; 0 until the first record has started the collector."""
         self.device = device
         self.ledger = ledger
         self.clock: Callable[[], int] = time.perf_counter_ns
         self.nvtx: Any = None
         self.bridge: Any = None
+        self.look_for_provider: Callable[[], Any] | None = None
+        """The bridge's, once there is one."""
         self._open = open_bridge
         # Not the global `random`, which frameworks seed alike on all ranks: trace ids would repeat.
         self.random_bits = random.Random(random.SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
+        # Span ids need to be unique only; from a random start they are so across processes too.
+        self.span_ids = itertools.count(self.random_bits(62) + 1)
 
     def open_bridge(self) -> bool:
         """Open the door to OpenTelemetry, once the application or the collector has imported it."""
         if self.bridge is None:
             self.bridge = self._open()
+            self.look_for_provider = self.bridge.look_for_provider
         return self.bridge is not None
+
+    def accept(self, queue: RecordQueue) -> None:
+        """Put records where the collector takes them from."""
+        self.queue, self.waiting, self.capacity = queue, queue.waiting, queue.capacity
 
 
 class StartingQueue:
@@ -59,7 +85,7 @@ class StartingQueue:
     def put(self, record: StageRecord) -> bool:
         """Start the collector, step aside, and queue the record."""
         self._engine.start()
-        self._engine.recorder.queue = self._engine.queue
+        self._engine.recorder.accept(self._engine.queue)
         return self._engine.queue.put(record)
 
 
@@ -157,7 +183,7 @@ class Engine:
         self.ended = True
         self.recorder.device.close()
         self.recorder.nvtx = None
-        self.recorder.queue = RecordQueue(0)
+        self.recorder.accept(RecordQueue(0))
         self._retire_bridge()
 
     def _retire_bridge(self) -> None:

@@ -73,8 +73,9 @@ class Identities:
         """What of the application's raised, by kind."""
         self._auto = "auto" in config.exporters and config.traces_exporter.strip().lower() != "none"
         self._clock, self._epoch_clock = clock, epoch_clock
-        # Disabled, OpenTelemetry only passes on what comes from elsewhere; so do we.
-        self._get_provider = (lambda: None) if config.sdk_disabled else get_provider
+        # Cheap enough for the hot path: None where there is no provider. Disabled, OpenTelemetry only passes on what
+        # comes from elsewhere; so do we.
+        self.look_for_provider = (lambda: None) if config.sdk_disabled else get_provider
         self._sampler = EnvironmentSampler(config.sampler, config.sampler_ratio)
         self._lock, self._holder, self._retired = threading.Lock(), 0, False
         self._tracer: tuple[Any, Tracer] | None = None
@@ -82,7 +83,7 @@ class Identities:
     @property
     def provider(self) -> Any:
         """The application's TracerProvider, or None."""
-        provider = self._get_provider()
+        provider = self.look_for_provider()
         if provider is UNKNOWN:
             provider = api.get_tracer_provider()
             return None if isinstance(provider, ProxyTracerProvider) else provider

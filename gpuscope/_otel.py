@@ -56,7 +56,7 @@ class Bridge(Identities):
     def enter(self, record: StageRecord) -> None:
         """Find the stage's parent, and stand in the context for it. Needs the record's outer, trace and ids."""
         outer = record.outer
-        if self._get_provider() is None:
+        if self.look_for_provider() is None:
             # Nothing can ask for a stage's ids, but a request's parent may come from elsewhere.
             if outer is not None:
                 if outer.end_ns:

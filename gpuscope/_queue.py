@@ -17,34 +17,35 @@ if TYPE_CHECKING:
 class RecordQueue:
     """A bounded queue that refuses the newest and counts what it refuses."""
 
-    __slots__ = ("_count_refused", "_records", "capacity", "drained")
+    __slots__ = ("_count_refused", "capacity", "drained", "waiting")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.drained = 0
-        self._records: deque[StageRecord] = deque()
+        self.waiting: deque[StageRecord] = deque()
+        """The hot path appends here itself while there is room: a call would cost as much again."""
         self._count_refused = count()
 
     def put(self, record: StageRecord) -> bool:
         """Take the record and return True, or count a refusal and return False."""
         # The length test and the append are two steps, so the queue can overshoot by one per
         # thread. A lock would cost ten times what the append does; the bound is a guard, not a promise.
-        if len(self._records) < self.capacity:
-            self._records.append(record)
+        if len(self.waiting) < self.capacity:
+            self.waiting.append(record)
             return True
         next(self._count_refused)
         return False
 
     def drain(self, limit: int) -> list[StageRecord]:
         """Remove and return at most `limit` records, oldest first. For the collector's thread alone."""
-        take = min(limit, len(self._records))
-        records = [self._records.popleft() for _ in range(take)]
+        take = min(limit, len(self.waiting))
+        records = [self.waiting.popleft() for _ in range(take)]
         self.drained += take
         return records
 
     def __len__(self) -> int:
         """The records waiting."""
-        return len(self._records)
+        return len(self.waiting)
 
     @property
     def refused(self) -> int:

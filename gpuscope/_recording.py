@@ -51,13 +51,15 @@ def begin(recorder: Recorder, record: StageRecord, site: Site, stream: Any, susp
             trace.remote = False
             trace.root = site
             trace.sampled = None
-        record.span_id = recorder.random_bits(64) or 1
+        record.span_id = next(recorder.span_ids)
         try:
             record.thread = _threads.facts
         except AttributeError:
             record.thread = _threads.facts = ThreadFacts(threading.get_ident(), threading.current_thread().name)
         current.set(record)
-        if recorder.bridge is not None or ("opentelemetry.trace" in _modules and recorder.open_bridge()):
+        look = recorder.look_for_provider or _first_sight_of_otel(recorder)
+        # A stage inside another one, where nobody can ask for its ids, has no business with OpenTelemetry.
+        if look is not None and (outer is None or look() is not None):
             recorder.bridge.enter(record)
         if recorder.nvtx is not None:
             record.range = recorder.nvtx.begin(site, suspends)
@@ -66,6 +68,10 @@ def begin(recorder: Recorder, record: StageRecord, site: Site, stream: Any, susp
     except Exception:  # The application must not notice; `end` copes with whatever is missing.
         recorder.ledger.untimed("begin_failed")
         record.start_ns = record.start_ns or recorder.clock()
+
+
+def _first_sight_of_otel(recorder: Recorder) -> Any:
+    return recorder.look_for_provider if "opentelemetry.trace" in _modules and recorder.open_bridge() else None
 
 
 def end(record: StageRecord, error: BaseException | None) -> None:
@@ -83,8 +89,11 @@ def end(record: StageRecord, error: BaseException | None) -> None:
         if error is not None:
             record.error = _error_facts(error)
         if current.get() is record:
-            current.set(_running(record.outer))
-        if not recorder.queue.put(record):
+            outer = record.outer
+            current.set(outer if outer is None or not outer.end_ns else _running(outer))
+        if len(recorder.waiting) < recorder.capacity:
+            recorder.waiting.append(record)
+        elif not recorder.queue.put(record):
             recorder.device.give_back(record)
     except Exception:  # Each remaining step on its own: a range left open would misname all that follows.
         _end_what_is_left(recorder, record)

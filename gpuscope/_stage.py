@@ -79,11 +79,12 @@ class Stage(StageRecord):
     An object that is entered again, by anybody, hands out a new record each time.
     """
 
-    __slots__ = ("entered", "owner", "reused", "stream")
+    __slots__ = ("owner", "stream", "uses")
     stream: Any
-    entered: bool
-    reused: bool
-    owner: Stage | None
+    uses: int
+    """0: not entered yet; 1: entered; 2: entered again, so that the records are others."""
+    owner: Stage
+    """For the record of an object that was entered again, and only then: that object."""
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that each call of it is a stage."""
@@ -92,19 +93,22 @@ class Stage(StageRecord):
 
     def __enter__(self) -> Stage:  # noqa: PYI034 - a new record, where the object is entered again
         """Begin the stage."""
-        if self.entered:
+        if self.uses:
             return self._enter_again()
-        self.entered = True
-        begin(self.recorder, self, self.site, self.stream, _getframe(1).f_code.co_flags & _SUSPENDS)
+        self.uses = 1
+        recorder = self.recorder
+        suspends = 0 if recorder.nvtx is None else _getframe(1).f_code.co_flags & _SUSPENDS
+        begin(recorder, self, self.site, self.stream, suspends)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the stage; an exception is noted and goes on."""
-        record = self._innermost() if self.reused else self
-        if record is not None:
-            end(record, error)
+        if self.uses == 1:
+            end(self, error)
+        else:
+            self._exit_again(error)
 
     def set_attribute(self, key: str, value: Any) -> None:
         """
@@ -115,34 +119,33 @@ class Stage(StageRecord):
             value: a `str`, `bool`, `int`, `float` or a sequence of one of them; anything else is exported as text.
 
         """
-        if self.end_ns == 0 or not self.entered:
+        if self.uses == 0 or self.end_ns == 0:
             if self.attributes is None:
                 self.attributes = {}
             self.attributes[key] = value
 
     def _enter_again(self) -> Stage:
         inner = _new_stage(_state.recorder or self.recorder, self.site, self.attributes, self.stream)
-        inner.owner, inner.entered = self, True
-        self.reused = True
+        inner.owner, inner.uses = self, 1
+        self.uses = 2
         begin(inner.recorder, inner, inner.site, inner.stream, _SUSPENDS)
         return inner
 
-    def _innermost(self) -> StageRecord | None:
+    def _exit_again(self, error: BaseException | None) -> None:
         record = current.get()
         while record is not None and (
             record.end_ns or (record is not self and getattr(record, "owner", None) is not self)
         ):
             record = record.outer
-        return record
+        if record is not None:
+            end(record, error)
 
 
 def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, Any] | None, stream: Any) -> Stage:
     stage = Stage()
     stage.recorder, stage.site, stage.stream = recorder, site, stream
     stage.attributes = dict(attributes) if attributes else None
-    stage.end_ns = 0
-    stage.entered = stage.reused = False
-    stage.owner = None
+    stage.uses = 0
     return stage
 
 
@@ -189,9 +192,8 @@ def stage(name: Any = None, /, *, attributes: Mapping[str, Any] | None = None, s
     stage = Stage()
     stage.recorder = recorder
     stage.site = _sites.get(name) or _runtime.new_site(name)
-    stage.end_ns = 0
-    stage.entered = stage.reused = False
-    stage.stream = stage.attributes = stage.owner = None
+    stage.uses = 0
+    stage.stream = stage.attributes = None
     return stage
 
 

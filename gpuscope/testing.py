@@ -146,7 +146,7 @@ class FakeDevice:
             return None
         return (second.time_ns - first.time_ns) / 1e6
 
-    def calibrate(self, lane: FakeLane) -> Anchor | None:
+    def calibrate(self, lane: FakeLane) -> Anchor | None:  # noqa: ARG002 - all lanes share the clock
         """Take an anchor without error."""
         before, now, after = self.clock(), self.clock(), self.clock()
         return Anchor(FakeEvent(now, done=True), now, (after - before + 1) // 2)

@@ -101,7 +101,7 @@ def make_bench():
             )
         )
         # The collector is stepped by hand.
-        engine.recorder.queue = engine.queue
+        engine.recorder.accept(engine.queue)
         return Bench(engine, clock, device, nvtx, spans)
 
     with stack:

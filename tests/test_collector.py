@@ -188,7 +188,7 @@ class Accounting(RuleBasedStateMachine):
             config, device=self.device, clock=self.clock, exporters=(MemoryExporter([]), self.stubborn)
         )
         self.engine = self.period.__enter__()
-        self.engine.recorder.queue = self.engine.queue
+        self.engine.recorder.accept(self.engine.queue)
         self.ended = 0
         self.open = []
 
@@ -283,7 +283,7 @@ class TestSampling:
         with _runtime.period(
             config, device=FakeDevice(clock, completes=True), clock=clock, exporters=(MemoryExporter(spans),)
         ) as engine:
-            engine.recorder.queue = engine.queue
+            engine.recorder.accept(engine.queue)
             with stage("request"), stage("infer"):
                 pass
             while engine.collector.step():
