@@ -75,14 +75,25 @@ class Window:
         return {a.correlation: a for a in self.activities if a.category.startswith("cuda_") and "Launch" in a.name}
 
     def waits(self) -> list[str]:
-        """The names of all calls and activities that wait for the GPU, on any thread."""
+        """
+        The names of all calls and activities that wait for the GPU, on any thread.
+
+        CUPTI files an event that was asked about and found done (`cuEventQuery`, `cuEventElapsedTime`) as an
+        "Event Sync" too; `event_syncs` has those, with their lengths.
+        """
         found = []
         for activity in self.activities:
             call = activity.category in ("cuda_runtime", "cuda_driver") and "Synchronize" in activity.name
-            seen = activity.category == "cuda_sync" and "Wait Event" not in activity.name
-            if call or seen:
+            seen = activity.category == "cuda_sync" and activity.name not in ("Wait Event", "Event Sync")
+            if call or (seen and "Wait Event" not in activity.name):
                 found.append(activity.name)
         return sorted(found)
+
+    def event_syncs(self) -> list[int]:
+        """How long each "Event Sync" took, in nanoseconds."""
+        return sorted(
+            a.end_ns - a.start_ns for a in self.activities if a.category == "cuda_sync" and "Event Sync" in a.name
+        )
 
 
 @dataclass(frozen=True)

@@ -6,41 +6,29 @@ Asks no device and exports nothing. Works on a few hundred rows at a time, so th
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope._record import Details, RowFlag, StageBatch
+from gpuscope._columns import Details, RowFlag, StageBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from gpuscope._columns import DeviceFacts
     from gpuscope._device import Device
-    from gpuscope._record import DeviceFacts, StageRecord
+    from gpuscope._record import Site, StageRecord, ThreadFacts
     from gpuscope._resolve import Row
 
 _LOW = (1 << 64) - 1
+_GPU_BIT = np.uint64(1 << 63)
+"""Our span ids are below it, so that a host span's id with it is another unique id: its GPU span's."""
+_WARMUP, _REMOTE_PARENT = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT)
 _TABLES = ("sites", "threads", "devices", "details", "live")
-
-
-class _Table:
-    """Numbers objects by identity, in order of appearance."""
-
-    def __init__(self) -> None:
-        self.items: list[Any] = []
-        self._index: dict[int, int] = {}
-
-    def index(self, item: Any) -> int:
-        found = self._index.get(id(item))
-        if found is None:
-            found = self._index[id(item)] = len(self.items)
-            self.items.append(item)
-        return found
 
 
 class BatchBuilder:
@@ -70,44 +58,48 @@ class BatchBuilder:
             bridge: knows the ids of stages that the application's tracer has a part in; or None.
 
         """
-        sites, threads = _Table(), _Table()
         self._offset_ns = self._epoch_offset()
         if bridge is not None:
             # Spans that the application's provider makes start at the same nanosecond.
             bridge.offset_ns = self._offset_ns
         identify = bridge.identify if bridge is not None else own_identity
-        ids, numbers, details = [], [], {}
-        for position, row in enumerate(rows):
-            record = row.record
+        sites: dict[Site, int] = {}
+        threads: dict[ThreadFacts, int] = {}
+        ids: list[tuple[int, ...]] = []
+        numbers: list[tuple[int, ...]] = []
+        details: dict[int, Details] = {}
+        for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
             trace_id, span_id, parent_id, sampled = identify(record)
-            lane = record.lane if row.gpu_end_ns else None
-            site = record.site
+            trace, site, lane = record.trace, record.site, record.lane
             site.calls += 1
-            flags = row.flags | (RowFlag.WARMUP if site.calls <= self._warmup else 0)
-            if record.trace.remote and (record.outer is None or record.outer.trace is not record.trace):
-                flags |= RowFlag.REMOTE_PARENT
-            ids.append((trace_id >> 64, trace_id & _LOW, span_id, parent_id, lane.raw if lane is not None else 0))
+            if site.calls <= self._warmup:
+                flags |= _WARMUP  # noqa: PLW2901
+            if trace.remote and parent_id == trace.parent_id:
+                flags |= _REMOTE_PARENT  # noqa: PLW2901
+            stream, device = (lane.raw, lane.index) if gpu_end_ns else (0, -1)
+            if record.attributes or record.error is not None or record.span is not None:
+                odd = _details(record, bridge)
+                if odd is not None:
+                    details[len(ids)] = odd
+            ids.append((trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream))
             numbers.append((
-                sites.index(site), sites.index(record.trace.root), threads.index(record.thread), sampled,
-                record.start_ns, record.end_ns, row.gpu_start_ns, row.gpu_end_ns, row.uncertainty_ns,
-                lane.index if lane is not None else -1, flags,
+                sites.setdefault(site, len(sites)), sites.setdefault(trace.root, len(sites)),
+                threads.setdefault(record.thread, len(threads)), sampled, record.start_ns, record.end_ns,
+                gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
             ))  # fmt: skip
-            odd = _details(record, bridge)
-            if odd is not None:
-                details[position] = odd
-        return self._assemble(sites, threads, (ids, numbers, details), _live(rows, bridge))
+        return self._assemble(tuple(sites), tuple(threads), (ids, numbers, details), _live(rows, bridge))
 
-    def _assemble(self, sites: _Table, threads: _Table, columns: Any, live: tuple[Any, ...] | None) -> StageBatch:
+    def _assemble(
+        self, sites: tuple[Site, ...], threads: tuple[ThreadFacts, ...], columns: Any, live: tuple[Any, ...] | None
+    ) -> StageBatch:
         ids, numbers, details = columns
         trace_high, trace_low, span_id, parent_id, stream = np.ascontiguousarray(np.array(ids, np.uint64).T)
         table = np.ascontiguousarray(np.array(numbers, np.int64).T)
         site, root, thread, sampled, host_start, host_end, gpu_start, gpu_end, uncertainty, device, flags = table
-        offset = self._offset_ns
-        has_gpu = gpu_end != 0
-        gpu_ids = np.frombuffer(os.urandom(8 * len(ids)), np.uint64) | np.uint64(1)
+        offset, has_gpu = self._offset_ns, gpu_end != 0
         return StageBatch(
-            sites=tuple(sites.items),
-            threads=tuple(threads.items),
+            sites=sites,
+            threads=threads,
             devices={index: self._device_facts(index) for index in set(device.tolist()) if index >= 0},
             site=site.astype(np.int32),
             root=root.astype(np.int32),
@@ -116,7 +108,7 @@ class BatchBuilder:
             trace_low=trace_low,
             span_id=span_id,
             parent_id=parent_id,
-            gpu_span_id=np.where(has_gpu, gpu_ids, np.uint64(0)),
+            gpu_span_id=np.where(has_gpu, span_id ^ _GPU_BIT, np.uint64(0)),
             sampled=sampled.astype(np.bool_),
             host_start_ns=host_start + offset,
             host_end_ns=host_end + offset,
@@ -153,15 +145,13 @@ def _details(record: StageRecord, bridge: Any) -> Details | None:
     if record.span is not None and bridge is not None:
         found: Details | None = bridge.details(record)
         return found
-    if record.attributes or record.error:
-        return Details(attributes=record.attributes, error=record.error)
-    return None
+    return Details(attributes=record.attributes, error=record.error)
 
 
 def _live(rows: Sequence[Row], bridge: Any) -> tuple[Any, ...] | None:
     if bridge is None or not bridge.sdk:
         return None
-    return tuple(bridge.lazy(row.record) for row in rows)
+    return tuple(bridge.lazy(row[0]) for row in rows)
 
 
 def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:

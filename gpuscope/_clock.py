@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 MAX_ANCHOR_AGE_NS = 8_000_000_000
 """`cuEventElapsedTime` gives a 32-bit float of milliseconds, whose step is 0.5 µs at 8 s and 4 µs at a minute."""
@@ -29,14 +29,6 @@ class Anchor:
     half_ns: int
 
 
-class Placement(NamedTuple):
-    """Where a stage's GPU work lies in host time. Nanoseconds."""
-
-    start_ns: int
-    end_ns: int
-    uncertainty_ns: int
-
-
 class GpuClock:
     """
     Places one GPU's events in host time.
@@ -49,6 +41,7 @@ class GpuClock:
         self.anchor: Anchor | None = None
         self._readings: deque[tuple[int, float, int]] = deque()
         self._max_age_ns = _FIRST_ANCHOR_AGE_NS
+        self._host_ns_per_ms = self._doubt_ns_per_ms = 0.0
 
     def is_due(self, now_ns: int) -> bool:
         """Tell whether a new anchor is needed before anything is placed."""
@@ -73,6 +66,9 @@ class GpuClock:
         while anchor.host_ns - self._readings[0][0] > _DRIFT_WINDOW_NS:
             self._readings.popleft()
         self.anchor = anchor
+        drift, doubt = self.drift
+        self._host_ns_per_ms = 1e6 * (1.0 + drift)
+        self._doubt_ns_per_ms = 1e6 * (doubt + _FLOAT32_STEP)
 
     @property
     def drift(self) -> tuple[float, float]:
@@ -86,7 +82,7 @@ class GpuClock:
                 return drift, doubt
         return 0.0, _UNKNOWN_DRIFT
 
-    def place(self, end_ms: float, duration_ms: float) -> Placement:
+    def place(self, end_ms: float, duration_ms: float) -> tuple[int, int, int]:
         """
         Place a stage by its end, which is the closer of its events to the anchor however long the stage was.
 
@@ -94,12 +90,13 @@ class GpuClock:
             end_ms: GPU time from the anchor to the stage's end event; negative if that came first.
             duration_ms: GPU time between the stage's own two events, the more exact of the two.
 
+        Returns:
+            Start, end and uncertainty, in host nanoseconds.
+
         """
         anchor = self.anchor
         if anchor is None:
             raise RuntimeError("`GpuClock.place` needs an anchor; call `calibrate` first.")
-        drift, doubt = self.drift
-        distance_ns = end_ms * 1e6
-        end_ns = anchor.host_ns + round(distance_ns * (1.0 + drift))
-        uncertainty_ns = anchor.half_ns + abs(distance_ns) * (doubt + _FLOAT32_STEP)
-        return Placement(end_ns - round(duration_ms * 1e6), end_ns, round(uncertainty_ns))
+        end_ns = anchor.host_ns + int(end_ms * self._host_ns_per_ms)
+        uncertainty_ns = anchor.half_ns + int(abs(end_ms) * self._doubt_ns_per_ms) + 1
+        return end_ns - int(duration_ms * 1e6), end_ns, uncertainty_ns

@@ -55,14 +55,19 @@ class Driver:
         if code != SUCCESS:
             raise DriverError(name, code)
 
-    def active_context(self, device: int) -> Handle | None:
-        """Return the device's primary context if the program has made it active, else None."""
+    def is_in_use(self, device: int) -> bool:
+        """Tell whether the program has made the device's primary context active."""
         handle, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()
         self.call("cuDeviceGet", ctypes.byref(handle), device)
         self.call("cuDevicePrimaryCtxGetState", handle, ctypes.byref(flags), ctypes.byref(active))
-        if not active.value:
+        return bool(active.value)
+
+    def active_context(self, device: int) -> Handle | None:
+        """Return the device's primary context if the program has made it active, else None."""
+        if not self.is_in_use(device):
             return None
-        context = Handle()
+        handle, context = ctypes.c_int(), Handle()
+        self.call("cuDeviceGet", ctypes.byref(handle), device)
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), handle)
         return context
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._clock import Anchor
+from gpuscope._anchors import Anchors
+from gpuscope._columns import DeviceFacts
 from gpuscope._cuda import (
     CAPTURED_EVENT,
     INVALID_HANDLE,
@@ -25,18 +25,15 @@ from gpuscope._cuda import (
     load_driver,
 )
 from gpuscope._device import BROKEN, CAPTURED, DONE, PENDING
-from gpuscope._record import DeviceFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._clock import Anchor
     from gpuscope._ledger import Ledger
     from gpuscope._record import StageRecord
 
 _PAIRS_AT_ONCE = 16
-_ANCHOR_TRIES = 5
-_ANCHOR_BUSY_NS = 100_000
-_ANCHOR_LIMIT_NS = 50_000_000
 _FOREIGN_CAPTURERS = (
     "cupy",
     "cuda.bindings.runtime",
@@ -85,7 +82,6 @@ class CudaDevice:
         self._lock = threading.Lock()
         self._lanes: list[dict[int, Lane]] = []
         self._contexts: dict[int, tuple[Handle, deque[tuple[Handle, Handle]]]] = {}
-        self._anchors: dict[int, tuple[Handle, deque[Handle]]] = {}
         self._pairs_made = 0
         self._relaxed = False
         self._driver: Any = None
@@ -104,7 +100,10 @@ class CudaDevice:
         """Until the program uses CUDA; in a forked child whose parent did, for ever."""
         if self._is_initialized():
             self._open(sys.modules["torch"])
-            self.begin(record, stream)
+            # PyTorch's answer to what stream is current would itself create a context, if it is the first question.
+            if self._driver is not None and (stream is not None or self._driver.is_in_use(self._current_device())):
+                self.begin, self.end = self._fast_paths(self._driver.event_record)
+                self.begin(record, stream)
 
     def _open(self, torch: Any) -> None:
         with self._lock:
@@ -121,13 +120,13 @@ class CudaDevice:
             self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
                 lambda index: torch.cuda.current_stream(index).cuda_stream
             )
+            self._anchors = Anchors(driver)
             self._driver = driver
-            self.begin, self.end = self._fast_paths(driver.event_record, only_device=count == 1)
 
-    def _fast_paths(self, record_event: Any, *, only_device: bool) -> tuple[Any, Any]:
+    def _fast_paths(self, record_event: Any) -> tuple[Any, Any]:
         # Closures, not methods: what they need is a cell away, which makes up for a quarter of a microsecond a stage.
         tables, current_device, current_stream = self._lanes, self._current_device, self._current_stream
-        begin_slowly, end_slowly = self._begin_slowly, self._end_slowly
+        begin_slowly, end_slowly, only_device = self._begin_slowly, self._end_slowly, len(self._lanes) == 1
 
         def begin(record: StageRecord, stream: Any) -> None:
             if stream is None:
@@ -263,42 +262,8 @@ class CudaDevice:
         return self._millis.value
 
     def calibrate(self, lane: Lane) -> Anchor | None:
-        """
-        Bracket an event on an idle private stream between two readings of the host's clock; the tightest of several.
-
-        On an NVIDIA H200 the bracket was 7.6 µs, with the GPU idle or saturated. Where the GPU answers late (another
-        process has its time slice) the bracket is wide and its half, exported as uncertainty, says so.
-        """
-        driver = self._driver
-        with driver.current(lane.context):
-            if lane.index not in self._anchors:
-                # The clock still needs the anchor before, so that one's event must not come round again in one call.
-                ring = deque(driver.new_event() for _ in range(2 * _ANCHOR_TRIES + 1))
-                self._anchors[lane.index] = (driver.new_stream(), ring)
-            stream, ring = self._anchors[lane.index]
-            best: Anchor | None = None
-            for _ in range(_ANCHOR_TRIES):
-                ring.rotate(1)
-                anchor = self._bracket(ring[0], stream)
-                if anchor is not None and (best is None or anchor.half_ns < best.half_ns):
-                    best = anchor
-                if anchor is None or anchor.half_ns > _ANCHOR_BUSY_NS:
-                    break
-        return best
-
-    def _bracket(self, event: Handle, stream: Handle) -> Anchor | None:
-        driver, now = self._driver, time.perf_counter_ns
-        before = now()
-        if driver.event_record(event, stream):
-            return None
-        while driver.event_query(event) == NOT_READY:
-            waited = now() - before
-            if waited > _ANCHOR_LIMIT_NS:
-                return None
-            if waited > _ANCHOR_BUSY_NS:
-                time.sleep(0)  # Lets other threads have the GIL.
-        after = now()
-        return Anchor(event, (before + after) // 2, (after - before + 1) // 2)
+        """Take a new anchor on the lane's device."""
+        return self._anchors.take(lane.index, lane.context)
 
     def facts(self, index: int) -> DeviceFacts:
         """Name and UUID of a device."""

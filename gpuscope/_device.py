@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._clock import Anchor
-    from gpuscope._record import DeviceFacts, StageRecord
+    from gpuscope._columns import DeviceFacts
+    from gpuscope._record import StageRecord
 
 DONE, PENDING, CAPTURED, BROKEN = "done", "pending", "captured", "broken"
 

@@ -230,6 +230,9 @@ class Identities:
 
     def _decide(self, record: StageRecord) -> None:
         if record.trace.sampled is None:
+            if self._sampler.keeps_all and not record.trace.parent_id and self.look_for_provider() is None:
+                record.trace.sampled = True
+                return
             root = root_stage(record)
             record.trace.sampled = self._ask("sampler", lambda: self._decision(root), otherwise=True)
 

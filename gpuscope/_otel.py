@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span
 
+from gpuscope._columns import Details
 from gpuscope._contexts import SPAN_KEY, find_provider, running_stage, span_in, with_span
 from gpuscope._identity import Identities, ids_of
 from gpuscope._lazy_span import LazySpan
-from gpuscope._record import Details, Trace
+from gpuscope._record import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._columns import StageBatch
     from gpuscope._config import Config
     from gpuscope._ledger import Ledger
     from gpuscope._log import Complaints
-    from gpuscope._record import StageBatch
     from gpuscope.exporters import Exporter
 
 _SLICE_ROWS = 128

@@ -7,11 +7,11 @@ Asks the device and never waits for it. A record leaves here exactly once, with 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._clock import GpuClock
+from gpuscope._columns import RowFlag
 from gpuscope._device import CAPTURED, DONE, PENDING
-from gpuscope._record import RowFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +22,10 @@ if TYPE_CHECKING:
     from gpuscope._record import StageRecord
 
 
-class Row(NamedTuple):
-    """One resolved stage. GPU times are host nanoseconds, 0 where there are none."""
+Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
+"""One resolved stage: record, GPU start and end in host nanoseconds or 0, uncertainty, flags. Plain, for speed."""
 
-    record: StageRecord
-    gpu_start_ns: int = 0
-    gpu_end_ns: int = 0
-    uncertainty_ns: int = 0
-    flags: int = 0
+_CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
 
 
 class Resolver:
@@ -63,12 +59,12 @@ class Resolver:
 
     def accept(self, records: list[StageRecord]) -> list[Row]:
         """Take records from the queue; return those that need no GPU as rows."""
-        rows = []
+        rows: list[Row] = []
         for record in records:
             if record.pair is None:
-                rows.append(Row(record))
+                rows.append((record, 0, 0, 0, 0))
             elif self.pending >= self._max_pending:
-                rows.append(self._without_gpu(record, "too_many_pending", RowFlag.GIVEN_UP))
+                rows.append(self._without_gpu(record, "too_many_pending", _GIVEN_UP))
             else:
                 self._waiting.setdefault(record.lane, deque()).append(record)
                 self.pending += 1
@@ -95,7 +91,7 @@ class Resolver:
             except Exception as error:  # A device that raises costs GPU times, never stages.
                 self._complaints.about("device", "asking the GPU about stages failed: %r.", error)
                 left = window - (len(rows) - before)
-                rows += [self._without_gpu(waiting.popleft(), "device_error", RowFlag.GIVEN_UP) for _ in range(left)]
+                rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
             self.pending -= len(rows) - before
         return rows
 
@@ -141,18 +137,18 @@ class Resolver:
         early_ns = record.start_ns - start_ns
         if early_ns > 0:
             # Nothing runs before it is launched, so the launch is the better reading of the two.
-            flags = RowFlag.CLAMPED if early_ns > uncertainty_ns else 0
+            flags = _CLAMPED if early_ns > uncertainty_ns else 0
             start_ns, end_ns = start_ns + early_ns, end_ns + early_ns
         self._device.give_back(record)
-        return Row(record, start_ns, end_ns, uncertainty_ns, flags)
+        return record, start_ns, end_ns, uncertainty_ns, flags
 
     def _unresolved(self, record: StageRecord, state: str, *, give_up: bool) -> Row | None:
         if state == CAPTURED:
-            return self._without_gpu(record, "captured", RowFlag.CAPTURED)
+            return self._without_gpu(record, "captured", _CAPTURED)
         if state != PENDING:
-            return self._without_gpu(record, "device_error", RowFlag.GIVEN_UP)
+            return self._without_gpu(record, "device_error", _GIVEN_UP)
         if give_up or self._clock() - record.end_ns > self._event_deadline_ns:
-            return self._without_gpu(record, "given_up", RowFlag.GIVEN_UP)
+            return self._without_gpu(record, "given_up", _GIVEN_UP)
         return None
 
     def _without_gpu(self, record: StageRecord, reason: str, flag: int) -> Row:
@@ -161,4 +157,4 @@ class Resolver:
             self._device.give_back(record)
         except Exception as error:  # The pool is one pair poorer.
             self._complaints.about("device", "returning events failed: %r.", error)
-        return Row(record, flags=flag)
+        return record, 0, 0, 0, flag

@@ -31,6 +31,8 @@ class EnvironmentSampler:
         self.parent_based = name.startswith(prefix)
         self._rule = name[len(prefix) :] if self.parent_based else name
         self._ratio = ratio
+        self.keeps_all = self._rule == "always_on"
+        """Whether every trace that begins here is exported."""
 
     def keeps(self, context: Context, trace_id: int) -> bool:
         """Decide for a stage whose parent is the span in the context, if any."""

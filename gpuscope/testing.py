@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpuscope import _runtime
 from gpuscope._clock import Anchor
+from gpuscope._columns import DeviceFacts
 from gpuscope._device import CAPTURED, DONE, PENDING
-from gpuscope._record import DeviceFacts
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 
 if TYPE_CHECKING:

@@ -67,8 +67,7 @@ def forms():
     def block_with_attribute(x):
         with stage("block", attributes={"a": 1}) as s:
             s.set_attribute("batch", 4)
-            y = x * 2
-        return y
+            return x * 2
 
     def nested(x):
         with stage("outer"), stage("inner"):

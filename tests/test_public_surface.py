@@ -31,10 +31,11 @@ def test_import_is_light(run_python):
         assert result.stdout == "ok\n", result.stderr
 
 
-def test_import_takes_under_30_milliseconds(run_python):
-    """The best of several fresh interpreters stays under the bound."""
+def test_import_takes_under_30_milliseconds(run_python, tmp_path):
+    """The best of several fresh interpreters, the first of which compiles, stays under the bound."""
     program = "import time; t = time.perf_counter(); import gpuscope; print(time.perf_counter() - t)\n"
-    assert min(float(run_python(program).stdout) for _ in range(5)) < 0.030
+    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}
+    assert min(float(run_python(program, **compiled).stdout) for _ in range(5)) < 0.030
 
 
 def test_version_is_one(run_python):

@@ -15,12 +15,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from gpuscope._batch import BatchBuilder
+from gpuscope._columns import RowFlag
 from gpuscope._config import Config
 from gpuscope._ledger import Ledger
 from gpuscope._otel import Bridge
 from gpuscope._queue import RecordQueue
-from gpuscope._record import ErrorFacts, RowFlag, Site, StageRecord, ThreadFacts, Trace
-from gpuscope._resolve import Row
+from gpuscope._record import ErrorFacts, Site, StageRecord, ThreadFacts, Trace
 from gpuscope.exporters.sdk import SdkExporter
 from gpuscope.testing import FakeDevice, FakeLane, ManualClock
 
@@ -73,7 +73,7 @@ class Service:
         for record in records:
             start = record.start_ns + 500_000 if gpu else 0
             record.lane = FakeLane(0, 7) if gpu else None
-            rows.append(Row(record, start, start + 2_000_000 if gpu else 0, 3_500 if gpu else 0, flags))
+            rows.append((record, start, start + 2_000_000 if gpu else 0, 3_500 if gpu else 0, flags))
         return self.builder.build(rows, self.bridge)
 
     def export(self, *records, **how):

@@ -309,7 +309,7 @@ class TestDecorator:
 
     def test_wrong_arguments_are_refused_at_once(self, bench):
         """A stream that is none and attributes that are no mapping are refused when given."""
-        with pytest.raises(TypeError, match="is a `torch.cuda.Stream`"):
+        with pytest.raises(TypeError, match=r"is a `torch\.cuda\.Stream`"):
             stage("x", stream=3)
         with pytest.raises(TypeError, match="is a mapping"):
             stage("x", attributes=3)

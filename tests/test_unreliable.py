@@ -9,7 +9,6 @@ import pytest
 from gpuscope import stage
 from gpuscope.testing import FakeDevice, ManualClock
 
-
 CALLS = 14
 
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gpuscope._record import RowFlag
+from gpuscope._columns import RowFlag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from gpuscope._record import StageBatch
+    from gpuscope._columns import StageBatch
 
 HOST, GPU, DELAY = range(3)
 """Rows of a block: host duration, GPU duration, and launch to start, in milliseconds."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from gpuscope._record import StageBatch
+    from gpuscope._columns import StageBatch
     from gpuscope.analysis._tally import Tally
 
 PATIENCE_NS = 60_000_000_000

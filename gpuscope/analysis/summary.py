@@ -20,7 +20,7 @@ from gpuscope.analysis._tally import RECENT_CALLS, Tally
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuscope._record import Details, StageBatch
+    from gpuscope._columns import Details, StageBatch
 
 OTHER = "(other)"
 """The line that stages beyond the limit share."""

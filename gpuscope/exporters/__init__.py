@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from gpuscope._columns import StageBatch
     from gpuscope._ledger import Delivery
-    from gpuscope._record import StageBatch
 
 
 class Exporter(Protocol):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gpuscope.exporters._values import as_text, clean_mapping
 
 if TYPE_CHECKING:
-    from gpuscope._record import Details, ErrorFacts
+    from gpuscope._columns import Details
+    from gpuscope._record import ErrorFacts
 
 OURS = frozenset(
     (

@@ -19,7 +19,7 @@ from gpuscope.exporters._spans import GPU_MEASURED, HOST_MEASURED, resolve, span
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuscope._record import StageBatch
+    from gpuscope._columns import StageBatch
     from gpuscope.exporters._spans import Facts, Spans
 
 _SPAN = b"\x12"

@@ -20,7 +20,7 @@ from gpuscope.exporters._spans import resolve, spans_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from gpuscope._record import StageBatch
+    from gpuscope._columns import StageBatch
     from gpuscope.exporters._extra import Extra
     from gpuscope.exporters._rows import SpanRow
     from gpuscope.exporters._spans import Facts

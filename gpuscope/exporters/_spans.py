@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from gpuscope._record import RowFlag
+from gpuscope._columns import RowFlag
 from gpuscope.exporters._extra import OURS, Extra, make_extra
 from gpuscope.exporters._values import as_text, clean_mapping
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuscope._record import Details, Site, StageBatch, ThreadFacts
+    from gpuscope._columns import Details, StageBatch
+    from gpuscope._record import Site, ThreadFacts
 
 T = TypeVar("T")
 

@@ -19,9 +19,9 @@ from gpuscope.exporters._resource import resource_attributes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gpuscope._columns import StageBatch
     from gpuscope._config import Config
     from gpuscope._ledger import Delivery
-    from gpuscope._record import StageBatch
 
 _log = logging.getLogger("gpuscope")
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Span, Tracer
 
+    from gpuscope._columns import StageBatch
     from gpuscope._lazy_span import LazySpan, RealSpan
     from gpuscope._ledger import Delivery
     from gpuscope._otel import Bridge
-    from gpuscope._record import StageBatch
     from gpuscope.exporters._extra import Extra
     from gpuscope.exporters._spans import Facts
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from gpuscope._record import Details, DeviceFacts, RowFlag, Site, StageBatch, ThreadFacts
+from gpuscope._columns import Details, DeviceFacts, RowFlag, StageBatch
+from gpuscope._record import Site, ThreadFacts
 
 NOW_NS = 1_700_000_000_000_000_000
 SITE = Site("infer", {"model": "vit"}, "app.model.infer")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpuscope._record import Details, ErrorFacts, RowFlag, Site
+from gpuscope._columns import Details, RowFlag
+from gpuscope._record import ErrorFacts, Site
 from gpuscope.exporters.memory import MemoryExporter
 
 from .batches import DEVICE, NOW_NS, SITE, THREAD, Row, make_batch

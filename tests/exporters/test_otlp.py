@@ -16,7 +16,8 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 
-from gpuscope._record import Details, RowFlag, Site
+from gpuscope._columns import Details, RowFlag
+from gpuscope._record import Site
 from gpuscope._version import __version__
 from gpuscope.exporters._otlp_bytes import SpanEncoder
 from gpuscope.exporters.memory import MemoryExporter

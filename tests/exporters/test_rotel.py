@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from gpuscope._columns import Details, RowFlag
 from gpuscope._config import Config
-from gpuscope._record import Details, ErrorFacts, RowFlag, Site
+from gpuscope._record import ErrorFacts, Site
 from gpuscope.exporters.otlp import OtlpExporter
 
 from .batches import NOW_NS, Row, make_batch

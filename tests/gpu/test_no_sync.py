@@ -11,6 +11,10 @@ import gpuscope
 from gpuscope.testing import capture
 
 ITERATIONS = 50
+BUSY_CYCLES = 1_000_000
+"""About half a millisecond on the GPU, in every iteration."""
+QUESTION_NS = 100_000
+"""Longer than any question takes, and shorter than any wait would be."""
 
 
 def work(around):
@@ -20,6 +24,7 @@ def work(around):
     for _ in range(ITERATIONS):
         with around("request"):
             with around("matmul"):
+                torch.cuda._sleep(BUSY_CYCLES)
                 torch.mm(a, b, out=out)
             with around("add"):
                 out.add_(1)
@@ -31,7 +36,22 @@ def test_the_method_sees_a_wait(cupti):
     with cupti.Window(waits=True) as window:
         event.record()
         event.synchronize()
-    assert any("EventSynchronize" in name or "Event Sync" in name for name in window.waits())
+    assert any("EventSynchronize" in name for name in window.waits())
+
+
+def test_the_method_files_a_question_as_an_event_sync_of_no_length(cupti):
+    """CUPTI reports an event that was asked about and found done as "Event Sync", though nothing waited."""
+    event, other = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    event.record()
+    other.record()
+    torch.cuda.synchronize()
+    with cupti.Window(waits=True) as window:
+        assert event.query()
+        event.elapsed_time(other)
+        calls = [name for name in window.waits() if "Event" in name]
+    assert calls == []
+    assert window.event_syncs() != []
+    assert window.event_syncs()[-1] < QUESTION_NS
 
 
 def test_an_instrumented_loop_waits_as_often_as_a_plain_one(cupti):
@@ -44,6 +64,8 @@ def test_an_instrumented_loop_waits_as_often_as_a_plain_one(cupti):
         work(gpuscope.stage)
         assert gpuscope.flush(30)
     assert Counter(instrumented.waits()) - Counter(plain.waits()) == Counter()
+    # The GPU was always milliseconds behind, so that anything that waited for it would have waited for long.
+    assert all(length < QUESTION_NS for length in instrumented.event_syncs())
     assert sum(span.kind == "gpu" for span in spans) == 3 * ITERATIONS
 
 

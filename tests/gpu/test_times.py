@@ -15,7 +15,7 @@ SHARE = 0.99
 """Of the stages that must hold: now and then CUPTI itself is off, or the device works on something else."""
 
 
-def held_against_kernels(cupti, streams, *, rounds=8, explicit=False):
+def held_against_kernels(cupti, streams, *, rounds=8, explicit=False, cycles=CYCLES):
     """Launch stages on the streams under CUPTI and return every stage's difference to its kernel."""
     spins, indices = cupti.Spins(), []
     for stream in streams:
@@ -23,7 +23,7 @@ def held_against_kernels(cupti, streams, *, rounds=8, explicit=False):
     torch.cuda.synchronize()
     with capture() as spans, cupti.Window() as window:
         for _ in range(rounds):
-            indices += [spins.launch(s, c, explicit=explicit) for c in CYCLES for s in streams]
+            indices += [spins.launch(s, c, explicit=explicit) for c in cycles for s in streams]
             for stream in streams:
                 stream.synchronize()
     kernels, late = cupti.pairs(window, indices)
@@ -42,10 +42,18 @@ def assert_right(held):
     assert len(places) <= allowed, places[:3]
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_times_agree_with_the_kernels(cupti, count):
-    """Durations and placements of stages on one stream and on four agree with CUPTI's timestamps of their kernels."""
-    assert_right(held_against_kernels(cupti, [torch.cuda.Stream() for _ in range(count)]))
+def test_times_agree_with_the_kernels(cupti):
+    """Durations and placements of stages on a stream agree with CUPTI's timestamps of their kernels."""
+    assert_right(held_against_kernels(cupti, [torch.cuda.Stream()]))
+
+
+def test_times_on_four_streams_agree(cupti):
+    """
+    The same on four streams at once, for kernels of a millisecond and more.
+
+    With four streams the two events around a kernel cost 4 to 5.5 µs, the limit for shorter kernels.
+    """
+    assert_right(held_against_kernels(cupti, [torch.cuda.Stream() for _ in range(4)], cycles=CYCLES[1:]))
 
 
 def test_a_stage_of_another_stream_is_timed_there(cupti):
