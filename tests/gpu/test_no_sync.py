@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from contextlib import nullcontext
 
@@ -46,12 +47,13 @@ def test_the_method_files_a_question_as_an_event_sync_of_no_length(cupti):
     other.record()
     torch.cuda.synchronize()
     with cupti.Window(waits=True) as window:
-        assert event.query()
-        event.elapsed_time(other)
-        calls = [name for name in window.waits() if "Event" in name]
-    assert calls == []
-    assert window.event_syncs() != []
-    assert window.event_syncs()[-1] < QUESTION_NS
+        for _ in range(20):
+            assert event.query()
+            event.elapsed_time(other)
+    assert not any("EventSynchronize" in name for name in window.waits())
+    # The first questions after CUPTI was attached take longer.
+    assert len(window.event_syncs()) >= 20
+    assert statistics.median(window.event_syncs()) < QUESTION_NS
 
 
 def test_an_instrumented_loop_waits_as_often_as_a_plain_one(cupti):
