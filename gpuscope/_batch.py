@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope._columns import Details, RowFlag, StageBatch
+from gpuscope._columns import Details, DeviceFacts, RowFlag, StageBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from gpuscope._columns import DeviceFacts
     from gpuscope._device import Device
     from gpuscope._record import Site, StageRecord, ThreadFacts
     from gpuscope._resolve import Row
@@ -47,27 +46,38 @@ class BatchBuilder:
         self._clock = clock
         self._epoch_clock = epoch_clock
         self._facts: dict[int, DeviceFacts] = {}
-        self._offset_ns = 0
+        self._begin()
 
-    def build(self, rows: Sequence[Row], bridge: Any) -> StageBatch:
+    def _begin(self) -> None:
+        self._offset_ns: int | None = None
+        self._sites: dict[Site, int] = {}
+        self._threads: dict[ThreadFacts, int] = {}
+        self._ids: list[tuple[int, ...]] = []
+        self._numbers: list[tuple[int, ...]] = []
+        self._details: dict[int, Details] = {}
+        self._live: list[Any] | None = None
+
+    def __len__(self) -> int:
+        """The rows of the batch so far."""
+        return len(self._ids)
+
+    def add(self, rows: Sequence[Row], bridge: Any) -> None:
         """
-        Make one batch.
+        Add a few rows to the batch.
 
         Args:
             rows: resolved stages.
             bridge: knows the ids of stages that the application's tracer has a part in; or None.
 
         """
-        self._offset_ns = self._epoch_offset()
-        if bridge is not None:
-            # Spans that the application's provider makes start at the same nanosecond.
-            bridge.offset_ns = self._offset_ns
+        if self._offset_ns is None:
+            self._offset_ns = self._epoch_offset()
+            if bridge is not None:
+                # Spans that the application's provider makes start at the same nanosecond.
+                bridge.offset_ns = self._offset_ns
+                self._live = [] if bridge.sdk else None
         identify = bridge.identify if bridge is not None else own_identity
-        sites: dict[Site, int] = {}
-        threads: dict[ThreadFacts, int] = {}
-        ids: list[tuple[int, ...]] = []
-        numbers: list[tuple[int, ...]] = []
-        details: dict[int, Details] = {}
+        sites, threads, ids, numbers = self._sites, self._threads, self._ids, self._numbers
         for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
             trace_id, span_id, parent_id, sampled = identify(record)
             trace, site, lane = record.trace, record.site, record.lane
@@ -80,26 +90,31 @@ class BatchBuilder:
             if record.attributes or record.error is not None or record.span is not None:
                 odd = _details(record, bridge)
                 if odd is not None:
-                    details[len(ids)] = odd
+                    self._details[len(ids)] = odd
+            if self._live is not None:
+                self._live.append(bridge.lazy(record))
             ids.append((trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream))
             numbers.append((
                 sites.setdefault(site, len(sites)), sites.setdefault(trace.root, len(sites)),
                 threads.setdefault(record.thread, len(threads)), sampled, record.start_ns, record.end_ns,
                 gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
             ))  # fmt: skip
-        return self._assemble(tuple(sites), tuple(threads), (ids, numbers, details), _live(rows, bridge))
 
-    def _assemble(
-        self, sites: tuple[Site, ...], threads: tuple[ThreadFacts, ...], columns: Any, live: tuple[Any, ...] | None
-    ) -> StageBatch:
-        ids, numbers, details = columns
-        trace_high, trace_low, span_id, parent_id, stream = np.ascontiguousarray(np.array(ids, np.uint64).T)
-        table = np.ascontiguousarray(np.array(numbers, np.int64).T)
+    def finish(self) -> StageBatch:
+        """Return the batch, which has at least one row, and begin another, whatever happens."""
+        try:
+            return self._assemble()
+        finally:
+            self._begin()
+
+    def _assemble(self) -> StageBatch:
+        trace_high, trace_low, span_id, parent_id, stream = np.ascontiguousarray(np.array(self._ids, np.uint64).T)
+        table = np.ascontiguousarray(np.array(self._numbers, np.int64).T)
         site, root, thread, sampled, host_start, host_end, gpu_start, gpu_end, uncertainty, device, flags = table
-        offset, has_gpu = self._offset_ns, gpu_end != 0
+        offset, has_gpu = self._offset_ns or 0, gpu_end != 0
         return StageBatch(
-            sites=sites,
-            threads=threads,
+            sites=tuple(self._sites),
+            threads=tuple(self._threads),
             devices={index: self._device_facts(index) for index in set(device.tolist()) if index >= 0},
             site=site.astype(np.int32),
             root=root.astype(np.int32),
@@ -118,8 +133,8 @@ class BatchBuilder:
             device=device.astype(np.int32),
             stream=stream,
             flags=flags.astype(np.uint32),
-            details=details,
-            live=live,
+            details=self._details,
+            live=tuple(self._live) if self._live is not None else None,
         )
 
     def _epoch_offset(self) -> int:
@@ -130,7 +145,10 @@ class BatchBuilder:
 
     def _device_facts(self, index: int) -> DeviceFacts:
         if index not in self._facts:
-            self._facts[index] = self._device.facts(index)
+            try:
+                self._facts[index] = self._device.facts(index)
+            except Exception:  # A name is not worth a batch; it is asked for again with the next.
+                return DeviceFacts(index, "unknown", "unknown")
         return self._facts[index]
 
 
@@ -146,12 +164,6 @@ def _details(record: StageRecord, bridge: Any) -> Details | None:
         found: Details | None = bridge.details(record)
         return found
     return Details(attributes=record.attributes, error=record.error)
-
-
-def _live(rows: Sequence[Row], bridge: Any) -> tuple[Any, ...] | None:
-    if bridge is None or not bridge.sdk:
-        return None
-    return tuple(bridge.lazy(row[0]) for row in rows)
 
 
 def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:

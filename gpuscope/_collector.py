@@ -25,12 +25,18 @@ if TYPE_CHECKING:
     from gpuscope._config import Config
     from gpuscope._engine import Recorder
     from gpuscope._queue import RecordQueue
-    from gpuscope._resolve import Row
     from gpuscope.exporters import Exporter
 
-_PAUSE_S = 0.001
+_SLICE_ROWS = 32
+"""A slice of so many stages holds the GIL for some 0.2 ms, and finishing, counting or encoding a batch for about as
+long; what is fixed in the latter, ten times what a stage takes, wants large batches."""
+_SLICE_ROWS_SDK = 4
+"""Each of these starts a span of the application's tracer, at 15 to 30 µs."""
+_BATCH_ROWS = 256
+_BATCH_DELAY_S = 0.5
+_BACKLOG_ROWS = 512
+_PAUSE_S = 0.004
 _FLUSH_PAUSE_S = 0.002
-_BACKLOG_ROWS = 256
 _SHARE_FOR_GPU = 0.6
 """Of the time that a shutdown has, how much may be spent on GPU work that has not ended."""
 
@@ -85,6 +91,7 @@ class Collector:
         self._wake = threading.Event()
         self._pause = threading.Event()
         self._flushes: list[_Flush] = []
+        self._batch_due_s = 0.0
         self._stop_at_s: float | None = None
         self.ready = threading.Event()
         """Set once the exporters are made: imports and connections that the end of the interpreter would refuse."""
@@ -124,7 +131,7 @@ class Collector:
             while self._stop_at_s is None:
                 self._wake.wait(_FLUSH_PAUSE_S if self._flushes else self._config.interval_s)
                 self._wake.clear()
-                self._drain(lambda: self._stop_at_s is not None)
+                self._drain()
                 self._serve_flushes()
             self._finish(self._stop_at_s)
         except Exception:  # The last line: it must not print a traceback into the application's stderr.
@@ -139,14 +146,29 @@ class Collector:
             self.complaints.about("pass", "setting the collector up failed: %r.", error)
         self.ready.set()
 
-    def _drain(self, interrupted: Callable[[], bool]) -> None:
-        while self.step() and not interrupted():
+    def _drain(self) -> None:
+        while self._slice() and self._stop_at_s is None:
+            if len(self._builder) >= _BATCH_ROWS:
+                self._export()
+            self._breathe()
+        full = len(self._builder) >= _BATCH_ROWS
+        if full or self._flushes or time.monotonic() > self._batch_due_s:
+            self._export()
+
+    def _breathe(self) -> None:
+        """Let the application have the GIL for longer than one of our slices takes."""
+        if self._stop_at_s is None:
             self._pause.wait(_PAUSE_S)
 
     def step(self, *, give_up: bool = False) -> bool:
-        """Do one slice; return whether there is more that can be done at once."""
-        recorder = self._recorder
-        may_ask = True
+        """Do one slice and export what came of it; return whether there is more that can be done at once."""
+        more = self._slice(give_up=give_up)
+        self._export()
+        return more
+
+    def _slice(self, *, give_up: bool = False) -> bool:
+        """Resolve a few stages and add them to the batch; return whether there is more that can be done at once."""
+        recorder, may_ask = self._recorder, True
         try:
             self._look_around()
             recorder.device.attach()
@@ -156,15 +178,21 @@ class Collector:
         limit = self._slice_rows()
         rows = self._resolver.accept(recorder.ledger.take(self._queue, limit))
         rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
-        for start in range(0, len(rows), limit):
-            self._export(rows[start : start + limit])
+        if rows and not self._builder:
+            self._batch_due_s = time.monotonic() + _BATCH_DELAY_S
+        before = len(self._builder)
+        try:
+            self._builder.add(rows, recorder.bridge)
+        except Exception as error:  # Rows that can't be made part of a batch are lost, and said to be.
+            recorder.ledger.lose("internal_error", len(rows) - (len(self._builder) - before))
+            self.complaints.about("batch", "adding to a batch failed: %r.", error)
         return len(self._queue) > 0 or len(rows) >= limit
 
     def _slice_rows(self) -> int:
-        rows = self.outlets.slice_rows
+        bridge = self._recorder.bridge
+        rows = _SLICE_ROWS_SDK if bridge is not None and bridge.sdk else _SLICE_ROWS
         # A backlog is worked off in larger slices: spans lost would be worse than a pause missed.
-        backlog = len(self._queue)
-        return rows if backlog < _BACKLOG_ROWS else min(128, rows * (1 + backlog // _BACKLOG_ROWS))
+        return min(_BATCH_ROWS, rows * (1 + len(self._queue) // _BACKLOG_ROWS))
 
     def _look_around(self) -> None:
         bridge = self._recorder.bridge
@@ -176,26 +204,33 @@ class Collector:
             self._on_provider()
         self.outlets.refresh(bridge)
 
-    def _export(self, rows: list[Row]) -> None:
-        ledger, settled = self._recorder.ledger, 0
+    def _export(self) -> None:
+        """Finish the batch and hand it on, breathing between the parts."""
+        stages = left = len(self._builder)
+        if not stages:
+            return
+        ledger = self._recorder.ledger
         try:
-            batch = self._builder.build(rows, self._recorder.bridge)
+            batch = self._builder.finish()
+            self._breathe()
             self._summary.add(batch)
-            unsampled = len(rows) - int(np.count_nonzero(batch.sampled))
-            if unsampled:
-                ledger.drop("unsampled", unsampled)
-                settled = unsampled
+            self._breathe()
+            sampled = int(np.count_nonzero(batch.sampled))
+            if sampled < stages:
+                ledger.drop("unsampled", stages - sampled)
+                left = sampled
                 batch = select(batch, batch.sampled)
-            if unsampled < len(rows):
-                settled = len(rows)
-                self.outlets.export(batch)
-        except Exception as error:  # Rows that can't be made into a batch are lost, and said to be.
-            ledger.lose("internal_error", len(rows) - settled)
+            if sampled:
+                left = 0
+                self.outlets.export(batch, self._breathe)
+        except Exception as error:  # As in `_slice`.
+            ledger.lose("internal_error", left)
             self.complaints.about("batch", "making a batch failed: %r.", error)
 
     def _serve_flushes(self) -> None:
         for request in list(self._flushes):
             waiting = len(self._queue) + self._resolver.pending
+            self._export()
             if waiting and request.remaining_s():
                 continue
             self._flushes.remove(request)
@@ -210,7 +245,7 @@ class Collector:
         while time.monotonic() < deadline_s and (
             self.step() or (self._resolver.pending and time.monotonic() < give_up_s)
         ):
-            sleep.wait(_PAUSE_S)
+            sleep.wait(_FLUSH_PAUSE_S)
         while self._resolver.pending and time.monotonic() < deadline_s:
             self.step(give_up=True)
         self.outlets.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from gpuscope._log import Complaints
     from gpuscope.exporters import Exporter
 
-_SLICE_ROWS = 128
-
 
 def _make(name: str, config: Config, bridge: Any) -> Exporter:
     if name == "otlp":
@@ -78,13 +76,8 @@ class Outlets:
                 self._complaints.about(name, "the exporter %r can't be set up: %r.", name, error)
         return self._made.get(name)
 
-    @property
-    def slice_rows(self) -> int:
-        """How many rows an exporter can take at once without holding the GIL for long."""
-        return min((getattr(exporter, "slice_rows", _SLICE_ROWS) for exporter in self._active), default=_SLICE_ROWS)
-
-    def export(self, batch: StageBatch) -> None:
-        """Hand a batch of sampled stages to each exporter."""
+    def export(self, batch: StageBatch, breathe: Callable[[], None]) -> None:
+        """Hand a batch of sampled stages to each exporter, breathing after every piece of work."""
         stages = len(batch.site)
         if not self._active:
             reason = "no_exporter" if not self._failed else "exporter_set_up"
@@ -93,10 +86,12 @@ class Outlets:
         delivery = self._ledger.deliver(stages, len(self._active))
         for exporter in self._active:
             try:
-                exporter.export(batch, delivery)
+                for _ in exporter.export(batch, delivery) or ():
+                    breathe()
             except Exception as error:  # An exporter's failure is its own; the others still get the batch.
                 delivery.settle(0, {"exporter_error": stages})
                 self._complaints.about(exporter.name, "the exporter %r failed: %r.", exporter.name, error)
+            breathe()
 
     def flush(self, remaining_s: Callable[[], float]) -> bool:
         """Flush each exporter that was ever made, within the time that remains."""

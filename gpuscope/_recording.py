@@ -37,14 +37,13 @@ def begin(recorder: Recorder, record: StageRecord, site: Site, stream: Any, susp
     record.recorder = recorder
     record.site = site
     record.start_ns = record.end_ns = 0
-    record.span = record.restore = record.lane = record.pair = record.range = record.error = None
+    record.outer = record.span = record.restore = record.lane = record.pair = record.range = record.error = None
     try:
         outer = current.get()
         if outer is not None and outer.recorder is recorder:
             record.outer = outer
             record.trace = outer.trace
         else:
-            record.outer = None
             record.trace = trace = Trace()
             trace.trace_id = recorder.random_bits(128)
             trace.parent_id = 0

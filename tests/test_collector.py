@@ -41,6 +41,8 @@ class Stubborn:
 
 
 class TestResolving:
+    """What becomes of a record's events: times, spans, and the pool again."""
+
     def test_nothing_waits_for_the_gpu(self, make_bench):
         """A stage whose GPU work is pending is not exported yet, and others are not held up by it."""
         bench = make_bench(completes=False)
@@ -134,6 +136,8 @@ class TestResolving:
 
 
 class TestBounds:
+    """What is refused, given up and counted."""
+
     def test_full_queue_refuses_the_newest_and_gives_its_events_back(self, make_bench):
         """A record refused by a full queue is counted as dropped and gives both its events back to the pool."""
         bench = make_bench(queue_size=16, completes=False)
@@ -273,6 +277,8 @@ TestAccounting.settings = settings(max_examples=60, stateful_step_count=40, dead
 
 
 class TestSampling:
+    """What is not sampled still counts."""
+
     @given(ratio=st.sampled_from([0.0, 1.0]))
     @settings(max_examples=2, deadline=None)
     def test_unsampled_stages_count_in_the_summary_and_are_not_exported(self, ratio):

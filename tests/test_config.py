@@ -12,6 +12,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 class TestEnvironment:
+    """Variables: a malformed value warns and never raises."""
+
     @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", "", " "])
     def test_false_words_mean_absent(self, word):
         """Every word for no leaves gpuscope out, whatever its case."""
@@ -88,6 +90,8 @@ class TestEnvironment:
 
 
 class TestKeywords:
+    """Keywords: a malformed value raises."""
+
     def test_unknown_setting_is_refused(self):
         """A keyword that is no setting raises, and lists those that are."""
         with pytest.raises(TypeError, match=r"`qeue_size` is not a setting.*queue_size"):
@@ -104,6 +108,8 @@ class TestKeywords:
 
 
 class TestReadme:
+    """The table of variables."""
+
     def test_table_of_variables_is_generated(self):
         """The README holds the table as `table_of_variables` makes it."""
         assert table_of_variables() in README.read_text(encoding="utf-8")

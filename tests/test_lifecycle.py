@@ -38,6 +38,8 @@ def names(folder: Path) -> dict[str, list[str]]:
 
 
 class TestModes:
+    """Absent, idle and on."""
+
     def test_unset_and_zero_leave_functions_as_they_are(self, run_python):
         """Without the variable, or with 0, a decorated function is the function, and a block does nothing."""
         program = HEAD + (
@@ -110,6 +112,8 @@ class TestModes:
 
 
 class TestExit:
+    """The ways in which a process ends."""
+
     @pytest.mark.parametrize(
         ("ending", "code"),
         [
@@ -152,6 +156,8 @@ class TestExit:
 
 
 class TestChildren:
+    """Processes that a recording process starts."""
+
     @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork")
     def test_fork_starts_the_child_clean_and_leaves_the_parent_alone(self, run_python, tmp_path):
         """The child exports its own stages only, as a process of its own; the parent goes on."""

@@ -43,6 +43,7 @@ class Program:
 
     @contextlib.contextmanager
     def stage(self, name="stage", **attributes):
+        """Run a block as a stage."""
         record = self.begin(Site(name, attributes))
         try:
             yield record
@@ -53,6 +54,7 @@ class Program:
             self.end(record)
 
     def begin(self, site):
+        """Begin a stage, as the hot path does."""
         record = StageRecord()
         record.recorder, record.site, record.outer = self.recorder, site, self.current.get()
         record.span = record.restore = record.lane = record.pair = record.range = record.error = None
@@ -65,12 +67,14 @@ class Program:
         return record
 
     def new_trace(self, site):
+        """Make the trace of a root stage."""
         made = Trace()
         made.trace_id, made.parent_id, made.remote = self.random_bits(128), 0, False
         made.root, made.sampled = site, None
         return made
 
     def end(self, record):
+        """End a stage, and keep its record."""
         record.end_ns = time.perf_counter_ns()
         if record.span is not None:
             self.bridge.leave(record)
@@ -79,6 +83,7 @@ class Program:
         self.ended.append(record)
 
     def span(self, name):
+        """Return a block that is an application's span."""
         return self.provider.get_tracer("application").start_as_current_span(name)
 
     def identities(self):
@@ -112,6 +117,8 @@ def remote_context(*, sampled, state=None):
 
 
 class TestNesting:
+    """Stages in spans, and spans in stages."""
+
     def test_spans_and_stages_alternate(self, exporters):
         """An application's span, a stage in it, a span in that and a stage in that are one chain of one trace."""
         program = Program(TracerProvider(), exporters=exporters)
@@ -265,6 +272,8 @@ class TestNesting:
 
 
 class TestIds:
+    """Ids are the same wherever they are seen."""
+
     def test_inject(self, exporters):
         """The ids in the headers of an outgoing request are those that are exported."""
         program, headers = Program(TracerProvider(), exporters=exporters), {}
@@ -386,6 +395,8 @@ class TestIds:
 
 
 class TestApplicationCode:
+    """What the application's code sees of a stage, and does with it."""
+
     def test_attributes_survive(self, exporters):
         """Attributes set on the current span are the stage's."""
         program = Program(TracerProvider(), exporters=exporters)
@@ -490,6 +501,8 @@ class TestApplicationCode:
 
 
 class TestContexts:
+    """Tasks, threads and generators."""
+
     def test_generator_closed_elsewhere(self, exporters, caplog):
         """A generator that is closed in another context than it began in logs nothing and disturbs nothing."""
         program = Program(TracerProvider(), exporters=exporters)
@@ -530,12 +543,14 @@ class TestContexts:
         program = Program(TracerProvider(), exporters=exporters)
 
         async def work(name):
+            """A query inside a stage."""
             with program.stage(name):
                 await asyncio.sleep(0)
                 with program.span(f"query {name}"):
                     await asyncio.sleep(0)
 
         async def request():
+            """Two stages at once, inside a third."""
             with program.stage("request"):
                 await asyncio.gather(work("a"), work("b"))
 
@@ -564,6 +579,8 @@ class TestContexts:
 
 
 class TestSampling:
+    """Who decides, and that traces stay whole."""
+
     def test_remote_unsampled_parent(self, exporters):
         """Below a remote parent that is not sampled nothing is exported, and the headers say so."""
         program, headers = Program(TracerProvider(), exporters=exporters), {}
@@ -717,6 +734,7 @@ class Counting(SpanProcessor):
         self.started, self.tenants, self.then = 0, [], on_start
 
     def on_start(self, span, parent_context=None):
+        """Count the span, and do what was asked for."""
         self.then()
         self.started += 1
         self.tenants.append(baggage.get_baggage("tenant", parent_context))
@@ -726,9 +744,11 @@ class Complaining(Sampler):
     """Raises."""
 
     def should_sample(self, *arguments, **keywords):
+        """Fail."""
         raise RuntimeError("no decision today")
 
     def get_description(self):
+        """Return a name."""
         return "Complaining"
 
 
@@ -739,9 +759,11 @@ class Curious(Sampler):
         self.asked = []
 
     def should_sample(self, parent_context, trace_id, name, kind=None, attributes=None, *arguments, **keywords):
+        """Note the question, and sample."""
         trace.get_current_span().get_span_context()
         self.asked.append((name, dict(attributes or {})))
         return ALWAYS_ON.should_sample(parent_context, trace_id, name, kind, attributes)
 
     def get_description(self):
+        """Return a name."""
         return "Curious"

@@ -74,12 +74,13 @@ class Service:
             start = record.start_ns + 500_000 if gpu else 0
             record.lane = FakeLane(0, 7) if gpu else None
             rows.append((record, start, start + 2_000_000 if gpu else 0, 3_500 if gpu else 0, flags))
-        return self.builder.build(rows, self.bridge)
+        self.builder.add(rows, self.bridge)
+        return self.builder.finish()
 
     def export(self, *records, **how):
         """Resolve and export stages; return the finished spans by name."""
         batch = self.batch(*records, **how)
-        self.exporter.export(batch, self.ledger.deliver(len(records), 1))
+        list(self.exporter.export(batch, self.ledger.deliver(len(records), 1)))
         return {span.name: span for span in self.finished.get_finished_spans()}
 
     def account(self):
@@ -223,7 +224,7 @@ class TestSpans:
         """The ids in the batch, which the summary and other exporters see, are the finished spans'."""
         record = service.run()
         batch = service.batch(record)
-        service.exporter.export(batch, service.ledger.deliver(1, 1))
+        list(service.exporter.export(batch, service.ledger.deliver(1, 1)))
         (host,) = service.finished.get_finished_spans()
         assert host.context.span_id == int(batch.span_id[0])
         assert host.context.trace_id == int(batch.trace_high[0]) << 64 | int(batch.trace_low[0])
@@ -265,8 +266,12 @@ class TestAccount:
         assert service.account() == (1, {"no_span": 1})
 
     def test_slices(self):
-        """The collector is told to hand over a few stages at a time."""
-        assert SdkExporter.slice_rows == 4
+        """A batch is worked off a few stages at a time, between which the collector can pause."""
+        service = Service()
+        records = [service.run() for _ in range(9)]
+        batch = service.batch(*records)
+        assert len(list(service.exporter.export(batch, service.ledger.deliver(9, 1)))) == 2
+        assert service.account() == (9, {})
 
 
 def fail_on_bad(self, span, parent_context=None):

@@ -15,6 +15,8 @@ from gpuscope import stage
 
 
 class TestNothing:
+    """Nothing comes of nothing."""
+
     def test_nothing_is_recorded_when_nothing_runs(self, bench):
         """A recorder that no stage passes through has no spans and an empty account."""
         assert bench.collect() == []
@@ -22,6 +24,8 @@ class TestNothing:
 
 
 class TestBlock:
+    """The `with` statement."""
+
     def test_block_is_a_host_span_with_a_gpu_child(self, bench):
         """A `with` block becomes a span of its name and a child `[gpu]` that starts later."""
         with stage("infer"):
@@ -185,6 +189,8 @@ def _forms():
 
 
 class TestDecorator:
+    """Functions, methods and callable objects."""
+
     def test_function_keeps_name_signature_and_docstring(self, bench):
         """A decorated function looks like the function."""
 
@@ -324,6 +330,8 @@ class _Model:
 
 
 class TestGenerators:
+    """Generators, plain and asynchronous."""
+
     def test_generator_is_timed_per_resumption(self, bench):
         """Each resumption is a stage; what the consumer does between them is outside."""
 
@@ -394,6 +402,7 @@ class TestGenerators:
 
         @stage("stream")
         async def stream():
+            """Yield what was sent, and note the end."""
             try:
                 got = yield 1
                 await asyncio.sleep(0)
@@ -403,6 +412,7 @@ class TestGenerators:
                 closed.append(True)
 
         async def main():
+            """Resume it, send to it, close it; then exhaust another."""
             generator = stream()
             assert await generator.__anext__() == 1
             assert await generator.asend(2) == 2
@@ -417,11 +427,14 @@ class TestGenerators:
 
 
 class TestAsync:
+    """Coroutines and tasks."""
+
     def test_coroutine_is_timed_while_it_runs(self, bench):
         """A coroutine function stays one, and its stage lasts until it returns, not until it is created."""
 
         @stage("handle")
         async def handle(x):
+            """Work in an inner stage."""
             with stage("inner"):
                 await asyncio.sleep(0)
             return x
@@ -437,15 +450,18 @@ class TestAsync:
 
         @stage("handle")
         async def handle(number, barrier):
+            """Work in an inner stage, at the same time as the others."""
             with stage(f"inner-{number}") as s:
                 s.set_attribute("number", number)
                 await barrier()
 
         async def main():
+            """Run five tasks that meet in their stages."""
             turns = asyncio.Event()
             waiting = 0
 
             async def barrier():
+                """Wait until all five have come."""
                 nonlocal waiting
                 waiting += 1
                 if waiting == 5:
@@ -467,10 +483,12 @@ class TestAsync:
 
         @stage("wait")
         async def wait():
+            """Wait for ever, two stages deep."""
             with stage("inner"):
                 await asyncio.Event().wait()
 
         async def main():
+            """Start the task and cancel it."""
             task = asyncio.create_task(wait())
             await asyncio.sleep(0)
             task.cancel()
@@ -486,7 +504,10 @@ class TestAsync:
         """A task inherits the stage that was current when it was created."""
 
         async def main():
+            """Start a task inside a stage, and await it outside."""
+
             async def work():
+                """Be one stage."""
                 with stage("work"):
                     await asyncio.sleep(0)
 
@@ -499,6 +520,8 @@ class TestAsync:
 
 
 class TestBalance:
+    """Every begin has its end."""
+
     @pytest.mark.parametrize("outcome", ["returns", "raises", "cancelled"])
     @pytest.mark.parametrize("form", ["with", "decorator"])
     @pytest.mark.parametrize("kind", ["plain", "async"])
@@ -511,6 +534,7 @@ class TestBalance:
                 raise errors[outcome]
 
         async def async_body():
+            """Run the body after a turn of the loop."""
             await asyncio.sleep(0)
             body()
 
@@ -522,6 +546,7 @@ class TestBalance:
                     body()
 
         async def run_async():
+            """Run the body in the form asked for."""
             if form == "decorator":
                 await stage("s")(async_body)()
             else:
@@ -541,6 +566,8 @@ class TestBalance:
 
 
 class TestStreams:
+    """Which stream and device a stage is on."""
+
     def test_stream_argument_is_the_stage_s_stream(self, bench):
         """With `stream=` the events go on that stream and device."""
 

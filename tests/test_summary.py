@@ -405,7 +405,8 @@ class TestPlace:
     def test_imports_numpy_and_facts_alone(self):
         """The analysis imports neither torch nor OpenTelemetry nor the recording side."""
         script = (
-            "import sys, gpuscope._columns, gpuscope._record; before = set(sys.modules); import gpuscope.analysis.summary;"
+            "import sys, gpuscope._columns, gpuscope._record; before = set(sys.modules);"
+            "import gpuscope.analysis.summary;"
             "print(sorted(m for m in set(sys.modules) - before if m.startswith(('gpuscope', 'torch', 'opentel'))))"
         )
         done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

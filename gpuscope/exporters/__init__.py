@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gpuscope._columns import StageBatch
     from gpuscope._ledger import Delivery
 
@@ -22,11 +24,12 @@ class Exporter(Protocol):
 
     name: str
 
-    def export(self, batch: StageBatch, delivery: Delivery) -> None:
+    def export(self, batch: StageBatch, delivery: Delivery) -> Iterator[None] | None:
         """
         Take one batch of at most a few hundred rows, all of them sampled.
 
-        Works briefly and never waits for a network: what must wait is handed to the exporter's own thread.
+        Works briefly and never waits for a network: what must wait is handed to the exporter's own thread. An
+        exporter that has more to do returns an iterator, which the collector advances with pauses between.
         Calls `delivery.settle` exactly once for the batch, now or later, from any thread, unless it raises.
         """
 

@@ -2,7 +2,7 @@
 Ends the spans that the application's own TracerProvider made for stages, each with its GPU child.
 
 Public API only, with the application's sampler, processors and limits; never shuts the provider down. A span costs
-some 30 µs of the GIL here, so the collector hands over `slice_rows` stages at a time and pauses between them.
+some 30 µs of the GIL here, so it works in slices of a few stages, between which the collector pauses.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _CODES = (StatusCode.UNSET, StatusCode.OK, StatusCode.ERROR)
 
 
+_SLICE_ROWS = 4
+
+
 class SdkExporter:
     """
     Hands stages to the application's TracerProvider.
@@ -42,20 +45,19 @@ class SdkExporter:
     """
 
     name = "sdk"
-    slice_rows = 4
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
         self._cache: dict[Any, tuple[Facts, Facts | None]] = {}
         self._flusher = _Flusher()
 
-    def export(self, batch: StageBatch, delivery: Delivery) -> None:
-        """End the spans of a few stages."""
+    def export(self, batch: StageBatch, delivery: Delivery) -> Iterator[None]:
+        """End the stages' spans, yielding after every few."""
         tracer, lost = self._bridge.tracer, Counter[str]()
         if tracer is None or batch.live is None:
             delivery.settle(0, {"no_provider": delivery.stages})
             return
-        for lazy, (host, gpu) in zip(batch.live, self._rows_of(batch), strict=True):
+        for number, (lazy, (host, gpu)) in enumerate(zip(batch.live, self._rows_of(batch), strict=True), 1):
             real = self._bridge.realise(lazy)
             if real is None:
                 lost["no_span"] += 1
@@ -64,6 +66,8 @@ class SdkExporter:
             else:
                 _finish(tracer, real, host, gpu)
             _release(lazy)
+            if number % _SLICE_ROWS == 0:
+                yield
         delivery.settle(len(batch.live) - sum(lost.values()), lost)
 
     def flush(self, timeout_s: float) -> bool:
