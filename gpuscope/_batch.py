@@ -52,18 +52,19 @@ class BatchBuilder:
         self._offset_ns: int | None = None
         self._sites: dict[Site, int] = {}
         self._threads: dict[ThreadFacts, int] = {}
-        self._ids: list[tuple[int, ...]] = []
-        self._numbers: list[tuple[int, ...]] = []
+        self._ids: list[NDArray[np.uint64]] = []
+        self._numbers: list[NDArray[np.int64]] = []
+        self._rows = 0
         self._details: dict[int, Details] = {}
-        self._live: list[Any] | None = None
+        self._records: list[StageRecord] = []
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
-        return len(self._ids)
+        return self._rows
 
     def add(self, rows: Sequence[Row], bridge: Any) -> None:
         """
-        Add a few rows to the batch.
+        Add a few rows to the batch: all of them or, if anything fails, none.
 
         Args:
             rows: resolved stages.
@@ -75,9 +76,11 @@ class BatchBuilder:
             if bridge is not None:
                 # Spans that the application's provider makes start at the same nanosecond.
                 bridge.offset_ns = self._offset_ns
-                self._live = [] if bridge.sdk else None
         identify = bridge.identify if bridge is not None else own_identity
-        sites, threads, ids, numbers = self._sites, self._threads, self._ids, self._numbers
+        sites, threads = self._sites, self._threads
+        ids: list[tuple[int, ...]] = []
+        numbers: list[tuple[int, ...]] = []
+        details: dict[int, Details] = {}
         for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
             trace_id, span_id, parent_id, sampled = identify(record)
             trace, site, lane = record.trace, record.site, record.lane
@@ -90,9 +93,7 @@ class BatchBuilder:
             if record.attributes or record.error is not None or record.span is not None:
                 odd = _details(record, bridge)
                 if odd is not None:
-                    self._details[len(ids)] = odd
-            if self._live is not None:
-                self._live.append(bridge.lazy(record))
+                    details[self._rows + len(ids)] = odd
             ids.append((trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream))
             numbers.append((
                 sites.setdefault(site, len(sites)), sites.setdefault(trace.root, len(sites)),
@@ -100,16 +101,23 @@ class BatchBuilder:
                 gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
             ))  # fmt: skip
 
-    def finish(self) -> StageBatch:
+        # Converted here, a few at a time: a whole batch at once would hold the GIL for half a millisecond.
+        self._ids.append(np.array(ids, np.uint64))
+        self._numbers.append(np.array(numbers, np.int64))
+        self._details.update(details)
+        self._records += [row[0] for row in rows]
+        self._rows += len(rows)
+
+    def finish(self, bridge: Any) -> StageBatch:
         """Return the batch, which has at least one row, and begin another, whatever happens."""
         try:
-            return self._assemble()
+            return self._assemble(bridge)
         finally:
             self._begin()
 
-    def _assemble(self) -> StageBatch:
-        trace_high, trace_low, span_id, parent_id, stream = np.ascontiguousarray(np.array(self._ids, np.uint64).T)
-        table = np.ascontiguousarray(np.array(self._numbers, np.int64).T)
+    def _assemble(self, bridge: Any) -> StageBatch:
+        trace_high, trace_low, span_id, parent_id, stream = np.ascontiguousarray(np.concatenate(self._ids).T)
+        table = np.ascontiguousarray(np.concatenate(self._numbers).T)
         site, root, thread, sampled, host_start, host_end, gpu_start, gpu_end, uncertainty, device, flags = table
         offset, has_gpu = self._offset_ns or 0, gpu_end != 0
         return StageBatch(
@@ -134,7 +142,7 @@ class BatchBuilder:
             stream=stream,
             flags=flags.astype(np.uint32),
             details=self._details,
-            live=tuple(self._live) if self._live is not None else None,
+            live=tuple(map(bridge.lazy, self._records)) if bridge is not None and bridge.sdk else None,
         )
 
     def _epoch_offset(self) -> int:

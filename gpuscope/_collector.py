@@ -92,6 +92,7 @@ class Collector:
         self._pause = threading.Event()
         self._flushes: list[_Flush] = []
         self._batch_due_s = 0.0
+        self._may_ask = False
         self._stop_at_s: float | None = None
         self.ready = threading.Event()
         """Set once the exporters are made: imports and connections that the end of the interpreter would refuse."""
@@ -146,7 +147,17 @@ class Collector:
             self.complaints.about("pass", "setting the collector up failed: %r.", error)
         self.ready.set()
 
+    def _prepare(self) -> None:
+        self._may_ask = False
+        try:
+            self._look_around()
+            self._recorder.device.attach()
+            self._may_ask = True
+        except Exception as error:  # Stages go on; unless the thread is prepared, no GPU is asked about them.
+            self.complaints.about("pass", "preparing a pass of the collector failed: %r.", error)
+
     def _drain(self) -> None:
+        self._prepare()
         while self._slice() and self._stop_at_s is None:
             if len(self._builder) >= _BATCH_ROWS:
                 self._export()
@@ -162,29 +173,23 @@ class Collector:
 
     def step(self, *, give_up: bool = False) -> bool:
         """Do one slice and export what came of it; return whether there is more that can be done at once."""
+        self._prepare()
         more = self._slice(give_up=give_up)
         self._export()
         return more
 
     def _slice(self, *, give_up: bool = False) -> bool:
         """Resolve a few stages and add them to the batch; return whether there is more that can be done at once."""
-        recorder, may_ask = self._recorder, True
-        try:
-            self._look_around()
-            recorder.device.attach()
-        except Exception as error:  # Stages go on; unless the thread is prepared, no GPU is asked about them.
-            may_ask = False
-            self.complaints.about("pass", "preparing a pass of the collector failed: %r.", error)
-        limit = self._slice_rows()
+        recorder, limit = self._recorder, self._slice_rows()
         rows = self._resolver.accept(recorder.ledger.take(self._queue, limit))
-        rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
+        rows += self._resolver.collect(limit, may_ask=self._may_ask, give_up=give_up)
         if rows and not self._builder:
             self._batch_due_s = time.monotonic() + _BATCH_DELAY_S
-        before = len(self._builder)
         try:
-            self._builder.add(rows, recorder.bridge)
+            if rows:
+                self._builder.add(rows, recorder.bridge)
         except Exception as error:  # Rows that can't be made part of a batch are lost, and said to be.
-            recorder.ledger.lose("internal_error", len(rows) - (len(self._builder) - before))
+            recorder.ledger.lose("internal_error", len(rows))
             self.complaints.about("batch", "adding to a batch failed: %r.", error)
         return len(self._queue) > 0 or len(rows) >= limit
 
@@ -211,7 +216,7 @@ class Collector:
             return
         ledger = self._recorder.ledger
         try:
-            batch = self._builder.finish()
+            batch = self._builder.finish(self._recorder.bridge)
             self._breathe()
             self._summary.add(batch)
             self._breathe()

@@ -22,6 +22,11 @@ def report(where="out"):
     open(where, "w").write(json.dumps(gpuscope.statistics().as_dict()))
 """
 ON = {"GPUSCOPE": "1", "GPUSCOPE_EXPORTER": "file", "GPUSCOPE_FILE": "spans-{pid}.jsonl", "GPUSCOPE_INTERVAL": "30"}
+at_exit = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3),
+    reason="CPython 3.12.0 to 3.12.2 start no thread once the program has ended: what ends sooner than the collector is "
+    "set up loses its stages, and says so",
+)
 
 
 def names(folder: Path) -> dict[str, list[str]]:
@@ -114,6 +119,7 @@ class TestModes:
 class TestExit:
     """The ways in which a process ends."""
 
+    @at_exit
     @pytest.mark.parametrize(
         ("ending", "code"),
         [
@@ -198,6 +204,7 @@ class TestChildren:
         assert result.returncode == 0, result.stderr
         assert sorted(names(tmp_path).values()) == [["inner", "inner", "work"]] * 2 + [["inner", "work"]]
 
+    @at_exit
     def test_subprocess_inherits_the_variables_and_exports_its_own(self, run_python, tmp_path):
         """A subprocess is a process like any other."""
         child = tmp_path / "child.py"
@@ -207,6 +214,7 @@ class TestChildren:
         assert result.returncode == 0, result.stderr
         assert sorted(names(tmp_path).values()) == [["inner", "inner", "work"], ["inner", "work"]]
 
+    @at_exit
     def test_trace_ids_differ_though_everybody_seeds_alike(self, run_python, tmp_path):
         """Ids do not come from the global generator, which frameworks seed identically on all ranks."""
         program = "import random; random.seed(0)\n" + HEAD + "random.seed(0); work()"

@@ -75,7 +75,7 @@ class Service:
             record.lane = FakeLane(0, 7) if gpu else None
             rows.append((record, start, start + 2_000_000 if gpu else 0, 3_500 if gpu else 0, flags))
         self.builder.add(rows, self.bridge)
-        return self.builder.finish()
+        return self.builder.finish(self.bridge)
 
     def export(self, *records, **how):
         """Resolve and export stages; return the finished spans by name."""
