@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,9 @@ class TestReadme:
     def test_table_of_variables_is_generated(self):
         """The README holds the table as `table_of_variables` makes it."""
         assert table_of_variables() in README.read_text(encoding="utf-8")
+
+    def test_figures_are_generated_from_the_results(self):
+        """The README's figures are what `benchmarks/readme_figures.py` makes of `benchmarks/results/`."""
+        script = README.parent / "benchmarks" / "readme_figures.py"
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() in README.read_text(encoding="utf-8")

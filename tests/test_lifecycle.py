@@ -24,7 +24,7 @@ def report(where="out"):
 ON = {"GPUSCOPE": "1", "GPUSCOPE_EXPORTER": "file", "GPUSCOPE_FILE": "spans-{pid}.jsonl", "GPUSCOPE_INTERVAL": "30"}
 at_exit = pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 3),
-    reason="CPython 3.12.0 to 3.12.2 start no thread once the program has ended: what ends sooner than the collector is "
+    reason="CPython 3.12.0 to 3.12.2 start no thread once the program has ended: what ends before the collector is "
     "set up loses its stages, and says so",
 )
 

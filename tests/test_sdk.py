@@ -98,6 +98,8 @@ def service():
 
 
 class TestSpans:
+    """What a stage looks like to the provider's processors."""
+
     def test_host_and_gpu(self, service):
         """A stage with a GPU part is two finished spans, the GPU's a child of the host's, at the resolved times."""
         record = service.run(attributes={"model": "vit"})
@@ -245,6 +247,8 @@ class TestSpans:
 
 
 class TestAccount:
+    """What is counted, and as what."""
+
     def test_exported(self, service):
         """Each stage that was ended counts as exported, once."""
         service.export(service.run(), service.run(), gpu=True)
@@ -288,14 +292,18 @@ class Provider(TracerProvider):
         self.go_on, self.shut_down, self.asked_ms = threading.Event(), False, []
 
     def force_flush(self, timeout_millis=30000):
+        """Note the timeout, and wait for leave to go on."""
         self.asked_ms.append(timeout_millis)
         return self.go_on.wait(60)
 
     def shutdown(self):
+        """Note that it was asked for."""
         self.shut_down = True
 
 
 class TestFlush:
+    """A flush, and its deadline."""
+
     def test_flush(self, service):
         """A flush is the provider's flush."""
         assert service.exporter.flush(5.0)

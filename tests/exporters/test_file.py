@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import resource
@@ -179,26 +180,31 @@ def test_a_pipe_that_nobody_reads_does_not_hold_the_collector(make_exporter, tmp
     assert account.lost == {"disk": 1}
 
 
-@pytest.fixture
-def small_files():
-    """Limit the size of files to 100 bytes, as a full disk would, for this test."""
+@contextlib.contextmanager
+def small_files(size):
+    """
+    Limit the size of files, as a full disk would.
+
+    For a few lines and not as a fixture: the limit is the process's, and the tests' own output may go to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_write_that_fails_half_way_leaves_no_half_line(tmp_path, small_files):
+def test_a_write_that_fails_half_way_leaves_no_half_line(tmp_path):
     """When the disk is full in the middle of a line, the file ends with the line before, and goes on from there."""
     path = tmp_path / "trace.jsonl"
     file = LineFile(str(path), 4096, 1)
     file.write(b"a" * 60)
-    with pytest.raises(OSError, match="large"):
+    with small_files(100), pytest.raises(OSError, match="large"):
         file.write(b"b" * 60)
     assert path.read_bytes() == b"a" * 60 + b"\n"
-    small_files(1000)
     file.write(b"c" * 60)
     file.close()
     assert path.read_bytes() == b"a" * 60 + b"\n" + b"c" * 60 + b"\n"

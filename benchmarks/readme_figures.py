@@ -1,0 +1,104 @@
+"""
+Prints the figures of the README from `results/`: nothing there is typed by hand.
+
+`python benchmarks/readme_figures.py` prints the block; a test compares it with the README.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+FLOOR = "floor: "
+
+
+def load(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def us(cases: dict[str, list[Any]], name: str) -> float:
+    """Median microseconds an iteration of a case, the empty loop subtracted."""
+    loop = median(sample[0] for sample in cases["loop"])
+    return (median(sample[0] for sample in cases[name]) - loop) / 1000
+
+
+def device(result: Any) -> str:
+    name = result["machine"]["device"]["devices"][0].split(",")[0]
+    return f"{name}, Python {result['machine']['python']}, PyTorch {result['machine']['packages']['torch']}"
+
+
+def cost(hot: Any) -> list[str]:
+    gpu, host = hot["sections"]["gpu"]["cases"]["1 default"], hot["sections"]["host"]["cases"]["1 host"]
+    idle, absent = hot["sections"]["idle"]["cases"]["1 host"], hot["sections"]["absent"]["cases"]["1 host"]
+    floor = min(us(gpu, name) for name in gpu if name.startswith(FLOOR))
+    plain = us(idle, "plain call")
+    rows = [
+        ("`GPUSCOPE` unset: a decorated function / a `with` block", 0.0, us(absent, "stage, with")),
+        ("`GPUSCOPE=idle`", us(idle, "stage, decorator") - plain, us(idle, "stage, with")),
+        ("on, with GPU events", us(gpu, "stage, decorator"), us(gpu, "stage, with")),
+        ("on, host only", us(host, "stage, decorator"), us(host, "stage, with")),
+    ]
+    lines = [f"| calling thread, µs a stage ({device(hot)}) | decorator | `with` |", "|---|---:|---:|"]
+    lines += [f"| {text} | {first:.2f} | {second:.2f} |" for text, first, second in rows]
+    naive = us(gpu, "naive: new events, SDK span, NVTX")
+    lines += [
+        f"| for comparison: a bare pair of CUDA events, nothing else, by the cheapest route | {floor:.2f} | |",
+        f"| new events, an OpenTelemetry SDK span as current and NVTX by hand | | {naive:.2f} |",
+        f"| an OpenTelemetry SDK span as current | | {us(host, 'SDK span as current'):.2f} |",
+    ]
+    return lines
+
+
+def tail(result: Any) -> list[str]:
+    service = f"a launch-bound ResNet-50 service, batch 1, 7 stages a request ({device(result)})"
+    lines = [
+        f"| {service} | p50 µs | p90 µs | p99 µs | p99 change | background µs a stage |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in result["summary"].items():
+        change = f"{(row['p99 ratio'] - 1) * 100:+.0f} %" if "p99 ratio" in row else ""
+        figures = " | ".join(f"{row[share]:,.0f}" for share in ("p50", "p90", "p99"))
+        lines.append(f"| {name} | {figures} | {change} | {row['background_us']:.1f} |")
+    return lines
+
+
+def clock(result: Any) -> list[str]:
+    goals = {goal["text"]: goal["value"] for goal in result["goals"]}
+    durations = goals["share of durations within 5 µs or 1 %"]
+    places = goals["share of placements within the uncertainty + 20 µs"]
+    longer = sorted(result["differences"]["duration_ns"])
+    middle, most = longer[len(longer) // 2] / 1000, longer[int(len(longer) * 0.99)] / 1000
+    text = (
+        f"GPU times against CUPTI's over {goals['minutes covered']:.1f} minutes and {len(longer):,} stages "
+        f"({device(result)}): {places:.1%} of the placements within the exported uncertainty plus 20 µs; a stage is "
+        f"longer than the kernel in it by {middle:.1f} µs (median; p99 {most:.1f} µs), which is what its two events "
+        f"cost the GPU, and {durations:.1%} of the durations agree within 5 µs or 1 %."
+    )
+    return [text]
+
+
+def unmet(results: list[Any]) -> list[str]:
+    """Every goal that a run did not meet: what was measured, and what the goal is."""
+    lines = ["Goals that these runs did not meet:", ""]
+    for result in results:
+        for goal in result["goals"]:
+            if not goal["met"]:
+                word = "at least" if goal["at_least"] else "at most"
+                lines.append(
+                    f"* {goal['text']}: {goal['value']:.3g}{goal['unit']} ({word} {goal['limit']:g}{goal['unit']})"
+                )
+    return lines
+
+
+def block() -> str:
+    """The README's block of figures, in Markdown."""
+    hot, latency, times = load("hot_path"), load("tail"), load("clock")
+    parts = [cost(hot), tail(latency), clock(times), unmet([hot, latency, times])]
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+if __name__ == "__main__":
+    print(block())
