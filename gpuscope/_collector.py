@@ -42,8 +42,9 @@ _SHARE_FOR_GPU = 0.6
 
 
 class _Flush:
-    def __init__(self, deadline_s: float) -> None:
+    def __init__(self, deadline_s: float, *, send: bool) -> None:
         self.deadline_s = deadline_s
+        self.send = send
         self.done = threading.Event()
         self.succeeded = False
 
@@ -110,9 +111,9 @@ class Collector:
         """Half the bracket of the latest anchor."""
         return self._resolver.uncertainty_ns
 
-    def flush(self, timeout_s: float) -> bool:
-        """Have everything recorded so far exported; return whether that was done in time."""
-        request = _Flush(time.monotonic() + timeout_s)
+    def flush(self, timeout_s: float, *, send: bool = True) -> bool:
+        """Have everything recorded so far resolved, and sent, too; return whether that was done in time."""
+        request = _Flush(time.monotonic() + timeout_s, send=send)
         self._flushes.append(request)
         self._wake.set()
         return request.done.wait(timeout_s) and request.succeeded
@@ -239,7 +240,7 @@ class Collector:
             if waiting and request.remaining_s():
                 continue
             self._flushes.remove(request)
-            sent = self.outlets.flush(request.remaining_s)
+            sent = not request.send or self.outlets.flush(request.remaining_s)
             request.succeeded = sent and not waiting
             request.done.set()
 

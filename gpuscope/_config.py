@@ -38,7 +38,7 @@ class Config:
         parse.mode,
         "`1` records; `idle` records nothing until `gpuscope.enable()`; `0` or unset: a decorated function is the "
         "function itself.",
-        "unset",
+        "0",
     )
     exporters: tuple[str, ...] = _setting(
         ("auto",),

@@ -158,9 +158,9 @@ class Engine:
         if self._started and not self.ended:
             self.collector.ready.wait(self.config.shutdown_timeout_s)
 
-    def flush(self, timeout_s: float) -> bool:
-        """Have everything recorded so far exported; return whether that was done in time."""
-        return self.collector.flush(timeout_s) if self._started and not self.ended else True
+    def flush(self, timeout_s: float, *, send: bool = True) -> bool:
+        """Have everything recorded so far resolved, and sent, too; return whether that was done in time."""
+        return self.collector.flush(timeout_s, send=send) if self._started and not self.ended else True
 
     def shutdown(self, timeout_s: float) -> bool:
         """Export what can be exported in time, count the rest as lost, and end."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gpuscope._ledger import Statistics
     from gpuscope.analysis.summary import Summary
 
+_CATCH_UP_S = 1.0
 MAX_SITES = 2048
 """Stages kept by name: NVTX keeps every name for ever, so names with request ids in them must not pile up here too."""
 
@@ -204,10 +205,17 @@ def statistics() -> Statistics:
 
 
 def summary() -> Summary:
-    """Return count, host and GPU percentiles, launch delay and share of the request, by stage; print it for a table."""
+    """
+    Return count, host and GPU percentiles, launch delay and share of the request, by stage; print it for a table.
+
+    Waits up to a second for the collector to catch up with what has ended, GPU work included; sends nothing.
+    """
     from gpuscope.analysis.summary import StageStatistics
 
-    return (StageStatistics() if state.engine is None else state.engine.summary).summary()
+    if state.engine is None:
+        return StageStatistics().summary()
+    state.engine.flush(_CATCH_UP_S, send=False)
+    return state.engine.summary.summary()
 
 
 def _be_first_at_exit() -> None:
@@ -218,6 +226,12 @@ def _be_first_at_exit() -> None:
 
 def _at_exit() -> None:
     shutdown()
+
+
+def _before_the_end() -> None:
+    _finish_set_up()
+    # Whatever provider the program made in its last moments: this handler is the newest now, and runs first.
+    _be_first_at_exit()
 
 
 def _finish_set_up() -> None:
@@ -234,7 +248,7 @@ def _hook_exit_and_fork() -> None:
         # pools' own has to be there first. Private, and only of use to programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
-        getattr(threading, "_register_atexit", lambda _: None)(_finish_set_up)
+        getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)
         if hasattr(os, "register_at_fork"):
             # A child forked while the collector imports would find those modules' locks taken for ever.
             os.register_at_fork(before=_finish_set_up, after_in_child=_after_fork_in_child)

@@ -83,6 +83,15 @@ class TestModes:
         )
         assert run_python(program).stdout == "3\n"
 
+    def test_summary_is_up_to_date(self, run_python):
+        """`summary()` has every stage that has ended, also those of a moment ago, and sends nothing for it."""
+        program = HEAD + (
+            "work(3); text = str(gpuscope.summary()); assert 'inner' in text and 'work' in text, text\n"
+            "print(gpuscope.statistics().recorded)\n"
+        )
+        result = run_python(program, **{**ON, "GPUSCOPE_EXPORTER": "none"})
+        assert result.stdout == "4\n", result.stderr
+
     def test_other_settings_begin_a_new_period(self, run_python):
         """Enabling with other settings exports what was recorded first."""
         program = HEAD + (
@@ -159,6 +168,29 @@ class TestExit:
         assert result.returncode == 0
         assert "some stages were not exported" in result.stderr
         assert time.monotonic() - started < 12
+
+
+SDK = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+def provide():
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=lambda span: span.name + "\\n")))
+    trace.set_tracer_provider(provider)
+"""
+
+
+class TestProviderAtExit:
+    @pytest.mark.parametrize("order", ["provide(); work()", "work(); provide(); work()"])
+    def test_stages_reach_the_provider_before_it_shuts_down(self, run_python, order):
+        """A provider shuts itself down at exit; what was recorded a moment before is with it by then."""
+        result = run_python(HEAD + SDK + order, **{**ON, "GPUSCOPE_EXPORTER": "sdk"})
+        assert result.returncode == 0, result.stderr
+        names = result.stdout.split()
+        assert names.count("work") == order.count("work")
+        assert "inner" in names
+        assert "not exported" not in result.stderr
 
 
 class TestChildren:

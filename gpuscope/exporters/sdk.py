@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
+from gpuscope._log import logger
 from gpuscope.exporters._spans import resolve, spans_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class SdkExporter:
         self._bridge = bridge
         self._cache: dict[Any, tuple[Facts, Facts | None]] = {}
         self._flusher = _Flusher()
+        self._succeeded = False
 
     def export(self, batch: StageBatch, delivery: Delivery) -> Iterator[None]:
         """End the stages' spans, yielding after every few."""
@@ -68,7 +70,11 @@ class SdkExporter:
             _release(lazy)
             if number % _SLICE_ROWS == 0:
                 yield
-        delivery.settle(len(batch.live) - sum(lost.values()), lost)
+        exported = len(batch.live) - sum(lost.values())
+        if exported and not self._succeeded:
+            self._succeeded = True
+            logger.info("exporting spans through the application's %s.", type(self._bridge.provider).__name__)
+        delivery.settle(exported, lost)
 
     def flush(self, timeout_s: float) -> bool:
         """Ask the provider to flush, and wait for it no longer than the timeout, which itself often ignores."""
