@@ -7,12 +7,14 @@ Only decides which of its forms applies; the recording is in `_recording`, the w
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope import _runtime
 from gpuscope._record import StageRecord
 from gpuscope._recording import begin, current, end
 from gpuscope._wrap import stage_of
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +25,21 @@ if TYPE_CHECKING:
     from gpuscope._engine import Recorder
     from gpuscope._record import Site
 
-F = TypeVar("F", bound="Callable[..., Any]")
+    class StageHandle(Protocol):
+        """What `stage(...)` returns: a decorator and a context manager."""
+
+        def __call__(self, function: F, /) -> F:
+            """Make a stage of each call of the function."""
+
+        def __enter__(self) -> Self:
+            """Begin the stage."""
+
+        def __exit__(self, *exception: object) -> None:
+            """End the stage."""
+
+        def set_attribute(self, key: str, value: Any) -> None:
+            """Add an attribute to this run's host span."""
+
 
 _SUSPENDS = 0x20 | 0x80 | 0x200
 """`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import would cost 5 ms."""
@@ -157,7 +173,7 @@ def stage(function: F, /) -> F: ...
 @overload
 def stage(
     name: str | None = None, /, *, attributes: Mapping[str, Any] | None = None, stream: Any = None
-) -> Stage | IdleStage | NoStage: ...
+) -> StageHandle: ...
 def stage(name: Any = None, /, *, attributes: Mapping[str, Any] | None = None, stream: Any = None) -> Any:
     """
     Name a piece of inference work; as a decorator or as a context manager.
