@@ -241,6 +241,8 @@ class CudaDevice:
 
     def is_capturing(self, lane: Lane) -> bool:
         """Also true where it can't be told: the default stream, while some blocking stream is captured."""
+        if not self._relaxed:
+            self.attach()  # The program began to use CUDA after this pass had begun.
         # The default stream is that of the current context, and this thread has none by itself.
         self._driver.call("cuCtxSetCurrent", lane.context)
         status = ctypes.c_int()

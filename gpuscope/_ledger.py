@@ -87,7 +87,7 @@ class Ledger:
     def lose(self, reason: str, stages: int = 1) -> None:
         """Count stages in the collector's hands that should have been exported and will not be."""
         with self._lock:
-            if not self._closed:
+            if stages and not self._closed:
                 self._with_collector -= stages
                 self._lost[reason] += stages
 

@@ -182,6 +182,8 @@ def provide():
 
 
 class TestProviderAtExit:
+    """The application's provider ends with the program, too."""
+
     @pytest.mark.parametrize("order", ["provide(); work()", "work(); provide(); work()"])
     def test_stages_reach_the_provider_before_it_shuts_down(self, run_python, order):
         """A provider shuts itself down at exit; what was recorded a moment before is with it by then."""
