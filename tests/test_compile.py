@@ -124,10 +124,12 @@ def test_twenty_separately_compiled_stages_share_no_limit(bench):
 
 def test_toggling_does_not_recompile(make_bench):
     """Whether recording is on is not looked at while tracing, so no guard depends on it."""
+    from torch._dynamo.testing import CompileCounter
+
     from gpuscope import _runtime
 
     bench = make_bench()
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
     function = forms()["nested"]
     program = torch.compile(lambda x: function(x) + 1, backend=counter, fullgraph=True)
     for recorder in (bench.engine.recorder, None, bench.engine.recorder):
