@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuscope._columns import Details, DeviceFacts, RowFlag, StageBatch
+from gpuscope._compiled import native
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -59,12 +60,13 @@ class BatchBuilder:
         self._packed: list[bytes] = []
         self._details: dict[int, Details] = {}
         self._records: list[StageRecord] = []
+        self._count = 0
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
-        return len(self._packed)
+        return self._count
 
-    def add(self, rows: Sequence[Row], bridge: Any) -> None:
+    def add(self, rows: list[Row], bridge: Any) -> None:
         """
         Add a few rows to the batch: all of them or, if anything fails, none.
 
@@ -78,10 +80,30 @@ class BatchBuilder:
             if bridge is not None:
                 # Spans that the application's provider makes start at the same nanosecond.
                 bridge.offset_ns = self._offset_ns
+        packed, odd_rows = (self._pack_in_python if native is None else self._pack_natively)(rows, bridge)
+        details = {}
+        for index in odd_rows:
+            odd = _details(rows[index][0], bridge)
+            if odd is not None:
+                details[self._count + index] = odd
+        self._packed.append(packed)
+        self._details.update(details)
+        self._count += len(rows)
+        if bridge is not None and bridge.sdk:
+            self._records += [row[0] for row in rows]
+
+    def _pack_natively(self, rows: list[Row], bridge: Any) -> tuple[bytes, list[int]]:
+        identify, own = (bridge.identify, 0 if bridge.sdk else 1) if bridge is not None else (own_identity, 2)
+        packed: tuple[bytes, list[int]] = native.pack(
+            rows, self._sites, self._threads, identify, own, self._warmup, _WARMUP, _REMOTE_PARENT
+        )
+        return packed
+
+    def _pack_in_python(self, rows: list[Row], bridge: Any) -> tuple[bytes, list[int]]:
         identify = bridge.identify if bridge is not None else own_identity
         sites, threads = self._sites, self._threads
         packed: list[bytes] = []
-        details: dict[int, Details] = {}
+        odd: list[int] = []
         for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
             trace_id, span_id, parent_id, sampled = identify(record)
             trace, site, lane = record.trace, record.site, record.lane
@@ -92,18 +114,14 @@ class BatchBuilder:
                 flags |= _REMOTE_PARENT  # noqa: PLW2901
             stream, device = (lane.raw, lane.index) if gpu_end_ns else (0, -1)
             if record.attributes or record.error is not None or record.span is not None:
-                odd = _details(record, bridge)
-                if odd is not None:
-                    details[len(self._packed) + len(packed)] = odd
+                odd.append(len(packed))
             packed.append(_pack(
                 trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream,
                 sites.setdefault(site, len(sites)), sites.setdefault(trace.root, len(sites)),
                 threads.setdefault(record.thread, len(threads)), sampled, record.start_ns, record.end_ns,
                 gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
             ))  # fmt: skip
-        self._packed += packed
-        self._details.update(details)
-        self._records += [row[0] for row in rows]
+        return b"".join(packed), odd
 
     def finish(self, bridge: Any) -> StageBatch:
         """Return the batch, which has at least one row, and begin another, whatever happens."""

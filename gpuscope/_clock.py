@@ -18,6 +18,7 @@ _UNKNOWN_DRIFT = 5e-6
 """Assumed until it is measured; measured GPUs drifted 1.3 to 1.7 parts per million against the host."""
 _IMPLAUSIBLE_DRIFT = 1e-3
 _FLOAT32_STEP = 2.0**-23
+_NO_ANCHOR = "A `GpuClock` places nothing without an anchor; call `calibrate` first."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,13 @@ class GpuClock:
                 return drift, doubt
         return 0.0, _UNKNOWN_DRIFT
 
+    @property
+    def terms(self) -> tuple[int, int, float, float]:
+        """What `place` computes with, for whoever computes elsewhere; needs an anchor."""
+        if self.anchor is None:
+            raise RuntimeError(_NO_ANCHOR)
+        return self.anchor.host_ns, self.anchor.half_ns, self._host_ns_per_ms, self._doubt_ns_per_ms
+
     def place(self, end_ms: float, duration_ms: float) -> tuple[int, int, int]:
         """
         Place a stage by its end, which is the closer of its events to the anchor however long the stage was.
@@ -94,9 +102,7 @@ class GpuClock:
             Start, end and uncertainty, in host nanoseconds.
 
         """
-        anchor = self.anchor
-        if anchor is None:
-            raise RuntimeError("`GpuClock.place` needs an anchor; call `calibrate` first.")
-        end_ns = anchor.host_ns + int(end_ms * self._host_ns_per_ms)
-        uncertainty_ns = anchor.half_ns + int(abs(end_ms) * self._doubt_ns_per_ms) + 1
+        host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = self.terms
+        end_ns = host_ns + int(end_ms * host_ns_per_ms)
+        uncertainty_ns = half_ns + int(abs(end_ms) * doubt_ns_per_ms) + 1
         return end_ns - int(duration_ms * 1e6), end_ns, uncertainty_ns

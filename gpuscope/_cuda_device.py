@@ -10,11 +10,11 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._anchors import Anchors
 from gpuscope._columns import DeviceFacts
+from gpuscope._compiled import native
 from gpuscope._cuda import (
     CAPTURED_EVENT,
     INVALID_HANDLE,
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from gpuscope._clock import Anchor
     from gpuscope._ledger import Ledger
     from gpuscope._record import StageRecord
+
+Pair: TypeAlias = "tuple[Handle, Handle, int | None, int | None]"
+"""The start and the end event, and the addresses of both: what `ctypes` takes, and what `native` does."""
 
 _PAIRS_AT_ONCE = 16
 _FOREIGN_CAPTURERS = (
@@ -52,7 +55,7 @@ class Lane:
 
     __slots__ = ("context", "guarded", "handle", "index", "pairs", "raw")
 
-    def __init__(self, index: int, raw: int, context: Handle, pairs: deque[tuple[Handle, Handle]]) -> None:
+    def __init__(self, index: int, raw: int, context: Handle, pairs: list[Pair]) -> None:
         self.index = index
         self.raw = raw
         self.handle = Handle(raw)
@@ -76,12 +79,13 @@ class CudaDevice:
         self.begin: Callable[[StageRecord, Any], None] = self._begin_unready
         self.end: Callable[[StageRecord], None] = self._end_never
         self.unusable: str | None = None
+        self.elapsed_address: int | None = None
         self._is_initialized: Any = None
         self._ledger = ledger
         self._max_pairs = max_pairs
         self._lock = threading.Lock()
         self._lanes: list[dict[int, Lane]] = []
-        self._contexts: dict[int, tuple[Handle, deque[tuple[Handle, Handle]]]] = {}
+        self._contexts: dict[int, tuple[Handle, list[Pair]]] = {}
         self._pairs_made = 0
         self._relaxed = False
         self._driver: Any = None
@@ -120,6 +124,7 @@ class CudaDevice:
             self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
                 lambda index: torch.cuda.current_stream(index).cuda_stream
             )
+            self.elapsed_address = ctypes.cast(driver.event_elapsed, Handle).value
             self._anchors = Anchors(driver)
             self._driver = driver
 
@@ -127,6 +132,10 @@ class CudaDevice:
         # Closures, not methods: what they need is a cell away, which makes up for a quarter of a microsecond a stage.
         tables, current_device, current_stream = self._lanes, self._current_device, self._current_stream
         begin_slowly, end_slowly, only_device = self._begin_slowly, self._end_slowly, len(self._lanes) == 1
+        if native is not None:
+            address = ctypes.cast(record_event, Handle).value
+            fast = native.EventRecorder(address, tables, current_device, current_stream, begin_slowly, end_slowly)
+            return fast.begin, fast.end
 
         def begin(record: StageRecord, stream: Any) -> None:
             if stream is None:
@@ -200,17 +209,18 @@ class CudaDevice:
                 if context is None:
                     self._ledger.untimed("device_not_in_use")
                     return None
-                self._contexts[index] = (context, deque())
+                self._contexts[index] = (context, [])
             return self._lanes[index].setdefault(raw, Lane(index, raw, *self._contexts[index]))
 
-    def _make_pairs(self, lane: Lane) -> tuple[Handle, Handle] | None:
+    def _make_pairs(self, lane: Lane) -> Pair | None:
         with self._lock:
             if self._pairs_made >= self._max_pairs:
                 self._ledger.untimed("no_free_events")
                 return None
             self._pairs_made += _PAIRS_AT_ONCE
         with self._driver.current(lane.context):
-            new = [(self._driver.new_event(), self._driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
+            events = [(self._driver.new_event(), self._driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
+        new = [(start, end, start.value, end.value) for start, end in events]
         pair = new.pop()
         lane.pairs.extend(new)
         return pair

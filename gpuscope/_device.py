@@ -39,6 +39,9 @@ class Device(Protocol):
     def query(self, record: StageRecord) -> str:
         """Tell about the end event: DONE, PENDING, CAPTURED or BROKEN."""
 
+    elapsed_address: int | None
+    """Of a C function like `cuEventElapsedTime`, for pairs that have addresses; None: only `elapsed_ms` tells."""
+
     def elapsed_ms(self, first: Any, second: Any) -> float | None:
         """GPU time between two completed events; None if one of them can't be timed."""
 

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._collector import Collector
+from gpuscope._compiled import RecorderFields
 from gpuscope._cuda_device import CudaDevice
 from gpuscope._ledger import Ledger, Statistics
 from gpuscope._log import logger
@@ -28,36 +29,19 @@ if TYPE_CHECKING:
     from gpuscope.exporters import Exporter
 
 
-class Recorder:
-    """What the hot path needs, in slots."""
+class Recorder(RecorderFields):
+    """What the hot path needs, and how it comes to be."""
 
-    __slots__ = (
-        "_open",
-        "bridge",
-        "capacity",
-        "clock",
-        "device",
-        "ledger",
-        "look_for_provider",
-        "nvtx",
-        "queue",
-        "random_bits",
-        "span_ids",
-        "waiting",
-    )
+    __slots__ = ("_open",)
 
     def __init__(self, queue: Any, device: Any, ledger: Ledger, open_bridge: Callable[[], Any]) -> None:
         self.queue = queue
-        self.waiting: Any = ()
+        self.waiting = ()
         self.capacity = 0
-        """Of `waiting`, which is the queue's; 0 until the first record has started the collector."""
         self.device = device
         self.ledger = ledger
-        self.clock: Callable[[], int] = time.perf_counter_ns
-        self.nvtx: Any = None
-        self.bridge: Any = None
-        self.look_for_provider: Callable[[], Any] | None = None
-        """The bridge's, once there is one."""
+        self.clock = time.perf_counter_ns
+        self.nvtx = self.bridge = self.look_for_provider = None
         self._open = open_bridge
         # Not the global `random`, which frameworks seed alike on all ranks: trace ids would repeat.
         self.random_bits = random.Random(random.SystemRandom().getrandbits(256)).getrandbits  # noqa: S311

@@ -17,6 +17,12 @@ def variables() -> dict[str, str]:
     return dict(os.environ)
 
 
+def wants_native() -> bool:
+    """Tell whether the parts in C may be used."""
+    # Empty is unset, as with OpenTelemetry's variables.
+    return os.environ.get("GPUSCOPE_NATIVE", "").strip().lower() not in FALSE_WORDS[1:]
+
+
 def is_off(environ: dict[str, str]) -> bool:
     """Tell whether the variables leave gpuscope out, so that no other setting matters."""
     return environ.get("GPUSCOPE", "").strip().lower() in FALSE_WORDS

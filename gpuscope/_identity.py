@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TraceState
 
     from gpuscope._config import Config
-    from gpuscope._record import StageRecord
+    from gpuscope._record import StageRecord, Trace
 
 T = TypeVar("T")
 
@@ -158,6 +158,8 @@ class Identities:
 
         """
         lazy: LazySpan | None = record.span
+        if record.trace.sampled is None and self._keeps_all(record.trace):
+            record.trace.sampled = True  # Out of turn: no other answer is possible.
         if lazy is None and not self.sdk and record.trace.sampled is not None:
             # Nobody asked, and nobody else makes ids: the common case, in a fifth of the time.
             outer, record.restore = record.outer, None
@@ -230,11 +232,15 @@ class Identities:
 
     def _decide(self, record: StageRecord) -> None:
         if record.trace.sampled is None:
-            if self._sampler.keeps_all and not record.trace.parent_id and self.look_for_provider() is None:
+            if self._keeps_all(record.trace):
                 record.trace.sampled = True
                 return
             root = root_stage(record)
             record.trace.sampled = self._ask("sampler", lambda: self._decision(root), otherwise=True)
+
+    def _keeps_all(self, trace: Trace) -> bool:
+        """Whether nobody but our own sampler has a say, and it keeps every trace."""
+        return self._sampler.keeps_all and not trace.parent_id and self.look_for_provider() is None
 
     def _decision(self, root: StageRecord) -> bool:
         sampler, context, trace_id = sampler_of(self.provider), self._parent_context(root), root.trace.trace_id

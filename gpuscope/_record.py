@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 
 class Site:
@@ -104,6 +104,39 @@ class StageRecord:
     """The open NVTX range, or None."""
     attributes: dict[str, Any] | None
     error: ErrorFacts | None
+
+
+class RecorderFields:
+    """What recording needs, in slots: of a `Recorder`, which fills and changes it."""
+
+    __slots__ = (
+        "bridge",
+        "capacity",
+        "clock",
+        "device",
+        "ledger",
+        "look_for_provider",
+        "nvtx",
+        "queue",
+        "random_bits",
+        "span_ids",
+        "waiting",
+    )
+    bridge: Any
+    """The door to OpenTelemetry, or None."""
+    capacity: int
+    """Of `waiting`; 0 until the first record has started the collector."""
+    clock: Callable[[], int]
+    device: Any
+    ledger: Any
+    look_for_provider: Callable[[], Any] | None
+    """The bridge's, once there is one."""
+    nvtx: Any
+    queue: Any
+    random_bits: Callable[[int], int]
+    span_ids: Iterator[int]
+    waiting: Any
+    """The queue's."""
 
 
 class ErrorFacts(NamedTuple):

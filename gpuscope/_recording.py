@@ -1,5 +1,5 @@
 """
-The two halves of recording a stage, `begin` and `end`: the hot code.
+The two halves of recording a stage, `begin` and `end`: the hot code, as it is where there is no `native`.
 
 Never locks, logs, formats, imports, reads the environment or does I/O on the common path, and never raises into the
 application: after a failure of any part the others still run, so that no range stays open.
@@ -10,12 +10,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._record import ErrorFacts, StageRecord, ThreadFacts, Trace
+from gpuscope._compiled import StageRecord, native
+from gpuscope._record import ErrorFacts, ThreadFacts, Trace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuscope._engine import Recorder
     from gpuscope._record import Site
 
@@ -32,7 +36,7 @@ class _Threads(threading.local):
 _threads = _Threads()
 
 
-def begin(recorder: Recorder, record: StageRecord, site: Site, stream: Any, suspends: int) -> None:
+def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream: Any, suspends: int) -> None:
     """Start a run of a stage on this thread, in this context. The record's attributes are set by the caller."""
     record.recorder = recorder
     record.site = site
@@ -54,7 +58,7 @@ def begin(recorder: Recorder, record: StageRecord, site: Site, stream: Any, susp
         try:
             record.thread = _threads.facts
         except AttributeError:
-            record.thread = _threads.facts = ThreadFacts(threading.get_ident(), threading.current_thread().name)
+            record.thread = _facts_of_thread()
         current.set(record)
         look = recorder.look_for_provider or _first_sight_of_otel(recorder)
         # A stage inside another one, where nobody can ask for its ids, has no business with OpenTelemetry.
@@ -65,15 +69,33 @@ def begin(recorder: Recorder, record: StageRecord, site: Site, stream: Any, susp
         record.start_ns = recorder.clock()
         recorder.device.begin(record, stream)
     except Exception:  # The application must not notice; `end` copes with whatever is missing.
-        recorder.ledger.untimed("begin_failed")
-        record.start_ns = record.start_ns or recorder.clock()
+        _begin_failed(recorder, record)
+
+
+def _facts_of_thread() -> ThreadFacts:
+    if not hasattr(_threads, "facts"):
+        _threads.facts = ThreadFacts(threading.get_ident(), threading.current_thread().name)
+    return _threads.facts
+
+
+def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
+    recorder.ledger.untimed("begin_failed")
+    record.start_ns = record.start_ns or recorder.clock()
 
 
 def _first_sight_of_otel(recorder: Recorder) -> Any:
     return recorder.look_for_provider if "opentelemetry.trace" in _modules and recorder.open_bridge() else None
 
 
-def end(record: StageRecord, error: BaseException | None) -> None:
+def start_in_python(recorder: Recorder, site: Site, stream: Any, suspends: int) -> StageRecord:
+    """Return a new record, begun."""
+    record = StageRecord()
+    record.attributes = None
+    begin(recorder, record, site, stream, suspends)
+    return record
+
+
+def end_in_python(record: StageRecord, error: BaseException | None) -> None:
     """Finish a run: on the way out of the stage, whether it returns or raises."""
     recorder = record.recorder
     try:
@@ -135,3 +157,21 @@ def _error_facts(error: BaseException) -> ErrorFacts | None:
         frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
         traceback = traceback.tb_next
     return ErrorFacts(name, message, tuple(frames))
+
+
+begin: Callable[[Recorder, StageRecord, Site, Any, int], None] = begin_in_python
+start: Callable[[Recorder, Site, Any, int], StageRecord] = start_in_python
+end: Callable[[StageRecord, BaseException | None], None] = end_in_python
+if native is not None:
+    native.prepare(
+        current=current,
+        trace_type=Trace,
+        perf_counter=time.perf_counter_ns,
+        facts_of_thread=_facts_of_thread,
+        see_otel=_first_sight_of_otel,
+        begin_failed=_begin_failed,
+        end_the_rest=_end_what_is_left,
+        error_facts=_error_facts,
+        running=_running,
+    )
+    begin, start, end = native.begin, native.start, native.end

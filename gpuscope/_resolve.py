@@ -7,10 +7,12 @@ Asks the device and never waits for it. A record leaves here exactly once, with 
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._clock import GpuClock
 from gpuscope._columns import RowFlag
+from gpuscope._compiled import native
 from gpuscope._device import CAPTURED, DONE, PENDING
 
 if TYPE_CHECKING:
@@ -66,7 +68,10 @@ class Resolver:
             elif self.pending >= self._max_pending:
                 rows.append(self._without_gpu(record, "too_many_pending", _GIVEN_UP))
             else:
-                self._waiting.setdefault(record.lane, deque()).append(record)
+                waiting = self._waiting.get(record.lane)
+                if waiting is None:
+                    waiting = self._waiting[record.lane] = deque()
+                waiting.append(record)
                 self.pending += 1
         return rows
 
@@ -102,7 +107,11 @@ class Resolver:
         can_ask = may_ask and not device.is_capturing(lane) and self._calibrated(lane)
         # Work on a stream ends in order, so the newest answers for all before it.
         all_done = can_ask and device.query(waiting[window - 1]) == DONE
-        for _ in range(window):
+        resolved = self._resolve_natively(waiting, window, lane.index) if all_done else []
+        for _ in resolved:
+            waiting.popleft()
+        rows += resolved
+        for _ in range(window - len(resolved)):
             record = waiting[0]
             state = DONE if all_done else device.query(record) if can_ask else PENDING
             row = self._resolve(record, lane.index) if state == DONE else None
@@ -125,6 +134,15 @@ class Resolver:
                 before = clock.anchor
                 clock.calibrate(anchor, self._device.elapsed_ms(before.event, anchor.event) if before else None)
         return clock.anchor is not None
+
+    def _resolve_natively(self, waiting: deque[StageRecord], window: int, index: int) -> list[Row]:
+        """Resolve the first of them in C: all, up to one whose events can't be timed, or none where there is no C."""
+        clock, elapsed = self._clocks[index], self._device.elapsed_address
+        if native is None or elapsed is None or clock.anchor is None:
+            return []
+        records, anchor = list(islice(waiting, window)), clock.anchor.event.value
+        rows: list[Row] = native.place(records, elapsed, anchor, _CLAMPED, *clock.terms)
+        return rows
 
     def _resolve(self, record: StageRecord, index: int) -> Row | None:
         clock, pair = self._clocks[index], record.pair

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope import _runtime
-from gpuscope._record import StageRecord
+from gpuscope._block import StageBlock, new_block
 from gpuscope._recording import begin, current, end
 from gpuscope._wrap import stage_of
 
@@ -18,7 +18,6 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -41,10 +40,8 @@ if TYPE_CHECKING:
             """Add an attribute to this run's host span."""
 
 
-_SUSPENDS = 0x20 | 0x80 | 0x200
-"""`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import would cost 5 ms."""
+_MAY_SUSPEND = 1
 _modules = sys.modules
-_getframe = sys._getframe
 _state = _runtime.state
 _sites = _runtime.state.sites
 _off_stages: dict[str, NoStage] = _runtime.state.off_stages
@@ -88,43 +85,19 @@ class IdleStage(NoStage):
         return cast("F", stage_of(function, self.name, self.attributes, self.stream))
 
 
-class Stage(StageRecord):
+class Stage(StageBlock):
     """
-    One `with stage(...)` block, which is its own record: one allocation instead of two.
+    One `with stage(...)` block.
 
     An object that is entered again, by anybody, hands out a new record each time.
     """
 
-    __slots__ = ("owner", "stream", "uses")
-    stream: Any
-    uses: int
-    """0: not entered yet; 1: entered; 2: entered again, so that the records are others."""
-    owner: Stage
-    """For the record of an object that was entered again, and only then: that object."""
+    __slots__ = ()
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that each call of it is a stage."""
         name = None if self.site is _state.unnamed else self.site.name
         return cast("F", stage_of(function, name, self.attributes, self.stream))
-
-    def __enter__(self) -> Stage:  # noqa: PYI034 - a new record, where the object is entered again
-        """Begin the stage."""
-        if self.uses:
-            return self._enter_again()
-        self.uses = 1
-        recorder = self.recorder
-        suspends = 0 if recorder.nvtx is None else _getframe(1).f_code.co_flags & _SUSPENDS
-        begin(recorder, self, self.site, self.stream, suspends)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """End the stage; an exception is noted and goes on."""
-        if self.uses == 1:
-            end(self, error)
-        else:
-            self._exit_again(error)
 
     def set_attribute(self, key: str, value: Any) -> None:
         """
@@ -140,12 +113,12 @@ class Stage(StageRecord):
                 self.attributes = {}
             self.attributes[key] = value
 
-    def _enter_again(self) -> Stage:
+    def _enter_again(self) -> Self:
         inner = _new_stage(_state.recorder or self.recorder, self.site, self.attributes, self.stream)
         inner.owner, inner.uses = self, 1
         self.uses = 2
-        begin(inner.recorder, inner, inner.site, inner.stream, _SUSPENDS)
-        return inner
+        begin(inner.recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
+        return cast("Self", inner)
 
     def _exit_again(self, error: BaseException | None) -> None:
         record = current.get()
@@ -158,10 +131,9 @@ class Stage(StageRecord):
 
 
 def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, Any] | None, stream: Any) -> Stage:
-    stage = Stage()
-    stage.recorder, stage.site, stage.stream = recorder, site, stream
+    stage = new_block(Stage, recorder, site)
+    stage.stream = stream
     stage.attributes = dict(attributes) if attributes else None
-    stage.uses = 0
     return stage
 
 
@@ -205,12 +177,7 @@ def stage(name: Any = None, /, *, attributes: Mapping[str, Any] | None = None, s
         return _uncommon(recorder, name, attributes, stream)
     if recorder is None:
         return _off_stages.get(name) or _off_stage(name)
-    stage = Stage()
-    stage.recorder = recorder
-    stage.site = _sites.get(name) or _runtime.new_site(name)
-    stage.uses = 0
-    stage.stream = stage.attributes = None
-    return stage
+    return new_block(Stage, recorder, _sites.get(name) or _runtime.new_site(name))
 
 
 def _uncommon(recorder: Recorder | None, name: Any, attributes: Mapping[str, Any] | None, stream: Any) -> Any:

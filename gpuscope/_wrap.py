@@ -13,8 +13,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gpuscope import _runtime
-from gpuscope._record import Site, StageRecord
-from gpuscope._recording import begin, end
+from gpuscope._record import Site
+from gpuscope._recording import end, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -85,13 +85,6 @@ def _own_code(wrapper: Any, function: Any) -> Any:
     return wrapper
 
 
-def _new_record(recorder: Any, site: Site, stream: Any, *, suspends: int) -> StageRecord:
-    record = StageRecord()
-    record.attributes = None
-    begin(recorder, record, site, stream, suspends)
-    return record
-
-
 def _plain(function: Any, site: Site, stream: Any) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         # First and alone, as in `stage`. Each wrapper says it itself: Dynamo has to see it in the traced frame.
@@ -100,9 +93,7 @@ def _plain(function: Any, site: Site, stream: Any) -> Any:
         recorder = _state.recorder
         if recorder is None:
             return function(*args, **kwargs)
-        record = StageRecord()
-        record.attributes = None
-        begin(recorder, record, site, stream, 0)
+        record = start(recorder, site, stream, 0)
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
@@ -121,7 +112,7 @@ def _coroutine(function: Any, site: Site, stream: Any) -> Any:
         recorder = _state.recorder
         if recorder is None:
             return await function(*args, **kwargs)
-        record = _new_record(recorder, site, stream, suspends=1)
+        record = start(recorder, site, stream, 1)
         try:
             result = await function(*args, **kwargs)
         except BaseException as error:
@@ -138,7 +129,7 @@ def _resume(step: Any, value: Any, site: Site, stream: Any) -> Any:
     recorder = _state.recorder
     if recorder is None:
         return step(value)
-    record = _new_record(recorder, site, stream, suspends=0)
+    record = start(recorder, site, stream, 0)
     try:
         item = step(value)
     except StopIteration:
@@ -177,7 +168,7 @@ async def _resume_async(awaitable: Any, site: Site, stream: Any) -> Any:
     recorder = _state.recorder
     if recorder is None:
         return await awaitable
-    record = _new_record(recorder, site, stream, suspends=1)
+    record = start(recorder, site, stream, 1)
     try:
         item = await awaitable
     except StopAsyncIteration:

@@ -88,6 +88,8 @@ class FakeDevice:
     device 0. `lanes` shows what was recorded; set `capturing` on one to have its stages captured.
     """
 
+    elapsed_address = None
+
     def __init__(self, clock: ManualClock, *, delay_ns: int = 0, completes: bool = False) -> None:
         self.clock = clock
         self.delay_ns = delay_ns

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gpuscope
+from gpuscope._compiled import native
 from gpuscope._config import Config, read_environment
+from gpuscope._environment import wants_native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,6 +67,17 @@ def all_checks() -> tuple[Callable[[], Iterator[Finding]], ...]:
 def versions() -> Iterator[Finding]:
     """gpuscope, Python and PyTorch."""
     yield Finding("gpuscope", OK, f"{gpuscope.__version__}, Python {platform.python_version()}")
+    if native is not None:
+        yield Finding("hot path", OK, "in C")
+    elif not wants_native():
+        yield Finding("hot path", OK, "in Python, as GPUSCOPE_NATIVE says; in C a stage costs a third of that")
+    else:
+        yield Finding(
+            "hot path",
+            WARNING,
+            "in Python: the part in C was not built; with it a stage costs a third",
+            "Install a C compiler and Python's headers (Debian: gcc, python3-dev), then gpuscope again.",
+        )
     try:
         import torch
     except (ImportError, OSError) as error:

@@ -1,0 +1,121 @@
+/* A `with` block: a record that begins when it is entered and ends when it is left. */
+#include "native.h"
+
+PyTypeObject *block_type;
+static PyObject *str_enter_again, *str_exit_again;
+
+static PyMemberDef members[] = {
+    {"owner", T_OBJECT_EX, offsetof(StageBlock, owner), 0, NULL},
+    {"stream", T_OBJECT, offsetof(StageBlock, stream), 0, NULL},
+    {"uses", T_BYTE, offsetof(StageBlock, uses), 0, NULL},
+    {NULL},
+};
+
+static int traverse(StageBlock *self, visitproc visit, void *arg) {
+    Py_VISIT(self->owner);
+    Py_VISIT(self->stream);
+    return ((traverseproc)record_type->tp_traverse)((PyObject *)self, visit, arg);
+}
+
+static int clear(StageBlock *self) {
+    Py_CLEAR(self->owner);
+    Py_CLEAR(self->stream);
+    return ((inquiry)record_type->tp_clear)((PyObject *)self);
+}
+
+static void dealloc(StageBlock *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_TRASHCAN_BEGIN(self, dealloc)
+    clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+    Py_TRASHCAN_END
+}
+
+/* The flags of the running function's code that say whether it may be suspended; only NVTX asks. */
+static PyObject *flags_of_caller(void) {
+    PyFrameObject *frame = PyEval_GetFrame();
+    if (frame == NULL) return PyLong_FromLong(0);
+    PyCodeObject *code = PyFrame_GetCode(frame);
+    int flags = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
+    Py_DECREF(code);
+    return PyLong_FromLong(flags);
+}
+
+static PyObject *enter(StageBlock *self, PyObject *Py_UNUSED(ignored)) {
+    if (self->uses) return PyObject_CallMethodNoArgs((PyObject *)self, str_enter_again);
+    self->uses = 1;
+    StageRecord *record = &self->record;
+    Recorder *recorder = as_recorder(record->recorder);
+    if (recorder == NULL) return NULL;
+    PyObject *suspends = is_present(recorder->nvtx) ? flags_of_caller() : PyLong_FromLong(0);
+    if (suspends == NULL) return NULL;
+    int failed = begin_stage(recorder, record, record->site, self->stream, suspends);
+    Py_DECREF(suspends);
+    return failed ? NULL : Py_NewRef((PyObject *)self);
+}
+
+static PyObject *leave(StageBlock *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "__exit__ takes the exception's type, the exception and its traceback");
+        return NULL;
+    }
+    if (self->uses != 1) return PyObject_CallMethodOneArg((PyObject *)self, str_exit_again, args[1]);
+    if (end_stage(&self->record, args[1])) return NULL;
+    Py_RETURN_NONE;
+}
+
+/* new_block(type, recorder, site): what `stage(name)` returns while recording is on. */
+static PyObject *new_block(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (count != 3 || !PyType_Check(args[0]) || !PyType_IsSubtype((PyTypeObject *)args[0], block_type)) {
+        PyErr_SetString(PyExc_TypeError, "new_block takes a subclass of StageBlock, a recorder and a site");
+        return NULL;
+    }
+    PyTypeObject *type = (PyTypeObject *)args[0];
+    StageBlock *block = (StageBlock *)type->tp_alloc(type, 0);
+    if (block == NULL) return NULL;
+    block->record.recorder = Py_NewRef(args[1]);
+    block->record.site = Py_NewRef(args[2]);
+    return (PyObject *)block;
+}
+
+static PyMethodDef methods[] = {
+    {"__enter__", (PyCFunction)enter, METH_NOARGS, "Begin the stage."},
+    {"__exit__", (PyCFunction)(void (*)(void))leave, METH_FASTCALL, "End the stage; an exception is noted and goes on."},
+    {NULL},
+};
+
+static PyMethodDef functions[] = {
+    {"new_block", (PyCFunction)(void (*)(void))new_block, METH_FASTCALL, "Return a block that is ready to be entered."},
+    {NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "One `with stage(...)` block, which is its own record."},
+    {Py_tp_members, members},
+    {Py_tp_methods, methods},
+    {Py_tp_traverse, traverse},
+    {Py_tp_clear, clear},
+    {Py_tp_dealloc, dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "gpuscope._native.StageBlock",
+    .basicsize = sizeof(StageBlock),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = slots,
+};
+
+int add_block(PyObject *module) {
+    str_enter_again = PyUnicode_InternFromString("_enter_again");
+    str_exit_again = PyUnicode_InternFromString("_exit_again");
+    if (!str_enter_again || !str_exit_again) return -1;
+    PyObject *bases = PyTuple_Pack(1, record_type);
+    if (bases == NULL) return -1;
+    block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, bases);
+    Py_DECREF(bases);
+    if (block_type == NULL || PyModule_AddType(module, block_type)) return -1;
+    return PyModule_AddFunctions(module, functions);
+}

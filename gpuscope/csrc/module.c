@@ -1,0 +1,23 @@
+/* The module `gpuscope._native`. */
+#include "native.h"
+
+static int execute(PyObject *module) {
+    return add_record(module) || add_recording(module) || add_block(module) || add_events(module) || add_rows(module) ? -1 : 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, execute},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "gpuscope._native",
+    .m_doc = "The hot code in C: optional, and the same in every way but its cost.",
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,348 @@
+/*
+ * `begin` and `end`, the two halves of recording a stage: see `_recording.py`, whose twins do the same.
+ *
+ * An exception of any part is swallowed by the Python functions that know what then is left to do. What is no
+ * `Exception`, a KeyboardInterrupt, passes.
+ */
+#include "native.h"
+
+#include <time.h>
+
+
+/* What `prepare` gave. */
+static PyObject *current, *trace_type, *perf_counter;
+static PyObject *facts_of_thread, *see_otel, *begin_failed, *end_the_rest, *error_facts, *running;
+
+static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_give_back, *str_leave, *str_otel, *str_parent_id, *str_put,
+    *str_remote, *str_root, *str_sampled, *str_trace_id;
+static PyObject *zero, *trace_bits;
+
+/* A required member, as a borrowed reference; null and an exception where it is not set. Whoever calls into Python with
+   one holds it meanwhile: another thread may replace it. */
+static PyObject *member(PyObject *value, const char *name) {
+    if (value == NULL) PyErr_SetString(PyExc_AttributeError, name);
+    return value;
+}
+
+static int read_clock(Recorder *recorder, long long *now_ns) {
+#ifdef __linux__
+    /* What `time.perf_counter_ns` reads there, for a third of the price. */
+    if (recorder->clock == perf_counter) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        *now_ns = now.tv_sec * 1000000000LL + now.tv_nsec;
+        return 0;
+    }
+#endif
+    PyObject *clock = Py_XNewRef(member(recorder->clock, "clock"));
+    PyObject *reading = clock == NULL ? NULL : PyObject_CallNoArgs(clock);
+    Py_XDECREF(clock);
+    if (reading == NULL) return -1;
+    *now_ns = PyLong_AsLongLong(reading);
+    Py_DECREF(reading);
+    return *now_ns == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Calls `part.method(record)` or `part.method(record, more)`, and has no use for what it returns. */
+static int tell(PyObject *part, PyObject *method, StageRecord *record, PyObject *more) {
+    if (Py_XNewRef(member(part, "part")) == NULL) return -1;
+    PyObject *function = PyObject_GetAttr(part, method), *args[] = {(PyObject *)record, more};
+    PyObject *result = function == NULL ? NULL : PyObject_Vectorcall(function, args, more == NULL ? 1 : 2, NULL);
+    Py_XDECREF(function);
+    Py_XDECREF(result);
+    Py_DECREF(part);
+    return result == NULL ? -1 : 0;
+}
+
+static int new_trace(Recorder *recorder, StageRecord *record) {
+    if (member(recorder->random_bits, "random_bits") == NULL) return -1;
+    PyObject *id = PyObject_CallOneArg(recorder->random_bits, trace_bits);
+    PyObject *trace = id == NULL ? NULL : PyObject_CallNoArgs(trace_type);
+    int failed = trace == NULL || PyObject_SetAttr(trace, str_trace_id, id) ||
+                 PyObject_SetAttr(trace, str_parent_id, zero) || PyObject_SetAttr(trace, str_remote, Py_False) ||
+                 PyObject_SetAttr(trace, str_root, record->site) || PyObject_SetAttr(trace, str_sampled, Py_None);
+    Py_XDECREF(id);
+    if (failed) {
+        Py_XDECREF(trace);
+        return -1;
+    }
+    put(&record->trace, trace);
+    return 0;
+}
+
+/* Finds the enclosing stage of the same recorder, and with it the trace, or starts a trace. */
+static int find_place(Recorder *recorder, StageRecord *record, PyObject *outer) {
+    if (PyObject_TypeCheck(outer, record_type) && ((StageRecord *)outer)->recorder == (PyObject *)recorder) {
+        put(&record->outer, Py_NewRef(outer));
+        put(&record->trace, Py_XNewRef(((StageRecord *)outer)->trace));
+        return 0;
+    }
+    return new_trace(recorder, record);
+}
+
+static int next_span_id(Recorder *recorder, StageRecord *record) {
+    PyObject *id = member(recorder->span_ids, "span_ids") == NULL ? NULL : PyIter_Next(recorder->span_ids);
+    if (id == NULL) return -1;
+    record->span_id = PyLong_AsUnsignedLongLong(id);
+    Py_DECREF(id);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int find_thread(StageRecord *record) {
+    /* Borrowed: Python's own thread-local storage holds it for as long as there is a thread state of that number. */
+    static _Thread_local PyObject *facts;
+    static _Thread_local uint64_t owner;
+    uint64_t thread = PyThreadState_GetID(PyThreadState_Get());
+    if (facts == NULL || owner != thread) {
+        PyObject *found = PyObject_CallNoArgs(facts_of_thread);
+        if (found == NULL) return -1;
+        facts = found;
+        owner = thread;
+        Py_DECREF(found);
+    }
+    put(&record->thread, Py_NewRef(facts));
+    return 0;
+}
+
+/* 1: the stage has business with OpenTelemetry; 0: none; -1: an exception. */
+static int concerns_otel(Recorder *recorder, PyObject *outer) {
+    PyObject *look = Py_XNewRef(recorder->look_for_provider);
+    if (!is_present(look)) {
+        int imported = PyDict_Contains(PyImport_GetModuleDict(), str_otel);
+        Py_XDECREF(look);
+        if (imported <= 0) return imported;
+        look = PyObject_CallOneArg(see_otel, (PyObject *)recorder);
+        if (look == NULL) return -1;
+    }
+    int answer = look != Py_None;
+    if (answer && outer != Py_None) {
+        PyObject *provider = PyObject_CallNoArgs(look);
+        answer = provider == NULL ? -1 : provider != Py_None;
+        Py_XDECREF(provider);
+    }
+    Py_DECREF(look);
+    return answer;
+}
+
+static int open_range(Recorder *recorder, StageRecord *record, PyObject *suspends) {
+    PyObject *nvtx = recorder->nvtx;
+    if (!is_present(nvtx)) return 0;
+    Py_INCREF(nvtx);
+    PyObject *range = PyObject_CallMethodObjArgs(nvtx, str_begin, record->site, suspends, NULL);
+    Py_DECREF(nvtx);
+    if (range == NULL) return -1;
+    put(&record->range, range);
+    return 0;
+}
+
+static int try_begin(Recorder *recorder, StageRecord *record, PyObject *stream, PyObject *suspends, PyObject *outer) {
+    if (find_place(recorder, record, outer) || next_span_id(recorder, record) || find_thread(record)) return -1;
+    PyObject *token = PyContextVar_Set(current, (PyObject *)record);
+    if (token == NULL) return -1;
+    Py_DECREF(token);
+    int concerned = concerns_otel(recorder, outer);
+    if (concerned < 0 || (concerned && tell(recorder->bridge, str_enter, record, NULL))) return -1;
+    if (open_range(recorder, record, suspends) || read_clock(recorder, &record->start_ns)) return -1;
+    return tell(recorder->device, str_begin, record, stream);
+}
+
+/* Has Python do what is left after a failure. -1 only for what is no `Exception`. */
+static int recover(PyObject *function, Recorder *recorder, StageRecord *record) {
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
+    PyErr_Clear();
+    PyObject *result = PyObject_CallFunctionObjArgs(function, recorder, record, NULL);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends) {
+    put(&record->recorder, Py_NewRef((PyObject *)recorder));
+    put(&record->site, Py_NewRef(site));
+    PyObject *outer = NULL;
+    if (PyContextVar_Get(current, NULL, &outer)) return -1;
+    int failed = try_begin(recorder, record, stream ? stream : Py_None, suspends, outer);
+    Py_XDECREF(outer);
+    /* Refers to nothing that refers to it, so the garbage collector need not look at it while it waits. */
+    PyObject_GC_UnTrack(record);
+    return failed ? recover(begin_failed, recorder, record) : 0;
+}
+
+static int leave_range(Recorder *recorder, StageRecord *record) {
+    if (!is_present(record->range)) return 0;
+    PyObject *opened = record->range, *nvtx = Py_XNewRef(member(recorder->nvtx, "nvtx"));
+    record->range = NULL;
+    PyObject *result = nvtx == NULL ? NULL : PyObject_CallMethodOneArg(nvtx, str_end, opened);
+    Py_XDECREF(nvtx);
+    Py_DECREF(opened);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* The enclosing stage is current again, or the innermost of them that runs. */
+static int step_out(StageRecord *record) {
+    PyObject *now = NULL;
+    if (PyContextVar_Get(current, NULL, &now)) return -1;
+    int is_current = now == (PyObject *)record;
+    Py_XDECREF(now);
+    if (!is_current) return 0;
+    PyObject *outer = Py_NewRef(record->outer ? record->outer : Py_None);
+    if (PyObject_TypeCheck(outer, record_type) && ((StageRecord *)outer)->end_ns)
+        Py_SETREF(outer, PyObject_CallOneArg(running, outer));
+    PyObject *token = outer == NULL ? NULL : PyContextVar_Set(current, outer);
+    Py_XDECREF(outer);
+    Py_XDECREF(token);
+    return token == NULL ? -1 : 0;
+}
+
+/* 1: the queue took it; 0: it is full, or not open yet; -1: an exception. */
+static int append(Recorder *recorder, StageRecord *record) {
+    PyObject *capacity = member(recorder->capacity, "capacity");
+    Py_ssize_t limit = capacity == NULL ? -1 : PyLong_AsSsize_t(capacity);
+    PyObject *waiting = limit < 0 ? NULL : Py_XNewRef(member(recorder->waiting, "waiting"));
+    if (waiting == NULL) return -1;
+    Py_ssize_t size = PyObject_Size(waiting);
+    int answer = size < 0 ? -1 : 0;
+    if (!answer && size < limit) {
+        PyObject *done = PyObject_CallMethodOneArg(waiting, str_append, (PyObject *)record);
+        answer = done == NULL ? -1 : 1;
+        Py_XDECREF(done);
+    }
+    Py_DECREF(waiting);
+    return answer;
+}
+
+static int hand_over(Recorder *recorder, StageRecord *record) {
+    int taken = append(recorder, record);
+    if (taken == 0) {
+        PyObject *queue = Py_XNewRef(member(recorder->queue, "queue"));
+        PyObject *answer = queue == NULL ? NULL : PyObject_CallMethodOneArg(queue, str_put, (PyObject *)record);
+        taken = answer == NULL ? -1 : PyObject_IsTrue(answer);
+        Py_XDECREF(queue);
+        Py_XDECREF(answer);
+    }
+    return taken ? (taken < 0 ? -1 : 0) : tell(recorder->device, str_give_back, record, NULL);
+}
+
+static int try_end(Recorder *recorder, StageRecord *record, PyObject *error) {
+    if (is_present(record->pair) && tell(recorder->device, str_end, record, NULL)) return -1;
+    if (read_clock(recorder, &record->end_ns) || leave_range(recorder, record)) return -1;
+    if (is_present(record->span) && tell(recorder->bridge, str_leave, record, NULL)) return -1;
+    if (is_present(error)) {
+        PyObject *facts = PyObject_CallOneArg(error_facts, error);
+        if (facts == NULL) return -1;
+        put(&record->error, facts);
+    }
+    return step_out(record) || hand_over(recorder, record) ? -1 : 0;
+}
+
+Recorder *as_recorder(PyObject *object) {
+    if (object != NULL && PyObject_TypeCheck(object, recorder_type)) return (Recorder *)object;
+    PyErr_SetString(PyExc_TypeError, "the recorder is no RecorderFields");
+    return NULL;
+}
+
+int end_stage(StageRecord *record, PyObject *error) {
+    Recorder *recorder = as_recorder(record->recorder);
+    if (recorder == NULL) return -1;
+    /* What a span or attributes refer to may refer to the record again. */
+    if ((is_present(record->span) || is_present(record->attributes)) && !PyObject_GC_IsTracked((PyObject *)record))
+        PyObject_GC_Track(record);
+    Py_INCREF(recorder);
+    int failed = try_end(recorder, record, error) ? recover(end_the_rest, recorder, record) : 0;
+    Py_DECREF(recorder);
+    return failed;
+}
+
+static StageRecord *as_record(PyObject *object) {
+    if (PyObject_TypeCheck(object, record_type)) return (StageRecord *)object;
+    PyErr_Format(PyExc_TypeError, "a StageRecord is needed, not %R", object);
+    return NULL;
+}
+
+/* start(recorder, site, stream, suspends): a new record, begun. */
+static PyObject *start(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "start takes recorder, site, stream and suspends");
+        return NULL;
+    }
+    Recorder *recorder = as_recorder(args[0]);
+    StageRecord *record = recorder == NULL ? NULL : (StageRecord *)record_type->tp_alloc(record_type, 0);
+    if (record != NULL && begin_stage(recorder, record, args[1], args[2], args[3])) Py_CLEAR(record);
+    return (PyObject *)record;
+}
+
+static PyObject *begin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "begin takes recorder, record, site, stream and suspends");
+        return NULL;
+    }
+    Recorder *recorder = as_recorder(args[0]);
+    StageRecord *record = recorder == NULL ? NULL : as_record(args[1]);
+    if (record == NULL || begin_stage(recorder, record, args[2], args[3], args[4])) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *end(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "end takes record and error");
+        return NULL;
+    }
+    StageRecord *record = as_record(args[0]);
+    if (record == NULL || end_stage(record, args[1])) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"current", "trace_type", "perf_counter", "facts_of_thread", "see_otel",
+                            "begin_failed", "end_the_rest", "error_facts", "running", NULL};
+    PyObject **kept[] = {&current, &trace_type, &perf_counter, &facts_of_thread, &see_otel,
+                         &begin_failed, &end_the_rest, &error_facts, &running};
+    PyObject *given[9];
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "$OOOOOOOOO:prepare", names, &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
+            &given[6], &given[7], &given[8]
+        ))
+        return NULL;
+    if (!PyContextVar_CheckExact(given[0])) {
+        PyErr_SetString(PyExc_TypeError, "current is a ContextVar");
+        return NULL;
+    }
+    for (int i = 0; i < 9; i++) put(kept[i], Py_NewRef(given[i]));
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS, "Take what is rare from Python, before all else."},
+    {"start", (PyCFunction)(void (*)(void))start, METH_FASTCALL, "Return a new record, begun."},
+    {"begin", (PyCFunction)(void (*)(void))begin, METH_FASTCALL, "Start a run of a stage."},
+    {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, "Finish a run."},
+    {NULL},
+};
+
+int add_recording(PyObject *module) {
+    static const struct {
+        PyObject **string;
+        const char *text;
+    } strings[] = {
+        {&str_append, "append"},
+        {&str_begin, "begin"},
+        {&str_end, "end"},
+        {&str_enter, "enter"},
+        {&str_give_back, "give_back"},
+        {&str_leave, "leave"},
+        {&str_otel, "opentelemetry.trace"},
+        {&str_parent_id, "parent_id"},
+        {&str_put, "put"},
+        {&str_remote, "remote"},
+        {&str_root, "root"},
+        {&str_sampled, "sampled"},
+        {&str_trace_id, "trace_id"},
+    };
+    for (size_t i = 0; i < sizeof strings / sizeof *strings; i++) {
+        *strings[i].string = PyUnicode_InternFromString(strings[i].text);
+        if (*strings[i].string == NULL) return -1;
+    }
+    zero = PyLong_FromLong(0);
+    trace_bits = PyLong_FromLong(128);
+    return zero == NULL || trace_bits == NULL ? -1 : PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,324 @@
+/*
+ * The collector's two inner loops: stages whose GPU work is done into host time, and rows into a batch's columns.
+ *
+ * Their twins are `Resolver._resolve` with `GpuClock.place`, and `BatchBuilder._pack`.
+ */
+#include "native.h"
+
+#include <string.h>
+
+typedef int (*elapsed_function)(float *milliseconds, void *start, void *end);
+
+static PyObject *str_calls, *str_index, *str_pairs, *str_parent_id, *str_raw, *str_remote, *str_root, *str_sampled,
+    *str_trace_id;
+static PyObject *sixty_four;
+
+/* ---- place */
+
+typedef struct {
+    void *start, *end;
+    float duration_ms, end_ms;
+    int failed;
+} Distance;
+
+/* The terms of a `GpuClock`: see there. */
+typedef struct {
+    long long host_ns, half_ns;
+    double host_ns_per_ms, doubt_ns_per_ms;
+} Clock;
+
+static Distance *distances_of(PyObject *records, Py_ssize_t count) {
+    Distance *all = PyMem_Calloc(count ? count : 1, sizeof *all);
+    if (all == NULL) return (Distance *)PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *record = PyList_GET_ITEM(records, i);
+        if (!PyObject_TypeCheck(record, record_type)) {
+            PyErr_Format(PyExc_TypeError, "a StageRecord is needed, not %R", record);
+            PyMem_Free(all);
+            return NULL;
+        }
+        PyObject *pair = ((StageRecord *)record)->pair;
+        all[i].start = event_of(pair, START_ADDRESS);
+        all[i].end = event_of(pair, END_ADDRESS);
+    }
+    return all;
+}
+
+/* Without the GIL: the driver may wait for a lock that the application's thread holds. */
+static void measure(elapsed_function elapsed, void *anchor, Distance *all, Py_ssize_t count) {
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Distance *one = &all[i];
+        one->failed = !one->start || !one->end || elapsed(&one->duration_ms, one->start, one->end) ||
+                      elapsed(&one->end_ms, anchor, one->end);
+    }
+    Py_END_ALLOW_THREADS
+}
+
+static int give_back(StageRecord *record) {
+    PyObject *pair = record->pair, *pairs = record->lane == NULL ? NULL : PyObject_GetAttr(record->lane, str_pairs);
+    record->pair = NULL;
+    int failed = pairs == NULL || PyList_Append(pairs, pair);
+    Py_XDECREF(pairs);
+    Py_XDECREF(pair);
+    return failed ? -1 : 0;
+}
+
+/* The row `(record, GPU start, GPU end, uncertainty, flags)`. */
+static PyObject *place_one(StageRecord *record, const Distance *one, const Clock *clock, int clamped) {
+    long long end_ns = clock->host_ns + (long long)((double)one->end_ms * clock->host_ns_per_ms);
+    long long start_ns = end_ns - (long long)((double)one->duration_ms * 1e6);
+    double age_ms = one->end_ms < 0 ? -(double)one->end_ms : (double)one->end_ms;
+    long long uncertainty_ns = clock->half_ns + (long long)(age_ms * clock->doubt_ns_per_ms) + 1;
+    long long early_ns = record->start_ns - start_ns;
+    int flags = 0;
+    if (early_ns > 0) {
+        /* Nothing runs before it is launched, so the launch is the better reading of the two. */
+        flags = early_ns > uncertainty_ns ? clamped : 0;
+        start_ns += early_ns;
+        end_ns += early_ns;
+    }
+    if (give_back(record)) return NULL;
+    return Py_BuildValue("OLLLi", record, start_ns, end_ns, uncertainty_ns, flags);
+}
+
+/* Rows up to the first record whose events can't be timed: that is for the caller to look at before any after it. */
+static PyObject *rows_of(PyObject *records, const Distance *all, const Clock *clock, int clamped) {
+    PyObject *rows = PyList_New(0);
+    for (Py_ssize_t i = 0; rows != NULL && i < PyList_GET_SIZE(records) && !all[i].failed; i++) {
+        PyObject *row = place_one((StageRecord *)PyList_GET_ITEM(records, i), &all[i], clock, clamped);
+        if (row == NULL || PyList_Append(rows, row)) Py_CLEAR(rows);
+        Py_XDECREF(row);
+    }
+    return rows;
+}
+
+/* place(records, elapsed, anchor, clamped, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms) */
+static PyObject *place(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *records, *function, *event;
+    int clamped;
+    Clock clock;
+    if (!PyArg_ParseTuple(
+            args, "O!O!O!iLLdd:place", &PyList_Type, &records, &PyLong_Type, &function, &PyLong_Type, &event, &clamped,
+            &clock.host_ns, &clock.half_ns, &clock.host_ns_per_ms, &clock.doubt_ns_per_ms
+        ))
+        return NULL;
+    elapsed_function elapsed = (elapsed_function)PyLong_AsVoidPtr(function);
+    void *anchor = PyLong_AsVoidPtr(event);
+    Py_ssize_t count = PyList_GET_SIZE(records);
+    if (elapsed == NULL) return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "the function's address is null");
+    Distance *all = PyErr_Occurred() ? NULL : distances_of(records, count);
+    if (all == NULL) return NULL;
+    measure(elapsed, anchor, all, count);
+    PyObject *rows = rows_of(records, all, &clock, clamped);
+    PyMem_Free(all);
+    return rows;
+}
+
+/* ---- pack */
+
+enum { IDS = 5, NUMBERS = 11 };
+
+/* One row of a batch, as `_batch.py` reads it. */
+typedef struct {
+    unsigned long long trace_high, trace_low, span_id, parent_id, stream;
+    long long site, root, thread, sampled, host_start, host_end, gpu_start, gpu_end, uncertainty, device, flags;
+} Cells;
+
+_Static_assert(sizeof(Cells) == 8 * (IDS + NUMBERS), "a row is packed");
+
+/* When a stage's ids are its own: never, once its trace's sampling is decided, always. */
+enum { ASK, DECIDED, OWN };
+
+typedef struct {
+    PyObject *sites, *threads, *identify;
+    int own, warmup_flag, remote_flag;
+    long long warmup;
+} Packing;
+
+static int split_trace_id(PyObject *id, Cells *cells) {
+    PyObject *high = PyNumber_Rshift(id, sixty_four);
+    if (high == NULL) return -1;
+    cells->trace_high = PyLong_AsUnsignedLongLongMask(high);
+    cells->trace_low = PyLong_AsUnsignedLongLongMask(id);
+    Py_DECREF(high);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int read_id(PyObject *object, PyObject *name, unsigned long long *id) {
+    PyObject *value = PyObject_GetAttr(object, name);
+    if (value == NULL) return -1;
+    *id = PyLong_AsUnsignedLongLong(value);
+    Py_DECREF(value);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* 1: the ids are the stage's own, and here they are; 0: `identify` has to say; -1: an exception. */
+static int own_identity(const Packing *packing, StageRecord *record, Cells *cells) {
+    if (packing->own == ASK || is_present(record->span)) return 0;
+    PyObject *trace = record->trace, *sampled = PyObject_GetAttr(trace, str_sampled);
+    if (sampled == NULL) return -1;
+    int undecided = sampled == Py_None;
+    cells->sampled = sampled != Py_False;
+    Py_DECREF(sampled);
+    if (packing->own == DECIDED && undecided) return 0;
+    if (!is_present(record->outer)) {
+        if (read_id(trace, str_parent_id, &cells->parent_id)) return -1;
+    } else {
+        StageRecord *outer = (StageRecord *)record->outer;
+        if (!PyObject_TypeCheck(record->outer, record_type) || outer->trace != trace || is_present(outer->span)) return 0;
+        cells->parent_id = outer->span_id;
+    }
+    PyObject *id = PyObject_GetAttr(trace, str_trace_id);
+    int failed = id == NULL || split_trace_id(id, cells);
+    Py_XDECREF(id);
+    cells->span_id = record->span_id;
+    put(&record->restore, NULL);
+    return failed ? -1 : 1;
+}
+
+static int asked_identity(const Packing *packing, StageRecord *record, Cells *cells) {
+    PyObject *answer = PyObject_CallOneArg(packing->identify, (PyObject *)record), *trace_id;
+    int sampled;
+    int failed = answer == NULL || !PyArg_ParseTuple(answer, "OKKp", &trace_id, &cells->span_id, &cells->parent_id, &sampled) ||
+                 split_trace_id(trace_id, cells);
+    cells->sampled = failed ? 0 : sampled;
+    Py_XDECREF(answer);
+    return failed ? -1 : 0;
+}
+
+/* The key's position in a table, where it is put if it is new; -1: an exception. */
+static long long position(PyObject *table, PyObject *key) {
+    PyObject *next = PyLong_FromSsize_t(PyDict_GET_SIZE(table));
+    PyObject *found = next == NULL ? NULL : PyDict_SetDefault(table, key, next);
+    long long answer = found == NULL ? -1 : PyLong_AsLongLong(found);
+    Py_XDECREF(next);
+    return answer;
+}
+
+static int count_call(const Packing *packing, PyObject *site, Cells *cells) {
+    PyObject *before = PyObject_GetAttr(site, str_calls);
+    if (before == NULL) return -1;
+    long long calls = PyLong_AsLongLong(before) + 1;
+    Py_DECREF(before);
+    PyObject *after = PyErr_Occurred() ? NULL : PyLong_FromLongLong(calls);
+    int failed = after == NULL || PyObject_SetAttr(site, str_calls, after);
+    Py_XDECREF(after);
+    if (calls <= packing->warmup) cells->flags |= packing->warmup_flag;
+    return failed ? -1 : 0;
+}
+
+/* Whether the parent belongs to another process. */
+static int note_remote(const Packing *packing, PyObject *trace, Cells *cells) {
+    PyObject *remote = PyObject_GetAttr(trace, str_remote);
+    if (remote == NULL) return -1;
+    int is_remote = remote != Py_False;
+    unsigned long long parent_id = 0;
+    Py_DECREF(remote);
+    if (is_remote && read_id(trace, str_parent_id, &parent_id)) return -1;
+    if (is_remote && parent_id == cells->parent_id) cells->flags |= packing->remote_flag;
+    return 0;
+}
+
+static int fill_tables(const Packing *packing, StageRecord *record, Cells *cells) {
+    PyObject *root = PyObject_GetAttr(record->trace, str_root);
+    if (root == NULL) return -1;
+    cells->site = position(packing->sites, record->site);
+    cells->root = cells->site < 0 ? -1 : position(packing->sites, root);
+    cells->thread = cells->root < 0 ? -1 : position(packing->threads, record->thread);
+    Py_DECREF(root);
+    return cells->thread < 0 ? -1 : 0;
+}
+
+static int fill_device(StageRecord *record, Cells *cells) {
+    cells->device = -1;
+    if (cells->gpu_end == 0) return 0;
+    PyObject *index = record->lane == NULL ? NULL : PyObject_GetAttr(record->lane, str_index);
+    cells->device = index == NULL ? -1 : PyLong_AsLongLong(index);
+    Py_XDECREF(index);
+    return index == NULL || PyErr_Occurred() || read_id(record->lane, str_raw, &cells->stream) ? -1 : 0;
+}
+
+static int fill(const Packing *packing, PyObject *row, Cells *cells) {
+    StageRecord *record;
+    if (!PyTuple_Check(row) ||
+        !PyArg_ParseTuple(
+            row, "O!LLLL", record_type, &record, &cells->gpu_start, &cells->gpu_end, &cells->uncertainty, &cells->flags
+        )) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "a row is a tuple");
+        return -1;
+    }
+    if (!record->trace || !record->site || !record->thread) {
+        PyErr_SetString(PyExc_AttributeError, "the record was never begun");
+        return -1;
+    }
+    int known = own_identity(packing, record, cells);
+    if (known < 0 || (known == 0 && asked_identity(packing, record, cells))) return -1;
+    cells->host_start = record->start_ns;
+    cells->host_end = record->end_ns;
+    if (count_call(packing, record->site, cells) || note_remote(packing, record->trace, cells)) return -1;
+    return fill_tables(packing, record, cells) || fill_device(record, cells) ? -1 : 0;
+}
+
+static int is_odd(const StageRecord *record) {
+    return is_present(record->attributes) || is_present(record->error) || is_present(record->span);
+}
+
+static int note_odd(PyObject *odd, PyObject *row, Py_ssize_t i) {
+    if (!is_odd((StageRecord *)PyTuple_GET_ITEM(row, 0))) return 0;
+    PyObject *index = PyLong_FromSsize_t(i);
+    int failed = index == NULL || PyList_Append(odd, index);
+    Py_XDECREF(index);
+    return failed ? -1 : 0;
+}
+
+/*
+ * pack(rows, sites, threads, identify, own, warmup, warmup_flag, remote_flag)
+ *
+ * The rows' cells as bytes, and the indices of those that have what only few have.
+ */
+static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *rows;
+    Packing packing;
+    if (!PyArg_ParseTuple(
+            args, "O!O!O!OiLii:pack", &PyList_Type, &rows, &PyDict_Type, &packing.sites, &PyDict_Type, &packing.threads,
+            &packing.identify, &packing.own, &packing.warmup, &packing.warmup_flag, &packing.remote_flag
+        ))
+        return NULL;
+    Py_ssize_t count = PyList_GET_SIZE(rows);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(Cells)), *odd = PyList_New(0);
+    int failed = bytes == NULL || odd == NULL;
+    for (Py_ssize_t i = 0; !failed && i < count; i++) {
+        Cells cells = {0};
+        PyObject *row = PyList_GetItem(rows, i);
+        if (row == NULL) break;
+        Py_INCREF(row);
+        failed = fill(&packing, row, &cells) || note_odd(odd, row, i);
+        memcpy(PyBytes_AS_STRING(bytes) + i * (Py_ssize_t)sizeof cells, &cells, sizeof cells);
+        Py_DECREF(row);
+    }
+    PyObject *answer = failed || PyErr_Occurred() ? NULL : PyTuple_Pack(2, bytes, odd);
+    Py_XDECREF(bytes);
+    Py_XDECREF(odd);
+    return answer;
+}
+
+static PyMethodDef functions[] = {
+    {"place", place, METH_VARARGS, "Return rows of records, up to the first whose events can't be timed."},
+    {"pack", pack, METH_VARARGS, "Return rows as the bytes of a batch's cells, and which are odd."},
+    {NULL},
+};
+
+int add_rows(PyObject *module) {
+    str_calls = PyUnicode_InternFromString("calls");
+    str_index = PyUnicode_InternFromString("index");
+    str_pairs = PyUnicode_InternFromString("pairs");
+    str_parent_id = PyUnicode_InternFromString("parent_id");
+    str_raw = PyUnicode_InternFromString("raw");
+    str_remote = PyUnicode_InternFromString("remote");
+    str_root = PyUnicode_InternFromString("root");
+    str_sampled = PyUnicode_InternFromString("sampled");
+    str_trace_id = PyUnicode_InternFromString("trace_id");
+    sixty_four = PyLong_FromLong(64);
+    return PyErr_Occurred() ? -1 : PyModule_AddFunctions(module, functions);
+}

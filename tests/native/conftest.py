@@ -1,0 +1,87 @@
+"""A CUDA driver made of C, and recording on it: with the parts in C, and with their twins in Python."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from gpuscope import _batch, _cuda_device, _resolve, _runtime
+from gpuscope._compiled import native
+from gpuscope._config import Config
+from gpuscope._cuda import Driver
+from gpuscope.exporters.memory import MemoryExporter
+
+SOURCE = Path(__file__).with_name("fake_cuda.c")
+
+
+@pytest.fixture(scope="session")
+def driver_file(tmp_path_factory):
+    """The fake driver, compiled."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", path, SOURCE], check=True)
+    return path
+
+
+class Machine:
+    """Two GPUs on the fake driver, what PyTorch says of them, and recording on them, collected by hand."""
+
+    def __init__(self, library):
+        self.library = library
+        self.device, self.streams = 0, {0: 0x70, 1: 0x71}
+        self.engine, self.spans = None, []
+
+    def torch(self):
+        """Return what stands for PyTorch."""
+        torch = ModuleType("torch")
+        torch.cuda = SimpleNamespace(is_initialized=lambda: True, device_count=lambda: 2)
+        torch.compiler = SimpleNamespace(is_dynamo_compiling=lambda: False)
+        torch._C = SimpleNamespace(
+            _cuda_getDevice=lambda: self.device, _cuda_getCurrentRawStream=self.streams.__getitem__
+        )
+        return torch
+
+    def collect(self):
+        """Let the collector do all it can, and return host and GPU spans in order of their starts."""
+        while self.engine.collector.step():
+            pass
+        return sorted(self.spans, key=lambda span: (span.start_ns, span.kind == "gpu"))
+
+    @property
+    def lanes(self):
+        """All lanes that were opened, by device and stream."""
+        return {(lane.index, lane.raw): lane for table in self.engine.recorder.device._lanes for lane in table.values()}
+
+    @property
+    def untimed(self):
+        """Stages without GPU times, by reason."""
+        return self.engine.statistics().untimed
+
+
+@pytest.fixture(params=["native", "twins"])
+def machine(request, driver_file, monkeypatch):
+    """Recording on two GPUs of the fake driver."""
+    if request.param == "native" and native is None:
+        pytest.skip("the parts in C are not in use")
+    for module in (_batch, _cuda_device, _resolve):
+        monkeypatch.setattr(module, "native", native if request.param == "native" else None)
+    library = ctypes.PyDLL(str(driver_file))
+    machine = Machine(library)
+    monkeypatch.setattr(_cuda_device, "load_driver", lambda: Driver(library))
+    monkeypatch.setitem(sys.modules, "torch", machine.torch())
+    config = Config().changed(mode="on", exporters="none", warmup=0, queue_size=16)
+    with _runtime.period(config, exporters=(MemoryExporter(machine.spans),), clock=time.perf_counter_ns) as engine:
+        engine.recorder.accept(engine.queue)
+        machine.engine = engine
+        yield machine
+        library.fake_answer(0, 0)
+        library.fake_capture(None)

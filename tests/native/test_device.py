@@ -1,0 +1,129 @@
+"""`CudaDevice` on a driver that is made of C: every path of recording and resolving, in C and in Python."""
+
+from __future__ import annotations
+
+import ctypes
+from types import SimpleNamespace
+
+from gpuscope import stage
+
+
+def run(name="infer", **options):
+    """Run an empty stage."""
+    with stage(name, **options):
+        pass
+
+
+def test_gpu_span_lies_within_its_host_span(machine):
+    """Work that takes no time runs between the stage's entry and its end."""
+    run()
+    host, gpu = machine.collect()
+    assert (host.kind, gpu.kind, gpu.parent_id) == ("host", "gpu", host.span_id)
+    slack_ns = 100_000  # A reading of the fake GPU's clock, and the uncertainty.
+    assert host.start_ns <= gpu.start_ns <= gpu.end_ns <= host.end_ns + slack_ns
+    assert gpu.attributes["gpuscope.device.index"] == 0
+
+
+def test_a_stage_records_two_events(machine):
+    """One at the entry and one at the end, and none besides."""
+    run()
+    before = machine.library.fake_records()
+    run()
+    assert machine.library.fake_records() - before == 2
+
+
+def test_current_device_and_stream_are_followed(machine):
+    """Stages are timed on what is current at their entry."""
+    run("a")
+    machine.device = 1
+    run("b")
+    machine.streams[1] = 0x99
+    run("c")
+    assert set(machine.lanes) == {(0, 0x70), (1, 0x71), (1, 0x99)}
+    gpu = [span for span in machine.collect() if span.kind == "gpu"]
+    assert [span.attributes["gpuscope.device.index"] for span in gpu] == [0, 1, 1]
+    assert [span.attributes["gpuscope.cuda.stream"] for span in gpu] == [0x70, 0x71, 0x99]
+
+
+def test_given_stream_is_timed(machine):
+    """`stream=` wins over the current stream, from its first stage on."""
+    stream = SimpleNamespace(device_index=1, cuda_stream=0x42)
+    run(stream=stream)
+    run(stream=stream)
+    gpu = [span for span in machine.collect() if span.kind == "gpu"]
+    assert [span.attributes["gpuscope.cuda.stream"] for span in gpu] == [0x42, 0x42]
+
+
+def test_contexts_are_put_back(machine):
+    """Whatever the slow path made current, it takes away again."""
+    for stream in (
+        None,
+        SimpleNamespace(device_index=1, cuda_stream=0),
+        SimpleNamespace(device_index=1, cuda_stream=5),
+    ):
+        run(stream=stream)
+        run(stream=stream)
+    assert machine.library.fake_contexts_pushed() == 0
+
+
+def test_event_that_is_refused_costs_the_gpu_span_alone(machine):
+    """A driver that answers with an error, to the second try too, leaves a host span, and the pair goes back."""
+    run()
+    pairs = machine.lanes[0, 0x70].pairs
+    available = len(pairs) + 1  # The one in use comes back when it is collected.
+    machine.library.fake_answer(999, 2)
+    run("refused")
+    assert machine.untimed == {"event_failed": 1}
+    assert [span.kind for span in machine.collect() if span.name.startswith("refused")] == ["host"]
+    assert len(pairs) == available
+
+
+def test_event_that_is_refused_once_is_recorded_in_the_context(machine):
+    """A thread without a context gets error 201 first; the second try, in the lane's context, succeeds."""
+    run()
+    machine.library.fake_answer(201, 1)
+    run("again")
+    assert machine.untimed == {}
+    assert [span.kind for span in machine.collect()].count("gpu") == 2
+
+
+def test_end_event_that_is_refused_takes_the_pair_away(machine):
+    """Without an end there is no GPU span, and the pair is used again."""
+    with stage("infer"):
+        machine.library.fake_answer(999, 2)
+    assert [span.kind for span in machine.collect()] == ["host"]
+    assert machine.untimed == {"event_failed": 1}
+
+
+def test_pool_is_bounded(machine):
+    """When all pairs are in use stages go without GPU times, and are counted."""
+    blocks = [stage("held") for _ in range(40)]
+    for block in blocks:
+        block.__enter__()
+    assert machine.untimed == {"no_free_events": 8}
+    for block in reversed(blocks):
+        block.__exit__(None, None, None)
+
+
+def test_pairs_come_back(machine):
+    """However many stages run, no more pairs are made than are in use at once."""
+    for _ in range(50):
+        run()
+        machine.collect()
+    assert len(machine.lanes[0, 0x70].pairs) == 16
+    assert machine.engine.recorder.device._pairs_made == 16
+
+
+def test_captured_stages_stay_between_the_others(machine):
+    """What was recorded in a capture has no GPU times; what was recorded before and after it has."""
+    run("before")
+    machine.library.fake_capture(ctypes.c_void_p(0x70))
+    run("inside")
+    assert machine.collect() == []  # Nothing is asked about a stream that is being captured.
+    machine.library.fake_capture(None)
+    run("after")
+    spans = machine.collect()
+    assert [span.name for span in spans if span.kind == "host"] == ["before", "inside", "after"]
+    assert [span.name for span in spans if span.kind == "gpu"] == ["before [gpu]", "after [gpu]"]
+    assert next(span for span in spans if span.name == "inside").attributes["gpuscope.captured"]
+    assert machine.untimed == {"captured": 1}
