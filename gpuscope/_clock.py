@@ -18,7 +18,7 @@ _UNKNOWN_DRIFT = 5e-6
 """Assumed until it is measured; measured GPUs drifted 1.3 to 1.7 parts per million against the host."""
 _IMPLAUSIBLE_DRIFT = 1e-3
 _FLOAT32_STEP = 2.0**-23
-_NO_ANCHOR = "A `GpuClock` places nothing without an anchor; call `calibrate` first."
+_NO_ANCHOR = "A `GpuClock` needs an anchor to place anything; call `calibrate` first."
 
 
 @dataclass(frozen=True, slots=True)
