@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope import _runtime
 from gpuscope._block import StageBlock, new_block
+from gpuscope._compiled import native
 from gpuscope._recording import begin, current, end
 from gpuscope._wrap import stage_of
 
@@ -44,13 +45,13 @@ _MAY_SUSPEND = 1
 _modules = sys.modules
 _state = _runtime.state
 _sites = _runtime.state.sites
-_off_stages: dict[str, NoStage] = _runtime.state.off_stages
+_off_stages: dict[str, OffStage] = _runtime.state.off_stages
 """What `stage` hands out while nothing is recorded, by name."""
 
 
 class NoStage:
     """
-    A stage that records nothing: where gpuscope is off, and inside a region that `torch.compile` traces.
+    A stage that records nothing: inside a region that `torch.compile` traces.
 
     Has no `__init__`, which some versions of Dynamo can't trace through.
     """
@@ -72,7 +73,22 @@ class NoStage:
         """Do nothing."""
 
 
-class IdleStage(NoStage):
+if TYPE_CHECKING or native is None:
+
+    class OffStage(NoStage):
+        """What is handed out while nothing is recorded."""
+
+        __slots__ = ()
+
+else:
+
+    class OffStage(native.Quiet, NoStage):
+        """The same, entered and left in C."""
+
+        __slots__ = ()
+
+
+class IdleStage(OffStage):
     """A stage that records nothing yet; a function that it decorates can be recorded later."""
 
     __slots__ = ("attributes", "name", "stream")
@@ -137,7 +153,7 @@ def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, Any] | N
     return stage
 
 
-_NO_STAGE = NoStage()
+_NO_STAGE = OffStage()
 
 
 @overload
@@ -196,7 +212,7 @@ def _idle_stage(name: str | None, attributes: Mapping[str, Any] | None, stream: 
     return idle
 
 
-def _off_stage(name: str) -> NoStage:
+def _off_stage(name: str) -> OffStage:
     off = _idle_stage(name, None, None) if _state.may_toggle else _NO_STAGE
     return _off_stages.setdefault(name, off) if len(_off_stages) < _runtime.MAX_SITES else off
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sysconfig
+import threading
+from pathlib import Path
+
 import pytest
 
 from gpuscope._config import Config
@@ -9,6 +16,28 @@ from gpuscope.exporters.otlp import OtlpExporter
 
 from .batches import Account, Row, make_batch
 from .receiver import Receiver
+
+
+def free_port():
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_it_listens(process, port):
+    """Connect until somebody answers."""
+    # An event that nobody sets is a wait that a test may have.
+    pause = threading.Event()
+    for _ in range(1000):
+        assert process.poll() is None, process.stdout.read()
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            pause.wait(0.02)
+        else:
+            return
+    pytest.fail("rotel does not listen")
 
 
 @pytest.fixture
@@ -50,3 +79,50 @@ def send(account):
         exporter.export(batch, account.open(batch))
 
     return export
+
+
+@pytest.fixture(scope="session")
+def behind_rotel():
+    """A receiver for what rotel passes on; for all tests, so each looks at what is new."""
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture(scope="session")
+def rotel_port(behind_rotel, tmp_path_factory):
+    """The port of a running rotel that passes on at once to the receiver."""
+    rotel = pytest.importorskip("rotel", reason="the collector `rotel` has no wheel for this platform")
+    folder = tmp_path_factory.mktemp("rotel")
+    http, grpc = free_port(), free_port()
+    settings = {
+        "otlp-http-endpoint": f"127.0.0.1:{http}",
+        "otlp-grpc-endpoint": f"127.0.0.1:{grpc}",
+        "batch-timeout": "10ms",
+        "exporter": "otlp",
+        "otlp-exporter-protocol": "http",
+        "otlp-exporter-endpoint": behind_rotel.endpoint,
+        "otlp-exporter-compression": "none",
+        "pid-file": folder / "pid",
+        "log-file": folder / "log",
+    }
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    agent = Path(rotel.__file__).parent / "rotel-agent"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ROTEL", "OTEL"))}
+    # The agent is linked against libpython, which not every build of Python has.
+    environment["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR") or ""
+    check = subprocess.run([agent, "version"], env=environment, capture_output=True, text=True, check=False)
+    if "libpython" in check.stderr:
+        pytest.skip(check.stderr.strip())
+    with subprocess.Popen(
+        [agent, "start", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            wait_until_it_listens(process, http)
+            yield http
+        finally:
+            process.kill()

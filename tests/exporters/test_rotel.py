@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sysconfig
-import threading
-from pathlib import Path
-
 import pytest
 
 from gpuscope._columns import Details, RowFlag
@@ -17,9 +10,6 @@ from gpuscope._record import ErrorFacts, Site
 from gpuscope.exporters.otlp import OtlpExporter
 
 from .batches import NOW_NS, Row, make_batch
-from .receiver import Receiver
-
-rotel = pytest.importorskip("rotel", reason="the collector `rotel` has no wheel for this platform")
 
 RESOURCE = {"service.name": "tests", "host.name": "hôte", "process.pid": 7, "ratio": 0.5, "flag": True}
 BATCH = make_batch(
@@ -32,74 +22,6 @@ BATCH = make_batch(
     Row(span_id=9, details=Details(name="renamed", status=("OK", None))),
     *(Row(span_id=100 + number, gpu_span_id=1000 + number, parent_id=1) for number in range(50)),
 )
-
-
-def free_port():
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until_it_listens(process, port):
-    """Connect until somebody answers."""
-    # An event that nobody sets is a wait that a test may have.
-    pause = threading.Event()
-    for _ in range(1000):
-        assert process.poll() is None, process.stdout.read()
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            pause.wait(0.02)
-        else:
-            return
-    pytest.fail("rotel does not listen")
-
-
-@pytest.fixture(scope="module")
-def behind():
-    """A receiver for what rotel passes on."""
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture(scope="module")
-def rotel_port(behind, tmp_path_factory):
-    """The port of a running rotel that passes on at once to the receiver."""
-    folder = tmp_path_factory.mktemp("rotel")
-    http, grpc = free_port(), free_port()
-    settings = {
-        "otlp-http-endpoint": f"127.0.0.1:{http}",
-        "otlp-grpc-endpoint": f"127.0.0.1:{grpc}",
-        "batch-timeout": "10ms",
-        "exporter": "otlp",
-        "otlp-exporter-protocol": "http",
-        "otlp-exporter-endpoint": behind.endpoint,
-        "otlp-exporter-compression": "none",
-        "pid-file": folder / "pid",
-        "log-file": folder / "log",
-    }
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
-    agent = Path(rotel.__file__).parent / "rotel-agent"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ROTEL", "OTEL"))}
-    # The agent is linked against libpython, which not every build of Python has.
-    environment["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR") or ""
-    check = subprocess.run([agent, "version"], env=environment, capture_output=True, text=True, check=False)
-    if "libpython" in check.stderr:
-        pytest.skip(check.stderr.strip())
-    with subprocess.Popen(
-        [agent, "start", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            wait_until_it_listens(process, http)
-            yield http
-        finally:
-            process.kill()
 
 
 def spans_by_id(messages):
@@ -118,9 +40,9 @@ def spans_by_id(messages):
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
-def test_what_goes_through_rotel_comes_out_the_same(rotel_port, behind, otlp_receiver, account, compression):
+def test_what_goes_through_rotel_comes_out_the_same(rotel_port, behind_rotel, otlp_receiver, account, compression):
     """Names, ids, times, attributes, parents, status, events, links and resource survive, plain and gzip."""
-    behind.requests.clear()
+    behind_rotel.requests.clear()
     for endpoint in (f"http://127.0.0.1:{rotel_port}/v1/traces", otlp_receiver.url):
         config = Config().changed(otlp_endpoint=endpoint, otlp_compression=compression, otlp_timeout_s=30)
         exporter = OtlpExporter(config, RESOURCE)
@@ -132,7 +54,7 @@ def test_what_goes_through_rotel_comes_out_the_same(rotel_port, behind, otlp_rec
     direct = spans_by_id(request.message for request in otlp_receiver.requests)
     assert len(direct) == len(BATCH.site) + 52
     for count in range(1, 60):
-        through = spans_by_id(request.message for request in behind.wait_for(count))
+        through = spans_by_id(request.message for request in behind_rotel.wait_for(count))
         if len(through) >= len(direct):
             break
     assert through == direct
