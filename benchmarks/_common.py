@@ -111,6 +111,7 @@ def facts() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "device": _device(),
+        "hot_path": "C" if "gpuscope._native" in sys.modules else "Python",
     }
 
 
