@@ -108,7 +108,7 @@ class BatchBuilder:
             trace_id, span_id, parent_id, sampled = identify(record)
             trace, site, lane = record.trace, record.site, record.lane
             site.calls += 1
-            if site.calls <= self._warmup:
+            if site.calls <= (self._warmup if site.warmup is None else site.warmup) or trace.root.rehearsal:
                 flags |= _WARMUP  # noqa: PLW2901
             if trace.remote and parent_id == trace.parent_id:
                 flags |= _REMOTE_PARENT  # noqa: PLW2901

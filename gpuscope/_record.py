@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Site:
     """What is known of a stage before it runs: made once per name and attributes, shared by all its records."""
 
-    __slots__ = ("attributes", "calls", "function", "name", "nvtx")
+    __slots__ = ("attributes", "calls", "function", "name", "nvtx", "rehearsal", "warmup")
 
     def __init__(self, name: str, attributes: Mapping[str, Any], function: str | None = None) -> None:
         self.name = name
@@ -27,6 +27,19 @@ class Site:
         """What the NVTX door prepared for this name."""
         self.calls = 0
         """Resolved calls so far; counted by the collector, for the warm-up flag."""
+        self.warmup: int | None = None
+        """How many of them are warm-up, where that is not left to the configuration."""
+        self.rehearsal = False
+        """Whether everything inside it is warm-up."""
+
+
+class Unnamed(Site):
+    """The stage of `stage()` without a name, which a function that it decorates does not take over."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__("stage", {})
 
 
 class ThreadFacts:

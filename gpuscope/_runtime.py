@@ -14,7 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._environment import is_off, variables
-from gpuscope._record import Site
+from gpuscope._record import Site, Unnamed
 
 if TYPE_CHECKING:
     import logging
@@ -38,7 +38,7 @@ class State:
         self.may_toggle = False
         self.sites: dict[str, Site] = {}
         self.off_stages: dict[str, Any] = {}
-        self.unnamed = Site("stage", {})
+        self.unnamed = Unnamed()
         self.engine: Engine | None = None
         self.environ: dict[str, str] = {}
         self._config: Config | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 from gpuscope import _runtime
 from gpuscope._block import StageBlock, new_block
 from gpuscope._compiled import native
+from gpuscope._record import Unnamed
 from gpuscope._recording import begin, current, end
 from gpuscope._wrap import stage_of
 
@@ -60,7 +61,7 @@ class NoStage:
 
     def __call__(self, function: F) -> F:
         """Return the function itself; what could not be a stage is refused as it would be with recording on."""
-        return cast("F", stage_of(function, None, None, None))
+        return cast("F", stage_of(function, None, None, None, None))
 
     def __enter__(self) -> Self:
         """Do nothing."""
@@ -91,14 +92,15 @@ else:
 class IdleStage(OffStage):
     """A stage that records nothing yet; a function that it decorates can be recorded later."""
 
-    __slots__ = ("attributes", "name", "stream")
+    __slots__ = ("attributes", "name", "stream", "warmup")
     name: str | None
     attributes: Mapping[str, Any] | None
     stream: Any
+    warmup: int | None
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that it is recorded once recording is on."""
-        return cast("F", stage_of(function, self.name, self.attributes, self.stream))
+        return cast("F", stage_of(function, self.name, self.attributes, self.stream, self.warmup))
 
 
 class Stage(StageBlock):
@@ -112,8 +114,9 @@ class Stage(StageBlock):
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that each call of it is a stage."""
-        name = None if self.site is _state.unnamed else self.site.name
-        return cast("F", stage_of(function, name, self.attributes, self.stream))
+        site = self.site
+        name = None if isinstance(site, Unnamed) else site.name
+        return cast("F", stage_of(function, name, self.attributes, self.stream, site.warmup))
 
     def set_attribute(self, key: str, value: Any) -> None:
         """
@@ -160,9 +163,21 @@ _NO_STAGE = OffStage()
 def stage(function: F, /) -> F: ...
 @overload
 def stage(
-    name: str | None = None, /, *, attributes: Mapping[str, Any] | None = None, stream: Any = None
+    name: str | None = None,
+    /,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    stream: Any = None,
+    warmup: int | None = None,
 ) -> StageHandle: ...
-def stage(name: Any = None, /, *, attributes: Mapping[str, Any] | None = None, stream: Any = None) -> Any:
+def stage(
+    name: Any = None,
+    /,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    stream: Any = None,
+    warmup: int | None = None,
+) -> Any:
     """
     Name a piece of inference work; as a decorator or as a context manager.
 
@@ -179,41 +194,51 @@ def stage(name: Any = None, /, *, attributes: Mapping[str, Any] | None = None, s
             then it is the function's qualified name.
         attributes: of each of its host spans.
         stream: a `torch.cuda.Stream` whose work is to be timed instead of the current one's.
+        warmup: how many first calls of this stage are flagged as warm-up and left out of statistics, instead of
+            `GPUSCOPE_WARMUP`.
 
     Raises:
-        TypeError: for a name that is no `str`, a stream without `cuda_stream`, attributes that are no mapping; and
-            at decoration for what can't be a stage.
+        TypeError: for a name that is no `str`, a stream without `cuda_stream`, attributes that are no mapping, a
+            `warmup` that is no `int`; and at decoration for what can't be a stage.
+        ValueError: for a negative `warmup`.
 
     """
     # First and alone: Dynamo takes this call for a constant, and nothing below it is traced, guarded or run.
     if "torch._dynamo" in _modules and _modules["torch"].compiler.is_dynamo_compiling():
         return NoStage()
     recorder = _state.recorder
-    if type(name) is not str or stream is not None or attributes is not None:
-        return _uncommon(recorder, name, attributes, stream)
+    if type(name) is not str or stream is not None or attributes is not None or warmup is not None:
+        return _uncommon(recorder, name, attributes, stream, warmup)
     if recorder is None:
         return _off_stages.get(name) or _off_stage(name)
     return new_block(Stage, recorder, _sites.get(name) or _runtime.new_site(name))
 
 
-def _uncommon(recorder: Recorder | None, name: Any, attributes: Mapping[str, Any] | None, stream: Any) -> Any:
-    _check(name, attributes, stream)
+def _uncommon(
+    recorder: Recorder | None, name: Any, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None
+) -> Any:
+    _check(name, attributes, stream, warmup)
     if name is not None and not isinstance(name, str):
-        return stage_of(name, None, attributes, stream)
+        return stage_of(name, None, attributes, stream, warmup)
     if recorder is None:
-        return _idle_stage(name, attributes, stream) if _state.may_toggle else _NO_STAGE
-    site = _state.unnamed if name is None else _sites.get(name) or _runtime.new_site(name)
+        return _idle_stage(name, attributes, stream, warmup) if _state.may_toggle else _NO_STAGE
+    if name is not None:
+        site = _sites.get(name) or _runtime.new_site(name)
+    else:
+        site = _state.unnamed if warmup is None else Unnamed()
+    if warmup is not None:
+        site.warmup = warmup
     return _new_stage(recorder, site, attributes, stream)
 
 
-def _idle_stage(name: str | None, attributes: Mapping[str, Any] | None, stream: Any) -> IdleStage:
+def _idle_stage(name: str | None, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None) -> IdleStage:
     idle = IdleStage()
-    idle.name, idle.attributes, idle.stream = name, attributes, stream
+    idle.name, idle.attributes, idle.stream, idle.warmup = name, attributes, stream, warmup
     return idle
 
 
 def _off_stage(name: str) -> OffStage:
-    off = _idle_stage(name, None, None) if _state.may_toggle else _NO_STAGE
+    off = _idle_stage(name, None, None, None) if _state.may_toggle else _NO_STAGE
     return _off_stages.setdefault(name, off) if len(_off_stages) < _runtime.MAX_SITES else off
 
 
@@ -221,10 +246,14 @@ def _could_be_decorated(name: Any) -> bool:
     return callable(name) or isinstance(name, staticmethod | classmethod | property)
 
 
-def _check(name: Any, attributes: Any, stream: Any) -> None:
+def _check(name: Any, attributes: Any, stream: Any, warmup: Any) -> None:
     if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
         raise TypeError(f'The name of a `stage` is a `str`, not {name!r}; write `stage("decode")`.')
     if attributes is not None and not hasattr(attributes, "items"):
         raise TypeError(f"`attributes` of a `stage` is a mapping of names to values, not {attributes!r}.")
     if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
         raise TypeError(f"`stream` of a `stage` is a `torch.cuda.Stream`, not {stream!r}.")
+    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
+        raise TypeError(f"`warmup` of a `stage` is a number of calls, not {warmup!r}.")
+    if warmup is not None and warmup < 0:
+        raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")

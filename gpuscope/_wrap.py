@@ -23,7 +23,9 @@ _modules = sys.modules
 _state = _runtime.state
 
 
-def stage_of(function: Any, name: str | None, attributes: Mapping[str, Any] | None, stream: Any) -> Any:
+def stage_of(
+    function: Any, name: str | None, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None
+) -> Any:
     """
     Return the function as a stage, of the same kind, name, signature and docstring.
 
@@ -35,7 +37,7 @@ def stage_of(function: Any, name: str | None, attributes: Mapping[str, Any] | No
 
     """
     if isinstance(function, staticmethod | classmethod):
-        inner = stage_of(function.__func__, name, attributes, stream)
+        inner = stage_of(function.__func__, name, attributes, stream, warmup)
         return function if inner is function.__func__ else type(function)(inner)
     _check(function)
     if _state.recorder is None and not _state.may_toggle:
@@ -45,6 +47,7 @@ def stage_of(function: Any, name: str | None, attributes: Mapping[str, Any] | No
     site = Site(
         name or named.__qualname__.rpartition("<locals>.")[2], dict(attributes or {}), f"{module}.{named.__qualname__}"
     )
+    site.warmup = warmup
     import inspect
 
     if not inspect.isroutine(function):
@@ -224,12 +227,12 @@ class StagedCallable:
     def __reduce__(self) -> Any:
         """Pickle the object and decorate it again where it is unpickled."""
         site = self._gpuscope_site
-        return _wrap_again, (self.__wrapped__, site.name, site.attributes)
+        return _wrap_again, (self.__wrapped__, site.name, site.attributes, site.warmup)
 
     def __repr__(self) -> str:
         """Show the stage and the object."""
         return f"<stage {self._gpuscope_site.name!r} of {self.__wrapped__!r}>"
 
 
-def _wrap_again(target: Any, name: str, attributes: Mapping[str, Any]) -> Any:
-    return stage_of(target, name, attributes, None)
+def _wrap_again(target: Any, name: str, attributes: Mapping[str, Any], warmup: int | None) -> Any:
+    return stage_of(target, name, attributes, None, warmup)

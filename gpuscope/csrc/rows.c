@@ -9,8 +9,8 @@
 
 typedef int (*elapsed_function)(float *milliseconds, void *start, void *end);
 
-static PyObject *str_calls, *str_index, *str_pairs, *str_parent_id, *str_raw, *str_remote, *str_root, *str_sampled,
-    *str_trace_id;
+static PyObject *str_calls, *str_index, *str_pairs, *str_parent_id, *str_raw, *str_rehearsal, *str_remote, *str_root,
+    *str_sampled, *str_trace_id, *str_warmup;
 static PyObject *sixty_four;
 
 /* ---- place */
@@ -197,14 +197,15 @@ static long long position(PyObject *table, PyObject *key) {
 }
 
 static int count_call(const Packing *packing, PyObject *site, Cells *cells) {
-    PyObject *before = PyObject_GetAttr(site, str_calls);
-    if (before == NULL) return -1;
-    long long calls = PyLong_AsLongLong(before) + 1;
-    Py_DECREF(before);
+    PyObject *before = PyObject_GetAttr(site, str_calls), *own = PyObject_GetAttr(site, str_warmup);
+    long long calls = before == NULL ? 0 : PyLong_AsLongLong(before) + 1;
+    long long warmup = !is_present(own) ? packing->warmup : PyLong_AsLongLong(own);
+    Py_XDECREF(before);
+    Py_XDECREF(own);
     PyObject *after = PyErr_Occurred() ? NULL : PyLong_FromLongLong(calls);
     int failed = after == NULL || PyObject_SetAttr(site, str_calls, after);
     Py_XDECREF(after);
-    if (calls <= packing->warmup) cells->flags |= packing->warmup_flag;
+    if (calls <= warmup) cells->flags |= packing->warmup_flag;
     return failed ? -1 : 0;
 }
 
@@ -222,7 +223,13 @@ static int note_remote(const Packing *packing, PyObject *trace, Cells *cells) {
 
 static int fill_tables(const Packing *packing, StageRecord *record, Cells *cells) {
     PyObject *root = PyObject_GetAttr(record->trace, str_root);
-    if (root == NULL) return -1;
+    PyObject *rehearsal = root == NULL ? NULL : PyObject_GetAttr(root, str_rehearsal);
+    if (rehearsal == NULL) {
+        Py_XDECREF(root);
+        return -1;
+    }
+    if (rehearsal != Py_False) cells->flags |= packing->warmup_flag;
+    Py_DECREF(rehearsal);
     cells->site = position(packing->sites, record->site);
     cells->root = cells->site < 0 ? -1 : position(packing->sites, root);
     cells->thread = cells->root < 0 ? -1 : position(packing->threads, record->thread);
@@ -315,6 +322,8 @@ int add_rows(PyObject *module) {
     str_pairs = PyUnicode_InternFromString("pairs");
     str_parent_id = PyUnicode_InternFromString("parent_id");
     str_raw = PyUnicode_InternFromString("raw");
+    str_rehearsal = PyUnicode_InternFromString("rehearsal");
+    str_warmup = PyUnicode_InternFromString("warmup");
     str_remote = PyUnicode_InternFromString("remote");
     str_root = PyUnicode_InternFromString("root");
     str_sampled = PyUnicode_InternFromString("sampled");

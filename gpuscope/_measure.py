@@ -1,0 +1,210 @@
+"""
+`warm_up` and `measure`: running something before it counts, and the quick comparison of two ways to do it.
+
+For the workbench: unlike a stage, both wait for the GPU, once at their end. Public events of PyTorch only.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpuscope import _runtime
+from gpuscope._record import Site
+from gpuscope._recording import end, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_WARM_UP = Site("warm-up", {})
+_WARM_UP.rehearsal = True
+
+
+class Spread(NamedTuple):
+    """Quartiles of a duration, in milliseconds."""
+
+    p25: float
+    median: float
+    p75: float
+
+
+class Measurement(NamedTuple):
+    """What one function took, call by call."""
+
+    name: str
+    iterations: int
+    host_ms: Spread
+    """From the call to its return."""
+    gpu_ms: Spread | None
+    """Between two CUDA events around the call, waiting for the host included; None without a GPU."""
+
+
+class Measurements(tuple[Measurement, ...]):
+    """The measurements, in the order of the functions. Print it for a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        width = max(len("function"), *(len(each.name) for each in self))
+        head = f"{'function':{width}}  {'calls':>6}  {'host ms':>9}  {'p25 to p75':>18}"
+        lines = [head + (f"  {'GPU ms':>9}  {'p25 to p75':>18}  ratio" if self[0].gpu_ms else "  ratio")]
+        first = (self[0].gpu_ms or self[0].host_ms).median
+        for each in self:
+            spreads = "".join(_columns(spread) for spread in (each.host_ms, each.gpu_ms) if spread)
+            ratio = (each.gpu_ms or each.host_ms).median / first if first else float("nan")
+            lines.append(f"{each.name:{width}}  {each.iterations:6,}{spreads}  {ratio:5.2f}")
+        return "\n".join(lines)
+
+
+def _columns(spread: Spread) -> str:
+    between = f"{spread.p25:.4f} to {spread.p75:.4f}"
+    return f"  {spread.median:9.4f}  {between:>18}"
+
+
+def warm_up(function: Callable[..., object], /, *args: Any, iterations: int = 20, **kwargs: Any) -> None:
+    """
+    Call a function so often before it counts: allocations, autotuning, compilation and CUDA graphs are done then.
+
+    Stages inside are flagged as warm-up, however many they are, and stand under a stage named `warm-up`. Waits for
+    the GPU at the end. What the function raises passes through.
+
+    Args:
+        function: what it returns is let go.
+        args: for the function.
+        iterations: how often.
+        kwargs: for the function.
+
+    Raises:
+        TypeError: if the function can't be called.
+        ValueError: for less than one iteration.
+
+    """
+    _check([function], iterations=iterations)
+    recorder = _runtime.state.recorder
+    record = start(recorder, _WARM_UP, None, 0) if recorder is not None else None
+    error: BaseException | None = None
+    try:
+        for _ in range(iterations):
+            function(*args, **kwargs)
+        _wait_for_gpu()
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        if record is not None:
+            end(record, error)
+
+
+def measure(*functions: Callable[[], object], iterations: int = 100, warmup: int = 10) -> Measurements:
+    """
+    Time functions beside each other, on the host and on the GPU: the quick A/B.
+
+    They run interleaved, in a new random order each round, so that a busy moment of the machine hits all alike; every
+    call is between two CUDA events of its own, and the GPU is waited for once, after the last. Stages inside are
+    flagged as warm-up. For what a change does to a whole request, compare recordings: `gpuscope compare`.
+
+    Args:
+        functions: called without arguments; use `functools.partial` or a lambda to give some.
+        iterations: of each function.
+        warmup: calls of each before the first that counts.
+
+    Returns:
+        Medians and quartiles in milliseconds, one for each function.
+
+    Raises:
+        TypeError: without a function, or for one that can't be called.
+        ValueError: for less than one iteration, or a negative `warmup`.
+
+    """
+    _check(functions, iterations=iterations, warmup=warmup)
+    torch = _torch_on_gpu()
+    calls = [_Calls(function, torch, iterations) for function in functions]
+
+    import random  # Here, for it would be a tenth of what `import gpuscope` costs.
+
+    def rounds() -> None:
+        order, shuffler = list(calls), random.Random(0)  # noqa: S311 - an order, not a secret
+        for number in range(-warmup, iterations):
+            shuffler.shuffle(order)
+            for each in order:
+                each.run(number)
+
+    warm_up(rounds, iterations=1)
+    return Measurements(each.result() for each in calls)
+
+
+class _Calls:
+    """The calls of one function."""
+
+    def __init__(self, function: Callable[[], object], torch: Any, iterations: int) -> None:
+        self._function = function
+        self._host_ns = [0] * iterations
+        # Made and recorded once before they count: the first record of an event is what creates it.
+        self._events = [_pair(torch) for _ in range(iterations)] if torch is not None else []
+        self._spare = _pair(torch) if torch is not None else None
+
+    def run(self, number: int) -> None:
+        """Call the function; a negative number does not count."""
+        events = self._events[number] if self._events and number >= 0 else self._spare
+        start_ns = time.perf_counter_ns()
+        if events is not None:
+            events[0].record()
+        self._function()
+        if events is not None:
+            events[1].record()
+        if number >= 0:
+            self._host_ns[number] = time.perf_counter_ns() - start_ns
+
+    def result(self) -> Measurement:
+        """Return what they took; the GPU has been waited for."""
+        return Measurement(
+            name=_name_of(self._function),
+            iterations=len(self._host_ns),
+            host_ms=_spread([ns / 1e6 for ns in self._host_ns]),
+            gpu_ms=_spread([first.elapsed_time(last) for first, last in self._events]) if self._events else None,
+        )
+
+
+def _pair(torch: Any) -> tuple[Any, Any]:
+    pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    for event in pair:
+        event.record()
+    return pair
+
+
+def _spread(durations_ms: list[float]) -> Spread:
+    import numpy as np
+
+    return Spread(*np.percentile(durations_ms, (25, 50, 75)).tolist())
+
+
+def _name_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__qualname__", None) or type(function).__qualname__).rpartition("<locals>.")[2]
+
+
+def _torch_on_gpu() -> Any:
+    # A program whose functions use a GPU has imported PyTorch; whether it has used the GPU yet does not matter here.
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and torch.cuda.is_available() else None
+
+
+def _wait_for_gpu() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _check(functions: Any, *, iterations: int, warmup: int = 0) -> None:
+    if not functions:
+        raise TypeError("`measure` needs a function: `measure(old, new)`.")
+    for function in functions:
+        if not callable(function):
+            raise TypeError(f"{function!r} can't be called; give the function itself, not what it returns.")
+    if iterations < 1:
+        raise ValueError(f"`iterations` is {iterations}: expected 1 or more.")
+    if warmup < 0:
+        raise ValueError(f"`warmup` is {warmup}: expected 0 or more.")
