@@ -1,5 +1,5 @@
 """
-The command line: `gpuscope demo`, `gpuscope doctor`.
+The command line: `gpuscope demo`, `doctor`, `report`, `compare`.
 
 Only finds the command and turns its failure into an exit code; what a command does is in `gpuscope.commands`.
 """
@@ -7,16 +7,18 @@ Only finds the command and turns its failure into an exit code; what a command d
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
-from gpuscope.commands import CommandError, demo, doctor
+from gpuscope.commands import CommandError, compare, demo, doctor, report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = {"demo": demo, "doctor": doctor}
+COMMANDS = {"demo": demo, "doctor": doctor, "report": report, "compare": compare}
 INTERRUPTED = 130
+PIPE_CLOSED = 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,17 +29,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process if None.
 
     Returns:
-        The exit code: 0 all is well, 1 the command ran and something is wrong, 2 it could not run, 130 interrupted.
+        The exit code: 0 all is well, 1 the command ran and something is wrong, 2 it could not run, 130 interrupted,
+        141 whoever read the output went away, as `head` does.
 
     """
     options = _parser().parse_args(argv)
     try:
-        return int(COMMANDS[options.command].run(options))
+        code = int(COMMANDS[options.command].run(options))
+        sys.stdout.flush()
+        return code
     except CommandError as error:
         sys.stderr.write(f"gpuscope {options.command}: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # So that Python does not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,51 @@
+"""
+How much a stage was given to do: the sizes and shapes among the application's attributes.
+
+Reads names and values, and compares nothing. What a request says holds for the stages inside it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from gpuscope.analysis.recording import Recording
+
+SIZE_WORDS = frozenset({"size", "batch", "tokens", "bytes", "items", "length", "len", "count"})
+"""An attribute whose name ends in one of these, `batch_size` or `gen_ai.usage.input_tokens`, is a size if a number."""
+SHAPE_WORDS = SIZE_WORDS | {"shape", "height", "width", "resolution", "dtype"}
+
+Shape: TypeAlias = "tuple[tuple[str, float | str], ...]"
+"""(name, value) of each shape-like attribute."""
+
+
+def shape_of(recording: Recording, row: int) -> Shape:
+    """Return the shape-like attributes of a stage and of those around it; what the inner one says holds."""
+    found: dict[str, float | str] = {}
+    while row >= 0:
+        for name, value in recording.attributes.get(row, {}).items():
+            if _last_word(name) in SHAPE_WORDS:
+                found.setdefault(name, _plain(value))
+        row = int(recording.parent[row])
+    return tuple(sorted(found.items()))
+
+
+def sizes_in(shape: Shape) -> dict[str, float]:
+    """Return those attributes of a shape that are numbers of something."""
+    return {
+        name: float(value)
+        for name, value in shape
+        if isinstance(value, (int, float)) and math.isfinite(value) and _last_word(name) in SIZE_WORDS
+    }
+
+
+def _plain(value: Any) -> float | str:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+@lru_cache(maxsize=1024)
+def _last_word(name: str) -> str:
+    return re.split(r"[._\-\s]", name.lower())[-1]

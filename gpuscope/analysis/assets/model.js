@@ -1,0 +1,229 @@
+/** The recording: columns from the page's data, lanes of bars, requests, and what is found in them. Draws nothing. */
+
+const FLAG = { warmup: 1, captured: 2, clamped: 4, givenUp: 8 };
+
+/** The first place of a sorted array whose value is above the given one. */
+function firstAbove(sorted, value) {
+  let low = 0;
+  let high = sorted.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] > value) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+/** Disjoint intervals in order; what they add up to within a window takes two binary searches. */
+class Intervals {
+  constructor({ start, end }) {
+    this.start = Float64Array.from(start);
+    this.end = Float64Array.from(end);
+    this.before = new Float64Array(start.length + 1);
+    for (let i = 0; i < start.length; i++) this.before[i + 1] = this.before[i] + end[i] - start[i];
+  }
+
+  within(from, to) {
+    const first = firstAbove(this.end, from);
+    const last = firstAbove(this.start, to);
+    if (last <= first) return 0;
+    const cut = Math.max(0, from - this.start[first]) + Math.max(0, this.end[last - 1] - to);
+    return this.before[last] - this.before[first] - cut;
+  }
+}
+
+/** The bars of one row of a lane, in order of time. */
+class Track {
+  constructor(rows, starts, ends) {
+    this.rows = Int32Array.from(rows).sort((a, b) => starts[a] - starts[b]);
+    this.start = Float64Array.from(this.rows, (row) => starts[row]);
+    this.end = Float64Array.from(this.rows, (row) => ends[row]);
+    // What a search needs is ends that only grow; where measured bars overlap a little, they grow here.
+    this.reach = this.end.slice();
+    for (let i = 1; i < this.reach.length; i++) this.reach[i] = Math.max(this.reach[i], this.reach[i - 1]);
+  }
+}
+
+class Model {
+  constructor(data) {
+    this.data = data;
+    const columns = data.columns;
+    this.size = columns.stage.length;
+    for (const name of ["stage", "thread", "stream", "flags"]) this[name] = Int32Array.from(columns[name]);
+    this.leaf = columns.leaf;
+    this.error = columns.error;
+    this.uncertainty = columns.uncertainty;
+    this.cold = new Set((data.findings?.cold ?? []).map((call) => call.row));
+    this.#times(columns);
+    this.#tree(columns);
+    this.#lanes(columns);
+    this.#requests();
+  }
+
+  #times({ step, host, delay, gpu }) {
+    for (const name of ["start", "end", "gpuStart", "gpuEnd"]) this[name] = new Float64Array(this.size);
+    this.from = 0;
+    this.to = 1000;
+    for (let row = 0, at = 0; row < this.size; row++) {
+      at += step[row];
+      this.start[row] = at;
+      this.end[row] = at + host[row];
+      this.gpuStart[row] = at + delay[row];
+      this.gpuEnd[row] = at + delay[row] + gpu[row];
+      this.from = Math.min(this.from, this.gpuStart[row]);
+      this.to = Math.max(this.to, this.end[row], this.gpuEnd[row]);
+    }
+  }
+
+  #tree({ parent }) {
+    this.parent = Int32Array.from(parent, (distance, row) => (distance ? row - distance : -1));
+    this.root = new Int32Array(this.size);
+    this.children = new Map();
+    for (let row = 0; row < this.size; row++) {
+      let root = row;
+      while (this.parent[root] >= 0) root = this.parent[root];
+      this.root[row] = root;
+      if (this.parent[row] >= 0) {
+        const siblings = this.children.get(this.parent[row]);
+        if (siblings) siblings.push(row);
+        else this.children.set(this.parent[row], [row]);
+      }
+    }
+  }
+
+  #lanes(columns) {
+    const host = this.#tracks(this.thread, columns.host_row, this.start, this.end);
+    const gpu = this.#tracks(this.stream, columns.gpu_row, this.gpuStart, this.gpuEnd);
+    const { processes, threads, streams, devices } = this.data;
+    this.devices = devices.map((each) => ({
+      ...each,
+      idle: new Intervals(each.idle),
+      queued: new Intervals(each.queued),
+    }));
+    this.lanes = [];
+    processes.forEach((process, number) => {
+      const title = Object.entries(process.resource)
+        .map(([key, value]) => `${key}: ${value}`)
+        .join("\n");
+      this.lanes.push({ head: true, name: process.name, title, tracks: [] });
+      threads.forEach((thread, index) => {
+        if (thread.process !== number) return;
+        this.lanes.push({
+          side: "host",
+          name: thread.name,
+          tracks: host[index] ?? [],
+          gaps: new Intervals(thread.gaps),
+          thread: index,
+          title: `Thread ${thread.ident} of ${process.name}`,
+        });
+      });
+    });
+    for (const device of this.devices) {
+      const name = `GPU ${device.index} · ${device.name}`;
+      this.lanes.push({ head: true, name, title: device.uuid, gaps: device.idle, tracks: [] });
+      for (const index of device.streams) {
+        const handle = streams[index].handle;
+        this.lanes.push({
+          side: "gpu",
+          stream: index,
+          name: handle === "0x0" ? "default stream" : `stream ${handle}`,
+          tracks: gpu[index] ?? [],
+          gaps: device.idle,
+          of: processes.length > 1 ? processes[streams[index].process].name : "",
+          title: `Stream ${handle} of ${processes[streams[index].process].name} on ${name}`,
+        });
+      }
+    }
+  }
+
+  #tracks(laneOf, rowOf, starts, ends) {
+    const lanes = {};
+    for (let row = 0; row < this.size; row++) {
+      if (laneOf[row] < 0) continue;
+      const lane = (lanes[laneOf[row]] ??= []);
+      (lane[rowOf[row]] ??= []).push(row);
+    }
+    for (const lane of Object.values(lanes))
+      lane.forEach((rows, index) => {
+        lane[index] = new Track(rows, starts, ends);
+      });
+    return lanes;
+  }
+
+  #requests() {
+    this.requests = [];
+    this.extent = new Map();
+    for (let row = 0; row < this.size; row++) {
+      const root = this.root[row];
+      if (root === row) this.requests.push(row);
+      const to = Math.max(this.end[row], this.gpuEnd[row]);
+      const known = this.extent.get(root);
+      if (!known) this.extent.set(root, { from: this.start[root], to });
+      else if (to > known.to) known.to = to;
+    }
+    this.trace = new Map(this.requests.map((row, index) => [row, this.data.traces[index]]));
+  }
+
+  name(row) {
+    return this.data.names[this.stage[row]];
+  }
+
+  has(row, flag) {
+    return (this.flags[row] & flag) !== 0;
+  }
+
+  /** Whether statistics leave the stage out: warm-up, or a late cold call. */
+  isCold(row) {
+    return this.has(row, FLAG.warmup) || this.cold.has(row);
+  }
+
+  attributes(row) {
+    return this.data.attributes[row] ?? {};
+  }
+
+  /** The number of a request among those of its kind, from 1 on. */
+  numberOf(root) {
+    return this.requests.filter((row) => row <= root && this.stage[row] === this.stage[root]).length;
+  }
+
+  /** The streams that the stages of a request ran on. */
+  streamsOf(root) {
+    const { to } = this.extent.get(root);
+    const streams = new Set();
+    for (let row = root; row < this.size && this.start[row] <= to; row++) {
+      if (this.root[row] === root) streams.add(this.stream[row]);
+    }
+    return streams;
+  }
+
+  /** Stages that are in no file though they ran, as far as the files say. */
+  missing() {
+    const { dropped, lost } = this.data.losses;
+    return [...Object.values(dropped), ...Object.values(lost)].reduce((sum, number) => sum + number, 0);
+  }
+
+  /** These requests, shortest first, to the end of their last GPU work; without warm-up unless there is no other. */
+  bySpeed(requests) {
+    const steady = requests.filter((row) => !this.has(row, FLAG.warmup));
+    const length = (row) => this.extent.get(row).to - this.start[row];
+    return (steady.length ? steady : requests).slice().sort((a, b) => length(a) - length(b));
+  }
+
+  /** The rows whose stage's name, or an attribute as `key=value`, contains the text, whatever its case. */
+  find(text) {
+    const wanted = text.toLowerCase();
+    const names = this.data.names.map((name) => name.toLowerCase().includes(wanted));
+    const found = [];
+    for (let row = 0; row < this.size; row++) {
+      if (names[this.stage[row]] || this.#attributeHas(row, wanted)) found.push(row);
+    }
+    return found;
+  }
+
+  #attributeHas(row, wanted) {
+    const attributes = this.data.attributes[row];
+    return (
+      attributes && Object.entries(attributes).some(([key, value]) => `${key}=${value}`.toLowerCase().includes(wanted))
+    );
+  }
+}

@@ -1,0 +1,148 @@
+/** The table of stages, with a small picture of each distribution. */
+
+const COLUMNS = [
+  ["Stage", "order", "", (line) => line.order],
+  ["calls", "calls", "", (line) => line.calls],
+  ["p50", "host.p50", "host", (line) => line.host_ms?.p50],
+  ["p90", "host.p90", "host", (line) => line.host_ms?.p90],
+  ["p99", "host.p99", "host", (line) => line.host_ms?.p99],
+  ["distribution", "", "host"],
+  ["p50", "gpu.p50", "on the stream", (line) => line.gpu_ms?.p50],
+  ["p90", "gpu.p90", "on the stream", (line) => line.gpu_ms?.p90],
+  ["p99", "gpu.p99", "on the stream", (line) => line.gpu_ms?.p99],
+  ["distribution", "", "on the stream"],
+  ["launch to start", "delay", "", (line) => line.launch_to_start_ms?.p50],
+  ["of request", "share", "", (line) => line.host_share],
+  ["errors", "errors", "", (line) => line.errors],
+];
+
+class StageTable {
+  constructor(model, find, colour) {
+    this.model = model;
+    this.find = find;
+    this.colour = colour;
+    this.lines = model.data.stages.map((line, order) => ({ ...line, order }));
+    const hidden = new Set();
+    if (!this.lines.some((line) => line.gpu_ms))
+      ["gpu.p50", "gpu.p90", "gpu.p99", "delay"].forEach((key) => hidden.add(key));
+    if (!this.lines.some((line) => line.errors)) hidden.add("errors");
+    this.columns = COLUMNS.filter(
+      ([, key, group]) => !hidden.has(key) && !(group === "on the stream" && hidden.size > 1),
+    );
+    this.sorted = { key: "order", down: false };
+    this.body = element("tbody");
+    this.head = element("thead");
+    const table = element("table", {}, this.head, this.body);
+    byId("stages").append(element("div", { className: "scroll" }, table), this.#note());
+    this.show();
+  }
+
+  show() {
+    this.head.replaceChildren(this.#groups(), this.#titles());
+    const { key, down } = this.sorted;
+    const value = this.columns.find(([, each]) => each === key)[3];
+    const sorted = this.lines.toSorted((a, b) => ((value(a) ?? -1) - (value(b) ?? -1)) * (down ? -1 : 1));
+    this.body.replaceChildren(...sorted.map((line) => this.#row(line, key === "order")));
+  }
+
+  #groups() {
+    const cells = [];
+    for (const [, , group] of this.columns) {
+      const last = cells.at(-1);
+      if (last?.textContent === group) last.colSpan++;
+      else cells.push(element("th", { colSpan: 1, scope: "colgroup" }, group));
+    }
+    return element("tr", {}, ...cells);
+  }
+
+  #titles() {
+    return element(
+      "tr",
+      {},
+      ...this.columns.map(([title, key]) => {
+        if (!key) return element("th", { scope: "col", className: "left" }, title);
+        const button = element("button", { onclick: () => this.#sort(key) }, title);
+        const cell = element("th", { scope: "col" }, button);
+        if (this.sorted.key === key) cell.ariaSort = this.sorted.down ? "descending" : "ascending";
+        return cell;
+      }),
+    );
+  }
+
+  #sort(key) {
+    this.sorted = { key, down: this.sorted.key === key ? !this.sorted.down : key !== "order" };
+    this.show();
+  }
+
+  #row(line, nested) {
+    const { name } = line;
+    const button = named(name, () => this.find(name));
+    const swatch = element("i");
+    swatch.style.background = this.colour(this.model.data.names.indexOf(name));
+    if (nested) swatch.style.marginLeft = `${Math.min(line.depth, 12) * 18}px`;
+    const cells = {
+      order: [swatch, button],
+      calls: [this.#calls(line)],
+      share: [line.host_share === null ? "–" : percent(line.host_share)],
+      errors: [line.errors ? count(line.errors) : ""],
+    };
+    return element(
+      "tr",
+      {},
+      ...this.columns.map(([, key, group, value]) => {
+        if (!key)
+          return element(
+            "td",
+            { className: "left" },
+            group === "host" ? spark(line.host_shape, line.host_ms) : spark(line.gpu_shape, line.gpu_ms),
+          );
+        return element("td", {}, ...(cells[key] ?? [duration(value(line) * 1e6)]));
+      }),
+    );
+  }
+
+  #calls(line) {
+    return line.only_warmup ? `${count(line.calls)} *` : count(line.calls);
+  }
+
+  #note() {
+    const warm = this.lines.reduce((sum, line) => sum + line.warmup_calls, 0);
+    const star = this.lines.some((line) => line.only_warmup)
+      ? " * has made warm-up calls only, so its figures are of those."
+      : "";
+    const text =
+      `Percentiles leave warm-up out (${counted(warm, "call")}).${star} ` +
+      "Distributions are on a logarithmic scale from the least to the greatest; the line is the median.";
+    return element("p", { className: "note" }, text);
+  }
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function drawn(tag, attributes, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+/** A small picture of a distribution. */
+function spark(shape, times) {
+  if (!shape) return "–";
+  const { counts, low_ms: low, high_ms: high } = shape;
+  const most = Math.max(...counts);
+  const bars = counts.map((value, index) => {
+    const height = value ? Math.max(2, (value / most) * 20) : 0;
+    return drawn("rect", { x: index * 4, y: 20 - height, width: 3, height });
+  });
+  const x = (Math.log(Math.max(times.p50, low) / low) / Math.log(high / low)) * counts.length * 4;
+  const [from, to, median, p99] = [low, high, times.p50, times.p99].map((ms) => duration(ms * 1e6));
+  const label = `from ${from} to ${to}, median ${median}, p99 ${p99}`;
+  return drawn(
+    "svg",
+    { class: "spark", width: counts.length * 4, height: 21, role: "img", "aria-label": label },
+    drawn("title", {}, label),
+    ...bars,
+    drawn("line", { x1: x, x2: x, y1: 0, y2: 21 }),
+  );
+}

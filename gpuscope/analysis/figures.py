@@ -1,0 +1,217 @@
+"""
+All figures of a recording: stages, requests, losses, clock uncertainty. What `--json` writes and the tables show.
+
+Counts and divides; judges nothing. Warm-up is counted and left out of all other figures: a call counts if neither it
+nor its request is warm-up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope._columns import RowFlag
+from gpuscope.analysis._kinds import end_to_end_ns, is_warmup, kinds
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpuscope.analysis._kinds import Kind
+    from gpuscope.analysis.recording import Losses, Recording
+
+SLOWEST = 5
+"""Requests of each kind that are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Some durations, in milliseconds unless the name says otherwise."""
+
+    count: int
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReference:
+    """One request, to be found elsewhere by its trace id."""
+
+    trace_id: str
+    start_ns: int
+    end_to_end_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFigures:
+    """One stage within one kind of request."""
+
+    name: str
+    root: str
+    """Name of the outermost stage: the kind of request."""
+    parent: str | None
+    """Name of the stage around its first call."""
+    depth: int
+    calls: int
+    warmup_calls: int
+    only_warmup: bool
+    """Whether the figures are of warm-up calls, because there are no others."""
+    errors: int
+    captured: int
+    given_up: int
+    clamped: int
+    host_ms: Distribution
+    gpu_ms: Distribution | None
+    """Time on the stream between the stage's two events, which is not time that the GPU was busy."""
+    launch_to_start_ms: Distribution | None
+    host_share: float | None
+    """Host time as a part of the host time of the requests."""
+    gpu_share: float | None
+    """GPU time as a part of the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestFigures:
+    """The requests of one kind: what happened inside one outermost stage."""
+
+    name: str
+    calls: int
+    warmup_calls: int
+    only_warmup: bool
+    errors: int
+    host_ms: Distribution
+    end_to_end_ms: Distribution
+    """From the start on the host to the last end of anything in the request, on the host or on a GPU."""
+    slowest: tuple[RequestReference, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Everything; shares are parts of 1."""
+
+    stages: tuple[StageFigures, ...]
+    """Each kind of request from its root, in the order of their first starts."""
+    requests: tuple[RequestFigures, ...]
+    processes: tuple[str, ...]
+    start_ns: int
+    """Of the first stage, since the epoch; 0 without any."""
+    seconds: float
+    """From the first start to the last end."""
+    uncertainty_us: Distribution | None
+    """Of the place of GPU times on the wall clock, in microseconds."""
+    losses: Losses
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data, as JSON can hold it."""
+        return asdict(self)
+
+
+def figures(recording: Recording) -> Figures:
+    """Return all figures of a recording."""
+    counting = _Counting(recording)
+    stages = list(kinds(recording))
+    start_ns = int(recording.host_start_ns.min(initial=2**63 - 1)) if stages else 0
+    end_ns = max(int(column.max(initial=start_ns)) for column in (recording.host_end_ns, recording.gpu_end_ns))
+    return Figures(
+        stages=tuple(counting.stage(kind) for kind in stages),
+        requests=tuple(counting.request(kind) for kind in stages if kind.depth == 0),
+        processes=tuple(process.name for process in recording.processes),
+        start_ns=start_ns,
+        seconds=(end_ns - start_ns) / 1e9,
+        uncertainty_us=_distribution(recording.uncertainty_ns[recording.stream >= 0], 1e3),
+        losses=recording.losses,
+    )
+
+
+class _Counting:
+    """What is needed of a recording for each of its stages, found out once."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._warmup = is_warmup(recording)
+        self._host_ns = recording.host_end_ns - recording.host_start_ns
+        self._gpu_ns = recording.gpu_end_ns - recording.gpu_start_ns
+        self._delay_ns = recording.gpu_start_ns - recording.host_start_ns
+        self._end_to_end_ns = end_to_end_ns(recording)
+        self._requests: dict[str, NDArray[np.int64]] = {}
+        """Rows of the requests that count, by kind; known from its root on."""
+
+    def stage(self, kind: Kind) -> StageFigures:
+        """Return the figures of one stage; a kind's root before all others of the kind."""
+        if kind.depth == 0:
+            self._requests[kind.name] = self._counted(self._outermost(kind))
+        timed = kind.rows[self._recording.stream[kind.rows] >= 0]
+        flags = self._recording.flags[kind.rows]
+        return StageFigures(
+            name=kind.name,
+            root=kind.root,
+            parent=kind.parent,
+            depth=kind.depth,
+            **self._counts(kind.rows),
+            captured=int((flags & RowFlag.CAPTURED != 0).sum()),
+            given_up=int((flags & RowFlag.GIVEN_UP != 0).sum()),
+            clamped=int((flags & RowFlag.CLAMPED != 0).sum()),
+            host_ms=_some(self._host_ns[self._counted(kind.rows)]),
+            gpu_ms=_distribution(self._gpu_ns[self._counted(timed)]),
+            launch_to_start_ms=_distribution(self._delay_ns[self._counted(timed)]),
+            host_share=self._share(kind, kind.rows, self._host_ns),
+            gpu_share=self._share(kind, timed, self._gpu_ns),
+        )
+
+    def request(self, kind: Kind) -> RequestFigures:
+        """Return the figures of the requests of one kind."""
+        rows = self._outermost(kind)
+        counted = self._counted(rows)
+        slowest = counted[np.argsort(-self._end_to_end_ns[counted], kind="stable")[:SLOWEST]]
+        return RequestFigures(
+            name=kind.name,
+            **self._counts(rows),
+            host_ms=_some(self._host_ns[counted]),
+            end_to_end_ms=_some(self._end_to_end_ns[counted]),
+            slowest=tuple(self._reference(row) for row in slowest.tolist()),
+        )
+
+    def _outermost(self, kind: Kind) -> NDArray[np.int64]:
+        """Return the rows of a root stage without those inside another call of it."""
+        return kind.rows[self._recording.parent[kind.rows] < 0]
+
+    def _counted(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        steady = rows[~self._warmup[rows]]
+        return steady if len(steady) else rows
+
+    def _counts(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+        warmup = self._warmup[rows]
+        return {
+            "calls": len(rows),
+            "warmup_calls": int(warmup.sum()),
+            "only_warmup": bool(warmup.all()),
+            "errors": int(self._recording.error[rows].sum()),
+        }
+
+    def _share(self, kind: Kind, rows: NDArray[np.int64], durations_ns: NDArray[np.int64]) -> float | None:
+        """Return a stage's part of its requests' host time, had its warm-up calls in them been like the others."""
+        requests = self._requests[kind.root]
+        request_ns = float(self._host_ns[requests].sum())
+        if not len(rows) or not request_ns:
+            return None
+        calls = int(np.isin(self._recording.root[rows], requests).sum())
+        return float(durations_ns[self._counted(rows)].mean()) * calls / request_ns
+
+    def _reference(self, row: int) -> RequestReference:
+        recording = self._recording
+        start_ns, duration_ns = int(recording.host_start_ns[row]), int(self._end_to_end_ns[row])
+        return RequestReference(recording.trace_id[row], start_ns, duration_ns / 1e6)
+
+
+def _distribution(values_ns: NDArray[np.int64], unit_ns: float = 1e6) -> Distribution | None:
+    return _some(values_ns, unit_ns) if len(values_ns) else None
+
+
+def _some(values_ns: NDArray[np.int64], unit_ns: float = 1e6) -> Distribution:
+    values = values_ns / unit_ns
+    p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
+    return Distribution(len(values), float(values.mean()), p50, p90, p99, float(values.max()))

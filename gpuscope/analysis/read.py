@@ -1,0 +1,199 @@
+"""
+Files of the `file` exporter into one `Recording`.
+
+Reads and relates; judges nothing, and needs neither a GPU nor torch nor OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope._columns import RowFlag
+from gpuscope.analysis._parse_spans import GpuPart, Lines
+from gpuscope.analysis.recording import Losses, Process, Recording
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+    from gpuscope.analysis._parse_spans import HostPart, SpanKey
+
+_NEAR = 2**20
+"""
+How far from a known span id another one is taken to be ours. Ours are counted up from a random start, so ids that
+somebody else made at random are this near once in ten million times, even beside a million of ours.
+"""
+_NO_GPU = GpuPart(-1, 0, 0, 0, 0)
+
+
+def read(paths: Iterable[str | PathLike[str]], *, progress: Callable[[int, int], object] | None = None) -> Recording:
+    """
+    Read every stage in the files; lines that cannot be read are counted in `Recording.losses`.
+
+    A stage inside a span of the application is a root here, since that span is not in the files.
+
+    Args:
+        paths: files, each with its rotated ones (`PATH.1` and on), and folders, of which every `*.jsonl` is read so.
+        progress: called after each line with the bytes read so far and the bytes of all files.
+
+    Raises:
+        OSError: from the system, also for a folder in which there is no such file.
+
+    """
+    files = list_files(paths)
+    total, done, lines = sum(file.stat().st_size for file in files), 0, Lines()
+    with _no_garbage_collection():
+        for file in files:
+            with file.open("rb") as opened:
+                for line in opened:
+                    lines.add(line)
+                    done += len(line)
+                    if progress is not None:
+                        progress(done, total)
+        return _recording(lines)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Spare a quarter of the time: hundreds of thousands of small objects are made here, none in a cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def list_files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
+    """
+    Return the files that `read` reads for these paths, each once.
+
+    Raises:
+        OSError: for a path that does not exist, and a folder without a recording.
+
+    """
+    files: dict[Path, None] = {}
+    for path in map(Path, paths):
+        first = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not first:
+            raise FileNotFoundError(2, "no `*.jsonl` file in this folder", str(path))
+        for each in first:
+            files.update(dict.fromkeys(file.resolve(strict=True) for file in (each, *_rotated(each))))
+    return list(files)
+
+
+def _rotated(path: Path) -> list[Path]:
+    """Return `PATH.1` and on, however many there are."""
+    found: list[Path] = []
+    while (backup := path.with_name(f"{path.name}.{len(found) + 1}")).is_file():
+        found.append(backup)
+    return found
+
+
+def _recording(lines: Lines) -> Recording:
+    rows = list(lines.host.values())
+    # Stages that start together: the outer one first.
+    rows.sort(key=lambda row: (row.numbers.start_ns, -row.numbers.end_ns))
+    place = {row.key: index for index, row in enumerate(rows)}
+    parts = [lines.gpu.pop(row.key, _NO_GPU) for row in rows]
+    if lines.gpu:
+        lines.skipped["GPU spans without a host span"] = len(lines.gpu)
+    stage, thread, start_ns, end_ns, flags, error = _columns([row.numbers for row in rows], 6)
+    stream, gpu_start_ns, gpu_end_ns, uncertainty_ns, gpu_flags = _columns(parts, 5)
+    parent = _parents(rows, place)
+    return Recording(
+        names=tuple(lines.names),
+        processes=_processes([resource for _, resource in lines.processes.values()]),
+        threads=tuple(lines.threads),
+        streams=tuple(lines.streams),
+        stage=stage.astype(np.int32),
+        thread=thread.astype(np.int32),
+        stream=stream.astype(np.int32),
+        parent=parent,
+        root=_roots(parent),
+        host_start_ns=start_ns,
+        host_end_ns=end_ns,
+        gpu_start_ns=gpu_start_ns,
+        gpu_end_ns=gpu_end_ns,
+        uncertainty_ns=uncertainty_ns,
+        flags=(flags | gpu_flags).astype(np.uint32),
+        error=error.astype(np.bool_),
+        trace_id=tuple(row.key[0] for row in rows),
+        span_id=tuple(row.key[1] for row in rows),
+        attributes={place[key]: values for key, values in lines.attributes.items()},
+        losses=_losses(lines, _orphans(rows, parent)),
+    )
+
+
+def _columns(rows: Sequence[tuple[int, ...]], count: int) -> list[NDArray[np.int64]]:
+    columns = zip(*rows, strict=True) if rows else [()] * count
+    return [np.array(column, np.int64) for column in columns]
+
+
+def _parents(rows: list[HostPart], place: Mapping[SpanKey, int]) -> NDArray[np.int64]:
+    """Return the row of each row's parent, or -1; rows that a damaged file puts inside themselves have none."""
+    parent = np.array([place.get((row.key[0], row.parent), -1) for row in rows], np.int64)
+    # Steps of double length each time; what has not arrived at -1 after as many as there are rows goes round.
+    above = np.append(parent, -1)
+    for _ in range(len(rows).bit_length()):
+        above = above[above]
+    parent[above[:-1] >= 0] = -1
+    return parent
+
+
+def _roots(parent: NDArray[np.int64]) -> NDArray[np.int64]:
+    own = np.arange(len(parent))
+    root = np.where(parent < 0, own, parent)
+    while (root != (further := root[root])).any():
+        root = further
+    return root
+
+
+def _orphans(rows: list[HostPart], parent: NDArray[np.int64]) -> int:
+    """Return how many rows lack a parent that was a stage of ours; ids made by the application do not tell."""
+    missing = [
+        int(row.parent, 16)
+        for row, at in zip(rows, parent.tolist(), strict=True)
+        if at < 0 and row.parent and not row.numbers.flags & RowFlag.REMOTE_PARENT
+    ]
+    if not missing:
+        return 0
+    ids = np.array(missing, np.uint64)
+    known = np.sort(np.array([int(row.key[1], 16) for row in rows], np.uint64))
+    after = np.searchsorted(known, ids)
+    # Unsigned differences go round, so the smaller of the two is the distance.
+    near = [known[np.clip(at, 0, len(known) - 1)] for at in (after - 1, after)]
+    distance = np.min([np.minimum(ids - each, each - ids) for each in near], axis=0)
+    return int((distance <= _NEAR).sum())
+
+
+def _processes(resources: list[dict[str, Any]]) -> tuple[Process, ...]:
+    """Return the processes, named by no more than what tells them apart."""
+    services = [str(resource.get("service.name", "unknown service")) for resource in resources]
+    hosts = [str(resource.get("host.name", "an unknown host")) for resource in resources]
+    times = Counter(services)
+    processes = []
+    for name, host, resource in zip(services, hosts, resources, strict=True):
+        pid = f" {resource.get('process.pid', '')}" if times[name] > 1 else ""
+        place = f" on {host}" if len(set(hosts)) > 1 else ""
+        processes.append(Process(name + pid + place, resource))
+    return tuple(processes)
+
+
+def _losses(lines: Lines, orphans: int) -> Losses:
+    return Losses(
+        skipped_lines=dict(lines.skipped),
+        orphans=orphans,
+        dropped=lines.account.of("dropped"),
+        lost=lines.account.of("lost"),
+        untimed=lines.account.of("untimed"),
+    )

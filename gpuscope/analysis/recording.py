@@ -1,0 +1,102 @@
+"""
+`Recording`: the stages of one or many files, as columns; all that reports see.
+
+Nothing here acts. Like a `StageBatch`, but of whole files, with the tree of stages and several processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Process(NamedTuple):
+    """One process that recorded: its resource attributes say which."""
+
+    name: str
+    """For people: service name, process id and host where there are several."""
+    resource: Mapping[str, Any]
+
+
+class Thread(NamedTuple):
+    """A host thread of a process."""
+
+    process: int
+    """Index into `Recording.processes`."""
+    ident: int
+    name: str
+
+
+class Stream(NamedTuple):
+    """A CUDA stream of a process on a device."""
+
+    process: int
+    """Index into `Recording.processes`."""
+    device: int
+    """The process's index of the device; the uuid says which it is."""
+    device_name: str
+    device_uuid: str
+    handle: int
+    """The stream's raw handle; 0 is the default stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What is missing: lines that could not be read, and stages that never reached the files."""
+
+    skipped_lines: Mapping[str, int] = field(default_factory=dict)
+    """By reason: `truncated`, `foreign`, `malformed`."""
+    orphans: int = 0
+    """Stages whose parent is not in the files though it is a stage of ours."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """By reason, as the last account of each process in the files says."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    untimed: Mapping[str, int] = field(default_factory=dict)
+    """By reason: stages that went out without GPU times."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """
+    Resolved stages as columns of one length `n`, ordered by host start. Times are nanoseconds since the epoch.
+
+    A row without a GPU part has `stream` -1 and GPU times 0.
+    """
+
+    names: tuple[str, ...]
+    """Stage names."""
+    processes: tuple[Process, ...]
+    threads: tuple[Thread, ...]
+    streams: tuple[Stream, ...]
+    stage: NDArray[np.int32]
+    """Index into `names`."""
+    thread: NDArray[np.int32]
+    """Index into `threads`."""
+    stream: NDArray[np.int32]
+    """Index into `streams`, or -1."""
+    parent: NDArray[np.int64]
+    """Row of the enclosing stage, or -1."""
+    root: NDArray[np.int64]
+    """Row of the outermost enclosing stage, itself for a root: the request that a stage belongs to."""
+    host_start_ns: NDArray[np.int64]
+    host_end_ns: NDArray[np.int64]
+    gpu_start_ns: NDArray[np.int64]
+    gpu_end_ns: NDArray[np.int64]
+    uncertainty_ns: NDArray[np.int64]
+    """Of the GPU times' place on the wall clock."""
+    flags: NDArray[np.uint32]
+    """`RowFlag` bits."""
+    error: NDArray[np.bool_]
+    """Whether an exception left the stage."""
+    trace_id: tuple[str, ...]
+    """Hexadecimal, a row each."""
+    span_id: tuple[str, ...]
+    attributes: Mapping[int, Mapping[str, Any]]
+    """The application's own attributes by row, where there are any."""
+    losses: Losses = field(default_factory=Losses)

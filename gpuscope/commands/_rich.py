@@ -1,0 +1,168 @@
+"""
+The door to `rich`: a console, tables, and a bar while a long recording is read.
+
+Shows text as it is: names come from recordings, and may look like markup or like a terminal's control codes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from gpuscope.commands import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from gpuscope.analysis.recording import Losses, Recording
+
+MIN_WIDTH = 160
+"""Columns for tables however narrow the terminal: a line that wraps can be read, a figure cut short cannot."""
+NAME_WIDTH = 48
+WIDE_MS = 100.0
+"""From here on a duration is shown with one decimal place instead of three."""
+
+
+def open_console() -> Console:
+    """
+    Return a console on standard output.
+
+    Raises:
+        CommandError: where the extra is not installed.
+
+    """
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise missing(error) from error
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.width = max(console.width, MIN_WIDTH)
+    return console
+
+
+def missing(error: ImportError) -> CommandError:
+    """Return the failure for a library that reports need."""
+    return CommandError(f'`{error.name}` is missing; pip install "gpuscope[report]" brings it.')
+
+
+def read_recording(paths: Sequence[str]) -> Recording:
+    """
+    Read files, with a bar on standard error if that is a terminal.
+
+    Raises:
+        CommandError: where a file cannot be read, or has no stage in it.
+
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    from gpuscope.analysis.read import read
+
+    console = Console(stderr=True)
+    columns = TextColumn("reading"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        tell = (lambda done, total: bar.update(task, completed=done, total=total)) if console.is_terminal else None
+        try:
+            recording = read(paths, progress=tell)
+        except OSError as error:
+            raise CommandError(f"cannot read {error.filename!r}: {error.strerror}.") from error
+    if not len(recording.stage):
+        lines = "; ".join(losses(recording.losses)) or "the files are empty"
+        raise CommandError(
+            f"no stages in {', '.join(map(repr, paths))} ({lines}); GPUSCOPE=1 GPUSCOPE_EXPORTER=file records some."
+        )
+    return recording
+
+
+def refuse_to_overwrite(paths: Iterable[str], outputs: Iterable[Path]) -> None:
+    """
+    Check that no output is one of the recordings, or given twice.
+
+    Raises:
+        CommandError: if one is.
+
+    """
+    from gpuscope.analysis.read import list_files
+
+    taken = set(list_files(paths))
+    for output in outputs:
+        if output.resolve() in taken:
+            raise CommandError(f"{str(output)!r} would be overwritten; name another file.")
+        taken.add(output.resolve())
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """
+    Write a file within the block.
+
+    Raises:
+        CommandError: where the system refuses.
+
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"cannot write {str(path)!r}: {error.strerror}; name another file.") from error
+
+
+def make_table(first: str, *others: str) -> Table:
+    """Return a table with these columns: the first holds names, the others figures."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True, overflow="ellipsis", max_width=NAME_WIDTH)
+    for column in others:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def indented(name: str, depth: int, mark: str = "") -> str:
+    """Return a name for the first column, made harmless for a terminal."""
+    return "  " * min(depth, 12) + printable(name) + mark
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def printable(text: str) -> str:
+    """Return text without anything that would move a cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def ms(value: float | None, sign: str = "") -> str:
+    """Return milliseconds as text."""
+    if value is None:
+        return "-"
+    return format(value, f"{sign},.{3 if abs(value) < WIDE_MS else 1}f")
+
+
+def percent(part: float | None, sign: str = "") -> str:
+    """Return a part of 1 as text, in percent."""
+    return "-" if part is None else format(100 * part, f"{sign}.1f")
+
+
+def losses(of: Losses) -> list[str]:
+    """Return what is missing from a recording, a sentence's part each."""
+    counts = {
+        "stages dropped": of.dropped,
+        "stages lost": of.lost,
+        "stages without GPU times": of.untimed,
+        "skipped in the files": of.skipped_lines,
+    }
+    parts = [
+        f"{sum(by_reason.values()):,} {what} ({', '.join(f'{printable(why)}: {n:,}' for why, n in by_reason.items())})"
+        for what, by_reason in counts.items()
+        if by_reason
+    ]
+    if of.orphans:
+        parts.append(f"the stages around {count(of.orphans, 'stage')}")
+    return parts

@@ -1,0 +1,135 @@
+"""
+`gpuscope compare`: what became faster or slower from one recording to another, and whether the whole shows it.
+
+Prints; every figure and judgement comes from `gpuscope.analysis.compare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpuscope.commands import CommandError, _rich
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from gpuscope.analysis.compare import Change, Comparison, RequestChange, StageChange
+    from gpuscope.analysis.recording import Recording
+
+HELP = "Compare two recordings, stage by stage and end to end: faster, slower, or within noise."
+EPILOG = (
+    "Exit codes: 0 nothing is slower than allowed; 1 with --fail-if-slower, a kind of request is; 2 bad usage, nothing "
+    "to read, or too few requests to answer --fail-if-slower."
+)
+LANES = {"host": "host", "gpu": "GPU"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
+    parser.epilog = EPILOG
+    parser.add_argument("before", metavar="A", help="the recording to compare with, or a folder of its files")
+    parser.add_argument("after", metavar="B", help="the recording that may be faster or slower, or a folder")
+    parser.add_argument(
+        "--fail-if-slower",
+        type=_share,
+        metavar="5%",
+        help="exit with 1 if a kind of request is slower end to end: beyond noise, and by more than this",
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the comparison, for scripts")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the comparison; 1 if something is slower than allowed."""
+    from gpuscope.analysis.compare import compare
+
+    console = _rich.open_console()
+    before, after = _rich.read_recording([options.before]), _rich.read_recording([options.after])
+    comparison = compare(before, after)
+    if options.json is not None:
+        _rich.refuse_to_overwrite([options.before, options.after], [options.json])
+        with _rich.writing(options.json):
+            options.json.write_text(json.dumps(comparison.as_dict(), indent=1) + "\n")
+    for request in comparison.requests:
+        console.print(_table(request, [stage for stage in comparison.stages if stage.root == request.name]))
+        print("".join(f"{_rich.printable(remark)}\n" for remark in request.remarks))
+    print("\n".join(_notes(before, after)))
+    return 0 if options.fail_if_slower is None else _gate(comparison, options.fail_if_slower)
+
+
+def _gate(comparison: Comparison, allowed: float) -> int:
+    """Return the exit code; what cannot be judged must not pass as not slower."""
+    from gpuscope.analysis.compare import FEW, MIN_CALLS
+
+    # What is new has nothing to be slower than; a few stray requests on both sides must not stop everything.
+    kinds = [each for each in comparison.requests if each.change.calls[0] and max(each.change.calls) >= MIN_CALLS]
+    few = [_rich.printable(request.name) for request in kinds if request.change.verdict == FEW]
+    if few or not kinds:
+        raise CommandError(
+            f"cannot tell whether {', '.join(few) or 'anything'} is slower: {MIN_CALLS} requests after the warm-up are "
+            "needed in each recording; record more."
+        )
+    slower = [request for request in kinds if request.change.is_slower(allowed)]
+    for request in slower:
+        print(
+            f"FAILED: {_rich.printable(request.name)} is {_rich.percent(request.change.relative)} % slower end to end."
+        )
+    return 1 if slower else 0
+
+
+def _table(request: RequestChange, stages: list[StageChange]) -> Table:
+    columns = ("stage", "", "calls", "before ms", "after ms", "change %", "99 % interval", "ms a request", "verdict")
+    table = _rich.make_table(*columns)
+    for stage in stages:
+        name = _rich.indented(stage.name, stage.depth) if stage.lane == "host" else ""
+        table.add_row(name, LANES[stage.lane], *_cells(stage.change, stage.effect_ms))
+    table.add_section()
+    for lane, effect_ms in request.effects_ms.items():
+        table.add_row("sum of stages", LANES[lane], *[""] * 5, _rich.ms(effect_ms, "+"))
+    change = request.change
+    table.add_row(f"{_rich.printable(request.name)}, end to end", "", *_cells(change, change.change_ms))
+    return table
+
+
+def _cells(change: Change, effect_ms: float | None) -> tuple[str, ...]:
+    interval = "-"
+    if change.before_ms and change.low_ms is not None and change.high_ms is not None:
+        interval = f"{_rich.percent(change.low_ms / change.before_ms, '+')} .. "
+        interval += _rich.percent(change.high_ms / change.before_ms, "+")
+    return (
+        " / ".join(f"{calls:,}" for calls in change.calls),
+        _rich.ms(change.before_ms),
+        _rich.ms(change.after_ms),
+        _rich.percent(change.relative, "+"),
+        interval,
+        _rich.ms(effect_ms, "+"),
+        change.verdict,
+    )
+
+
+def _notes(before: Recording, after: Recording) -> Iterator[str]:
+    """Yield what the table could be misread without."""
+    yield "Medians, warm-up left out. ms a request: of stages with no stage inside, the change of median times calls."
+    yield (
+        "The intervals are of the noise within these recordings. Two runs of one program can differ by more: compare "
+        "it with itself first."
+    )
+    for name, recording in (("A", before), ("B", after)):
+        if missing := _rich.losses(recording.losses):
+            yield f"Missing from {name}: {'; '.join(missing)}."
+
+
+def _share(text: str) -> float:
+    """Read `5%` or `5`."""
+    try:
+        share = float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage; write for example 5%.")
+    return share

@@ -1,0 +1,138 @@
+"""
+`gpuscope report`: where the time goes in a recording: a table, verdicts, and files for viewers and scripts.
+
+Prints and writes; every figure and judgement comes from `gpuscope.analysis`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuscope.commands import _rich
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from gpuscope.analysis.figures import Distribution, Figures, RequestFigures
+    from gpuscope.analysis.recording import Recording
+
+HELP = "Say where the time goes in what the `file` exporter wrote: tables, verdicts, a timeline, traces for viewers."
+EPILOG = "Exit codes: 0 done; 2 bad usage, nothing to read, or a file that cannot be written."
+OUTPUTS = ("html", "perfetto", "jaeger", "json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the options."""
+    parser.epilog = EPILOG
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a recording, its rotated files included, or a folder")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a timeline: one HTML file, no network needed")
+    parser.add_argument("--perfetto", type=Path, metavar="OUT", help="write a Chrome trace for https://ui.perfetto.dev")
+    parser.add_argument("--jaeger", type=Path, metavar="OUT", help="write a file to upload in the Jaeger UI")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures and verdicts, for scripts")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report and write what was asked for."""
+    console = _rich.open_console()
+    recording = _rich.read_recording(options.files)
+    outputs = {name: path for name in OUTPUTS if (path := getattr(options, name)) is not None}
+    _rich.refuse_to_overwrite(options.files, outputs.values())
+    figures, findings = _analyse(recording)
+    # First, in case nobody reads the rest.
+    for name, path in outputs.items():
+        with _rich.writing(path):
+            _write(name, path, recording, figures, findings)
+    print(_headline(recording, figures))
+    console.print(_table(figures))
+    print("\n".join(_notes(figures)), end="\n\n")
+    print("\n".join(map(_rich.printable, str(findings).split("\n"))), end="\n\n")
+    for name, path in outputs.items():
+        print(f"{name}: {path}")
+    return 0
+
+
+def _analyse(recording: Recording) -> tuple[Figures, Any]:
+    from gpuscope.analysis.figures import figures
+    from gpuscope.analysis.verdict import judge
+
+    try:
+        return figures(recording), judge(recording)
+    except ModuleNotFoundError as error:
+        raise _rich.missing(error) from error
+
+
+def _write(name: str, path: Path, recording: Recording, figures: Figures, findings: Any) -> None:
+    if name == "html":
+        from gpuscope.analysis.timeline import write_html
+
+        write_html(recording, path, findings)
+    elif name == "perfetto":
+        from gpuscope.analysis.perfetto import write_perfetto
+
+        write_perfetto(recording, path)
+    elif name == "jaeger":
+        from gpuscope.analysis.jaeger import write_jaeger
+
+        write_jaeger(recording, path)
+    else:
+        path.write_text(json.dumps({**figures.as_dict(), "findings": findings.as_dict()}, indent=1) + "\n")
+
+
+def _headline(recording: Recording, figures: Figures) -> str:
+    requests = sum(request.calls for request in figures.requests)
+    return (
+        f"{len(recording.stage):,} stages in {requests:,} requests of {_rich.count(len(figures.processes), 'process')} "
+        f"within {figures.seconds:,.1f} s"
+    )
+
+
+def _table(figures: Figures) -> Table:
+    on_gpu = any(stage.gpu_ms for stage in figures.stages)
+    errors = any(stage.errors for stage in figures.stages)
+    columns = ["calls", "host p50", "p90", "p99"]
+    columns += ["GPU p50", "p90", "p99", "start +ms", "% host", "% GPU"] if on_gpu else ["% host"]
+    table = _rich.make_table("stage", *columns, *["errors"] * errors)
+    for stage in figures.stages:
+        cells = [f"{stage.calls:,}", *_percentiles(stage.host_ms)]
+        if on_gpu:
+            delay = stage.launch_to_start_ms
+            cells += [*_percentiles(stage.gpu_ms), _rich.ms(delay.p50 if delay else None)]
+        cells += [_rich.percent(share) for share in (stage.host_share, stage.gpu_share)[: 1 + on_gpu]]
+        cells += [str(stage.errors or "")] * errors
+        table.add_row(_rich.indented(stage.name, stage.depth, " *" if stage.only_warmup else ""), *cells)
+    return table
+
+
+def _percentiles(of: Distribution | None) -> tuple[str, str, str]:
+    return (_rich.ms(of.p50), _rich.ms(of.p90), _rich.ms(of.p99)) if of else ("-", "-", "-")
+
+
+def _notes(figures: Figures) -> Iterator[str]:
+    """Yield what the table could be misread without."""
+    yield from map(_request, figures.requests)
+    yield "Milliseconds, warm-up left out; % of the requests' time on the host."
+    if any(stage.only_warmup for stage in figures.stages):
+        yield "* has made warm-up calls only, so its figures are of those."
+    placed = figures.uncertainty_us
+    if placed is None:
+        yield "No GPU times: these are host times only."
+    else:
+        yield "GPU: time on the stream between a stage's two events, its own waiting for the host included."
+        yield "start +ms: from the start on the host to the start on the GPU, median."
+        yield f"GPU times are placed within {placed.p50:.1f} us (median; at most {placed.max:.1f} us)."
+    missing = _rich.losses(figures.losses)
+    yield f"Missing: {'; '.join(missing)}." if missing else "Nothing is known to be missing."
+
+
+def _request(request: RequestFigures) -> str:
+    counted, slowest = request.end_to_end_ms, request.slowest[0]
+    return (
+        f"{_rich.printable(request.name)}, end to end: p50 {_rich.ms(counted.p50)}, p90 {_rich.ms(counted.p90)}, "
+        f"p99 {_rich.ms(counted.p99)} ms of {counted.count:,}; slowest {_rich.ms(slowest.end_to_end_ms)} ms in trace "
+        f"{slowest.trace_id}"
+    )
