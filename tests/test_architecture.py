@@ -17,7 +17,13 @@ SOURCES = {
 ROW = re.compile(r"^\| \w+ \| `([\w.]+)` \|", re.MULTILINE)
 FLOORS = {name: height for height, name in enumerate(ROW.findall((ROOT / "ARCHITECTURE.md").read_text()))}
 OTEL = ("_sampling", "_lazy_span", "_contexts", "_identity", "_otel", "exporters", "commands")
-DOORS = {"torch": ("commands",), "nvtx": ("_nvtx", "commands"), "opentelemetry": OTEL, "requests": ("exporters",)}
+DOORS = {
+    "torch": ("commands",),
+    "nvtx": ("_nvtx", "commands"),
+    "opentelemetry": OTEL,
+    "requests": ("exporters",),
+    "rich": ("commands",),
+}
 
 
 def imports(path: Path, *, runtime_only: bool = False) -> set[str]:

@@ -61,7 +61,8 @@ def fit_cost(size: str, sizes: NDArray[np.float64], costs_ms: NDArray[np.float64
         return 'it takes SciPy: `pip install "gpuscope[report]"`'
     chosen = np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_CALLS)).astype(int)
     sizes, costs_ms = sizes[chosen], costs_ms[chosen]
-    slope, fixed, low, high = (float(value) for value in theilslopes(costs_ms, sizes, alpha=0.95))
+    with np.errstate(invalid="ignore"):  # Of many equal values it answers with a range that is not a number.
+        slope, fixed, low, high = (float(value) for value in theilslopes(costs_ms, sizes, alpha=0.95))
     middle, cost = float(np.median(sizes)), float(np.median(costs_ms))
     reach = float(np.ptp(np.percentile(sizes, (10, 90))))
     if (high - low) * reach > MAX_WIDTH * cost or not np.isfinite(high - low):

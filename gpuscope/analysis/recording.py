@@ -51,7 +51,8 @@ class Losses:
     """What is missing: lines that could not be read, and stages that never reached the files."""
 
     skipped_lines: Mapping[str, int] = field(default_factory=dict)
-    """By reason: `truncated`, `foreign`, `malformed`."""
+    """By reason. Lines that are `truncated`, `foreign` or `malformed`; and in lines that could be read `foreign spans`,
+    `malformed spans`, and each `GPU span without a host span`."""
     orphans: int = 0
     """Stages whose parent is not in the files though it is a stage of ours."""
     dropped: Mapping[str, int] = field(default_factory=dict)
