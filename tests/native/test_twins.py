@@ -269,8 +269,8 @@ def test_nothing_leaks(bench):
         gc.collect()
         return sys.getallocatedblocks()
 
-    before = blocks_after(300)
-    assert blocks_after(300) - before < 300  # One object a round would be as many.
+    before = blocks_after(100)
+    assert blocks_after(100) - before < 100  # One object a round would be as many.
 
 
 def test_stage_that_refers_to_itself_is_collected(bench):
