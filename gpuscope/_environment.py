@@ -7,6 +7,7 @@ Imports next to nothing: it is what `import gpuscope` costs a program that leave
 from __future__ import annotations
 
 import os
+import sys
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("", "0", "false", "no", "off")
@@ -18,7 +19,9 @@ def variables() -> dict[str, str]:
 
 
 def wants_native() -> bool:
-    """Tell whether the parts in C may be used."""
+    """Tell whether the parts in C may be used. They rely on the GIL, and importing them would bring it back."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return False
     # Empty is unset, as with OpenTelemetry's variables.
     return os.environ.get("GPUSCOPE_NATIVE", "").strip().lower() not in FALSE_WORDS[1:]
 

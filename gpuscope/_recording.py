@@ -80,7 +80,8 @@ def _facts_of_thread() -> ThreadFacts:
 
 def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
     recorder.ledger.untimed("begin_failed")
-    record.start_ns = record.start_ns or recorder.clock()
+    with contextlib.suppress(Exception):
+        record.start_ns = record.start_ns or recorder.clock()
 
 
 def _first_sight_of_otel(recorder: Recorder) -> Any:

@@ -70,7 +70,11 @@ def versions() -> Iterator[Finding]:
     if native is not None:
         yield Finding("hot path", OK, "in C")
     elif not wants_native():
-        yield Finding("hot path", OK, "in Python, as GPUSCOPE_NATIVE says; in C a stage costs a third of that")
+        yield Finding(
+            "hot path",
+            OK,
+            "in Python, for GPUSCOPE_NATIVE or a Python without the GIL wants it so; in C a stage costs a third",
+        )
     else:
         yield Finding(
             "hot path",

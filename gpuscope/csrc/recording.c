@@ -146,13 +146,19 @@ static int try_begin(Recorder *recorder, StageRecord *record, PyObject *stream, 
     return tell(recorder->device, str_begin, record, stream);
 }
 
-/* Has Python do what is left after a failure. -1 only for what is no `Exception`. */
-static int recover(PyObject *function, Recorder *recorder, StageRecord *record) {
+/* -1 for what is no `Exception`, which passes. */
+static int swallow(void) {
     if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
     PyErr_Clear();
+    return 0;
+}
+
+/* Has Python do what is left after a failure. */
+static int recover(PyObject *function, Recorder *recorder, StageRecord *record) {
+    if (swallow()) return -1;
     PyObject *result = PyObject_CallFunctionObjArgs(function, recorder, record, NULL);
     Py_XDECREF(result);
-    return result == NULL ? -1 : 0;
+    return result == NULL ? swallow() : 0;
 }
 
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends) {
