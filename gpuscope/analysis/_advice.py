@@ -19,11 +19,11 @@ OFTEN = 2
 """Waits a request that are more than the one that it needs."""
 
 # For a verdict.
-OVERLAP = "Prepare the next request while the GPU works on this one: `gpuscope.overlap`."
-PINNED = "Copy from pinned memory with `non_blocking=True`: `gpuscope.PinnedPool` keeps such buffers."
-COPY_BESIDE = "Copy on a stream of its own, beside the compute: `gpuscope.overlap`."
+OVERLAP = "Prepare the next request while the GPU works on this one: double buffering, with a thread or two streams."
+PINNED = "Copy from pinned memory with `non_blocking=True`: allocate such buffers once (`pin_memory=True`) and use them again."
+COPY_BESIDE = "Copy on a stream of its own, beside the compute."
 LESS_ON_THE_HOST = (
-    "If it works on the host: do that beside the GPU's work on another request, `gpuscope.overlap`. If it launches "
+    "If it works on the host: do that beside the GPU's work on another request, in a thread. If it launches "
     'kernels: fewer, by `torch.compile(mode="reduce-overhead")`, a CUDA graph or fusing.'
 )
 BATCH = "Most of its cost is per call: batch, so that fewer calls do the same."
@@ -35,7 +35,7 @@ LESS_GPU_WORK = (
 IF_IT_WAITS = (
     "If it waits for the GPU inside (`.cpu()`, `.item()`, `synchronize()`): give that call a stage of its own."
 )
-BETWEEN = "Do what happens between requests in another thread, or beside the next request: `gpuscope.overlap`."
+BETWEEN = "Do what happens between requests in another thread, beside the next request."
 
 # For want of one.
 SPLIT_WAIT = (

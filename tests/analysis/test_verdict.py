@@ -176,10 +176,10 @@ def test_the_largest_cause_of_idleness_is_the_one_that_was_built_in(name, cause,
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("pageable copy", ("gpuscope.PinnedPool", "non_blocking=True")),
+        ("pageable copy", ("pinned memory", "non_blocking=True")),
         ("item in a loop", ("`.item()`", "wait once")),
-        ("taking turns", ("gpuscope.overlap",)),
-        ("slow consumer", ("between requests", "gpuscope.overlap")),
+        ("taking turns", ("double buffering",)),
+        ("slow consumer", ("between requests", "another thread")),
         ("large gemm, wait inside", ("a stage of its own", "gpuscope profile")),
         ("work before the launch", ("host work before the launches",)),
     ],
