@@ -20,7 +20,7 @@ OFTEN = 2
 
 # For a verdict.
 OVERLAP = "Prepare the next request while the GPU works on this one: double buffering, with a thread or two streams."
-PINNED = "Copy from pinned memory with `non_blocking=True`: allocate such buffers once (`pin_memory=True`) and use them again."
+PINNED = "Copy with `non_blocking=True` from pinned memory, allocated once (`pin_memory=True`) and used again."
 COPY_BESIDE = "Copy on a stream of its own, beside the compute."
 LESS_ON_THE_HOST = (
     "If it works on the host: do that beside the GPU's work on another request, in a thread. If it launches "
