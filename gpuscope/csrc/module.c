@@ -2,7 +2,8 @@
 #include "native.h"
 
 static int execute(PyObject *module) {
-    return add_record(module) || add_recording(module) || add_block(module) || add_events(module) || add_rows(module) ? -1 : 0;
+    if (add_record(module) || add_recording(module) || add_block(module)) return -1;
+    return add_events(module) || add_place(module) || add_pack(module) ? -1 : 0;
 }
 
 static PyModuleDef_Slot slots[] = {
