@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuscope._batch import BatchBuilder, select
+from gpuscope._compiled import native
 from gpuscope._log import Complaints, logger
 from gpuscope._outlets import Outlets
 from gpuscope._resolve import Resolver
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from gpuscope._queue import RecordQueue
     from gpuscope.exporters import Exporter
 
-_SLICE_ROWS = 64
-"""A slice of so many stages holds the GIL for some 0.2 ms, and for 0.4 where it is not in C; finishing, counting or
-encoding a batch for 0.2 to 0.5. What is fixed in the latter, ten times what a stage takes, wants large batches."""
+_SLICE_ROWS = 32 if native is None else 128
+"""A slice of so many stages holds the GIL for some 0.3 ms; finishing, counting and each of the two halves of encoding a
+batch for about as long. What is fixed in all of them, ten times what a stage takes, and finding the caches cold after each
+pause, wants large ones: with half of both a stage cost the collector a third more."""
 _SLICE_ROWS_SDK = 4
 """Each of these starts a span of the application's tracer, at 15 to 30 µs."""
-_BATCH_ROWS = 256
+_BATCH_ROWS = 512
 _BATCH_DELAY_S = 0.5
 _BACKLOG_ROWS = 512
 _PAUSE_S = 0.004

@@ -72,7 +72,8 @@ static int own_identity(const Packing *packing, StageRecord *record, Cells *cell
 static int asked_identity(const Packing *packing, StageRecord *record, Cells *cells) {
     PyObject *answer = PyObject_CallOneArg(packing->identify, (PyObject *)record), *trace_id;
     int sampled;
-    int failed = answer == NULL || !PyArg_ParseTuple(answer, "OKKp", &trace_id, &cells->span_id, &cells->parent_id, &sampled) ||
+    int failed = answer == NULL ||
+                 !PyArg_ParseTuple(answer, "OKKp", &trace_id, &cells->span_id, &cells->parent_id, &sampled) ||
                  split_trace_id(trace_id, cells);
     cells->sampled = failed ? 0 : sampled;
     Py_XDECREF(answer);
@@ -138,15 +139,23 @@ static int fill_device(StageRecord *record, Cells *cells) {
     return index == NULL || PyErr_Occurred() || read_id(record->lane, str_raw, &cells->stream) ? -1 : 0;
 }
 
-static int fill(const Packing *packing, PyObject *row, Cells *cells) {
-    StageRecord *record;
-    if (!PyTuple_Check(row) ||
-        !PyArg_ParseTuple(
-            row, "O!LLLL", record_type, &record, &cells->gpu_start, &cells->gpu_end, &cells->uncertainty, &cells->flags
-        )) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "a row is a tuple");
-        return -1;
+/* The record of a row `(record, GPU start, GPU end, uncertainty, flags)`, or null and an exception. */
+static StageRecord *read_row(PyObject *row, Cells *cells) {
+    if (!PyTuple_CheckExact(row) || PyTuple_GET_SIZE(row) != 5 ||
+        !PyObject_TypeCheck(PyTuple_GET_ITEM(row, 0), record_type)) {
+        PyErr_SetString(PyExc_TypeError, "a row is a tuple of a StageRecord and four numbers");
+        return NULL;
     }
+    cells->gpu_start = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 1));
+    cells->gpu_end = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 2));
+    cells->uncertainty = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 3));
+    cells->flags = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 4));
+    return PyErr_Occurred() ? NULL : (StageRecord *)PyTuple_GET_ITEM(row, 0);
+}
+
+static int fill(const Packing *packing, PyObject *row, Cells *cells) {
+    StageRecord *record = read_row(row, cells);
+    if (record == NULL) return -1;
     if (!record->trace || !record->site || !record->thread) {
         PyErr_SetString(PyExc_AttributeError, "the record was never begun");
         return -1;

@@ -56,6 +56,22 @@ static int give_back(StageRecord *record) {
     return failed ? -1 : 0;
 }
 
+static PyObject *new_row(StageRecord *record, long long start_ns, long long end_ns, long long uncertainty_ns, int flags) {
+    PyObject *row = PyTuple_New(5);
+    if (row == NULL) return NULL;
+    const long long numbers[] = {start_ns, end_ns, uncertainty_ns, flags};
+    PyTuple_SET_ITEM(row, 0, Py_NewRef((PyObject *)record));
+    for (int i = 0; i < 4; i++) {
+        PyObject *number = PyLong_FromLongLong(numbers[i]);
+        if (number == NULL) {
+            Py_DECREF(row);
+            return NULL;
+        }
+        PyTuple_SET_ITEM(row, i + 1, number);
+    }
+    return row;
+}
+
 /* The row `(record, GPU start, GPU end, uncertainty, flags)`. */
 static PyObject *place_one(StageRecord *record, const Distance *one, const Clock *clock, int clamped) {
     long long end_ns = clock->host_ns + (long long)((double)one->end_ms * clock->host_ns_per_ms);
@@ -70,8 +86,7 @@ static PyObject *place_one(StageRecord *record, const Distance *one, const Clock
         start_ns += early_ns;
         end_ns += early_ns;
     }
-    if (give_back(record)) return NULL;
-    return Py_BuildValue("OLLLi", record, start_ns, end_ns, uncertainty_ns, flags);
+    return give_back(record) ? NULL : new_row(record, start_ns, end_ns, uncertainty_ns, flags);
 }
 
 /* Rows up to the first record whose events can't be timed: that is for the caller to look at before any after it. */

@@ -13,8 +13,8 @@
 static PyObject *current, *trace_type, *perf_counter;
 static PyObject *facts_of_thread, *see_otel, *begin_failed, *end_the_rest, *error_facts, *running;
 
-static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_give_back, *str_leave, *str_otel, *str_parent_id, *str_put,
-    *str_remote, *str_root, *str_sampled, *str_trace_id;
+static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_give_back, *str_leave, *str_otel, *str_parent_id,
+    *str_put, *str_remote, *str_root, *str_sampled, *str_trace_id;
 static PyObject *zero, *trace_bits;
 
 /* A required member, as a borrowed reference; null and an exception where it is not set. Whoever calls into Python with
@@ -318,7 +318,7 @@ static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *
 }
 
 static PyMethodDef functions[] = {
-    {"prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS, "Take what is rare from Python, before all else."},
+    {"prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS, "Take what is rare from Python."},
     {"start", (PyCFunction)(void (*)(void))start, METH_FASTCALL, "Return a new record, begun."},
     {"begin", (PyCFunction)(void (*)(void))begin, METH_FASTCALL, "Start a run of a stage."},
     {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, "Finish a run."},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuscope._compiled import native
 from gpuscope.exporters._otlp_message import extra_bytes, facts_bytes, varint
 from gpuscope.exporters._spans import GPU_MEASURED, HOST_MEASURED, resolve, spans_of
 
@@ -107,22 +108,38 @@ class SpanEncoder:
 
     def encode(self, batch: StageBatch) -> bytes:
         """Return the batch's spans as the fields `spans` of a `ScopeSpans`."""
+        return self.join(*self.prepare(batch))
+
+    def prepare(self, batch: StageBatch) -> tuple[Spans, list[_Template]]:
+        """Do the first half of the work: who is of which group."""
         spans = spans_of(batch)
         templates = resolve(spans, self._templates, _template)
         for row, extra in spans.extras.items():
             templates[row] = _extended(templates[row], extra_bytes(extra, self._attributes))
-        slices = _slices(spans, templates)
-        pieces: list[bytes] = []
-        # The one loop over rows; what it costs does not depend on the number of groups.
-        for row, (before, host, between, gpu, after, _) in enumerate(templates):
-            pieces += (before, slices[host][row], between, slices[gpu][row], after)
-        return b"".join(pieces)
+        return spans, templates
+
+    def join(self, spans: Spans, templates: list[_Template]) -> bytes:
+        """Do the second half: what differs from row to row."""
+        cells = _cells(spans)
+        if native is None:
+            return _join_in_python(cells, templates)
+        joined: bytes = native.join(cells, len(_LAYOUT.row), _LAYOUT.slices, templates)
+        return joined
 
 
-def _slices(spans: Spans, templates: list[_Template]) -> list[list[bytes]]:
+def _join_in_python(cells: NDArray[np.void], templates: list[_Template]) -> bytes:
+    slices = _slices(cells, templates)
+    pieces: list[bytes] = []
+    # The one loop over rows; what it costs does not depend on the number of groups.
+    for row, (before, host, between, gpu, after, _) in enumerate(templates):
+        pieces += (before, slices[host][row], between, slices[gpu][row], after)
+    return b"".join(pieces)
+
+
+def _slices(cells: NDArray[np.void], templates: list[_Template]) -> list[list[bytes]]:
     """Return each row's bytes for every slice that is in use."""
     count = len(templates)
-    rows = _rows(spans).view(np.uint8).reshape(count, len(_LAYOUT.row))
+    rows = cells.view(np.uint8).reshape(count, len(_LAYOUT.row))
     slices: list[list[bytes]] = [[]] * _NONE + [[b""] * count]
     for used in {slice_of for pair in set(map(_KINDS, templates)) for slice_of in pair}:
         if used != _NONE:
@@ -131,7 +148,7 @@ def _slices(spans: Spans, templates: list[_Template]) -> list[list[bytes]]:
     return slices
 
 
-def _rows(spans: Spans) -> NDArray[np.void]:
+def _cells(spans: Spans) -> NDArray[np.void]:
     """Return every row's bytes, whole."""
     batch = spans.batch
     cells: NDArray[np.void] = np.frombuffer(bytearray(_LAYOUT.row * len(spans.keys)), dtype=_LAYOUT.dtype)

@@ -17,7 +17,7 @@ from gpuscope.exporters._resource import DISTRIBUTION, resource_attributes
 from gpuscope.exporters._sender import Limits, Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
@@ -59,12 +59,14 @@ class OtlpExporter:
         """Stages encoded and not yet settled."""
         return self._sender.pending_stages
 
-    def export(self, batch: StageBatch, delivery: Delivery) -> None:
-        """Encode the batch and leave it to the sender."""
+    def export(self, batch: StageBatch, delivery: Delivery) -> Iterator[None]:
+        """Encode the batch, in two steps, and leave it to the sender."""
         if not len(batch.site):
             delivery.settle(0)
             return
-        self._sender.put(self._encoder.encode(batch), delivery)
+        prepared = self._encoder.prepare(batch)
+        yield
+        self._sender.put(self._encoder.join(*prepared), delivery)
 
     def flush(self, timeout_s: float) -> bool:
         """Send what is held; return whether all of it was settled within the time."""

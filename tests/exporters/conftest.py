@@ -76,7 +76,7 @@ def send(account):
 
     def export(exporter, stages=1):
         batch = make_batch(*(Row(span_id=number + 1) for number in range(stages)))
-        exporter.export(batch, account.open(batch))
+        list(exporter.export(batch, account.open(batch)))
 
     return export
 

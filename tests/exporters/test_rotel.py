@@ -46,7 +46,7 @@ def test_what_goes_through_rotel_comes_out_the_same(rotel_port, behind_rotel, ot
     for endpoint in (f"http://127.0.0.1:{rotel_port}/v1/traces", otlp_receiver.url):
         config = Config().changed(otlp_endpoint=endpoint, otlp_compression=compression, otlp_timeout_s=30)
         exporter = OtlpExporter(config, RESOURCE)
-        exporter.export(BATCH, account.open(BATCH))
+        list(exporter.export(BATCH, account.open(BATCH)))
         exporter.shutdown(30)
     account.check()
     assert account.exported == 2 * len(BATCH.site)
