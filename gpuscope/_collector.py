@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _SLICE_ROWS = 32 if native is None else 128
 """A slice of so many stages holds the GIL for some 0.3 ms; finishing, counting and each of the two halves of encoding a
-batch for about as long. What is fixed in all of them, ten times what a stage takes, and finding the caches cold after each
-pause, wants large ones: with half of both a stage cost the collector a third more."""
+batch for about as long. What is fixed in all of them, ten times what a stage takes, and finding the caches cold after
+each pause, wants large ones: with half of both a stage cost the collector a third more."""
 _SLICE_ROWS_SDK = 4
 """Each of these starts a span of the application's tracer, at 15 to 30 µs."""
 _BATCH_ROWS = 512
