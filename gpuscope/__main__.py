@@ -1,5 +1,5 @@
 """
-The command line: `gpuscope demo`, `doctor`, `report`, `compare`.
+The command line: `gpuscope demo`, `doctor`, `report`, `compare`, `profile`.
 
 Only finds the command and turns its failure into an exit code; what a command does is in `gpuscope.commands`.
 """
@@ -11,12 +11,12 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from gpuscope.commands import CommandError, compare, demo, doctor, report
+from gpuscope.commands import CommandError, compare, demo, doctor, profile, report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = {"demo": demo, "doctor": doctor, "report": report, "compare": compare}
+COMMANDS = {"demo": demo, "doctor": doctor, "report": report, "compare": compare, "profile": profile}
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 

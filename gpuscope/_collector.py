@@ -70,6 +70,7 @@ class Collector:
         summary: Any,
         extra_exporters: tuple[Exporter, ...] = (),
         on_provider: Callable[[], None] = lambda: None,
+        on_pass: Callable[[Recorder], None] | None = None,
         epoch_clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._config = config
@@ -77,6 +78,7 @@ class Collector:
         self._queue = queue
         self._summary = summary
         self._on_provider = on_provider
+        self._on_pass = on_pass
         self._provider: Any = None
         self.complaints = Complaints()
         self.outlets = Outlets(config, recorder.ledger, self.complaints, extra=extra_exporters)
@@ -157,11 +159,20 @@ class Collector:
         except Exception as error:  # Stages go on; unless the thread is prepared, no GPU is asked about them.
             self.complaints.about("pass", "preparing a pass of the collector failed: %r.", error)
 
+    def _tell_of_pass(self) -> None:
+        try:
+            if self._on_pass is not None:
+                self._on_pass(self._recorder)
+        except Exception as error:  # A look that cannot begin is no reason to stop collecting.
+            self.complaints.about("look", "looking for a wish for a deep look failed: %r.", error)
+
     def _drain(self) -> None:
         self._prepare()
+        self._tell_of_pass()
         while self._slice() and self._stop_at_s is None:
             if len(self._builder) >= _BATCH_ROWS:
                 self._export()
+                self._tell_of_pass()  # Under a constant load a pass has no end.
             self._breathe()
         full = len(self._builder) >= _BATCH_ROWS
         if full or self._flushes or time.monotonic() > self._batch_due_s:

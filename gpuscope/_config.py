@@ -69,6 +69,13 @@ class Config:
     warmup: int = _setting(
         3, "GPUSCOPE_WARMUP", parse.count(0, 1_000_000), "How many first calls of each stage are flagged as warm-up."
     )
+    profile: str = _setting(
+        "",
+        "GPUSCOPE_PROFILE",
+        parse.profile,
+        "Deep looks on demand: `signal` (SIGUSR2 to the process asks for one) or the path of a file (making it does).",
+        "unset",
+    )
     queue_size: int = _setting(
         8192,
         "GPUSCOPE_QUEUE_SIZE",

@@ -60,6 +60,12 @@ class Recorder(RecorderFields):
         self.queue, self.waiting, self.capacity = queue, queue.waiting, queue.capacity
 
 
+def _looks_on_demand(how: str) -> Callable[[Recorder], None]:
+    from gpuscope._on_demand import OnDemand
+
+    return OnDemand(how).poll
+
+
 class StartingQueue:
     """Stands where a recorder's queue will be until the first record, which starts the collector."""
 
@@ -120,6 +126,7 @@ class Engine:
             summary=self.summary,
             extra_exporters=exporters,
             on_provider=on_provider,
+            on_pass=_looks_on_demand(config.profile) if config.profile else None,
             epoch_clock=epoch_clock,
         )
 

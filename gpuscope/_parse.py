@@ -87,6 +87,17 @@ def milliseconds(text: str) -> float:
     return between(0.0, 86_400_000.0, "milliseconds")(text) / 1e3
 
 
+def profile(text: str) -> str:
+    word = text.strip()
+    if word.lower() in FALSE_WORDS:
+        return ""
+    if word.lower() == "signal":
+        return "signal"
+    if "/" not in word:
+        raise ValueError("signal, or the path of a file with a / in it")
+    return word
+
+
 def headers(text: str) -> dict[str, str]:
     pairs = {}
     for part in filter(None, (item.strip() for item in text.split(","))):

@@ -44,6 +44,8 @@ class State:
         self._config: Config | None = None
         self.lock = threading.RLock()
         self.hooked = False
+        self.look: Any = None
+        """The deep look that is on, which takes part in every period of recording."""
 
     def reset(self) -> None:
         """Shut down and forget what was recorded: for tests."""
@@ -122,6 +124,8 @@ def start(config: Config, **parts: Any) -> Engine:
 
     with state.lock:
         state.engine = Engine(config, on_provider=_be_first_at_exit, **parts)
+        if state.look is not None:
+            state.look.attach(state.engine.recorder)
         state.recorder = state.engine.recorder
         _hook_exit_and_fork()
     _logger().info("recording starts: %s", _description(config))
@@ -258,6 +262,7 @@ def _after_fork_in_child() -> None:
     """Begin anew: the parent's stages, threads, locks, connections and CUDA events are the parent's."""
     engine, was_on = state.engine, state.recorder is not None
     state.lock = threading.RLock()
+    state.look = None
     if engine is None or engine.ended:
         return
     engine.abandon()

@@ -37,6 +37,18 @@ IF_IT_WAITS = (
 )
 BETWEEN = "Do what happens between requests in another thread, beside the next request."
 
+# Of the deep look.
+FEWER_LAUNCHES = 'Fewer kernels: `torch.compile(mode="reduce-overhead")`, a CUDA graph or fusing.'
+SMALL_TENSORS = (
+    "Make such tensors once and keep them on the GPU, make them there (`torch.full`, `torch.arange` with `device=`), "
+    "or several as one."
+)
+FEWER_BYTES = "Fewer bytes: a smaller type on the way, or only what is needed."
+HOST_BESIDE = "Do it in another thread, or beside the GPU's work on another request: `gpuscope.overlap`."
+WITH_CUPTI = (
+    "If it uses a GPU, another tool (Nsight, DCGM's profiling) may hold CUPTI, which serves one; end that tool."
+)
+
 # For want of one.
 SPLIT_WAIT = (
     "Give the call that waits for the GPU (`.cpu()`, `.item()`, `synchronize()`) a stage of its own; if it copies, "

@@ -1,0 +1,48 @@
+"""
+`profile`: the deep look at a few requests of a loop, by torch.profiler.
+
+For the workbench, as `measure` is: it waits for the GPU once, when the profile ends. Imports what it needs when called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuscope._deep_look import DeepLook
+
+
+def profile(requests: int = 5, warmup: int = 3) -> DeepLook:
+    """
+    Look into a few requests of a loop with torch.profiler: kernels, copies, waits and gaps, by stage.
+
+    A request is an outermost stage. The profile begins after the warm-up, ends by itself, and the loop goes on as
+    before; with nothing else recording, stages are recorded for the length of the block, and go nowhere. If another
+    profiler is on, or PyTorch is not imported, the loop runs unprofiled and `why` says so.
+
+    Examples:
+        ```
+        with gpuscope.profile() as look:
+            for batch in batches:
+                with gpuscope.stage("request"):
+                    model(batch)
+        print(look)
+        look.save("profile")
+        ```
+
+    Args:
+        requests: how many to profile.
+        warmup: how many to let pass before. With 0 the profile begins at once, and sees what only first calls do.
+
+    Raises:
+        ValueError: for less than one request, or a negative `warmup`.
+
+    """
+    if requests < 1:
+        raise ValueError(f"`requests` is {requests}: expected 1 or more.")
+    if warmup < 0:
+        raise ValueError(f"`warmup` is {warmup}: expected 0 or more.")
+    from gpuscope._deep_look import DeepLook
+    from gpuscope._look import Look
+
+    return DeepLook(Look(requests, warmup))

@@ -1,0 +1,155 @@
+"""
+The deep look as data: what bounds each stage, with the counts and times that say so; and as text.
+
+Holds and shows; decides nothing. Figures are of a call of the stage, on average; times are milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TRANSFER_BOUND, COMPUTE_BOUND = "transfer-bound", "compute-bound"
+DISPATCH_BOUND, SYNC_BOUND, HOST_BOUND, UNKNOWN = "dispatch-bound", "sync-bound", "host-bound", "unknown"
+PER_CALL, PROPORTIONAL = "per call", "proportional"
+WORTH_LINES = 0.01
+"""The part of a request from which on more than a stage's name and bound are printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Copies of one direction from or to one kind of memory."""
+
+    direction: str
+    """`HtoD` or `DtoH`."""
+    pageable: bool
+    """From or to pageable memory: the host waits for such a copy. From pinned memory it need not."""
+    count: float
+    bytes: float
+    ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """How often something occurs, by the operator or the CUDA call that does it."""
+
+    name: str
+    count: float
+    ms: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLook:
+    """What is in a stage, all stages inside it included, and what bounds it."""
+
+    name: str
+    root: str
+    """Name of the outermost stage: the kind of request."""
+    depth: int
+    bound: str
+    """One of `transfer-`, `compute-`, `dispatch-`, `sync-` and `host-bound`, or `unknown`."""
+    because: str
+    overhead: str | None
+    """Whether what bounds it costs `per call` (of a kernel, a copy) or in proportion to the size of its data."""
+    next_steps: tuple[str, ...]
+    calls: int
+    ms: float
+    """From its start on the host to the end of all its work."""
+    host_ms: float
+    kernels: float
+    kernel_ms: float
+    """Time in which at least one of its kernels runs."""
+    kernel_us: float | None
+    """Median length of a kernel, in microseconds."""
+    launches: float
+    """Calls that launch kernels, of CUDA graphs too."""
+    graph_launches: float
+    copies: tuple[Copies, ...]
+    small_copies: tuple[Counted, ...]
+    """Copies to the GPU of so few bytes that they are numbers, by the operator that makes them; most first."""
+    waits: tuple[Counted, ...]
+    """What waits for the GPU, by operator or CUDA call; longest first. Times are of the calls."""
+    compute_ms: float
+    """Of `ms`, time in which the GPU computes, whoever's work that is."""
+    transfer_ms: float
+    """Time in which it copies between host and GPU, and nothing else."""
+    dispatch_ms: float
+    """Time in which it has nothing to do while the host calls operators and CUDA, or its launch is on the way."""
+    sync_ms: float
+    """Time in which it has nothing to do while the host is in a call that waits: what waiting costs beyond the wait."""
+    host_only_ms: float
+    """Time in which it has nothing to do while the host is in neither."""
+    gaps: float
+    """Times that the GPU ran out of work."""
+    wait_ms: float
+    """Time in which the host waits for kernels."""
+    copy_wait_ms: float
+    """Time in which the host waits for copies."""
+    waits_for: str | None
+    """The stage whose work the host mostly waits for, if it is another one."""
+
+    @property
+    def idle_ms(self) -> float:
+        """Time in which the GPU has nothing to do."""
+        return self.dispatch_ms + self.sync_ms + self.host_only_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFindings:
+    """All that the deep look says. Print it for a few lines a stage."""
+
+    stages: tuple[StageLook, ...]
+    """Each kind of request with its stages below it, by time."""
+    notes: tuple[str, ...]
+    """What limits all of it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data: dictionaries, lists, strings, numbers and None."""
+        return {"stages": [asdict(stage) for stage in self.stages], "notes": list(self.notes)}
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def _lines(findings: DeepFindings) -> Iterator[str]:
+    total_ms = {stage.root: stage.calls * stage.ms for stage in findings.stages if not stage.depth}
+    for stage in findings.stages:
+        indent = "  " * min(stage.depth, 12)
+        calls = f"{stage.calls} call{'' if stage.calls == 1 else 's'}"
+        yield f"{indent}`{stage.name}`: {stage.bound} ({calls} of {stage.ms:,.3f} ms)"
+        if stage.bound == UNKNOWN or stage.calls * stage.ms < WORTH_LINES * total_ms.get(stage.root, 0.0):
+            continue
+        yield f"{indent}    {stage.because}{f' The cost is {stage.overhead}.' if stage.overhead else ''}"
+        yield f"{indent}    {'; '.join(_contents(stage))}."
+        for step in stage.next_steps:
+            yield f"{indent}    - {step}"
+    yield from findings.notes
+
+
+def _contents(stage: StageLook) -> Iterator[str]:
+    """Yield what is in a call of the stage, in words."""
+    graphs = f", {stage.graph_launches:,.4g} of graphs" if stage.graph_launches else ""
+    median = f", median {stage.kernel_us:,.1f} us" if stage.kernel_us is not None else ""
+    yield (
+        f"A call: {stage.kernels:,.4g} kernels by {stage.launches:,.4g} launches{graphs} "
+        f"({stage.kernel_ms:,.3f} ms{median})"
+    )
+    for copies in stage.copies:
+        memory = "pageable" if copies.pageable else "pinned"
+        yield f"{copies.count:,.4g} {memory} {copies.direction} ({size(copies.bytes)}, {copies.ms:,.3f} ms)"
+    for small in stage.small_copies:
+        yield f"{small.count:,.4g} tiny tensors made on the host by `{small.name}`"
+    for wait in stage.waits:
+        yield f"{wait.count:,.4g} waits in `{wait.name}` ({wait.ms:,.3f} ms)"
+    yield f"the GPU has nothing to do for {stage.idle_ms:,.3f} ms, and runs out of work {stage.gaps:,.4g} times"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as text."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:,.3g} {unit}"
+    return f"{count:,.4g} B"

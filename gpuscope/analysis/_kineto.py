@@ -1,0 +1,127 @@
+"""
+A Chrome trace of torch.profiler (Kineto) into what the deep look needs: stages, operators, CUDA calls, GPU work.
+
+Reads one dictionary; judges nothing, and needs neither torch nor a GPU. Categories and arguments are those that Kineto
+writes: https://github.com/pytorch/kineto, `libkineto/src/CuptiActivity.cpp`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+KEY = "gpuscope"
+"""Where in the trace gpuscope notes which annotations are stages, and which of them were outermost."""
+KERNEL, COPY, ON_DEVICE = "kernel", "copy", "memory on the GPU"
+_COPY = re.compile(r"Memcpy (\w+) \((\w+) -> (\w+)\)")
+_BETWEEN_HOST_AND_GPU = ("HtoD", "DtoH")
+
+Lane = tuple[Any, Any]
+"""Process and thread of the host."""
+
+
+class Range(NamedTuple):
+    """An annotation or an operator on a host thread. Times are nanoseconds on the trace's clock, here and below."""
+
+    name: str
+    lane: Lane
+    start_ns: int
+    end_ns: int
+    finished: bool = True
+
+
+class Call(NamedTuple):
+    """A call of the CUDA runtime or driver."""
+
+    name: str
+    lane: Lane
+    start_ns: int
+    end_ns: int
+    correlation: int
+    """The same number as that of the GPU work that it launched; -1 for none."""
+
+
+class Work(NamedTuple):
+    """Something that the GPU did: a kernel, a copy between host and GPU, or a fill or copy within its own memory."""
+
+    kind: str
+    name: str
+    start_ns: int
+    end_ns: int
+    correlation: int
+    bytes: int = 0
+    direction: str = ""
+    """`HtoD` or `DtoH`, for copies between host and GPU."""
+    pageable: bool = False
+    """Whether the host's side of such a copy is not pinned."""
+
+
+@dataclass
+class Trace:
+    """What is in a trace."""
+
+    stages: list[Range] = field(default_factory=list)
+    requests: Collection[str] | None = None
+    """Names of outermost stages, where the trace says so."""
+    operators: list[Range] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    malformed: int = 0
+    """Events that could not be read."""
+
+
+def parse(trace: Mapping[str, Any]) -> Trace:
+    """
+    Read a trace as `json.load` returns it.
+
+    Without gpuscope's note every `record_function` of the program is taken for a stage.
+
+    Raises:
+        ValueError: if this is no Chrome trace.
+
+    """
+    events = trace.get("traceEvents") if hasattr(trace, "get") else None
+    if not isinstance(events, list):
+        raise ValueError(  # noqa: TRY004 - of what is in a file
+            'This is no Chrome trace: expected {"traceEvents": [...]}, as torch.profiler writes it.'
+        )
+    note = trace.get(KEY)
+    names = note.get("stages") if isinstance(note, dict) else None
+    found = Trace(requests=note.get("requests") if isinstance(note, dict) else None)
+    for event in events:
+        try:
+            if event.get("ph") == "X":
+                _add(found, event, names)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            found.malformed += 1
+    return found
+
+
+def _add(found: Trace, event: Mapping[str, Any], names: Collection[str] | None) -> None:
+    category, name = event.get("cat"), event["name"]
+    start_ns = round(float(event["ts"]) * 1e3)
+    end_ns = start_ns + round(float(event.get("dur", 0)) * 1e3)
+    arguments = event.get("args", {})
+    lane = event.get("pid"), event.get("tid")
+    if category == "user_annotation":
+        if name in names if names is not None else not name.startswith("ProfilerStep#"):
+            found.stages.append(Range(name, lane, start_ns, end_ns, arguments.get("finished", True) is not False))
+    elif category == "cpu_op":
+        found.operators.append(Range(name, lane, start_ns, end_ns))
+    elif category in ("cuda_runtime", "cuda_driver"):
+        found.calls.append(Call(name, lane, start_ns, end_ns, int(arguments.get("correlation", -1))))
+    elif category in ("kernel", "gpu_memset", "gpu_memcpy"):
+        found.work.append(_work(category, name, start_ns, end_ns, arguments))
+
+
+def _work(category: str, name: str, start_ns: int, end_ns: int, arguments: Mapping[str, Any]) -> Work:
+    correlation, size = int(arguments.get("correlation", -1)), int(arguments.get("bytes", 0))
+    parts = _COPY.match(name)
+    if parts and parts[1] in _BETWEEN_HOST_AND_GPU:
+        pageable = "pageable" in (parts[2].lower(), parts[3].lower())
+        return Work(COPY, name, start_ns, end_ns, correlation, size, parts[1], pageable)
+    return Work(KERNEL if category == "kernel" else ON_DEVICE, name, start_ns, end_ns, correlation, size)
