@@ -136,7 +136,7 @@ def read(path):
 
 
 def spans_of(message):
-    for resource in message["resourceSpans"]:
+    for resource in message.get("resourceSpans", ()):
         for scope in resource["scopeSpans"]:
             for span in scope["spans"]:
                 attributes = {

@@ -40,6 +40,7 @@ class State:
         self.off_stages: dict[str, Any] = {}
         self.unnamed = Site("stage", {})
         self.engine: Engine | None = None
+        self.meters: dict[Any, Any] = {}
         self.environ: dict[str, str] = {}
         self._config: Config | None = None
         self.lock = threading.RLock()
@@ -121,7 +122,7 @@ def start(config: Config, **parts: Any) -> Engine:
     from gpuscope._engine import Engine
 
     with state.lock:
-        state.engine = Engine(config, on_provider=_be_first_at_exit, **parts)
+        state.engine = Engine(config, on_provider=_be_first_at_exit, meters=state.meters, **parts)
         state.recorder = state.engine.recorder
         _hook_exit_and_fork()
     _logger().info("recording starts: %s", _description(config))
@@ -258,6 +259,8 @@ def _after_fork_in_child() -> None:
     """Begin anew: the parent's stages, threads, locks, connections and CUDA events are the parent's."""
     engine, was_on = state.engine, state.recorder is not None
     state.lock = threading.RLock()
+    for instruments in state.meters.values():
+        instruments.forget()
     if engine is None or engine.ended:
         return
     engine.abandon()
