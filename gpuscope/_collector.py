@@ -17,6 +17,7 @@ import numpy as np
 from gpuscope._batch import BatchBuilder, select
 from gpuscope._compiled import native
 from gpuscope._log import Complaints, logger
+from gpuscope._metering import Metering
 from gpuscope._outlets import Outlets
 from gpuscope._resolve import Resolver
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from gpuscope._config import Config
     from gpuscope._engine import Recorder
+    from gpuscope._ledger import Ledger, Statistics
     from gpuscope._queue import RecordQueue
     from gpuscope.exporters import Exporter
 
@@ -41,6 +43,8 @@ _PAUSE_S = 0.004
 _FLUSH_PAUSE_S = 0.002
 _SHARE_FOR_GPU = 0.6
 """Of the time that a shutdown has, how much may be spent on GPU work that has not ended."""
+_SHARE_FOR_METRICS = 0.1
+"""Of the time that is then left, how much an endpoint that hangs must leave to the metrics."""
 
 
 class _Flush:
@@ -72,6 +76,7 @@ class Collector:
         on_provider: Callable[[], None] = lambda: None,
         on_pass: Callable[[Recorder], None] | None = None,
         epoch_clock: Callable[[], int] = time.time_ns,
+        meters: dict[Any, Any] | None = None,
     ) -> None:
         self._config = config
         self._recorder = recorder
@@ -82,6 +87,16 @@ class Collector:
         self._provider: Any = None
         self.complaints = Complaints()
         self.outlets = Outlets(config, recorder.ledger, self.complaints, extra=extra_exporters)
+        self.metering = Metering(
+            config,
+            self.outlets,
+            self.complaints,
+            statistics=self.statistics,
+            clock=recorder.clock,
+            epoch_clock=epoch_clock,
+            meters={} if meters is None else meters,
+            on_provider=on_provider,
+        )
         self._builder = BatchBuilder(
             recorder.device, warmup=config.warmup, clock=recorder.clock, epoch_clock=epoch_clock
         )
@@ -109,10 +124,10 @@ class Collector:
         """Start the thread."""
         self._thread.start()
 
-    @property
-    def uncertainty_ns(self) -> int | None:
-        """Half the bracket of the latest anchor."""
-        return self._resolver.uncertainty_ns
+    def statistics(self) -> Statistics:
+        """Return the account of this moment."""
+        ledger: Ledger = self._recorder.ledger
+        return ledger.statistics(self._queue, self._resolver.uncertainty_ns, self.outlets.names)
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved, and sent, too; return whether that was done in time."""
@@ -220,6 +235,7 @@ class Collector:
             self._provider = provider
             self._on_provider()
         self.outlets.refresh(bridge)
+        self.metering.refresh()
 
     def _export(self) -> None:
         """Finish the batch and hand it on, breathing between the parts."""
@@ -231,6 +247,8 @@ class Collector:
             batch = self._builder.finish(self._recorder.bridge)
             self._breathe()
             self._summary.add(batch)
+            self._breathe()
+            self.metering.add(batch)
             self._breathe()
             sampled = int(np.count_nonzero(batch.sampled))
             if sampled < stages:
@@ -252,6 +270,8 @@ class Collector:
                 continue
             self._flushes.remove(request)
             sent = not request.send or self.outlets.flush(request.remaining_s)
+            if request.send:
+                self.metering.flush(request.remaining_s)
             request.succeeded = sent and not waiting
             request.done.set()
 
@@ -264,6 +284,11 @@ class Collector:
             time.sleep(_FLUSH_PAUSE_S)
         while self._resolver.pending and time.monotonic() < deadline_s:
             self.step(give_up=True)
-        self.outlets.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
+        share = _SHARE_FOR_METRICS if self.metering.way == "otlp" else 0.0
+        spans_s = deadline_s - share * max(0.0, deadline_s - time.monotonic())
+        self.outlets.shutdown(lambda: max(0.0, spans_s - time.monotonic()))
+        # What has no fate by now has one here, lest the last account leave it out.
+        self._recorder.ledger.close(self._queue, "shutdown")
+        self.metering.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
         for request in self._flushes:
             request.done.set()

@@ -6,7 +6,7 @@ Pure: `Config.from_env` takes the mapping and returns what to warn about.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from gpuscope import _parse as parse
@@ -15,6 +15,9 @@ from gpuscope._environment import variables
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+_GIVEN_IN_SECONDS = ("schedule_delay_s", "metrics_interval_s")
+"""Settings of which the variable is in milliseconds and the keyword is not."""
+
 
 def _setting(default: Any, variables: str, parser: Callable[[str], Any], text: str, shown: str | None = None) -> Any:
     """One place for a setting's variables (the first that is set wins), parser, default and sentence."""
@@ -22,6 +25,15 @@ def _setting(default: Any, variables: str, parser: Callable[[str], Any], text: s
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def _for_metrics(spans: Any) -> Any:
+    """Return the setting of spans as one of metrics."""
+    variables = [variable.replace("_TRACES_", "_METRICS_") for variable in spans.metadata["variables"]]
+    metadata = {**spans.metadata, "variables": variables, "text": "The same for metrics."}
+    if spans.default is MISSING:
+        return field(default_factory=spans.default_factory, metadata=metadata)
+    return field(default=spans.default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +112,28 @@ class Config:
         parse.between(0.0, 3600.0, "seconds"),
         "Seconds that the exit of the process may wait for the last spans.",
     )
+    metrics: str = _setting(
+        "auto",
+        "GPUSCOPE_METRICS",
+        parse.one_of("auto", "otlp", "sdk", "none"),
+        "Where metrics go: `otlp`, `sdk` (the application's MeterProvider) or `none`. `auto` is `sdk` where the "
+        "application configured a MeterProvider, else `otlp` where spans go there, unless only they were given an "
+        "endpoint, else `none`.",
+    )
+    metrics_interval_s: float = _setting(
+        60.0,
+        "OTEL_METRIC_EXPORT_INTERVAL",
+        parse.milliseconds(1.0),
+        "Milliseconds between two exports of metrics, and the interval that the GPUs' busy ratio is of.",
+        "60000",
+    )
+    metrics_exporter: str = _setting(
+        "",
+        "OTEL_METRICS_EXPORTER",
+        str,
+        "`none`: `auto` exports no metrics. Other values are the application's.",
+        "unset",
+    )
     sdk_disabled: bool = _setting(
         False, "OTEL_SDK_DISABLED", parse.otel_boolean, "`true`: nothing goes to `otlp` or `sdk`.", "false"
     )
@@ -116,7 +150,7 @@ class Config:
         1.0, "OTEL_TRACES_SAMPLER_ARG", parse.between(0.0, 1.0, "parts"), "Share for the `traceidratio` samplers."
     )
     schedule_delay_s: float = _setting(
-        5.0, "OTEL_BSP_SCHEDULE_DELAY", parse.milliseconds, "Milliseconds between two requests of `otlp`.", "5000"
+        5.0, "OTEL_BSP_SCHEDULE_DELAY", parse.milliseconds(0.0), "Milliseconds between two requests of `otlp`.", "5000"
     )
     otlp_endpoint: str = _setting(
         "",
@@ -129,7 +163,7 @@ class Config:
         "http://localhost:4318",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         str.strip,
-        "Base URL; `/v1/traces` is added.",
+        "Base URL; `/v1/traces` or `/v1/metrics` is added.",
     )
     otlp_headers: dict[str, str] = _setting(
         {},
@@ -178,6 +212,16 @@ class Config:
         parse.one_of("http/protobuf"),
         "Only `http/protobuf`; an OpenTelemetry Collector takes it on port 4318.",
     )
+    otlp_metrics_endpoint: str = _setting(
+        "", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", str.strip, "Full URL for metrics, used as it is.", "unset"
+    )
+    otlp_metrics_headers: dict[str, str] = _for_metrics(otlp_headers)
+    otlp_metrics_timeout_s: float = _for_metrics(otlp_timeout_s)
+    otlp_metrics_compression: str = _for_metrics(otlp_compression)
+    otlp_metrics_certificate: str = _for_metrics(otlp_certificate)
+    otlp_metrics_client_certificate: str = _for_metrics(otlp_client_certificate)
+    otlp_metrics_client_key: str = _for_metrics(otlp_client_key)
+    otlp_metrics_protocol: str = _for_metrics(otlp_protocol)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
@@ -201,7 +245,8 @@ class Config:
                     shown = setting.metadata["shown"]
                     complaints.append(f"ignoring {variable}={text!r}: expected {error}; using {shown}.")
                 break
-        return cls(**values), complaints
+        # A variable of spans and metrics alike is read for both, and complained of once.
+        return cls(**values), list(dict.fromkeys(complaints))
 
     def changed(self, **keywords: Any) -> Config:
         """
@@ -216,7 +261,7 @@ class Config:
         for name, value in keywords.items():
             if name not in known:
                 raise TypeError(f"`{name}` is not a setting of gpuscope; the settings are {', '.join(sorted(known))}.")
-            if isinstance(value, str | bool | int | float) and name != "schedule_delay_s":
+            if isinstance(value, str | bool | int | float) and name not in _GIVEN_IN_SECONDS:
                 text = str(value)
                 try:
                     keywords[name] = known[name].metadata["parse"](text)
@@ -228,6 +273,17 @@ class Config:
     def traces_url(self) -> str:
         """The URL that spans are posted to."""
         return self.otlp_endpoint or self.otlp_base_endpoint.rstrip("/") + "/v1/traces"
+
+    @property
+    def metrics_url(self) -> str:
+        """The URL that metrics are posted to."""
+        return self.otlp_metrics_endpoint or self.otlp_base_endpoint.rstrip("/") + "/v1/metrics"
+
+    @property
+    def only_spans_have_an_endpoint(self) -> bool:
+        """Whether somebody said where spans go, and nobody where metrics do."""
+        general = type(self)().otlp_base_endpoint
+        return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and self.otlp_base_endpoint == general
 
 
 def read_environment() -> tuple[Config, list[str]]:

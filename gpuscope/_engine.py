@@ -90,7 +90,8 @@ class Engine:
         clock: nanoseconds, monotonic.
         epoch_clock: nanoseconds since the epoch.
         exporters: more exporters than `config` names.
-        on_provider: called when an application's TracerProvider is first seen.
+        on_provider: called when a provider of the application's is first seen.
+        meters: instruments made by former periods of recording, by the application's MeterProvider.
 
     """
 
@@ -104,6 +105,7 @@ class Engine:
         epoch_clock: Callable[[], int] = time.time_ns,
         exporters: tuple[Exporter, ...] = (),
         on_provider: Callable[[], None] = lambda: None,
+        meters: dict[Any, Any] | None = None,
     ) -> None:
         self.config = config
         self.queue = RecordQueue(config.queue_size)
@@ -128,6 +130,7 @@ class Engine:
             on_provider=on_provider,
             on_pass=_looks_on_demand(config.profile) if config.profile else None,
             epoch_clock=epoch_clock,
+            meters=meters,
         )
 
     def _open_bridge(self) -> Any:
@@ -183,4 +186,4 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Return the account of this moment."""
-        return self.ledger.statistics(self.queue, self.collector.uncertainty_ns, self.collector.outlets.names)
+        return self.collector.statistics()

@@ -15,21 +15,22 @@ if TYPE_CHECKING:
     from gpuscope._config import Config
     from gpuscope._ledger import Ledger
     from gpuscope._log import Complaints
+    from gpuscope._points import Snapshot
     from gpuscope.exporters import Exporter
 
 
-def _make(name: str, config: Config, bridge: Any) -> Exporter:
+def _make(name: str, config: Config, bridge: Any, resource: Callable[[], dict[str, Any]]) -> Exporter:
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
 
-        return OtlpExporter(config)
+        return OtlpExporter(config, resource())
     if name == "sdk":
         from gpuscope.exporters.sdk import SdkExporter
 
         return SdkExporter(bridge)
     from gpuscope.exporters.file import FileExporter
 
-    return FileExporter(config)
+    return FileExporter(config, resource())
 
 
 class Outlets:
@@ -43,9 +44,18 @@ class Outlets:
         self._ledger = ledger
         self._complaints = complaints
         self._extra = extra
+        self._resource: dict[str, Any] = {}
         self._made: dict[str, Exporter] = {}
         self._failed: set[str] = set()
         self._active: list[Exporter] = list(extra)
+
+    def resource(self) -> dict[str, Any]:
+        """Return the attributes of the process, the same for all that is sent."""
+        if not self._resource:
+            from gpuscope.exporters._resource import resource_attributes
+
+            self._resource = resource_attributes()
+        return self._resource
 
     def refresh(self, bridge: Any) -> None:
         """Choose the exporters anew: `auto` follows the application's provider, which may come at any time."""
@@ -70,7 +80,7 @@ class Outlets:
     def _exporter(self, name: str, bridge: Any) -> Exporter | None:
         if name not in self._made and name not in self._failed:
             try:
-                self._made[name] = _make(name, self._config, bridge)
+                self._made[name] = _make(name, self._config, bridge, self.resource)
             except Exception as error:
                 self._failed.add(name)
                 self._complaints.about(name, "the exporter %r can't be set up: %r.", name, error)
@@ -98,6 +108,12 @@ class Outlets:
         results = [self._try(exporter, "flush", remaining_s()) for exporter in self._all()]
         return all(results)
 
+    def account(self, snapshot: Snapshot) -> None:
+        """Give the account of stages to the exporters that keep one."""
+        for exporter in self._all():
+            if hasattr(exporter, "account"):
+                self._try(exporter, "account", snapshot)
+
     def shutdown(self, remaining_s: Callable[[], float]) -> None:
         """Shut each exporter down, within the time that remains."""
         for exporter in self._all():
@@ -106,9 +122,9 @@ class Outlets:
     def _all(self) -> list[Exporter]:
         return [*self._extra, *self._made.values()]
 
-    def _try(self, exporter: Exporter, action: str, timeout_s: float) -> bool:
+    def _try(self, exporter: Exporter, action: str, argument: Any) -> bool:
         try:
-            return getattr(exporter, action)(timeout_s) is not False
+            return getattr(exporter, action)(argument) is not False
         except Exception as error:  # As in `export`.
             self._complaints.about(f"{exporter.name}.{action}", "`%s` of %r failed: %r.", action, exporter.name, error)
             return False

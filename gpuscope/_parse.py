@@ -83,8 +83,9 @@ def count(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def milliseconds(text: str) -> float:
-    return between(0.0, 86_400_000.0, "milliseconds")(text) / 1e3
+def milliseconds(low: float) -> Callable[[str], float]:
+    parse = between(low, 86_400_000.0, "milliseconds")
+    return lambda text: parse(text) / 1e3
 
 
 def profile(text: str) -> str:

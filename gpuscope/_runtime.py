@@ -40,6 +40,7 @@ class State:
         self.off_stages: dict[str, Any] = {}
         self.unnamed = Unnamed()
         self.engine: Engine | None = None
+        self.meters: dict[Any, Any] = {}
         self.environ: dict[str, str] = {}
         self._config: Config | None = None
         self.lock = threading.RLock()
@@ -123,7 +124,7 @@ def start(config: Config, **parts: Any) -> Engine:
     from gpuscope._engine import Engine
 
     with state.lock:
-        state.engine = Engine(config, on_provider=_be_first_at_exit, **parts)
+        state.engine = Engine(config, on_provider=_be_first_at_exit, meters=state.meters, **parts)
         if state.look is not None:
             state.look.attach(state.engine.recorder)
         state.recorder = state.engine.recorder
@@ -263,6 +264,8 @@ def _after_fork_in_child() -> None:
     engine, was_on = state.engine, state.recorder is not None
     state.lock = threading.RLock()
     state.look = None
+    for instruments in state.meters.values():
+        instruments.forget()
     if engine is None or engine.ended:
         return
     engine.abandon()

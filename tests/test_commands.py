@@ -108,7 +108,7 @@ def spans_in(path):
     return [
         span
         for request in requests
-        for resource in request["resourceSpans"]
+        for resource in request.get("resourceSpans", ())
         for scope in resource["scopeSpans"]
         for span in scope["spans"]
     ]

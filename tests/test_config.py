@@ -46,6 +46,9 @@ class TestEnvironment:
             ("OTEL_EXPORTER_OTLP_HEADERS", "no-equals-sign", "otlp_headers", {}),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "otlp_protocol", "http/protobuf"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "otlp_timeout_s", 10.0),
+            ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "soon", "otlp_metrics_timeout_s", 10.0),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "0", "metrics_interval_s", 60.0),
+            ("GPUSCOPE_METRICS", "prometheus", "metrics", "auto"),
         ],
     )
     def test_malformed_value_is_named_and_the_default_used(self, variable, value, field, default):
@@ -77,6 +80,24 @@ class TestEnvironment:
         )
         exact = Config.from_env({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:1/x"})[0]
         assert exact.traces_url == "http://c:1/x"
+
+    def test_metrics_have_variables_of_their_own(self):
+        """What is said of metrics, or of both, holds for metrics; what is said of spans, keys above all, does not."""
+        config, _ = Config.from_env(
+            {
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "key=of-spans",
+                "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "3",
+                "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:1",
+                "OTEL_METRIC_EXPORT_INTERVAL": "15000",
+            }
+        )
+        assert config.otlp_metrics_headers == {}
+        assert (config.otlp_timeout_s, config.otlp_metrics_timeout_s) == (10.0, 3.0)
+        assert config.otlp_metrics_compression == "gzip"
+        assert config.metrics_url == "http://c:1/v1/metrics"
+        assert config.metrics_interval_s == 15.0
+        assert Config().changed(otlp_metrics_endpoint="http://m:2/x").metrics_url == "http://m:2/x"
 
     def test_headers_are_percent_decoded(self):
         """Header values are percent-encoded lists, as in W3C baggage."""

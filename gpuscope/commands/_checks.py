@@ -172,7 +172,7 @@ def endpoint() -> Iterator[Finding]:
         return
     with _listening() as heard:
         timeout_s = min(config.otlp_timeout_s, SEND_TIMEOUT_S)
-        gpuscope.enable(exporters="otlp", sampler="always_on", otlp_timeout_s=timeout_s)
+        gpuscope.enable(exporters="otlp", sampler="always_on", metrics="none", otlp_timeout_s=timeout_s)
         with gpuscope.stage(TEST_SPAN):
             pass
         gpuscope.flush(timeout_s + 1)
@@ -263,4 +263,4 @@ def _has_provider() -> bool:
 
 def _shown(name: str, value: Any) -> str:
     # Headers carry credentials, and what the doctor says is pasted into chats.
-    return f"<{', '.join(value)}>" if name == "otlp_headers" else repr(value)
+    return f"<{', '.join(value)}>" if name.endswith("_headers") else repr(value)

@@ -19,7 +19,8 @@ class Exporter(Protocol):
     """
     Sends stages somewhere. Called on the collector's thread only.
 
-    Any method may raise: the collector counts it, logs it once a kind, and goes on.
+    Any method may raise: the collector counts it, logs it once a kind, and goes on. One that has a method `account`
+    is given a `Snapshot` of the account of stages every few seconds, on `flush` and after `shutdown`.
     """
 
     name: str

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import gzip
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from threading import Event
 
     from gpuscope._config import Config
@@ -44,32 +45,51 @@ class Outcome:
     """What the endpoint asked for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where payloads go, and how."""
+
+    url: str
+    headers: Mapping[str, str]
+    timeout_s: float
+    compression: str
+    certificate: str
+    client_certificate: str
+    client_key: str
+
+    @classmethod
+    def of(cls, config: Config, signal: Literal["traces", "metrics"]) -> Endpoint:
+        """Return that of one signal."""
+        url, prefix = (config.traces_url, "otlp") if signal == "traces" else (config.metrics_url, "otlp_metrics")
+        return cls(url, *(getattr(config, f"{prefix}_{item.name}") for item in fields(cls)[1:]))
+
+
 class HttpClient:
     """
-    Posts payloads to `config.traces_url`; `shown_url` is that for the log.
+    Posts payloads to an endpoint; `shown_url` is that for the log.
 
     Args:
-        config: Of which the `otlp_` settings are used.
+        endpoint: Where to.
         interrupt: Ends the waits between attempts: one last attempt is made at once.
         backoff_s: The first wait, doubled by each further one.
 
     """
 
-    def __init__(self, config: Config, interrupt: Event, *, version: str, backoff_s: float = 1.0) -> None:
-        self.shown_url = _without_secrets(config.traces_url)
-        self._url = config.traces_url
-        self._timeout_s = config.otlp_timeout_s
-        self._gzip = config.otlp_compression == "gzip"
+    def __init__(self, endpoint: Endpoint, interrupt: Event, *, version: str, backoff_s: float = 1.0) -> None:
+        self.shown_url = _without_secrets(endpoint.url)
+        self._url = endpoint.url
+        self._timeout_s = endpoint.timeout_s
+        self._gzip = endpoint.compression == "gzip"
         self._interrupt = interrupt
         self._backoff_s = backoff_s
         self._session = requests.Session()
-        self._session.headers.update(config.otlp_headers)
+        self._session.headers.update(endpoint.headers)
         self._session.headers["User-Agent"] = f"OTel-OTLP-Exporter-gpuscope/{version}"
         self._session.headers["Content-Type"] = "application/x-protobuf"
         if self._gzip:
             self._session.headers["Content-Encoding"] = "gzip"
-        self._verify: str | bool = config.otlp_certificate or True
-        certificate, key = config.otlp_client_certificate, config.otlp_client_key
+        self._verify: str | bool = endpoint.certificate or True
+        certificate, key = endpoint.client_certificate, endpoint.client_key
         self._cert = (certificate, key) if certificate and key else certificate or None
 
     def post(self, payload: bytes) -> Outcome:

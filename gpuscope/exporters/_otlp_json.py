@@ -1,5 +1,5 @@
 """
-Batches into OTLP's JSON: one `ExportTraceServiceRequest` a batch, on one line.
+Batches into OTLP's JSON: one `ExportTraceServiceRequest` a batch, on one line; and the account of stages likewise.
 
 Ids are hexadecimal, 64-bit integers are text and enumerations are numbers, as the protocol's JSON mapping says.
 Knows nothing of files.
@@ -18,15 +18,18 @@ from gpuscope.exporters._rows import rows_of
 from gpuscope.exporters._spans import resolve, spans_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from gpuscope._columns import StageBatch
+    from gpuscope._points import Point, Snapshot, Spec
     from gpuscope.exporters._extra import Extra
     from gpuscope.exporters._rows import SpanRow
     from gpuscope.exporters._spans import Facts
 
 _INTERNAL = 1
 """`SPAN_KIND_INTERNAL`."""
+_CUMULATIVE = 2
+"""`AGGREGATION_TEMPORALITY_CUMULATIVE`."""
 
 
 class _Shared(NamedTuple):
@@ -42,10 +45,11 @@ class JsonEncoder:
     """Encodes batches, and remembers what it encoded of the groups. For one thread."""
 
     def __init__(self, resource: Mapping[str, Any], version: str) -> None:
-        scope = {"name": DISTRIBUTION, "version": version}
-        self._before = (
-            f'{{"resourceSpans":[{{"resource":{{"attributes":[{_attributes(resource)}]}},'
-            f'"scopeSpans":[{{"scope":{json.dumps(scope)},"spans":['
+        scope = json.dumps({"name": DISTRIBUTION, "version": version})
+        self._before, self._before_metrics = (
+            f'{{"resource{what}":[{{"resource":{{"attributes":[{_attributes(resource)}]}},'
+            f'"scope{what}":[{{"scope":{scope},"{what.lower()}":['
+            for what in ("Spans", "Metrics")
         )
         self._groups: dict[Any, tuple[_Shared, _Shared | None]] = {}
 
@@ -55,6 +59,11 @@ class JsonEncoder:
         shared = resolve(spans, self._groups, lambda host, gpu: (_shared(host), _shared(gpu) if gpu else None))
         texts = [_span(row) for pair in rows_of(spans, shared) for row in pair if row is not None]
         return f"{self._before}{','.join(texts)}]}}]}}]}}"
+
+    def encode_metrics(self, snapshot: Snapshot) -> str:
+        """Return a snapshot of sums and gauges as a request of its own, without an end of line."""
+        texts = [_metric(spec, points, snapshot) for spec, points in snapshot.points.items() if points]
+        return f"{self._before_metrics}{','.join(texts)}]}}]}}]}}"
 
 
 def _shared(facts: Facts) -> _Shared:
@@ -95,6 +104,17 @@ def _extra(extra: Extra) -> tuple[str, str]:
     if code:
         rest += f',"status":{json.dumps({"code": code, "message": description})}'
     return more, rest
+
+
+def _metric(spec: Spec, points: Sequence[Point], snapshot: Snapshot) -> str:
+    times = f'"startTimeUnixNano":"{snapshot.start_ns}","timeUnixNano":"{snapshot.time_ns}"'
+    data: dict[type, str] = {int: '"asInt":"%s"', float: '"asDouble":%r'}
+    numbers = ",".join(
+        f'{{"attributes":[{_attributes(point.attributes)}],{times},{data[type(point.value)] % point.value}}}'
+        for point in points
+    )
+    how = f'"aggregationTemporality":{_CUMULATIVE},"isMonotonic":true,' if spec.kind == "sum" else ""
+    return f'{{"name":"{spec.name}","unit":"{spec.unit}","{spec.kind}":{{{how}"dataPoints":[{numbers}]}}}}'
 
 
 def _attributes(attributes: Mapping[str, Any]) -> str:

@@ -47,7 +47,7 @@ def facts_bytes(facts: Facts) -> bytes:
         Span(
             name=facts.name,
             kind=Span.SPAN_KIND_INTERNAL,
-            attributes=_key_values(facts.attributes),
+            attributes=key_values(facts.attributes),
             flags=PARENT_KNOWN | PARENT_REMOTE * facts.remote,
         )
     )
@@ -63,7 +63,7 @@ def extra_bytes(extra: Extra, cache: dict[Any, bytes]) -> bytes:
 
 def resource_bytes(attributes: Mapping[str, Any]) -> bytes:
     """Return the field `resource` of a `ResourceSpans`."""
-    body = _serialized(Resource(attributes=_key_values(attributes)))
+    body = _serialized(Resource(attributes=key_values(attributes)))
     return b"\x0a" + varint(len(body)) + body
 
 
@@ -71,6 +71,11 @@ def scope_bytes(name: str, version: str) -> bytes:
     """Return the field `scope` of a `ScopeSpans`."""
     body = _serialized(InstrumentationScope(name=name, version=version))
     return b"\x0a" + varint(len(body)) + body
+
+
+def key_values(attributes: Mapping[str, Any]) -> list[KeyValue]:
+    """Return attributes, whose values are clean, as messages."""
+    return [KeyValue(key=key, value=_any(value)) for key, value in attributes.items()]
 
 
 def rejected_spans(body: bytes) -> tuple[int, str]:
@@ -91,14 +96,14 @@ def _attribute_bytes(key: str, value: Any, cache: dict[Any, bytes]) -> bytes:
     kind = type(value)
     if kind is not str and kind is not int and kind is not bool:
         # Not floats: 0.0 equals -0.0, and NaN is never found again.
-        return _serialized(Span(attributes=_key_values({key: value})))
+        return _serialized(Span(attributes=key_values({key: value})))
     # The type belongs to the key, for 1 == True.
     identity = (kind, key, value)
     encoded = cache.get(identity)
     if encoded is None:
         if len(cache) >= _ATTRIBUTES_CACHED:
             cache.clear()
-        encoded = cache[identity] = _serialized(Span(attributes=_key_values({key: value})))
+        encoded = cache[identity] = _serialized(Span(attributes=key_values({key: value})))
     return encoded
 
 
@@ -106,7 +111,7 @@ def _odd_span(extra: Extra) -> Span:
     code, description = extra.status
     return Span(
         events=[
-            Span.Event(name=name, time_unix_nano=at, attributes=_key_values(attributes))
+            Span.Event(name=name, time_unix_nano=at, attributes=key_values(attributes))
             for name, at, attributes in extra.events
         ],
         links=[_link(*link) for link in extra.links],
@@ -118,13 +123,9 @@ def _link(trace_id: int, span_id: int, attributes: Mapping[str, Any]) -> Span.Li
     return Span.Link(
         trace_id=trace_id.to_bytes(16, "big"),
         span_id=span_id.to_bytes(8, "big"),
-        attributes=_key_values(attributes),
+        attributes=key_values(attributes),
         flags=PARENT_KNOWN,
     )
-
-
-def _key_values(attributes: Mapping[str, Any]) -> list[KeyValue]:
-    return [KeyValue(key=key, value=_any(value)) for key, value in attributes.items()]
 
 
 def _any(value: Any) -> AnyValue:
@@ -133,7 +134,7 @@ def _any(value: Any) -> AnyValue:
     if isinstance(value, list):
         return AnyValue(array_value=ArrayValue(values=[_any(item) for item in value]))
     if isinstance(value, dict):
-        return AnyValue(kvlist_value=KeyValueList(values=_key_values(value)))
+        return AnyValue(kvlist_value=KeyValueList(values=key_values(value)))
     return AnyValue(**{_FIELDS[type(value)]: value})
 
 

@@ -140,7 +140,7 @@ class Sender:
         return full or self._closing or self._settled < self._due
 
     def _run(self) -> None:
-        _suppress_instrumentation()
+        suppress_instrumentation()
         while chunks := self._next_payload():
             try:
                 self._conclude(self._client.post(self._wrap([chunk.body for chunk in chunks])))
@@ -232,7 +232,7 @@ def _settle(deliveries: list[Delivery], rejected: int) -> None:
         delivery.settle(delivery.stages - missing, {"rejected": missing} if missing else None)
 
 
-def _suppress_instrumentation() -> None:
+def suppress_instrumentation() -> None:
     """Keep the application's instrumentation of `requests` from making spans of our requests, and so on for ever."""
     from opentelemetry import context
 

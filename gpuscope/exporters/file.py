@@ -11,6 +11,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._points import RECORDED
 from gpuscope._version import __version__
 from gpuscope.exporters._line_file import LineFile
 from gpuscope.exporters._otlp_json import JsonEncoder
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
     from gpuscope._ledger import Delivery
+    from gpuscope._points import Snapshot
 
 _log = logging.getLogger("gpuscope")
 
@@ -43,7 +45,8 @@ class FileExporter:
         self.path = config.file.replace("{pid}", str(os.getpid()))
         self._encoder = JsonEncoder(attributes, __version__)
         self._file = LineFile(self.path, config.file_max_bytes, config.file_backups)
-        self._succeeded = self._warned = False
+        self._succeeded = self._warned = self._ended = False
+        self._account: Any = None
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
         """Write the batch as one line, or settle it as lost where the disk refuses."""
@@ -62,12 +65,26 @@ class FileExporter:
             _log.info("exporting spans to %s.", self.path)
         delivery.settle(delivery.stages)
 
+    def account(self, snapshot: Snapshot) -> None:
+        """Write the account of stages, if it has changed, so that readers know what is not in the file and why."""
+        recorded = any(point.value for point in snapshot.points[RECORDED])
+        if not recorded or snapshot.points == self._account:
+            return
+        self._account = snapshot.points
+        try:
+            self._file.write(self._encoder.encode_metrics(snapshot).encode())
+        except OSError as error:
+            self._warn(error)
+        if self._ended:
+            self._file.close()
+
     def flush(self, timeout_s: float) -> bool:  # noqa: ARG002
         """Return True: every batch is with the system as soon as it is exported."""
         return True
 
     def shutdown(self, timeout_s: float) -> None:  # noqa: ARG002
-        """Close the file."""
+        """Close the file; only a last account may still be written."""
+        self._ended = True
         self._file.close()
 
     def _warn(self, error: OSError) -> None:

@@ -10,7 +10,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._version import __version__
-from gpuscope.exporters._http import HttpClient
+from gpuscope.exporters._http import Endpoint, HttpClient
 from gpuscope.exporters._otlp_bytes import SpanEncoder
 from gpuscope.exporters._otlp_message import resource_bytes, scope_bytes, varint
 from gpuscope.exporters._resource import DISTRIBUTION, resource_attributes
@@ -50,7 +50,7 @@ class OtlpExporter:
         self._envelope = Envelope(attributes, __version__)
         self._encoder = SpanEncoder()
         interrupt = Event()
-        client = HttpClient(config, interrupt, version=__version__, backoff_s=backoff_s)
+        client = HttpClient(Endpoint.of(config, "traces"), interrupt, version=__version__, backoff_s=backoff_s)
         limits = limits or Limits(delay_s=config.schedule_delay_s)
         self._sender = Sender(client, interrupt, self._envelope.wrap, limits)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
@@ -56,6 +57,13 @@ class Request:
     def message(self) -> ExportTraceServiceRequest:
         """The body, decoded."""
         return ExportTraceServiceRequest.FromString(self.body)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the body by name, from the one resource and scope that it has."""
+        (resource,) = ExportMetricsServiceRequest.FromString(self.body).resource_metrics
+        (scope,) = resource.scope_metrics
+        return {metric.name: metric for metric in scope.metrics}
 
 
 class Receiver:

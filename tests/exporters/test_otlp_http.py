@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from gpuscope._config import Config
-from gpuscope.exporters._http import HttpClient
+from gpuscope.exporters._http import Endpoint, HttpClient
 
 from .receiver import Answer, rejects
 
@@ -178,7 +178,7 @@ def test_client_certificates_are_passed_on():
     """Certificate settings become what `requests` takes: one file, a pair, or the system's."""
 
     def client(**settings):
-        made = HttpClient(Config().changed(**settings), threading.Event(), version="1")
+        made = HttpClient(Endpoint.of(Config().changed(**settings), "traces"), threading.Event(), version="1")
         made.close()
         return made._verify, made._cert
 

@@ -71,7 +71,9 @@ def spans_by_file(folder):
     found = {}
     for path in folder.glob("spans-*"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        scopes = [scope for line in lines for resource in line["resourceSpans"] for scope in resource["scopeSpans"]]
+        scopes = [
+            scope for line in lines for resource in line.get("resourceSpans", ()) for scope in resource["scopeSpans"]
+        ]
         found[path.name] = [span["name"] for scope in scopes for span in scope["spans"]]
     return found
 

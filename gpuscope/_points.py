@@ -1,0 +1,100 @@
+"""
+`Snapshot`, the metrics of one moment: all that exporters of metrics see.
+
+Nothing here acts. Imports nothing at run time but `dataclasses` and `typing`, and has no hand-written method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+BOUNDS_S = (
+    *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3),
+    *(1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+"""Upper bounds of the buckets, in seconds, a value equal to one included; one more bucket is without a bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a metric is, whatever its figures; names, units and kinds are OpenTelemetry's."""
+
+    name: str
+    kind: Literal["histogram", "sum", "gauge"]
+    unit: str
+    description: str
+
+
+DURATION = Spec(
+    "gpuscope.stage.duration",
+    "histogram",
+    "s",
+    "Duration of stages after their warm-up: on the host, and between a stage's two events on its GPU stream.",
+)
+LAUNCH_DELAY = Spec(
+    "gpuscope.stage.launch_delay",
+    "histogram",
+    "s",
+    "Time from a stage's start on the host to its start on the GPU, after its warm-up.",
+)
+BUSY = Spec(
+    "gpuscope.gpu.busy_ratio",
+    "gauge",
+    "1",
+    "Part of the last interval in which a stage's events were open on the GPU: at least the part in which stages "
+    "kept it busy.",
+)
+IDLE = Spec("gpuscope.gpu.idle_ratio", "gauge", "1", "Part of the last interval in which no stage was on the GPU.")
+RECORDED = Spec("gpuscope.stages.recorded", "sum", "{stage}", "Stages that have ended, sampled or not.")
+EXPORTED = Spec("gpuscope.stages.exported", "sum", "{stage}", "Stages whose spans were delivered.")
+DROPPED = Spec("gpuscope.stages.dropped", "sum", "{stage}", "Stages never to be exported, or refused by a full queue.")
+LOST = Spec("gpuscope.stages.lost", "sum", "{stage}", "Stages that should have been exported and were not.")
+UNTIMED = Spec("gpuscope.stages.untimed", "sum", "{stage}", "Stages without GPU times though a GPU was in use.")
+UNCERTAINTY = Spec(
+    "gpuscope.clock.uncertainty", "gauge", "s", "Half the bracket of the latest anchor, the largest over the GPUs."
+)
+SPECS = (DURATION, LAUNCH_DELAY, BUSY, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY)
+
+
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """One stage that a histogram counts, and its span."""
+
+    seconds: float
+    time_ns: int
+    """When it ended, since the epoch."""
+    trace_id: int
+    span_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Seconds, counted since recording started."""
+
+    counts: tuple[int, ...]
+    """One a bucket: one more than `BOUNDS_S`."""
+    sum_s: float
+    exemplar: Exemplar | None = None
+    """The slowest sampled stage since the snapshot before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One series of a metric."""
+
+    attributes: Mapping[str, str | int]
+    value: int | float | Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The metrics of one moment. Sums and histograms are of all since `start_ns`. Times are since the epoch."""
+
+    start_ns: int
+    time_ns: int
+    points: Mapping[Spec, Sequence[Point]]
+    """Metrics of which nothing is known yet may be missing or empty."""

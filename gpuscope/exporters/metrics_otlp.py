@@ -1,0 +1,121 @@
+"""
+Metrics to OTLP/HTTP, from a thread of their own.
+
+Makes nobody wait. Figures are cumulative, so only the newest snapshot is held, and one that could not be sent is made
+good by the next: each is tried once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from threading import Condition, Event, Thread
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._version import __version__
+from gpuscope.exporters._http import Endpoint, HttpClient, Outcome
+from gpuscope.exporters._metrics_message import request_bytes
+from gpuscope.exporters._otlp_message import rejected_spans
+from gpuscope.exporters._sender import suppress_instrumentation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuscope._config import Config
+    from gpuscope._points import Snapshot
+
+_log = logging.getLogger("gpuscope")
+
+_NO_METRICS = ("http_404", "http_405", "http_501")
+"""What an endpoint says that takes spans only, as Jaeger does."""
+
+
+class OtlpMetrics:
+    """
+    Posts snapshots to `config.metrics_url`. Starts its thread at once.
+
+    Args:
+        config: of which the `otlp_metrics_` settings are used.
+        resource: the process's attributes.
+
+    """
+
+    def __init__(self, config: Config, resource: Mapping[str, Any]) -> None:
+        once = Event()
+        once.set()
+        self._client = HttpClient(Endpoint.of(config, "metrics"), once, version=__version__)
+        self._resource = resource
+        self._changed = Condition()
+        self._next: Snapshot | None = None
+        self._put = self._done = 0
+        self._closing = False
+        self._said: set[str] = set()
+        # At once, for at exit Python starts no more threads.
+        self._thread = Thread(target=self._run, name="gpuscope-metrics", daemon=True)
+        self._thread.start()
+
+    def put(self, snapshot: Snapshot) -> None:
+        """Have a snapshot sent, in place of one that still waits."""
+        with self._changed:
+            if not self._closing:
+                self._next = snapshot
+                self._put += 1
+                self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until what was put has been tried, or the time is over."""
+        with self._changed:
+            target = self._put
+            self._changed.wait_for(lambda: self._done >= target or self._closing, timeout_s)
+
+    def shutdown(self, timeout_s: float) -> None:
+        """Wait as `flush` does, and end the thread; a request that hangs ends with its own timeout."""
+        self.flush(timeout_s)
+        self._close()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._next = None
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        suppress_instrumentation()
+        while (taken := self._take()) is not None:
+            snapshot, number = taken
+            try:
+                outcome = self._client.post(request_bytes(snapshot, self._resource))
+            except Exception as error:  # Whatever it is, the next snapshot may do better.
+                outcome = Outcome("error", f"{type(error).__name__}: {error}")
+            # The application's log handlers may raise, and the thread must outlive them.
+            with contextlib.suppress(Exception):
+                self._conclude(outcome)
+            with self._changed:
+                self._done = number
+                self._changed.notify_all()
+        self._client.close()
+
+    def _take(self) -> tuple[Snapshot, int] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._next is not None or self._closing)
+            snapshot, self._next = self._next, None
+            return None if snapshot is None else (snapshot, self._put)
+
+    def _conclude(self, outcome: Outcome) -> None:
+        rejected, message = rejected_spans(outcome.body) if outcome.body else (0, "")
+        if outcome.reason in _NO_METRICS:
+            try:
+                self._say("none", logging.INFO, "%s takes no metrics (%s): none are sent.", outcome.detail)
+            finally:
+                self._close()
+        elif outcome.reason or rejected:
+            detail = outcome.detail or f"{rejected} points rejected: {message}"
+            reason = outcome.reason or "rejected"
+            self._say(reason, logging.WARNING, f"cannot export metrics to %s: {reason} (%s); said once.", detail)
+        else:
+            self._say("", logging.INFO, "exporting metrics to %s.")
+
+    def _say(self, kind: str, level: int, message: str, *details: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
+            _log.log(level, message, self._client.shown_url, *details)
