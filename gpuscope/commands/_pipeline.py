@@ -41,7 +41,8 @@ class Pipeline:
                 pixels = self.normalise(pixels)
             with gpuscope.stage("inference"):
                 logits = self.model(pixel_values=pixels).logits
-            with gpuscope.stage("d2h"):
+            with gpuscope.stage("d2h") as stage:
+                stage.set_attribute("bytes", logits.nbytes)
                 logits = logits.cpu()
             with gpuscope.stage("postprocess"):
                 return self.rank(logits)

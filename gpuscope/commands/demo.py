@@ -6,6 +6,7 @@ Says what it does, what came out and what to do next. Changes nothing but the fi
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,10 @@ def run(options: argparse.Namespace) -> int:
     print(f"Running {iterations} requests of {batch} images on {_name(device)} ...", flush=True)
     seconds = _record(pipeline, options, iterations, batch)
     place = f"{'added to ' if more else ''}{options.out} (OTLP JSON lines)"
-    return _report(place, seconds, otlp=options.otlp)
+    status = _report(place, seconds)
+    if status == 0:
+        _next_steps(str(options.out), otlp=options.otlp)
+    return status
 
 
 def _record(pipeline: Pipeline, options: argparse.Namespace, iterations: int, batch: int) -> float:
@@ -62,7 +66,7 @@ def _record(pipeline: Pipeline, options: argparse.Namespace, iterations: int, ba
     return seconds
 
 
-def _report(place: str, seconds: float, *, otlp: bool) -> int:
+def _report(place: str, seconds: float) -> int:
     import gpuscope
 
     print(f"\n{gpuscope.summary()}\n")
@@ -77,12 +81,13 @@ def _report(place: str, seconds: float, *, otlp: bool) -> int:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in missing.items()) or "still pending"
         print(f"Not all stages were exported ({reasons}). `gpuscope doctor` looks for the cause.")
         return 1
-    _next_steps(otlp=otlp)
     return 0
 
 
-def _next_steps(*, otlp: bool) -> None:
+def _next_steps(file: str, *, otlp: bool) -> None:
     print("\nNext:")
+    print(f"  where does time go?    gpuscope report {shlex.quote(file)} --html timeline.html")
+    print('                         (it needs pip install "gpuscope[report]")')
     if otlp:
         print("  look at them           where your OTLP endpoint shows spans; Jaeger: http://localhost:16686")
     else:
