@@ -210,7 +210,7 @@ class Look:
             state, profiler = self.state, self.profiler
             self.why, self.profiler, self.state = why, None, DONE
             if state == RUNNING and profiler is not None:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception):  # It has failed already, and that is what is said.
                     profiler.stop({})
             logger.warning("no deep look: %s", why)
             for ranges in self._ranges:

@@ -80,7 +80,7 @@ def _facts_of_thread() -> ThreadFacts:
 
 def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
     recorder.ledger.untimed("begin_failed")
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # It may be the clock that failed; the stage is counted by now.
         record.start_ns = record.start_ns or recorder.clock()
 
 

@@ -21,7 +21,8 @@ from gpuscope import _recording, stage
 from gpuscope._batch import BatchBuilder, own_identity
 from gpuscope._clock import Anchor, GpuClock
 from gpuscope._compiled import StageRecord, native
-from gpuscope._record import Site, ThreadFacts, Trace
+from gpuscope._otel import _new_trace
+from gpuscope._record import Site, ThreadFacts
 from gpuscope._resolve import Resolver
 from gpuscope._stage import Stage
 from gpuscope.testing import FakeDevice, ManualClock
@@ -71,19 +72,6 @@ def new_record(trace, site, outer=None, **facts):
     return record
 
 
-def new_trace(root, trace_id, *, parent_id=0, remote=False, sampled=None):
-    """Return a trace."""
-    trace = Trace()
-    trace.trace_id, trace.parent_id, trace.remote, trace.root, trace.sampled = (
-        trace_id,
-        parent_id,
-        remote,
-        root,
-        sampled,
-    )
-    return trace
-
-
 @st.composite
 def rows(draw):
     """Rows of some requests: nested stages, with and without GPU times, attributes and remote parents."""
@@ -91,10 +79,10 @@ def rows(draw):
     found = []
     for _ in range(draw(st.integers(1, 4))):
         parent_id = draw(st.sampled_from([0, 7, 2**63 + 5]))
-        trace = new_trace(
-            sites[0],
+        trace = _new_trace(
             draw(st.integers(1, 2**128 - 1)),
-            parent_id=parent_id,
+            parent_id,
+            root=sites[0],
             remote=bool(parent_id) and draw(st.booleans()),
             sampled=draw(st.sampled_from([None, True, False])),
         )
