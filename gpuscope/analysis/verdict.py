@@ -182,7 +182,7 @@ def _judge_requests(calls: Calls, doubt: Doubt | None) -> RequestVerdict:
     if facts["verdict"] == CPU_BOUND and slowest not in (None, calls.name):
         facts["assumes"] = f"that `{slowest}` {NO_WAIT_INSIDE}"
         facts["next_steps"] = begin_with(str(slowest)), *facts["next_steps"][:1]
-    if rhythm is not None:
+    if rhythm is not None and len(calls.timed):
         idle = sorted([*idle, rhythm.between], key=lambda cause: -cause.ms)
         if facts["verdict"] != UNKNOWN and rhythm.regular and rhythm.between.share >= ENOUGH:
             facts |= _bound_between(facts, rhythm)
@@ -191,6 +191,8 @@ def _judge_requests(calls: Calls, doubt: Doubt | None) -> RequestVerdict:
 
 def _idle(calls: Calls) -> list[IdleCause]:
     """Return where inside a request the GPU has nothing to do, longest first, down to a thousandth of its time."""
+    if not len(calls.timed):
+        return []  # Of a GPU without times nothing is known, and so not that it had nothing to do.
     found = [
         IdleCause(cause=cause, stage=stage, ms=ns / len(calls.judged) / 1e6, share=ns / calls.total_ns)
         for (cause, stage), ns in calls.idle_causes().items()

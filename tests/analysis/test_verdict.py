@@ -338,3 +338,13 @@ def test_stages_are_judged_within_their_kind_of_request():
         "large": "gpu-bound",
         "small": "cpu-bound",
     }
+
+
+def test_of_a_gpu_without_times_no_idleness_is_claimed():
+    """Where nothing is known of the GPU, it is not said to have had nothing to do."""
+    everything = machine_after(WORKLOADS["taking turns"]).recording()
+    nothing = np.zeros_like(everything.gpu_start_ns)
+    untimed = replace(everything, stream=np.full_like(everything.stream, -1), gpu_start_ns=nothing, gpu_end_ns=nothing)
+    assert judge(everything).requests[0].idle
+    assert [request.idle for request in judge(untimed).requests] == [()]
+    assert "GPU without work" not in str(judge(untimed))
