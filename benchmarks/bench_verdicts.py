@@ -7,6 +7,7 @@ look. The table has what was to be said beside what was. Ends with 1 if anything
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 import time
@@ -41,6 +42,7 @@ class Said(NamedTuple):
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", default="", help="cases with this in their name")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the recordings and the profiles there")
     options = parser.parse_args()
     from _verdict_cases import CASES, WITHOUT_GPU
 
@@ -54,10 +56,12 @@ def main() -> None:
             print(f"{name}: left out, its compilation takes longer than all the rest")
             continue
         start = time.monotonic()
-        try:
-            rows += run(name, case, requests)
-        except Exception as error:  # one program that cannot run here should not hide the others
-            failed[name] = repr(error)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (options.keep or Path(temporary)) / re.sub(r"\W+", "-", name).strip("-")
+            try:
+                rows += run(name, case, requests, folder)
+            except Exception as error:  # one program that cannot run here should not hide the others
+                failed[name] = repr(error)
         print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
     show(rows, chosen)
     for name, error in failed.items():
@@ -71,12 +75,13 @@ def main() -> None:
     sys.exit(0 if all(goal.met for goal in goals) else 1)
 
 
-def run(name: str, case: Case, requests: int) -> list[Said]:
+def run(name: str, case: Case, requests: int, folder: Path) -> list[Said]:
     """Run a program both ways; return what was said of each stage that something is expected of."""
+    folder.mkdir(parents=True)
     request = case.make()
     for _ in range(WARMUP):  # compiles and allocates
         request()
-    findings, look = record(request, case, requests), examine(request, case)
+    findings, look = record(request, case, requests, folder), examine(request, case, folder)
     verdicts = {each.name: each for each in (*findings.requests, *findings.stages)}
     looks = {each.name: each for each in look.stages}
     rows = [
@@ -100,25 +105,25 @@ def serve(request: Request, case: Case, count: int) -> None:
         case.between()
 
 
-def record(request: Request, case: Case, requests: int) -> Any:
+def record(request: Request, case: Case, requests: int, folder: Path) -> Any:
     """Record a program as in production, and return the verdicts."""
     from gpuscope.analysis.read import read
     from gpuscope.analysis.verdict import judge
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "spans.jsonl"
-        gpuscope.enable(exporters="file", file=str(path), warmup=WARMUP)
-        serve(request, case, requests)
-        gpuscope.shutdown()
-        return judge(read([path]))
+    path = folder / "spans.jsonl"
+    gpuscope.enable(exporters="file", file=str(path), warmup=WARMUP)
+    serve(request, case, requests)
+    gpuscope.shutdown()
+    return judge(read([path]))
 
 
-def examine(request: Request, case: Case) -> Any:
+def examine(request: Request, case: Case, folder: Path) -> Any:
     """Have a deep look at a program, and return what it says."""
     with gpuscope.profile(requests=LOOKED_AT, warmup=WARMUP) as look:
         serve(request, case, WARMUP + LOOKED_AT)
     if look.report is None:
         raise RuntimeError(str(look))
+    look.save(str(folder / "profile"))
     return look.report
 
 
