@@ -104,6 +104,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def facts() -> dict[str, Any]:
     """What the figures depend on."""
+    from gpuscope._compiled import native
+
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -111,7 +113,7 @@ def facts() -> dict[str, Any]:
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "device": _device(),
-        "hot_path": "C" if "gpuscope._native" in sys.modules else "Python",
+        "hot_path": "Python" if native is None else "C",
     }
 
 

@@ -18,8 +18,9 @@ if wants_native():
         native = None
 
 if TYPE_CHECKING or native is None:
-    from gpuscope._record import RecorderFields, StageRecord
+    from gpuscope._record import LaneFields, RecorderFields, StageRecord, Trace
 else:
-    RecorderFields, StageRecord = native.RecorderFields, native.StageRecord
+    LaneFields, RecorderFields, StageRecord = native.LaneFields, native.RecorderFields, native.StageRecord
+    Trace = native.Trace
 
-__all__ = ["RecorderFields", "StageRecord", "native"]
+__all__ = ["LaneFields", "RecorderFields", "StageRecord", "Trace", "native"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._anchors import Anchors
 from gpuscope._columns import DeviceFacts
-from gpuscope._compiled import native
+from gpuscope._compiled import LaneFields, native
 from gpuscope._cuda import (
     CAPTURED_EVENT,
     INVALID_HANDLE,
@@ -50,10 +50,10 @@ _FOREIGN_CAPTURERS = (
 """Libraries that may capture a graph on a blocking stream, which PyTorch never does by itself."""
 
 
-class Lane:
+class Lane(LaneFields):
     """A stream of a device, and the pool of event pairs that it draws on."""
 
-    __slots__ = ("context", "guarded", "handle", "index", "pairs", "raw")
+    __slots__ = ()
 
     def __init__(self, index: int, raw: int, context: Handle, pairs: list[Pair]) -> None:
         self.index = index

@@ -41,7 +41,7 @@ class Recorder(RecorderFields):
         self.device = device
         self.ledger = ledger
         self.clock = time.perf_counter_ns
-        self.nvtx = self.bridge = self.look_for_provider = None
+        self.nvtx = self.bridge = self.look_for_provider = self.current_context = None
         self._open = open_bridge
         # Not the global `random`, which frameworks seed alike on all ranks: trace ids would repeat.
         self.random_bits = random.Random(random.SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
@@ -52,6 +52,7 @@ class Recorder(RecorderFields):
         """Open the door to OpenTelemetry, once the application or the collector has imported it."""
         if self.bridge is None:
             self.bridge = self._open()
+            self.current_context = self.bridge.current_context
             self.look_for_provider = self.bridge.look_for_provider
         return self.bridge is not None
 

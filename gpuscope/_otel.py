@@ -14,10 +14,17 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span
 
 from gpuscope._columns import Details
-from gpuscope._contexts import SPAN_KEY, find_provider, running_stage, span_in, with_span
+from gpuscope._compiled import Trace
+from gpuscope._contexts import (
+    SPAN_KEY,
+    find_current_context,
+    find_provider,
+    running_stage,
+    span_in,
+    with_span,
+)
 from gpuscope._identity import Identities, ids_of
 from gpuscope._lazy_span import LazySpan
-from gpuscope._record import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +59,7 @@ class Bridge(Identities):
         visible: bool | None = None,
     ) -> None:
         super().__init__(config, clock=clock, epoch_clock=epoch_clock, get_provider=get_provider or find_provider())
+        self.current_context = find_current_context()
         self.visible = (self._auto or self.sdk or "otlp" in config.exporters) if visible is None else visible
 
     def enter(self, record: StageRecord) -> None:

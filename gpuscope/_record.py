@@ -119,6 +119,21 @@ class StageRecord:
     error: ErrorFacts | None
 
 
+class LaneFields:
+    """A stream of a device, and the pool of event pairs that it draws on."""
+
+    __slots__ = ("context", "guarded", "handle", "index", "pairs", "raw")
+    context: Any
+    guarded: bool
+    """Whether recording needs a question first."""
+    handle: Any
+    index: int
+    """Of the device."""
+    pairs: list[Any]
+    raw: int
+    """The stream's address."""
+
+
 class RecorderFields:
     """What recording needs, in slots: of a `Recorder`, which fills and changes it."""
 
@@ -126,6 +141,7 @@ class RecorderFields:
         "bridge",
         "capacity",
         "clock",
+        "current_context",
         "device",
         "ledger",
         "look_for_provider",
@@ -140,6 +156,8 @@ class RecorderFields:
     capacity: int
     """Of `waiting`; 0 until the first record has started the collector."""
     clock: Callable[[], int]
+    current_context: Any
+    """Once there is a bridge: returns the application's OpenTelemetry context, false where it holds nothing."""
     device: Any
     ledger: Any
     look_for_provider: Callable[[], Any] | None

@@ -14,8 +14,8 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._compiled import StageRecord, native
-from gpuscope._record import ErrorFacts, ThreadFacts, Trace
+from gpuscope._compiled import StageRecord, Trace, native
+from gpuscope._record import ErrorFacts, ThreadFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,8 +61,10 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
             record.thread = _facts_of_thread()
         current.set(record)
         look = recorder.look_for_provider or _first_sight_of_otel(recorder)
-        # A stage inside another one, where nobody can ask for its ids, has no business with OpenTelemetry.
-        if look is not None and (outer is None or look() is not None):
+        if look is not None and (
+            # Where nobody can ask for a stage's ids, it still may be below something of another's, or of the past.
+            look() is not None or (recorder.current_context() if outer is None else outer.end_ns)
+        ):
             recorder.bridge.enter(record)
         if recorder.nvtx is not None:
             record.range = recorder.nvtx.begin(site, suspends)
@@ -166,7 +168,6 @@ end: Callable[[StageRecord, BaseException | None], None] = end_in_python
 if native is not None:
     native.prepare(
         current=current,
-        trace_type=Trace,
         perf_counter=time.perf_counter_ns,
         facts_of_thread=_facts_of_thread,
         see_otel=_first_sight_of_otel,

@@ -170,10 +170,9 @@ def stage(
     stream: Any = None,
     warmup: int | None = None,
 ) -> StageHandle: ...
-def stage(
+def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost every call a quarter more.
     name: Any = None,
     /,
-    *,
     attributes: Mapping[str, Any] | None = None,
     stream: Any = None,
     warmup: int | None = None,
@@ -207,11 +206,12 @@ def stage(
     if "torch._dynamo" in _modules and _modules["torch"].compiler.is_dynamo_compiling():
         return NoStage()
     recorder = _state.recorder
-    if type(name) is not str or stream is not None or attributes is not None or warmup is not None:
-        return _uncommon(recorder, name, attributes, stream, warmup)
-    if recorder is None:
-        return _off_stages.get(name) or _off_stage(name)
-    return new_block(Stage, recorder, _sites.get(name) or _runtime.new_site(name))
+    if attributes is None and stream is None and warmup is None:
+        try:
+            return _off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
+        except (KeyError, TypeError):  # The first use of a name, or what is none.
+            pass
+    return _uncommon(recorder, name, attributes, stream, warmup)
 
 
 def _uncommon(
@@ -221,6 +221,8 @@ def _uncommon(
     if name is not None and not isinstance(name, str):
         return stage_of(name, None, attributes, stream, warmup)
     if recorder is None:
+        if name is not None and attributes is None and stream is None and warmup is None:
+            return _off_stage(name)
         return _idle_stage(name, attributes, stream, warmup) if _state.may_toggle else _NO_STAGE
     if name is not None:
         site = _sites.get(name) or _runtime.new_site(name)

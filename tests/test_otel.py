@@ -24,10 +24,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
-from gpuscope._compiled import StageRecord
+from gpuscope._compiled import StageRecord, Trace
 from gpuscope._config import Config
 from gpuscope._otel import Bridge
-from gpuscope._record import ErrorFacts, Site, ThreadFacts, Trace
+from gpuscope._record import ErrorFacts, Site, ThreadFacts
 
 
 class Program:

@@ -16,12 +16,12 @@ from opentelemetry.trace import StatusCode
 
 from gpuscope._batch import BatchBuilder
 from gpuscope._columns import RowFlag
-from gpuscope._compiled import StageRecord
+from gpuscope._compiled import StageRecord, Trace
 from gpuscope._config import Config
 from gpuscope._ledger import Ledger
 from gpuscope._otel import Bridge
 from gpuscope._queue import RecordQueue
-from gpuscope._record import ErrorFacts, Site, ThreadFacts, Trace
+from gpuscope._record import ErrorFacts, Site, ThreadFacts
 from gpuscope.exporters.sdk import SdkExporter
 from gpuscope.testing import FakeDevice, FakeLane, ManualClock
 

@@ -15,83 +15,62 @@ typedef struct {
     PyObject *lanes, *current_device, *current_stream, *begin_slowly, *end_slowly;
 } EventRecorder;
 
-static PyObject *str_cuda_stream, *str_device_index, *str_guarded, *str_pairs, *str_raw, *zero;
+static PyObject *str_cuda_stream, *str_device_index, *zero;
 
-static PyObject *take_pair(PyObject *lane) {
-    PyObject *pair = NULL, *pairs = PyObject_GetAttr(lane, str_pairs);
-    if (pairs == NULL) return NULL;
-    Py_ssize_t size = PyList_CheckExact(pairs) ? PyList_GET_SIZE(pairs) : 0;
-    if (size > 0) {
-        pair = Py_NewRef(PyList_GET_ITEM(pairs, size - 1));
-        if (PyList_SetSlice(pairs, size - 1, size, NULL)) Py_CLEAR(pair);
-    }
-    Py_DECREF(pairs);
-    return pair;
+/* The newest pair of the pool, or null. A list that shrinks by one needs no new memory. */
+static PyObject *take_pair(const Lane *lane) {
+    PyObject *pairs = lane->pairs;
+    Py_ssize_t size = pairs != NULL && PyList_CheckExact(pairs) ? PyList_GET_SIZE(pairs) : 0;
+    if (size == 0) return NULL;
+    Py_SET_SIZE(pairs, size - 1);
+    return PyList_GET_ITEM(pairs, size - 1);
 }
 
-/* 1: the lane must be asked first; 0: not; -1: an exception. */
-static int is_guarded(PyObject *lane) {
-    PyObject *guarded = PyObject_GetAttr(lane, str_guarded);
-    if (guarded == NULL) return -1;
-    int answer = guarded != Py_False;
-    Py_DECREF(guarded);
-    return answer;
+static int return_pair(const Lane *lane, PyObject *pair) {
+    return lane->pairs == NULL || PyList_Append(lane->pairs, pair) ? -1 : 0;
 }
 
-/* The lane of a device and stream, or null: with an exception, or without where the slow path has to open it. */
-static PyObject *find_lane(EventRecorder *self, PyObject *device, PyObject *raw) {
+/* The lane of a device and stream, borrowed, or null: with an exception, or without where the slow path has to open it. */
+static Lane *find_lane(EventRecorder *self, PyObject *device, PyObject *raw) {
     Py_ssize_t index = PyLong_AsSsize_t(device);
     if (index < 0 || index >= PyList_GET_SIZE(self->lanes)) return NULL;
     PyObject *table = PyList_GET_ITEM(self->lanes, index);
-    return PyDict_Check(table) ? Py_XNewRef(PyDict_GetItemWithError(table, raw)) : NULL;
+    PyObject *lane = PyDict_Check(table) ? PyDict_GetItemWithError(table, raw) : NULL;
+    return lane != NULL && PyObject_TypeCheck(lane, lane_type) ? (Lane *)lane : NULL;
 }
 
-static PyObject *current_lane(EventRecorder *self, void **handle) {
+static Lane *current_lane(EventRecorder *self) {
     PyObject *device = PyList_GET_SIZE(self->lanes) == 1 ? Py_NewRef(zero) : PyObject_CallNoArgs(self->current_device);
     PyObject *raw = device == NULL ? NULL : PyObject_CallOneArg(self->current_stream, device);
-    PyObject *lane = raw == NULL ? NULL : find_lane(self, device, raw);
-    if (lane != NULL) *handle = PyLong_AsVoidPtr(raw);
+    Lane *lane = raw == NULL ? NULL : find_lane(self, device, raw);
     Py_XDECREF(device);
     Py_XDECREF(raw);
     return lane;
 }
 
 /* The lane of a stream that was given. Not that of a default stream: its handle means one of the current context. */
-static PyObject *lane_of(EventRecorder *self, PyObject *stream, void **handle) {
+static Lane *lane_of(EventRecorder *self, PyObject *stream) {
     PyObject *device = PyObject_GetAttr(stream, str_device_index), *raw = PyObject_GetAttr(stream, str_cuda_stream);
-    PyObject *lane = device == NULL || raw == NULL ? NULL : find_lane(self, device, raw);
-    if (lane != NULL && (*handle = PyLong_AsVoidPtr(raw)) == NULL) Py_CLEAR(lane);
+    Lane *lane = device == NULL || raw == NULL ? NULL : find_lane(self, device, raw);
     Py_XDECREF(device);
     Py_XDECREF(raw);
-    return lane;
+    return lane != NULL && lane->raw ? lane : NULL;
 }
 
 /* 1: done; 0: a case for the slow path; -1: an exception. */
 static int begin_fast(EventRecorder *self, StageRecord *record, PyObject *stream) {
-    void *handle = NULL;
-    PyObject *lane = stream == Py_None ? current_lane(self, &handle) : lane_of(self, stream, &handle), *pair = NULL;
-    int done = 0;
-    if (lane != NULL) {
-        int guarded = is_guarded(lane);
-        if (guarded == 0) pair = take_pair(lane);
-        if (guarded < 0 || (pair == NULL && PyErr_Occurred())) done = -1;
-    } else if (PyErr_Occurred()) {
-        done = -1;
-    }
-    if (pair != NULL) {
-        if (self->record(event_of(pair, START_ADDRESS), handle) == 0) {
-            put(&record->lane, Py_NewRef(lane));
-            put(&record->pair, Py_NewRef(pair));
-            done = 1;
-        } else {
-            PyObject *pairs = PyObject_GetAttr(lane, str_pairs);
-            if (pairs == NULL || PyList_Append(pairs, pair)) done = -1;
-            Py_XDECREF(pairs);
-        }
+    Lane *lane = stream == Py_None ? current_lane(self) : lane_of(self, stream);
+    if (lane == NULL) return PyErr_Occurred() ? -1 : 0;
+    PyObject *pair = lane->guarded ? NULL : take_pair(lane);
+    if (pair == NULL) return 0;
+    if (self->record(event_of(pair, START_ADDRESS), (void *)(uintptr_t)lane->raw)) {
+        int failed = return_pair(lane, pair);
         Py_DECREF(pair);
+        return failed;
     }
-    Py_XDECREF(lane);
-    return done;
+    put(&record->lane, Py_NewRef((PyObject *)lane));
+    put(&record->pair, pair);
+    return 1;
 }
 
 static int check(PyObject *record) {
@@ -115,19 +94,13 @@ static PyObject *begin(EventRecorder *self, PyObject *const *args, Py_ssize_t co
 static PyObject *end(EventRecorder *self, PyObject *argument) {
     if (check(argument)) return NULL;
     StageRecord *record = (StageRecord *)argument;
-    PyObject *lane = record->lane, *pair = record->pair;
-    if (lane == NULL || pair == NULL) {
+    if (record->lane == NULL || record->pair == NULL) {
         PyErr_SetString(PyExc_TypeError, "the record has no lane or no pair");
         return NULL;
     }
-    int guarded = is_guarded(lane);
-    if (guarded < 0) return NULL;
-    if (guarded == 0) {
-        PyObject *raw = PyObject_GetAttr(lane, str_raw);
-        if (raw == NULL) return NULL;
-        int failed = self->record(event_of(pair, END_ADDRESS), PyLong_AsVoidPtr(raw));
-        Py_DECREF(raw);
-        if (!failed) Py_RETURN_NONE;
+    if (PyObject_TypeCheck(record->lane, lane_type)) {
+        const Lane *lane = (Lane *)record->lane;
+        if (!lane->guarded && !self->record(event_of(record->pair, END_ADDRESS), (void *)(uintptr_t)lane->raw)) Py_RETURN_NONE;
     }
     return PyObject_CallOneArg(self->end_slowly, argument);
 }
@@ -212,11 +185,8 @@ static PyType_Spec spec = {
 int add_events(PyObject *module) {
     str_cuda_stream = PyUnicode_InternFromString("cuda_stream");
     str_device_index = PyUnicode_InternFromString("device_index");
-    str_guarded = PyUnicode_InternFromString("guarded");
-    str_pairs = PyUnicode_InternFromString("pairs");
-    str_raw = PyUnicode_InternFromString("raw");
     zero = PyLong_FromLong(0);
-    if (!str_cuda_stream || !str_device_index || !str_guarded || !str_pairs || !str_raw || !zero) return -1;
+    if (!str_cuda_stream || !str_device_index || !zero) return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
     if (type == NULL) return -1;
     int failed = PyModule_AddType(module, (PyTypeObject *)type);

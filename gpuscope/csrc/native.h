@@ -12,6 +12,8 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <string.h>
+
 /* One run of a stage: `StageRecord` of `_record.py`. A null object is None where it may be absent. */
 typedef struct {
     PyObject_HEAD
@@ -21,12 +23,31 @@ typedef struct {
     unsigned long long span_id;
 } StageRecord;
 
+/* What a stage and those inside it share: `Trace` of `_record.py`. Refers to nothing that could refer to it. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *root, *sampled;
+    unsigned long long high, low, parent_id;
+    char remote;
+} Trace;
+
 /* What recording needs: `RecorderFields` of `_record.py`. */
 typedef struct {
     PyObject_HEAD
-    PyObject *bridge, *capacity, *clock, *device, *ledger, *look_for_provider, *nvtx, *queue, *random_bits, *span_ids;
-    PyObject *waiting;
+    PyObject *bridge, *capacity, *clock, *current_context, *device, *ledger, *look_for_provider, *nvtx, *queue;
+    PyObject *random_bits, *span_ids, *waiting;
+    /* Of `ids.c`: drawn from `random_bits` and `span_ids` with the first stage. */
+    unsigned long long random[4], last_span_id;
 } Recorder;
+
+/* A stream of a device: `LaneFields` of `_record.py`. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *context, *handle, *pairs;
+    unsigned long long raw;
+    Py_ssize_t index;
+    char guarded;
+} Lane;
 
 /* A `with stage(...)` block: `StageBlock` of `_block.py`. */
 typedef struct {
@@ -35,7 +56,7 @@ typedef struct {
     char uses;
 } StageBlock;
 
-extern PyTypeObject *record_type, *recorder_type, *block_type;
+extern PyTypeObject *record_type, *recorder_type, *trace_type, *lane_type, *block_type;
 
 static inline int is_present(const PyObject *object) { return object != NULL && object != Py_None; }
 
@@ -61,6 +82,11 @@ Recorder *as_recorder(PyObject *object);
 /* Each holds `recorder` itself, and fails only with what is no `Exception`. */
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends);
 int end_stage(StageRecord *record, PyObject *error);
+
+/* A new trace with this stage as its root, and a span id that no other stage has. */
+int new_trace(Recorder *recorder, StageRecord *record);
+int next_span_id(Recorder *recorder, StageRecord *record);
+int split_trace_id(PyObject *id, unsigned long long *high, unsigned long long *low);
 
 /* Each adds its types and functions to the module; -1 and an exception on failure. */
 int add_record(PyObject *module);

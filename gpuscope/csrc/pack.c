@@ -3,11 +3,7 @@
  */
 #include "native.h"
 
-#include <string.h>
-
-static PyObject *str_calls, *str_index, *str_parent_id, *str_raw, *str_rehearsal, *str_remote, *str_root, *str_sampled,
-    *str_trace_id, *str_warmup;
-static PyObject *sixty_four;
+static PyObject *str_calls, *str_index, *str_raw, *str_rehearsal, *str_warmup;
 
 enum { IDS = 5, NUMBERS = 11 };
 
@@ -28,15 +24,6 @@ typedef struct {
     long long warmup;
 } Packing;
 
-static int split_trace_id(PyObject *id, Cells *cells) {
-    PyObject *high = PyNumber_Rshift(id, sixty_four);
-    if (high == NULL) return -1;
-    cells->trace_high = PyLong_AsUnsignedLongLongMask(high);
-    cells->trace_low = PyLong_AsUnsignedLongLongMask(id);
-    Py_DECREF(high);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
 static int read_id(PyObject *object, PyObject *name, unsigned long long *id) {
     PyObject *value = PyObject_GetAttr(object, name);
     if (value == NULL) return -1;
@@ -45,28 +32,24 @@ static int read_id(PyObject *object, PyObject *name, unsigned long long *id) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* 1: the ids are the stage's own, and here they are; 0: `identify` has to say; -1: an exception. */
-static int own_identity(const Packing *packing, StageRecord *record, Cells *cells) {
+/* Whether the ids are the stage's own, and here they are; otherwise `identify` has to say. */
+static int own_identity(const Packing *packing, StageRecord *record, const Trace *trace, Cells *cells) {
     if (packing->own == ASK || is_present(record->span)) return 0;
-    PyObject *trace = record->trace, *sampled = PyObject_GetAttr(trace, str_sampled);
-    if (sampled == NULL) return -1;
-    int undecided = sampled == Py_None;
-    cells->sampled = sampled != Py_False;
-    Py_DECREF(sampled);
-    if (packing->own == DECIDED && undecided) return 0;
-    if (!is_present(record->outer)) {
-        if (read_id(trace, str_parent_id, &cells->parent_id)) return -1;
-    } else {
+    if (packing->own == DECIDED && !is_present(trace->sampled)) return 0;
+    cells->sampled = trace->sampled != Py_False;
+    cells->parent_id = trace->parent_id;
+    if (is_present(record->outer)) {
         StageRecord *outer = (StageRecord *)record->outer;
-        if (!PyObject_TypeCheck(record->outer, record_type) || outer->trace != trace || is_present(outer->span)) return 0;
+        if (!PyObject_TypeCheck(record->outer, record_type) || outer->trace != (PyObject *)trace ||
+            is_present(outer->span))
+            return 0;
         cells->parent_id = outer->span_id;
     }
-    PyObject *id = PyObject_GetAttr(trace, str_trace_id);
-    int failed = id == NULL || split_trace_id(id, cells);
-    Py_XDECREF(id);
+    cells->trace_high = trace->high;
+    cells->trace_low = trace->low;
     cells->span_id = record->span_id;
     put(&record->restore, NULL);
-    return failed ? -1 : 1;
+    return 1;
 }
 
 static int asked_identity(const Packing *packing, StageRecord *record, Cells *cells) {
@@ -74,7 +57,7 @@ static int asked_identity(const Packing *packing, StageRecord *record, Cells *ce
     int sampled;
     int failed = answer == NULL ||
                  !PyArg_ParseTuple(answer, "OKKp", &trace_id, &cells->span_id, &cells->parent_id, &sampled) ||
-                 split_trace_id(trace_id, cells);
+                 split_trace_id(trace_id, &cells->trace_high, &cells->trace_low);
     cells->sampled = failed ? 0 : sampled;
     Py_XDECREF(answer);
     return failed ? -1 : 0;
@@ -102,31 +85,14 @@ static int count_call(const Packing *packing, PyObject *site, Cells *cells) {
     return failed ? -1 : 0;
 }
 
-/* Whether the parent belongs to another process. */
-static int note_remote(const Packing *packing, PyObject *trace, Cells *cells) {
-    PyObject *remote = PyObject_GetAttr(trace, str_remote);
-    if (remote == NULL) return -1;
-    int is_remote = remote != Py_False;
-    unsigned long long parent_id = 0;
-    Py_DECREF(remote);
-    if (is_remote && read_id(trace, str_parent_id, &parent_id)) return -1;
-    if (is_remote && parent_id == cells->parent_id) cells->flags |= packing->remote_flag;
-    return 0;
-}
-
-static int fill_tables(const Packing *packing, StageRecord *record, Cells *cells) {
-    PyObject *root = PyObject_GetAttr(record->trace, str_root);
-    PyObject *rehearsal = root == NULL ? NULL : PyObject_GetAttr(root, str_rehearsal);
-    if (rehearsal == NULL) {
-        Py_XDECREF(root);
-        return -1;
-    }
+static int fill_tables(const Packing *packing, StageRecord *record, PyObject *root, Cells *cells) {
+    PyObject *rehearsal = PyObject_GetAttr(root, str_rehearsal);
+    if (rehearsal == NULL) return -1;
     if (rehearsal != Py_False) cells->flags |= packing->warmup_flag;
     Py_DECREF(rehearsal);
     cells->site = position(packing->sites, record->site);
     cells->root = cells->site < 0 ? -1 : position(packing->sites, root);
     cells->thread = cells->root < 0 ? -1 : position(packing->threads, record->thread);
-    Py_DECREF(root);
     return cells->thread < 0 ? -1 : 0;
 }
 
@@ -156,16 +122,23 @@ static StageRecord *read_row(PyObject *row, Cells *cells) {
 static int fill(const Packing *packing, PyObject *row, Cells *cells) {
     StageRecord *record = read_row(row, cells);
     if (record == NULL) return -1;
-    if (!record->trace || !record->site || !record->thread) {
+    if (!record->trace || !PyObject_TypeCheck(record->trace, trace_type) || !record->site || !record->thread) {
         PyErr_SetString(PyExc_AttributeError, "the record was never begun");
         return -1;
     }
-    int known = own_identity(packing, record, cells);
-    if (known < 0 || (known == 0 && asked_identity(packing, record, cells))) return -1;
+    const Trace *trace = (Trace *)record->trace;
+    if (!own_identity(packing, record, trace, cells)) {
+        if (asked_identity(packing, record, cells)) return -1;
+        trace = (Trace *)record->trace;
+    }
     cells->host_start = record->start_ns;
     cells->host_end = record->end_ns;
-    if (count_call(packing, record->site, cells) || note_remote(packing, record->trace, cells)) return -1;
-    return fill_tables(packing, record, cells) || fill_device(record, cells) ? -1 : 0;
+    if (trace->remote && trace->parent_id == cells->parent_id) cells->flags |= packing->remote_flag;
+    PyObject *root = trace->root ? trace->root : record->site;
+    return count_call(packing, record->site, cells) || fill_tables(packing, record, root, cells) ||
+                   fill_device(record, cells)
+               ? -1
+               : 0;
 }
 
 static int is_odd(const StageRecord *record) {
@@ -219,14 +192,8 @@ static PyMethodDef functions[] = {
 int add_pack(PyObject *module) {
     str_calls = PyUnicode_InternFromString("calls");
     str_index = PyUnicode_InternFromString("index");
-    str_parent_id = PyUnicode_InternFromString("parent_id");
     str_raw = PyUnicode_InternFromString("raw");
     str_rehearsal = PyUnicode_InternFromString("rehearsal");
     str_warmup = PyUnicode_InternFromString("warmup");
-    str_remote = PyUnicode_InternFromString("remote");
-    str_root = PyUnicode_InternFromString("root");
-    str_sampled = PyUnicode_InternFromString("sampled");
-    str_trace_id = PyUnicode_InternFromString("trace_id");
-    sixty_four = PyLong_FromLong(64);
     return PyErr_Occurred() ? -1 : PyModule_AddFunctions(module, functions);
 }

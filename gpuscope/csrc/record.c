@@ -1,11 +1,11 @@
-/* The record of one run of a stage, and the recorder: plain members, nothing that acts. */
+/* The record of one run of a stage, its trace, its lane, and the recorder: plain members, nothing that acts. */
 #include "native.h"
 
-PyTypeObject *record_type, *recorder_type;
+PyTypeObject *record_type, *recorder_type, *trace_type, *lane_type;
 
 #define OPTIONAL_IN_RECORD(X) X(attributes) X(error) X(lane) X(outer) X(pair) X(range) X(restore) X(span)
 #define REQUIRED_IN_RECORD(X) X(recorder) X(site) X(thread) X(trace)
-#define OPTIONAL_IN_RECORDER(X) X(bridge) X(look_for_provider) X(nvtx)
+#define OPTIONAL_IN_RECORDER(X) X(bridge) X(current_context) X(look_for_provider) X(nvtx)
 #define REQUIRED_IN_RECORDER(X) X(capacity) X(clock) X(device) X(ledger) X(queue) X(random_bits) X(span_ids) X(waiting)
 
 #define VISIT(name) Py_VISIT(self->name);
@@ -67,6 +67,124 @@ static PyType_Spec record_spec = {
     .slots = record_slots,
 };
 
+/* ---- Trace */
+
+static PyMemberDef trace_members[] = {
+    {"root", T_OBJECT_EX, offsetof(Trace, root), 0, NULL},
+    {"sampled", T_OBJECT, offsetof(Trace, sampled), 0, NULL},
+    {"parent_id", T_ULONGLONG, offsetof(Trace, parent_id), 0, NULL},
+    {"remote", T_BOOL, offsetof(Trace, remote), 0, NULL},
+    {NULL},
+};
+
+static PyObject *get_trace_id(Trace *self, void *Py_UNUSED(closure)) {
+    PyObject *bits = PyLong_FromLong(64), *high = PyLong_FromUnsignedLongLong(self->high);
+    PyObject *low = PyLong_FromUnsignedLongLong(self->low), *shifted = NULL, *id = NULL;
+    if (bits != NULL && high != NULL) shifted = PyNumber_Lshift(high, bits);
+    if (shifted != NULL && low != NULL) id = PyNumber_Or(shifted, low);
+    Py_XDECREF(bits);
+    Py_XDECREF(high);
+    Py_XDECREF(low);
+    Py_XDECREF(shifted);
+    return id;
+}
+
+int split_trace_id(PyObject *id, unsigned long long *high, unsigned long long *low) {
+    PyObject *bits = PyLong_FromLong(64), *above = bits == NULL ? NULL : PyNumber_Rshift(id, bits);
+    if (above != NULL) {
+        *high = PyLong_AsUnsignedLongLong(above);
+        *low = PyErr_Occurred() ? 0 : PyLong_AsUnsignedLongLongMask(id);
+    }
+    Py_XDECREF(bits);
+    Py_XDECREF(above);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int set_trace_id(Trace *self, PyObject *id, void *Py_UNUSED(closure)) {
+    if (id != NULL) return split_trace_id(id, &self->high, &self->low);
+    PyErr_SetString(PyExc_AttributeError, "trace_id cannot be deleted");
+    return -1;
+}
+
+static PyGetSetDef trace_properties[] = {
+    {"trace_id", (getter)get_trace_id, (setter)set_trace_id, NULL, NULL},
+    {NULL},
+};
+
+static void free_trace(Trace *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(self->root);
+    Py_XDECREF(self->sampled);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot trace_slots[] = {
+    {Py_tp_doc, "The trace that a stage belongs to."},
+    {Py_tp_members, trace_members},
+    {Py_tp_getset, trace_properties},
+    {Py_tp_dealloc, free_trace},
+    {0, NULL},
+};
+
+static PyType_Spec trace_spec = {
+    .name = "gpuscope._native.Trace",
+    .basicsize = sizeof(Trace),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = trace_slots,
+};
+
+/* ---- LaneFields */
+
+static PyMemberDef lane_members[] = {
+    {"context", T_OBJECT, offsetof(Lane, context), 0, NULL},
+    {"handle", T_OBJECT, offsetof(Lane, handle), 0, NULL},
+    {"pairs", T_OBJECT, offsetof(Lane, pairs), 0, NULL},
+    {"raw", T_ULONGLONG, offsetof(Lane, raw), 0, NULL},
+    {"index", T_PYSSIZET, offsetof(Lane, index), 0, NULL},
+    {"guarded", T_BOOL, offsetof(Lane, guarded), 0, NULL},
+    {NULL},
+};
+
+static int traverse_lane(Lane *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->context);
+    Py_VISIT(self->handle);
+    Py_VISIT(self->pairs);
+    return 0;
+}
+
+static int clear_lane(Lane *self) {
+    Py_CLEAR(self->context);
+    Py_CLEAR(self->handle);
+    Py_CLEAR(self->pairs);
+    return 0;
+}
+
+static void free_lane(Lane *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    clear_lane(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot lane_slots[] = {
+    {Py_tp_doc, "A stream of a device, and the pool of event pairs that it draws on."},
+    {Py_tp_members, lane_members},
+    {Py_tp_traverse, traverse_lane},
+    {Py_tp_clear, clear_lane},
+    {Py_tp_dealloc, free_lane},
+    {0, NULL},
+};
+
+static PyType_Spec lane_spec = {
+    .name = "gpuscope._native.LaneFields",
+    .basicsize = sizeof(Lane),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = lane_slots,
+};
+
 /* ---- RecorderFields */
 
 #define OPTIONAL(name) {#name, T_OBJECT, offsetof(Recorder, name), 0, NULL},
@@ -111,9 +229,12 @@ static PyType_Spec recorder_spec = {
     .slots = recorder_slots,
 };
 
+static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *type == NULL || PyModule_AddType(module, *type) ? -1 : 0;
+}
+
 int add_record(PyObject *module) {
-    record_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &record_spec, NULL);
-    recorder_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &recorder_spec, NULL);
-    if (record_type == NULL || recorder_type == NULL) return -1;
-    return PyModule_AddType(module, record_type) || PyModule_AddType(module, recorder_type) ? -1 : 0;
+    if (add_type(module, &record_spec, &record_type) || add_type(module, &recorder_spec, &recorder_type)) return -1;
+    return add_type(module, &trace_spec, &trace_type) || add_type(module, &lane_spec, &lane_type) ? -1 : 0;
 }

@@ -8,14 +8,11 @@
 
 #include <time.h>
 
-
 /* What `prepare` gave. */
-static PyObject *current, *trace_type, *perf_counter;
+static PyObject *current, *perf_counter;
 static PyObject *facts_of_thread, *see_otel, *begin_failed, *end_the_rest, *error_facts, *running;
 
-static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_give_back, *str_leave, *str_otel, *str_parent_id,
-    *str_put, *str_remote, *str_root, *str_sampled, *str_trace_id;
-static PyObject *zero, *trace_bits;
+static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_give_back, *str_leave, *str_otel, *str_put;
 
 /* A required member, as a borrowed reference; null and an exception where it is not set. Whoever calls into Python with
    one holds it meanwhile: another thread may replace it. */
@@ -54,22 +51,6 @@ static int tell(PyObject *part, PyObject *method, StageRecord *record, PyObject 
     return result == NULL ? -1 : 0;
 }
 
-static int new_trace(Recorder *recorder, StageRecord *record) {
-    if (member(recorder->random_bits, "random_bits") == NULL) return -1;
-    PyObject *id = PyObject_CallOneArg(recorder->random_bits, trace_bits);
-    PyObject *trace = id == NULL ? NULL : PyObject_CallNoArgs(trace_type);
-    int failed = trace == NULL || PyObject_SetAttr(trace, str_trace_id, id) ||
-                 PyObject_SetAttr(trace, str_parent_id, zero) || PyObject_SetAttr(trace, str_remote, Py_False) ||
-                 PyObject_SetAttr(trace, str_root, record->site) || PyObject_SetAttr(trace, str_sampled, Py_None);
-    Py_XDECREF(id);
-    if (failed) {
-        Py_XDECREF(trace);
-        return -1;
-    }
-    put(&record->trace, trace);
-    return 0;
-}
-
 /* Finds the enclosing stage of the same recorder, and with it the trace, or starts a trace. */
 static int find_place(Recorder *recorder, StageRecord *record, PyObject *outer) {
     if (PyObject_TypeCheck(outer, record_type) && ((StageRecord *)outer)->recorder == (PyObject *)recorder) {
@@ -78,14 +59,6 @@ static int find_place(Recorder *recorder, StageRecord *record, PyObject *outer) 
         return 0;
     }
     return new_trace(recorder, record);
-}
-
-static int next_span_id(Recorder *recorder, StageRecord *record) {
-    PyObject *id = member(recorder->span_ids, "span_ids") == NULL ? NULL : PyIter_Next(recorder->span_ids);
-    if (id == NULL) return -1;
-    record->span_id = PyLong_AsUnsignedLongLong(id);
-    Py_DECREF(id);
-    return PyErr_Occurred() ? -1 : 0;
 }
 
 static int find_thread(StageRecord *record) {
@@ -104,6 +77,28 @@ static int find_thread(StageRecord *record) {
     return 0;
 }
 
+/* 1: there is a provider, which may be asked for the stage's ids; 0: none; -1: an exception. */
+static int has_provider(PyObject *look) {
+    PyObject *provider = PyObject_CallNoArgs(look);
+    int answer = provider == NULL ? -1 : provider != Py_None;
+    Py_XDECREF(provider);
+    return answer;
+}
+
+/* 1: the application's context holds something, perhaps a span; 0: nothing; -1: an exception. */
+static int has_context(Recorder *recorder) {
+    PyObject *get = Py_XNewRef(member(recorder->current_context, "current_context"));
+    PyObject *context = get == NULL ? NULL : PyObject_CallNoArgs(get);
+    int answer = context == NULL ? -1 : PyObject_IsTrue(context);
+    Py_XDECREF(get);
+    Py_XDECREF(context);
+    return answer;
+}
+
+static int has_ended(PyObject *outer) {
+    return PyObject_TypeCheck(outer, record_type) && ((StageRecord *)outer)->end_ns != 0;
+}
+
 /* 1: the stage has business with OpenTelemetry; 0: none; -1: an exception. */
 static int concerns_otel(Recorder *recorder, PyObject *outer) {
     PyObject *look = Py_XNewRef(recorder->look_for_provider);
@@ -114,12 +109,8 @@ static int concerns_otel(Recorder *recorder, PyObject *outer) {
         look = PyObject_CallOneArg(see_otel, (PyObject *)recorder);
         if (look == NULL) return -1;
     }
-    int answer = look != Py_None;
-    if (answer && outer != Py_None) {
-        PyObject *provider = PyObject_CallNoArgs(look);
-        answer = provider == NULL ? -1 : provider != Py_None;
-        Py_XDECREF(provider);
-    }
+    int answer = look == Py_None ? 0 : has_provider(look);
+    if (answer == 0 && look != Py_None) answer = outer == Py_None ? has_context(recorder) : has_ended(outer);
     Py_DECREF(look);
     return answer;
 }
@@ -299,21 +290,21 @@ static PyObject *end(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
 }
 
 static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"current", "trace_type", "perf_counter", "facts_of_thread", "see_otel",
-                            "begin_failed", "end_the_rest", "error_facts", "running", NULL};
-    PyObject **kept[] = {&current, &trace_type, &perf_counter, &facts_of_thread, &see_otel,
-                         &begin_failed, &end_the_rest, &error_facts, &running};
-    PyObject *given[9];
+    static char *names[] = {"current", "perf_counter", "facts_of_thread", "see_otel", "begin_failed", "end_the_rest",
+                            "error_facts", "running", NULL};
+    PyObject **kept[] = {&current, &perf_counter, &facts_of_thread, &see_otel, &begin_failed, &end_the_rest,
+                         &error_facts, &running};
+    PyObject *given[8];
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "$OOOOOOOOO:prepare", names, &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
-            &given[6], &given[7], &given[8]
+            args, kwargs, "$OOOOOOOO:prepare", names, &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
+            &given[6], &given[7]
         ))
         return NULL;
     if (!PyContextVar_CheckExact(given[0])) {
         PyErr_SetString(PyExc_TypeError, "current is a ContextVar");
         return NULL;
     }
-    for (int i = 0; i < 9; i++) put(kept[i], Py_NewRef(given[i]));
+    for (int i = 0; i < 8; i++) put(kept[i], Py_NewRef(given[i]));
     Py_RETURN_NONE;
 }
 
@@ -337,18 +328,11 @@ int add_recording(PyObject *module) {
         {&str_give_back, "give_back"},
         {&str_leave, "leave"},
         {&str_otel, "opentelemetry.trace"},
-        {&str_parent_id, "parent_id"},
         {&str_put, "put"},
-        {&str_remote, "remote"},
-        {&str_root, "root"},
-        {&str_sampled, "sampled"},
-        {&str_trace_id, "trace_id"},
     };
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++) {
         *strings[i].string = PyUnicode_InternFromString(strings[i].text);
         if (*strings[i].string == NULL) return -1;
     }
-    zero = PyLong_FromLong(0);
-    trace_bits = PyLong_FromLong(128);
-    return zero == NULL || trace_bits == NULL ? -1 : PyModule_AddFunctions(module, functions);
+    return PyModule_AddFunctions(module, functions);
 }
