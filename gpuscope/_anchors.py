@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from typing import Any
 
 from gpuscope._clock import Anchor
 from gpuscope._cuda import NOT_READY, Driver, Handle
@@ -20,27 +21,36 @@ _LIMIT_NS = 50_000_000
 class Anchors:
     """A private stream and a ring of events on each device that was asked for."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, reader: Any = None) -> None:
         self._driver = driver
+        self._reader = reader
         self._parts: dict[int, tuple[Handle, deque[Handle]]] = {}
 
-    def take(self, device: int, context: Handle) -> Anchor | None:
+    def take(self, device: int, context: Handle, keep: Anchor | None = None) -> Anchor | None:
         """
         Bracket an event on an idle private stream between two readings of the host's clock; the tightest of several.
 
         On an NVIDIA H200 the bracket was 7.6 µs, with the GPU idle or saturated. Where the GPU answers late (another
-        process has its time slice) the bracket is wide and its half, exported as uncertainty, says so.
+        process has its time slice), or the driver does (it copies from pageable memory), the bracket is wide and its
+        half says so.
+
+        Args:
+            device: its index.
+            context: its context.
+            keep: an anchor that is still needed, whose event is not recorded again.
+
         """
         driver = self._driver
         with driver.current(context):
             if device not in self._parts:
-                # The clock still needs the anchor before, so that one's event must not come round again in one call.
-                ring = deque(driver.new_event() for _ in range(2 * _TRIES + 1))
+                ring = deque(driver.new_event() for _ in range(_TRIES + 1))
                 self._parts[device] = (driver.new_stream(), ring)
             stream, ring = self._parts[device]
             best: Anchor | None = None
             for _ in range(_TRIES):
                 ring.rotate(1)
+                if keep is not None and ring[0] is keep.event:
+                    ring.rotate(1)
                 anchor = self._bracket(ring[0], stream)
                 if anchor is not None and (best is None or anchor.half_ns < best.half_ns):
                     best = anchor
@@ -49,6 +59,9 @@ class Anchors:
         return best
 
     def _bracket(self, event: Handle, stream: Handle) -> Anchor | None:
+        if self._reader is not None:
+            bracket = self._reader.bracket(event.value, stream.value, _LIMIT_NS)
+            return None if bracket is None else _middle(event, *bracket)
         driver, now = self._driver, time.perf_counter_ns
         before = now()
         if driver.event_record(event, stream):
@@ -59,5 +72,8 @@ class Anchors:
                 return None
             if waited > _BUSY_NS:
                 time.sleep(0)  # Lets other threads have the GIL.
-        after = now()
-        return Anchor(event, (before + after) // 2, (after - before + 1) // 2)
+        return _middle(event, before, now())
+
+
+def _middle(event: Handle, before_ns: int, after_ns: int) -> Anchor:
+    return Anchor(event, (before_ns + after_ns) // 2, (after_ns - before_ns + 1) // 2)

@@ -12,10 +12,15 @@ from typing import Any
 
 MAX_ANCHOR_AGE_NS = 8_000_000_000
 """`cuEventElapsedTime` gives a 32-bit float of milliseconds, whose step is 0.5 µs at 8 s and 4 µs at a minute."""
-_FIRST_ANCHOR_AGE_NS = 500_000_000
+_FIRST_ANCHOR_AGE_NS = 50_000_000
+_RETRY_NS = 20_000_000
+"""After a bracket that was too wide; then twice as long, and so on."""
+_WIDE_NS = 50_000
+"""Half of a bracket that something held up: undisturbed ones measured 3 to 4 µs on H100 and H200."""
 _DRIFT_WINDOW_NS = 64_000_000_000
-_UNKNOWN_DRIFT = 5e-6
-"""Assumed until it is measured; measured GPUs drifted 1.3 to 1.7 parts per million against the host."""
+_UNKNOWN_DRIFT = 50e-6
+"""Assumed until it is measured: GPUs drifted 1.5 (H200) and 15 (H100) parts per million against the host, and the
+host's clock may be slewed besides."""
 _IMPLAUSIBLE_DRIFT = 1e-3
 _FLOAT32_STEP = 2.0**-23
 _NO_ANCHOR = "A `GpuClock` needs an anchor to place anything; call `calibrate` first."
@@ -34,32 +39,38 @@ class GpuClock:
     """
     Places one GPU's events in host time.
 
-    An anchor is followed by the next after half a second, then after twice as long each time up to 8 s, so that the
-    drift is known early. The drift is the slope over the anchors of about the last minute.
+    An anchor is followed by the next after 50 ms, then after twice as long each time up to 8 s, so that the drift is
+    known early. The drift is the slope over the anchors of about the last minute.
     """
 
     def __init__(self) -> None:
         self.anchor: Anchor | None = None
         self._readings: deque[tuple[int, float, int]] = deque()
-        self._max_age_ns = _FIRST_ANCHOR_AGE_NS
+        self._max_age_ns, self._retry_ns = _FIRST_ANCHOR_AGE_NS, _RETRY_NS
+        self._due_ns = 0
         self._host_ns_per_ms = self._doubt_ns_per_ms = 0.0
 
     def is_due(self, now_ns: int) -> bool:
         """Tell whether a new anchor is needed before anything is placed."""
-        return self.anchor is None or now_ns - self.anchor.host_ns > self._max_age_ns
+        return self.anchor is None or now_ns > self._due_ns
 
     def calibrate(self, anchor: Anchor, elapsed_ms: float | None) -> None:
         """
-        Take a new anchor.
+        Take a new anchor, unless the one before still tells the time better than this one does.
 
         Args:
             anchor: the new reading.
             elapsed_ms: GPU time from the anchor before to this one, or None if there was none or it can't be told.
 
         """
-        if self.anchor is not None:
-            self._max_age_ns = min(2 * self._max_age_ns, MAX_ANCHOR_AGE_NS)
+        before, self._due_ns = self.anchor, anchor.host_ns + self._retry_ns
+        self._retry_ns = min(2 * self._retry_ns, MAX_ANCHOR_AGE_NS)
         usable = elapsed_ms is not None and 0 < elapsed_ms * 1e6 <= 4 * MAX_ANCHOR_AGE_NS
+        if before is not None and usable and anchor.half_ns > max(_WIDE_NS, self._doubt_at(anchor, before)):
+            return
+        if anchor.half_ns <= _WIDE_NS:
+            self._due_ns = anchor.host_ns + self._max_age_ns
+            self._max_age_ns, self._retry_ns = min(2 * self._max_age_ns, MAX_ANCHOR_AGE_NS), _RETRY_NS
         if not usable:
             self._readings.clear()
         gpu_ns = self._readings[-1][1] + elapsed_ms * 1e6 if self._readings and elapsed_ms is not None else 0.0
@@ -71,17 +82,20 @@ class GpuClock:
         self._host_ns_per_ms = 1e6 * (1.0 + drift)
         self._doubt_ns_per_ms = 1e6 * (doubt + _FLOAT32_STEP)
 
+    def _doubt_at(self, later: Anchor, anchor: Anchor) -> float:
+        return anchor.half_ns + (later.host_ns - anchor.host_ns) / 1e6 * self._doubt_ns_per_ms
+
     @property
     def drift(self) -> tuple[float, float]:
         """Host nanoseconds a GPU nanosecond, less one; and how far that may be off."""
-        if len(self._readings) > 1:
-            (host_a, gpu_a, half_a), (host_b, gpu_b, half_b) = self._readings[0], self._readings[-1]
-            drift = (host_b - host_a) / (gpu_b - gpu_a) - 1.0
-            doubt = (half_a + half_b) / (gpu_b - gpu_a)
+        best = 0.0, _UNKNOWN_DRIFT
+        host_b, gpu_b, half_b = self._readings[-1] if self._readings else (0, 0.0, 0)
+        for host_a, gpu_a, half_a in list(self._readings)[:-1]:
+            drift, doubt = (host_b - host_a) / (gpu_b - gpu_a) - 1.0, (half_a + half_b) / (gpu_b - gpu_a)
             # Over a short baseline the brackets alone make for more than any drift that was ever measured.
-            if abs(drift) < _IMPLAUSIBLE_DRIFT and doubt < _UNKNOWN_DRIFT:
-                return drift, doubt
-        return 0.0, _UNKNOWN_DRIFT
+            if abs(drift) < _IMPLAUSIBLE_DRIFT and doubt < best[1]:
+                best = drift, doubt
+        return best
 
     @property
     def terms(self) -> tuple[int, int, float, float]:
@@ -104,5 +118,5 @@ class GpuClock:
         """
         host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = self.terms
         end_ns = host_ns + int(end_ms * host_ns_per_ms)
-        uncertainty_ns = half_ns + int(abs(end_ms) * doubt_ns_per_ms) + 1
-        return end_ns - int(duration_ms * 1e6), end_ns, uncertainty_ns
+        uncertainty_ns = half_ns + int((abs(end_ms) + duration_ms) * doubt_ns_per_ms) + 1
+        return end_ns - int(duration_ms * host_ns_per_ms), end_ns, uncertainty_ns

@@ -55,6 +55,17 @@ class Driver:
         if code != SUCCESS:
             raise DriverError(name, code)
 
+    def addresses_to_read(self) -> tuple[int, ...]:
+        """Return the addresses of the functions that the collector needs all the time, for the parts in C."""
+        functions = (
+            self._library.cuCtxSetCurrent,
+            self.stream_is_capturing,
+            self.event_query,
+            self.event_elapsed,
+            self.event_record,
+        )
+        return tuple(ctypes.cast(function, Handle).value or 0 for function in functions)
+
     def is_in_use(self, device: int) -> bool:
         """Tell whether the program has made the device's primary context active."""
         handle, flags, active = ctypes.c_int(), ctypes.c_uint(), ctypes.c_int()

@@ -79,7 +79,7 @@ class CudaDevice:
         self.begin: Callable[[StageRecord, Any], None] = self._begin_unready
         self.end: Callable[[StageRecord], None] = self._end_never
         self.unusable: str | None = None
-        self.elapsed_address: int | None = None
+        self.reader: Any = None
         self._is_initialized: Any = None
         self._ledger = ledger
         self._max_pairs = max_pairs
@@ -124,8 +124,8 @@ class CudaDevice:
             self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
                 lambda index: torch.cuda.current_stream(index).cuda_stream
             )
-            self.elapsed_address = ctypes.cast(driver.event_elapsed, Handle).value
-            self._anchors = Anchors(driver)
+            self.reader = None if native is None else native.EventReader(*driver.addresses_to_read())
+            self._anchors = Anchors(driver, self.reader)
             self._driver = driver
 
     def _fast_paths(self, record_event: Any) -> tuple[Any, Any]:
@@ -273,9 +273,9 @@ class CudaDevice:
             return None
         return self._millis.value
 
-    def calibrate(self, lane: Lane) -> Anchor | None:
-        """Take a new anchor on the lane's device."""
-        return self._anchors.take(lane.index, lane.context)
+    def calibrate(self, lane: Lane, keep: Anchor | None) -> Anchor | None:
+        """Take a new anchor on the lane's device, with another event than that of the one to keep."""
+        return self._anchors.take(lane.index, lane.context, keep)
 
     def facts(self, index: int) -> DeviceFacts:
         """Name and UUID of a device."""

@@ -39,14 +39,14 @@ class Device(Protocol):
     def query(self, record: StageRecord) -> str:
         """Tell about the end event: DONE, PENDING, CAPTURED or BROKEN."""
 
-    elapsed_address: int | None
-    """Of a C function like `cuEventElapsedTime`, for pairs that have addresses; None: only `elapsed_ms` tells."""
+    reader: Any
+    """An `EventReader` of `native`, which does what the next four do, or None."""
 
     def elapsed_ms(self, first: Any, second: Any) -> float | None:
         """GPU time between two completed events; None if one of them can't be timed."""
 
-    def calibrate(self, lane: Any) -> Anchor | None:
-        """Take a new anchor on the lane's device."""
+    def calibrate(self, lane: Any, keep: Anchor | None) -> Anchor | None:
+        """Take a new anchor on the lane's device, with another event than that of the one to keep."""
 
     def facts(self, index: int) -> DeviceFacts:
         """Describe a device."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._clock import GpuClock
 from gpuscope._columns import RowFlag
-from gpuscope._compiled import native
 from gpuscope._device import CAPTURED, DONE, PENDING
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
 """One resolved stage: record, GPU start and end in host nanoseconds or 0, uncertainty, flags. Plain, for speed."""
 
+_PENDING_CODES = (-1, 600)
+"""Of `EventReader.read`: the stream is being captured; `CUDA_ERROR_NOT_READY`."""
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
 
 
@@ -104,16 +105,14 @@ class Resolver:
         self, lane: Any, work: tuple[deque[StageRecord], int], rows: list[Row], *, may_ask: bool, give_up: bool
     ) -> None:
         device, (waiting, window) = self._device, work
-        can_ask = may_ask and not device.is_capturing(lane) and self._calibrated(lane)
-        # Work on a stream ends in order, so the newest answers for all before it.
-        all_done = can_ask and device.query(waiting[window - 1]) == DONE
-        resolved = self._resolve_natively(waiting, window, lane.index) if all_done else []
-        for _ in resolved:
-            waiting.popleft()
-        rows += resolved
-        for _ in range(window - len(resolved)):
+        said: str | None = PENDING
+        if may_ask and self._calibrated(lane):
+            before = len(rows)
+            said = self._ask(lane, waiting, window, rows)
+            window -= len(rows) - before
+        for _ in range(window):
             record = waiting[0]
-            state = DONE if all_done else device.query(record) if can_ask else PENDING
+            state = said or device.query(record)
             row = self._resolve(record, lane.index) if state == DONE else None
             if row is None and state == DONE:
                 # Captured, or queued in another order than recorded: the record's own event tells.
@@ -129,20 +128,34 @@ class Resolver:
     def _calibrated(self, lane: Any) -> bool:
         clock = self._clocks.setdefault(lane.index, GpuClock())
         if clock.is_due(self._clock()):
-            anchor = self._device.calibrate(lane)
+            if self._device.is_capturing(lane):
+                return False
+            before = clock.anchor
+            anchor = self._device.calibrate(lane, before)
             if anchor is not None:
-                before = clock.anchor
                 clock.calibrate(anchor, self._device.elapsed_ms(before.event, anchor.event) if before else None)
         return clock.anchor is not None
 
-    def _resolve_natively(self, waiting: deque[StageRecord], window: int, index: int) -> list[Row]:
-        """Resolve the first of them in C: all, up to one whose events can't be timed, or none where there is no C."""
-        clock, elapsed = self._clocks[index], self._device.elapsed_address
-        if native is None or elapsed is None or clock.anchor is None:
-            return []
-        records, anchor = list(islice(waiting, window)), clock.anchor.event.value
-        rows: list[Row] = native.place(records, elapsed, anchor, _CLAMPED, *clock.terms)
-        return rows
+    def _ask(self, lane: Any, waiting: deque[StageRecord], window: int, rows: list[Row]) -> str | None:
+        """Return what is known of those that wait, or None; with the reader, after those that are done were moved."""
+        device, clock = self._device, self._clocks[lane.index]
+        if device.reader is None or clock.anchor is None:
+            if device.is_capturing(lane):
+                return PENDING
+            # Work on a stream ends in order, so the newest answers for all before it.
+            return DONE if device.query(waiting[window - 1]) == DONE else None
+        code, done = device.reader.read(
+            list(islice(waiting, window)),
+            lane.context.value,
+            lane.raw,
+            clock.anchor.event.value,
+            _CLAMPED,
+            *clock.terms,
+        )
+        for _ in done:
+            waiting.popleft()
+        rows += done
+        return PENDING if code in _PENDING_CODES else None
 
     def _resolve(self, record: StageRecord, index: int) -> Row | None:
         clock, pair = self._clocks[index], record.pair

@@ -88,7 +88,7 @@ class FakeDevice:
     device 0. `lanes` shows what was recorded; set `capturing` on one to have its stages captured.
     """
 
-    elapsed_address = None
+    reader = None
 
     def __init__(self, clock: ManualClock, *, delay_ns: int = 0, completes: bool = False) -> None:
         self.clock = clock
@@ -148,7 +148,7 @@ class FakeDevice:
             return None
         return (second.time_ns - first.time_ns) / 1e6
 
-    def calibrate(self, lane: FakeLane) -> Anchor | None:  # noqa: ARG002 - all lanes share the clock
+    def calibrate(self, lane: FakeLane, keep: Anchor | None) -> Anchor | None:  # noqa: ARG002 - all share the clock
         """Take an anchor without error."""
         before, now, after = self.clock(), self.clock(), self.clock()
         return Anchor(FakeEvent(now, done=True), now, (after - before + 1) // 2)

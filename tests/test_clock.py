@@ -30,7 +30,7 @@ class Gpu:
         return Anchor(host_ns, host_ns + round(error * self.half_ns), self.half_ns)
 
 
-drifts = st.floats(-4.5, 4.5)
+drifts = st.floats(-45, 45)
 errors = st.floats(-1, 1)
 
 
@@ -49,9 +49,8 @@ def test_every_stage_is_placed_within_the_stated_uncertainty(drift, error, seed,
         start, end = now - length, now
         placed = clock.place(gpu.elapsed_ms(clock.anchor.event, end), gpu.elapsed_ms(start, end))
         start_ns, end_ns, uncertainty_ns = placed
-        tolerance = uncertainty_ns + 5 + length * 6e-6
-        assert abs(end_ns - end) <= tolerance
-        assert abs(start_ns - start) <= tolerance
+        assert abs(end_ns - end) <= uncertainty_ns + 5
+        assert abs(start_ns - start) <= uncertainty_ns + 5
 
 
 @given(first=st.floats(0, 7000), gap=st.floats(0.01, 500), duration=st.floats(0.001, 100))
@@ -72,18 +71,40 @@ def test_drift_is_known_after_two_anchors():
 
 
 def test_anchors_are_renewed_soon_at_first_and_every_eight_seconds_later():
-    """The age at which an anchor is renewed grows from half a second to eight."""
+    """The age at which an anchor is renewed grows from 50 ms to eight seconds."""
     clock, now, ages = GpuClock(), 10**12, []
-    for _ in range(7):
+    for _ in range(10):
         clock.calibrate(Anchor("a", now, 3_500), None)
         age = 0
         while not clock.is_due(now + age):
-            age += 100_000_000
+            age += 10_000_000
         ages.append(age)
         now += age
-    assert ages[0] <= 600_000_000
+    assert ages[0] <= 60_000_000
     assert ages == sorted(ages)
     assert ages[-1] <= MAX_ANCHOR_AGE_NS + 100_000_000
+
+
+def test_anchor_that_was_held_up_is_not_taken():
+    """While the anchor before still tells the time better, it stays, and another attempt is made soon."""
+    clock, now = GpuClock(), 10**12
+    good, late = Anchor("good", now, 3_500), Anchor("late", now + 10**9, 20_000_000)
+    clock.calibrate(good, None)
+    clock.calibrate(late, 1000.0)
+    assert clock.anchor is good
+    assert clock.is_due(late.host_ns + 50_000_000)
+    assert clock.place(1000.0, 1.0)[2] < 100_000
+
+
+def test_attempts_become_rare_where_every_bracket_is_wide():
+    """On a GPU that always answers late the attempts do not keep the collector busy."""
+    clock, now, attempts = GpuClock(), 10**12, 0
+    for _ in range(1000):
+        now += 50_000_000
+        if clock.is_due(now):
+            attempts += 1
+            clock.calibrate(Anchor(attempts, now, 2_000_000), None if attempts == 1 else 50.0)
+    assert 5 < attempts < 25
 
 
 def test_long_pause_starts_the_drift_anew():

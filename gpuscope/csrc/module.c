@@ -3,7 +3,7 @@
 
 static int execute(PyObject *module) {
     if (add_record(module) || add_recording(module) || add_block(module)) return -1;
-    return add_events(module) || add_place(module) || add_pack(module) || add_join(module) ? -1 : 0;
+    return add_events(module) || add_place(module) || add_pack(module) || add_join(module) || add_reader(module) ? -1 : 0;
 }
 
 static PyModuleDef_Slot slots[] = {

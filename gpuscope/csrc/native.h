@@ -88,6 +88,23 @@ int new_trace(Recorder *recorder, StageRecord *record);
 int next_span_id(Recorder *recorder, StageRecord *record);
 int split_trace_id(PyObject *id, unsigned long long *high, unsigned long long *low);
 
+/* What the driver says of a pair, and the terms of a `GpuClock`: see there. */
+typedef struct {
+    void *start, *end;
+    float duration_ms, end_ms;
+} Distance;
+
+typedef struct {
+    long long host_ns, half_ns;
+    double host_ns_per_ms, doubt_ns_per_ms;
+} Clock;
+
+/* To be freed by `PyMem_Free`. Null and an exception for what is no list of records. */
+Distance *distances_of(PyObject *records, Py_ssize_t count);
+
+/* Rows of the first so many records, whose pairs go back to the pool. */
+PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, const Clock *clock, int clamped);
+
 /* Each adds its types and functions to the module; -1 and an exception on failure. */
 int add_record(PyObject *module);
 int add_recording(PyObject *module);
@@ -96,5 +113,6 @@ int add_events(PyObject *module);
 int add_place(PyObject *module);
 int add_pack(PyObject *module);
 int add_join(PyObject *module);
+int add_reader(PyObject *module);
 
 #endif

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from gpuscope import _batch, _cuda_device, _resolve, _runtime
+from gpuscope import _batch, _cuda_device, _runtime
 from gpuscope._compiled import native
 from gpuscope._config import Config
 from gpuscope._cuda import Driver
@@ -72,7 +72,7 @@ def machine(request, driver_file, monkeypatch):
     """Recording on two GPUs of the fake driver."""
     if request.param == "native" and native is None:
         pytest.skip("the parts in C are not in use")
-    for module in (_batch, _cuda_device, _resolve):
+    for module in (_batch, _cuda_device):
         monkeypatch.setattr(module, "native", native if request.param == "native" else None)
     library = ctypes.PyDLL(str(driver_file))
     machine = Machine(library)

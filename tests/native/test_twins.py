@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from gpuscope import _recording, stage
 from gpuscope._batch import BatchBuilder, own_identity
 from gpuscope._clock import Anchor, GpuClock
 from gpuscope._compiled import StageRecord, native
+from gpuscope._cuda_device import Lane
 from gpuscope._otel import _new_trace
 from gpuscope._record import Site, ThreadFacts
 from gpuscope._resolve import Resolver
@@ -119,23 +121,58 @@ def test_rows_are_packed_alike(rows, warmup, bridged):
     assert results[0] == results[1]
 
 
-class Elapsed:
-    """A driver's function that tells the distance of two events, which are numbers of nanoseconds."""
+NOT_READY, INVALID_VALUE = 600, 1
 
-    def __init__(self):
-        def elapsed(milliseconds, start, end):
-            milliseconds[0] = ((end or 0) - (start or 0)) / 1e6
-            return 0
 
-        kind = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_float), ctypes.c_void_p, ctypes.c_void_p)
-        self.function = kind(elapsed)
-        self.address = ctypes.cast(self.function, ctypes.c_void_p).value
+class NumbersForEvents:
+    """A driver whose events are numbers of nanoseconds: done when the GPU's clock is past them, unless captured."""
+
+    def __init__(self, now=2**62, captured=(), capturing=False):
+        self.now, self.captured, self.capturing, self.asked = now, captured, capturing, 0
+        one, pointer = ctypes.c_int, ctypes.c_void_p
+        floats, ints = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(one)
+        self.functions = (
+            ctypes.CFUNCTYPE(one, pointer)(lambda context: 0),
+            ctypes.CFUNCTYPE(one, pointer, ints)(self.stream_is_capturing),
+            ctypes.CFUNCTYPE(one, pointer)(self.event_query),
+            ctypes.CFUNCTYPE(one, floats, pointer, pointer)(self.event_elapsed),
+            ctypes.CFUNCTYPE(one, pointer, pointer)(lambda event, stream: 0),
+        )
+        self.reader = None
+
+    def in_c(self):
+        """Have the questions asked in C."""
+        self.reader = native.EventReader(*(ctypes.cast(each, ctypes.c_void_p).value for each in self.functions))
+        return self
+
+    def stream_is_capturing(self, stream, status):
+        """Answer for all streams alike."""
+        status[0] = self.capturing
+        return 0
+
+    def event_query(self, event):
+        """Answer as the driver does."""
+        self.asked += 1
+        return INVALID_VALUE if event in self.captured else 0 if event <= self.now else NOT_READY
+
+    def event_elapsed(self, milliseconds, start, end):
+        """Tell the distance of two events."""
+        code = self.event_query(start) or self.event_query(end)
+        milliseconds[0] = 0.0 if code else (end - start) / 1e6
+        return code
+
+    def is_capturing(self, lane):
+        """Answer as `CudaDevice` does."""
+        return self.capturing
+
+    def query(self, record):
+        """Answer as `CudaDevice` does."""
+        return {0: "done", NOT_READY: "pending"}.get(self.event_query(record.pair[1]), "captured")
 
     def elapsed_ms(self, start, end):
         """Ask as `CudaDevice` does."""
-        milliseconds = ctypes.c_float()
-        self.function(ctypes.pointer(milliseconds), start, end)
-        return milliseconds.value
+        milliseconds = (ctypes.c_float * 1)()
+        return None if self.event_elapsed(milliseconds, getattr(start, "value", start), end) else milliseconds[0]
 
     def give_back(self, record):
         """Take the pair back."""
@@ -143,49 +180,78 @@ class Elapsed:
         record.pair = None
 
 
-@in_c
-@given(st.lists(st.tuples(st.integers(1, 2**33), st.integers(0, 2**33), st.integers(-(2**33), 2**33)), max_size=6))
-def test_stages_are_placed_alike(stages):
-    """The same start, end, uncertainty and flags, to the nanosecond, and every pair goes back."""
-    device = Elapsed()
+def calibrated(device):
+    """A resolver on a device, whose clock has two anchors; and a lane."""
     clock = GpuClock()
-    clock.calibrate(Anchor(ctypes.c_void_p(2**32), 10**12, 3500), None)
+    clock.calibrate(Anchor(2**32, 10**12, 3500), None)
     clock.calibrate(Anchor(ctypes.c_void_p(2**32 + 10**9), 10**12 + 10**9 + 1500, 3300), 1000.0)
-    resolver = Resolver(device, None, None, clock=None, event_deadline_ns=0, max_pending=9)
+    ledger = SimpleNamespace(untimed=lambda reason: None)
+    resolver = Resolver(device, ledger, None, clock=lambda: 10**12, event_deadline_ns=2**62, max_pending=99)
     resolver._clocks[0] = clock
+    return resolver, Lane(0, 7, ctypes.c_void_p(5), [])
+
+
+def waiting(lane, pairs, launched=()):
+    """Records on the lane with these pairs of events."""
+    records = []
+    for i, (start, end) in enumerate(pairs):
+        record = new_record(None, None, start=10**12 + (launched[i] if launched else 0))
+        record.lane, record.pair = lane, (start, end, start, end)
+        records.append(record)
+    return records
+
+
+gaps = st.tuples(st.integers(1, 2**31), st.integers(0, 2**31), st.integers(-(2**33), 2**33), st.booleans())
+
+
+@in_c
+@given(st.lists(gaps, max_size=9), st.integers(0, 2**34), st.booleans(), st.booleans())
+def test_stages_are_resolved_alike(stages, now, capturing, give_up):
+    """The same rows, to the nanosecond, the same stages left waiting, and the same pairs given back."""
     results = []
     for in_c in (True, False):
-        lane = SimpleNamespace(pairs=[])
-        records = []
-        for start, duration, launched in stages:
-            record = new_record(None, None, start=10**12 + launched)
-            record.lane = lane
-            record.pair = (start, start + duration, start, start + duration)
-            records.append(record)
-        if in_c:
-            device.elapsed_address = device.address
-            placed = resolver._resolve_natively(records, len(records), 0)
-        else:
-            placed = [resolver._resolve(record, 0) for record in records]
-        assert [row[0] for row in placed] == records
-        assert len(lane.pairs) == len(records)
-        assert all(record.pair is None for record in records)
-        results.append([row[1:] for row in placed])
+        position, pairs, captured = 1, [], set()
+        for gap, duration, _, was_captured in stages:
+            start, position = position + gap, position + gap + duration
+            pairs.append((start, position))
+            captured |= {start, position} if was_captured else set()
+            position += 1
+        device = NumbersForEvents(max(now, 2**32 + 10**9), captured, capturing)
+        device.captured.discard(2**32 + 10**9)
+        resolver, lane = calibrated(device.in_c() if in_c else device)
+        records = waiting(lane, pairs, [launched for _, _, launched, _ in stages])
+        resolver.accept(records)
+        rows = resolver.collect(99, give_up=give_up)
+        assert [row[0] for row in rows] == records[: len(rows)]
+        assert len(lane.pairs) == len(rows)
+        assert resolver.pending == len(records) - len(rows)
+        results.append([row[1:] for row in rows])
     assert results[0] == results[1]
 
 
 @in_c
-def test_placing_stops_at_an_event_that_cannot_be_timed():
-    """What comes after it is for the caller to look at, one by one, and keeps its pair."""
-    device = Elapsed()
-    records = [new_record(None, None) for _ in range(3)]
-    for record in records:
-        record.lane = SimpleNamespace(pairs=[])
-        record.pair = (1, 2, 1, 2)
-    records[1].pair = (1, 2, 0, 0)
-    rows = native.place(records, device.address, 1, 4, 0, 0, 1e6, 0.0)
-    assert [row[0] for row in rows] == records[:1]
-    assert records[2].pair == (1, 2, 1, 2)
+def test_few_questions_find_what_is_done():
+    """Of many stages that wait for a busy GPU not each is asked about."""
+    device = NumbersForEvents(now=2**32 + 10**9 + 500).in_c()
+    resolver, lane = calibrated(device)
+    resolver.accept(waiting(lane, [(2**32 + 10**9 + i, 2**32 + 10**9 + i) for i in range(1, 99)], [-(10**9)] * 98))
+    assert len(resolver.collect(99)) == 98
+    device.now, device.asked = 1, 0
+    resolver.accept(waiting(lane, [(i, i) for i in range(2, 99)]))
+    assert resolver.collect(99) == []
+    assert device.asked < 10
+
+
+@in_c
+def test_an_event_is_bracketed():
+    """The readings of the clock lie around the event; what does not come in time, or is refused, is None."""
+    device = NumbersForEvents(now=5).in_c()
+    before = time.perf_counter_ns()
+    first, second = device.reader.bracket(1, 7, 10**9)
+    assert before <= first <= second <= time.perf_counter_ns()
+    assert device.reader.bracket(9, 7, 1000) is None
+    device.captured = {1}
+    assert device.reader.bracket(1, 7, 10**9) is None
 
 
 NONSENSE = {
@@ -203,14 +269,18 @@ NONSENSE = {
     "EventRecorder without a function": lambda: native.EventRecorder(0, [], None, None, None, None),
     "EventRecorder.begin": lambda: native.EventRecorder(1, [], int, int, int, int).begin(1, None),
     "EventRecorder.end": lambda: native.EventRecorder(1, [], int, int, int, int).end(StageRecord()),
-    "place": lambda: native.place([1], 1, 1, 0, 0, 0, 0.0, 0.0),
-    "place without a function": lambda: native.place([], 0, 1, 0, 0, 0, 0.0, 0.0),
+    "EventReader without a function": lambda: native.EventReader(1, 1, 1, 0, 1),
+    "EventReader.read": lambda: native.EventReader(1, 1, 1, 1, 1).read([1], 1, 1, 1, 0, 0, 0, 0.0, 0.0),
+    "EventReader.bracket": lambda: native.EventReader(1, 1, 1, 1, 1).bracket(1),
+    "Trace with an id that is too long": lambda: setattr(native.Trace(), "trace_id", 2**128),
+    "Trace with an id that is none": lambda: setattr(native.Trace(), "trace_id", "1"),
+    "Trace without its id": lambda: delattr(native.Trace(), "trace_id"),
     "pack what is no row": lambda: native.pack([1], {}, {}, own_identity, 2, 0, 1, 2),
     "pack what never began": lambda: native.pack([(StageRecord(), 0, 0, 0, 0)], {}, {}, own_identity, 2, 0, 1, 2),
     "pack numbers that are none": lambda: native.pack([(StageRecord(), "", 0, 0, 0)], {}, {}, own_identity, 2, 0, 1, 2),
 }
 FUNCTIONS = ("facts_of_thread", "see_otel", "begin_failed", "end_the_rest", "error_facts", "running")
-PREPARED = ("current", "trace_type", "perf_counter", *FUNCTIONS)
+PREPARED = ("current", "perf_counter", *FUNCTIONS)
 
 
 def _entered():
@@ -223,7 +293,7 @@ def _entered():
 @pytest.mark.parametrize("call", NONSENSE)
 def test_nonsense_is_refused(call):
     """Wrong arguments are an exception of Python, not the end of the process."""
-    with pytest.raises((TypeError, ValueError, AttributeError)):
+    with pytest.raises((TypeError, ValueError, AttributeError, OverflowError)):
         NONSENSE[call]()
 
 

@@ -1,0 +1,169 @@
+/*
+ * `EventReader`: what the collector asks the driver, without the GIL.
+ *
+ * The driver may make it wait for a lock, for as long as a copy from pageable memory takes: no thread of the program
+ * may then wait for the GIL. The twins are `Resolver._collect_lane` and `Anchors._bracket`.
+ */
+#include "native.h"
+
+#include <sched.h>
+#include <time.h>
+
+/* `EventReader(set_context, is_capturing, query, elapsed, record)`: the addresses of the driver's functions */
+typedef struct {
+    PyObject_HEAD
+    int (*set_context)(void *context);
+    int (*is_capturing)(void *stream, int *status);
+    int (*query)(void *event);
+    int (*elapsed)(float *milliseconds, void *start, void *end);
+    int (*record)(void *event, void *stream);
+} EventReader;
+
+enum { INVALID_HANDLE = 400, NOT_READY = 600, CAPTURING = -1 };
+static const long long PATIENCE_NS = 100000;
+
+static long long now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+static int ask(const EventReader *self, void *event) { return event == NULL ? INVALID_HANDLE : self->query(event); }
+
+/*
+ * How many of the events, oldest first, are done; `answer` becomes what the driver said of the next.
+ *
+ * Work on a stream ends in order, so an event that is done answers for all before it.
+ */
+static Py_ssize_t count_done(const EventReader *self, const Distance *all, Py_ssize_t count, int *answer) {
+    if (count == 0 || (*answer = ask(self, all[count - 1].end)) == 0) return count;
+    Py_ssize_t done = 0, next = *answer == NOT_READY ? count - 1 : 0;
+    while (done < next) {
+        Py_ssize_t middle = done + (next - done) / 2;
+        int code = ask(self, all[middle].end);
+        if (code == 0) {
+            done = middle + 1;
+        } else {
+            next = middle;
+            *answer = code;
+        }
+    }
+    return done;
+}
+
+/* How many of those that are done can be timed; if not all, `answer` becomes what the driver said of the next. */
+static Py_ssize_t measure(const EventReader *self, void *anchor, Distance *all, Py_ssize_t done, int *answer) {
+    for (Py_ssize_t i = 0; i < done; i++) {
+        Distance *one = &all[i];
+        int code = one->start ? self->elapsed(&one->duration_ms, one->start, one->end) : INVALID_HANDLE;
+        if (code == 0) code = self->elapsed(&one->end_ms, anchor, one->end);
+        if (code) {
+            *answer = code;
+            return i;
+        }
+    }
+    return done;
+}
+
+/*
+ * read(records, context, stream, anchor, clamped, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms)
+ *
+ * Of records of one stream, oldest first: the rows of those that are done and can be timed, up to the first that is not;
+ * and before them what the driver said of that one: 0 if there is none, -1 if it was not asked, during a capture.
+ */
+static PyObject *read_events(EventReader *self, PyObject *args) {
+    PyObject *records;
+    unsigned long long context, stream, anchor;
+    int clamped, answer = CAPTURING, status = 0;
+    Clock clock;
+    if (!PyArg_ParseTuple(
+            args, "O!KKKiLLdd:read", &PyList_Type, &records, &context, &stream, &anchor, &clamped, &clock.host_ns,
+            &clock.half_ns, &clock.host_ns_per_ms, &clock.doubt_ns_per_ms
+        ))
+        return NULL;
+    Py_ssize_t count = PyList_GET_SIZE(records), done = 0;
+    Distance *all = distances_of(records, count);
+    if (all == NULL) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    /* The default stream is that of the current context, and this thread has none by itself. */
+    if (!self->set_context((void *)(uintptr_t)context) &&
+        !self->is_capturing((void *)(uintptr_t)stream, &status) && !status) {
+        answer = 0;
+        done = count_done(self, all, count, &answer);
+        done = measure(self, (void *)(uintptr_t)anchor, all, done, &answer);
+    }
+    Py_END_ALLOW_THREADS
+    PyObject *rows = rows_of(records, all, done, &clock, clamped);
+    PyMem_Free(all);
+    return rows == NULL ? NULL : Py_BuildValue("iN", answer, rows);
+}
+
+/* bracket(event, stream, limit_ns): the host's clock before and after the event; None if it did not come in time. */
+static PyObject *bracket(EventReader *self, PyObject *args) {
+    unsigned long long event, stream;
+    long long limit_ns, before, after;
+    int code;
+    if (!PyArg_ParseTuple(args, "KKL:bracket", &event, &stream, &limit_ns)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    before = now_ns();
+    code = self->record((void *)(uintptr_t)event, (void *)(uintptr_t)stream);
+    if (code == 0) code = self->query((void *)(uintptr_t)event);
+    while (code == NOT_READY && now_ns() - before <= limit_ns) {
+        if (now_ns() - before > PATIENCE_NS) sched_yield();
+        code = self->query((void *)(uintptr_t)event);
+    }
+    after = now_ns();
+    Py_END_ALLOW_THREADS
+    if (code) Py_RETURN_NONE;
+    return Py_BuildValue("LL", before, after);
+}
+
+static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    unsigned long long set_context, is_capturing, query, elapsed, record;
+    if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
+        PyErr_SetString(PyExc_TypeError, "EventReader takes no keyword arguments");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "KKKKK:EventReader", &set_context, &is_capturing, &query, &elapsed, &record))
+        return NULL;
+    if (!set_context || !is_capturing || !query || !elapsed || !record) {
+        PyErr_SetString(PyExc_ValueError, "the address of a function is null");
+        return NULL;
+    }
+    EventReader *self = (EventReader *)type->tp_alloc(type, 0);
+    if (self == NULL) return NULL;
+    self->set_context = (int (*)(void *))(uintptr_t)set_context;
+    self->is_capturing = (int (*)(void *, int *))(uintptr_t)is_capturing;
+    self->query = (int (*)(void *))(uintptr_t)query;
+    self->elapsed = (int (*)(float *, void *, void *))(uintptr_t)elapsed;
+    self->record = (int (*)(void *, void *))(uintptr_t)record;
+    return (PyObject *)self;
+}
+
+static PyMethodDef methods[] = {
+    {"read", (PyCFunction)read_events, METH_VARARGS, "Return what is said of the first stage that is not done, and rows."},
+    {"bracket", (PyCFunction)bracket, METH_VARARGS, "Record an event between two readings of the host's clock."},
+    {NULL},
+};
+
+static PyType_Slot slots[] = {
+    {Py_tp_doc, "Asks the driver about events, without the GIL."},
+    {Py_tp_new, create},
+    {Py_tp_methods, methods},
+    {0, NULL},
+};
+
+static PyType_Spec spec = {
+    .name = "gpuscope._native.EventReader",
+    .basicsize = sizeof(EventReader),
+    .flags = Py_TPFLAGS_DEFAULT,
+    .slots = slots,
+};
+
+int add_reader(PyObject *module) {
+    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
+    if (type == NULL) return -1;
+    int failed = PyModule_AddType(module, (PyTypeObject *)type);
+    Py_DECREF(type);
+    return failed;
+}
