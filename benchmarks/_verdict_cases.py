@@ -100,17 +100,17 @@ def send(size: int, *, pinned: bool) -> Request:
 
 
 def item_in_a_loop() -> Request:
-    a, out = matrix(1280, 1280), matrix(1280, 1280)
+    a, out = matrix(2048, 2048), matrix(2048, 2048)
 
     def request() -> None:
-        for _ in range(15):
+        for _ in range(8):
             with stage("step"):
                 for _ in range(4):
                     torch.mm(a, a, out=out)
                 value = out[0, 0]
             with stage("item"):
                 value.item()
-            spin(0.3)
+            spin(1)
 
     return request
 
@@ -195,11 +195,11 @@ def small_tensors() -> Request:
 
 def large_result(**attributes: int) -> Request:
     """A result of 64 MB by `.cpu()`, into new pageable memory."""
-    a, b, out = matrix(4096, 256), matrix(256, 4096), matrix(4096, 4096)
+    a, out = matrix(4096, 4096), matrix(4096, 4096)
 
     def request() -> None:
         with stage("infer"):
-            torch.mm(a, b, out=out)
+            torch.mm(a, a, out=out)
         with stage("d2h", attributes=attributes or None):
             out.cpu()
 
