@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 PATH = "/v1/traces"
+METRICS_PATH = "/v1/metrics"
 
 
 class Receiver:
@@ -38,6 +39,7 @@ class Receiver:
 
 
 def serve() -> None:
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     counts: Counter[str] = Counter()
@@ -50,13 +52,18 @@ def serve() -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
-            request = ExportTraceServiceRequest.FromString(body)
+            if self.path.endswith(METRICS_PATH):
+                ExportMetricsServiceRequest.FromString(body)
+            else:
+                self._count(ExportTraceServiceRequest.FromString(body))
+            self._answer(b"", "application/x-protobuf")
+
+        def _count(self, request: ExportTraceServiceRequest) -> None:
             for resource in request.resource_spans:
                 named = {a.key: a.value.string_value for a in resource.resource.attributes}
                 spans = sum(len(scope.spans) for scope in resource.scope_spans)
                 with lock:
                     counts[named.get("service.name", "unknown")] += spans
-            self._answer(b"", "application/x-protobuf")
 
         def do_GET(self) -> None:
             with lock:
