@@ -46,7 +46,8 @@ SMALL_TENSORS = (
 FEWER_BYTES = "Fewer bytes: a smaller type on the way, or only what is needed."
 HOST_BESIDE = "Do it in another thread, or beside the GPU's work on another request: `gpuscope.overlap`."
 WITH_CUPTI = (
-    "If it uses a GPU, another tool (Nsight, DCGM's profiling) may hold CUPTI, which serves one; end that tool."
+    "If it uses a GPU, another tool (Nsight, DCGM's profiling) may hold CUPTI, which serves one; end that tool. After "
+    "another profile of the same process CUPTI may have been lost, too: look at a fresh one."
 )
 
 # For want of one.
