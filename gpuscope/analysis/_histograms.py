@@ -51,8 +51,9 @@ class Histograms:
         slower = np.flatnonzero(seconds > self._slowest_s[series])
         if slower.size:
             slower = slower[rows.sampled[slower % len(rows.sampled)]]
-        for index in slower[seconds[slower].argsort()].tolist():
-            number = int(series[index])
+        slower = slower[seconds[slower].argsort()]
+        # The last of each series, which is its slowest.
+        for number, index in dict(zip(series[slower].tolist(), slower.tolist(), strict=True)).items():
             self._slowest_s[number] = seconds[index]
             gpu, row = divmod(index, len(rows.sampled))
             self._exemplars[number] = _exemplar(rows, row, float(seconds[index]), gpu=gpu == 1)
