@@ -95,7 +95,7 @@ class Config:
         "Stages that may wait for the collector, and again for their GPU events; beyond it the newest are dropped.",
     )
     interval_s: float = _setting(
-        0.1,
+        0.2,
         "GPUSCOPE_INTERVAL",
         parse.between(0.001, 60.0, "seconds"),
         "Seconds between the collector's passes.",

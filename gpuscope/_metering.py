@@ -65,6 +65,8 @@ class Metering:
         self._stages = StageMetrics(self._start_ns)
         self._otlp: Any = None
         self._instruments: Any = None
+        self._seen: tuple[Any, tuple[str, ...]] | None = None
+        """The application's provider and the exporters of spans when the way was chosen last."""
         self._due_ns = clock() + int(config.metrics_interval_s * 1e9)
         self._account_due_ns = clock() + _ACCOUNT_INTERVAL_NS
 
@@ -122,10 +124,13 @@ class Metering:
         return "otlp" if config.metrics == "otlp" or (config.metrics == "auto" and with_spans) else "none"
 
     def _choose(self) -> None:
-        way = self._way()
-        if way != self.way:
-            self.way = way
-            self._take(way)
+        provider, names = find_provider(), self._outlets.names
+        if self._seen is None or provider is not self._seen[0] or names is not self._seen[1]:
+            way = self._way()
+            if way != self.way:
+                self.way = way
+                self._take(way)
+            self._seen = provider, names
         if self._instruments is not None:
             self._instruments.follow(self.snapshot)
 

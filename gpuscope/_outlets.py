@@ -44,6 +44,8 @@ class Outlets:
         self._ledger = ledger
         self._complaints = complaints
         self._extra = extra
+        self._seen: tuple[Any, Any] = None, None
+        """The bridge, and the application's provider, for which the exporters were chosen."""
         self._resource: dict[str, Any] = {}
         self._made: dict[str, Exporter] = {}
         self._failed: set[str] = set()
@@ -59,7 +61,10 @@ class Outlets:
 
     def refresh(self, bridge: Any) -> None:
         """Choose the exporters anew: `auto` follows the application's provider, which may come at any time."""
-        names = self._wanted(bridge)
+        provider = None if bridge is None else bridge.provider
+        if self._active and bridge is self._seen[0] and provider is self._seen[1]:
+            return
+        names, self._seen = self._wanted(bridge), (bridge, provider)
         if bridge is not None:
             bridge.sdk = "sdk" in names
         if names == self.names and self._active:

@@ -40,7 +40,7 @@ class TestEnvironment:
             ("GPUSCOPE_QUEUE_SIZE", "9" * 5000, "queue_size", 8192),
             ("GPUSCOPE_EXPORTER", "otlp,carrier-pigeon", "exporters", ("auto",)),
             ("GPUSCOPE_EXPORTER", "none,otlp", "exporters", ("auto",)),
-            ("GPUSCOPE_INTERVAL", "nan", "interval_s", 0.1),
+            ("GPUSCOPE_INTERVAL", "nan", "interval_s", 0.2),
             ("GPUSCOPE_NVTX", "perhaps", "nvtx", True),
             ("OTEL_TRACES_SAMPLER", "sometimes", "sampler", "parentbased_always_on"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "no-equals-sign", "otlp_headers", {}),
