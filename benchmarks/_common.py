@@ -56,7 +56,7 @@ class Goal:
     def __str__(self) -> str:
         bound = "at least" if self.at_least else "at most"
         verdict = "met" if self.met else "NOT MET"
-        return f"{verdict:8s}{self.text}: {self.value:.3g}{self.unit} ({bound} {self.limit:g}{self.unit})"
+        return f"{verdict:8s}{self.text}: {self.value:.4g}{self.unit} ({bound} {self.limit:g}{self.unit})"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -80,6 +80,15 @@ def clock(result: Any) -> list[str]:
     return [text]
 
 
+def verdicts(result: Any) -> list[str]:
+    rows = result["rows"]
+    programs, wrong = len({row["case"] for row in rows}), sum(row["said"] != row["expected"] for row in rows)
+    return [
+        f"{programs} programs whose bottleneck is known by construction, judged from records and by the deep look "
+        f"({device(result)}): {wrong} of {len(rows)} answers wrong."
+    ]
+
+
 def unmet(results: list[Any]) -> list[str]:
     """Every goal that a run did not meet: what was measured, and what the goal is."""
     lines = ["Goals that these runs did not meet:", ""]
@@ -88,15 +97,15 @@ def unmet(results: list[Any]) -> list[str]:
             if not goal["met"]:
                 word = "at least" if goal["at_least"] else "at most"
                 lines.append(
-                    f"* {goal['text']}: {goal['value']:.3g}{goal['unit']} ({word} {goal['limit']:g}{goal['unit']})"
+                    f"* {goal['text']}: {goal['value']:.4g}{goal['unit']} ({word} {goal['limit']:g}{goal['unit']})"
                 )
     return lines
 
 
 def block() -> str:
     """The README's block of figures, in Markdown."""
-    hot, latency, times = load("hot_path"), load("tail"), load("clock")
-    parts = [cost(hot), tail(latency), clock(times), unmet([hot, latency, times])]
+    hot, latency, times, judged = load("hot_path"), load("tail"), load("clock"), load("verdicts")
+    parts = [cost(hot), tail(latency), clock(times), verdicts(judged), unmet([hot, latency, times, judged])]
     return "\n\n".join("\n".join(part) for part in parts)
 
 
