@@ -83,10 +83,11 @@ def clock(result: Any) -> list[str]:
 def verdicts(result: Any) -> list[str]:
     rows = result["rows"]
     programs, wrong = len({row["case"] for row in rows}), sum(row["said"] != row["expected"] for row in rows)
-    return [
+    text = (
         f"{programs} programs whose bottleneck is known by construction, judged from records and by the deep look "
         f"({device(result)}): {wrong} of {len(rows)} answers wrong."
-    ]
+    )
+    return [text]
 
 
 def unmet(results: list[Any]) -> list[str]:
