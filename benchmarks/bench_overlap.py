@@ -1,0 +1,214 @@
+"""
+What `overlap` wins back: the sequential loop, the deque loop that everybody writes, `overlap`, `overlap(graph=True)`.
+
+ViT-B/16 over photographs, uploaded and downloaded in earnest, with work on the host of 0.25, 1 and 2 times the GPU's.
+All four in one process, interleaved; a figure is the wall time of a loop over its steps, the first ones left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from _common import Goal, arguments, has_cuda, interleave, median, save, table
+
+import gpuscope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+SHARES = (0.25, 1.0, 2.0)
+DEPTH = 2
+FIRST = 3
+"""Steps of each loop that do not count: memory is allocated in them, and graphs captured."""
+SEQUENTIAL, DEQUE, OVERLAP, GRAPH = "sequential", "deque", "overlap", "overlap, graph"
+
+
+class Workload:
+    """A vision transformer, batches of photographs, and work on the host of a given length."""
+
+    def __init__(self, size: int, batch: int, steps: int) -> None:
+        import torch
+
+        self.torch, self.device = torch, "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(0)
+        self.model = self._model().to(self.device).eval()
+        images = photographs(batch, size)
+        self.batches = [torch.from_numpy(images + np.float32(step % 3) / 8) for step in range(steps)]
+        self.post_ms = 0.0
+        self.ended_s: list[float] = []
+        """When each step's work on the host ended."""
+
+    def _model(self) -> torch.nn.Module:
+        if self.device == "cpu":
+            return self.torch.nn.Sequential(self.torch.nn.Flatten(), self.torch.nn.LazyLinear(10))
+        from torchvision.models import vit_b_16
+
+        return vit_b_16(weights=None)
+
+    def infer(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Class scores, and the images as they would be shown."""
+        return {"scores": self.model(images).softmax(-1), "images": images * 0.25 + 0.5}
+
+    def post(self, outputs: dict[str, torch.Tensor]) -> float:
+        """Look at what came back until the time is over."""
+        end = time.perf_counter() + self.post_ms / 1e3
+        scores, pixels = outputs["scores"].numpy(), outputs["images"].numpy().reshape(-1)[:4096]
+        answer = float(scores.max())
+        while time.perf_counter() < end:
+            answer += float(np.sort(pixels)[0]) * 0
+        self.ended_s.append(time.perf_counter())
+        return answer
+
+    def batch_bytes(self) -> int:
+        """Inputs and outputs of one batch."""
+        with self.torch.inference_mode():
+            outputs = self.infer(self.batches[0].to(self.device))
+        return self.batches[0].nbytes + sum(each.nbytes for each in outputs.values())
+
+
+def photographs(count: int, size: int) -> Any:
+    """Real ones where scikit-learn is installed; floats of `[count, 3, size, size]`, between 0 and 1."""
+    try:
+        from sklearn.datasets import load_sample_images
+
+        images = load_sample_images().images
+    except ImportError:
+        images = [np.random.default_rng(0).integers(0, 256, (427, 640, 3), dtype=np.uint8)]
+    crops = [images[i % len(images)][9 * i : 9 * i + size, 20 * i : 20 * i + size] for i in range(count)]
+    return np.stack([crop.transpose(2, 0, 1) for crop in crops]).astype(np.float32) / 255
+
+
+def sequential(work: Workload) -> list[float]:
+    """Infer, wait for the device, fetch, work on the host."""
+    results = []
+    for batch in work.batches:
+        outputs = work.infer(batch.to(work.device))
+        if work.device == "cuda":
+            work.torch.cuda.synchronize()
+        results.append(work.post({name: value.cpu() for name, value in outputs.items()}))
+    return results
+
+
+def with_deque(work: Workload) -> list[float]:
+    """Append the new outputs, work on the oldest meanwhile, wait for the device each step."""
+    results, waiting = [], deque[Any]()
+
+    def finish() -> None:
+        results.append(work.post({name: value.cpu() for name, value in waiting.popleft().items()}))
+
+    for batch in work.batches:
+        waiting.append(work.infer(batch.to(work.device)))
+        if len(waiting) == DEPTH:
+            finish()
+        if work.device == "cuda":
+            work.torch.cuda.synchronize()
+    while waiting:
+        finish()
+    return results
+
+
+class Overlapped:
+    """`overlap`; the last loop's own report is kept."""
+
+    def __init__(self, *, graph: bool) -> None:
+        self.graph = graph
+        self.report: Any = None
+
+    def __call__(self, work: Workload) -> list[float]:
+        loop = gpuscope.overlap(work.batches, work.infer, work.post, depth=DEPTH, graph=self.graph)
+        results = list(loop)
+        self.report = loop.report()
+        return results
+
+
+def timed(function: Callable[[Workload], list[float]], work: Workload) -> Callable[[], dict[str, Any]]:
+    def run() -> dict[str, Any]:
+        cuda = work.torch.cuda
+        if work.device == "cuda":
+            cuda.synchronize()
+            cuda.reset_peak_memory_stats()
+        work.ended_s.clear()
+        with work.torch.inference_mode():
+            results = function(work)
+        counted = work.ended_s[FIRST:]
+        step_ms = (counted[-1] - counted[0]) * 1e3 / (len(counted) - 1)
+        peak = cuda.max_memory_allocated() if work.device == "cuda" else 0
+        return {"step_ms": step_ms, "peak_bytes": peak, "results": results}
+
+    return run
+
+
+def gpu_ms(work: Workload) -> float:
+    """The GPU's part of a step: `infer` replayed as a CUDA graph, between two events."""
+    work.post_ms = 0.0
+    replayed = Overlapped(graph=True)
+    with work.torch.inference_mode():
+        replayed(work)
+    return float(replayed.report.compute_ms)
+
+
+def measure(work: Workload, share: float, gpu: float, rounds: int) -> dict[str, Any]:
+    """All four with work on the host of so many times the GPU's; checks that they agree."""
+    work.post_ms = share * gpu
+    eager, graph = Overlapped(graph=False), Overlapped(graph=True)
+    ways = {SEQUENTIAL: sequential, DEQUE: with_deque, OVERLAP: eager, GRAPH: graph}
+    raw = interleave({name: timed(way, work) for name, way in ways.items()}, rounds)
+    expected = raw[SEQUENTIAL][0]["results"]
+    for name, samples in raw.items():
+        for sample in samples:
+            if not np.allclose(sample.pop("results"), expected, atol=1e-4):
+                raise SystemExit(f"{name} gave other results than the sequential loop")
+    report = eager.report
+    host = report.prepare_ms + report.pin_ms + report.launch_ms + report.post_ms
+    return {
+        "post_ms": work.post_ms,
+        "limits": {OVERLAP: max(gpu, host), GRAPH: max(gpu, work.post_ms)},
+        "reports": {OVERLAP: report._asdict(), GRAPH: graph.report._asdict()},
+        "raw": raw,
+    }
+
+
+def goals(figures: dict[str, Any], batch: int, share: float, one_batch: int) -> list[Goal]:
+    step = {name: median([sample["step_ms"] for sample in samples]) for name, samples in figures["raw"].items()}
+    peak = {name: max(sample["peak_bytes"] for sample in samples) for name, samples in figures["raw"].items()}
+    what = f"batch {batch}, post {share:g}x"
+    return [
+        Goal(f"{what}: {OVERLAP} over its limit", step[OVERLAP] / figures["limits"][OVERLAP], 1.05, "x"),
+        Goal(f"{what}: {OVERLAP} over {DEQUE}", step[OVERLAP] / step[DEQUE], 1.0, "x"),
+        Goal(f"{what}: {GRAPH} over its limit", step[GRAPH] / figures["limits"][GRAPH], 1.05, "x"),
+        Goal(f"{what}: memory over {SEQUENTIAL}, batches", (peak[OVERLAP] - peak[SEQUENTIAL]) / one_batch, DEPTH),
+    ]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    cuda = has_cuda()
+    if not cuda:
+        print("Without a GPU nothing overlaps: a small run, to see that this works.")
+    small = options.quick or not cuda
+    rounds, steps, size = (2, 6, 224 if cuda else 32) if small else (options.rounds, 40, 224)
+    found, wanted, rows = {}, [], []
+    for batch in (10, 1):
+        work = Workload(size, batch, steps)
+        one_batch, gpu = work.batch_bytes(), gpu_ms(work)
+        for share in SHARES:
+            figures = found[f"batch {batch}, post {share:g}x"] = measure(work, share, gpu, rounds)
+            steps_ms = [median([sample["step_ms"] for sample in figures["raw"][name]]) for name in figures["raw"]]
+            limits = [figures["limits"][name] for name in (OVERLAP, GRAPH)]
+            rows.append([f"{batch}", f"{share:g}x", gpu, *steps_ms, *limits])
+            wanted += goals(figures, batch, share, one_batch) if cuda else []
+    heads = ["batch", "post", "GPU", SEQUENTIAL, DEQUE, OVERLAP, GRAPH, "limit", "limit, graph"]
+    print("ms a step, median over the rounds")
+    print(table(heads, rows))
+    save("overlap", options.out, goals=wanted, depth=DEPTH, steps=steps, cases=found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""
+One batch in flight: the way from the program's data to results on the host, on the GPU's streams or without a GPU.
+
+Enqueues and waits for events of its own; decides no order, and calls `infer` but never `post`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gpuscope._overlap_report import Phases
+from gpuscope._slots import Slot, Tree
+from gpuscope._stage import stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextmanager
+def timed(phases: Phases, phase: str, name: str) -> Iterator[None]:
+    """Run the block as a stage, and add its time on the host to a phase."""
+    start_ns = time.perf_counter_ns()
+    try:
+        with stage(name):
+            yield
+    finally:
+        setattr(phases, phase, getattr(phases, phase) + (time.perf_counter_ns() - start_ns) / 1e6)
+
+
+class Streams:
+    """The streams that copies of a device go on: one for each direction, beside that which is current."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.up, self.down = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+class Flight:
+    """
+    A slot and its events, used for one batch after another.
+
+    Args:
+        device: where `infer` runs.
+        streams: for copies; None without a GPU.
+        name: returns a phase's name as a stage.
+
+    """
+
+    def __init__(self, device: torch.device, streams: Streams | None, name: Callable[[str], str]) -> None:
+        self.phases = Phases()
+        self.error: BaseException | None = None
+        self.outputs: Tree = None
+        self.slot = Slot(device)
+        self._device = device
+        self._streams = streams
+        self._name = name
+        self._kept: Tree = None
+        self._events: list[Any] = [_event() for _ in range(6)] if streams else []
+        self._recorded = False
+
+    def start(self, batch: Tree, prepare: Callable[[Any], Tree] | None, infer: Callable[[Tree], Tree]) -> None:
+        """Do all that the host has to do before `post`. An exception is kept for when the results are asked for."""
+        self.phases, self.error, self.outputs, self._recorded = Phases(), None, None, False
+        try:
+            if prepare is not None:
+                with timed(self.phases, "prepare", self._name("prepare")):
+                    batch = prepare(batch)
+            with timed(self.phases, "pin", self._name("pin")):
+                staged = self.slot.stage(batch)
+            self._kept = staged
+            if self._streams is None:
+                self._run_here(staged, infer)
+            else:
+                with torch.cuda.device(self._device):
+                    self._launch(staged, infer, self._streams)
+        except Exception as error:  # It belongs to this batch, whose turn comes after those before it.
+            self.error = error
+
+    def is_done(self) -> bool:
+        """Tell whether the results are on the host, without waiting."""
+        return not self._recorded or self._events[-1].query()
+
+    def wait(self) -> None:
+        """Wait until the results are on the host."""
+        if self._recorded:
+            self._events[-1].synchronize()
+            if self.error is None:
+                self._measure()
+
+    def land(self) -> None:
+        """Wait until nothing of the batch is under way, and let go of it."""
+        if self._recorded:
+            self._events[-1].synchronize()
+        self.outputs = self._kept = self.error = None
+        self._recorded = False
+
+    def _run_here(self, staged: Tree, infer: Callable[[Tree], Tree]) -> None:
+        with timed(self.phases, "launch", self._name("infer")):
+            self.outputs = infer(staged)
+        self.phases.compute, self.phases.launch = self.phases.launch, 0.0
+
+    def _launch(self, staged: Tree, infer: Callable[[Tree], Tree], streams: Streams) -> None:
+        up_start, up_end, start, end, down_start, down_end = self._events
+        compute = torch.cuda.current_stream()
+        if self.slot.reserve(staged):
+            # The allocator gave what work enqueued on the current stream may still use.
+            streams.up.wait_stream(compute)
+        outputs: Tree = None
+        try:
+            with torch.cuda.stream(streams.up), stage(self._name("upload")):
+                up_start.record()
+                inputs = self.slot.upload(staged)
+                up_end.record()
+            compute.wait_event(up_end)
+            start.record()
+            with timed(self.phases, "launch", self._name("infer")):
+                outputs = infer(inputs)
+        finally:
+            # Also after an exception: the slot is free only when all that was launched has ended.
+            end.record()
+            self._kept = staged, outputs
+            streams.down.wait_event(end)
+            with torch.cuda.stream(streams.down), stage(self._name("download")):
+                down_start.record()
+                self.outputs = self.slot.download(outputs)
+                down_end.record()
+            self._recorded = True
+
+    def _measure(self) -> None:
+        up_start, up_end, start, end, down_start, down_end = self._events
+        self.phases.upload = up_start.elapsed_time(up_end)
+        self.phases.compute = start.elapsed_time(end)
+        self.phases.download = down_start.elapsed_time(down_end)

@@ -1,0 +1,122 @@
+"""
+How much of the copying and of the host's work an overlapped loop hid under the GPU's, and what bounds it now.
+
+Adds up what it is told; reads one clock and asks no device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(slots=True)
+class Phases:
+    """What one batch took, in milliseconds; of the GPU by events on the streams, of the host by its clock."""
+
+    prepare: float = 0.0
+    pin: float = 0.0
+    launch: float = 0.0
+    post: float = 0.0
+    upload: float = 0.0
+    compute: float = 0.0
+    download: float = 0.0
+
+    @property
+    def host(self) -> float:
+        return self.prepare + self.pin + self.launch + self.post
+
+
+class OverlapReport(NamedTuple):
+    """Where the time of an overlapped loop goes: milliseconds a batch, the first `depth` batches left out."""
+
+    batches: int
+    wall_ms: float
+    """From one result to the next."""
+    compute_ms: float
+    """`infer` on the GPU, or on the CPU where there is none."""
+    upload_ms: float
+    download_ms: float
+    prepare_ms: float
+    pin_ms: float
+    """Copying what `prepare` returned into pinned memory."""
+    launch_ms: float
+    """`infer` on the host."""
+    post_ms: float
+    elsewhere_ms: float
+    """On the host between two calls: what the program does with a result."""
+    overlap_ratio: float
+    """The part of copies and host work that the wall time does not show beyond `compute_ms`: 1 if all is hidden."""
+    bound: str
+    """`gpu-bound`, `cpu-bound` or `transfer-bound`: which of these takes longest."""
+    graph: str
+    """Whether `infer` is replayed as a CUDA graph: `on`, `off`, or why not."""
+
+    def __str__(self) -> str:
+        """Return two lines for people."""
+        gpu = f"compute {self.compute_ms:.3f}, upload {self.upload_ms:.3f}, download {self.download_ms:.3f} ms"
+        host = ", ".join(
+            f"{name} {getattr(self, f'{name}_ms'):.3f}" for name in ("prepare", "pin", "launch", "post", "elsewhere")
+        )
+        hidden = f"{self.overlap_ratio:.0%} of copies and host work hidden"
+        return (
+            f"{self.batches:,} batches, {self.wall_ms:.3f} ms each: {self.bound}, {hidden}; CUDA graph: {self.graph}\n"
+            f"GPU: {gpu}; host: {host} ms"
+        )
+
+
+class Account:
+    """
+    Adds up batches.
+
+    Args:
+        skip: how many first batches do not count.
+        clock: nanoseconds.
+
+    """
+
+    def __init__(self, skip: int, clock: Callable[[], int]) -> None:
+        self._skip = skip
+        self._clock = clock
+        self._done: list[Phases] = []
+        self._began_ns = self._ended_ns = 0
+        self._elsewhere_ns = 0
+
+    def add(self, phases: Phases) -> None:
+        """Count a batch whose result is about to be returned."""
+        self._ended_ns = self._clock()
+        if self._skip:
+            self._skip -= 1
+            self._began_ns, self._elsewhere_ns = self._ended_ns, 0
+        else:
+            self._done.append(phases)
+
+    def resumed(self) -> None:
+        """Take the time since the last result for the program's own."""
+        if self._ended_ns:
+            self._elsewhere_ns += self._clock() - self._ended_ns
+
+    def report(self, *, graph: str) -> OverlapReport:
+        """Return the figures so far."""
+        count = len(self._done)
+        parts = max(count, 1)
+        mean = {name: sum(getattr(each, name) for each in self._done) / parts for name in Phases.__slots__}
+        wall = (self._ended_ns - self._began_ns) / 1e6 / parts if count else 0.0
+        elsewhere = self._elsewhere_ns / 1e6 / parts if count else 0.0
+        host = mean["prepare"] + mean["pin"] + mean["launch"] + mean["post"] + elsewhere
+        copies = mean["upload"] + mean["download"]
+        slower_way = max(mean["upload"], mean["download"])
+        bounds = {"gpu-bound": mean["compute"], "cpu-bound": host, "transfer-bound": slower_way}
+        hidden = (mean["compute"] + copies + host - wall) / (copies + host) if copies + host else 0.0
+        return OverlapReport(
+            batches=count,
+            wall_ms=wall,
+            elsewhere_ms=elsewhere,
+            overlap_ratio=min(max(hidden, 0.0), 1.0),
+            bound=max(bounds, key=lambda name: bounds[name]),
+            graph=graph,
+            **{f"{name}_ms": value for name, value in mean.items()},
+        )
