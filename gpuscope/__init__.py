@@ -1,6 +1,6 @@
 """See where the time of a GPU inference goes, stage by stage, in production, without slowing it down."""
 
-from typing import TYPE_CHECKING, Any
+import typing
 
 from gpuscope._measure import measure, warm_up
 from gpuscope._profile import profile
@@ -8,7 +8,7 @@ from gpuscope._runtime import disable, enable, flush, is_enabled, set_up, shutdo
 from gpuscope._stage import stage
 from gpuscope._version import __version__
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from gpuscope._double_buffer import DoubleBuffer
     from gpuscope._overlap import overlap
 
@@ -36,7 +36,7 @@ _HELPERS = {"DoubleBuffer": "_double_buffer", "overlap": "_overlap"}
 """Names and their modules, which import torch: that is not for `import gpuscope` to do."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     if name not in _HELPERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -146,7 +146,7 @@ class _Source:
             self.batch = next(self._iterator)
         except StopIteration:
             return False
-        except Exception as error:
+        except Exception as error:  # The program's own; its turn comes after the results before it.
             self._error = error
             return False
         return True
@@ -160,7 +160,7 @@ class _Source:
             self.batch = await anext(self._iterator)
         except StopAsyncIteration:
             return False
-        except Exception as error:
+        except Exception as error:  # The program's own; its turn comes after the results before it.
             self._error = error
             return False
         return True
