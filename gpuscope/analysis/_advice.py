@@ -19,9 +19,9 @@ OFTEN = 2
 """Waits a request that are more than the one that it needs."""
 
 # For a verdict.
-OVERLAP = "Prepare the next request while the GPU works on this one: double buffering, with a thread or two streams."
-PINNED = "Copy with `non_blocking=True` from pinned memory, allocated once (`pin_memory=True`) and used again."
-COPY_BESIDE = "Copy on a stream of its own, beside the compute."
+OVERLAP = "Prepare the next request while the GPU works on this one: double buffering, as `gpuscope.overlap` does."
+PINNED = "Copy with `non_blocking=True` from pinned memory that is allocated once: `gpuscope.PinnedPool`."
+COPY_BESIDE = "Copy on a stream of its own, beside the compute: `gpuscope.overlap`."
 LESS_ON_THE_HOST = (
     "If it works on the host: do that beside the GPU's work on another request, in a thread. If it launches "
     'kernels: fewer, by `torch.compile(mode="reduce-overhead")`, a CUDA graph or fusing.'
@@ -35,7 +35,7 @@ LESS_GPU_WORK = (
 IF_IT_WAITS = (
     "If it waits for the GPU inside (`.cpu()`, `.item()`, `synchronize()`): give that call a stage of its own."
 )
-BETWEEN = "Do what happens between requests in another thread, beside the next request."
+BETWEEN = "Do what happens between requests beside the next request: `gpuscope.overlap`, or another thread."
 
 # Of the deep look.
 FEWER_LAUNCHES = 'Fewer kernels: `torch.compile(mode="reduce-overhead")`, a CUDA graph or fusing.'
