@@ -16,8 +16,8 @@ import torch
 from typing_extensions import Self
 
 from gpuscope._flight import Flight, Streams, timed
+from gpuscope._graphs import Graphs
 from gpuscope._overlap_report import Account, OverlapReport
-from gpuscope.graphs import Graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ ROW = re.compile(r"^\| \w+ \| `([\w.]+)` \|", re.MULTILINE)
 FLOORS = {name: height for height, name in enumerate(ROW.findall((ROOT / "ARCHITECTURE.md").read_text()))}
 OTEL = ("_sampling", "_lazy_span", "_contexts", "_identity", "_otel", "exporters", "commands")
 DOORS = {
-    "torch": ("commands", "_slots", "graphs", "_flight", "_double_buffer", "_overlap"),
+    "torch": ("commands", "_slots", "_graphs", "_flight", "_double_buffer", "_overlap"),
     "nvtx": ("_nvtx", "commands"),
     "opentelemetry": OTEL,
     "requests": ("exporters",),
