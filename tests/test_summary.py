@@ -296,6 +296,13 @@ class TestOrder:
         assert [stage.depth for stage in summary.stages] == [0, 1, 1, 1, 1]
         assert {stage.parent for stage in summary.stages[1:]} == {"request"}
 
+    def test_places_are_learnt_from_one_request(self):
+        """A batch that ends amid the first request after the warm-up, a slow one, does not turn the order round."""
+        slow = request_rows(1)
+        slow[1]["start"] += 50.0
+        summary = summary_of([*request_rows(0, flags=int(RowFlag.WARMUP)), *slow[:2]], slow[2:])
+        assert [stage.name for stage in summary.stages] == ["request", "prep", "h2d", "infer", "post"]
+
     def test_nested_stages_over_several_batches(self):
         """Stages find the stages around them although those end, and come, in later batches."""
         kernel = row("kernel", "request", start=3.0, span=3, parent=2)

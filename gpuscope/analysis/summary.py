@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -87,6 +88,9 @@ class Summary:
         return _table.render(self)
 
 
+_FIRST_ROW = attrgetter("row")
+
+
 class StageStatistics:
     """
     Takes every batch, and answers with a `Summary` at any time, from any thread.
@@ -107,7 +111,8 @@ class StageStatistics:
         if not batch.site.size:
             return
         with self._lock:
-            for group in split(batch):
+            # The earliest row of each stage first, lest siblings learn their places from different requests.
+            for group in sorted(split(batch), key=_FIRST_ROW):
                 tally = self._tally(batch, group.row)
                 (tally.warmup if group.warmup else tally.steady).add(group)
                 if tally.parent is None and not tally.is_root:
