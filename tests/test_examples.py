@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -98,3 +99,48 @@ class TestDrawTimeline:
         (spans,) = tmp_path.glob("gpuscope-*.jsonl")
         run("draw_timeline.py", spans, tmp_path / "out.png", "--from", "infer", "--select", "infer")
         assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+class TestDetection:
+    """`detection/run.py`: three versions of one pipeline."""
+
+    QUICK = ("detection/run.py", "--quick", "--device", "cpu", "--out", ".")
+    STAGES = ("preprocess", "inference", "postprocess")
+
+    @pytest.fixture(autouse=True)
+    def rf_detr(self):
+        """Skip where this transformers has no RF-DETR."""
+        transformers = pytest.importorskip("transformers")
+        if not hasattr(transformers, "RfDetrConfig"):
+            pytest.skip("needs a newer transformers")
+
+    def test_outputs_are_equal_and_every_stage_is_reported(self, run, tmp_path):
+        """The compiled version finds what the first one found; the report has the stages of both and the whole."""
+        done = run(*self.QUICK)
+        for version in ("as_written", "compiled"):
+            numbers = [line_with(done.stdout, version, stage)[0] for stage in self.STAGES]
+            assert numbers == sorted(numbers)
+        line_with(done.stdout, "compiled", "99 % interval", "of 30 and 30 requests")
+        line_with(done.stdout, "Outputs are equal", "0 in compiled")
+        figures = json.loads((tmp_path / "detection.json").read_text())
+        assert figures["device"]["type"] == "cpu"
+        assert figures["outputs"]["detections"] > 100
+        assert list(figures["versions"]["compiled"]["stages"]) == list(self.STAGES)
+
+    def test_without_a_compiler(self, run, tmp_path):
+        """Where `torch.compile` finds no compiler, the third version says why and runs without."""
+        missing = {"CXX": str(tmp_path / "c++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+        done = run(*self.QUICK, "--requests", 3, "--rounds", 1, **missing)
+        line_with(done.stdout, "Note: compiled runs without torch.compile (", "Error")
+        line_with(done.stdout, "Outputs are equal", "0 in compiled")
+        line_with(done.stdout, "compiled", "too few, of 3 and 3 requests")
+
+    @pytest.mark.skipif(not hasattr(gpuscope, "overlap"), reason="needs `gpuscope.overlap`")
+    def test_with_helpers(self, run, tmp_path):
+        """Handed to `overlap`, the functions as they were written find the same in the same photographs."""
+        done = run(*self.QUICK, "--no-compile", "--requests", 3, "--rounds", 1)
+        line_with(done.stdout, "Note: compiled runs without torch.compile (--no-compile)")
+        numbers = [line_with(done.stdout, "with_helpers", stage)[0] for stage in self.STAGES]
+        assert numbers == sorted(numbers)
+        line_with(done.stdout, "Outputs are equal", "0 in with_helpers")
+        assert json.loads((tmp_path / "detection.json").read_text())["outputs"]["without_a_like"]["with_helpers"] == 0
