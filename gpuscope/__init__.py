@@ -1,12 +1,20 @@
 """See where the time of a GPU inference goes, stage by stage, in production, without slowing it down."""
 
+from typing import TYPE_CHECKING
+
 from gpuscope._measure import measure, warm_up
 from gpuscope._profile import profile
 from gpuscope._runtime import disable, enable, flush, is_enabled, set_up, shutdown, statistics, summary
 from gpuscope._stage import stage
 from gpuscope._version import __version__
 
+if TYPE_CHECKING:
+    from gpuscope.pinned import PinnedBuffer, PinnedPool, PoolExhaustedError
+
 __all__ = [
+    "PinnedBuffer",
+    "PinnedPool",
+    "PoolExhaustedError",
     "__version__",
     "disable",
     "enable",
@@ -21,5 +29,23 @@ __all__ = [
     "warm_up",
 ]
 
+_LAZY = {"PinnedBuffer": "pinned", "PinnedPool": "pinned", "PoolExhaustedError": "pinned"}
+"""Names whose modules import torch: imported when somebody asks for them."""
+
+if not TYPE_CHECKING:  # Type checkers would take any name for one of ours.
+
+    def __getattr__(name: str) -> object:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 set_up()
-del set_up
+del set_up, TYPE_CHECKING

@@ -18,7 +18,7 @@ ROW = re.compile(r"^\| \w+ \| `([\w.]+)` \|", re.MULTILINE)
 FLOORS = {name: height for height, name in enumerate(ROW.findall((ROOT / "ARCHITECTURE.md").read_text()))}
 OTEL = ("_sampling", "_lazy_span", "_contexts", "_identity", "_otel", "exporters", "commands")
 DOORS = {
-    "torch": ("commands",),
+    "torch": ("commands", "pinned", "_pinned_buffer", "_pinned_checks", "_pinned_memory"),
     "nvtx": ("_nvtx", "commands"),
     "opentelemetry": OTEL,
     "requests": ("exporters",),
