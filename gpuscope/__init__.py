@@ -1,6 +1,6 @@
 """See where the time of a GPU inference goes, stage by stage, in production, without slowing it down."""
 
-import typing
+from typing import TYPE_CHECKING
 
 from gpuscope._measure import measure, warm_up
 from gpuscope._profile import profile
@@ -8,12 +8,16 @@ from gpuscope._runtime import disable, enable, flush, is_enabled, set_up, shutdo
 from gpuscope._stage import stage
 from gpuscope._version import __version__
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from gpuscope._double_buffer import DoubleBuffer
     from gpuscope._overlap import overlap
+    from gpuscope.pinned import PinnedBuffer, PinnedPool, PoolExhaustedError
 
 __all__ = [
     "DoubleBuffer",
+    "PinnedBuffer",
+    "PinnedPool",
+    "PoolExhaustedError",
     "__version__",
     "disable",
     "enable",
@@ -29,21 +33,29 @@ __all__ = [
     "warm_up",
 ]
 
-set_up()
-del set_up
+_LAZY = {
+    "DoubleBuffer": "_double_buffer",
+    "PinnedBuffer": "pinned",
+    "PinnedPool": "pinned",
+    "PoolExhaustedError": "pinned",
+    "overlap": "_overlap",
+}
+"""Names whose modules import torch: imported when somebody asks for them."""
 
-_HELPERS = {"DoubleBuffer": "_double_buffer", "overlap": "_overlap"}
-"""Names and their modules, which import torch: that is not for `import gpuscope` to do."""
+if not TYPE_CHECKING:  # Type checkers would take any name for one of ours.
 
+    def __getattr__(name: str) -> object:
+        if name not in _LAZY:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-def __getattr__(name: str) -> typing.Any:
-    if name not in _HELPERS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    globals()[name] = found = getattr(import_module(f"{__name__}.{_HELPERS[name]}"), name)
-    return found
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+        return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+set_up()
+del set_up, TYPE_CHECKING

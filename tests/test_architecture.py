@@ -17,8 +17,19 @@ SOURCES = {
 ROW = re.compile(r"^\| \w+ \| `([\w.]+)` \|", re.MULTILINE)
 FLOORS = {name: height for height, name in enumerate(ROW.findall((ROOT / "ARCHITECTURE.md").read_text()))}
 OTEL = ("_sampling", "_lazy_span", "_contexts", "_identity", "_otel", "exporters", "commands")
+HELPERS = (
+    "pinned",
+    "_pinned_buffer",
+    "_pinned_checks",
+    "_pinned_memory",
+    "_slots",
+    "_graphs",
+    "_flight",
+    "_double_buffer",
+    "_overlap",
+)
 DOORS = {
-    "torch": ("commands", "_slots", "_graphs", "_flight", "_double_buffer", "_overlap"),
+    "torch": ("commands", *HELPERS),
     "nvtx": ("_nvtx", "commands"),
     "opentelemetry": OTEL,
     "requests": ("exporters",),

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 def test_all_is_the_public_names():
     """`__all__` names what is public in the package, no more and no less."""
-    assert all(getattr(gpuscope, name).__doc__ for name in gpuscope.__all__)
     # Submodules become attributes once somebody has imported them.
     public = {name for name, value in vars(gpuscope).items() if name[0] != "_" and not isinstance(value, ModuleType)}
-    assert public == set(gpuscope.__all__) - {"__version__"}
+    assert public | set(gpuscope._LAZY) == set(gpuscope.__all__) - {"__version__"}
+    assert set(dir(gpuscope)) >= set(gpuscope.__all__)
+    assert all(getattr(gpuscope, name).__doc__ for name in gpuscope.__all__)
 
 
 def test_import_is_light(run_python):

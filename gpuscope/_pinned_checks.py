@@ -1,0 +1,151 @@
+"""
+What the pinned buffers refuse, and in which words.
+
+Looks only at types, shapes, layouts and devices, and never at what is in the memory: every error comes before any copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@functools.cache
+def has_cuda() -> bool:
+    """Return whether CUDA can be used; asked once, and without creating a context."""
+    return torch.cuda.is_available()
+
+
+def checked_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Return a shape as a tuple; a number is the shape of a vector."""
+    try:
+        sizes = tuple(map(operator.index, (shape,) if hasattr(shape, "__index__") else shape))
+    except TypeError:
+        raise TypeError(
+            f"`shape` is {shape!r}: expected a number or a sequence of numbers, such as (3, 224)."
+        ) from None
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"`shape` is {shape!r}: expected no size below 0.")
+    return sizes
+
+
+def checked_dtype(dtype: Any) -> torch.dtype:
+    """Return the torch dtype that is meant by one of torch's or numpy's."""
+    if not isinstance(dtype, torch.dtype):
+        return _dtype_from_numpy(dtype)
+    try:
+        torch.empty(1, dtype=dtype, device="cpu").clone()
+    except RuntimeError as error:
+        raise TypeError(f"`dtype` is {dtype}, which torch can't copy on the host: {error}") from None
+    return dtype
+
+
+def _dtype_from_numpy(dtype: Any) -> torch.dtype:
+    if dtype is not None:  # Which numpy takes for float64.
+        with contextlib.suppress(TypeError, ValueError):
+            return torch.from_numpy(np.empty(0, dtype)).dtype
+    raise TypeError(
+        f"`dtype` is {dtype!r}: expected a dtype of torch, or one of numpy that torch has too, in this machine's byte "
+        "order."
+    )
+
+
+def check_array(array: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse a numpy array that is not of this shape and dtype."""
+    try:
+        seen: Any = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    except (TypeError, ValueError):
+        seen = f"numpy's {array.dtype.str!r}"
+    if seen != dtype:
+        raise TypeError(f"The array is of {seen}, the buffer of {dtype}: convert it first, with `array.astype(...)`.")
+    _check_shape("The array", tuple(array.shape), shape)
+
+
+def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse what is no dense tensor of this shape and dtype."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} is of type `{type(tensor).__name__}`: expected a `torch.Tensor`.")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} has the layout {tensor.layout}: expected a dense one; call `.to_dense()` first.")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name} is of {tensor.dtype}, the buffer of {dtype}: convert it first, with `tensor.to(...)`.")
+    _check_shape(name, tuple(tensor.shape), shape)
+
+
+def check_contiguous(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that one transfer can't fill or read: PyTorch would copy through temporary memory and wait."""
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} has the strides {tuple(tensor.stride())}: expected contiguous memory, which one transfer can "
+            "copy; call `.contiguous()` first."
+        )
+    if tensor.is_conj() or tensor.is_neg():
+        raise ValueError(f"{name} is a lazy conjugate or negative: call `.resolve_conj().resolve_neg()` first.")
+
+
+def _check_shape(name: str, seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if seen != shape:
+        hint = "reshape it first." if math.prod(seen) == math.prod(shape) else "use a buffer of its shape, or a part."
+        raise ValueError(f"{name} has the shape {seen}, the buffer {shape}: {hint}")
+
+
+def checked_device(device: Any) -> torch.device:
+    """Return the device of a copy: a CUDA device with its index, or the CPU where there is no CUDA."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'`device` is {device!r}: expected a device such as "cuda" or "cuda:1".') from None
+    if not has_cuda():
+        if found.type != "cpu":
+            raise ValueError(f'`device` is {found}, but no CUDA device can be used here: expected "cpu".')
+        return found
+    if found.type != "cuda":
+        raise ValueError(f"`device` is {found}: expected a CUDA device. `buffer.tensor.clone()` copies on the host.")
+    index = torch.cuda.current_device() if found.index is None else found.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"`device` is {found}: expected one of the {torch.cuda.device_count()} that there are.")
+    return torch.device("cuda", index)
+
+
+def check_on_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    """Refuse a tensor that is not where the copy goes."""
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, `device` is {device}: expected both to be the same.")
+
+
+def check_on_gpu(tensor: torch.Tensor) -> None:
+    """Refuse what is no source of `copy_from_device`."""
+    expected = "cuda" if has_cuda() else "cpu"
+    if tensor.device.type != expected:
+        hint = " `fill_from` copies on the host." if tensor.device.type == "cpu" else ""
+        raise ValueError(f"The tensor is on {tensor.device}: expected a device of type {expected!r}.{hint}")
+
+
+def check_stream(stream: Any, device: torch.device) -> None:
+    """Refuse what is no stream of the device."""
+    if stream is None:
+        return
+    if not isinstance(stream, torch.cuda.Stream):
+        raise TypeError(f"`stream` is of type `{type(stream).__name__}`: expected a `torch.cuda.Stream` or None.")
+    if stream.device != device:
+        raise ValueError(
+            f"`stream` is one of {stream.device}, the copy is one of {device}: expected a stream of {device}."
+        )
+
+
+def check_no_capture() -> None:
+    """Refuse a copy while the current stream is captured: a replay would copy without the buffer's knowledge."""
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "The current stream is being captured into a CUDA graph, whose replays a buffer can't know of: copy before "
+            "the capture, or copy to or from `buffer.tensor` yourself and keep the buffer for as long as the graph."
+        )

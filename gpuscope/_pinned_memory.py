@@ -1,0 +1,149 @@
+"""
+Page-locked memory of one shape and dtype, with the event of its last copy.
+
+Checks nothing: callers have. Asks about and waits for its own event only, never a stream or a device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gpuscope._log import logger
+from gpuscope._pinned_checks import has_cuda
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_cuda: Any = torch.cuda  # Its events have no types.
+_warned: set[str] = set()
+_alive: weakref.WeakSet[HostMemory] = weakref.WeakSet()
+
+
+class HostMemory:
+    """
+    One block of host memory and the copy that is under way, if any.
+
+    Copies follow each other on the GPU, whatever their streams, so that the event of the last tells of all.
+    """
+
+    __slots__ = ("__weakref__", "_copy", "_events", "_source", "is_pinned", "tensor")
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.tensor, self.is_pinned = _allocate(shape, dtype)
+        self._events: dict[int, Any] = {}  # By device: an event belongs to that of its first stream.
+        self._copy: Any = None
+        self._source: torch.Tensor | None = None
+        _alive.add(self)
+
+    def ready(self) -> bool:
+        """Return whether the last copy is done; does not wait."""
+        if self._copy is not None and self._copy.query():
+            self._copy = self._source = None
+        return self._copy is None
+
+    def wait(self) -> None:
+        """Wait until the last copy is done."""
+        if self._copy is not None:
+            self._copy.synchronize()
+            self._copy = self._source = None
+
+    def to_cuda(self, device: torch.device, stream: torch.cuda.Stream | None, out: torch.Tensor | None) -> torch.Tensor:
+        """Queue a copy to the GPU, and have the current stream wait for it."""
+        current = torch.cuda.current_stream(device)
+        if stream is None or stream == current:
+            result = self._empty_on(device) if out is None else out
+            self._transfer(result.detach(), self.tensor, current)
+            return result
+        with torch.cuda.stream(stream):
+            if out is None:
+                # From this stream's memory: that of the current stream may be in use by kernels not yet run.
+                result = self._empty_on(device)
+            else:
+                stream.wait_stream(current)
+                result = out
+            event = self._transfer(result.detach(), self.tensor, stream)
+        for user in (current, stream):
+            result.record_stream(user)
+        current.wait_event(event)
+        return result
+
+    def from_cuda(self, source: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
+        """Queue a copy from the GPU, behind what the current stream has been given so far."""
+        current = torch.cuda.current_stream(source.device)
+        source = source.detach()
+        if stream is None or stream == current:
+            stream = current
+            self._transfer(self.tensor, source, current)
+        else:
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                self._transfer(self.tensor, source, stream)
+        # The first for memory of PyTorch's allocator, also if the buffer is let go; the reference for any other.
+        source.record_stream(stream)
+        self._source = source
+
+    def _transfer(self, target: torch.Tensor, source: torch.Tensor, stream: torch.cuda.Stream) -> Any:
+        """Copy on a stream, which is its device's current one, and record the event behind the copy."""
+        previous = self._copy
+        if previous is not None and not self.ready():
+            stream.wait_event(previous)
+        target.copy_(source, non_blocking=True)
+        index = stream.device.index
+        event = self._events.get(index)
+        if event is None:
+            event = self._events[index] = _cuda.Event()
+        event.record(stream)
+        self._copy = event
+        return event
+
+    def _empty_on(self, device: torch.device) -> torch.Tensor:
+        return torch.empty(self.tensor.shape, dtype=self.tensor.dtype, device=device)
+
+
+def give_back(memories: Iterable[HostMemory]) -> None:
+    """
+    Give memory back to the system, each block once its copy is done.
+
+    PyTorch keeps pinned blocks for itself until its cache is emptied; freeing them may wait for the GPU.
+    """
+    pinned = False
+    for memory in memories:
+        memory.wait()
+        pinned |= memory.is_pinned
+        del memory.tensor
+    if pinned and hasattr(torch._C, "_host_emptyCache"):
+        torch._C._host_emptyCache()
+
+
+def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, bool]:
+    # Not under the caller's inference mode, outside of which the tensor could not be written to.
+    with torch.inference_mode(mode=False):
+        if has_cuda():
+            try:
+                return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True), True
+            except RuntimeError as error:
+                _warn_once("failed", f"pinning memory failed ({error})")
+        else:
+            _warn_once("no CUDA", "no CUDA device can be used, so memory can't be pinned")
+        return torch.empty(shape, dtype=dtype, device="cpu"), False
+
+
+def _warn_once(kind: str, what: str) -> None:
+    if kind not in _warned:
+        _warned.add(kind)
+        logger.warning("%s: buffers are of pageable memory, from which copies are slower and may wait.", what)
+
+
+def _keep_for_ever() -> None:
+    # An event of PyTorch that is destroyed in a child after a fork aborts it, also when the child exits.
+    for memory in list(_alive):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_for_ever)
