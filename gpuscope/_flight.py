@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpuscope._overlap_report import Phases
+from gpuscope._pinned_memory import survives_forks
 from gpuscope._slots import Slot, Tree
 from gpuscope._stage import stage
 
@@ -64,6 +65,7 @@ class Flight:
         self._kept: Tree = None
         self._events: list[Any] = [_event() for _ in range(6)] if streams else []
         self._recorded = False
+        survives_forks(self)
 
     def start(self, batch: Tree, prepare: Callable[[Any], Tree] | None, infer: Callable[[Tree], Tree]) -> None:
         """Do all that the host has to do before `post`. An exception is kept for when the results are asked for."""

@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from gpuscope._log import logger
+from gpuscope._pinned_memory import survives_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -41,6 +42,7 @@ class Graphs:
         self._function = function
         self._pool: Any = None
         self._captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
+        survives_forks(self)
 
     def __call__(self, inputs: Any) -> Any:
         """Return the function's results, on the current stream."""

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 _cuda: Any = torch.cuda  # Its events have no types.
 _warned: set[str] = set()
-_alive: weakref.WeakSet[HostMemory] = weakref.WeakSet()
+_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def survives_forks(holder: object) -> None:
+    """Have an object that holds CUDA events or graphs outlive a fork's child: destroying them there would abort it."""
+    _holders.add(holder)
 
 
 class HostMemory:
@@ -38,7 +43,7 @@ class HostMemory:
         self._events: dict[int, Any] = {}  # By device: an event belongs to that of its first stream.
         self._copy: Any = None
         self._source: torch.Tensor | None = None
-        _alive.add(self)
+        survives_forks(self)
 
     def ready(self) -> bool:
         """Return whether the last copy is done; does not wait."""
@@ -140,9 +145,8 @@ def _warn_once(kind: str, what: str) -> None:
 
 
 def _keep_for_ever() -> None:
-    # An event of PyTorch that is destroyed in a child after a fork aborts it, also when the child exits.
-    for memory in list(_alive):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+    for holder in list(_holders):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(holder))
 
 
 if hasattr(os, "register_at_fork"):
