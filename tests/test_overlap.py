@@ -118,10 +118,12 @@ def test_async_for_gives_the_same(sizes, fails_in, fails_at, asynchronous, optio
     program = Program(sizes, fails_in, fails_at)
 
     async def source():
+        """The same batches, asynchronously."""
         for batch in program.batches():
             yield batch
 
     async def run():
+        """The results up to the failure, and the failure."""
         results = []
         batches = source() if asynchronous else program.batches()
         try:
