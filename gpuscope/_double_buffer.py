@@ -78,7 +78,7 @@ class DoubleBuffer:
         self._streams = Streams(self._device) if self._device.type == "cuda" else None
         self._free: list[Flight] = [Flight(self._device, self._streams, self._name) for _ in range(depth)]
         self._flights: deque[tuple[Flight, Future[Any] | None]] = deque()
-        self._account = Account(depth, time.perf_counter_ns)
+        self._account = Account(depth, time.perf_counter_ns, on_gpu=self._streams is not None)
         self._workers = ThreadPoolExecutor(workers, "gpuscope-post") if workers else None
         self._closed = False
 

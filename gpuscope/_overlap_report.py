@@ -64,7 +64,7 @@ class OverlapReport(NamedTuple):
         hidden = f"{self.overlap_ratio:.0%} of copies and host work hidden"
         return (
             f"{self.batches:,} batches, {self.wall_ms:.3f} ms each: {self.bound}, {hidden}; CUDA graph: {self.graph}\n"
-            f"GPU: {gpu}; host: {host} ms"
+            f"device: {gpu}; host: {host} ms"
         )
 
 
@@ -75,10 +75,12 @@ class Account:
     Args:
         skip: how many first batches do not count.
         clock: nanoseconds.
+        on_gpu: whether `infer` runs on a GPU; else nothing overlaps, and its time is the host's.
 
     """
 
-    def __init__(self, skip: int, clock: Callable[[], int]) -> None:
+    def __init__(self, skip: int, clock: Callable[[], int], *, on_gpu: bool = True) -> None:
+        self._on_gpu = on_gpu
         self._skip = skip
         self._clock = clock
         self._done: list[Phases] = []
@@ -110,13 +112,14 @@ class Account:
         copies = mean["upload"] + mean["download"]
         slower_way = max(mean["upload"], mean["download"])
         bounds = {"gpu-bound": mean["compute"], "cpu-bound": host, "transfer-bound": slower_way}
-        hidden = (mean["compute"] + copies + host - wall) / (copies + host) if copies + host else 0.0
+        work = (copies + host) * self._on_gpu
+        hidden = (mean["compute"] + work - wall) / work if work else 0.0
         return OverlapReport(
             batches=count,
             wall_ms=wall,
             elsewhere_ms=elsewhere,
             overlap_ratio=min(max(hidden, 0.0), 1.0),
-            bound=max(bounds, key=lambda name: bounds[name]),
+            bound=max(bounds, key=lambda name: bounds[name]) if self._on_gpu else "cpu-bound",
             graph=graph,
             **{f"{name}_ms": value for name, value in mean.items()},
         )

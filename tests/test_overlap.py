@@ -303,7 +303,7 @@ def test_without_a_gpu_there_is_no_graph():
     assert len(list(loop)) == 5
     report = loop.report()
     assert report.graph == "there is no GPU"
-    assert report.batches == 3
+    assert (report.batches, report.bound, report.overlap_ratio) == (3, "cpu-bound", 0.0)
     assert "3 batches" in str(report)
 
 
