@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gpuscope._record import Site
 
 _MAX_FRAMES, _MAX_MESSAGE = 64, 4096
+_RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
+"""Raised by activation checkpointing in the function that it computes again, once it has all that it needs."""
 
 _modules = sys.modules
 current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
@@ -149,6 +151,8 @@ def _error_facts(error: BaseException) -> ErrorFacts | None:
         return None
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    if name == _RECOMPUTED:
+        return None
     try:
         message = str(error)[:_MAX_MESSAGE]
     except Exception:  # The exception is the application's, and so is its `__str__`.

@@ -6,10 +6,9 @@ Only decides which of its forms applies; the recording is in `_recording`, the w
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
-from gpuscope import _runtime
+from gpuscope import _runtime, _tracing
 from gpuscope._block import StageBlock, new_block
 from gpuscope._compiled import native
 from gpuscope._record import Unnamed
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
 
 
 _MAY_SUSPEND = 1
-_modules = sys.modules
 _state = _runtime.state
 _sites = _runtime.state.sites
 _off_stages: dict[str, OffStage] = _runtime.state.off_stages
@@ -203,7 +201,7 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
 
     """
     # First and alone: Dynamo takes this call for a constant, and nothing below it is traced, guarded or run.
-    if "torch._dynamo" in _modules and _modules["torch"].compiler.is_dynamo_compiling():
+    if _tracing.is_dynamo_compiling():
         return NoStage()
     recorder = _state.recorder
     if attributes is None and stream is None and warmup is None:

@@ -12,14 +12,13 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gpuscope import _runtime
+from gpuscope import _runtime, _tracing
 from gpuscope._record import Site
 from gpuscope._recording import end, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_modules = sys.modules
 _state = _runtime.state
 
 
@@ -91,7 +90,7 @@ def _own_code(wrapper: Any, function: Any) -> Any:
 def _plain(function: Any, site: Site, stream: Any) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         # First and alone, as in `stage`. Each wrapper says it itself: Dynamo has to see it in the traced frame.
-        if "torch._dynamo" in _modules and _modules["torch"].compiler.is_dynamo_compiling():
+        if _tracing.is_dynamo_compiling():
             return function(*args, **kwargs)
         recorder = _state.recorder
         if recorder is None:
@@ -110,7 +109,7 @@ def _plain(function: Any, site: Site, stream: Any) -> Any:
 
 def _coroutine(function: Any, site: Site, stream: Any) -> Any:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" in _modules and _modules["torch"].compiler.is_dynamo_compiling():
+        if _tracing.is_dynamo_compiling():
             return await function(*args, **kwargs)
         recorder = _state.recorder
         if recorder is None:
@@ -147,7 +146,7 @@ def _resume(step: Any, value: Any, site: Site, stream: Any) -> Any:
 
 def _generator(function: Any, site: Site, stream: Any) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" in _modules and _modules["torch"].compiler.is_dynamo_compiling():
+        if _tracing.is_dynamo_compiling():
             return (yield from function(*args, **kwargs))
         generator = function(*args, **kwargs)
         step, value = generator.send, None
