@@ -478,6 +478,28 @@ class TestAsync:
         assert {kind for kind, _ in bench.nvtx.log} == {"start"}
         assert bench.nvtx.started == []
 
+    def test_a_task_that_starts_its_successor_holds_no_old_stage(self, bench):
+        """A chain of tasks is a chain of parents by their ids; the stages before are let go. No provider is set."""
+        bench.engine.recorder.open_bridge()
+        outer = []
+
+        async def work(left):
+            """Start the next task, which begins when this stage has ended."""
+            with stage("work") as running:
+                outer.append(running.outer)
+                return asyncio.create_task(work(left - 1)) if left else None
+
+        async def main():
+            """Follow the chain to its end."""
+            task = asyncio.create_task(work(3))
+            while task is not None:
+                task = await task
+
+        asyncio.run(main())
+        assert outer == [None] * 4
+        spans = sorted(bench.named("work"), key=lambda span: span.start_ns)
+        assert [span.parent_id for span in spans[1:]] == [span.span_id for span in spans[:-1]]
+
     def test_cancelled_task_closes_its_stage(self, bench):
         """Cancellation passes through and leaves no range open."""
 
