@@ -1,7 +1,7 @@
 """
 `DoubleBuffer`: several batches in flight, in order. What one of them does is in `_flight`.
 
-Waits for single copies only, never for a stream or a device. For one thread, and the workers that it starts itself.
+Waits for single copies only, never for a stream, nor, captures of graphs apart, a device. For one thread, and the workers that it starts itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
-from typing_extensions import Self
 
 from gpuscope._flight import Flight, Streams, timed
 from gpuscope._graphs import Graphs
@@ -21,6 +20,8 @@ from gpuscope._overlap_report import Account, OverlapReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from typing_extensions import Self
 
     from gpuscope._slots import Tree
 
@@ -43,8 +44,8 @@ class DoubleBuffer:
             pinned already are uploaded from where they are, and must not change until their batch has a result.
         depth: batches in flight at most, each with memory for inputs and outputs. 2 or more to overlap anything.
         device: where `infer` runs; the current GPU, or the CPU where there is none.
-        graph: whether to replay `infer` as a CUDA graph, captured for each set of shapes after three calls. What
-            can't be captured is called as before; `report().graph` says why.
+        graph: whether to replay `infer` as a CUDA graph, captured for each set of shapes after three calls, when
+            PyTorch waits for the device. What can't be captured is called as before; `report().graph` says why.
         workers: threads that call `post`, as many at once as there are, for one that gives up the GIL. With 0 it is
             called by `get`.
         name: a prefix of the stages: `name.prepare`, `.pin`, `.upload`, `.infer`, `.download` and `.post`.
@@ -95,7 +96,11 @@ class DoubleBuffer:
         if self.full:
             raise RuntimeError(f"All {self.depth} slots are in flight; `get` a result before the next `put`.")
         flight = self._free[-1]
-        flight.start(batch, self._prepare, self._infer)
+        try:
+            flight.start(batch, self._prepare, self._infer)
+        except BaseException:  # A KeyboardInterrupt: the slot is used again, so what was launched has to end first.
+            flight.land()
+            raise
         self._free.pop()
         future = None
         if self._workers is not None:
@@ -141,7 +146,7 @@ class DoubleBuffer:
         """Return where the time goes, how much of it is hidden, and what bounds the loop."""
         if self._graphs is None:
             return self._account.report(graph=self._no_graph)
-        return self._account.report(graph=self._graphs.reason or "on")
+        return self._account.report(graph=self._graphs.state)
 
     def resumed(self) -> None:
         """Take the time since the last result for the program's own; for the report."""

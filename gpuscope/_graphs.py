@@ -39,10 +39,16 @@ class Graphs:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.reason = ""
         """Why the function is called without a graph."""
+        self._full = False
         self._function = function
         self._pool: Any = None
         self._captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
         survives_forks(self)
+
+    @property
+    def state(self) -> str:
+        """What to tell people: `on`, for what, or why not."""
+        return self.reason or (f"on, for the first {MAX_GRAPHS} of more different inputs" if self._full else "on")
 
     def __call__(self, inputs: Any) -> Any:
         """Return the function's results, on the current stream."""
@@ -61,6 +67,7 @@ class Graphs:
 
     def _capture(self, key: Hashable, inputs: Any) -> bool:
         if len(self._captured) >= MAX_GRAPHS:
+            self._full = True
             return False
         # What autocast keeps of a capture would be memory of the graph's.
         cached = torch.is_autocast_cache_enabled()

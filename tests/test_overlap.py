@@ -250,6 +250,21 @@ def test_a_failed_batch_does_not_end_a_double_buffer():
         assert buffer.get() == 0.5
 
 
+def test_an_interrupt_passes_at_once_and_the_slot_is_free():
+    """What is no `Exception` is not kept for later, and costs no slot."""
+
+    def infer(x):
+        if x is None:
+            raise KeyboardInterrupt
+        return x
+
+    with gpuscope.DoubleBuffer(infer, depth=1) as buffer:
+        with pytest.raises(KeyboardInterrupt):
+            buffer.put(None)
+        buffer.put(5)
+        assert buffer.get() == 5
+
+
 def test_wrong_order_of_calls_is_said():
     """Too many `put`, a `get` too many, and both after `close`."""
     buffer = gpuscope.DoubleBuffer(lambda x: x, depth=1)
