@@ -1,7 +1,8 @@
 """
 `DoubleBuffer`: several batches in flight, in order. What one of them does is in `_flight`.
 
-Waits for single copies only, never for a stream, nor, captures of graphs apart, a device. For one thread, and the workers that it starts itself.
+Waits for single copies only, never for a stream, nor, captures of graphs apart, for a device. For one thread, and the
+workers that it starts itself.
 """
 
 from __future__ import annotations
