@@ -80,10 +80,12 @@ class Graphs:
 
     def _rehearse(self, inputs: Any) -> None:
         current, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # Copies, for the function may work in place, and what is replayed afterwards must find the inputs as they are.
+        copies = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
             for _ in range(REHEARSALS):
-                self._function(inputs)
+                self._function(copies)
         current.wait_stream(beside)
 
     def _try_to_capture(self, key: Hashable, inputs: Any) -> bool:

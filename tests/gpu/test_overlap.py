@@ -133,6 +133,12 @@ def test_no_race(graph):
     assert results == [(True, float(i + 1)) for i in range(steps)]
 
 
+def test_a_function_that_works_in_place_is_captured_with_its_inputs_as_they_are():
+    """The calls before a capture leave no trace in the first results."""
+    results = list(gpuscope.overlap(numbered(6), lambda x: x.add_(1), lambda y: float(y[0]), graph=True))
+    assert results == [i + 1.0 for i in range(6)]
+
+
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "graph"])
 @pytest.mark.parametrize("phase", ["prepare", "infer", "post"])
 def test_an_exception_comes_at_its_batch(phase, graph):
