@@ -17,7 +17,7 @@ from typing import Any
 
 SUCCESS, INVALID_VALUE, DEINITIALIZED, INVALID_CONTEXT = 0, 1, 4, 201
 INVALID_HANDLE, NOT_READY, CAPTURED_EVENT = 400, 600, 907
-_CAPTURE_MODE_RELAXED = 2
+CAPTURE_MODE_RELAXED = 2
 _STREAM_NON_BLOCKING = 1
 
 Handle = ctypes.c_void_p
@@ -114,7 +114,7 @@ class Driver:
 
         In the default mode that would invalidate the capture of any thread in the process.
         """
-        mode = ctypes.c_int(_CAPTURE_MODE_RELAXED)
+        mode = ctypes.c_int(CAPTURE_MODE_RELAXED)
         self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
     def device_name_and_uuid(self, device: int) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gpuscope import _pinned_checks as checks
-from gpuscope._pinned_memory import HostMemory, give_back
+from gpuscope._pinned_memory import HostMemory, copy_on_host, give_back
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,12 +115,12 @@ class PinnedBuffer:
         if not isinstance(source, np.ndarray):
             self._check_on_host(source)
             memory.wait()
-            memory.tensor.copy_(source.detach())
+            copy_on_host(memory.tensor, source.detach())
             return self
         checks.check_array(source, self.shape, self.dtype)
         memory.wait()
         if source.flags.c_contiguous and source.flags.writeable:
-            memory.tensor.copy_(torch.from_numpy(source))  # By several threads, where it is large.
+            copy_on_host(memory.tensor, torch.from_numpy(source))
         else:
             np.copyto(self.array, source)
         return self
@@ -131,7 +131,7 @@ class PinnedBuffer:
                 f"`fill_from` was given a `{type(source).__name__}`: expected a numpy array or a tensor on the CPU; "
                 "`numpy.asarray(...)` makes an array of most things."
             )
-        checks.check_tensor("The tensor", source, self.shape, self.dtype)
+        checks.check_dense("The tensor", source, self.shape, self.dtype)
         if source.device.type != "cpu":
             raise ValueError(f"The tensor is on {source.device}: expected one on the CPU. Use `copy_from_device`.")
 
@@ -157,10 +157,10 @@ class PinnedBuffer:
 
         """
         memory, device = self._held(), checks.checked_device(device)
-        checks.check_stream(stream, device)
+        if stream is not None:
+            checks.check_stream(stream, device)
         if out is not None:
-            checks.check_tensor("`out`", out, self.shape, self.dtype)
-            checks.check_contiguous("`out`", out)
+            checks.check_transfer("`out`", out, self.shape, self.dtype)
             checks.check_on_device("`out`", out, device)
         if device.type == "cuda":
             checks.check_no_capture()
@@ -188,10 +188,10 @@ class PinnedBuffer:
 
         """
         memory = self._held()
-        checks.check_tensor("The tensor", tensor, self.shape, self.dtype)
-        checks.check_contiguous("The tensor", tensor)
+        checks.check_transfer("The tensor", tensor, self.shape, self.dtype)
         checks.check_on_gpu(tensor)
-        checks.check_stream(stream, tensor.device)
+        if stream is not None:
+            checks.check_stream(stream, tensor.device)
         if tensor.is_cuda:
             checks.check_no_capture()
             memory.from_cuda(tensor, stream)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor, strided
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +71,7 @@ def check_array(array: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: torc
     _check_shape("The array", tuple(array.shape), shape)
 
 
-def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def check_dense(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Refuse what is no dense tensor of this shape and dtype."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} is of type `{type(tensor).__name__}`: expected a `torch.Tensor`.")
@@ -81,15 +82,26 @@ def check_tensor(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dt
     _check_shape(name, tuple(tensor.shape), shape)
 
 
-def check_contiguous(name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor that one transfer can't fill or read: PyTorch would copy through temporary memory and wait."""
+def check_transfer(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse also what one transfer can't fill or read: PyTorch would copy through temporary memory and wait."""
+    # Nearly always all is well, and what is asked before a copy delays it.
+    if (
+        isinstance(tensor, Tensor)
+        and tensor.dtype is dtype
+        and tensor.shape == shape
+        and tensor.layout is strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and not tensor.is_conj()
+    ):
+        return
+    check_dense(name, tensor, shape, dtype)
     if not tensor.is_contiguous():
         raise ValueError(
             f"{name} has the strides {tuple(tensor.stride())}: expected contiguous memory, which one transfer can "
             "copy; call `.contiguous()` first."
         )
-    if tensor.is_conj() or tensor.is_neg():
-        raise ValueError(f"{name} is a lazy conjugate or negative: call `.resolve_conj().resolve_neg()` first.")
+    raise ValueError(f"{name} is a lazy conjugate or negative: call `.resolve_conj().resolve_neg()` first.")
 
 
 def _check_shape(name: str, seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -101,19 +113,37 @@ def _check_shape(name: str, seen: tuple[int, ...], shape: tuple[int, ...]) -> No
 def checked_device(device: Any) -> torch.device:
     """Return the device of a copy: a CUDA device with its index, or the CPU where there is no CUDA."""
     try:
+        found = _known_devices[device]
+    except (KeyError, TypeError):
+        found = _found_device(device)
+    return _cuda_device(torch.cuda.current_device()) if found is None else found
+
+
+_known_devices: dict[Any, torch.device | None] = {}
+"""What copies went to so far; None for the current CUDA device. Looking one up costs a tenth of taking it apart."""
+
+
+@functools.cache
+def _cuda_device(index: int) -> torch.device:
+    return torch.device("cuda", index)
+
+
+def _found_device(device: Any) -> torch.device | None:
+    try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f'`device` is {device!r}: expected a device such as "cuda" or "cuda:1".') from None
     if not has_cuda():
         if found.type != "cpu":
             raise ValueError(f'`device` is {found}, but no CUDA device can be used here: expected "cpu".')
-        return found
-    if found.type != "cuda":
+    elif found.type != "cuda":
         raise ValueError(f"`device` is {found}: expected a CUDA device. `buffer.tensor.clone()` copies on the host.")
-    index = torch.cuda.current_device() if found.index is None else found.index
-    if index >= torch.cuda.device_count():
+    elif found.index is not None and found.index >= torch.cuda.device_count():
         raise ValueError(f"`device` is {found}: expected one of the {torch.cuda.device_count()} that there are.")
-    return torch.device("cuda", index)
+    known = None if found.type == "cuda" and found.index is None else found
+    if isinstance(device, str | torch.device):
+        _known_devices[device] = known
+    return known
 
 
 def check_on_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
@@ -124,16 +154,14 @@ def check_on_device(name: str, tensor: torch.Tensor, device: torch.device) -> No
 
 def check_on_gpu(tensor: torch.Tensor) -> None:
     """Refuse what is no source of `copy_from_device`."""
-    expected = "cuda" if has_cuda() else "cpu"
-    if tensor.device.type != expected:
+    if tensor.is_cuda != has_cuda() or not (tensor.is_cuda or tensor.is_cpu):
+        expected = "cuda" if has_cuda() else "cpu"
         hint = " `fill_from` copies on the host." if tensor.device.type == "cpu" else ""
         raise ValueError(f"The tensor is on {tensor.device}: expected a device of type {expected!r}.{hint}")
 
 
 def check_stream(stream: Any, device: torch.device) -> None:
     """Refuse what is no stream of the device."""
-    if stream is None:
-        return
     if not isinstance(stream, torch.cuda.Stream):
         raise TypeError(f"`stream` is of type `{type(stream).__name__}`: expected a `torch.cuda.Stream` or None.")
     if stream.device != device:

@@ -176,6 +176,35 @@ def test_what_cannot_be_captured_runs_as_before():
     assert "capture failed" in loop.report().graph
 
 
+def test_a_failed_capture_leaves_no_trace_in_the_program():
+    """Random numbers, the current stream and the memory of several streams are as if it had never been tried."""
+    current, other = torch.cuda.current_stream(), torch.cuda.Stream()
+    list(gpuscope.overlap(numbered(3), lambda x: x * float(x[0].item()), graph=True))
+    assert torch.cuda.current_stream() == current
+    assert torch.randn(3, device="cuda").isfinite().all()
+    before = torch.cuda.memory_allocated()
+    for _ in range(4):
+        used = torch.ones(1 << 22, device="cuda")
+        used.record_stream(other)
+        del used
+        torch.cuda.synchronize()
+        torch.ones(1, device="cuda")
+    assert torch.cuda.memory_allocated() <= before + 1024
+
+
+def test_loops_with_graphs_do_not_add_up_memory():
+    """Each captures on the same stream, so PyTorch's workspaces of that stream are had once."""
+    weight = torch.ones(256, 256, device="cuda")
+
+    def loop():
+        list(gpuscope.overlap([torch.ones(256, 256)] * 4, lambda x: x @ weight, graph=True))
+        gc.collect()
+        return torch.cuda.memory_allocated()
+
+    first = loop()
+    assert max(loop() for _ in range(3)) <= first + 1024
+
+
 def test_autocast_and_inference_mode_hold():
     """Of the caller, with and without a graph."""
     weight = torch.randn(64, 64, device="cuda", requires_grad=True)
