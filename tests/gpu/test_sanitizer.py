@@ -25,6 +25,7 @@ PROGRAM = dedent(
     with pool.acquire() as buffer:
         there = buffer.fill_from(torch.ones(8, 64)).to_device("cuda", torch.cuda.Stream())
         assert buffer.copy_from_device(there + 1).result().eq(2).all()
+    print("ran to its end")
     """
 )
 
@@ -36,4 +37,5 @@ def test_overlap_and_pinned_buffers_are_clean():
     command = [SANITIZER, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "ERROR SUMMARY: 0 errors" in done.stdout, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "ran to its end" in done.stdout
     assert done.returncode == 0
