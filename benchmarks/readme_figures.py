@@ -90,6 +90,31 @@ def verdicts(result: Any) -> list[str]:
     return [text]
 
 
+def overlapped(result: Any) -> list[str]:
+    ways = ["sequential", "deque", "overlap", "overlap, graph"]
+    lines = [
+        f"| ViT-B/16, ms a step ({device(result)}) | GPU | host work | {' | '.join(ways)} |",
+        f"|---|---:|---:{'|---:' * len(ways)}|",
+    ]
+    for name, case in result["cases"].items():
+        steps = [f"{median(sample['step_ms'] for sample in case['raw'][way]):.2f}" for way in ways]
+        lines.append(f"| {name.partition(',')[0]} | {case['gpu_ms']:.2f} | {case['post_ms']:.2f} | {' | '.join(steps)} |")
+    return lines
+
+
+def copies(result: Any) -> list[str]:
+    def rate(direction: str, way: str) -> str:
+        return f"{median(result['raw'][direction]['6 MB'][way]):.1f}"
+
+    pageable = next(name for name in result["raw"]["H2D"]["6 MB"] if "pageable" in name)
+    text = (
+        f"Copies of 6 MB ({device(result)}), GB/s: to the GPU {rate('H2D', 'PinnedBuffer')} through `PinnedBuffer`, "
+        f"{rate('H2D', 'pinned copy_')} by a bare `copy_` from pinned memory, {rate('H2D', pageable)} by `.to()`; back "
+        f"{rate('D2H', 'PinnedBuffer')}, {rate('D2H', 'pinned copy_')}, and {rate('D2H', '.cpu()')} by `.cpu()`."
+    )
+    return [text]
+
+
 def unmet(results: list[Any]) -> list[str]:
     """Every goal that a run did not meet: what was measured, and what the goal is."""
     lines = ["Goals that these runs did not meet:", ""]
@@ -106,7 +131,9 @@ def unmet(results: list[Any]) -> list[str]:
 def block() -> str:
     """The README's block of figures, in Markdown."""
     hot, latency, times, judged = load("hot_path"), load("tail"), load("clock"), load("verdicts")
-    parts = [cost(hot), tail(latency), clock(times), verdicts(judged), unmet([hot, latency, times, judged])]
+    loops, moved = load("overlap"), load("copies")
+    parts = [cost(hot), tail(latency), clock(times), verdicts(judged), overlapped(loops), copies(moved)]
+    parts.append(unmet([hot, latency, times, judged, loops, moved]))
     return "\n\n".join("\n".join(part) for part in parts)
 
 
