@@ -98,7 +98,8 @@ def overlapped(result: Any) -> list[str]:
     ]
     for name, case in result["cases"].items():
         steps = [f"{median(sample['step_ms'] for sample in case['raw'][way]):.2f}" for way in ways]
-        lines.append(f"| {name.partition(',')[0]} | {case['gpu_ms']:.2f} | {case['post_ms']:.2f} | {' | '.join(steps)} |")
+        batch, times = name.partition(",")[0], f"{case['gpu_ms']:.2f} | {case['post_ms']:.2f}"
+        lines.append(f"| {batch} | {times} | {' | '.join(steps)} |")
     return lines
 
 

@@ -107,7 +107,7 @@ class HostMemory:
             self._copy.wait(torch.cuda.current_stream(device))
 
     def _send(self, device: torch.device, out: torch.Tensor | None) -> torch.Tensor:
-        """Copy to the device on its current stream. What comes before this call delays the copy, what follows does not."""
+        """Copy to the device on its current stream; what comes before this call delays the copy."""
         self._follow(device)
         if out is None:
             return self.tensor.to(device, non_blocking=True)
