@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpuscope._flight import Flight, Streams, timed
+from gpuscope._flight import Flight, Streams, Timed
 from gpuscope._graphs import Graphs
 from gpuscope._overlap_report import Account, OverlapReport
 
@@ -179,7 +179,7 @@ class DoubleBuffer:
             raise flight.error
         if self._post is None:
             return flight.slot.apart(flight.outputs)
-        with timed(flight.phases, "post", self._name("post")):
+        with Timed(flight.phases, "post", self._name("post")):
             return flight.slot.apart(self._post(flight.outputs))
 
     def _name(self, phase: str) -> str:

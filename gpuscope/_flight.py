@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _STREAMS_ARE_CONTEXTS = hasattr(torch.Stream, "__enter__")
 
 
-class timed:  # noqa: N801 - read as a function
+class Timed:
     """A block as a stage, whose time on the host is added to a phase."""
 
     __slots__ = ("_phase", "_phases", "_stage", "_start_ns")
@@ -86,9 +86,9 @@ class Flight:
         self.phases, self.error, self.outputs, self._recorded = Phases(), None, None, False
         try:
             if prepare is not None:
-                with timed(self.phases, "prepare", self._names["prepare"]):
+                with Timed(self.phases, "prepare", self._names["prepare"]):
                     batch = prepare(batch)
-            with timed(self.phases, "pin", self._names["pin"]):
+            with Timed(self.phases, "pin", self._names["pin"]):
                 staged = self.slot.stage(batch)
             self._kept = staged
             if self._streams is None:
@@ -117,7 +117,7 @@ class Flight:
         self._recorded = False
 
     def _run_here(self, staged: Leaves, infer: Callable[[Tree], Tree]) -> None:
-        with timed(self.phases, "launch", self._names["infer"]):
+        with Timed(self.phases, "launch", self._names["infer"]):
             self.outputs = infer(staged.tree())
         self.phases.compute, self.phases.launch = self.phases.launch, 0.0
 
@@ -136,7 +136,7 @@ class Flight:
                 up_end.record(streams.up)
             compute.wait_event(up_end)
             start.record(compute)
-            with on(compute), timed(self.phases, "launch", self._names["infer"]):
+            with on(compute), Timed(self.phases, "launch", self._names["infer"]):
                 outputs = infer(inputs)
         finally:
             # Also after an exception: the slot is free only when all that was launched has ended.
