@@ -56,6 +56,21 @@ def find_current_context() -> Callable[[], Context]:
     return variable.get
 
 
+def keeps_contexts() -> bool:
+    """
+    Tell whether `get_current` gives back what was attached.
+
+    Datadog's contexts are made anew at each question: what stands in one could not be taken out again.
+    """
+
+    def probe() -> bool:
+        context = Context(api_of_contexts.get_current())
+        api_of_contexts.attach(context)
+        return api_of_contexts.get_current() is context
+
+    return EmptyContext().run(probe)
+
+
 def span_in(context: Context | None) -> Any:
     """Return the span in a context, or None."""
     return None if context is None else context.get(SPAN_KEY)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,15 @@ def _looks_on_demand(how: str) -> Callable[[Recorder], None]:
     from gpuscope._on_demand import OnDemand
 
     return OnDemand(how).poll
+
+
+def _warn_of_gevent() -> None:
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        logger.warning(
+            "gevent has patched `threading`, which is unsupported: gpuscope's threads are greenlets, which take turns "
+            "with the program's, and NVTX ranges of greenlets close each other."
+        )
 
 
 class StartingQueue:
@@ -144,9 +154,12 @@ class Engine:
     def start(self) -> None:
         """Start the collector's thread, unless it runs or has ended."""
         with self._lock:
-            if not self._started and not self.ended:
+            starts = not self._started and not self.ended
+            if starts:
                 self.collector.start()
                 self._started = True
+        if starts:
+            _warn_of_gevent()
 
     def wait_until_ready(self) -> None:
         """Wait for a collector that has just started to make its exporters."""

@@ -144,9 +144,10 @@ class Metering:
             self._otlp = OtlpMetrics(self._config, self._outlets.resource())
         elif way == "sdk":
             provider = find_provider()
-            if provider not in self._meters:
-                self._meters[provider] = Instruments(provider)
-            self._instruments = self._meters[provider]
+            # By identity, since Logfire's can't be hashed. Its instruments keep it, so its number is no other's.
+            if id(provider) not in self._meters:
+                self._meters[id(provider)] = Instruments(provider)
+            self._instruments = self._meters[id(provider)]
             self._on_provider()
 
     def _hand_on_what_is_due(self, now_ns: int) -> None:

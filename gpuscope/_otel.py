@@ -19,6 +19,7 @@ from gpuscope._contexts import (
     SPAN_KEY,
     find_current_context,
     find_provider,
+    keeps_contexts,
     running_stage,
     span_in,
     with_span,
@@ -60,7 +61,8 @@ class Bridge(Identities):
     ) -> None:
         super().__init__(config, clock=clock, epoch_clock=epoch_clock, get_provider=get_provider or find_provider())
         self.current_context = find_current_context()
-        self.visible = (self._auto or self.sdk or "otlp" in config.exporters) if visible is None else visible
+        wanted = (self._auto or self.sdk or "otlp" in config.exporters) if visible is None else visible
+        self.visible = wanted and keeps_contexts()
 
     def enter(self, record: StageRecord) -> None:
         """Find the stage's parent, and stand in the context for it. Needs the record's outer, trace and ids."""

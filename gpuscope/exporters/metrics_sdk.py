@@ -51,6 +51,7 @@ class Instruments:
     """
 
     def __init__(self, provider: Any) -> None:
+        self._provider = provider
         self._source: Source | None = None
         self._last: Snapshot | None = None
         self._taken: tuple[Snapshot, float] | None = None
