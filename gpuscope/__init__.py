@@ -57,5 +57,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-set_up()
+if set_up():
+    from gpuscope.instrument import follow_environment
+
+    follow_environment()
+    del follow_environment
 del set_up, TYPE_CHECKING

@@ -1,5 +1,5 @@
 """
-The command line: `gpuscope demo`, `doctor`, `report`, `compare`, `profile`.
+The command line: `gpuscope demo`, `doctor`, `report`, `compare`, `profile`, `run`.
 
 Only finds the command and turns its failure into an exit code; what a command does is in `gpuscope.commands`.
 """
@@ -11,12 +11,12 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from gpuscope.commands import CommandError, compare, demo, doctor, profile, report
+from gpuscope.commands import CommandError, compare, demo, doctor, profile, report, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = {"demo": demo, "doctor": doctor, "report": report, "compare": compare, "profile": profile}
+COMMANDS = {"demo": demo, "doctor": doctor, "report": report, "compare": compare, "profile": profile, "run": run}
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     try:
-        code = int(COMMANDS[options.command].run(options))
-        sys.stdout.flush()
-        return code
+        result = COMMANDS[options.command].run(options)
+        if not callable(result):
+            sys.stdout.flush()
+            return int(result)
     except CommandError as error:
         sys.stderr.write(f"gpuscope {options.command}: {error}\n")
         return error.exit_code
@@ -47,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # So that Python does not fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    # A program of the user's, whose exceptions are its own.
+    result()
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

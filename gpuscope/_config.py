@@ -61,10 +61,7 @@ class Config:
         "auto",
     )
     file: str = _setting(
-        "gpuscope-{pid}.jsonl",
-        "GPUSCOPE_FILE",
-        str,
-        "Path of the `file` exporter; `{pid}` becomes the process id.",
+        "gpuscope-{pid}.jsonl", "GPUSCOPE_FILE", str, "Path of the `file` exporter; `{pid}` becomes the process id."
     )
     file_max_bytes: int = _setting(
         67_108_864,
@@ -88,6 +85,13 @@ class Config:
         "Deep looks on demand: `signal` (SIGUSR2 to the process asks for one) or the path of a file (making it does).",
         "unset",
     )
+    stages: str = _setting(
+        "", "GPUSCOPE_STAGES", str.strip, "Functions that are stages: `infer=app:f{n=len(x)}`, with commas.", "none"
+    )
+    frameworks: str = _setting(
+        "", "GPUSCOPE_FRAMEWORKS", str.strip, "Frameworks whose functions are stages, with commas; or `all`.", "none"
+    )
+    stages_file: str = _setting("", "GPUSCOPE_STAGES_FILE", str.strip, "A TOML file that names both.", "none")
     queue_size: int = _setting(
         8192,
         "GPUSCOPE_QUEUE_SIZE",
@@ -95,10 +99,7 @@ class Config:
         "Stages that may wait for the collector, and again for their GPU events; beyond it the newest are dropped.",
     )
     interval_s: float = _setting(
-        0.2,
-        "GPUSCOPE_INTERVAL",
-        parse.between(0.001, 60.0, "seconds"),
-        "Seconds between the collector's passes.",
+        0.2, "GPUSCOPE_INTERVAL", parse.between(0.001, 60.0, "seconds"), "Seconds between the collector's passes."
     )
     event_deadline_s: float = _setting(
         60.0,
@@ -153,11 +154,7 @@ class Config:
         5.0, "OTEL_BSP_SCHEDULE_DELAY", parse.milliseconds(0.0), "Milliseconds between two requests of `otlp`.", "5000"
     )
     otlp_endpoint: str = _setting(
-        "",
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        str.strip,
-        "Full URL for spans, used as it is.",
-        "unset",
+        "", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", str.strip, "Full URL for spans, used as it is.", "unset"
     )
     otlp_base_endpoint: str = _setting(
         "http://localhost:4318",

@@ -29,3 +29,8 @@ def wants_native() -> bool:
 def is_off(environ: dict[str, str]) -> bool:
     """Tell whether the variables leave gpuscope out, so that no other setting matters."""
     return environ.get("GPUSCOPE", "").strip().lower() in FALSE_WORDS
+
+
+def export(values: dict[str, str]) -> None:
+    """Set variables for this process and those that it will start: only `gpuscope run` does."""
+    os.environ.update(values)

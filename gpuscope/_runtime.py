@@ -47,6 +47,8 @@ class State:
         self.hooked = False
         self.look: Any = None
         """The deep look that is on, which takes part in every period of recording."""
+        self.instrumentation: Any = None
+        """The functions that were made stages by their names, once there are any."""
 
     def reset(self) -> None:
         """Shut down and forget what was recorded: for tests."""
@@ -283,11 +285,13 @@ def _in_multiprocessing_child(_: Any) -> None:
     sys.modules["multiprocessing.util"].Finalize(None, _at_exit, exitpriority=0)
 
 
-def set_up() -> None:
-    """Read the environment and do as it says: once, when gpuscope is imported."""
-    state.environ = variables()
+def set_up() -> bool:
+    """Do as the environment says, at import and again by `gpuscope run`; tell whether it names functions as stages."""
+    state.environ, state._config = variables(), None
     if is_off(state.environ):
-        return
-    state.may_toggle = state.config.mode != "absent"
-    if state.config.mode == "on":
-        start(state.config)
+        return False
+    config = state.config
+    state.may_toggle = config.mode != "absent"
+    if config.mode == "on":
+        start(config)
+    return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)

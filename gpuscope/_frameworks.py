@@ -1,0 +1,57 @@
+"""
+The files of `integrations/`, found by name, and imported once their framework is.
+
+Knows no framework.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PACKAGE = "gpuscope.integrations"
+_MODULE = re.compile(r'^MODULE = "([\w.]+)"', re.MULTILINE)
+
+
+def modules_of(names: Iterable[str]) -> dict[str, str]:
+    """
+    Return the module of each framework that is named, `all` being every one, without importing anything of it.
+
+    Raises:
+        ValueError: for a name that is no framework's.
+
+    """
+    names = list(names)
+    found, known = {}, _known() if names else {}
+    for name in names:
+        if name != "all" and name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)} and all."
+            raise ValueError(f"{name!r} is no framework that gpuscope knows; {hint}")
+        found.update(known if name == "all" else {name: known[name]})
+    return found
+
+
+def _known() -> dict[str, str]:
+    package = importlib.import_module(_PACKAGE)
+    modules = {}
+    for folder in package.__path__:
+        for file in pkgutil.iter_modules([folder]):
+            # Its text is read, for importing it would import the framework.
+            match = _MODULE.search(Path(folder, f"{file.name}.py").read_text(encoding="utf-8"))
+            if match is not None:
+                modules[file.name] = match[1]
+    return dict(sorted(modules.items()))
+
+
+def load(name: str) -> Any:
+    """Import a framework's file."""
+    return importlib.import_module(f"{_PACKAGE}.{name}")

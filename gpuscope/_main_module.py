@@ -1,0 +1,113 @@
+"""
+The program's main module: which names mean it, what it has defined, and its code with a call after what it defines.
+
+Changes nothing of the program by itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+MAIN = "__main__"
+_IN_CHILD = "__mp_main__"
+"""What `multiprocessing` calls the main module where it runs it again, in a child that is spawned."""
+
+
+def _main() -> Any:
+    main = sys.modules.get(MAIN)
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None) or ""
+    # `gpuscope run` is not the program yet.
+    is_ours = spec.name == "gpuscope.__main__" if spec else PurePath(file).stem == "gpuscope"
+    return None if is_ours else main
+
+
+def means_main(module: str) -> bool:
+    """Tell whether the main module is meant, or would have this name if imported: `app.serve` for `app/serve.py`."""
+    if module == MAIN:
+        return True
+    main = _main()
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return bool(spec.name.removesuffix(".__main__") == module)
+    file = PurePath(getattr(main, "__file__", None) or "")
+    wanted = tuple(module.split("."))
+    return (*file.parts[:-1], file.stem)[-len(wanted) :] == wanted
+
+
+def has_begun() -> bool:
+    """Tell whether the main program runs already, or has run."""
+    return hasattr(_main(), "__file__")
+
+
+def namespaces() -> Iterator[Any]:
+    """Yield the main module and, in a child that was spawned, the original of which it is a copy."""
+    main = _main()
+    if main is None:
+        return
+    yield main
+    if sys.modules.get(_IN_CHILD) is main:
+        originals = {id(names): names for value in vars(main).values() if (names := _globals_in_child(value))}
+        yield from map(_Namespace, originals.values())
+
+
+def _globals_in_child(value: Any) -> dict[str, Any] | None:
+    names = getattr(value, "__globals__", None)
+    return names if isinstance(names, dict) and names.get("__name__") == _IN_CHILD else None
+
+
+class _Namespace:
+    """A dictionary as an object with attributes, which are set in it."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self.__dict__ = names
+
+
+def with_calls(tree: ast.Module, names: Collection[str], call: str) -> set[str]:
+    """
+    Put a call after each statement of a module, not of its functions, that binds one of these names.
+
+    Lines stay what they are. Returns the names that are bound somewhere, `*` for those that another module brings.
+    """
+    bound: set[str] = set()
+    for node in [tree, *_blocks(tree)]:
+        for field in ("body", "orelse", "finalbody"):
+            statements = getattr(node, field, None)
+            if isinstance(statements, list):
+                setattr(node, field, [new for old in statements for new in _followed(old, names, call, bound)])
+    return bound
+
+
+def _blocks(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case) and not isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        ):
+            yield node
+            yield from _blocks(node)
+
+
+def _followed(statement: ast.stmt, names: Collection[str], call: str, bound: set[str]) -> Iterator[ast.stmt]:
+    yield statement
+    binds = _binds(statement)
+    bound |= binds
+    if binds & {*names, "*"}:
+        [following] = ast.parse(call).body
+        for node in ast.walk(following):
+            ast.copy_location(node, statement)
+        yield following
+
+
+def _binds(statement: ast.stmt) -> set[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        is_future = isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+        return set() if is_future else {alias.asname or alias.name.partition(".")[0] for alias in statement.names}
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return {node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)}

@@ -1,0 +1,165 @@
+"""
+A Python program within this process, as the interpreter would run it: its main module, arguments, path, tracebacks.
+
+What the program raises leaves `run` as it is, and the interpreter does with it what it does.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import builtins
+import contextlib
+import functools
+import pkgutil
+import runpy
+import sys
+from importlib.machinery import BuiltinImporter, SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpuscope import _main_module, _runtime
+from gpuscope.commands import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import TracebackType
+
+_CALL = f"__import__({__name__!r}, fromlist=['look_in_main']).look_in_main()"
+
+
+class _Found(NamedTuple):
+    """A program: what its main module holds before it runs, and its source, or its code where there is no source."""
+
+    facts: dict[str, Any]
+    source: str | bytes | None
+    file: str
+    code: Any = None
+
+
+def become(kind: str, name: str, arguments: Sequence[str]) -> Callable[[], None]:
+    """
+    Make this process that of a program, and return what runs it.
+
+    Args:
+        kind: `script`, `module` (as by `python -m`) or `code` (as by `python -c`).
+        name: the script's path, the module's name, or the code.
+        arguments: the program's own.
+
+    Raises:
+        CommandError: for a script that cannot be read.
+
+    """
+    find: Callable[[], _Found]
+    if kind == "script":
+        folder, find = _script(name)
+    else:
+        folder = str(Path.cwd()) if kind == "module" else ""
+        find = functools.partial(_module if kind == "module" else _text, name)
+    sys.argv[:] = [{"script": name, "module": "-m", "code": "-c"}[kind], *arguments]
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = folder
+    main = ModuleType("__main__")
+    main.__dict__.update(__builtins__=builtins, __annotations__={})
+    # It stays: what the program pickles, or leaves to be run at exit, looks itself up there.
+    sys.modules["__main__"] = main
+    interrupted: list[BaseException] = []
+    # The first handler, which therefore runs last.
+    atexit.register(_remember, interrupted)
+    return lambda: _run(main, find, interrupted)
+
+
+def _script(name: str) -> tuple[str, Callable[[], _Found]]:
+    """Return what `sys.path` begins with, and the script."""
+    path = Path(name).absolute()
+    importer = pkgutil.get_importer(str(path))
+    if importer is not None:  # A folder or an archive with a `__main__.py` in it.
+        spec = importer.find_spec("__main__", None)
+        if spec is None:
+            raise CommandError(f"cannot find `__main__.py` in {name!r}.")
+        return str(path), lambda: _of_spec(spec)
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise CommandError(f"cannot read {name!r}: {error.strerror}.") from error
+    facts = {"__file__": str(path), "__cached__": None, "__loader__": SourceFileLoader("__main__", str(path))}
+    return str(path.resolve().parent), lambda: _Found(facts, source, str(path))
+
+
+def _text(source: str) -> _Found:
+    return _Found({"__loader__": BuiltinImporter}, source, "<string>")
+
+
+def _module(name: str) -> _Found:
+    try:
+        _, spec, _ = runpy._get_module_details(name)  # type: ignore[attr-defined]  # As pdb does.
+    except ImportError as error:
+        raise SystemExit(f"{sys.executable}: {error}") from error
+    sys.argv[0] = spec.origin
+    return _of_spec(spec)
+
+
+def _of_spec(spec: ModuleSpec) -> _Found:
+    loader: Any = spec.loader
+    facts = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader, "__package__": spec.parent}
+    return _Found(
+        {**facts, "__spec__": spec}, loader.get_source(spec.name), str(spec.origin), loader.get_code(spec.name)
+    )
+
+
+def _run(main: ModuleType, find: Callable[[], _Found], interrupted: list[BaseException]) -> None:
+    code = None
+    try:
+        found = find()
+        main.__dict__.update(found.facts)
+        code = _compiled(found)
+        exec(code, main.__dict__)  # noqa: S102 - as asked
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # All is raised again; only how it is shown is ours.
+            interrupted.append(error)
+        sys.excepthook = functools.partial(_show, sys.excepthook, code)
+        raise
+
+
+def _compiled(found: _Found) -> Any:
+    """Compile the program; with calls in it, if functions of its own are to be stages."""
+    current = _runtime.state.instrumentation
+    names = set() if current is None else current.names_in_main()
+    if found.source is None or not names:
+        # Not with the future statements of this module.
+        return found.code or compile(found.source or "", found.file, "exec", dont_inherit=True)
+    tree = ast.parse(found.source, found.file)
+    bound = _main_module.with_calls(tree, names, _CALL)
+    if "*" not in bound:
+        current.say_what_main_lacks(bound)
+    return compile(tree, found.file, "exec", dont_inherit=True)
+
+
+def _remember(interrupted: list[BaseException]) -> None:
+    """
+    Have the interpreter end itself by SIGINT, as it does after a KeyboardInterrupt.
+
+    It forgets about that when any text is compiled and run at exit, as every import of `dataclasses` does, and notes it
+    again when such code is interrupted.
+    """
+    if interrupted:
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102
+
+
+def look_in_main() -> None:
+    """Make stages of what the program has just defined: what the calls in it call."""
+    if _runtime.state.instrumentation is not None:
+        _runtime.state.instrumentation.look_in_main()
+
+
+def _show(hook: Callable[..., object], code: Any, kind: Any, error: BaseException, traceback: TracebackType) -> None:
+    """Show an exception by the hook that was there, without the frames above the program's."""
+    inner: TracebackType | None = traceback
+    while inner is not None and inner.tb_frame.f_code is not code:
+        inner = inner.tb_next
+    if inner is None and not isinstance(error, SyntaxError):  # Raised on the way to the program.
+        inner = traceback
+    hook(kind, error.with_traceback(inner), inner)
