@@ -11,6 +11,7 @@ from gpuscope._version import __version__
 if TYPE_CHECKING:
     from gpuscope._double_buffer import DoubleBuffer
     from gpuscope._overlap import overlap
+    from gpuscope._propagation import extract, inject
     from gpuscope.pinned import PinnedBuffer, PinnedPool, PoolExhaustedError
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "__version__",
     "disable",
     "enable",
+    "extract",
     "flush",
+    "inject",
     "is_enabled",
     "measure",
     "overlap",
@@ -38,9 +41,11 @@ _LAZY = {
     "PinnedBuffer": "pinned",
     "PinnedPool": "pinned",
     "PoolExhaustedError": "pinned",
+    "extract": "_propagation",
+    "inject": "_propagation",
     "overlap": "_overlap",
 }
-"""Names whose modules import torch: imported when somebody asks for them."""
+"""Names whose modules import torch or OpenTelemetry: imported when somebody asks for them."""
 
 if not TYPE_CHECKING:  # Type checkers would take any name for one of ours.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._children import finish_in_children
 from gpuscope._environment import is_off, variables
 from gpuscope._record import Site, Unnamed
 
@@ -259,6 +259,7 @@ def _hook_exit_and_fork() -> None:
         if hasattr(os, "register_at_fork"):
             # A child forked while the collector imports would find those modules' locks taken for ever.
             os.register_at_fork(before=_finish_set_up, after_in_child=_after_fork_in_child)
+        finish_in_children(_at_exit)
 
 
 def _after_fork_in_child() -> None:
@@ -274,15 +275,8 @@ def _after_fork_in_child() -> None:
     start(engine.config)
     if not was_on:
         state.recorder = None
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        # Its children leave through `os._exit`, and forget handlers registered before their own start.
-        util.register_after_fork(state, _in_multiprocessing_child)
-
-
-def _in_multiprocessing_child(_: Any) -> None:
     _be_first_at_exit()
-    sys.modules["multiprocessing.util"].Finalize(None, _at_exit, exitpriority=0)
+    finish_in_children(_at_exit)
 
 
 def set_up() -> bool:

@@ -16,7 +16,7 @@ SOURCES = {
 }
 ROW = re.compile(r"^\| \w+ \| `([\w.]+)` \|", re.MULTILINE)
 FLOORS = {name: height for height, name in enumerate(ROW.findall((ROOT / "ARCHITECTURE.md").read_text()))}
-OTEL = ("_sampling", "_lazy_span", "_contexts", "_identity", "_otel", "exporters", "commands")
+OTEL = ("_sampling", "_lazy_span", "_contexts", "_identity", "_otel", "_propagation", "exporters", "commands")
 HELPERS = (
     "pinned",
     "_pinned_buffer",

@@ -1,7 +1,7 @@
 """
 The attributes of the process that spans come from, after OpenTelemetry's rules.
 
-Reads no environment itself: OpenTelemetry's SDK does, so that its variables mean here what they mean there.
+OpenTelemetry's SDK reads its variables, so that they mean here what they mean there.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from gpuscope._environment import variables
 from gpuscope._version import __version__
 from gpuscope.exporters._values import clean_mapping
 
 DISTRIBUTION = "gpuscope"
+_RANKS = {"RANK": "gpuscope.rank", "LOCAL_RANK": "gpuscope.local_rank", "WORLD_SIZE": "gpuscope.world_size"}
+"""What `torchrun` and its like tell each process, and the attribute that it becomes; OpenTelemetry has none for it."""
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
 
@@ -40,7 +43,12 @@ def _found_here() -> dict[str, Any]:
         "telemetry.distro.version": __version__,
     }
     machine = _machine_id()
-    return {**attributes, "host.id": machine} if machine else attributes
+    return {**attributes, **_ranks(), **({"host.id": machine} if machine else {})}
+
+
+def _ranks() -> dict[str, int]:
+    given = {name: text for name, text in variables().items() if name in _RANKS and text.isdecimal()}
+    return {_RANKS[name]: int(text) for name, text in given.items()} if {"RANK", "WORLD_SIZE"} <= set(given) else {}
 
 
 def _machine_id() -> str:

@@ -1,0 +1,134 @@
+"""
+LitServe: the steps of a `LitAPI` are stages, in the trace of the request that they work on.
+
+The server hands requests to its worker processes by a queue; the trace goes along with the request's id, which stays
+the same text. Best with `asgi`, which makes the request itself a stage: `GPUSCOPE_FRAMEWORKS=asgi,litserve`. The stages
+of a batch are in the trace of its first request. A worker is ended by a signal, and loses what it recorded in its last
+`GPUSCOPE_INTERVAL`. Continuous batching was not run.
+
+Run against litserve 0.2.19.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from litserve.loops import BatchedLoop, BatchedStreamingLoop, LitLoop
+from litserve.server import LitServer
+from litserve.utils import LitAPIStatus
+
+import gpuscope
+from gpuscope.instrument import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MODULE = "litserve"
+TARGETS = tuple(
+    Target(f"litserve.{step}", f"litserve.api:LitAPI.{step}", attributes, subclasses=True)
+    for step, attributes in (
+        ("decode_request", {}),
+        ("batch", {"batch_size": "len(inputs)"}),
+        ("predict", {}),
+        ("unbatch", {}),
+        ("encode_response", {}),
+    )
+)
+
+
+class RequestId(str):
+    """A request's id, and the trace that it belongs to."""
+
+    __slots__ = ("carrier",)
+    carrier: dict[str, str]
+
+    def __reduce__(self) -> Any:
+        """Pickle the trace with it."""
+        return _request_id, (str(self), self.carrier)
+
+
+def _request_id(text: str, carrier: dict[str, str]) -> RequestId:
+    made = RequestId(text)
+    made.carrier = carrier
+    return made
+
+
+class _Outgoing:
+    """The queue of requests, as the server puts into it. To other processes it is sent as the queue itself."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def put(self, item: Any) -> None:
+        """Put a request, and with it the current trace."""
+        carrier: dict[str, str] = {}
+        gpuscope.inject(carrier)
+        where, request_id, *rest = item
+        if carrier and request_id is not None:  # There is none in what tells a worker to stop.
+            request_id = _request_id(request_id, carrier)
+        self._queue.put((where, request_id, *rest))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._queue, name)
+
+    def __reduce__(self) -> Any:
+        return self._queue.__reduce__()
+
+
+class _Work:
+    """Which request a worker's loop is at."""
+
+    def __init__(self) -> None:
+        self._trace: Any = None
+        self._answered = True
+
+    def begin(self, request_id: str, *, collects: bool) -> None:
+        """Go on with the request's trace, unless it joins a batch that is being collected."""
+        if collects and not self._answered:
+            return
+        if self._trace is not None:
+            self._trace.__exit__(None, None, None)
+        self._trace, self._answered = gpuscope.extract(getattr(request_id, "carrier", {})), False
+        self._trace.__enter__()
+
+    def answer(self) -> None:
+        """Note that the batch is complete: an answer was given."""
+        self._answered = True
+
+
+def install() -> Callable[[], None]:
+    """Carry traces from the server to its workers; return what undoes it."""
+    get_queue, put_response = LitServer._get_request_queue, LitLoop.put_response
+
+    @functools.wraps(get_queue)
+    def _get_request_queue(self: Any, *args: Any, **kwargs: Any) -> Any:
+        queue = get_queue(self, *args, **kwargs)
+        return _Outgoing(queue) if gpuscope.is_enabled() else queue
+
+    LitServer._get_request_queue = _get_request_queue
+    LitLoop.put_response = _noticing(put_response)
+
+    def undo() -> None:
+        LitServer._get_request_queue, LitLoop.put_response = get_queue, put_response
+
+    return undo
+
+
+def _noticing(respond: Any) -> Any:
+    """Return `put_response`, which loops call when they have taken a request and when they answer it, noticing both."""
+    work: WeakKeyDictionary[Any, _Work] = WeakKeyDictionary()
+
+    @functools.wraps(respond)
+    def put_response(  # noqa: PLR0917 - called with these names, and in this order
+        self: Any, transport: Any, response_queue_id: int, uid: str, response_data: Any, status: Any, response_type: Any
+    ) -> Any:
+        current = work.setdefault(self, _Work())
+        if status == LitAPIStatus.START:
+            current.begin(uid, collects=isinstance(self, BatchedLoop | BatchedStreamingLoop))
+        else:
+            current.answer()
+        return respond(self, transport, response_queue_id, str(uid), response_data, status, response_type)
+
+    return put_response

@@ -1,0 +1,116 @@
+"""
+Ray Serve: each call of a deployment's method is a stage in its replica, in the trace of the caller.
+
+A call by a handle takes along the trace that it is made in; a request over HTTP has it in its headers. The stage is
+named after deployment and method, `ray.Detector.__call__`, and lasts as long as the replica is busy with the call.
+Replicas are processes of their own, and must be instrumented too:
+
+    ray.init(runtime_env={"worker_process_setup_hook": "gpuscope.integrations.ray_serve.set_up_worker"})
+
+with `GPUSCOPE=1` in the environment that Ray starts in. Where Ray's own tracing is on it makes the spans of requests,
+and stages are their children; that was not run.
+
+Run against ray 2.60.0, whose internal classes this relies on.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import gpuscope
+from gpuscope.instrument import instrument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MODULE = "ray.serve"
+TARGETS = ()
+
+_CARRIER = "_gpuscope_carrier"
+"""Where the trace is in the data that go with a call: an attribute, which pickles with it."""
+
+
+def set_up_worker() -> None:
+    """Instrument a process that Ray starts."""
+    instrument(frameworks="ray_serve")
+
+
+def install() -> Callable[[], None]:
+    """Make stages of the methods of deployments, and hand traces on; return what undoes it."""
+    # Not above: every process that Ray starts imports this file, and few have replicas.
+    from ray.serve._private.common import RequestMetadata  # noqa: PLC0415
+    from ray.serve._private.replica import Replica  # noqa: PLC0415
+
+    patched = (
+        (RequestMetadata, "__init__", _carrying),
+        (Replica, "_unpack_proxy_args", _reading_headers),
+        (Replica, "_wrap_request", _staged),
+    )
+    originals = [(kind, name, getattr(kind, name)) for kind, name, _ in patched]
+    for kind, name, wrapper in patched:
+        setattr(kind, name, wrapper(getattr(kind, name)))
+
+    def undo() -> None:
+        for kind, name, original in originals:
+            setattr(kind, name, original)
+
+    return undo
+
+
+def _carrying(original: Any) -> Any:
+    """In the caller: what goes with a call takes the current trace along."""
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        original(self, *args, **kwargs)
+        carrier: dict[str, str] = {}
+        gpuscope.inject(carrier)
+        if carrier:
+            setattr(self, _CARRIER, carrier)
+
+    return __init__
+
+
+def _reading_headers(original: Any) -> Any:
+    """In the replica: a request over HTTP that was sent by another program has the trace in its headers."""
+
+    @functools.wraps(original)
+    def _unpack_proxy_args(self: Any, request_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+        unpacked = original(self, request_metadata, *args, **kwargs)
+        if request_metadata.is_http_request and not hasattr(request_metadata, _CARRIER):
+            headers = unpacked[0][0]["headers"]
+            carrier = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+            setattr(request_metadata, _CARRIER, carrier)
+        return unpacked
+
+    return _unpack_proxy_args
+
+
+def _staged(original: Any) -> Any:
+    """In the replica: what is done with a call is a stage."""
+
+    @contextmanager
+    @functools.wraps(original)
+    def _wrap_request(self: Any, request_metadata: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with original(self, request_metadata, *args, **kwargs) as callback:
+            if not gpuscope.is_enabled():
+                yield callback
+                return
+            deployment = self._deployment_id
+            attributes = {
+                "ray.application": deployment.app_name,
+                "ray.replica": self._replica_id.unique_id,
+                "ray.request_id": request_metadata.request_id,
+            }
+            name = f"ray.{deployment.name}.{request_metadata.call_method}"
+            with gpuscope.extract(_trace_of(request_metadata)), gpuscope.stage(name, attributes=attributes):
+                yield callback
+
+    return _wrap_request
+
+
+def _trace_of(request_metadata: Any) -> dict[str, str]:
+    # Ray's own tracing has put its span into the context by now.
+    return {} if request_metadata.tracing_context else getattr(request_metadata, _CARRIER, {})

@@ -1,0 +1,28 @@
+"""
+sentence-transformers: `encode` and `predict`, with `tokenize` and `forward` for each batch.
+
+Run against sentence-transformers 6.2.0, whose modules have had these names since 5.4. `forward` has a stage for each
+of its modules: `transformer`, `pooling`, `dense`, `normalize`. What `encode` does after it (copying to the host, where
+it waits for the GPU) is the rest of `encode`. A model that was compiled by `model.compile()` has no `forward`.
+"""
+
+from __future__ import annotations
+
+from gpuscope.instrument import Target
+
+MODULE = "sentence_transformers.base.model"
+_PACKAGE = "sentence_transformers"
+_MODULES = f"{_PACKAGE}.base.modules"
+_BATCH = {"batch_size": "len(inputs)"}
+TARGETS = (
+    Target("encode", f"{_PACKAGE}.sentence_transformer.model:SentenceTransformer.encode", subclasses=True),
+    Target("encode", f"{_PACKAGE}.sparse_encoder.model:SparseEncoder.encode", subclasses=True),
+    Target("encode", f"{_PACKAGE}.multi_vector_encoder.model:MultiVectorEncoder.encode", subclasses=True),
+    Target("predict", f"{_PACKAGE}.cross_encoder.model:CrossEncoder.predict", subclasses=True),
+    Target("tokenize", f"{_PACKAGE}.base.model:BaseModel.preprocess", _BATCH, subclasses=True),
+    Target("forward", f"{_PACKAGE}.base.model:BaseModel.forward", {"device": "self.device"}, subclasses=True),
+    Target("transformer", f"{_MODULES}.transformer:Transformer.forward", {"model": "self.model.name_or_path"}),
+    Target("pooling", f"{_PACKAGE}.sentence_transformer.modules.pooling:Pooling.forward"),
+    Target("dense", f"{_MODULES}.dense:Dense.forward"),
+    Target("normalize", f"{_MODULES}.normalize:Normalize.forward"),
+)

@@ -1,0 +1,30 @@
+"""
+vLLM: each step of the model runner is a stage, `vllm.execute_model`, and what follows it `vllm.sample_tokens`.
+
+A step works on a batch of requests of many traces, so its stages are a trace of their own. Of the requests in a step,
+`vllm.requests.new` are prefilled; of `vllm.requests.running` each decodes, or goes on with a prefill in chunks;
+`vllm.tokens` is the number of tokens scheduled. vLLM's engine runs in processes of its own, which must be instrumented
+too: `GPUSCOPE` and `GPUSCOPE_FRAMEWORKS` reach them, and something there has to import gpuscope (`gpuscope run` does).
+
+Not run: vLLM needs a GPU and its CUDA build of PyTorch. Written against the source of vLLM 0.33.0.
+"""
+
+from gpuscope.instrument import Target
+
+MODULE = "vllm"
+
+_STEP = {
+    "vllm.requests": "len(scheduler_output.num_scheduled_tokens)",
+    "vllm.requests.new": "len(scheduler_output.scheduled_new_reqs)",
+    "vllm.requests.running": "len(scheduler_output.scheduled_cached_reqs.req_ids)",
+    "vllm.tokens": "scheduler_output.total_num_scheduled_tokens",
+}
+_RUNNERS = ("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "vllm.v1.worker.gpu.model_runner:GPUModelRunner")
+
+TARGETS = (
+    *(
+        Target("vllm.execute_model", f"{runner}.execute_model", _STEP, subclasses=True, optional=True)
+        for runner in _RUNNERS
+    ),
+    *(Target("vllm.sample_tokens", f"{runner}.sample_tokens", subclasses=True, optional=True) for runner in _RUNNERS),
+)
