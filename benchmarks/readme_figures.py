@@ -116,6 +116,26 @@ def copies(result: Any) -> list[str]:
     return [text]
 
 
+def service(result: Any) -> list[str]:
+    model = f"FastAPI, ViT-B/16, 7 stages a request ({device(result)})"
+    lines = [
+        f"| {model} | requests a second | change | p50 ms at six tenths of that | p99 ms | change |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for way, measured in result["ways"].items():
+        processes = measured["processes"]
+        kind = way if processes == 1 else f"{processes} {way}"
+        for name, row in measured["summary"].items():
+            figures = ("requests a second", "p50 ms", "p99 ms")
+            rate, p50, p99 = (f"{row[figure]:,.1f}" for figure in figures)
+            more, longer = (
+                f"{(row[f'{figure}, ratio'] - 1) * 100:+.1f} %" if f"{figure}, ratio" in row else ""
+                for figure in ("requests a second", "p99 ms")
+            )
+            lines.append(f"| {kind}, {name} | {rate} | {more} | {p50} | {p99} | {longer} |")
+    return lines
+
+
 def unmet(results: list[Any]) -> list[str]:
     """Every goal that a run did not meet: what was measured, and what the goal is."""
     lines = ["Goals that these runs did not meet:", ""]
@@ -132,9 +152,17 @@ def unmet(results: list[Any]) -> list[str]:
 def block() -> str:
     """The README's block of figures, in Markdown."""
     hot, latency, times, judged = load("hot_path"), load("tail"), load("clock"), load("verdicts")
-    loops, moved = load("overlap"), load("copies")
-    parts = [cost(hot), tail(latency), clock(times), verdicts(judged), overlapped(loops), copies(moved)]
-    parts.append(unmet([hot, latency, times, judged, loops, moved]))
+    loops, moved, served = load("overlap"), load("copies"), load("service")
+    parts = [
+        cost(hot),
+        tail(latency),
+        service(served),
+        clock(times),
+        verdicts(judged),
+        overlapped(loops),
+        copies(moved),
+    ]
+    parts.append(unmet([hot, latency, served, times, judged, loops, moved]))
     return "\n\n".join("\n".join(part) for part in parts)
 
 

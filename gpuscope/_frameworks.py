@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _PACKAGE = "gpuscope.integrations"
 _MODULE = re.compile(r'^MODULE = "([\w.]+)"', re.MULTILINE)
+_ALSO = re.compile(r'^ALSO = "([\w, ]+)"', re.MULTILINE)
+"""Other names for a file, that people would try."""
 
 
 def modules_of(names: Iterable[str]) -> dict[str, str]:
@@ -30,26 +32,30 @@ def modules_of(names: Iterable[str]) -> dict[str, str]:
 
     """
     names = list(names)
-    found, known = {}, _known() if names else {}
-    for name in names:
+    found: dict[str, str] = {}
+    known, others = _known() if names else ({}, {})
+    for given in names:
+        name = others.get(given, given)
         if name != "all" and name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+            close = difflib.get_close_matches(name, [*known, *others], 1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)} and all."
             raise ValueError(f"{name!r} is no framework that gpuscope knows; {hint}")
         found.update(known if name == "all" else {name: known[name]})
     return found
 
 
-def _known() -> dict[str, str]:
-    package = importlib.import_module(_PACKAGE)
-    modules = {}
-    for folder in package.__path__:
+def _known() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the module by the name of each file, and the file by each other name."""
+    modules, others = {}, {}
+    for folder in importlib.import_module(_PACKAGE).__path__:
         for file in pkgutil.iter_modules([folder]):
             # Its text is read, for importing it would import the framework.
-            match = _MODULE.search(Path(folder, f"{file.name}.py").read_text(encoding="utf-8"))
-            if match is not None:
+            text = Path(folder, f"{file.name}.py").read_text(encoding="utf-8")
+            if (match := _MODULE.search(text)) is not None:
                 modules[file.name] = match[1]
-    return dict(sorted(modules.items()))
+            if (also := _ALSO.search(text)) is not None:
+                others.update(dict.fromkeys(also[1].split(", "), file.name))
+    return dict(sorted(modules.items())), others
 
 
 def load(name: str) -> Any:

@@ -127,7 +127,7 @@ class Instrumentation:
     def undo(self) -> None:
         """Restore what was."""
         self.active = False
-        for name, undo in self.frameworks.items():
+        for name, undo in reversed(self.frameworks.items()):  # Two may have replaced one thing.
             try:
                 if undo is not None:
                     undo()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Send = Callable[[Message], Awaitable[None]]
 
 MODULE = "starlette"
+ALSO = "fastapi, starlette"
 TARGETS = ()
 
 _SERVER_ERROR = 500

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Mount, Route
 
 import gpuscope
+from gpuscope import _frameworks
 from gpuscope.integrations import asgi
 from gpuscope.testing import capture
 
@@ -356,3 +357,8 @@ def test_a_real_server_streams_and_keeps_connections(installed):
         pieces_of = [span for span in spans if span.parent_id == request.span_id]
         assert len(pieces_of) == 3
         assert max(piece.end_ns for piece in pieces_of) <= request.end_ns
+
+
+def test_it_goes_by_the_names_that_people_try():
+    """`fastapi` and `starlette` name the same file."""
+    assert _frameworks.modules_of(["fastapi"]) == _frameworks.modules_of(["starlette", "asgi"]) == {"asgi": "starlette"}
