@@ -15,6 +15,7 @@ import numpy as np
 
 from gpuscope._columns import Details, DeviceFacts, RowFlag, StageBatch
 from gpuscope._compiled import native
+from gpuscope._inner_rows import InnerRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from gpuscope._device import Device
     from gpuscope._record import Site, StageRecord, ThreadFacts
+    from gpuscope._replays import Placed
     from gpuscope._resolve import Row
 
 _LOW = (1 << 64) - 1
@@ -31,7 +33,7 @@ _GPU_BIT = np.uint64(1 << 63)
 _IDS, _NUMBERS = 5, 11
 _pack = struct.Struct(f"={_IDS}Q{_NUMBERS}q").pack
 """A row as it comes: making arrays of tuples takes twice the time, and all of it at once."""
-_WARMUP, _REMOTE_PARENT = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT)
+_WARMUP, _REMOTE_PARENT, _GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.GRAPH)
 _TABLES = ("sites", "threads", "devices", "details", "live")
 
 
@@ -51,6 +53,7 @@ class BatchBuilder:
         self._clock = clock
         self._epoch_clock = epoch_clock
         self._facts: dict[int, DeviceFacts] = {}
+        self._inner = InnerRows(warmup)
         self._begin()
 
     def _begin(self) -> None:
@@ -59,7 +62,7 @@ class BatchBuilder:
         self._threads: dict[ThreadFacts, int] = {}
         self._packed: list[bytes] = []
         self._details: dict[int, Details] = {}
-        self._records: list[StageRecord] = []
+        self._records: list[StageRecord | None] = []
         self._count = 0
 
     def __len__(self) -> int:
@@ -75,11 +78,7 @@ class BatchBuilder:
             bridge: knows the ids of stages that the application's tracer has a part in; or None.
 
         """
-        if self._offset_ns is None:
-            self._offset_ns = self._epoch_offset()
-            if bridge is not None:
-                # Spans that the application's provider makes start at the same nanosecond.
-                bridge.offset_ns = self._offset_ns
+        self._fix_offset(bridge)
         packed, odd_rows = (self._pack_in_python if native is None else self._pack_natively)(rows, bridge)
         details = {}
         for index in odd_rows:
@@ -91,6 +90,22 @@ class BatchBuilder:
         self._count += len(rows)
         if bridge is not None and bridge.sdk:
             self._records += [row[0] for row in rows]
+
+    def add_replays(self, placed: Placed, bridge: Any) -> None:
+        """Add the stages inside replays of a graph, likewise."""
+        self._fix_offset(bridge)
+        settle = _own_ids if bridge is None else bridge.settle
+        self._packed.append(self._inner.cells(placed, self._sites, self._threads, settle))
+        self._count += placed.start_ns.size
+        if bridge is not None and bridge.sdk:
+            self._records += [None] * placed.start_ns.size
+
+    def _fix_offset(self, bridge: Any) -> None:
+        if self._offset_ns is None:
+            self._offset_ns = self._epoch_offset()
+            if bridge is not None:
+                # Spans that the application's provider makes start at the same nanosecond.
+                bridge.offset_ns = self._offset_ns
 
     def _pack_natively(self, rows: list[Row], bridge: Any) -> tuple[bytes, list[int]]:
         identify, own = (bridge.identify, 0 if bridge.sdk else 1) if bridge is not None else (own_identity, 2)
@@ -139,6 +154,8 @@ class BatchBuilder:
             np.ascontiguousarray(table.T)
         )
         offset, has_gpu = self._offset_ns or 0, gpu_end != 0
+        gpu_span_id = np.where(flags & _GRAPH, span_id, span_id ^ _GPU_BIT)
+        live = bridge is not None and bridge.sdk
         return StageBatch(
             sites=tuple(self._sites),
             threads=tuple(self._threads),
@@ -150,7 +167,7 @@ class BatchBuilder:
             trace_low=trace_low,
             span_id=span_id,
             parent_id=parent_id,
-            gpu_span_id=np.where(has_gpu, span_id ^ _GPU_BIT, np.uint64(0)),
+            gpu_span_id=np.where(has_gpu, gpu_span_id, np.uint64(0)),
             sampled=sampled.astype(np.bool_),
             host_start_ns=host_start + offset,
             host_end_ns=host_end + offset,
@@ -161,7 +178,7 @@ class BatchBuilder:
             stream=stream,
             flags=flags.astype(np.uint32),
             details=self._details,
-            live=tuple(map(bridge.lazy, self._records)) if bridge is not None and bridge.sdk else None,
+            live=tuple(record and bridge.lazy(record) for record in self._records) if live else None,
         )
 
     def _epoch_offset(self) -> int:
@@ -184,6 +201,11 @@ def own_identity(record: StageRecord) -> tuple[int, int, int, bool]:
     outer, trace = record.outer, record.trace
     inside = outer is not None and outer.trace is trace
     return trace.trace_id, record.span_id, outer.span_id if inside and outer else trace.parent_id, True
+
+
+def _own_ids(record: StageRecord) -> tuple[int, int, bool]:
+    """Return (trace id, span id, sampled) of such a stage, which may still run."""
+    return record.trace.trace_id, record.span_id, True
 
 
 def _details(record: StageRecord, bridge: Any) -> Details | None:

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope._batch import BatchBuilder, select
-from gpuscope._compiled import native
+from gpuscope._batch import select
+from gpuscope._intake import Intake
 from gpuscope._log import Complaints, logger
 from gpuscope._metering import Metering
 from gpuscope._outlets import Outlets
-from gpuscope._resolve import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,15 +29,6 @@ if TYPE_CHECKING:
     from gpuscope._queue import RecordQueue
     from gpuscope.exporters import Exporter
 
-_SLICE_ROWS = 32 if native is None else 128
-"""A slice of so many stages holds the GIL for some 0.3 ms; finishing, counting and each of the two halves of encoding a
-batch for about as long. What is fixed in all of them, ten times what a stage takes, and finding the caches cold after
-each pause, wants large ones: with half of both a stage cost the collector a third more."""
-_SLICE_ROWS_SDK = 4
-"""Each of these starts a span of the application's tracer, at 15 to 30 µs."""
-_BATCH_ROWS = 512
-_BATCH_DELAY_S = 0.5
-_BACKLOG_ROWS = 512
 _PAUSE_S = 0.004
 _FLUSH_PAUSE_S = 0.002
 _SHARE_FOR_GPU = 0.6
@@ -97,20 +87,10 @@ class Collector:
             meters={} if meters is None else meters,
             on_provider=on_provider,
         )
-        self._builder = BatchBuilder(
-            recorder.device, warmup=config.warmup, clock=recorder.clock, epoch_clock=epoch_clock
-        )
-        self._resolver = Resolver(
-            recorder.device,
-            recorder.ledger,
-            self.complaints,
-            clock=recorder.clock,
-            event_deadline_ns=int(config.event_deadline_s * 1e9),
-            max_pending=config.queue_size,
-        )
+        self._intake = Intake(config, recorder, queue, self.complaints, epoch_clock)
         self._wake = threading.Event()
+        recorder.ledger.replays.wake = self._wake.set
         self._flushes: list[_Flush] = []
-        self._batch_due_s = 0.0
         self._may_ask = False
         self._stop_at_s: float | None = None
         self.ready = threading.Event()
@@ -127,7 +107,7 @@ class Collector:
     def statistics(self) -> Statistics:
         """Return the account of this moment."""
         ledger: Ledger = self._recorder.ledger
-        return ledger.statistics(self._queue, self._resolver.uncertainty_ns, self.outlets.names)
+        return ledger.statistics(self._queue, self._intake.uncertainty_ns, self.outlets.names)
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved, and sent, too; return whether that was done in time."""
@@ -184,13 +164,12 @@ class Collector:
     def _drain(self) -> None:
         self._prepare()
         self._tell_of_pass()
-        while self._slice() and self._stop_at_s is None:
-            if len(self._builder) >= _BATCH_ROWS:
+        while self._intake.slice(may_ask=self._may_ask) and self._stop_at_s is None:
+            if self._intake.is_full:
                 self._export()
                 self._tell_of_pass()  # Under a constant load a pass has no end.
             self._breathe()
-        full = len(self._builder) >= _BATCH_ROWS
-        if full or self._flushes or time.monotonic() > self._batch_due_s:
+        if self._flushes or self._intake.is_due:
             self._export()
 
     def _breathe(self) -> None:
@@ -201,30 +180,9 @@ class Collector:
     def step(self, *, give_up: bool = False) -> bool:
         """Do one slice and export what came of it; return whether there is more that can be done at once."""
         self._prepare()
-        more = self._slice(give_up=give_up)
+        more = self._intake.slice(may_ask=self._may_ask, give_up=give_up)
         self._export()
         return more
-
-    def _slice(self, *, give_up: bool = False) -> bool:
-        """Resolve a few stages and add them to the batch; return whether there is more that can be done at once."""
-        recorder, limit = self._recorder, self._slice_rows()
-        rows = self._resolver.accept(recorder.ledger.take(self._queue, limit))
-        rows += self._resolver.collect(limit, may_ask=self._may_ask, give_up=give_up)
-        if rows and not self._builder:
-            self._batch_due_s = time.monotonic() + _BATCH_DELAY_S
-        try:
-            if rows:
-                self._builder.add(rows, recorder.bridge)
-        except Exception as error:  # Rows that can't be made part of a batch are lost, and said to be.
-            recorder.ledger.lose("internal_error", len(rows))
-            self.complaints.about("batch", "adding to a batch failed: %r.", error)
-        return len(self._queue) > 0 or len(rows) >= limit
-
-    def _slice_rows(self) -> int:
-        bridge = self._recorder.bridge
-        rows = _SLICE_ROWS_SDK if bridge is not None and bridge.sdk else _SLICE_ROWS
-        # A backlog is worked off in larger slices: spans lost would be worse than a pause missed.
-        return min(_BATCH_ROWS, rows * (1 + len(self._queue) // _BACKLOG_ROWS))
 
     def _look_around(self) -> None:
         bridge = self._recorder.bridge
@@ -239,12 +197,12 @@ class Collector:
 
     def _export(self) -> None:
         """Finish the batch and hand it on, breathing between the parts."""
-        stages = left = len(self._builder)
+        stages = left = len(self._intake)
         if not stages:
             return
         ledger = self._recorder.ledger
         try:
-            batch = self._builder.finish(self._recorder.bridge)
+            batch = self._intake.finish()
             self._breathe()
             self._summary.add(batch)
             self._breathe()
@@ -264,7 +222,7 @@ class Collector:
 
     def _serve_flushes(self) -> None:
         for request in list(self._flushes):
-            waiting = len(self._queue) + self._resolver.pending
+            waiting = len(self._queue) + self._intake.pending
             self._export()
             if waiting and request.remaining_s():
                 continue
@@ -279,10 +237,10 @@ class Collector:
         started_s = time.monotonic()
         give_up_s = started_s + _SHARE_FOR_GPU * max(0.0, deadline_s - started_s)
         while time.monotonic() < deadline_s and (
-            self.step() or (self._resolver.pending and time.monotonic() < give_up_s)
+            self.step() or (self._intake.pending and time.monotonic() < give_up_s)
         ):
             time.sleep(_FLUSH_PAUSE_S)
-        while self._resolver.pending and time.monotonic() < deadline_s:
+        while self._intake.pending and time.monotonic() < deadline_s:
             self.step(give_up=True)
         share = _SHARE_FOR_METRICS if self.metering.way == "otlp" else 0.0
         spans_s = deadline_s - share * max(0.0, deadline_s - time.monotonic())

@@ -32,6 +32,9 @@ class RowFlag(IntFlag):
     """The events did not complete before the deadline: host times only."""
     REMOTE_PARENT = 16
     """The parent span belongs to another process."""
+    GRAPH = 32
+    """A stage inside a replay of a CUDA graph: a GPU span and no host span. Its host times are those of the launch, and
+    `span_id` and `gpu_span_id` are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +101,5 @@ class StageBatch:
     """Of `RowFlag`."""
     details: Mapping[int, Details]
     live: tuple[Any, ...] | None = None
-    """The lazy spans, one a row, when the application's own TracerProvider is exported to; else None."""
+    """The lazy spans, one a row (None for a stage inside a graph), when the application's own TracerProvider is
+    exported to; else None."""

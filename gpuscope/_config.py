@@ -67,7 +67,7 @@ class Config:
         67_108_864,
         "GPUSCOPE_FILE_MAX_BYTES",
         parse.count(4096, 2**40),
-        "Size at which the file is rotated, to `PATH.1` and on.",
+        "Size at which the file is rotated, to `PATH.1`.",
     )
     file_backups: int = _setting(
         3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "Rotated files kept beside the current."
@@ -77,6 +77,9 @@ class Config:
     )
     warmup: int = _setting(
         3, "GPUSCOPE_WARMUP", parse.count(0, 1_000_000), "How many first calls of each stage are flagged as warm-up."
+    )
+    graph_stages: bool = _setting(
+        True, "GPUSCOPE_GRAPH_STAGES", parse.boolean, "Stages in CUDA graphs are timed, by nodes added to them.", "1"
     )
     profile: str = _setting(
         "",

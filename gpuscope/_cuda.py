@@ -13,12 +13,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SUCCESS, INVALID_VALUE, DEINITIALIZED, INVALID_CONTEXT = 0, 1, 4, 201
 INVALID_HANDLE, NOT_READY, CAPTURED_EVENT = 400, 600, 907
 CAPTURE_MODE_RELAXED = 2
+_CAPTURE_ACTIVE = 1
+_RECORD_EXTERNAL = 1
 _STREAM_NON_BLOCKING = 1
+_FOR_GRAPHS = ("cuEventRecordWithFlags", "cuStreamGetCaptureInfo_v2", "cuGraphExecEventRecordNodeSetEvent")
+"""Since CUDA 11.4."""
 
 Handle = ctypes.c_void_p
 
@@ -41,6 +48,8 @@ class Driver:
         self.stream_is_capturing = library.cuStreamIsCapturing
         # CUDA 12.8 renamed it; the old entry point went away in 13.
         self.event_elapsed = getattr(library, "cuEventElapsedTime_v2", None) or library.cuEventElapsedTime
+        self.can_time_graphs = all(hasattr(library, name) for name in _FOR_GRAPHS)
+        """Whether the driver has what stages inside graphs need."""
         self._library = library
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -51,7 +60,17 @@ class Driver:
             DriverError: if it does not succeed.
 
         """
-        code = getattr(self._library, name)(*arguments)
+        self.check(name, getattr(self._library, name)(*arguments))
+
+    @staticmethod
+    def check(name: str, code: int) -> None:
+        """
+        Take the answer of a function.
+
+        Raises:
+            DriverError: unless it is success.
+
+        """
         if code != SUCCESS:
             raise DriverError(name, code)
 
@@ -108,14 +127,66 @@ class Driver:
         self.call("cuStreamCreateWithPriority", ctypes.byref(stream), _STREAM_NON_BLOCKING, greatest)
         return stream
 
-    def relax_capture_mode(self) -> None:
+    def relax_capture_mode(self) -> int:
         """
         Let this thread query and create events while others capture.
 
         In the default mode that would invalidate the capture of any thread in the process.
+
+        Returns:
+            The mode before, for `exchange_capture_mode`.
+
         """
-        mode = ctypes.c_int(CAPTURE_MODE_RELAXED)
-        self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+        return self.exchange_capture_mode(CAPTURE_MODE_RELAXED)
+
+    def exchange_capture_mode(self, mode: int) -> int:
+        """Set this thread's capture mode and return the one before."""
+        exchanged = ctypes.c_int(mode)
+        self.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(exchanged))
+        return exchanged.value
+
+    def capture_of(self, stream: Handle) -> int | None:
+        """Return the id of the capture that a stream takes part in; None if there is none, or it can't be told."""
+        status, ident = ctypes.c_int(), ctypes.c_ulonglong()
+        code = self._library.cuStreamGetCaptureInfo_v2(
+            stream, ctypes.byref(status), ctypes.byref(ident), None, None, None
+        )
+        return ident.value if code == SUCCESS and status.value == _CAPTURE_ACTIVE else None
+
+    def add_record_node(self, event: Handle, stream: Handle) -> int:
+        """
+        Have the graph that is being captured on a stream record an event at this place, in each of its launches.
+
+        Returns:
+            The node's address: right after it was added, all that follows depends on it alone.
+
+        Raises:
+            DriverError: if the driver refuses.
+
+        """
+        self.call("cuEventRecordWithFlags", event, stream, _RECORD_EXTERNAL)
+        status, nodes, count = ctypes.c_int(), ctypes.POINTER(Handle)(), ctypes.c_size_t()
+        name = "cuStreamGetCaptureInfo_v2"
+        self.call(name, stream, ctypes.byref(status), None, None, ctypes.byref(nodes), ctypes.byref(count))
+        if count.value != 1:
+            raise DriverError(name, SUCCESS)
+        return int(nodes[0] or 0)
+
+    def set_node_events(self, graph: int, nodes: Sequence[int], events: Sequence[int]) -> None:
+        """
+        Have record nodes of an executable graph record into other events, from its next launch on.
+
+        Raises:
+            DriverError: if the driver refuses.
+
+        """
+        for node, event in zip(nodes, events, strict=False):
+            self.call("cuGraphExecEventRecordNodeSetEvent", Handle(graph), Handle(node), Handle(event))
+
+    @property
+    def set_node_event_address(self) -> int:
+        """The address of the function that does so for one node, for the parts in C."""
+        return ctypes.cast(self._library.cuGraphExecEventRecordNodeSetEvent, Handle).value or 0
 
     def device_name_and_uuid(self, device: int) -> tuple[str, str]:
         """Return the name and the UUID in NVIDIA's form."""

@@ -88,7 +88,7 @@ class CudaDevice:
         self._contexts: dict[int, tuple[Handle, list[Pair]]] = {}
         self._pairs_made = 0
         self._relaxed = False
-        self._driver: Any = None
+        self.driver: Any = None
 
     # ---- application threads
 
@@ -105,13 +105,13 @@ class CudaDevice:
         if self._is_initialized():
             self._open(sys.modules["torch"])
             # PyTorch's answer to what stream is current would itself create a context, if it is the first question.
-            if self._driver is not None and (stream is not None or self._driver.is_in_use(self._current_device())):
-                self.begin, self.end = self._fast_paths(self._driver.event_record)
+            if self.driver is not None and (stream is not None or self.driver.is_in_use(self._current_device())):
+                self.begin, self.end = self._fast_paths(self.driver.event_record)
                 self.begin(record, stream)
 
     def _open(self, torch: Any) -> None:
         with self._lock:
-            if self._driver is not None or self.unusable:
+            if self.driver is not None or self.unusable:
                 return
             driver = load_driver()
             if driver is None:
@@ -126,7 +126,7 @@ class CudaDevice:
             )
             self.reader = None if native is None else native.EventReader(*driver.addresses_to_read())
             self._anchors = Anchors(driver, self.reader)
-            self._driver = driver
+            self.driver = driver
 
     def _fast_paths(self, record_event: Any) -> tuple[Any, Any]:
         # Closures, not methods: what they need is a cell away, which makes up for a quarter of a microsecond a stage.
@@ -196,8 +196,8 @@ class CudaDevice:
     def _blocked(self, lane: Lane) -> bool:
         # The legacy default stream can't be captured, but while any blocking stream is, recording on it would
         # invalidate that capture. This question is allowed, and is answered with an error then.
-        with self._driver.current(lane.context):
-            if self._driver.stream_is_capturing(lane.handle, ctypes.byref(ctypes.c_int())) == SUCCESS:
+        with self.driver.current(lane.context):
+            if self.driver.stream_is_capturing(lane.handle, ctypes.byref(ctypes.c_int())) == SUCCESS:
                 return False
         self._ledger.untimed("foreign_capture")
         return True
@@ -205,12 +205,17 @@ class CudaDevice:
     def _open_lane(self, index: int, raw: int) -> Lane | None:
         with self._lock:
             if index not in self._contexts:
-                context = self._driver.active_context(index)
+                context = self.driver.active_context(index)
                 if context is None:
                     self._ledger.untimed("device_not_in_use")
                     return None
                 self._contexts[index] = (context, [])
             return self._lanes[index].setdefault(raw, Lane(index, raw, *self._contexts[index]))
+
+    def lane_of(self, index: int) -> Lane | None:
+        """Return the lane of the stream that is current on a device in use."""
+        raw = self._current_stream(index)
+        return self._lanes[index].get(raw) or self._open_lane(index, raw)
 
     def _make_pairs(self, lane: Lane) -> Pair | None:
         with self._lock:
@@ -218,8 +223,8 @@ class CudaDevice:
                 self._ledger.untimed("no_free_events")
                 return None
             self._pairs_made += _PAIRS_AT_ONCE
-        with self._driver.current(lane.context):
-            events = [(self._driver.new_event(), self._driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
+        with self.driver.current(lane.context):
+            events = [(self.driver.new_event(), self.driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
         new = [(start, end, start.value, end.value) for start, end in events]
         pair = new.pop()
         lane.pairs.extend(new)
@@ -227,8 +232,8 @@ class CudaDevice:
 
     def _record_in_context(self, lane: Lane, event: Handle) -> bool:
         """Record with the lane's context current: needed where the thread has none yet, or another device's."""
-        with self._driver.current(lane.context):
-            if self._driver.event_record(event, lane.handle) == SUCCESS:
+        with self.driver.current(lane.context):
+            if self.driver.event_record(event, lane.handle) == SUCCESS:
                 return True
         self._ledger.untimed("event_failed")
         return False
@@ -237,10 +242,10 @@ class CudaDevice:
 
     def attach(self) -> None:
         """Relax this thread's capture mode, once, and look which other libraries may capture."""
-        if self._driver is None:
+        if self.driver is None:
             return
         if not self._relaxed:
-            self._driver.relax_capture_mode()
+            self.driver.relax_capture_mode()
             self._relaxed = True
             self._millis = ctypes.c_float()
             self._millis_ref = ctypes.byref(self._millis)
@@ -254,13 +259,13 @@ class CudaDevice:
         if not self._relaxed:
             self.attach()  # The program began to use CUDA after this pass had begun.
         # The default stream is that of the current context, and this thread has none by itself.
-        self._driver.call("cuCtxSetCurrent", lane.context)
+        self.driver.call("cuCtxSetCurrent", lane.context)
         status = ctypes.c_int()
-        return self._driver.stream_is_capturing(lane.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
+        return self.driver.stream_is_capturing(lane.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
 
     def query(self, record: StageRecord) -> str:
         """Ask about the end event, in about 0.5 µs."""
-        code = self._driver.event_query(record.pair[1])
+        code = self.driver.event_query(record.pair[1])
         if code == SUCCESS:
             return DONE
         if code == NOT_READY:
@@ -269,7 +274,7 @@ class CudaDevice:
 
     def elapsed_ms(self, first: Handle, second: Handle) -> float | None:
         """GPU time between two completed events; None if one of them was captured, or is pending."""
-        if self._driver.event_elapsed(self._millis_ref, first, second) != SUCCESS:
+        if self.driver.event_elapsed(self._millis_ref, first, second) != SUCCESS:
             return None
         return self._millis.value
 
@@ -279,7 +284,7 @@ class CudaDevice:
 
     def facts(self, index: int) -> DeviceFacts:
         """Name and UUID of a device."""
-        name, uuid = self._driver.device_name_and_uuid(index)
+        name, uuid = self.driver.device_name_and_uuid(index)
         return DeviceFacts(index, name, uuid)
 
     def close(self) -> None:

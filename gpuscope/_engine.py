@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._collector import Collector
 from gpuscope._compiled import RecorderFields
 from gpuscope._cuda_device import CudaDevice
+from gpuscope._graph_nodes import Captures
 from gpuscope._ledger import Ledger, Statistics
 from gpuscope._log import logger
 from gpuscope._nvtx import open_nvtx
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 class Recorder(RecorderFields):
     """What the hot path needs, and how it comes to be."""
 
-    __slots__ = ("_open",)
+    __slots__ = ("_open", "captures")
 
     def __init__(self, queue: Any, device: Any, ledger: Ledger, open_bridge: Callable[[], Any]) -> None:
         self.queue = queue
@@ -44,6 +45,8 @@ class Recorder(RecorderFields):
         self.clock = time.perf_counter_ns
         self.nvtx = self.bridge = self.look_for_provider = self.current_context = None
         self._open = open_bridge
+        self.captures: Captures | None = None
+        """Where stages inside CUDA graphs are wanted, those that are being captured."""
         # Not the global `random`, which frameworks seed alike on all ranks: trace ids would repeat.
         self.random_bits = random.Random(random.SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
         # Span ids need to be unique only; from a random start they are so across processes too.
@@ -130,6 +133,8 @@ class Engine:
         self.recorder = Recorder(StartingQueue(self), device, self.ledger, self._open_bridge)
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
+        if config.graph_stages:
+            self.recorder.captures = Captures(device, self.ledger)
         self._epoch_clock = epoch_clock
         self._extra_exporters = exporters
         self.collector = Collector(

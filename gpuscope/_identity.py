@@ -167,12 +167,8 @@ class Identities:
             if outer is None or (outer.trace is trace and outer.span is None):
                 parent_id = trace.parent_id if outer is None else outer.span_id
                 return trace.trace_id, record.span_id, parent_id, trace.sampled is not False
-        if self.uses_sdk():
-            lazy = self.lazy(record)
-            lazy.get_span_context()
-        real = None if lazy is None else lazy._real
-        sampled = self.sampled(record) if real is None else real.span.is_recording()
-        trace_id, span_id = ids_of(record)
+        trace_id, span_id, sampled = self.settle(record)
+        lazy = record.span
         outer = parent_stage(record)
         parent_id = record.trace.parent_id if outer is None else ids_of(outer)[1]
         # A task that starts its successor inside its stage would otherwise hold every context before it.
@@ -180,6 +176,20 @@ class Identities:
         if lazy is not None:
             lazy._attached = None
         return trace_id, span_id, parent_id, sampled
+
+    def settle(self, record: StageRecord) -> tuple[int, int, bool]:
+        """Return trace id, span id and whether it is exported, of a stage that may still run."""
+        lazy: LazySpan | None = record.span
+        if self.uses_sdk():
+            lazy = self.lazy(record)
+            lazy.get_span_context()
+        if lazy is not None and lazy._real is not None:
+            sampled = lazy._real.span.is_recording()
+        elif lazy is not None and self.sdk and lazy._context is not None:
+            sampled = lazy._context.trace_flags.sampled  # Its span has ended, and was let go.
+        else:
+            sampled = self.sampled(record)
+        return *ids_of(record), sampled
 
     @contextmanager
     def _turn(self) -> Iterator[bool]:

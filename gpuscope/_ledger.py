@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from gpuscope._replay_queue import ReplayQueue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuscope._queue import RecordQueue
     from gpuscope._record import StageRecord
+    from gpuscope._replay_queue import Replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Statistics:
     clock_uncertainty_ns: int | None
     """Half the bracket of the latest anchor, the largest over the GPUs; None before the first."""
     exporters: tuple[str, ...]
+    graph_stages: dict[str, int] = field(default_factory=dict)
+    """Stages in captures of CUDA graphs: `timed` in each replay, or why they are not."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same as plain data."""
@@ -48,6 +53,9 @@ class Statistics:
             counts = getattr(self, name)
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
             parts.append(f"{name} {sum(counts.values())}" + (f" ({reasons})" if reasons else ""))
+        if self.graph_stages:
+            counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.graph_stages.items()))
+            parts.append(f"in graphs {counts}")
         if self.clock_uncertainty_ns is not None:
             parts.append(f"GPU clock within {self.clock_uncertainty_ns / 1e3:.1f} µs")
         return ", ".join(parts)
@@ -68,7 +76,10 @@ class Ledger:
         self._dropped: Counter[str] = Counter()
         self._lost: Counter[str] = Counter()
         self._untimed: Counter[str] = Counter()
+        self._graph_stages: Counter[str] = Counter()
         self._closed = False
+        self.replays = ReplayQueue()
+        """Whose stages wait for the collector as those in the queue do."""
 
     def take(self, queue: RecordQueue, limit: int) -> list[StageRecord]:
         """Drain the queue into the collector's hands: one step, as far as `statistics` can see."""
@@ -76,6 +87,13 @@ class Ledger:
             records = queue.drain(limit)
             self._with_collector += len(records)
         return records
+
+    def take_replays(self) -> list[Replay]:
+        """Do the same with the replays of graphs that wait, for the stages inside them."""
+        with self._lock:
+            replays = self.replays.drain()
+            self._with_collector += sum(len(replay.graph) for replay in replays)
+        return replays
 
     def drop(self, reason: str, stages: int = 1) -> None:
         """Count stages in the collector's hands that are not to be exported."""
@@ -101,6 +119,16 @@ class Ledger:
         with self._lock:
             self._untimed[reason] += stages
 
+    def refuse(self, reason: str, stages: int) -> None:
+        """Count stages that are never to reach the collector."""
+        with self._lock:
+            self._dropped[reason] += stages
+
+    def graph_stage(self, reason: str, stages: int = 1) -> None:
+        """Count stages in a capture by what comes of them in replays. They have a fate besides, as any stage."""
+        with self._lock:
+            self._graph_stages[reason] += stages
+
     def deliver(self, stages: int, exporters: int) -> Delivery:
         """Move stages from the collector's hands into those of a number of exporters."""
         with self._lock:
@@ -112,7 +140,8 @@ class Ledger:
     def close(self, queue: RecordQueue, reason: str) -> int:
         """Give up everything that has no fate yet; what is reported later is ignored. Returns how many that were."""
         with self._lock:
-            stranded = len(queue.drain(len(queue))) + self._with_collector + self._with_exporters
+            waiting = len(queue.drain(len(queue))) + self.replays.give_up()
+            stranded = waiting + self._with_collector + self._with_exporters
             self._with_collector = self._with_exporters = 0
             self._closed = True
             if stranded:
@@ -122,7 +151,7 @@ class Ledger:
     def statistics(self, queue: RecordQueue, uncertainty_ns: int | None, exporters: tuple[str, ...]) -> Statistics:
         """Return the account of this moment."""
         with self._lock:
-            pending = len(queue) + self._with_collector + self._with_exporters
+            pending = len(queue) + self.replays.stages + self._with_collector + self._with_exporters
             dropped = self._dropped + Counter({"queue_full": queue.refused})
             return Statistics(
                 recorded=self._exported + sum(dropped.values()) + sum(self._lost.values()) + pending,
@@ -133,6 +162,7 @@ class Ledger:
                 untimed=dict(self._untimed),
                 clock_uncertainty_ns=uncertainty_ns,
                 exporters=exporters,
+                graph_stages=dict(self._graph_stages),
             )
 
     def _settle(self, stages: int, exported: int, reasons: Counter[str]) -> None:

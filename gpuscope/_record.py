@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Site:
     """What is known of a stage before it runs: made once per name and attributes, shared by all its records."""
 
-    __slots__ = ("attributes", "calls", "function", "name", "nvtx", "rehearsal", "warmup")
+    __slots__ = ("attributes", "calls", "function", "graph", "name", "nvtx", "rehearsal", "warmup")
 
     def __init__(self, name: str, attributes: Mapping[str, Any], function: str | None = None) -> None:
         self.name = name
@@ -31,6 +31,8 @@ class Site:
         """How many of them are warm-up, where that is not left to the configuration."""
         self.rehearsal = False
         """Whether everything inside it is warm-up."""
+        self.graph = True
+        """Whether it adds nodes to CUDA graphs that it is captured into."""
 
 
 class Unnamed(Site):

@@ -60,7 +60,7 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
         try:
             record.thread = _threads.facts
         except AttributeError:
-            record.thread = _facts_of_thread()
+            record.thread = facts_of_thread()
         current.set(record)
         look = recorder.look_for_provider or _first_sight_of_otel(recorder)
         if look is not None and (
@@ -76,7 +76,8 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
         _begin_failed(recorder, record)
 
 
-def _facts_of_thread() -> ThreadFacts:
+def facts_of_thread() -> ThreadFacts:
+    """Return what is known of this thread."""
     if not hasattr(_threads, "facts"):
         _threads.facts = ThreadFacts(threading.get_ident(), threading.current_thread().name)
     return _threads.facts
@@ -173,7 +174,7 @@ if native is not None:
     native.prepare(
         current=current,
         perf_counter=time.perf_counter_ns,
-        facts_of_thread=_facts_of_thread,
+        facts_of_thread=facts_of_thread,
         see_otel=_first_sight_of_otel,
         begin_failed=_begin_failed,
         end_the_rest=_end_what_is_left,

@@ -76,6 +76,10 @@ class Resolver:
                 self.pending += 1
         return rows
 
+    def clock_of(self, lane: Any) -> GpuClock | None:
+        """Return the clock of a lane's device, or None where it can't be calibrated now."""
+        return self._clocks[lane.index] if self._calibrated(lane) else None
+
     def collect(self, limit: int, *, may_ask: bool = True, give_up: bool = False) -> list[Row]:
         """
         Return at most `limit` stages whose GPU work is done.

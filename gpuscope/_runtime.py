@@ -49,6 +49,8 @@ class State:
         """The deep look that is on, which takes part in every period of recording."""
         self.instrumentation: Any = None
         """The functions that were made stages by their names, once there are any."""
+        self.graphs: Any = None
+        """What takes notice of CUDA graphs."""
 
     def reset(self) -> None:
         """Shut down and forget what was recorded: for tests."""
@@ -130,6 +132,11 @@ def start(config: Config, **parts: Any) -> Engine:
         if state.look is not None:
             state.look.attach(state.engine.recorder)
         state.recorder = state.engine.recorder
+        if config.graph_stages:
+            from gpuscope._graph_hooks import GraphHooks
+
+            state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
+            state.graphs.install(config.queue_size)
         _hook_exit_and_fork()
     _logger().info("recording starts: %s", _description(config))
     return state.engine

@@ -90,15 +90,16 @@ else:
 class IdleStage(OffStage):
     """A stage that records nothing yet; a function that it decorates can be recorded later."""
 
-    __slots__ = ("attributes", "name", "stream", "warmup")
+    __slots__ = ("attributes", "graph", "name", "stream", "warmup")
     name: str | None
     attributes: Mapping[str, Any] | None
     stream: Any
     warmup: int | None
+    graph: bool
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that it is recorded once recording is on."""
-        return cast("F", stage_of(function, self.name, self.attributes, self.stream, self.warmup))
+        return cast("F", stage_of(function, self.name, self.attributes, self.stream, self.warmup, graph=self.graph))
 
 
 class Stage(StageBlock):
@@ -114,7 +115,7 @@ class Stage(StageBlock):
         """Wrap the function so that each call of it is a stage."""
         site = self.site
         name = None if isinstance(site, Unnamed) else site.name
-        return cast("F", stage_of(function, name, self.attributes, self.stream, site.warmup))
+        return cast("F", stage_of(function, name, self.attributes, self.stream, site.warmup, graph=site.graph))
 
     def set_attribute(self, key: str, value: Any) -> None:
         """
@@ -167,6 +168,7 @@ def stage(
     attributes: Mapping[str, Any] | None = None,
     stream: Any = None,
     warmup: int | None = None,
+    graph: bool = True,
 ) -> StageHandle: ...
 def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost every call a quarter more.
     name: Any = None,
@@ -174,6 +176,7 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
     attributes: Mapping[str, Any] | None = None,
     stream: Any = None,
     warmup: int | None = None,
+    graph: bool = True,
 ) -> Any:
     """
     Name a piece of inference work; as a decorator or as a context manager.
@@ -193,6 +196,8 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
         stream: a `torch.cuda.Stream` whose work is to be timed instead of the current one's.
         warmup: how many first calls of this stage are flagged as warm-up and left out of statistics, instead of
             `GPUSCOPE_WARMUP`.
+        graph: whether this stage, inside a CUDA graph that is captured, is timed in each replay, for which it adds two
+            nodes to the graph.
 
     Raises:
         TypeError: for a name that is no `str`, a stream without `cuda_stream`, attributes that are no mapping, a
@@ -204,36 +209,46 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
     if _tracing.is_dynamo_compiling():
         return NoStage()
     recorder = _state.recorder
-    if attributes is None and stream is None and warmup is None:
+    if attributes is None and stream is None and warmup is None and graph:
         try:
             return _off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
         except (KeyError, TypeError):  # The first use of a name, or what is none.
             pass
-    return _uncommon(recorder, name, attributes, stream, warmup)
+    return _uncommon(recorder, name, attributes, stream, warmup, graph=graph)
 
 
 def _uncommon(
-    recorder: Recorder | None, name: Any, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None
+    recorder: Recorder | None,
+    name: Any,
+    attributes: Mapping[str, Any] | None,
+    stream: Any,
+    warmup: int | None,
+    *,
+    graph: bool,
 ) -> Any:
     _check(name, attributes, stream, warmup)
     if name is not None and not isinstance(name, str):
         return stage_of(name, None, attributes, stream, warmup)
     if recorder is None:
-        if name is not None and attributes is None and stream is None and warmup is None:
+        if name is not None and attributes is None and stream is None and warmup is None and graph:
             return _off_stage(name)
-        return _idle_stage(name, attributes, stream, warmup) if _state.may_toggle else _NO_STAGE
+        return _idle_stage(name, attributes, stream, warmup, graph=graph) if _state.may_toggle else _NO_STAGE
     if name is not None:
         site = _sites.get(name) or _runtime.new_site(name)
     else:
-        site = _state.unnamed if warmup is None else Unnamed()
+        site = _state.unnamed if warmup is None and graph else Unnamed()
     if warmup is not None:
         site.warmup = warmup
+    if not graph:
+        site.graph = False
     return _new_stage(recorder, site, attributes, stream)
 
 
-def _idle_stage(name: str | None, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None) -> IdleStage:
+def _idle_stage(
+    name: str | None, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None, *, graph: bool = True
+) -> IdleStage:
     idle = IdleStage()
-    idle.name, idle.attributes, idle.stream, idle.warmup = name, attributes, stream, warmup
+    idle.name, idle.attributes, idle.stream, idle.warmup, idle.graph = name, attributes, stream, warmup, graph
     return idle
 
 

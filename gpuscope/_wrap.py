@@ -23,7 +23,13 @@ _state = _runtime.state
 
 
 def stage_of(
-    function: Any, name: str | None, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None
+    function: Any,
+    name: str | None,
+    attributes: Mapping[str, Any] | None,
+    stream: Any,
+    warmup: int | None,
+    *,
+    graph: bool = True,
 ) -> Any:
     """
     Return the function as a stage, of the same kind, name, signature and docstring.
@@ -36,7 +42,7 @@ def stage_of(
 
     """
     if isinstance(function, staticmethod | classmethod):
-        inner = stage_of(function.__func__, name, attributes, stream, warmup)
+        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)
         return function if inner is function.__func__ else type(function)(inner)
     _check(function)
     if _state.recorder is None and not _state.may_toggle:
@@ -46,7 +52,7 @@ def stage_of(
     site = Site(
         name or named.__qualname__.rpartition("<locals>.")[2], dict(attributes or {}), f"{module}.{named.__qualname__}"
     )
-    site.warmup = warmup
+    site.warmup, site.graph = warmup, graph
     import inspect
 
     if not inspect.isroutine(function):
@@ -226,12 +232,12 @@ class StagedCallable:
     def __reduce__(self) -> Any:
         """Pickle the object and decorate it again where it is unpickled."""
         site = self._gpuscope_site
-        return _wrap_again, (self.__wrapped__, site.name, site.attributes, site.warmup)
+        return _wrap_again, (self.__wrapped__, site.name, site.attributes, site.warmup, site.graph)
 
     def __repr__(self) -> str:
         """Show the stage and the object."""
         return f"<stage {self._gpuscope_site.name!r} of {self.__wrapped__!r}>"
 
 
-def _wrap_again(target: Any, name: str, attributes: Mapping[str, Any], warmup: int | None) -> Any:
-    return stage_of(target, name, attributes, None, warmup)
+def _wrap_again(target: Any, name: str, attributes: Mapping[str, Any], warmup: int | None, graph: bool) -> Any:
+    return stage_of(target, name, attributes, None, warmup, graph=graph)

@@ -3,7 +3,8 @@
 
 static int execute(PyObject *module) {
     if (add_record(module) || add_recording(module) || add_block(module)) return -1;
-    return add_events(module) || add_place(module) || add_pack(module) || add_join(module) || add_reader(module) ? -1 : 0;
+    if (add_events(module) || add_place(module) || add_pack(module) || add_join(module)) return -1;
+    return add_reader(module) || add_graphs(module) ? -1 : 0;
 }
 
 static PyModuleDef_Slot slots[] = {

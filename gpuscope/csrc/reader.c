@@ -2,7 +2,8 @@
  * `EventReader`: what the collector asks the driver, without the GIL.
  *
  * The driver may make it wait for a lock, for as long as a copy from pageable memory takes: no thread of the program
- * may then wait for the GIL. The twins are `Resolver._collect_lane` and `Anchors._bracket`.
+ * may then wait for the GIL. The twins are `Resolver._collect_lane`, `Replays._measure` and
+ * `Anchors._bracket`.
  */
 #include "native.h"
 
@@ -98,6 +99,86 @@ static PyObject *read_events(EventReader *self, PyObject *args) {
     return rows == NULL ? NULL : Py_BuildValue("iN", answer, rows);
 }
 
+/* What the distances of one replay are: of each stage its end from the anchor and its length, and the fence's from it. */
+static int measure_replay(const EventReader *self, void *anchor, void *const *events, Py_ssize_t count, float *distances) {
+    /* Until the fence is done, the stages' events may be those of an earlier launch. */
+    int code = self->elapsed(&distances[count - 1], anchor, events[count - 1]);
+    for (Py_ssize_t i = 0; code == 0 && i + 1 < count; i += 2) {
+        /* What can't be told is not a number: the one replay that it belongs to is left out. */
+        if (self->elapsed(&distances[i], anchor, events[i + 1])) distances[i] = Py_NAN;
+        if (self->elapsed(&distances[i + 1], events[i], events[i + 1])) distances[i + 1] = Py_NAN;
+    }
+    return code;
+}
+
+typedef struct {
+    Py_ssize_t count, distances;
+    Py_buffer *buffers;
+} Replays;
+
+static void release(Replays *replays) {
+    for (Py_ssize_t i = 0; i < replays->count; i++) PyBuffer_Release(&replays->buffers[i]);
+    PyMem_Free(replays->buffers);
+}
+
+static int read_addresses(PyObject *list, Replays *replays) {
+    Py_ssize_t count = PyList_GET_SIZE(list);
+    replays->count = replays->distances = 0;
+    replays->buffers = PyMem_Calloc(count ? count : 1, sizeof *replays->buffers);
+    if (replays->buffers == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; replays->count < count; replays->count++) {
+        Py_buffer *buffer = &replays->buffers[replays->count];
+        if (PyObject_GetBuffer(PyList_GET_ITEM(list, replays->count), buffer, PyBUF_SIMPLE)) break;
+        Py_ssize_t events = buffer->len / (Py_ssize_t)sizeof(void *);
+        if (events % 2 == 0) PyErr_SetString(PyExc_ValueError, "a replay has two events for each stage, and a fence");
+        replays->distances += events;
+    }
+    if (!PyErr_Occurred()) return 0;
+    release(replays);
+    return -1;
+}
+
+/* How many are done, oldest first, and what the driver said of the next. */
+static Py_ssize_t measure_replays(const EventReader *self, void *anchor, const Replays *replays, float *distances, int *answer) {
+    for (Py_ssize_t i = 0; i < replays->count; i++) {
+        void *const *events = replays->buffers[i].buf;
+        Py_ssize_t count = replays->buffers[i].len / (Py_ssize_t)sizeof(void *);
+        if ((*answer = measure_replay(self, anchor, events, count, distances))) return i;
+        distances += count;
+    }
+    return replays->count;
+}
+
+/*
+ * read_replays(replays, context, stream, anchor)
+ *
+ * Of replays on one stream, oldest first, each the addresses of its stages' starts and ends and of its fence: what the
+ * driver said of the first that is not done, as `read` does; how many are done; and the distances of those, as floats.
+ */
+static PyObject *read_replays(EventReader *self, PyObject *args) {
+    PyObject *list;
+    unsigned long long context, stream, anchor;
+    int answer = CAPTURING, status = 0;
+    Replays replays;
+    if (!PyArg_ParseTuple(args, "O!KKK:read_replays", &PyList_Type, &list, &context, &stream, &anchor)) return NULL;
+    if (read_addresses(list, &replays)) return NULL;
+    PyObject *distances = PyBytes_FromStringAndSize(NULL, replays.distances * (Py_ssize_t)sizeof(float));
+    Py_ssize_t done = 0;
+    if (distances != NULL) {
+        float *to = (float *)PyBytes_AS_STRING(distances);
+        Py_BEGIN_ALLOW_THREADS
+        if (!self->set_context((void *)(uintptr_t)context) &&
+            !self->is_capturing((void *)(uintptr_t)stream, &status) && !status)
+            done = measure_replays(self, (void *)(uintptr_t)anchor, &replays, to, &answer);
+        Py_END_ALLOW_THREADS
+    }
+    release(&replays);
+    return distances == NULL ? NULL : Py_BuildValue("inN", answer, done, distances);
+}
+
 /* bracket(event, stream, limit_ns): the host's clock before and after the event; None if it did not come in time. */
 static PyObject *bracket(EventReader *self, PyObject *args) {
     unsigned long long event, stream;
@@ -142,6 +223,7 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
 
 static PyMethodDef methods[] = {
     {"read", (PyCFunction)read_events, METH_VARARGS, "Return what is said of the first stage that is not done, and rows."},
+    {"read_replays", (PyCFunction)read_replays, METH_VARARGS, "Return what is said of the first replay that is not done."},
     {"bracket", (PyCFunction)bracket, METH_VARARGS, "Record an event between two readings of the host's clock."},
     {NULL},
 };

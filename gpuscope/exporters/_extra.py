@@ -20,6 +20,7 @@ OURS = frozenset(
         "gpuscope.captured",
         "gpuscope.given_up",
         "gpuscope.gpu.duration",
+        "gpuscope.graph",
         "gpuscope.host.duration",
         "gpuscope.launch_to_start",
         "gpuscope.stage",

@@ -91,7 +91,8 @@ _LAYOUT = _Layout()
 
 _Template = tuple[bytes, int, bytes, int, bytes, int]
 """
-What is written for a row: constant bytes around two slices of it, the second empty without a GPU part.
+What is written for a row: constant bytes around two slices of it, the second empty without a GPU part, the first with
+nothing but one.
 
 The host span's tag and length; its slice; what the host spans share and the GPU span's tag and length; its slice; what
 the GPU spans share; and the bytes of the host span in all. No class: a named tuple takes three times as long to unpack.
@@ -165,7 +166,7 @@ def _cells(spans: Spans) -> NDArray[np.void]:
 
 def _fill_gpu(cells: NDArray[np.void], spans: Spans) -> None:
     batch = spans.batch
-    cells["gpu.parent_id"] = batch.span_id
+    cells["gpu.parent_id"] = spans.gpu_parent_id
     cells["gpu.trace_high"] = batch.trace_high
     cells["gpu.trace_low"] = batch.trace_low
     cells["gpu.span_id"] = batch.gpu_span_id
@@ -175,16 +176,15 @@ def _fill_gpu(cells: NDArray[np.void], spans: Spans) -> None:
         cells[f"gpu.{name}"] = column
 
 
-def _template(host: Facts, gpu: Facts | None) -> _Template:
+def _template(host: Facts | None, gpu: Facts | None) -> _Template:
+    after = b"" if gpu is None else facts_bytes(gpu)
+    of_gpu = b"" if gpu is None else _SPAN + varint(_LAYOUT.size_of(_GPU) + len(after))
+    if host is None:
+        return b"", _NONE, of_gpu, _NONE if gpu is None else _GPU, after, 0
     kind = _WITHOUT_PARENT * (not host.child) + _WITH_GPU * (gpu is not None)
     shared = facts_bytes(host)
     size = _LAYOUT.size_of(kind) + len(shared)
-    before = _SPAN + varint(size)
-    if gpu is None:
-        return before, kind, shared, _NONE, b"", size
-    after = facts_bytes(gpu)
-    between = shared + _SPAN + varint(_LAYOUT.size_of(_GPU) + len(after))
-    return before, kind, between, _GPU, after, size
+    return _SPAN + varint(size), kind, shared + of_gpu, _NONE if gpu is None else _GPU, after, size
 
 
 def _extended(template: _Template, more: bytes) -> _Template:

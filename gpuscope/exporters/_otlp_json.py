@@ -51,12 +51,12 @@ class JsonEncoder:
             f'"scope{what}":[{{"scope":{scope},"{what.lower()}":['
             for what in ("Spans", "Metrics")
         )
-        self._groups: dict[Any, tuple[_Shared, _Shared | None]] = {}
+        self._groups: dict[Any, tuple[_Shared | None, _Shared | None]] = {}
 
     def encode(self, batch: StageBatch) -> str:
         """Return the batch's request, without an end of line."""
         spans = spans_of(batch)
-        shared = resolve(spans, self._groups, lambda host, gpu: (_shared(host), _shared(gpu) if gpu else None))
+        shared = resolve(spans, self._groups, lambda host, gpu: (_shared(host), _shared(gpu)))
         texts = [_span(row) for pair in rows_of(spans, shared) for row in pair if row is not None]
         return f"{self._before}{','.join(texts)}]}}]}}]}}"
 
@@ -66,7 +66,9 @@ class JsonEncoder:
         return f"{self._before_metrics}{','.join(texts)}]}}]}}]}}"
 
 
-def _shared(facts: Facts) -> _Shared:
+def _shared(facts: Facts | None) -> _Shared | None:
+    if facts is None:
+        return None
     flags = PARENT_KNOWN | PARENT_REMOTE * facts.remote
     head = f'"flags":{flags},"kind":{_INTERNAL},"name":{json.dumps(facts.name)},"attributes":['
     doubles = ",".join(f'{{"key":"{name}","value":{{"doubleValue":%r}}}}' for name in facts.measured)

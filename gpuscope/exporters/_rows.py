@@ -38,9 +38,11 @@ class SpanRow(Generic[T]):
     """In the order of `HOST_MEASURED` or `GPU_MEASURED`; a host span without a GPU part has the first only."""
 
 
-def rows_of(spans: Spans, shared: Sequence[tuple[T, T | None]]) -> Iterator[tuple[SpanRow[T], SpanRow[T] | None]]:
+def rows_of(
+    spans: Spans, shared: Sequence[tuple[T | None, T | None]]
+) -> Iterator[tuple[SpanRow[T] | None, SpanRow[T] | None]]:
     """
-    Yield each row's host span and, where it has one, GPU span.
+    Yield each row's host span and GPU span, where it has them.
 
     Args:
         spans: of a batch.
@@ -49,24 +51,24 @@ def rows_of(spans: Spans, shared: Sequence[tuple[T, T | None]]) -> Iterator[tupl
     """
     batch = spans.batch
     host = _lists((batch.span_id, batch.parent_id, batch.host_start_ns, batch.host_end_ns, spans.host_s))
-    gpu = _lists((batch.gpu_span_id, batch.gpu_start_ns, batch.gpu_end_ns))
+    gpu = _lists((batch.gpu_span_id, spans.gpu_parent_id, batch.gpu_start_ns, batch.gpu_end_ns))
     seconds = _lists((spans.gpu_s, spans.launch_s, spans.uncertainty_s))
     traces = _lists((batch.trace_high, batch.trace_low))
     for row, (for_host, for_gpu) in enumerate(shared):
         high, low = next(traces)
         trace_id = high << 64 | low
         span_id, parent_id, start_ns, end_ns, host_s = next(host)
-        gpu_span_id, gpu_start_ns, gpu_end_ns = next(gpu)
+        gpu_span_id, gpu_parent_id, gpu_start_ns, gpu_end_ns = next(gpu)
         gpu_s, launch_s, uncertainty_s = next(seconds)
-        extra = spans.extras.get(row)
-        if for_gpu is None:
-            yield SpanRow(for_host, extra, trace_id, span_id, parent_id, start_ns, end_ns, (host_s,)), None
-            continue
-        of_gpu = (gpu_s, launch_s, uncertainty_s)
-        yield (
-            SpanRow(for_host, extra, trace_id, span_id, parent_id, start_ns, end_ns, (host_s, gpu_s, launch_s)),
-            SpanRow(for_gpu, None, trace_id, gpu_span_id, span_id, gpu_start_ns, gpu_end_ns, of_gpu),
-        )
+        host_row = gpu_row = None
+        if for_host is not None:
+            measured = (host_s,) if for_gpu is None else (host_s, gpu_s, launch_s)
+            extra = spans.extras.get(row)
+            host_row = SpanRow(for_host, extra, trace_id, span_id, parent_id, start_ns, end_ns, measured)
+        if for_gpu is not None:
+            of_gpu = (gpu_s, launch_s, uncertainty_s)
+            gpu_row = SpanRow(for_gpu, None, trace_id, gpu_span_id, gpu_parent_id, gpu_start_ns, gpu_end_ns, of_gpu)
+        yield host_row, gpu_row
 
 
 def _lists(columns: Iterable[NDArray[Any]]) -> Iterator[tuple[Any, ...]]:

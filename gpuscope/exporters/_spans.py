@@ -36,7 +36,12 @@ _HOST_FLAGS = {
     RowFlag.CAPTURED: "gpuscope.captured",
     RowFlag.GIVEN_UP: "gpuscope.given_up",
 }
-_GPU_FLAGS = {RowFlag.WARMUP: "gpuscope.warmup", RowFlag.CLAMPED: "gpuscope.clamped"}
+_GPU_FLAGS = {
+    RowFlag.WARMUP: "gpuscope.warmup",
+    RowFlag.CLAMPED: "gpuscope.clamped",
+    RowFlag.GRAPH: "gpuscope.graph",
+}
+_GRAPH = int(RowFlag.GRAPH)
 _CACHE_SIZE = 2048
 
 # A row's key is these bytes: one structured array and one hash of 26 bytes cost a third of a tuple of seven numbers.
@@ -67,13 +72,19 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spans:
-    """The spans of one batch: a host span a row and, where the row has a GPU part, a GPU span."""
+    """
+    The spans of one batch: a host span a row and, where the row has a GPU part, a GPU span.
+
+    A stage inside a replay of a CUDA graph has a GPU span alone.
+    """
 
     batch: StageBatch
     keys: list[Any]
     """A row's group, in this batch only: `resolve` turns it into facts."""
     gpu: NDArray[np.bool_]
     """Whether the row has a GPU span."""
+    gpu_parent_id: NDArray[np.uint64]
+    """Its own host span, or the stage around it where there is none."""
     extras: dict[int, Extra]
     """By row: what the host span has alone."""
     host_s: NDArray[np.float64]
@@ -94,6 +105,7 @@ def spans_of(batch: StageBatch) -> Spans:
         batch=batch,
         keys=keys,
         gpu=gpu,
+        gpu_parent_id=np.where(batch.flags & _GRAPH, batch.parent_id, batch.span_id),
         extras=extras,
         host_s=(batch.host_end_ns - batch.host_start_ns) / 1e9,
         gpu_s=(batch.gpu_end_ns - batch.gpu_start_ns) / 1e9,
@@ -102,8 +114,16 @@ def spans_of(batch: StageBatch) -> Spans:
     )
 
 
-def resolve(spans: Spans, cache: dict[Any, T], make: Callable[[Facts, Facts | None], T]) -> list[T]:
-    """Return for each row what `make` makes of its facts, host and GPU: made once and kept in a bounded cache."""
+def resolve(spans: Spans, cache: dict[Any, T], make: Callable[[Facts | None, Facts | None], T]) -> list[T]:
+    """
+    Return for each row what `make` makes of its facts, made once and kept in a bounded cache.
+
+    Args:
+        spans: of a batch.
+        cache: of the exporter, which is added to.
+        make: takes the facts of the host span and of the GPU span, each None where the row has no such span.
+
+    """
     local: dict[Any, T] = {}
     for key in set(spans.keys):
         identity = _identity(spans.batch, key)
@@ -147,12 +167,17 @@ def _shared(site: Site, thread: ThreadFacts, flags: int, names: Mapping[RowFlag,
     return {"gpuscope.stage": site.name, **flagged, "thread.id": thread.ident, "thread.name": thread.name}
 
 
-def _host_facts(identity: tuple[Any, ...]) -> Facts:
+def _of_site(site: Site) -> dict[str, Any]:
+    """Return what is known of a stage before it runs, which one of its spans shows."""
+    named = {"code.function.name": site.function} if site.function else {}
+    return named | {key: value for key, value in clean_mapping(site.attributes).items() if key not in OURS}
+
+
+def _host_facts(identity: tuple[Any, ...]) -> Facts | None:
     site, thread, flags, child, where, name, replaced = identity
-    attributes = _shared(site, thread, flags, _HOST_FLAGS)
-    if site.function:
-        attributes["code.function.name"] = site.function
-    attributes.update((key, value) for key, value in clean_mapping(site.attributes).items() if key not in OURS)
+    if flags & _GRAPH:
+        return None
+    attributes = _shared(site, thread, flags, _HOST_FLAGS) | _of_site(site)
     attributes = clean_mapping({key: value for key, value in attributes.items() if key not in replaced})
     return Facts(
         name=as_text(site.name) if name is None else name,
@@ -172,6 +197,8 @@ def _gpu_facts(identity: tuple[Any, ...]) -> Facts | None:
     attributes |= {"gpuscope.cuda.stream": stream, "gpuscope.device.index": index, "hw.type": "gpu"}
     if device is not None:
         attributes |= {"hw.id": device.uuid, "hw.name": device.name}
+    if flags & _GRAPH:
+        attributes = _of_site(site) | attributes
     return Facts(
         name=(as_text(site.name) if name is None else name) + " [gpu]",
         attributes=clean_mapping(attributes),

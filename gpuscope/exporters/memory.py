@@ -59,14 +59,15 @@ class MemoryExporter:
 
     def __init__(self, spans: list[CapturedSpan]) -> None:
         self._spans = spans
-        self._facts: dict[Any, tuple[Facts, Facts | None]] = {}
+        self._facts: dict[Any, tuple[Facts | None, Facts | None]] = {}
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
         """Append the batch's spans, a stage's GPU span after its host span."""
         spans = spans_of(batch)
         shared = resolve(spans, self._facts, lambda host, gpu: (host, gpu))
         for host, gpu in rows_of(spans, shared):
-            self._spans.append(_captured(host, "host"))
+            if host is not None:
+                self._spans.append(_captured(host, "host"))
             if gpu is not None:
                 self._spans.append(_captured(gpu, "gpu"))
         delivery.settle(delivery.stages)

@@ -13,7 +13,8 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
 from gpuscope._log import logger
 from gpuscope.exporters._spans import resolve, spans_of
@@ -49,7 +50,7 @@ class SdkExporter:
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._cache: dict[Any, tuple[Facts, Facts | None]] = {}
+        self._cache: dict[Any, tuple[Facts | None, Facts | None]] = {}
         self._flusher = _Flusher()
         self._succeeded = False
 
@@ -59,22 +60,30 @@ class SdkExporter:
         if tracer is None or batch.live is None:
             delivery.settle(0, {"no_provider": delivery.stages})
             return
-        for number, (lazy, (host, gpu)) in enumerate(zip(batch.live, self._rows_of(batch), strict=True), 1):
-            real = self._bridge.realise(lazy)
-            if real is None:
-                lost["no_span"] += 1
-            elif not real.span.is_recording():
-                lost["not_recording"] += 1
+        inside = _Inside(tracer, batch)
+        for number, (lazy, (host, gpu)) in enumerate(zip(batch.live, self._rows_of(batch), strict=True)):
+            if host is None:
+                lost["not_recording"] += not inside.finish(number, gpu)
             else:
-                _finish(tracer, real, host, gpu)
-            _release(lazy)
-            if number % _SLICE_ROWS == 0:
+                self._end(tracer, lazy, (host, gpu), lost)
+            if number % _SLICE_ROWS == _SLICE_ROWS - 1:
                 yield
         exported = len(batch.live) - sum(lost.values())
         if exported and not self._succeeded:
             self._succeeded = True
             logger.info("exporting spans through the application's %s.", type(self._bridge.provider).__name__)
         delivery.settle(exported, lost)
+
+    def _end(self, tracer: Tracer, lazy: LazySpan, spans: tuple[_Row, _Row | None], lost: Counter[str]) -> None:
+        """End one stage's span, with its child."""
+        real = self._bridge.realise(lazy)
+        if real is None:
+            lost["no_span"] += 1
+        elif not real.span.is_recording():
+            lost["not_recording"] += 1
+        else:
+            _finish(tracer, real, *spans)
+        _release(lazy)
 
     def flush(self, timeout_s: float) -> bool:
         """Ask the provider to flush, and wait for it no longer than the timeout, which itself often ignores."""
@@ -84,8 +93,8 @@ class SdkExporter:
         """Free everything; the spans are with the provider, which the application shuts down."""
         self._flusher.stop()
 
-    def _rows_of(self, batch: StageBatch) -> Iterator[tuple[_Row, _Row | None]]:
-        """Yield each stage's host span and GPU span, with the names and attributes that the other exporters give."""
+    def _rows_of(self, batch: StageBatch) -> Iterator[tuple[_Row | None, _Row | None]]:
+        """Yield each stage's host and GPU span, if any, with the names and attributes that other exporters give."""
         spans = spans_of(batch)
         host_times = zip(batch.host_start_ns.tolist(), batch.host_end_ns.tolist(), strict=True)
         gpu_times = zip(batch.gpu_start_ns.tolist(), batch.gpu_end_ns.tolist(), strict=True)
@@ -93,8 +102,8 @@ class SdkExporter:
         measured = zip(*(column.tolist() for column in columns), strict=True)
         facts = resolve(spans, self._cache, lambda host, gpu: (host, gpu))
         for row, ((host, gpu), seconds) in enumerate(zip(facts, measured, strict=True)):
-            host_row = _Row(host, seconds[:3], next(host_times), spans.extras.get(row))
-            gpu_time = next(gpu_times)
+            host_time, gpu_time = next(host_times), next(gpu_times)
+            host_row = None if host is None else _Row(host, seconds[:3], host_time, spans.extras.get(row))
             yield host_row, None if gpu is None else _Row(gpu, seconds[1:], gpu_time, None)
 
 
@@ -112,6 +121,37 @@ class _Row:
         self.name, self.extra = facts.name, extra
         self.start_ns = max(1, times[0])
         self.end_ns = max(self.start_ns, times[1])
+
+
+class _Inside:
+    """
+    Makes the spans of stages inside graphs, which nobody has asked for before.
+
+    Their parents may have ended, or have a span id that the provider made: known by their contexts alone.
+    """
+
+    def __init__(self, tracer: Tracer, batch: StageBatch) -> None:
+        self._tracer = tracer
+        self._batch = batch
+        self._made: dict[int, SpanContext] = {}
+        """Of those in this batch, where a replay is whole, by the ids that we had given them."""
+
+    def finish(self, row: int, gpu: _Row | None) -> bool:
+        """Make and end the span of a row; return whether it was recorded."""
+        if gpu is None:
+            return False
+        batch = self._batch
+        parent_id = int(batch.parent_id[row])
+        parent = self._made.get(parent_id)
+        if parent is None:
+            trace_id = int(batch.trace_high[row]) << 64 | int(batch.trace_low[row])
+            parent = SpanContext(trace_id, parent_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+        context = set_span_in_context(NonRecordingSpan(parent), Context())
+        span = self._tracer.start_span(gpu.name, context, start_time=gpu.start_ns, attributes=gpu.attributes)
+        recorded = span.is_recording()
+        self._made[int(batch.span_id[row])] = span.get_span_context()
+        span.end(end_time=gpu.end_ns)
+        return recorded
 
 
 def _finish(tracer: Tracer, real: RealSpan, host: _Row, gpu: _Row | None) -> None:

@@ -39,7 +39,8 @@ def captured(batch):
 def by_sdk(batch):
     """The batch's spans as OpenTelemetry's SDK and encoder make them."""
     resource = Resource(RESOURCE)
-    remote = iter((batch.flags & RowFlag.REMOTE_PARENT != 0).tolist())
+    has_host = batch.flags & RowFlag.GRAPH == 0
+    remote = iter((batch.flags[has_host] & RowFlag.REMOTE_PARENT != 0).tolist())
     spans = captured(batch)
     return encode_spans([_readable(span, resource, next(remote) if span.kind == "host" else False) for span in spans])
 
@@ -104,6 +105,23 @@ def test_the_envelope_holds_resource_and_scope():
     assert resource.resource == theirs.resource
     assert scope.scope == theirs.scope_spans[0].scope
     assert [int.from_bytes(span.span_id, "big") for span in scope.spans] == [1, 2, 300]
+
+
+def test_a_stage_inside_a_graph_is_one_span():
+    """It has the GPU's attributes, the stage's own, a mark, and the stage around it as its parent."""
+    inside = Row(span_id=5, gpu_span_id=5, parent_id=3, host_ns=0, flags=int(RowFlag.GRAPH))
+    (span,) = decoded(make_batch(inside))
+    attributes = {each.key for each in span.attributes}
+    assert (int.from_bytes(span.span_id, "big"), int.from_bytes(span.parent_span_id, "big")) == (5, 3)
+    assert span.name == "infer [gpu]"
+    assert {
+        "gpuscope.graph",
+        "gpuscope.gpu.duration",
+        "gpuscope.cuda.stream",
+        "model",
+        "code.function.name",
+    } <= attributes
+    assert "gpuscope.host.duration" not in attributes
 
 
 def test_a_root_has_no_parent_field():

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from gpuscope import _batch, _cuda_device, _runtime
+from gpuscope import _batch, _cuda_device, _graph_events, _runtime
 from gpuscope._compiled import native
 from gpuscope._config import Config
 from gpuscope._cuda import Driver
@@ -50,6 +50,56 @@ class Machine:
         )
         return torch
 
+    def graphs(self):
+        """Return what stands for the module with PyTorch's class of graphs."""
+        machine, library, module = self, self.library, ModuleType("torch.cuda.graphs")
+        for name in ("fake_end_capture", "fake_instantiate"):
+            getattr(library, name).restype = ctypes.c_void_p
+
+        class CUDAGraph:
+            """Behaves as PyTorch's, as far as graphs of record nodes go."""
+
+            def __new__(cls, keep_graph=False):
+                return super().__new__(cls)
+
+            def __init__(self, keep_graph=False):
+                self.keeps, self.template, self.executable = keep_graph, None, None
+                self.error = None
+                """Raised by what comes next."""
+
+            def capture_begin(self, pool=None, capture_error_mode="global"):
+                library.fake_begin_capture(ctypes.c_void_p(machine.streams[machine.device]))
+
+            def capture_end(self):
+                self.template = ctypes.c_void_p(library.fake_end_capture())
+                if self.error is not None:
+                    raise self.error
+                if not self.keeps:
+                    self.executable = ctypes.c_void_p(library.fake_instantiate(self.template))
+                    library.fake_destroy_graph(self.template)
+
+            def instantiate(self):
+                assert self.keeps
+                self.executable = ctypes.c_void_p(library.fake_instantiate(self.template))
+
+            def replay(self):
+                if self.error is not None:
+                    raise self.error
+                if self.executable is None:
+                    self.executable = ctypes.c_void_p(library.fake_instantiate(self.template))
+                library.fake_launch(self.executable)
+
+            def raw_cuda_graph_exec(self):
+                if self.executable is None:
+                    raise RuntimeError("instantiate it first")
+                return self.executable.value
+
+            def reset(self):
+                self.template = self.executable = None
+
+        module.CUDAGraph = CUDAGraph
+        return module
+
     def collect(self):
         """Let the collector do all it can, and return host and GPU spans in order of their starts."""
         while self.engine.collector.step():
@@ -72,12 +122,14 @@ def machine(request, driver_file, monkeypatch):
     """Recording on two GPUs of the fake driver."""
     if request.param == "native" and native is None:
         pytest.skip("the parts in C are not in use")
-    for module in (_batch, _cuda_device):
+    for module in (_batch, _cuda_device, _graph_events):
         monkeypatch.setattr(module, "native", native if request.param == "native" else None)
     library = ctypes.PyDLL(str(driver_file))
     machine = Machine(library)
     monkeypatch.setattr(_cuda_device, "load_driver", lambda: Driver(library))
     monkeypatch.setitem(sys.modules, "torch", machine.torch())
+    monkeypatch.setitem(sys.modules, "torch.cuda.graphs", machine.graphs())
+    monkeypatch.setattr(_runtime.state, "graphs", None)
     config = Config().changed(mode="on", exporters="none", warmup=0, queue_size=16)
     with _runtime.period(config, exporters=(MemoryExporter(machine.spans),), clock=time.perf_counter_ns) as engine:
         engine.recorder.accept(engine.queue)
@@ -85,3 +137,5 @@ def machine(request, driver_file, monkeypatch):
         yield machine
         library.fake_answer(0, 0)
         library.fake_capture(None)
+        library.fake_refuse_exchanges(0)
+        library.fake_work(1_000_000)

@@ -1,21 +1,44 @@
 /*
- * A CUDA driver for tests of `CudaDevice` and of the parts in C on machines without one. Work on a stream takes no time.
+ * A CUDA driver for tests of `CudaDevice` and of the parts in C on machines without one. Work on a stream takes no time,
+ * unless it is held up.
  *
- * Events remember when they were recorded. `fake_answer` sets what the next calls of `cuEventRecord` answer, and
- * `fake_capture` says which stream is being captured.
+ * Events remember when they were recorded. `fake_answer` sets what the next calls of `cuEventRecord` answer,
+ * `fake_capture` says which stream is being captured, and `fake_hold` holds the GPU up, until `fake_work` has it do so
+ * many pieces of work. Graphs consist of nodes that record events, 50 µs apart.
  */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+enum { SUCCESS, INVALID_VALUE, INVALID_HANDLE = 400, NOT_READY = 600, MOST = 4096, NODE_GAP_NS = 50000 };
+
 typedef struct {
     long long recorded_ns;
-    int captured;
+    int captured, awaited;
 } Event;
 
-static int answer, answers_left, contexts_pushed;
+typedef struct {
+    Event *event;
+    int destroyed;
+} Node;
+
+typedef struct {
+    int count;
+    Node *nodes[64];
+    Event *events[64];
+} Graph;
+
+typedef struct {
+    Event *event;
+    int awaited, node; /* Its place in a graph. */
+} Work;
+
+static int answer, answers_left, contexts_pushed, held, exchanges, exchange_answer, capture_id;
 static void *captured_stream;
-static long long records;
+static long long records, last_node_ns;
+static Graph *captured_graph;
+static Work work[MOST];
+static int first_work, last_work;
 
 static long long now_ns(void) {
     struct timespec now;
@@ -23,14 +46,63 @@ static long long now_ns(void) {
     return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
+static void do_one(void) {
+    Work *one = &work[first_work++ % MOST];
+    one->event->recorded_ns = one->node ? last_node_ns + NODE_GAP_NS : now_ns();
+    last_node_ns = one->event->recorded_ns;
+    while (now_ns() < last_node_ns) continue;
+    one->event->awaited -= one->awaited;
+}
+
+static void enqueue(Event *event, int awaited, int node) {
+    event->awaited += awaited;
+    work[last_work++ % MOST] = (Work){event, awaited, node};
+    if (!held) do_one();
+}
+
 void fake_answer(int code, int calls) { answer = code, answers_left = calls; }
 void fake_capture(void *stream) { captured_stream = stream; }
+void fake_hold(void) { held = 1; }
+void fake_work(int pieces) {
+    while (first_work < last_work && pieces-- > 0) do_one();
+    held = first_work < last_work;
+}
 long long fake_records(void) { return records; }
 int fake_contexts_pushed(void) { return contexts_pushed; }
+int fake_exchanges(void) { return exchanges; }
+void fake_refuse_exchanges(int code) { exchange_answer = code; }
+
+void fake_begin_capture(void *stream) {
+    captured_stream = stream;
+    captured_graph = calloc(1, sizeof(Graph));
+    capture_id++;
+}
+
+Graph *fake_end_capture(void) {
+    Graph *graph = captured_graph;
+    captured_stream = captured_graph = NULL;
+    return graph;
+}
+
+Graph *fake_instantiate(Graph *graph) {
+    Graph *executable = calloc(1, sizeof(Graph));
+    *executable = *graph;
+    for (int i = 0; i < graph->count; i++) executable->events[i] = graph->nodes[i]->event;
+    return executable;
+}
+
+void fake_destroy_graph(Graph *graph) {
+    for (int i = 0; i < graph->count; i++) graph->nodes[i]->destroyed = 1;
+}
+
+/* A node's event does not wait for its record, as one of a stream does: asked about before, it tells of the record before. */
+void fake_launch(Graph *executable) {
+    for (int i = 0; i < executable->count; i++) enqueue(executable->events[i], 0, i);
+}
 
 int cuEventCreate(void **event, unsigned flags) {
     *event = calloc(1, sizeof(Event));
-    return 0;
+    return SUCCESS;
 }
 
 int cuEventRecord(Event *event, void *stream) {
@@ -39,23 +111,52 @@ int cuEventRecord(Event *event, void *stream) {
         answers_left--;
         return answer;
     }
-    if (event == NULL) return 400;
-    event->recorded_ns = now_ns();
+    if (event == NULL) return INVALID_HANDLE;
     event->captured = captured_stream != NULL && stream == captured_stream;
-    return 0;
+    if (!event->captured) enqueue(event, 1, 0);
+    return SUCCESS;
 }
 
-int cuEventQuery(Event *event) { return event->captured ? 1 : 0; }
+int cuEventRecordWithFlags(Event *event, void *stream, unsigned flags) {
+    if (flags != 1 || stream != captured_stream) return INVALID_VALUE;
+    Node *node = calloc(1, sizeof(Node));
+    node->event = event;
+    captured_graph->nodes[captured_graph->count++] = node;
+    return SUCCESS;
+}
+
+int cuStreamGetCaptureInfo_v2(
+    void *stream, int *status, unsigned long long *id, void **graph, Node ***nodes, size_t *count
+) {
+    *status = captured_stream != NULL && stream == captured_stream;
+    if (!*status) return SUCCESS;
+    if (id != NULL) *id = capture_id;
+    if (graph != NULL) *graph = captured_graph;
+    if (nodes != NULL) *nodes = &captured_graph->nodes[captured_graph->count - 1];
+    if (count != NULL) *count = 1;
+    return SUCCESS;
+}
+
+int cuGraphExecEventRecordNodeSetEvent(Graph *executable, Node *node, Event *event) {
+    exchanges++;
+    if (exchange_answer) return exchange_answer;
+    for (int i = 0; i < executable->count; i++)
+        if (executable->nodes[i] == node && !node->destroyed) return executable->events[i] = event, SUCCESS;
+    return INVALID_VALUE;
+}
+
+int cuEventQuery(Event *event) { return event->captured ? INVALID_VALUE : event->awaited ? NOT_READY : SUCCESS; }
 
 int cuEventElapsedTime(float *ms, Event *start, Event *end) {
-    if (start->captured || end->captured) return 1;
+    if (start->captured || end->captured) return INVALID_VALUE;
+    if (start->awaited || end->awaited) return NOT_READY;
     *ms = (float)((double)(end->recorded_ns - start->recorded_ns) / 1e6);
-    return 0;
+    return SUCCESS;
 }
 
 int cuStreamIsCapturing(void *stream, int *status) {
     *status = captured_stream != NULL && stream == captured_stream;
-    return 0;
+    return SUCCESS;
 }
 
 int cuCtxPushCurrent_v2(void *context) { return contexts_pushed++, 0; }

@@ -1,0 +1,175 @@
+"""
+Stages that are entered while their stream is being captured: nodes of the graph that record events.
+
+Stands between the hot code and the device's door as long as a capture lasts, so that the hot code knows nothing of it.
+Beside the nodes such a stage is recorded as ever, as what it is: a run that only captured.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._cuda import DriverError
+from gpuscope._graph_events import GraphStages, InnerStage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._cuda import Driver, Handle
+    from gpuscope._graph_events import EventStock
+    from gpuscope._ledger import Ledger
+    from gpuscope._record import Site, StageRecord
+
+TIMED = "timed"
+
+
+@dataclass(slots=True, eq=False)
+class _Begun:
+    """A stage in a capture; its nodes with the events that they record."""
+
+    site: Site
+    around: _Begun | None
+    start: tuple[int, Handle]
+    end: tuple[int, Handle] | None = None
+
+
+class Capture:
+    """
+    One capture, and the stages in it.
+
+    Args:
+        stock: where events come from.
+
+    """
+
+    def __init__(self, stock: EventStock) -> None:
+        self.unfinished = 0
+        """Stages that were not left before it ended."""
+        self._stock = stock
+        self._events: list[Handle] = []
+        self._begun: dict[StageRecord, _Begun] = {}
+        self._stages: list[_Begun] = []
+
+    def begin(self, record: StageRecord) -> None:
+        """Add the node of a stage's start."""
+        begun = _Begun(record.site, self._around(record), self._add_node(record))
+        self._begun[record] = begun
+        self._stages.append(begun)
+
+    def end(self, record: StageRecord) -> None:
+        """Add the node of its end, if it began in this capture."""
+        begun = self._begun.pop(record, None)
+        if begun is not None:
+            begun.end = self._add_node(record)
+
+    def _add_node(self, record: StageRecord) -> tuple[int, Handle]:
+        driver, lane, (event,) = self._stock.driver, record.lane, self._stock.take_unread(1)
+        self._events.append(event)
+        with driver.current(lane.context):
+            return driver.add_record_node(event, lane.handle), event
+
+    def _around(self, record: StageRecord) -> _Begun | None:
+        outer = record.outer
+        while outer is not None and outer not in self._begun:
+            outer = outer.outer
+        return None if outer is None else self._begun[outer]
+
+    def finish(self) -> GraphStages | None:
+        """Return the stages that were entered and left, or None without any."""
+        whole = [begun for begun in self._stages if begun.end is not None]
+        self.unfinished = len(self._stages) - len(whole)
+        if not whole:
+            return None
+        places = {id(begun): place for place, begun in enumerate(whole)}
+        stages, scratch = [], []
+        for begun in whole:
+            around = begun.around
+            while around is not None and id(around) not in places:
+                around = around.around
+            end_node, end_event = begun.end or begun.start
+            stages.append(
+                InnerStage(begun.site, -1 if around is None else places[id(around)], begun.start[0], end_node)
+            )
+            scratch += [begun.start[1], end_event]
+        of_others = [begun.start[1] for begun in self._stages if begun.end is None]
+        return GraphStages(stages, scratch + of_others, self._stock)
+
+    def abandon(self) -> None:
+        """Let go of the events: the capture failed, or no whole stage is in it."""
+        self._stock.give_back_unread(self._events)
+
+
+class Captures:
+    """
+    The captures that are open on one device door.
+
+    Args:
+        device: whose `begin` and `end` this stands in for meanwhile.
+        ledger: counts what became of stages inside captures.
+
+    """
+
+    def __init__(self, device: Any, ledger: Ledger) -> None:
+        self._device = device
+        self.ledger = ledger
+        self._open: dict[int, Capture | str] = {}
+        self._usual: tuple[Any, Any] = device.begin, device.end
+        self._lock = threading.Lock()
+
+    def open(self, ident: int, capture: Capture | str) -> None:
+        """
+        Take notice of stages on the streams of a capture that has begun.
+
+        Args:
+            ident: the driver's number of it.
+            capture: takes the stages, or says why none can be timed in it.
+
+        """
+        device = self._device
+        with self._lock:
+            if not self._open:
+                self._usual = device.begin, device.end
+                device.begin, device.end = self._begin, self._end
+            self._open[ident] = capture
+
+    def close(self, ident: int) -> None:
+        """Take none any more; with the last capture that is open, the hot code has its way again."""
+        with self._lock:
+            if self._open.pop(ident, None) is not None and not self._open:
+                self._device.begin, self._device.end = self._usual
+
+    def includes(self, driver: Driver, stream: Handle) -> bool:
+        """Tell whether a stream takes part in a capture, in a tenth of a microsecond where none is open."""
+        return bool(self._open) and driver.capture_of(stream) is not None
+
+    def _begin(self, record: StageRecord, stream: Any) -> None:
+        self._usual[0](record, stream)
+        capture = self._capture_of(record)
+        if capture is None:
+            return
+        if isinstance(capture, str):
+            self.ledger.graph_stage(capture)
+        elif not record.site.graph:
+            self.ledger.graph_stage("opted_out")
+        else:
+            self._guarded(capture.begin, record)
+
+    def _end(self, record: StageRecord) -> None:
+        capture = self._capture_of(record)
+        if isinstance(capture, Capture):
+            self._guarded(capture.end, record)
+        self._usual[1](record)
+
+    def _guarded(self, act: Callable[[StageRecord], None], record: StageRecord) -> None:
+        try:
+            act(record)
+        except DriverError:
+            self.ledger.graph_stage("driver_refused")
+
+    def _capture_of(self, record: StageRecord) -> Capture | str | None:
+        if record.pair is None:
+            return None  # No events left, or a stream that must not be asked about.
+        ident = self._device.driver.capture_of(record.lane.handle)
+        return None if ident is None else self._open.get(ident)

@@ -1,0 +1,395 @@
+"""Stages inside captured CUDA graphs, on a driver that is made of C and a class that behaves as PyTorch's does."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from itertools import pairwise
+
+import pytest
+
+import gpuscope
+from gpuscope import _runtime, stage
+
+NODE_GAP_NS = 50_000
+"""The driver's graphs take so long from node to node."""
+
+
+@pytest.fixture
+def new_graph(machine):
+    """Return a function that captures a graph with stages of these names one after another, and returns it."""
+
+    def new(*names, keep_graph=False, **options):
+        graph = sys.modules["torch.cuda.graphs"].CUDAGraph(keep_graph)
+        graph.capture_begin()
+        for name in names:
+            with stage(name, **options):
+                pass
+        graph.capture_end()
+        return graph
+
+    return new
+
+
+def replay(graph, around="request"):
+    """Launch the graph in a stage."""
+    with stage(around):
+        graph.replay()
+
+
+def inner(spans):
+    """Return the spans of stages inside graphs, by name, in order of their starts."""
+    found = {}
+    for span in spans:
+        if span.attributes.get("gpuscope.graph"):
+            found.setdefault(span.name, []).append(span)
+    return found
+
+
+def account(machine):
+    """Return what became of every stage."""
+    s = machine.engine.statistics()
+    assert s.recorded == s.exported + sum(s.dropped.values()) + sum(s.lost.values()) + s.pending
+    return s
+
+
+def test_every_replay_yields_its_own_spans(machine, new_graph):
+    """Each replay has a GPU span for each stage inside, child of the stage around the replay, and no host span."""
+    graph = new_graph("attention", "mlp")
+    for _ in range(3):
+        replay(graph)
+    spans = machine.collect()
+    requests = {span.span_id: span for span in spans if span.name == "request"}
+    found = inner(spans)
+    assert set(found) == {"attention [gpu]", "mlp [gpu]"}
+    for name in found:
+        assert [span.kind for span in found[name]] == ["gpu"] * 3
+        assert {span.parent_id for span in found[name]} == set(requests)
+        assert [span.duration_ns // 1000 for span in found[name]] == [NODE_GAP_NS // 1000] * 3
+    for attention, mlp in zip(found["attention [gpu]"], found["mlp [gpu]"], strict=True):
+        assert attention.parent_id == mlp.parent_id
+        assert attention.trace_id == requests[attention.parent_id].trace_id
+        assert attention.end_ns < mlp.start_ns
+        assert requests[attention.parent_id].start_ns <= attention.start_ns
+    ids = [span.span_id for span in spans]
+    assert len(ids) == len(set(ids))
+    assert account(machine).recorded == 2 + 3 + 3 * 2  # The capture's own runs, the requests, and those inside.
+    assert machine.engine.statistics().graph_stages == {"timed": 2}
+
+
+def test_the_run_that_captured_is_marked_as_such(machine, new_graph):
+    """The stage of the capture itself is exported as before, without GPU times."""
+    new_graph("attention")
+    (host,) = machine.collect()
+    assert (host.name, host.attributes["gpuscope.captured"]) == ("attention", True)
+
+
+def test_replays_that_overtake_the_collector_keep_their_own_times(machine, new_graph):
+    """Launches that follow each other unread are told apart: none has the start of one and the end of another."""
+    graph = new_graph("attention")
+    replay(graph)
+    machine.collect()
+    machine.library.fake_hold()
+    for _ in range(5):
+        replay(graph)
+    machine.library.fake_work(1 + 1)  # The request's event, and the first stage's start.
+    assert len(inner(machine.collect())["attention [gpu]"]) == 1
+    machine.library.fake_work(1000)
+    found = inner(machine.collect())["attention [gpu]"]
+    assert [span.duration_ns // 1000 for span in found] == [NODE_GAP_NS // 1000] * 6
+    assert all(first.end_ns < second.start_ns for first, second in pairwise(found))
+    assert account(machine).dropped == {}
+
+
+def test_nothing_is_read_before_the_fence(machine, new_graph):
+    """A node's event tells of an older record until it is recorded; the replay's spans wait for the event after it."""
+    graph = new_graph("attention")
+    for _ in range(2):
+        replay(graph)
+        machine.collect()
+    machine.library.fake_hold()
+    replay(graph)
+    machine.library.fake_work(2)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 2
+    assert account(machine).pending > 0
+    machine.library.fake_work(1000)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 3
+    assert account(machine).pending == 0
+
+
+def test_nested_stages_are_children_of_each_other(machine):
+    """A stage inside another one of the same graph is the child of that one's GPU span."""
+    graph = sys.modules["torch.cuda.graphs"].CUDAGraph()
+    graph.capture_begin()
+    with stage("block"):
+        with stage("attention"), stage("softmax"):
+            pass
+        with stage("mlp"):
+            pass
+    graph.capture_end()
+    replay(graph)
+    spans = {span.name: span for span in machine.collect() if span.kind == "gpu"}
+    assert spans["softmax [gpu]"].parent_id == spans["attention [gpu]"].span_id
+    assert spans["attention [gpu]"].parent_id == spans["mlp [gpu]"].parent_id == spans["block [gpu]"].span_id
+    hosts = {span.name: span for span in machine.collect() if span.kind == "host" and span.name == "request"}
+    assert spans["block [gpu]"].parent_id == hosts["request"].span_id
+    assert spans["block [gpu]"].start_ns < spans["softmax [gpu]"].start_ns
+    assert spans["mlp [gpu]"].end_ns < spans["block [gpu]"].end_ns
+
+
+def test_a_replay_in_no_stage_is_one(machine, new_graph):
+    """Where nothing encloses the replay it is a stage itself, so that those inside have a parent."""
+    new_graph("attention").replay()
+    spans = machine.collect()
+    (around,) = [span for span in spans if span.name == "graph replay"]
+    (attention,) = inner(spans)["attention [gpu]"]
+    assert (attention.parent_id, attention.trace_id) == (around.span_id, around.trace_id)
+
+
+def test_several_graphs_on_several_streams(machine, new_graph):
+    """Graphs share nothing, and the same graph may be replayed on any stream."""
+    graphs = {name: new_graph(name) for name in ("encoder", "decoder")}
+    for stream in (0x70, 0x80, 0x90):
+        machine.streams[0] = stream
+        for graph in graphs.values():
+            replay(graph)
+    found = inner(machine.collect())
+    for name in graphs:
+        assert [span.attributes["gpuscope.cuda.stream"] for span in found[f"{name} [gpu]"]] == [0x70, 0x80, 0x90]
+
+
+def test_a_graph_captured_on_one_thread_is_replayed_on_others(machine, new_graph):
+    """Eight threads that replay one graph at once yield as many spans as replays, each in its own request."""
+    graph = new_graph("attention")
+    threads = [threading.Thread(target=lambda: [replay(graph) for _ in range(20)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = inner(machine.collect())["attention [gpu]"]
+    statistics = account(machine)
+    overwritten = statistics.dropped.get("overwritten", 0)
+    # The queue of this machine is short, so its records are refused; the events of replays are enough for some.
+    assert len(found) + overwritten == 160
+    assert len({span.parent_id for span in found}) == len(found)
+    assert all(span.duration_ns // 1000 == NODE_GAP_NS // 1000 for span in found)
+
+
+def test_a_replay_without_events_left_is_counted(machine, new_graph):
+    """When all events wait to be read, replays go on, have no inner spans, and are counted as overwritten."""
+    graph = new_graph("attention")
+    machine.library.fake_hold()
+    for _ in range(30):
+        graph.replay()
+    machine.library.fake_work(10_000)
+    read = len(inner(machine.collect())["attention [gpu]"])
+    assert read == 4 * 16 // 3  # Four events for each place in the queue, and three a replay.
+    assert account(machine).dropped["overwritten"] == 30 - read
+    replay(graph)
+    assert len(inner(machine.collect())["attention [gpu]"]) == read + 1
+
+
+def test_recording_may_be_toggled_between_replays(machine, new_graph):
+    """Replays while recording is off yield nothing, and disturb neither those before nor those after."""
+    graph = new_graph("attention")
+    machine.library.fake_hold()
+    replay(graph)
+    gpuscope.disable()
+    graph.replay()
+    exchanges = machine.library.fake_exchanges()
+    graph.replay()
+    assert machine.library.fake_exchanges() == exchanges  # Nothing is exchanged twice.
+    machine.library.fake_work(1000)
+    _runtime.state.recorder = machine.engine.recorder
+    replay(graph)
+    found = inner(machine.collect())["attention [gpu]"]
+    assert [span.duration_ns // 1000 for span in found] == [NODE_GAP_NS // 1000] * 2
+    assert account(machine).recorded == 1 + 2 + 2
+
+
+def test_events_of_a_graph_that_is_gone_are_used_again(machine, new_graph):
+    """However many graphs come and go, there are no more events than they needed at once; what they ran is read."""
+    for _ in range(20):
+        graph = new_graph("attention")
+        replay(graph)
+        del graph
+        gc.collect()
+        machine.collect()
+    (stock,) = _runtime.state.graphs._stocks.values()
+    assert len(stock._spare) == 3
+    assert len(stock._unread) == 2
+    assert len(inner(machine.collect())["attention [gpu]"]) == 20
+
+
+def test_a_graph_destroyed_before_it_was_read_is_read(machine, new_graph):
+    """The events outlive the graph."""
+    graph = new_graph("attention")
+    machine.library.fake_hold()
+    replay(graph)
+    graph.reset()
+    del graph
+    gc.collect()
+    machine.library.fake_work(1000)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 1
+    (stock,) = _runtime.state.graphs._stocks.values()
+    assert len(stock._spare) == 3
+
+
+def test_a_stage_may_opt_out(machine, new_graph):
+    """A stage with `graph=False` adds no node, as block and as decorator, and says why it is not timed."""
+
+    @stage("decorated", graph=False)
+    def decorated():
+        pass
+
+    graph = sys.modules["torch.cuda.graphs"].CUDAGraph()
+    graph.capture_begin()
+    with stage("kept"), stage("left out", graph=False):
+        decorated()
+    graph.capture_end()
+    replay(graph)
+    assert set(inner(machine.collect())) == {"kept [gpu]"}
+    assert machine.engine.statistics().graph_stages == {"timed": 1, "opted_out": 2}
+
+
+def test_a_graph_made_before_recording_is_left_alone(machine):
+    """PyTorch has not kept such a graph, so that its nodes have no names; stages in it say so."""
+    gpuscope.disable()
+    graph = sys.modules["torch.cuda.graphs"].CUDAGraph()
+    _runtime.state.recorder = machine.engine.recorder
+    graph.capture_begin()
+    with stage("attention"):
+        pass
+    graph.capture_end()
+    replay(graph)
+    assert inner(machine.collect()) == {}
+    assert machine.engine.statistics().graph_stages == {"made_before_recording": 1}
+    assert machine.untimed == {"captured": 1}
+
+
+def test_a_graph_that_the_program_keeps_is_instantiated_when_the_program_says(machine, new_graph):
+    """With `keep_graph=True` it is not instantiated before its first replay, and may be again; replays are timed."""
+    graph = new_graph("attention", keep_graph=True)
+    assert graph.executable is None
+    replay(graph)
+    graph.instantiate()
+    replay(graph)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 2
+
+
+def test_a_graph_that_nobody_keeps_is_instantiated_when_its_capture_ends(machine, new_graph):
+    """As it would be without us, stages inside or none."""
+    assert new_graph("attention").executable is not None
+    assert new_graph().executable is not None
+
+
+def test_a_stage_across_the_end_of_a_capture_is_left_out(machine, new_graph):
+    """A stage that is left after the capture has no second node; those in it are timed all the same."""
+    graph = sys.modules["torch.cuda.graphs"].CUDAGraph()
+    graph.capture_begin()
+    crossing = stage("crossing")
+    with crossing:
+        with stage("inside"):
+            pass
+        graph.capture_end()
+    replay(graph)
+    assert set(inner(machine.collect())) == {"inside [gpu]"}
+    assert machine.engine.statistics().graph_stages == {"timed": 1, "left_after_capture": 1}
+
+
+def test_a_driver_that_refuses_the_exchange_costs_the_inner_spans_alone(machine, new_graph):
+    """The graph is replayed, and its stages are counted, since nobody knows which events are whose."""
+    graph = new_graph("attention")
+    machine.library.fake_refuse_exchanges(999)
+    replay(graph)
+    machine.library.fake_refuse_exchanges(0)
+    replay(graph)
+    assert inner(machine.collect()) == {}
+    assert account(machine).dropped == {"overwritten": 2}
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(machine):
+    """The exception of `capture_end` passes, and stages afterwards are timed as ever."""
+    kind = sys.modules["torch.cuda.graphs"].CUDAGraph
+    graph = kind()
+    graph.capture_begin()
+    with stage("attention"):
+        pass
+    graph.error = RuntimeError("invalidated")
+    with pytest.raises(RuntimeError, match="invalidated"):
+        graph.capture_end()
+    with stage("after"):
+        pass
+    spans = machine.collect()
+    assert [span.name for span in spans if span.kind == "gpu"] == ["after [gpu]"]
+
+
+def test_the_stages_of_a_launch_that_fails_are_counted(machine, new_graph):
+    """The exception is the program's; the next launch is timed again."""
+    graph = new_graph("attention")
+    graph.error = RuntimeError("no memory")
+    with pytest.raises(RuntimeError, match="no memory"):
+        replay(graph)
+    graph.error = None
+    replay(graph)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 1
+    assert account(machine).dropped == {"replay_failed": 1}
+
+
+def test_inner_stages_belong_to_the_applications_trace(machine, new_graph):
+    """With OpenTelemetry in use a replay's stages have the trace and the parent that its stage has there."""
+    machine.engine.recorder.open_bridge()
+    graph = new_graph("attention")
+    replay(graph)
+    spans = machine.collect()
+    (request,) = [span for span in spans if span.name == "request"]
+    (attention,) = inner(spans)["attention [gpu]"]
+    assert (attention.trace_id, attention.parent_id) == (request.trace_id, request.span_id)
+
+
+def test_a_replay_that_is_captured_is_none(machine, new_graph):
+    """A graph that is launched into a capture becomes part of another graph: nothing is recorded and nothing asked."""
+    inside = new_graph("attention")
+    outside = sys.modules["torch.cuda.graphs"].CUDAGraph()
+    outside.capture_begin()
+    records = machine.library.fake_records()
+    inside.replay()
+    assert machine.library.fake_records() == records
+    outside.capture_end()
+    assert inner(machine.collect()) == {}
+
+
+def test_events_of_an_unread_replay_are_not_lost_with_the_recording(machine, new_graph):
+    """Another period of recording finds all events again."""
+    graph = new_graph("attention")
+    replay(graph)
+    machine.engine.ledger.close(machine.engine.queue, "shutdown")
+    assert account(machine).lost == {"shutdown": 3}
+    del graph
+    gc.collect()
+    (stock,) = _runtime.state.graphs._stocks.values()
+    assert len(stock._spare) == 3
+
+
+def test_a_shutdown_gives_up_what_the_gpu_has_not_done(machine, new_graph):
+    """At the end stages of replays that were never read are lost, and said to be."""
+    graph = new_graph("attention", "mlp")
+    replay(graph)
+    machine.collect()
+    machine.library.fake_hold()
+    replay(graph)
+    while machine.engine.collector.step(give_up=True):
+        pass
+    assert account(machine).lost == {"given_up": 2}
+
+
+def test_the_class_has_its_own_methods_again(machine, new_graph):
+    """`remove` puts back what was there."""
+    kind = sys.modules["torch.cuda.graphs"].CUDAGraph
+    assert hasattr(kind.replay, "__wrapped__")
+    _runtime.state.graphs.remove()
+    assert not hasattr(kind.replay, "__wrapped__")
+    graph = new_graph("attention")
+    replay(graph)
+    assert inner(machine.collect()) == {}
