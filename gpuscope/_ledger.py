@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._replay_queue import ReplayQueue
+from gpuscope._tracing import elisions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,9 @@ class Statistics:
     exporters: tuple[str, ...]
     graph_stages: dict[str, int] = field(default_factory=dict)
     """Stages in captures of CUDA graphs: `timed` in each replay, or why they are not."""
+    elided: dict[str, int] = field(default_factory=dict)
+    """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function.
+    Of the whole process. They are not among the recorded, for there is nothing left that could be."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same as plain data."""
@@ -56,6 +60,8 @@ class Statistics:
         if self.graph_stages:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.graph_stages.items()))
             parts.append(f"in graphs {counts}")
+        if self.elided:
+            parts.append(f"compiled away at {len(self.elided)} places")
         if self.clock_uncertainty_ns is not None:
             parts.append(f"GPU clock within {self.clock_uncertainty_ns / 1e3:.1f} µs")
         return ", ".join(parts)
@@ -163,6 +169,7 @@ class Ledger:
                 clock_uncertainty_ns=uncertainty_ns,
                 exporters=exporters,
                 graph_stages=dict(self._graph_stages),
+                elided=dict(elisions.places),
             )
 
     def _settle(self, stages: int, exported: int, reasons: Counter[str]) -> None:

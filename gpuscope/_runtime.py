@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._children import finish_in_children
 from gpuscope._environment import is_off, variables
 from gpuscope._record import Site, Unnamed
+from gpuscope._tracing import elisions
 
 if TYPE_CHECKING:
     import logging
@@ -139,6 +140,7 @@ def start(config: Config, **parts: Any) -> Engine:
             state.graphs.install(config.queue_size)
         _hook_exit_and_fork()
     _logger().info("recording starts: %s", _description(config))
+    elisions.listen()
     return state.engine
 
 

@@ -207,6 +207,7 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
     """
     # First and alone: Dynamo takes this call for a constant, and nothing below it is traced, guarded or run.
     if _tracing.is_dynamo_compiling():
+        _tracing.gpuscope_left_out()
         return NoStage()
     recorder = _state.recorder
     if attributes is None and stream is None and warmup is None and graph:

@@ -1,13 +1,16 @@
 """
 Whether `torch.compile` is tracing the code that asks: PyTorch's own `is_dynamo_compiling`, without importing PyTorch.
 
-Holds a reference to it and nothing else. Dynamo takes the call for a constant, so only this reference is guarded.
+Holds a reference to it. Dynamo takes the call for a constant, so only this reference is guarded.
 To ask `sys.modules` in traced code would not do: Dynamo reads the whole of a dictionary in which something is looked
 up, thousands of modules in each frame, and the compilation fails when anything is imported in the meantime.
+
+And counts the stages of which tracing leaves nothing. Never looks at a stage's name: Dynamo would guard it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
         """Return True while Dynamo traces the caller, False when it runs."""
 
 
+MAX_PLACES = 1024
+"""Places that are counted by name: code that is generated has as many as it likes."""
 _NAME = "is_dynamo_compiling"
+_OURS = __file__.removesuffix("_tracing.py")
 _modules = sys.modules
 
 
@@ -43,3 +49,72 @@ def _before_torch() -> bool:
         return True
     globals()[_NAME] = found
     return False
+
+
+class Elisions:
+    """The stages that were left out of compiled regions, in this process: by place, how often each was traced."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, int] = {}
+        self._is_heard = self._is_said = False
+
+    def add(self, place: str) -> None:
+        """Count a stage; Dynamo holds its lock meanwhile."""
+        if place not in self.places and len(self.places) >= MAX_PLACES:
+            place = "elsewhere"
+        self.places[place] = self.places.get(place, 0) + 1
+        self._say()
+
+    def listen(self) -> None:
+        """Say from now on, once, that there are such stages: recording has begun."""
+        self._is_heard = True
+        self._say()
+
+    def _say(self) -> None:
+        if self._is_heard and self.places and not self._is_said:
+            self._is_said = True
+            from gpuscope._log import logger
+
+            with contextlib.suppress(Exception):  # What the application does with a log line breaks no compilation.
+                logger.warning(
+                    "`torch.compile` leaves out the stages inside what it compiles, as at %s. Put one around the "
+                    "compiled callable to time it as a whole. Said once; `gpuscope.statistics().elided` has all.",
+                    next(iter(self.places)),
+                )
+
+
+class _IsUnderstood:
+    """True from PyTorch 2.6 on, which is known to take a marked function without breaking the graph; 2.4 is not."""
+
+    def __bool__(self) -> bool:
+        version = str(getattr(_modules.get("torch"), "__version__", "0.0")).split(".")
+        return tuple(map(int, version[:2])) >= (2, 6)
+
+
+elisions = Elisions()
+
+
+def gpuscope_left_out() -> None:
+    """
+    Count a stage in code that is being traced.
+
+    Dynamo does not trace this, it calls it, and the call leaves no code and no graph break: that is what
+    `torch.compiler.assume_constant_result` means by the attribute below, and itself it would import Dynamo. The result
+    becomes a global of the traced module, as the compiled functions do, under the name of this function.
+    """
+    if is_dynamo_compiling():  # It traces this, too, where it does not understand.
+        return
+    place = "unknown"
+    with contextlib.suppress(Exception):  # A private part of PyTorch may change; that breaks no compilation either.
+        place = _place()
+    elisions.add(place)
+
+
+gpuscope_left_out._dynamo_marked_constant = _IsUnderstood()  # type: ignore[attr-defined]
+
+
+def _place() -> str:
+    """Return what Dynamo traces, `model.py:12 in forward`; of a decorated function that is compiled itself its name."""
+    stack = _modules["torch._guards"].TracingContext.extract_stack()
+    frame = next((frame for frame in reversed(stack) if not frame.filename.startswith(_OURS)), None)
+    return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else str(stack[-1].name)

@@ -97,6 +97,7 @@ def _plain(function: Any, site: Site, stream: Any) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         # First and alone, as in `stage`. Each wrapper says it itself: Dynamo has to see it in the traced frame.
         if _tracing.is_dynamo_compiling():
+            _tracing.gpuscope_left_out()
             return function(*args, **kwargs)
         recorder = _state.recorder
         if recorder is None:
@@ -116,6 +117,7 @@ def _plain(function: Any, site: Site, stream: Any) -> Any:
 def _coroutine(function: Any, site: Site, stream: Any) -> Any:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         if _tracing.is_dynamo_compiling():
+            _tracing.gpuscope_left_out()
             return await function(*args, **kwargs)
         recorder = _state.recorder
         if recorder is None:
@@ -153,6 +155,7 @@ def _resume(step: Any, value: Any, site: Site, stream: Any) -> Any:
 def _generator(function: Any, site: Site, stream: Any) -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if _tracing.is_dynamo_compiling():
+            _tracing.gpuscope_left_out()
             return (yield from function(*args, **kwargs))
         generator = function(*args, **kwargs)
         step, value = generator.send, None

@@ -427,3 +427,44 @@ class TestPlace:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpuscope"):
                     assert node.module.startswith(allowed), (path, node.module)
+
+
+class TestReplays:
+    """Stages inside replays of CUDA graphs."""
+
+    @pytest.fixture
+    def summary(self):
+        """Four calls of a stage whose replays have two stages inside, one of them around a third."""
+        statistics = StageStatistics()
+        for call in range(4):
+            inside = {"flags": RowFlag.GRAPH, "host": 0.0, "root": "decode", "start": call + 0.1}
+            rows = [
+                row("decode", "decode", start=float(call), host=0.2, gpu=0.6, delay=0.1, span=10 * call + 1),
+                row("mlp", gpu=0.2, delay=0.3, span=10 * call + 3, parent=10 * call + 1, **inside),
+                row("up", gpu=0.1, delay=0.3, span=10 * call + 4, parent=10 * call + 3, **inside),
+                row("attention", gpu=0.1, delay=0.1, span=10 * call + 2, parent=10 * call + 1, **inside),
+            ]
+            statistics.add(batch_of(rows))
+        return statistics.summary()
+
+    def test_inner_stages_have_gpu_times_alone(self, summary):
+        """They have no percentiles, no delay and no share of the host; the launcher keeps its own."""
+        mlp = by_name(summary)["mlp"]
+        assert (mlp.calls, mlp.host_ms, mlp.launch_to_start_ms, mlp.host_share) == (4, None, None, None)
+        assert mlp.gpu_ms.p50 == pytest.approx(0.2)
+        assert mlp.gpu_share == pytest.approx(1.0)
+        assert by_name(summary)["decode"].host_ms.p50 == pytest.approx(0.2)
+        assert summary.as_dict()["stages"][1]["host_ms"] is None
+
+    def test_inner_stages_stand_in_the_order_of_the_gpu(self, summary):
+        """All were launched at once, so the GPU tells which came first."""
+        assert [(stage.name, stage.depth) for stage in summary.stages] == [
+            ("decode", 0),
+            ("attention", 1),
+            ("mlp", 1),
+            ("up", 2),
+        ]
+
+    def test_table_says_why_the_host_is_missing(self, summary):
+        """The text has a dash, and a sentence for it."""
+        assert "runs inside replays of a CUDA graph" in str(summary)

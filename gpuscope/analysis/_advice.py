@@ -32,6 +32,7 @@ LATER = "Record an event and wait for it when the result is needed, with host wo
 LESS_GPU_WORK = (
     "Less GPU work: lower precision, fusing by `torch.compile`, a smaller model. Faster launching gains nothing."
 )
+LESS_IN_THE_GRAPH = "Less GPU work in it: lower precision, fusing, a smaller model. The host is not in it."
 IF_IT_WAITS = (
     "If it waits for the GPU inside (`.cpu()`, `.item()`, `synchronize()`): give that call a stage of its own."
 )

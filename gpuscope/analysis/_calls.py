@@ -14,6 +14,7 @@ import numpy as np
 
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._evidence import Kind
+from gpuscope.analysis._replays import callers, in_graph
 from gpuscope.analysis._segments import UNMEASURED, ancestors, measured
 
 if TYPE_CHECKING:
@@ -64,10 +65,9 @@ class Material:
         kinds = recording.stage[recording.root].astype(np.int64) * len(recording.names) + recording.stage
         order = np.argsort(kinds, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1) if len(order) else []
-        # A stage may also run inside itself, or be outermost in one place and inner in another.
-        split = [
-            part for rows in groups for part in (rows[recording.parent[rows] < 0], rows[recording.parent[rows] >= 0])
-        ]
+        # A stage may also run inside itself, or be outermost in one place and inner, or in a graph, in another.
+        place = np.where(recording.parent < 0, 0, np.where(in_graph(recording), 2, 1))
+        split = [rows[place[rows] == each] for rows in groups for each in range(3)]
         found = [Calls(self, rows) for rows in split if len(rows)]
         host_ns = recording.host_end_ns - recording.host_start_ns
         whole = {calls.root: int(host_ns[calls.rows].sum()) for calls in found if calls.outermost}
@@ -98,6 +98,11 @@ class Calls:
     def outermost(self) -> bool:
         """Whether these are the requests themselves."""
         return bool(self.material.recording.parent[self.rows[0]] < 0)
+
+    @property
+    def replayed(self) -> bool:
+        """Whether these ran inside replays of CUDA graphs."""
+        return bool(self.material.recording.flags[self.rows[0]] & RowFlag.GRAPH)
 
     @cached_property
     def judged(self) -> NDArray[np.int64]:
@@ -149,6 +154,17 @@ class Calls:
             stage = int(self.material.recording.stage[self.material.evidence.waited_for[segment]])
             by_stage[stage] = by_stage.get(stage, 0) + int(spans.host_end_ns[segment] - spans.host_start_ns[segment])
         return self.material.recording.names[max(by_stage, key=by_stage.__getitem__)] if by_stage else None
+
+    def share_of_caller(self) -> float:
+        """Return the part of these calls in the time on the stream of the stages that launched their graphs."""
+        recording = self.material.recording
+        gpu_ns = recording.gpu_end_ns - recording.gpu_start_ns
+        launched = np.unique(callers(recording)[self.timed])
+        return float(gpu_ns[self.timed].sum()) / max(1.0, float(gpu_ns[launched].sum()))
+
+    def launched_by(self) -> str:
+        """Return the stage that launched the graph of the first of these calls."""
+        return self.material.name(int(callers(self.material.recording)[self.rows[0]]))
 
     def without_gpu_times(self) -> str:
         """Return why GPU times are missing in these calls, of the stage where most time is without."""

@@ -99,6 +99,19 @@ def doubt_about(calls: Calls) -> Doubt | None:
     return _ambiguous(calls)
 
 
+def doubt_about_replayed(calls: Calls) -> Doubt | None:
+    """Return why nothing can be said about calls inside replays, of which the GPU's own times are all there is."""
+    count, timed = len(calls.judged), calls.timed
+    if count < MIN_CALLS:
+        return Doubt(f"{count} calls besides warm-up and cold ones, of at least {MIN_CALLS}.", (MORE_CALLS,))
+    if len(timed) < (1 - MAX_HIDDEN) * count:
+        return Doubt("Its GPU times cannot be placed.", (WITH_GPU,))
+    recording = calls.material.recording
+    if np.median(recording.gpu_end_ns[timed] - recording.gpu_start_ns[timed]) < MIN_NS:
+        return Doubt(f"It is shorter than {MIN_NS / 1e6} ms, so that its events are what is measured.", (LARGER_STAGE,))
+    return None
+
+
 def _ambiguous(calls: Calls) -> Doubt | None:
     evidence = calls.material.evidence
     wait, idle, unclear, unproven = (

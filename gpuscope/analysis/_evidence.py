@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuscope.analysis._intervals import Intervals, covered, union
+from gpuscope.analysis._replays import in_graph, replays_of
 from gpuscope.analysis._segments import ancestors, measured, segments_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpuscope.analysis._replays import Replays
     from gpuscope.analysis._segments import Segments
     from gpuscope.analysis.recording import Recording
 
@@ -102,8 +104,9 @@ def gather(recording: Recording) -> Evidence:
     segments, tangled = segments_of(recording)
     kind = _kinds(recording, segments)
     device, row_device = _devices(recording)
-    proven = _busy(segments, device)
-    busy = _busy(segments, device, (kind == Kind.AHEAD) & segments.one_stream)
+    replays = replays_of(recording)
+    proven = _busy(segments, replays, device)
+    busy = _busy(segments, replays, device, (kind == Kind.AHEAD) & segments.one_stream)
     root_device = row_device[recording.root]
     end_ns = _ends(recording)
     whole = Intervals(recording.host_start_ns, end_ns)
@@ -165,8 +168,14 @@ def _moved(recording: Recording) -> NDArray[np.float64]:
         value = attributes.get("bytes")
         if isinstance(value, (int, float)) and math.isfinite(value):
             moved[row] = value
-    moved[recording.parent[recording.parent >= 0]] = 0
+    moved[_around(recording)] = 0
     return moved
+
+
+def _around(recording: Recording) -> NDArray[np.int64]:
+    """Return the stages that have others inside on the host."""
+    around: NDArray[np.int64] = recording.parent[(recording.parent >= 0) & ~in_graph(recording)]
+    return around
 
 
 def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -179,8 +188,8 @@ def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[n
     """
     shown = np.zeros(len(recording.stage), np.bool_)
     shown[recording.root[segments.owner[np.isin(kind, (Kind.AHEAD, Kind.WAITS, Kind.COPIES))]]] = True
-    innermost = np.ones(len(recording.stage), np.bool_)
-    innermost[recording.parent[recording.parent >= 0]] = False
+    innermost = ~in_graph(recording)
+    innermost[_around(recording)] = False
     last_ns = np.zeros(len(recording.stage), np.int64)
     np.maximum.at(last_ns, recording.root[innermost], recording.host_start_ns[innermost])
     root = recording.root[segments.owner]
@@ -201,15 +210,17 @@ def _devices(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 def _busy(
-    segments: Segments, device: NDArray[np.int64], through: NDArray[np.bool_] | None = None
+    segments: Segments, replays: Replays, device: NDArray[np.int64], through: NDArray[np.bool_] | None = None
 ) -> dict[int, Intervals]:
     """
     Return the time in which each device had work: from each point where the GPU is behind until it has caught up.
 
-    Unions, so that what two streams do at a time counts once.
+    Unions, so that what two streams do at a time counts once. From the first to the last stage inside a replay the GPU
+    waits for nobody.
 
     Args:
         segments: All of them.
+        replays: All of them.
         device: Of each stream.
         through: Segments all through whose GPU interval the GPU is taken to have had work as well.
 
@@ -218,9 +229,10 @@ def _busy(
     late = segments.timed & (segments.gpu_end_ns - segments.host_end_ns > tolerance_ns)
     early = segments.timed & (segments.gpu_start_ns - segments.host_start_ns > tolerance_ns)
     through = np.zeros_like(late) if through is None else through
-    start = np.concatenate([segments.host_end_ns[late], segments.host_start_ns[early], segments.gpu_start_ns[through]])
-    end = np.concatenate([segments.gpu_end_ns[late], segments.gpu_start_ns[early], segments.gpu_end_ns[through]])
-    where = device[np.concatenate([segments.stream[chosen] for chosen in (late, early, through)])]
+    starts = segments.host_end_ns[late], segments.host_start_ns[early], segments.gpu_start_ns[through], replays.start_ns
+    ends = segments.gpu_end_ns[late], segments.gpu_start_ns[early], segments.gpu_end_ns[through], replays.end_ns
+    streams = segments.stream[late], segments.stream[early], segments.stream[through], replays.stream
+    start, end, where = np.concatenate(starts), np.concatenate(ends), device[np.concatenate(streams)]
     return {int(each): union(Intervals(start[where == each], end[where == each])) for each in np.unique(where)}
 
 

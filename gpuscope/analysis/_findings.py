@@ -56,6 +56,7 @@ class StageVerdict:
     duration_ms: float | None
     """Median, from the host's start to the end of all its work; the following ones are medians too."""
     host_ms: float | None
+    """None, as are the times and shares of the host below, of a stage in a CUDA graph, whose duration is the GPU's."""
     gpu_ms: float | None
     """Between its two events on the stream: not the time that the GPU was busy."""
     launch_to_start_ms: float | None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HOST, GPU, DELAY = range(3)
 """Rows of a block: host duration, GPU duration, and launch to start, in milliseconds."""
-WARMUP = int(RowFlag.WARMUP)
+WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.GRAPH)
 
 
 class Group(NamedTuple):
@@ -31,7 +31,7 @@ class Group(NamedTuple):
     row: int
     """The first of its rows in the batch."""
     block: NDArray[np.float64]
-    """Three rows, `HOST`, `GPU` and `DELAY`, one column a call; not a number where there is no GPU part."""
+    """Three rows, `HOST`, `GPU` and `DELAY`, one column a call; not a number where there is no such part."""
     host_ms: float
     gpu_ms: float
     requests: int
@@ -71,9 +71,13 @@ def _durations(
     block[GPU] = (batch.gpu_end_ns - batch.gpu_start_ns)[order]
     block[DELAY] = (batch.gpu_start_ns - host_start_ns)[order]
     block /= 1e6
+    replayed = np.flatnonzero(batch.flags[order] & _IN_GRAPH)
+    block[HOST, replayed] = 0.0
     # Both times are 0 without a GPU part, so the sum needs no mask; percentiles do.
     sums = np.add.reduceat(block[: GPU + 1], starts, axis=1).tolist()
     block[GPU:, batch.gpu_end_ns[order] == 0] = np.nan
+    # A stage inside a replay has no time on the host, and no launch of its own.
+    block[HOST, replayed] = block[DELAY, replayed] = np.nan
     return block, sums
 
 

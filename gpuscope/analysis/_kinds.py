@@ -12,6 +12,7 @@ import numpy as np
 
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._order import in_order
+from gpuscope.analysis._replays import in_graph
 from gpuscope.analysis._tally import Tally
 
 if TYPE_CHECKING:
@@ -38,15 +39,17 @@ class Kind(NamedTuple):
 def kinds(recording: Recording) -> Iterator[Kind]:
     """Yield the stages of each kind of request from its root, in the order in which they first started."""
     tallies: dict[tuple[int, int], Tally] = {}
+    # Stages of one replay are told apart in time by the GPU.
+    begin_ns = np.where(in_graph(recording), recording.gpu_start_ns, recording.host_start_ns)
     rows_of = {}
     # By their first rows: a stage around another comes before it, so that no two can be inside each other.
     for rows in sorted(_groups(recording), key=lambda rows: int(rows[0])):
         first, around = int(rows[0]), int(recording.parent[rows[0]])
         stage, root = int(recording.stage[first]), int(recording.stage[recording.root[first]])
-        tally = Tally(recording.names[stage], recording.names[root], int(recording.host_start_ns[first]))
+        tally = Tally(recording.names[stage], recording.names[root], int(begin_ns[first]))
         if around >= 0:
             tally.parent = tallies.get((int(recording.stage[around]), root))
-            tally.offset_ns -= int(recording.host_start_ns[around])
+            tally.offset_ns -= int(begin_ns[around])
         tallies[stage, root] = tally
         rows_of[tally] = rows
     for tally, parent, depth in in_order(tallies.values()):
@@ -67,9 +70,9 @@ def is_warmup(recording: Recording) -> NDArray[np.bool_]:
 
 
 def is_leaf(recording: Recording) -> NDArray[np.bool_]:
-    """Return for each row whether no stage is inside it."""
-    leaf = np.ones(len(recording.stage), np.bool_)
-    leaf[recording.parent[recording.parent >= 0]] = False
+    """Return for each row whether no stage is inside it; what is inside a replay counts with the stage around it."""
+    leaf = ~in_graph(recording)
+    leaf[recording.parent[(recording.parent >= 0) & leaf]] = False
     return leaf
 
 

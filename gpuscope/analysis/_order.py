@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuscope._columns import RowFlag
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from gpuscope._columns import StageBatch
     from gpuscope.analysis._tally import Tally
 
+_IN_GRAPH = int(RowFlag.GRAPH)
 PATIENCE_NS = 60_000_000_000
 """How long the stage around one call is awaited before a later call is tried instead."""
 
@@ -28,7 +31,7 @@ class Family:
         """Wait for the stage around this call, unless that of another call is already awaited."""
         # A stage ends, and so comes, before the one around it, maybe in an earlier batch; the one around it may
         # also have been dropped, hence the patience.
-        start_ns = int(batch.host_start_ns[row])
+        start_ns = begin_ns(batch, row)
         if tally.awaited_id and start_ns - tally.awaited_start_ns < PATIENCE_NS:
             return
         self._forget(tally)
@@ -50,11 +53,11 @@ class Family:
                     self._await(tally, batch, row)
                     found |= {tally.awaited_id} & rows.keys()
                 else:
-                    _adopt(tally, parent, tally.awaited_start_ns - int(batch.host_start_ns[row]))
+                    _adopt(tally, parent, tally.awaited_start_ns - begin_ns(batch, row))
 
     def _await(self, tally: Tally, batch: StageBatch, row: int) -> None:
         tally.awaited_id = int(batch.parent_id[row])
-        tally.awaited_start_ns = int(batch.host_start_ns[row])
+        tally.awaited_start_ns = begin_ns(batch, row)
         if tally.awaited_id:
             self._waiting.setdefault(tally.awaited_id, []).append(tally)
 
@@ -64,6 +67,12 @@ class Family:
             waiting.remove(tally)
             if not waiting:
                 del self._waiting[tally.awaited_id]
+
+
+def begin_ns(batch: StageBatch, row: int) -> int:
+    """Return when a stage began: on the host, or inside a replay, where all were launched at once, on the GPU."""
+    replayed = int(batch.flags[row]) & _IN_GRAPH
+    return int((batch.gpu_start_ns if replayed else batch.host_start_ns)[row])
 
 
 def _adopt(tally: Tally, parent: Tally, offset_ns: int) -> None:

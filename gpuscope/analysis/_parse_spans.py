@@ -35,10 +35,13 @@ _FLAGS = {
     "gpuscope.captured": RowFlag.CAPTURED,
     "gpuscope.given_up": RowFlag.GIVEN_UP,
     "gpuscope.clamped": RowFlag.CLAMPED,
+    "gpuscope.graph": RowFlag.GRAPH,
 }
 _NOT_THE_APPLICATIONS = OURS | {"thread.id", "thread.name", "code.function.name"}
 _STAGE = ("gpuscope.stage", "thread.id", "thread.name")
 _STREAM = ("gpuscope.cuda.stream", "gpuscope.device.index", "hw.name", "hw.id")
+_NOT_OF_GRAPHS = {"gpuscope.clamped", "gpuscope.clock.uncertainty", "hw.type", *_STREAM}
+"""What the span of a stage inside a graph has besides, which is a GPU span alone."""
 _NOTHING: dict[str, Any] = {}
 _IDENTITY = ("service.name", "service.instance.id", "host.name", "process.pid")
 
@@ -147,11 +150,17 @@ class Lines:
         key = _id(span["traceId"], 32), _id(span["spanId"], 16)
         if key in self.host:
             return
+        self._take_host(process, span, values, key)
+
+    def _take_host(self, process: int, span: dict[str, Any], values: dict[str, Any], key: SpanKey) -> None:
         start_ns, end_ns = _interval(span)
+        if "gpuscope.graph" in values:
+            # A stage inside a graph has no host span; on the host there is but the launch.
+            start_ns = end_ns = start_ns - round(plain(values["gpuscope.launch_to_start"]) * 1e9)
         flags = _flags(values) | (RowFlag.REMOTE_PARENT if span.get("flags", 0) & _PARENT_REMOTE else 0)
         failed = "status" in span and span["status"].get("code") == _ERROR
         parent = _id(span["parentSpanId"], 16) if span.get("parentSpanId") else ""
-        own = {name: plain(values[name]) for name in values.keys() - _NOT_THE_APPLICATIONS}
+        own = {name: plain(values[name]) for name in values.keys() - _NOT_THE_APPLICATIONS - _NOT_OF_GRAPHS}
         stage, thread = self._numbers(process, values, _STAGE, self._stage_and_thread)
         self.host[key] = HostPart(key, parent, Numbers(stage, thread, start_ns, end_ns, flags, failed))
         if own:
@@ -164,6 +173,10 @@ class Lines:
             raise ValueError(uncertainty_ns)
         (stream,) = self._numbers(process, values, _STREAM, self._stream)
         key = span["traceId"], span["parentSpanId"]
+        if "gpuscope.graph" in values:
+            key = _id(span["traceId"], 32), _id(span["spanId"], 16)
+            if key not in self.host:
+                self._take_host(process, span, values, key)
         self.gpu[key] = GpuPart(stream, start_ns, end_ns, uncertainty_ns, _flags(values))
 
     def _numbers(

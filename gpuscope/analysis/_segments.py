@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuscope._columns import RowFlag
+from gpuscope.analysis._replays import in_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,12 +84,14 @@ def _points(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.bool_]]
     depth = np.zeros(count, np.int64)
     for rows, _ in ancestors(recording.parent):
         depth[rows] += 1
-    empty = recording.host_end_ns <= recording.host_start_ns
+    # The host is not there when a stage inside a replay starts or ends.
+    hosted = np.flatnonzero(~in_graph(recording))
+    start_ns, end_ns, depth = recording.host_start_ns[hosted], recording.host_end_ns[hosted], depth[hosted]
     # At one instant: inner stages end before outer ones, what follows starts after that, and empty stages end last.
-    rank = np.concatenate([count + depth, np.where(empty, 3 * count - depth, -depth)])
-    row = np.tile(np.arange(count), 2)
-    order = np.lexsort((rank, np.concatenate([recording.host_start_ns, recording.host_end_ns]), recording.root[row]))
-    return row[order], order >= count
+    rank = np.concatenate([count + depth, np.where(end_ns <= start_ns, 3 * count - depth, -depth)])
+    row = np.tile(hosted, 2)
+    order = np.lexsort((rank, np.concatenate([start_ns, end_ns]), recording.root[row]))
+    return row[order], order >= len(hosted)
 
 
 def _between(

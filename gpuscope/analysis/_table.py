@@ -52,7 +52,7 @@ def _gpu(summary: Summary) -> list[Column]:
     return _percentiles([stage.gpu_ms for stage in summary.stages])
 
 
-def _percentiles(columns: list[Percentiles] | list[Percentiles | None]) -> list[Column]:
+def _percentiles(columns: list[Percentiles | None]) -> list[Column]:
     return [
         ("p50", [_ms(each.p50 if each else None) for each in columns]),
         ("p90", [_ms(each.p90 if each else None) for each in columns]),
@@ -107,7 +107,9 @@ def _notes(summary: Summary) -> list[str]:
         notes.append("* has made warm-up calls only, so its figures are of those.")
     if any(stage.gpu_ms for stage in stages):
         notes.append("start +ms: from the start on the host to the start on the GPU, median.")
-    else:
+    if any(stage.host_ms is None for stage in stages):
+        notes.append("- under host ms: runs inside replays of a CUDA graph, where the host is not.")
+    if not any(stage.gpu_ms for stage in stages):
         notes.append("No GPU times: these are host times only.")
     return notes
 

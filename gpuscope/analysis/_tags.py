@@ -12,26 +12,39 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._columns import RowFlag
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gpuscope.analysis.recording import Recording
 
 Tags = dict[str, bool | int | float | str]
 
 # Plain integers: `&` of an enumeration's members costs a microsecond.
 _NAMED = {int(flag): f"gpuscope.{flag.name}".lower() for flag in RowFlag if flag is not RowFlag.REMOTE_PARENT}
+_IN_GRAPH = int(RowFlag.GRAPH)
+_NAMED[_IN_GRAPH] = "gpuscope.graph"
 
 
 def host_tags(recording: Recording, row: int) -> Tags:
     """Return what belongs to the stage's time on the host."""
     thread = recording.threads[recording.thread[row]]
-    own = {name: _scalar(value) for name, value in recording.attributes.get(row, {}).items()}
-    return {**own, **_flags(recording, row), "thread.id": thread.ident, "thread.name": thread.name}
+    return {**_own(recording, row), **_flags(recording, row), "thread.id": thread.ident, "thread.name": thread.name}
 
 
-def gpu_tags(recording: Recording, row: int) -> Tags:
-    """Return what belongs to the stage's time on its stream; durations in seconds."""
+def gpu_tags(recording: Recording, row: int, outside_ns: Mapping[int, int]) -> Tags:
+    """
+    Return what belongs to the stage's time on its stream; durations in seconds.
+
+    Args:
+        recording: the stage's.
+        row: of the stage.
+        outside_ns: by stage around replays, its time that is in no stage inside.
+
+    """
     stream = recording.streams[recording.stream[row]]
     start_ns = int(recording.gpu_start_ns[row])
     return {
+        # What other stages show beside their time on the host.
+        **(_own(recording, row) if recording.flags[row] & _IN_GRAPH else {}),
         **_flags(recording, row),
         "gpuscope.cuda.stream": stream.handle,
         "gpuscope.device.index": stream.device,
@@ -40,7 +53,12 @@ def gpu_tags(recording: Recording, row: int) -> Tags:
         "gpuscope.gpu.duration": (int(recording.gpu_end_ns[row]) - start_ns) / 1e9,
         "gpuscope.launch_to_start": (start_ns - int(recording.host_start_ns[row])) / 1e9,
         "gpuscope.clock.uncertainty": int(recording.uncertainty_ns[row]) / 1e9,
+        **({"gpuscope.graph.outside": outside_ns[row] / 1e9} if row in outside_ns else {}),
     }
+
+
+def _own(recording: Recording, row: int) -> Tags:
+    return {name: _scalar(value) for name, value in recording.attributes.get(row, {}).items()}
 
 
 def _flags(recording: Recording, row: int) -> Tags:

@@ -16,6 +16,7 @@ import numpy as np
 from gpuscope._columns import RowFlag
 from gpuscope._version import __version__
 from gpuscope.analysis._intervals import gaps
+from gpuscope.analysis._replays import outside_ns
 from gpuscope.analysis._timeline_lanes import devices, gpu_rows, host_rows, leaves, thread_gaps
 from gpuscope.analysis._timeline_stages import stage_lines
 from gpuscope.analysis.figures import figures
@@ -53,6 +54,7 @@ def timeline_data(recording: Recording, findings: Mapping[str, Any] | None = Non
         "streams": [{"process": each.process, "handle": hex(each.handle)} for each in recording.streams],
         "devices": [_device(each, start_ns) for each in devices(recording)],
         "columns": _columns(recording, start_ns),
+        "outside": {str(row): ns for row, ns in outside_ns(recording).items()},
         "traces": [recording.trace_id[row] for row in np.flatnonzero(recording.parent < 0)],
         "attributes": {str(row): _texts(attributes) for row, attributes in recording.attributes.items()},
         "stages": list(stage_lines(recording, figured.stages)),

@@ -13,6 +13,7 @@ import numpy as np
 
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._intervals import Intervals, gaps, union
+from gpuscope.analysis._replays import in_graph, replays_of
 from gpuscope.analysis._segments import ancestors
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ class Device:
     covered: Intervals
     """By leaf stages. Between them, no stream that was measured was in any stage."""
     queued: Intervals
-    """When a stage's GPU work went on although the host had left the stage: the stream was not waiting for the host."""
+    """When a stage's GPU work went on although the host had left the stage, or as a graph: the stream was not waiting
+    for the host."""
 
 
 def host_rows(recording: Recording) -> NDArray[np.int32]:
-    """Return for each stage its row in the lane of its thread: below the stage around it, overlapping no other."""
-    slack = np.zeros_like(recording.host_start_ns)
-    return _place(recording.thread, recording.host_start_ns, recording.host_end_ns, recording.parent, slack)
+    """Return for each stage its row in its thread's lane: below its parent, overlapping no other; -1 in a graph."""
+    slack, lane = np.zeros_like(recording.host_start_ns), np.where(in_graph(recording), -1, recording.thread)
+    return _place(lane, recording.host_start_ns, recording.host_end_ns, recording.parent, slack)
 
 
 def gpu_rows(recording: Recording) -> NDArray[np.int32]:
@@ -59,11 +61,18 @@ def gpu_rows(recording: Recording) -> NDArray[np.int32]:
     )
 
 
-def leaves(recording: Recording) -> NDArray[np.bool_]:
-    """Return which stages have GPU times, and none on the same GPU inside: an outer stage's cover the gaps in it."""
+def leaves(recording: Recording, parent: Times | None = None) -> NDArray[np.bool_]:
+    """
+    Return which stages have GPU times, and none on the same GPU inside: an outer stage's cover the gaps in it.
+
+    Args:
+        recording: all of it.
+        parent: the stage around each, if not the recording's.
+
+    """
     device = device_of(recording)
     leaf = device >= 0
-    for rows, above in ancestors(recording.parent):
+    for rows, above in ancestors(recording.parent if parent is None else parent):
         leaf[above[device[above] == device[rows]]] = False
     return leaf
 
@@ -84,13 +93,19 @@ def thread_gaps(recording: Recording, thread: int) -> Intervals:
 
 def devices(recording: Recording) -> Iterator[Device]:
     """Yield the GPUs in the order of their streams."""
-    device, leaf = device_of(recording), leaves(recording)
+    device, replayed, replays = device_of(recording), in_graph(recording), replays_of(recording)
+    # A stage around replays covers the gaps in them, which are not bubbles: in a replay nobody waits for the host.
+    leaf = leaves(recording, np.where(replayed, -1, recording.parent)) & ~replayed
     for number in np.unique(device[leaf]).tolist():
         rows = np.flatnonzero(leaf & (device == number))
         start_ns, end_ns = recording.gpu_start_ns[rows], recording.gpu_end_ns[rows]
         left_ns = recording.host_end_ns[rows]
         sure = (recording.flags[rows] & RowFlag.CLAMPED) == 0
         late = sure & (end_ns - left_ns > recording.uncertainty_ns[rows])
+        # From its first to its last stage a replay goes on whatever the host does.
+        here = device[replays.caller] == number
+        queued_from = np.concatenate([np.maximum(start_ns, left_ns)[late], replays.start_ns[here]])
+        queued_to = np.concatenate([end_ns[late], replays.end_ns[here]])
         first = recording.streams[number]
         yield Device(
             index=first.device,
@@ -100,7 +115,7 @@ def devices(recording: Recording) -> Iterator[Device]:
             start_ns=int(start_ns.min()),
             end_ns=int(end_ns.max()),
             covered=union(Intervals(start_ns, end_ns)),
-            queued=union(Intervals(np.maximum(start_ns, left_ns)[late], end_ns[late])),
+            queued=union(Intervals(queued_from, queued_to)),
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuscope.analysis._kinds import is_warmup, kinds
+from gpuscope.analysis._replays import in_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,12 +27,12 @@ BINS = 24
 
 def stage_lines(recording: Recording, figured: Iterable[StageFigures]) -> Iterator[dict[str, Any]]:
     """Yield a line for each stage within each kind of request, in the order of the figures."""
-    steady = ~is_warmup(recording)
+    steady, replayed = ~is_warmup(recording), in_graph(recording)
     for kind, line in zip(kinds(recording), figured, strict=True):
         rows = kind.rows if line.only_warmup else kind.rows[steady[kind.rows]]
-        timed = rows[recording.stream[rows] >= 0]
+        timed, hosted = rows[recording.stream[rows] >= 0], rows[~replayed[rows]]
         yield asdict(line) | {
-            "host_shape": _shape((recording.host_end_ns - recording.host_start_ns)[rows]),
+            "host_shape": _shape((recording.host_end_ns - recording.host_start_ns)[hosted]),
             "gpu_shape": _shape((recording.gpu_end_ns - recording.gpu_start_ns)[timed]),
         }
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gpuscope.analysis._replays import in_graph
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -31,9 +33,9 @@ class Slices(NamedTuple):
 
 def host_slices(recording: Recording) -> Slices:
     """Return the host intervals on their threads. Coroutines of one thread may overlap."""
-    rows = np.arange(len(recording.stage))
-    nothing = np.zeros(len(rows), np.int64)
-    return _slices(rows, recording.thread, recording.host_start_ns, recording.host_end_ns, nothing)
+    rows = np.flatnonzero(~in_graph(recording))
+    thread, nothing = recording.thread[rows], np.zeros(len(rows), np.int64)
+    return _slices(rows, thread, recording.host_start_ns[rows], recording.host_end_ns[rows], nothing)
 
 
 def gpu_slices(recording: Recording) -> Slices:

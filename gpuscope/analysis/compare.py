@@ -14,6 +14,7 @@ import numpy as np
 
 from gpuscope.analysis._kinds import end_to_end_ns, is_leaf, is_warmup, kinds
 from gpuscope.analysis._median import CONFIDENCE, median_change
+from gpuscope.analysis._replays import in_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,7 +116,7 @@ class _Calls:
         self._end_to_end_ns = end_to_end_ns(recording)
         self._warmup, self._leaf, self._recording = is_warmup(recording), is_leaf(recording), recording
         self._lanes = {
-            "host": (np.ones(len(self._leaf), np.bool_), recording.host_end_ns - recording.host_start_ns),
+            "host": (~in_graph(recording), recording.host_end_ns - recording.host_start_ns),
             "gpu": (recording.stream >= 0, recording.gpu_end_ns - recording.gpu_start_ns),
         }
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._kinds import end_to_end_ns, is_warmup, kinds
+from gpuscope.analysis._replays import in_graph, outside_ns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +65,9 @@ class StageFigures:
     captured: int
     given_up: int
     clamped: int
-    host_ms: Distribution
+    replayed_calls: int
+    """How many of the calls were inside replays of CUDA graphs, and so have GPU times alone."""
+    host_ms: Distribution | None
     gpu_ms: Distribution | None
     """Time on the stream between the stage's two events, which is not time that the GPU was busy."""
     launch_to_start_ms: Distribution | None
@@ -72,6 +75,11 @@ class StageFigures:
     """Host time as a part of the host time of the requests."""
     gpu_share: float | None
     """GPU time as a part of the same."""
+    outside_ms: Distribution | None
+    """Of a stage around replays: its time on the stream in none of the stages inside, launches and the time between
+    replays included."""
+    outside_share: float | None
+    """That as a part of the host time of the requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +145,10 @@ class _Counting:
         self._gpu_ns = recording.gpu_end_ns - recording.gpu_start_ns
         self._delay_ns = recording.gpu_start_ns - recording.host_start_ns
         self._end_to_end_ns = end_to_end_ns(recording)
+        self._replayed = in_graph(recording)
+        self._outside_ns = np.full(len(recording.stage), -1)
+        for row, ns in outside_ns(recording).items():
+            self._outside_ns[row] = ns
         self._requests: dict[str, NDArray[np.int64]] = {}
         """Rows of the requests that count, by kind; known from its root on."""
 
@@ -145,6 +157,8 @@ class _Counting:
         if kind.depth == 0:
             self._requests[kind.name] = self._counted(self._outermost(kind))
         timed = kind.rows[self._recording.stream[kind.rows] >= 0]
+        hosted = kind.rows[~self._replayed[kind.rows]]
+        launched, around = timed[~self._replayed[timed]], timed[self._outside_ns[timed] >= 0]
         flags = self._recording.flags[kind.rows]
         return StageFigures(
             name=kind.name,
@@ -155,11 +169,14 @@ class _Counting:
             captured=int((flags & RowFlag.CAPTURED != 0).sum()),
             given_up=int((flags & RowFlag.GIVEN_UP != 0).sum()),
             clamped=int((flags & RowFlag.CLAMPED != 0).sum()),
-            host_ms=_some(self._host_ns[self._counted(kind.rows)]),
+            replayed_calls=len(kind.rows) - len(hosted),
+            host_ms=_distribution(self._host_ns[self._counted(hosted)]),
             gpu_ms=_distribution(self._gpu_ns[self._counted(timed)]),
-            launch_to_start_ms=_distribution(self._delay_ns[self._counted(timed)]),
-            host_share=self._share(kind, kind.rows, self._host_ns),
+            launch_to_start_ms=_distribution(self._delay_ns[self._counted(launched)]),
+            host_share=self._share(kind, hosted, self._host_ns),
             gpu_share=self._share(kind, timed, self._gpu_ns),
+            outside_ms=_distribution(self._outside_ns[self._counted(around)]),
+            outside_share=self._share(kind, around, self._outside_ns),
         )
 
     def request(self, kind: Kind) -> RequestFigures:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuscope.analysis._replays import in_graph, outside_ns
 from gpuscope.analysis._tags import gpu_tags, host_tags
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     import numpy as np
+    from numpy.typing import NDArray
 
     from gpuscope.analysis._tags import Tags
     from gpuscope.analysis.recording import Recording
@@ -44,9 +46,10 @@ def traces(recording: Recording) -> Iterator[dict[str, Any]]:
     rows: dict[str, list[int]] = {}
     for row, trace_id in enumerate(recording.trace_id):
         rows.setdefault(trace_id, []).append(row)
+    outside, replayed = outside_ns(recording), in_graph(recording)
     processes = {f"p{number}": _process(recording, number) for number in range(len(recording.processes))}
     for trace_id, of_trace in rows.items():
-        spans = [span for row in of_trace for span in _spans(recording, row)]
+        spans = [span for row in of_trace for span in _spans(recording, row, outside, replayed)]
         used = {span["processID"] for span in spans}
         yield {"traceID": trace_id, "spans": spans, "processes": {key: processes[key] for key in sorted(used)}}
 
@@ -58,25 +61,29 @@ def _process(recording: Recording, number: int) -> dict[str, Any]:
     return {"serviceName": service, "tags": _tags(tags)}
 
 
-def _spans(recording: Recording, row: int) -> Iterator[dict[str, Any]]:
-    """Yield the host span of a stage and, where it has a GPU part, the GPU span inside."""
+def _spans(
+    recording: Recording, row: int, outside: dict[int, int], replayed: NDArray[np.bool_]
+) -> Iterator[dict[str, Any]]:
+    """Yield the host span of a stage and, where it has a GPU part, the GPU span inside; in a graph that alone."""
     name, span_id, parent = recording.names[recording.stage[row]], recording.span_id[row], int(recording.parent[row])
     outer = recording.span_id[parent] if parent >= 0 else None
     shared = {"processID": f"p{recording.threads[recording.thread[row]].process}", "logs": []}
-    yield {
-        **_identified(recording.trace_id[row], span_id, outer),
-        **_timed(recording.host_start_ns[row], recording.host_end_ns[row]),
-        **shared,
-        "operationName": name,
-        "tags": _tags({**host_tags(recording, row), **({"error": True} if recording.error[row] else {})}),
-    }
+    if not replayed[row]:
+        yield {
+            **_identified(recording.trace_id[row], span_id, outer),
+            **_timed(recording.host_start_ns[row], recording.host_end_ns[row]),
+            **shared,
+            "operationName": name,
+            "tags": _tags({**host_tags(recording, row), **({"error": True} if recording.error[row] else {})}),
+        }
+        span_id, outer = f"{int(span_id, 16) ^ _GPU_BIT:016x}", span_id
     if recording.stream[row] >= 0:
         yield {
-            **_identified(recording.trace_id[row], f"{int(span_id, 16) ^ _GPU_BIT:016x}", span_id),
+            **_identified(recording.trace_id[row], span_id, outer),
             **_timed(recording.gpu_start_ns[row], recording.gpu_end_ns[row]),
             **shared,
             "operationName": f"{name} [gpu]",
-            "tags": _tags(gpu_tags(recording, row)),
+            "tags": _tags(gpu_tags(recording, row, outside)),
         }
 
 

@@ -1,7 +1,8 @@
 """
 Chrome trace JSON, for the Perfetto UI and everything else that reads it.
 
-One track a host thread and a stream, and an arrow from each stage's launch to its execution. Formats; judges nothing.
+One track a host thread and a stream, and an arrow from each stage's launch to its execution; stages inside a replay of
+a CUDA graph have neither a slice on a thread nor an arrow. Formats; judges nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuscope.analysis._replays import outside_ns
 from gpuscope.analysis._tags import gpu_tags, host_tags
 from gpuscope.analysis._tracks import gpu_slices, host_slices
 
@@ -46,14 +48,15 @@ def events(recording: Recording) -> Iterator[Event]:
     origin_ns = min((int(slices.start_ns.min()) for slices in (host, gpu) if len(slices.row)), default=0)
     host_tracks, gpu_tracks = _tracks(recording, host, gpu)
     yield from _names(recording, host_tracks, gpu_tracks)
-    launched = set(gpu.row.tolist())
+    launched, outside = set(gpu.row.tolist()) & set(host.row.tolist()), outside_ns(recording)
     for row, event in _slices(recording, host, host_tracks, origin_ns):
         yield {**event, "args": {**host_tags(recording, row), **_ids(recording, row)}}
         if row in launched:
             yield _arrow(event, row, {"ph": "s"})
     for row, event in _slices(recording, gpu, gpu_tracks, origin_ns):
-        yield {**event, "args": {**gpu_tags(recording, row), **_ids(recording, row)}}
-        yield _arrow(event, row, {"ph": "f", "bp": "e"})
+        yield {**event, "args": {**gpu_tags(recording, row, outside), **_ids(recording, row)}}
+        if row in launched:
+            yield _arrow(event, row, {"ph": "f", "bp": "e"})
 
 
 def _tracks(recording: Recording, host: Slices, gpu: Slices) -> tuple[Tracks, Tracks]:

@@ -100,9 +100,7 @@ def _rotated(path: Path) -> list[Path]:
 
 
 def _recording(lines: Lines) -> Recording:
-    rows = list(lines.host.values())
-    # Stages that start together: the outer one first.
-    rows.sort(key=lambda row: (row.numbers.start_ns, -row.numbers.end_ns))
+    rows = _rows(lines)
     place = {row.key: index for index, row in enumerate(rows)}
     parts = [lines.gpu.pop(row.key, _NO_GPU) for row in rows]
     if lines.gpu:
@@ -132,6 +130,21 @@ def _recording(lines: Lines) -> Recording:
         attributes={place[key]: values for key, values in lines.attributes.items()},
         losses=_losses(lines, _orphans(rows, parent)),
     )
+
+
+def _rows(lines: Lines) -> list[HostPart]:
+    """Return the rows in order; stages inside replays only if they are inside a stage on the host, however deep."""
+    rows = [row for row in lines.host.values() if not row.numbers.flags & RowFlag.GRAPH]
+    known = {row.key for row in rows}
+    inside = {key: row for key, row in lines.host.items() if key not in known}
+    while reached := [row for row in inside.values() if (row.key[0], row.parent) in known]:
+        rows += reached
+        known = {row.key for row in reached}
+        for key in known:
+            del inside[key]
+    # Stages that start together: the outer one first. Those inside one replay have the same time on the host.
+    rows.sort(key=lambda row: (row.numbers.start_ns, -row.numbers.end_ns, lines.gpu.get(row.key, _NO_GPU)[1:2]))
+    return rows
 
 
 def _columns(rows: Sequence[tuple[int, ...]], count: int) -> list[NDArray[np.int64]]:

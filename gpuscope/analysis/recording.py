@@ -67,7 +67,8 @@ class Recording:
     """
     Resolved stages as columns of one length `n`, ordered by host start. Times are nanoseconds since the epoch.
 
-    A row without a GPU part has `stream` -1 and GPU times 0.
+    A row without a GPU part has `stream` -1 and GPU times 0. A stage in a replay of a CUDA graph (`IN_GRAPH`) has no
+    host part: both its host times are the launch of the replay, and somewhere above it is a row that has one.
     """
 
     names: tuple[str, ...]

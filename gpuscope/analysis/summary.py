@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuscope.analysis import _table
 from gpuscope.analysis._groups import DELAY, GPU, HOST, split
-from gpuscope.analysis._order import Family, in_order
+from gpuscope.analysis._order import Family, begin_ns, in_order
 from gpuscope.analysis._tally import RECENT_CALLS, Tally
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class StageSummary:
     """How many calls the percentiles are of."""
     only_warmup: bool
     """Whether those are warm-up calls, because there have been no others."""
-    host_ms: Percentiles
+    host_ms: Percentiles | None
+    """None of a stage that has run inside replays of CUDA graphs alone."""
     gpu_ms: Percentiles | None
     launch_to_start_ms: float | None
     """Median time from the start of the stage on the host to its start on the GPU."""
@@ -135,7 +136,7 @@ class StageStatistics:
         if tally is None:
             if len(self._tallies) >= self._max_stages:
                 key = OTHER, OTHER
-            tally = self._tallies.setdefault(key, Tally(*key, int(batch.host_start_ns[row])))
+            tally = self._tallies.setdefault(key, Tally(*key, begin_ns(batch, row)))
         return tally
 
 
@@ -160,16 +161,16 @@ class _Line:
 
     def summarise(self, request_ms: float) -> StageSummary:
         host, gpu, delay = self._recent[HOST], self._recent[GPU], self._recent[DELAY]
-        has_gpu = ~np.isnan(gpu)
-        timed = bool(has_gpu.any())
+        has_host, has_gpu, has_delay = ~np.isnan(host), ~np.isnan(gpu), ~np.isnan(delay)
+        hosted, timed = bool(has_host.any()), bool(has_gpu.any())
         shared = request_ms > 0 and self.root != OTHER
         return StageSummary(
             **self._facts,
             measured_calls=len(host),
-            host_ms=_percentiles(host),
+            host_ms=_percentiles(host[has_host]) if hosted else None,
             gpu_ms=_percentiles(gpu[has_gpu]) if timed else None,
-            launch_to_start_ms=float(np.median(delay[has_gpu])) if timed else None,
-            host_share=self._host_ms / request_ms if shared else None,
+            launch_to_start_ms=float(np.median(delay[has_delay])) if has_delay.any() else None,
+            host_share=self._host_ms / request_ms if shared and hosted else None,
             gpu_share=self._gpu_ms / request_ms if shared and timed else None,
         )
 

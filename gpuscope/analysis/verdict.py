@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpuscope.analysis._advice import BETWEEN, advise, begin_with
+from gpuscope.analysis._advice import BETWEEN, LESS_IN_THE_GRAPH, advise, begin_with
 from gpuscope.analysis._calls import HOST_NOT_READY, Material
 from gpuscope.analysis._cold import MAD_TO_SIGMA, find_cold
-from gpuscope.analysis._decide import ENOUGH, MIN_CALLS, decide, doubt_about, doubt_about_all, rests_on_pace
+from gpuscope.analysis._decide import (
+    ENOUGH,
+    MIN_CALLS,
+    decide,
+    doubt_about,
+    doubt_about_all,
+    doubt_about_replayed,
+    rests_on_pace,
+)
 from gpuscope.analysis._evidence import gather
 from gpuscope.analysis._findings import (
     CPU_BOUND,
@@ -47,7 +55,9 @@ def judge(recording: Recording) -> Findings:
     doubt = doubt_about_all(recording)
     requests, stages = [], []
     for calls in material.calls():
-        if calls.outermost:
+        if calls.replayed and not calls.outermost:
+            stages.append(_judge_replayed(calls, doubt))
+        elif calls.outermost:
             requests.append(_judge_requests(calls, doubt))
         else:
             stages.append(StageVerdict(**_judge_calls(calls, doubt)))
@@ -85,6 +95,26 @@ def _judge_calls(calls: Calls, doubt: Doubt | None) -> dict[str, Any]:
         "no_cost": no_cost,
         "next_steps": doubt.next_steps if doubt else _advice(calls, verdict, cost),
     }
+
+
+def _judge_replayed(calls: Calls, doubt: Doubt | None) -> StageVerdict:
+    """Return the verdict on a stage inside a graph: no host is in it, so it is the GPU's or nobody's."""
+    recording, doubt = calls.material.recording, doubt or doubt_about_replayed(calls)
+    gpu_ms = calls.median_ms(recording.gpu_end_ns - recording.gpu_start_ns, timed=True)
+    nothing = dict.fromkeys(("host_ms", "launch_to_start_ms", "lag_ms", "wait_share", "idle_share", "request_share"))
+    share, around = calls.share_of_caller(), calls.launched_by()
+    because = f"It is {share:.0%} of the time on the GPU of `{around}`, in whose CUDA graph it is."
+    return StageVerdict(
+        **(_figures(calls) | nothing | {"duration_ms": gpu_ms, "waits_for": None}),
+        verdict=UNKNOWN if doubt else GPU_BOUND,
+        because=doubt.because if doubt else because,
+        assumes=None,
+        gain_ms=None,
+        gain_share=None,
+        cost=None,
+        no_cost="it runs inside a CUDA graph, where every call is given the same",
+        next_steps=doubt.next_steps if doubt else (LESS_IN_THE_GRAPH,),
+    )
 
 
 def _figures(calls: Calls) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _listening() -> Iterator[list[str]]:
 
 def all_checks() -> tuple[Callable[[], Iterator[Finding]], ...]:
     """Return the checks, in the order in which their findings make sense."""
-    return versions, devices, nvtx, settings, exporters, endpoint, files, recording
+    return versions, devices, nvtx, settings, exporters, endpoint, files, recording, compiling
 
 
 def versions() -> Iterator[Finding]:
@@ -231,6 +231,34 @@ def recording() -> Iterator[Finding]:
         yield Finding("clock", PROBLEM, f"the GPU's clock could not be read ({untimed})", "Stages get host spans only.")
     else:
         yield Finding("clock", OK, f"GPU spans are placed within {statistics.clock_uncertainty_ns / 1e3:.1f} us")
+
+
+def compiling() -> Iterator[Finding]:
+    """What `torch.compile` makes of a stage: compiled with the backend that needs no compiler."""
+    torch = _torch()
+    if torch is None:
+        return
+
+    def inside(x: Any) -> Any:
+        with gpuscope.stage(TEST_SPAN):
+            return x + 1
+
+    before = sum(gpuscope.statistics().elided.values())
+    with _listening():
+        try:
+            torch.compile(inside, backend="eager", fullgraph=True)(torch.zeros(1))
+        except Exception as error:  # Whatever it is, it is shown.
+            said = str(error).strip().partition("\n")[0]
+            advice = "Report it if the same function compiles without the stage."
+            yield Finding("compile", WARNING, f"a function with a stage inside does not compile: {said}", advice)
+            return
+    counted = sum(gpuscope.statistics().elided.values()) > before
+    yield Finding(
+        "compile",
+        OK,
+        "a stage around a compiled callable is timed; one inside is left out, "
+        + ("and counted in `gpuscope.statistics().elided`" if counted else "uncounted before PyTorch 2.6"),
+    )
 
 
 def _torch() -> Any:

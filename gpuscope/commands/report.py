@@ -92,6 +92,8 @@ def _headline(recording: Recording, figures: Figures) -> str:
 
 
 def _table(figures: Figures) -> Table:
+    from gpuscope.analysis._replays import OUTSIDE
+
     on_gpu = any(stage.gpu_ms for stage in figures.stages)
     errors = any(stage.errors for stage in figures.stages)
     columns = ["calls", "host p50", "p90", "p99"]
@@ -105,6 +107,9 @@ def _table(figures: Figures) -> Table:
         cells += [_rich.percent(share) for share in (stage.host_share, stage.gpu_share)[: 1 + on_gpu]]
         cells += [str(stage.errors or "")] * errors
         table.add_row(_rich.indented(stage.name, stage.depth, " *" if stage.only_warmup else ""), *cells)
+        if stage.outside_ms is not None:
+            cells = ["", *_percentiles(None), *_percentiles(stage.outside_ms), "-", "-"]
+            table.add_row(_rich.indented(OUTSIDE, stage.depth + 1), *cells, _rich.percent(stage.outside_share))
     return table
 
 
@@ -116,6 +121,8 @@ def _notes(figures: Figures) -> Iterator[str]:
     """Yield what the table could be misread without."""
     yield from map(_request, figures.requests)
     yield "Milliseconds, warm-up left out; % of the requests' time on the host."
+    if any(stage.replayed_calls for stage in figures.stages):
+        yield "Stages in a CUDA graph have GPU times alone; what a replay does outside any stage has a line of its own."
     if any(stage.only_warmup for stage in figures.stages):
         yield "* has made warm-up calls only, so its figures are of those."
     placed = figures.uncertainty_us

@@ -19,6 +19,7 @@ from gpuscope.analysis.recording import Losses, Recording
 from .recordings import Stage, recording
 
 EVENT_LATENCY, LAUNCH_LATENCY, WAKE_UP, EVENT_COST, LAUNCH_COST = 3.0, 4.0, 8.0, 2.0, 6.0
+REPLAY_COST = 15.0
 WARMUP_CALLS = 3
 
 
@@ -72,6 +73,34 @@ class Machine:
         self.now += self._vary(cost)
         start = max(self.now + LAUNCH_LATENCY, self._free(stream))
         self.busy_until[stream] = start + self._vary(duration)
+
+    def replay(self, *parts: tuple[str | None, Any], stream: int = 0, cost: float = REPLAY_COST) -> None:
+        """
+        Launch a CUDA graph.
+
+        Args:
+            parts: in order: the name of a stage inside, None for work in no stage; and how long it takes, or its parts.
+            stream: that executes it.
+            cost: of the launch.
+
+        """
+        self.now += self._vary(cost)
+        start = max(self.now + LAUNCH_LATENCY, self._free(stream))
+        stages, self.busy_until[stream] = self._parts(parts, start, stream)
+        self._open[-1] += stages
+
+    def _parts(self, parts: Any, at: float, stream: int) -> tuple[list[Stage], float]:
+        if not isinstance(parts, tuple):
+            return [], at + self._vary(parts)
+        found: list[Stage] = []
+        for name, within in parts:
+            inside, end = self._parts(within, at, stream)
+            if name is not None:
+                calls = self._calls[name] = self._calls.get(name, 0) + 1
+                flags = RowFlag.GRAPH | (RowFlag.WARMUP if calls <= WARMUP_CALLS else 0)
+                inside = [Stage(self.rename(name), self.now, self.now, (at, end), inside, stream=stream, flags=flags)]
+            found, at = [*found, *inside], end
+        return found, at
 
     def wait(self, *, stream: int = 0) -> None:
         """Let the host wait until a stream is done."""

@@ -14,6 +14,7 @@ from gpuscope.analysis.timeline import write_html
 from gpuscope.analysis.verdict import judge
 
 from .recordings import Stage, recording, repeat
+from .simulate import serve
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -437,3 +438,57 @@ def test_hundred_thousand_stages(show):
     }"""
     for part in (1, 0.3, 0.01, 0.0001):
         assert page.evaluate(script, part) < FRAME_MS, part
+
+
+class TestGraphs:
+    """Replays of CUDA graphs with stages inside."""
+
+    @pytest.fixture
+    def page(self, show):
+        """Ten requests, each with a replay whose stages have a gap between them and are nested."""
+
+        def replay(machine):
+            with machine.stage("decode"):
+                machine.replay(("attention", 300), (None, 200), ("mlp", (("up", 150), ("down", 150))))
+            with machine.stage("fetch"):
+                machine.blocking_copy(3)
+
+        stages = serve(replay, count=10).recording()
+        return show(stages, judge(stages))
+
+    def test_inner_stages_lie_on_the_stream_alone(self, page):
+        """They have bars in the stage that launched them, and none on the thread; one is told by its graph."""
+        row = row_of(page, "up", 5)
+        assert page.evaluate("row => gpuscope.picture.box({row, side: 'host'})", row) is None
+        page.evaluate("row => gpuscope.view.goTo(gpuscope.model.root[row])", row)
+        page.mouse.click(*place(page, row, "gpu"))
+        told = page.locator("#selection").inner_text()
+        assert "in a CUDA graph" in told
+        assert "decode" in told
+        assert "launch to start" not in told
+
+    def test_gap_inside_a_replay_is_no_bubble(self, page):
+        """Between two stages of one replay nothing is shaded, and the window counts queued work."""
+        row = row_of(page, "mlp", 5)
+        to, within = "gpuscope.model.gpuStart[row]", "row => gpuscope.model.devices[0].%s.within(%s - 150e3, %s)"
+        assert page.evaluate(within % ("idle", to, to), row) == 0
+        assert page.evaluate(within % ("queued", to, to), row) == 150e3
+
+    def test_rest_of_the_graph_has_a_line_and_a_figure(self, page):
+        """The table and the panel of the stage around the replay say what was in none of the stages inside."""
+        line = page.locator("#stages tr", has_text="in the graph, outside any stage")
+        assert line.count() == 1
+        assert "CUDA graphs have no time on the host" in page.locator("#stages .note").inner_text()
+        page.evaluate("row => gpuscope.view.set({selected: {row, side: 'gpu'}})", row_of(page, "decode", 5))
+        assert "in the graph, outside any stage" in page.locator("#selection").inner_text()
+
+    def test_keys_reach_inner_stages_and_come_back(self, page):
+        """Down goes into the graph, to the bar on the stream, and up comes back out."""
+        row = row_of(page, "decode", 5)
+        page.evaluate("row => gpuscope.view.set({selected: {row, side: 'host'}})", row)
+        page.locator("#lanes").focus()
+        page.keyboard.press("ArrowDown")
+        selected = "[gpuscope.model.name(gpuscope.view.selected.row), gpuscope.view.selected.side]"
+        assert page.evaluate(selected) == ["attention", "gpu"]
+        page.keyboard.press("ArrowUp")
+        assert page.evaluate(selected)[0] == "decode"

@@ -143,6 +143,22 @@ def graph_replay(machine: Machine) -> None:
     fetch(machine)
 
 
+def staged_replay(machine: Machine) -> None:
+    """A graph with stages inside, and a third of it in none."""
+    with machine.stage("decode"):
+        machine.replay(("attention", 800), (None, 700), ("mlp", (("up", 300), (None, 100), ("down", 300))))
+    fetch(machine)
+
+
+def replays_with_work_between(machine: Machine) -> None:
+    """The host thinks before each of many short replays."""
+    with machine.stage("generate"):
+        for _ in range(20):
+            machine.work(300)
+            machine.replay(("attention", 40), (None, 20), ("mlp", 40))
+    fetch(machine)
+
+
 def compiled_model(machine: Machine) -> None:
     """Few fused kernels, after the guards."""
     with machine.stage("infer"):
@@ -239,6 +255,14 @@ WORKLOADS = {
     "few requests": Workload(seldom_asked, GPU, {"infer": GPU, "fetch": GPU}),
     "two streams": Workload(each(two_streams), GPU, {"left": GPU, "right": GPU, "fetch": GPU}),
     "graph replay": Workload(each(graph_replay), GPU, {"infer": GPU, "fetch": GPU}),
+    "graph with stages": Workload(
+        each(staged_replay),
+        GPU,
+        {"decode": GPU, "attention": GPU, "mlp": GPU, "up": GPU, "down": GPU, "fetch": GPU},
+    ),
+    "replays with work between": Workload(
+        each(replays_with_work_between), CPU, {"generate": CPU, "attention": GPU, "mlp": GPU, "fetch": GPU}
+    ),
     "compiled model": Workload(each(compiled_model), GPU, {"infer": GPU, "fetch": GPU}),
     "small tensors": Workload(each(small_tensors), CPU, {"make tensors": CPU}),
     "large result": Workload(each(large_result), UNKNOWN, {"infer": GPU, "d2h": UNKNOWN}),

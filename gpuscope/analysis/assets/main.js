@@ -16,7 +16,7 @@ function main() {
     above();
   };
   const visit = (row) => {
-    view.set({ request: -1, selected: { row, side: "host" } });
+    view.set({ request: -1, selected: { row, side: model.sideOf(row) } });
     view.goTo(row);
     above();
   };
@@ -94,7 +94,8 @@ function choose(view, picture, bar) {
 function cross(model, view, picture) {
   if (!view.selected) return;
   const { row, side } = view.selected;
-  if (side === "gpu" || model.stream[row] >= 0) choose(view, picture, { row, side: side === "gpu" ? "host" : "gpu" });
+  if (side === "gpu" ? model.isOnHost(row) : model.stream[row] >= 0)
+    choose(view, picture, { row, side: side === "gpu" ? "host" : "gpu" });
 }
 
 /** To the neighbour in the row, or the stage around or inside; from none to the first request in view. */
@@ -113,7 +114,7 @@ function walk(model, view, picture, way) {
   };
   const next = ways[way]();
   if (next === undefined || next < 0) return;
-  choose(view, picture, { row: next, side: model.stream[next] >= 0 ? side : "host" });
+  choose(view, picture, { row: next, side: side === "gpu" && model.stream[next] >= 0 ? side : model.sideOf(next) });
 }
 
 window.gpuscope = main();

@@ -67,20 +67,21 @@ function drawFrame(context, picture, bar, thick) {
 
 /** Tie the start of a stage on the host, its launch, to its start on the stream; and show how sure that place is. */
 function drawTie(context, picture, row) {
-  const [launch, bar] = [picture.box({ row, side: "host" }), picture.box({ row, side: "gpu" })];
+  const { palette, model } = picture;
+  const [launch, bar] = [picture.box({ row: model.launcher(row), side: "host" }), picture.box({ row, side: "gpu" })];
   if (!bar) return;
-  const { palette } = picture;
+  const from = picture.x(model.start[row]);
   const [top, bottom] = [launch.top + launch.height, bar.top];
   const bend = Math.max(20, (bottom - top) / 2);
   context.strokeStyle = palette.accent;
   context.fillStyle = palette.accent;
   context.lineWidth = 2;
   context.beginPath();
-  context.moveTo(launch.left, top);
-  context.bezierCurveTo(launch.left, top + bend, bar.left, bottom - bend, bar.left, bottom);
+  context.moveTo(from, top);
+  context.bezierCurveTo(from, top + bend, bar.left, bottom - bend, bar.left, bottom);
   context.stroke();
   for (const [x, y] of [
-    [launch.left, top],
+    [from, top],
     [bar.left, bottom],
   ]) {
     context.beginPath();

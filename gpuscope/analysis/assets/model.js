@@ -1,6 +1,6 @@
 /** The recording: columns from the page's data, lanes of bars, requests, and what is found in them. Draws nothing. */
 
-const FLAG = { warmup: 1, captured: 2, clamped: 4, givenUp: 8 };
+const FLAG = { warmup: 1, captured: 2, clamped: 4, givenUp: 8, inGraph: 32 };
 
 /** The first place of a sorted array whose value is above the given one. */
 function firstAbove(sorted, value) {
@@ -139,7 +139,7 @@ class Model {
   #tracks(laneOf, rowOf, starts, ends) {
     const lanes = {};
     for (let row = 0; row < this.size; row++) {
-      if (laneOf[row] < 0) continue;
+      if (rowOf[row] < 0) continue;
       const lane = (lanes[laneOf[row]] ??= []);
       (lane[rowOf[row]] ??= []).push(row);
     }
@@ -175,6 +175,23 @@ class Model {
   /** Whether statistics leave the stage out: warm-up, or a late cold call. */
   isCold(row) {
     return this.has(row, FLAG.warmup) || this.cold.has(row);
+  }
+
+  /** The stage that launched: of a stage inside a graph the one around the replay, of any other itself. */
+  launcher(row) {
+    let at = row;
+    while (this.has(at, FLAG.inGraph) && this.parent[at] >= 0) at = this.parent[at];
+    return at;
+  }
+
+  /** Whether a stage has a bar on its thread; one inside a graph has none. */
+  isOnHost(row) {
+    return this.data.columns.host_row[row] >= 0;
+  }
+
+  /** The side that a stage is looked for on. */
+  sideOf(row) {
+    return this.isOnHost(row) ? "host" : "gpu";
   }
 
   attributes(row) {

@@ -98,13 +98,15 @@ function showSelection(model, selected) {
   }
   const { row } = selected;
   const root = model.root[row];
+  const onHost = model.isOnHost(row);
   const parts = [element("h2", {}, model.name(row)), badges(model, row)];
   const sinceRequest = root === row ? null : duration(model.start[row] - model.start[root]);
   parts.push(
     element("h3", {}, "Host"),
     pairs([
-      ["duration", duration(model.end[row] - model.start[row])],
-      ["started after request", sinceRequest],
+      ["duration", onHost ? duration(model.end[row] - model.start[row]) : null],
+      ["in the graph launched by", onHost ? null : model.name(model.launcher(row))],
+      [onHost ? "started after request" : "launched after request", sinceRequest],
       ["thread", model.data.threads[model.thread[row]].name],
     ]),
   );
@@ -125,11 +127,15 @@ function gpuFacts(model, row) {
     return element("p", { className: "quiet" }, `no GPU times${why && `: ${why}`}`);
   }
   const lag = model.gpuEnd[row] - model.end[row];
+  const placed = ["placed to", `± ${duration(model.uncertainty[row])}`];
+  if (!model.isOnHost(row)) return pairs([["in the graph", duration(model.gpuEnd[row] - model.gpuStart[row])], placed]);
+  const outside = model.data.outside[row];
   return pairs([
     ["on the stream", duration(model.gpuEnd[row] - model.gpuStart[row])],
+    ["in the graph, outside any stage", outside === undefined ? null : duration(outside)],
     ["launch to start", duration(model.gpuStart[row] - model.start[row])],
     [lag >= 0 ? "ended after the host by" : "ended before the host by", duration(Math.abs(lag))],
-    ["placed to", `± ${duration(model.uncertainty[row])}`],
+    placed,
   ]);
 }
 
@@ -138,6 +144,7 @@ function badges(model, row) {
     [model.has(row, FLAG.warmup), "warm-up"],
     [model.cold.has(row), "late cold call"],
     [model.error[row], "error", "bad"],
+    [model.has(row, FLAG.inGraph), "in a CUDA graph"],
     [model.has(row, FLAG.captured), "captured"],
     [model.has(row, FLAG.givenUp), "given up"],
     [model.has(row, FLAG.clamped), "GPU start clamped"],
@@ -157,12 +164,16 @@ function showTip(model, bar, x, y) {
   if (!bar) return;
   const { row } = bar;
   const timed = model.stream[row] >= 0;
+  const onHost = model.isOnHost(row);
   tip.replaceChildren(
     element("b", {}, model.name(row)),
     pairs([
-      ["host", duration(model.end[row] - model.start[row])],
-      ["on the stream", timed ? duration(model.gpuEnd[row] - model.gpuStart[row]) : "no GPU times"],
-      ["launch to start", timed ? duration(model.gpuStart[row] - model.start[row]) : null],
+      ["host", onHost ? duration(model.end[row] - model.start[row]) : null],
+      [
+        onHost ? "on the stream" : "in the graph",
+        timed ? duration(model.gpuEnd[row] - model.gpuStart[row]) : "no GPU times",
+      ],
+      ["launch to start", timed && onHost ? duration(model.gpuStart[row] - model.start[row]) : null],
       ["", model.has(row, FLAG.warmup) ? "warm-up" : null],
     ]),
   );

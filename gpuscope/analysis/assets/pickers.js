@@ -96,7 +96,7 @@ class Finder {
       );
     else this.at = (this.at < 0 ? found.length - 1 : this.at + by + found.length) % found.length;
     view.set({ request: -1 });
-    choose(view, this.picture, { row: found[this.at], side: "host" });
+    choose(view, this.picture, { row: found[this.at], side: this.model.sideOf(found[this.at]) });
     this.#show();
   }
 

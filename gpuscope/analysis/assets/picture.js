@@ -92,7 +92,10 @@ class Picture {
   /** The lane of a bar, and its row there; no lane where it has no bar. */
   #placeOf(row, side) {
     const { lanes, thread, stream, data } = this.model;
-    if (side === "host") return [lanes.find((lane) => lane.thread === thread[row]), data.columns.host_row[row]];
+    if (side === "host") {
+      if (!this.model.isOnHost(row)) return [];
+      return [lanes.find((lane) => lane.thread === thread[row]), data.columns.host_row[row]];
+    }
     return [lanes.find((lane) => lane.stream === stream[row]), data.columns.gpu_row[row]];
   }
 

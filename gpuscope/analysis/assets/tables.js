@@ -21,7 +21,7 @@ class StageTable {
     this.model = model;
     this.find = find;
     this.colour = colour;
-    this.lines = model.data.stages.map((line, order) => ({ ...line, order }));
+    this.lines = model.data.stages.flatMap((line, order) => [{ ...line, order }, ...leftOver(line, order)]);
     const hidden = new Set();
     if (!this.lines.some((line) => line.gpu_ms))
       ["gpu.p50", "gpu.p90", "gpu.p99", "delay"].forEach((key) => hidden.add(key));
@@ -76,9 +76,9 @@ class StageTable {
 
   #row(line, nested) {
     const { name } = line;
-    const button = named(name, () => this.find(name));
+    const button = line.isLeftOver ? element("span", { className: "quiet" }, name) : named(name, () => this.find(name));
     const swatch = element("i");
-    swatch.style.background = this.colour(this.model.data.names.indexOf(name));
+    swatch.style.background = line.isLeftOver ? "none" : this.colour(this.model.data.names.indexOf(name));
     if (nested) swatch.style.marginLeft = `${Math.min(line.depth, 12) * 18}px`;
     const cells = {
       order: [swatch, button],
@@ -102,19 +102,40 @@ class StageTable {
   }
 
   #calls(line) {
+    if (line.isLeftOver) return "";
     return line.only_warmup ? `${count(line.calls)} *` : count(line.calls);
   }
 
   #note() {
     const warm = this.lines.reduce((sum, line) => sum + line.warmup_calls, 0);
+    const graph = this.lines.some((line) => line.replayed_calls)
+      ? " Stages inside CUDA graphs have no time on the host; what their replays do outside any stage has a line."
+      : "";
     const star = this.lines.some((line) => line.only_warmup)
       ? " * has made warm-up calls only, so its figures are of those."
       : "";
     const text =
-      `Percentiles leave warm-up out (${counted(warm, "call")}).${star} ` +
+      `Percentiles leave warm-up out (${counted(warm, "call")}).${star}${graph} ` +
       "Distributions are on a logarithmic scale from the least to the greatest; the line is the median.";
     return element("p", { className: "note" }, text);
   }
+}
+
+/** The line for what replays in a stage did outside the stages inside, if there were any. */
+function leftOver(line, order) {
+  if (!line.outside_ms) return [];
+  const nothing = { host_ms: null, host_shape: null, gpu_shape: null, launch_to_start_ms: null, host_share: null };
+  return [
+    {
+      ...nothing,
+      name: "in the graph, outside any stage",
+      order: order + 0.5,
+      depth: line.depth + 1,
+      warmup_calls: 0,
+      gpu_ms: line.outside_ms,
+      isLeftOver: true,
+    },
+  ];
 }
 
 const SVG = "http://www.w3.org/2000/svg";

@@ -77,6 +77,7 @@ class TrackPainter {
 
   #solidFrom(row) {
     const { end, gpuStart, gpuEnd, uncertainty } = this.model;
+    if (this.model.has(row, FLAG.inGraph)) return gpuStart[row];
     const sure = !this.model.has(row, FLAG.clamped) && gpuEnd[row] - end[row] > uncertainty[row];
     return sure ? Math.max(gpuStart[row], end[row]) : gpuEnd[row];
   }
