@@ -18,13 +18,12 @@ from _common import Goal, arguments, has_cuda, interleave, median, save, table
 import gpuscope
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
     import torch
 
 SHARES = (0.25, 1.0, 2.0)
-DEPTH = 3
-"""With 2 the GPU has nothing more to do once the host is as slow as it is: copies and launches come between."""
 FIRST = 3
 """Steps of each loop that do not count: memory is allocated in them, and graphs captured."""
 SEQUENTIAL, DEQUE, OVERLAP, GRAPH = "sequential", "deque", "overlap", "overlap, graph"
@@ -121,13 +120,13 @@ def with_deque(work: Workload) -> list[float]:
 class Overlapped:
     """`overlap`; the last loop's own report is kept."""
 
-    def __init__(self, *, graph: bool, pinned: bool = False) -> None:
-        self.graph, self.pinned = graph, pinned
+    def __init__(self, *, depth: int, graph: bool, pinned: bool = False) -> None:
+        self.depth, self.graph, self.pinned = depth, graph, pinned
         self.report: Any = None
 
     def __call__(self, work: Workload) -> list[float]:
         batches = work.pinned if self.pinned else work.batches
-        loop = gpuscope.overlap(batches, work.infer, work.post, depth=DEPTH, graph=self.graph)
+        loop = gpuscope.overlap(batches, work.infer, work.post, depth=self.depth, graph=self.graph)
         results = list(loop)
         self.report = loop.report()
         return results
@@ -159,7 +158,7 @@ def timed(function: Callable[[Workload], list[float]], work: Workload) -> Callab
 def gpu_ms(work: Workload) -> float:
     """The GPU's part of a step: `infer` replayed as a CUDA graph, between two events."""
     work.post_ms = 0.0
-    replayed = Overlapped(graph=True)
+    replayed = Overlapped(depth=2, graph=True)
     with work.torch.inference_mode():
         replayed(work)
     return float(replayed.report.compute_ms)
@@ -172,17 +171,17 @@ def limit_ms(name: str, sample: dict[str, Any], gpu: float) -> float:
     return max(gpu, launching + report["post_ms"])
 
 
-def measure(work: Workload, share: float, gpu: float, rounds: int) -> dict[str, Any]:
+def measure(work: Workload, share: float, gpu: float, options: argparse.Namespace) -> dict[str, Any]:
     """All of them with work on the host of so many times the GPU's; checks that they agree."""
     work.post_ms = share * gpu
     ways = {
         SEQUENTIAL: sequential,
         DEQUE: with_deque,
-        OVERLAP: Overlapped(graph=False),
-        GRAPH: Overlapped(graph=True),
-        PINNED: Overlapped(graph=True, pinned=True),
+        OVERLAP: Overlapped(depth=options.depth, graph=False),
+        GRAPH: Overlapped(depth=options.depth, graph=True),
+        PINNED: Overlapped(depth=options.depth, graph=True, pinned=True),
     }
-    raw = interleave({name: timed(way, work) for name, way in ways.items()}, rounds)
+    raw = interleave({name: timed(way, work) for name, way in ways.items()}, options.rounds)
     expected = raw[SEQUENTIAL][0]["results"]
     for name, samples in raw.items():
         for sample in samples:
@@ -206,39 +205,41 @@ def over(figures: dict[str, Any], name: str, other: str | None = None) -> float:
     return median([sample["step_ms"] / rival for sample, rival in zip(raw[name], rivals, strict=True)])
 
 
-def goals(figures: dict[str, Any], batch: int, share: float, one_batch: int) -> list[Goal]:
-    peak, what = medians(figures, "peak_bytes"), f"batch {batch}, post {share:g}x"
+def goals(figures: dict[str, Any], what: str, one_batch: int, depth: int) -> list[Goal]:
+    peak = medians(figures, "peak_bytes")
     return [
         Goal(f"{what}: {OVERLAP} over its limit", over(figures, OVERLAP), 1.05, "x"),
         Goal(f"{what}: {OVERLAP} over {DEQUE}", over(figures, OVERLAP, DEQUE), 1.0, "x"),
         Goal(f"{what}: {GRAPH} over its limit", over(figures, GRAPH), 1.05, "x"),
         Goal(f"{what}: {PINNED} over its limit", over(figures, PINNED), 1.05, "x"),
-        Goal(f"{what}: memory over {SEQUENTIAL}, batches", (peak[OVERLAP] - peak[SEQUENTIAL]) / one_batch, DEPTH),
+        Goal(f"{what}: memory over {SEQUENTIAL}, batches", (peak[OVERLAP] - peak[SEQUENTIAL]) / one_batch, depth),
     ]
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--depth", type=int, default=2, help="batches in flight; 3 where host and GPU take as long")
     options = parser.parse_args()
     cuda = has_cuda()
     if not cuda:
         print("Without a GPU nothing overlaps: a small run, to see that this works.")
     small = options.quick or not cuda
-    rounds, steps, size = (2, 6, 224 if cuda else 32) if small else (options.rounds, 40, 224)
+    options.rounds, steps, size = (2, 6, 224 if cuda else 32) if small else (options.rounds, 40, 224)
     found, wanted, rows = {}, [], []
     for batch in (10, 1):
         work = Workload(size, batch, steps)
         one_batch, gpu = work.batch_bytes(), gpu_ms(work)
         for share in SHARES:
-            figures = found[f"batch {batch}, post {share:g}x"] = measure(work, share, gpu, rounds)
+            what = f"batch {batch}, post {share:g}x"
+            figures = found[what] = measure(work, share, gpu, options)
             limits = medians(figures, "limit_ms")
             rows.append([f"{batch}", f"{share:g}x", gpu, *medians(figures, "step_ms").values(), *limits.values()])
-            wanted += goals(figures, batch, share, one_batch) if cuda else []
+            wanted += goals(figures, what, one_batch, options.depth) if cuda else []
     heads = ["batch", "post", "GPU", SEQUENTIAL, DEQUE, OVERLAP, GRAPH, PINNED, "limit", "limit, graph", "pinned"]
     print("ms a step, median over the rounds")
     print(table(heads, rows))
-    save("overlap", options.out, goals=wanted, depth=DEPTH, steps=steps, cases=found)
+    save("overlap", options.out, goals=wanted, depth=options.depth, steps=steps, cases=found)
 
 
 if __name__ == "__main__":
