@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._log import logger
 from gpuscope._recording import current
-from gpuscope._torch_profiler import CannotProfileError, Profiler
+from gpuscope._torch_profiler import LEAVING_S, CannotProfileError, Profiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from gpuscope._record import Site
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
+
+_never_closed: list[Any] = []
+"""Ranges of stages that were running when their look ended: a few a look, kept for ever."""
 
 
 class _Opened:
@@ -112,6 +116,9 @@ class Look:
         self._names: set[str] = set()
         self._roots: set[str] = set()
         self._lock = threading.RLock()
+        self._gate = threading.Lock()
+        self._inside = 0
+        """Threads that are in the profiler's code at this moment."""
 
     def attach(self, recorder: Any) -> None:
         """Take part in a recorder's stages. There may be several recorders, one after the other."""
@@ -125,29 +132,63 @@ class Look:
 
     def enter(self, opened: _Opened, site: Site) -> None:
         """Take notice of a stage that begins."""
-        if self.state != RUNNING or self.profiler is None:
+        profiler = self._go_in()
+        if profiler is None:
             return
         opened.seen = True
         self._names.add(site.name)
         if opened.request:
             self._roots.add(site.name)
+        why = ""
         try:
-            opened.range = self.profiler.range(site.name)
+            opened.range = profiler.range(site.name)
             opened.range.__enter__()
         except Exception as error:  # The stage is recorded all the same.
-            opened.range = None
-            self._give_up(f"torch.profiler failed: {error!r}.")
+            opened.range, why = None, f"torch.profiler failed: {error!r}."
+        self._come_out(why)
 
     def leave(self, opened: _Opened) -> None:
         """Take notice of a stage that ends."""
         if opened.range is not None:
-            try:
-                opened.range.__exit__(None, None, None)
-            except Exception as error:  # As in `enter`.
-                self._give_up(f"torch.profiler failed: {error!r}.")
+            self._close(opened.range)
         # Not while the profile is being ended, which may take a while and must not hold up other requests.
         if opened.request and self.state != DONE:
             self._count(opened)
+
+    def _close(self, opened: Any) -> None:
+        if self._go_in() is None:
+            # It would write to what PyTorch has freed, or is about to free; so would its destructor.
+            _never_closed.append(opened)
+            return
+        why = ""
+        try:
+            opened.__exit__(None, None, None)
+        except Exception as error:  # As in `enter`.
+            why = f"torch.profiler failed: {error!r}."
+        self._come_out(why)
+
+    def _go_in(self) -> Profiler | None:
+        """Return the profiler if it is on, which it then is until `_come_out`."""
+        with self._gate:
+            if self.state != RUNNING or self.profiler is None:
+                return None
+            self._inside += 1
+            return self.profiler
+
+    def _come_out(self, why: str) -> None:
+        with self._gate:
+            self._inside -= 1
+        if why:
+            self._give_up(why)
+
+    def _end(self) -> str:
+        """Let nobody go in any more, wait for those inside (microseconds), and return the state before."""
+        with self._gate:
+            state, self.state = self.state, DONE
+        deadline = time.monotonic() + LEAVING_S
+        while self._inside and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return state
 
     def _count(self, opened: _Opened) -> None:
         with self._lock:
@@ -182,7 +223,7 @@ class Look:
     def finish(self) -> None:
         """End the profile, if it is on, and leave the recorders as they were."""
         with self._lock:
-            state, self.state = self.state, DONE
+            state = self._end()
             if state == RUNNING and self.profiler is not None:
                 try:
                     self.profiler.stop({"gpuscope": {"stages": sorted(self._names), "requests": sorted(self._roots)}})
@@ -207,8 +248,8 @@ class Look:
 
     def _give_up(self, why: str) -> None:
         with self._lock:
-            state, profiler = self.state, self.profiler
-            self.why, self.profiler, self.state = why, None, DONE
+            state, profiler = self._end(), self.profiler
+            self.why, self.profiler = why, None
             if state == RUNNING and profiler is not None:
                 with contextlib.suppress(Exception):  # It has failed already, and that is what is said.
                     profiler.stop({})

@@ -328,6 +328,47 @@ def wait_for_look(on_demand, recorder):
         request()
 
 
+BUSY = """
+import sys, threading, torch, gpuscope
+from gpuscope import _runtime
+from gpuscope._look import Look
+
+gpuscope.enable(exporters="none")
+ones, done = torch.ones(8, 8), threading.Event()
+
+def work():
+    while not done.is_set():
+        with gpuscope.stage("request"), gpuscope.stage("infer"):
+            ones @ ones
+
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+recorder, looks = _runtime.state.recorder, 0
+while looks < 8:
+    enough = threading.Event()
+    look = Look(3, 0, when_enough=enough.set)
+    look.attach(recorder)
+    if not look.why:
+        enough.wait(30)
+    look.finish()
+    if not look.why:
+        looks += 1
+        look.save("trace.json")
+done.set()
+for thread in threads:
+    thread.join()
+print("alive after", looks)
+"""
+
+
+def test_looks_at_busy_threads_leave_the_program_alive(run_python):
+    """PyTorch's profiler, ended while other threads are within, crashes the process now and then: nobody is within."""
+    done = run_python(BUSY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "alive after 8" in done.stdout
+
+
 class TestOnDemand:
     """A look into a service that runs, when somebody asks for it."""
 
