@@ -142,6 +142,7 @@ class TestKinds:
         module = importlib.import_module(name)
 
         async def consume():
+            """Run it to its end."""
             return [item async for item in module.async_generator(1)]
 
         thing = module.Outer.Inner()
@@ -207,6 +208,7 @@ class TestKinds:
             generator.throw(KeyError())
 
         async def talk():
+            """Send and throw."""
             generator = module.asynchronous()
             first = [await anext(generator), await generator.asend(2), await generator.athrow(KeyError())]
             await generator.aclose()
