@@ -60,15 +60,25 @@ class Middleware:
         if scope["type"] != "http" or _MARK in scope or not gpuscope.is_enabled() or _has_server_span():
             await self.app(scope, receive, send)
             return
+        blocks = self._blocks(scope, send)
+        if blocks is None:
+            await self.app(scope, receive, send)
+            return
+        remote, request = blocks
         scope[_MARK] = True
         try:
             # The outer block also takes the stage out of this context where the response was sent by another task.
-            with gpuscope.extract(scope["headers"], getter=_HEADERS):
-                request = _Request(self.name, scope, send)
-                with request:
-                    await self.app(scope, receive, request.send)
+            with remote, request:
+                await self.app(scope, receive, request.send)
         finally:
             scope.pop(_MARK, None)
+
+    def _blocks(self, scope: Message, send: Send) -> tuple[Any, _Request] | None:
+        """Return what the request runs in, or None where that can't be told."""
+        try:
+            return gpuscope.extract(scope["headers"], getter=_HEADERS), _Request(self.name, scope, send)
+        except Exception:  # Of a propagator of the application's, or a scope of another kind: the request goes on.
+            return None
 
 
 def _flushing(send: Send) -> Send:

@@ -58,8 +58,8 @@ def _of_components(components: dict[str, Any]) -> Iterator[Target]:
 
 
 def _progress_bar(function: Any) -> Any:
-    def progress_bar(self: Any, iterable: Any = None, total: int | None = None) -> Any:
-        return _Steps(function(self, iterable, total), total)
+    def progress_bar(self: Any, iterable: Any = None, total: int | None = None, **more: Any) -> Any:
+        return _Steps(function(self, iterable, total, **more), total)
 
     return progress_bar
 

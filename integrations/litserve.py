@@ -11,7 +11,9 @@ Run against litserve 0.2.19.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -63,12 +65,13 @@ class _Outgoing:
 
     def put(self, item: Any) -> None:
         """Put a request, and with it the current trace."""
-        carrier: dict[str, str] = {}
-        gpuscope.inject(carrier)
-        where, request_id, *rest = item
-        if carrier and request_id is not None:  # There is none in what tells a worker to stop.
-            request_id = _request_id(request_id, carrier)
-        self._queue.put((where, request_id, *rest))
+        with contextlib.suppress(Exception):  # Another version, whose requests look otherwise.
+            carrier: dict[str, str] = {}
+            gpuscope.inject(carrier)
+            where, request_id, *rest = item
+            if carrier and request_id is not None:  # There is none in what tells a worker to stop.
+                item = (where, _request_id(request_id, carrier), *rest)
+        self._queue.put(item)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
@@ -120,15 +123,19 @@ def _noticing(respond: Any) -> Any:
     """Return `put_response`, which loops call when they have taken a request and when they answer it, noticing both."""
     work: WeakKeyDictionary[Any, _Work] = WeakKeyDictionary()
 
+    signature = inspect.signature(respond)
+
     @functools.wraps(respond)
-    def put_response(  # noqa: PLR0917 - called with these names, and in this order
-        self: Any, transport: Any, response_queue_id: int, uid: str, response_data: Any, status: Any, response_type: Any
-    ) -> Any:
-        current = work.setdefault(self, _Work())
-        if status == LitAPIStatus.START:
-            current.begin(uid, collects=isinstance(self, BatchedLoop | BatchedStreamingLoop))
-        else:
-            current.answer()
-        return respond(self, transport, response_queue_id, str(uid), response_data, status, response_type)
+    def put_response(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.suppress(Exception):  # Another version, which is called otherwise.
+            call = signature.bind(self, *args, **kwargs)
+            current, uid = work.setdefault(self, _Work()), call.arguments["uid"]
+            if call.arguments["status"] == LitAPIStatus.START:
+                current.begin(uid, collects=isinstance(self, BatchedLoop | BatchedStreamingLoop))
+            else:
+                current.answer()
+            call.arguments["uid"] = str(uid)
+            args, kwargs = call.args[1:], call.kwargs
+        return respond(self, *args, **kwargs)
 
     return put_response

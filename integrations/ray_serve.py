@@ -15,8 +15,8 @@ Run against ray 2.60.0, whose internal classes this relies on.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import gpuscope
@@ -66,9 +66,10 @@ def _carrying(original: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         original(self, *args, **kwargs)
         carrier: dict[str, str] = {}
-        gpuscope.inject(carrier)
-        if carrier:
-            setattr(self, _CARRIER, carrier)
+        with contextlib.suppress(Exception):  # A propagator of the program's: the call goes on without its trace.
+            gpuscope.inject(carrier)
+            if carrier:
+                setattr(self, _CARRIER, carrier)
 
     return __init__
 
@@ -79,10 +80,11 @@ def _reading_headers(original: Any) -> Any:
     @functools.wraps(original)
     def _unpack_proxy_args(self: Any, request_metadata: Any, *args: Any, **kwargs: Any) -> Any:
         unpacked = original(self, request_metadata, *args, **kwargs)
-        if request_metadata.is_http_request and not hasattr(request_metadata, _CARRIER):
-            headers = unpacked[0][0]["headers"]
-            carrier = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
-            setattr(request_metadata, _CARRIER, carrier)
+        with contextlib.suppress(Exception):  # Another version, which has it elsewhere.
+            if request_metadata.is_http_request and not hasattr(request_metadata, _CARRIER):
+                headers = unpacked[0][0]["headers"]
+                carrier = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+                setattr(request_metadata, _CARRIER, carrier)
         return unpacked
 
     return _unpack_proxy_args
@@ -91,24 +93,29 @@ def _reading_headers(original: Any) -> Any:
 def _staged(original: Any) -> Any:
     """In the replica: what is done with a call is a stage."""
 
-    @contextmanager
+    @contextlib.contextmanager
     @functools.wraps(original)
     def _wrap_request(self: Any, request_metadata: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with original(self, request_metadata, *args, **kwargs) as callback:
-            if not gpuscope.is_enabled():
-                yield callback
-                return
-            deployment = self._deployment_id
+        with original(self, request_metadata, *args, **kwargs) as callback, _stage(self, request_metadata):
+            yield callback
+
+    return _wrap_request
+
+
+def _stage(replica: Any, request_metadata: Any) -> contextlib.ExitStack:
+    block = contextlib.ExitStack()
+    if gpuscope.is_enabled():
+        with contextlib.suppress(Exception):  # Another version, which has it elsewhere: the call is no stage.
+            deployment = replica._deployment_id
             attributes = {
                 "ray.application": deployment.app_name,
-                "ray.replica": self._replica_id.unique_id,
+                "ray.replica": replica._replica_id.unique_id,
                 "ray.request_id": request_metadata.request_id,
             }
             name = f"ray.{deployment.name}.{request_metadata.call_method}"
-            with gpuscope.extract(_trace_of(request_metadata)), gpuscope.stage(name, attributes=attributes):
-                yield callback
-
-    return _wrap_request
+            block.enter_context(gpuscope.extract(_trace_of(request_metadata)))
+            block.enter_context(gpuscope.stage(name, attributes=attributes))
+    return block
 
 
 def _trace_of(request_metadata: Any) -> dict[str, str]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import gpuscope
@@ -61,10 +61,12 @@ def _stage(requests: Any) -> ExitStack:
     """Return a block that is a stage in the trace of the first request."""
     stack = ExitStack()
     if gpuscope.is_enabled():
-        attributes: dict[str, Any] = {"batch_size": len(requests)}
-        if requests:
-            attributes["triton.request_id"] = requests[0].request_id()
-            stack.enter_context(gpuscope.extract(_carrier(requests[0])))
+        attributes: dict[str, Any] = {}
+        with suppress(Exception):  # Of another version, perhaps: the stage has less to say.
+            attributes["batch_size"] = len(requests)
+            if requests:
+                attributes["triton.request_id"] = requests[0].request_id()
+                stack.enter_context(gpuscope.extract(_carrier(requests[0])))
         stack.enter_context(gpuscope.stage("triton.execute", attributes=attributes))
     return stack
 

@@ -13,7 +13,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 
 import httpx
-from opentelemetry import context, trace
+from opentelemetry import context, propagate, trace
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware as Plugged
@@ -362,3 +362,24 @@ def test_a_real_server_streams_and_keeps_connections(installed):
 def test_it_goes_by_the_names_that_people_try():
     """`fastapi` and `starlette` name the same file."""
     assert _frameworks.modules_of(["fastapi"]) == _frameworks.modules_of(["starlette", "asgi"]) == {"asgi": "starlette"}
+
+
+def test_a_propagator_that_fails_costs_the_stage_and_not_the_request(monkeypatch):
+    """The application's propagators are its own; what they raise when asked for us is not the request's affair."""
+
+    class Broken(propagate.textmap.TextMapPropagator):
+        """Raises, in either direction."""
+
+        fields = frozenset()
+
+        def extract(self, *args, **kwargs):
+            """Raise."""
+            raise ValueError("broken")
+
+        inject = extract
+
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Broken())
+    app = Starlette(routes=[Route("/refuse", refuse)])
+    with capture() as spans:
+        assert get(asgi.Middleware(app), "/refuse").text == "busy"
+    assert "request" not in {span.name for span in spans}
