@@ -23,8 +23,14 @@ INVALID_HANDLE, NOT_READY, CAPTURED_EVENT = 400, 600, 907
 CAPTURE_MODE_RELAXED = 2
 _CAPTURE_ACTIVE = 1
 _RECORD_EXTERNAL = 1
+_SET_DEPENDENCIES = 1
 _STREAM_NON_BLOCKING = 1
-_FOR_GRAPHS = ("cuEventRecordWithFlags", "cuStreamGetCaptureInfo_v2", "cuGraphExecEventRecordNodeSetEvent")
+_FOR_GRAPHS = (
+    "cuEventRecordWithFlags",
+    "cuStreamGetCaptureInfo_v2",
+    "cuStreamUpdateCaptureDependencies",
+    "cuGraphExecEventRecordNodeSetEvent",
+)
 """Since CUDA 11.4."""
 
 Handle = ctypes.c_void_p
@@ -153,26 +159,52 @@ class Driver:
         )
         return ident.value if code == SUCCESS and status.value == _CAPTURE_ACTIVE else None
 
-    def add_record_node(self, event: Handle, stream: Handle) -> int:
+    def capture_position(self, stream: Handle) -> tuple[int, ...]:
+        """
+        Return the addresses of the nodes that whatever is captured next on a stream waits for.
+
+        Raises:
+            DriverError: if the driver refuses, as it does where one of them is waited for in part only.
+
+        """
+        status, nodes, count = ctypes.c_int(), ctypes.POINTER(Handle)(), ctypes.c_size_t()
+        arguments = (ctypes.byref(status), None, None, ctypes.byref(nodes), ctypes.byref(count))
+        self.call("cuStreamGetCaptureInfo_v2", stream, *arguments)
+        return tuple(nodes[i] or 0 for i in range(count.value))
+
+    def add_record_node(self, event: Handle, stream: Handle, position: tuple[int, ...], after: int | None) -> int:
         """
         Have the graph that is being captured on a stream record an event at this place, in each of its launches.
 
+        The node stands beside the stream's own: nothing that is captured later waits for it.
+
+        Args:
+            event: what to record.
+            stream: on which is captured.
+            position: the nodes that it waits for, which are those of the stream.
+            after: one more.
+
         Returns:
-            The node's address: right after it was added, all that follows depends on it alone.
+            The node's address.
 
         Raises:
             DriverError: if the driver refuses.
 
         """
-        self.call("cuEventRecordWithFlags", event, stream, _RECORD_EXTERNAL)
-        status, nodes, count = ctypes.c_int(), ctypes.POINTER(Handle)(), ctypes.c_size_t()
-        name = "cuStreamGetCaptureInfo_v2"
-        self.call(name, stream, ctypes.byref(status), None, None, ctypes.byref(nodes), ctypes.byref(count))
-        if count.value != 1:
-            raise DriverError(name, SUCCESS)
-        return int(nodes[0] or 0)
+        if after is not None:
+            self._set_capture_position(stream, (*position, after))
+        try:
+            self.call("cuEventRecordWithFlags", event, stream, _RECORD_EXTERNAL)
+            node = self.capture_position(stream)[0]
+        finally:
+            self._set_capture_position(stream, position)
+        return node
 
-    def set_node_events(self, graph: int, nodes: Sequence[int], events: Sequence[int]) -> None:
+    def _set_capture_position(self, stream: Handle, nodes: tuple[int, ...]) -> None:
+        name, count = "cuStreamUpdateCaptureDependencies", len(nodes)
+        self.call(name, stream, (Handle * count)(*nodes), ctypes.c_size_t(count), _SET_DEPENDENCIES)
+
+    def set_node_events(self, graph: int, nodes: Sequence[int], events: Sequence[Handle]) -> None:
         """
         Have record nodes of an executable graph record into other events, from its next launch on.
 
@@ -181,7 +213,7 @@ class Driver:
 
         """
         for node, event in zip(nodes, events, strict=False):
-            self.call("cuGraphExecEventRecordNodeSetEvent", Handle(graph), Handle(node), Handle(event))
+            self.call("cuGraphExecEventRecordNodeSetEvent", Handle(graph), Handle(node), event)
 
     @property
     def set_node_event_address(self) -> int:

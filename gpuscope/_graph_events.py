@@ -14,11 +14,12 @@ from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpuscope._compiled import native
+from gpuscope._cuda import Handle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gpuscope._cuda import Driver, Handle
+    from gpuscope._cuda import Driver
     from gpuscope._record import Site
 
 
@@ -29,25 +30,35 @@ class InnerStage(NamedTuple):
     parent: int
     """Place of the stage around it within the graph, or -1."""
     start: int
-    """The address of the node that records its start."""
+    """Place of the node that records its start, among those of the graph; the end's may be the same."""
     end: int
 
 
 class EventSet:
-    """The events of one replay: start and end of each stage, and the fence, which is recorded after the graph."""
+    """
+    The events of one replay.
 
-    __slots__ = ("addresses", "events", "fence")
+    Args:
+        events: that of each node, and the fence, which is recorded after the graph.
+        stages: whose starts and ends they are.
 
-    def __init__(self, events: list[Handle]) -> None:
+    """
+
+    __slots__ = ("events", "fence", "of_nodes", "of_stages", "to_read")
+
+    def __init__(self, events: list[Handle], stages: Sequence[InnerStage]) -> None:
         self.events = events
         self.fence = events[-1]
-        self.addresses = pack([event.value or 0 for event in events])
-        """All of them, for the parts in C."""
+        self.of_stages = [events[place] for stage in stages for place in (stage.start, stage.end)]
+        """Start and end of each stage; one event may be the end of one and the start of the next."""
+        self.of_nodes = pack(events)
+        """For the parts in C: addresses to be exchanged, and those to be read, the fence's last."""
+        self.to_read = pack([*self.of_stages, self.fence])
 
 
-def pack(addresses: Sequence[int]) -> bytes:
+def pack(handles: Sequence[Handle]) -> bytes:
     """Return addresses as C has them."""
-    return Struct(f"={len(addresses)}Q").pack(*addresses)
+    return Struct(f"={len(handles)}Q").pack(*(handle.value or 0 for handle in handles))
 
 
 class EventStock:
@@ -116,12 +127,13 @@ class GraphStages:
 
     Args:
         stages: those that were both entered and left during the capture, in the order of their entries.
-        scratch: the events that the nodes recorded into when they were captured, which nobody reads.
+        nodes: the addresses of all record nodes, each with the event that it recorded when it was captured, which
+            nobody reads.
         stock: where further events come from.
 
     """
 
-    def __init__(self, stages: Sequence[InnerStage], scratch: list[Handle], stock: EventStock) -> None:
+    def __init__(self, stages: Sequence[InnerStage], nodes: Sequence[tuple[int, Handle]], stock: EventStock) -> None:
         self.lock = threading.RLock()
         """Held from the exchange of events to the launch, which are one act."""
         self.sites = tuple(stage.site for stage in stages)
@@ -132,11 +144,12 @@ class GraphStages:
         """The address of the graph as it is launched; 0 while it is not known."""
         self.is_broken = False
         """Whether an exchange failed, so that nobody knows which replay has which events."""
-        self.scratch = EventSet(scratch)
+        self.scratch = EventSet([event for _, event in nodes], stages)
         self._current: EventSet | None = self.scratch
         """What a launch would record into; None where that is not known."""
-        self._numbers = [node for stage in stages for node in (stage.start, stage.end)]
-        self._nodes = pack(self._numbers)
+        self._nodes = [node for node, _ in nodes]
+        self._packed_nodes = pack([Handle(node) for node in self._nodes])
+        self._stages = stages
         self._stock = stock
         self._free: list[EventSet] = []
         self._retired = False
@@ -154,8 +167,8 @@ class GraphStages:
         """Return events for one replay, or None where so many replays have not been read yet."""
         if self._free:
             return self._free.pop()
-        events = self._stock.take(2 * len(self) + 1)
-        return None if events is None else EventSet(events)
+        events = self._stock.take(len(self._nodes) + 1)
+        return None if events is None else EventSet(events, self._stages)
 
     def give_back(self, events: EventSet) -> None:
         """Take back the events of a replay that was read, or that nobody will read."""
@@ -177,9 +190,9 @@ class GraphStages:
             return
         self._current, driver = None, self._stock.driver
         if native is None:
-            driver.set_node_events(self.executable, self._numbers, [event.value or 0 for event in events.events])
+            driver.set_node_events(self.executable, self._nodes, events.events)
         else:
-            code = native.exchange(self._stock.set_event, self.executable, self._nodes, events.addresses)
+            code = native.exchange(self._stock.set_event, self.executable, self._packed_nodes, events.of_nodes)
             driver.check("cuGraphExecEventRecordNodeSetEvent", code)
         self._current = events
 

@@ -27,17 +27,22 @@ TIMED = "timed"
 
 @dataclass(slots=True, eq=False)
 class _Begun:
-    """A stage in a capture; its nodes with the events that they record."""
+    """A stage in a capture; its nodes by their places."""
 
     site: Site
     around: _Begun | None
-    start: tuple[int, Handle]
-    end: tuple[int, Handle] | None = None
+    start: int
+    end: int | None = None
 
 
 class Capture:
     """
     One capture, and the stages in it.
+
+    Nothing in the graph waits for a record node: the nodes stand beside the program's own. To have those follow them
+    would cost a replay some 4 µs a stage, which would then be in the stage's time (`benchmarks/bench_graphs.py`). Among
+    themselves those of a stream follow each other, so that they are one branch, and no stage ends before it began.
+    Stages that meet share a node.
 
     Args:
         stock: where events come from.
@@ -48,27 +53,37 @@ class Capture:
         self.unfinished = 0
         """Stages that were not left before it ended."""
         self._stock = stock
-        self._events: list[Handle] = []
+        self._nodes: list[tuple[int, Handle]] = []
+        self._latest: dict[int, tuple[tuple[int, ...], int]] = {}
+        """Of each stream what the last record node waits for, and its place."""
         self._begun: dict[StageRecord, _Begun] = {}
         self._stages: list[_Begun] = []
 
     def begin(self, record: StageRecord) -> None:
-        """Add the node of a stage's start."""
-        begun = _Begun(record.site, self._around(record), self._add_node(record))
+        """Take notice of a stage's start."""
+        begun = _Begun(record.site, self._around(record), self._mark(record))
         self._begun[record] = begun
         self._stages.append(begun)
 
     def end(self, record: StageRecord) -> None:
-        """Add the node of its end, if it began in this capture."""
+        """Take notice of its end, if it began in this capture."""
         begun = self._begun.pop(record, None)
         if begun is not None:
-            begun.end = self._add_node(record)
+            begun.end = self._mark(record)
 
-    def _add_node(self, record: StageRecord) -> tuple[int, Handle]:
-        driver, lane, (event,) = self._stock.driver, record.lane, self._stock.take_unread(1)
-        self._events.append(event)
+    def _mark(self, record: StageRecord) -> int:
+        """Have the graph record an event here, and return the node's place."""
+        driver, lane = self._stock.driver, record.lane
         with driver.current(lane.context):
-            return driver.add_record_node(event, lane.handle), event
+            position = driver.capture_position(lane.handle)
+            last_position, last = self._latest.get(lane.raw, (None, -1))
+            if position == last_position:
+                return last
+            (event,) = self._stock.take_unread(1)
+            after = None if last < 0 else self._nodes[last][0]
+            self._nodes.append((driver.add_record_node(event, lane.handle, position, after), event))
+        self._latest[lane.raw] = position, len(self._nodes) - 1
+        return len(self._nodes) - 1
 
     def _around(self, record: StageRecord) -> _Begun | None:
         outer = record.outer
@@ -83,22 +98,18 @@ class Capture:
         if not whole:
             return None
         places = {id(begun): place for place, begun in enumerate(whole)}
-        stages, scratch = [], []
+        stages = []
         for begun in whole:
             around = begun.around
             while around is not None and id(around) not in places:
                 around = around.around
-            end_node, end_event = begun.end or begun.start
-            stages.append(
-                InnerStage(begun.site, -1 if around is None else places[id(around)], begun.start[0], end_node)
-            )
-            scratch += [begun.start[1], end_event]
-        of_others = [begun.start[1] for begun in self._stages if begun.end is None]
-        return GraphStages(stages, scratch + of_others, self._stock)
+            parent = -1 if around is None else places[id(around)]
+            stages.append(InnerStage(begun.site, parent, begun.start, begun.start if begun.end is None else begun.end))
+        return GraphStages(stages, self._nodes, self._stock)
 
     def abandon(self) -> None:
         """Let go of the events: the capture failed, or no whole stage is in it."""
-        self._stock.give_back_unread(self._events)
+        self._stock.give_back_unread([event for _, event in self._nodes])
 
 
 class Captures:

@@ -133,7 +133,7 @@ class Replays:
         if reader is None or anchor is None:
             return self._measure_in_python(lane, anchor, window)
         code, done, distances = reader.read_replays(
-            [replay.events.addresses for replay in window], lane.context.value, lane.raw, anchor.event.value
+            [replay.events.to_read for replay in window], lane.context.value, lane.raw, anchor.event.value
         )
         sizes = [2 * len(replay.graph) + 1 for replay in window[:done]]
         values = np.frombuffer(distances, np.float32)[: sum(sizes)]
@@ -148,11 +148,11 @@ class Replays:
             said = device.query(replay)  # type: ignore[arg-type]
             if said != DONE:
                 return said, rows
-            events = replay.events.events
+            events = replay.events.of_stages
             row = []
-            for start, end in zip(events[:-1:2], events[1:-1:2], strict=True):
+            for start, end in zip(events[::2], events[1::2], strict=True):
                 row += [device.elapsed_ms(anchor.event, end), device.elapsed_ms(start, end)]
-            row.append(device.elapsed_ms(anchor.event, events[-1]))
+            row.append(device.elapsed_ms(anchor.event, replay.events.fence))
             rows.append(np.array([np.nan if value is None else value for value in row], np.float32))
         return DONE, rows
 

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.skipif(
 )
 CYCLES = (100_000, 400_000)  # about 0.05 and 0.2 ms
 ROUNDING_NS = 2_000
+BRANCH_NS = 5_000
+"""Record nodes stand beside the kernels: one may come a little before or after what it marks."""
 WARMUP = 5
 """Replays in a window of CUPTI's before those that count: it holds the first up, for some 0.4 ms within the graph."""
 
@@ -72,25 +74,31 @@ def test_times_agree_with_the_kernels(cupti):
     """
     Of each replay the inner stages last as long as their kernels, and lie where those lie.
 
-    Within 8 µs or 1 %, for the two record nodes and what they hold up cost 5 to 7 µs.
+    Within 3 µs or 1 %. A kernel comes first: a stage that begins a graph begins with its launch, which CUPTI holds up.
     """
+    inside = spin()
+
+    def work():
+        torch.cuda._sleep(CYCLES[0])
+        inside()
+
     with capture() as spans:
-        graph = captured(spin())
+        graph = captured(work)
         with cupti.Window() as window:
             replay(graph, WARMUP + 30)
         assert_whole()
     replays = by_request(spans)[WARMUP:]
-    kernels = sorted(window.kernels("spin"), key=lambda kernel: kernel.start_ns)[2 * WARMUP :]
+    kernels = sorted(window.kernels("spin"), key=lambda kernel: kernel.start_ns)[3 * WARMUP :]
     assert len(replays) == 30
-    assert len(kernels) == 60
+    assert len(kernels) == 90
     wrong = []
-    for inner, pair in zip(replays, zip(kernels[::2], kernels[1::2], strict=True), strict=True):
+    for inner, pair in zip(replays, zip(kernels[1::3], kernels[2::3], strict=True), strict=True):
         assert [span.name for span in inner] == ["short [gpu]", "long [gpu]"]
         for span, kernel in zip(inner, pair, strict=True):
             length_ns = kernel.end_ns - kernel.start_ns
             longer_ns, later_ns = span.duration_ns - length_ns, span.start_ns - kernel.start_ns
             slack_ns = span.attributes["gpuscope.clock.uncertainty"] * 1e9 + 20_000
-            if abs(longer_ns) > max(8_000, length_ns // 100) or abs(later_ns) > slack_ns:
+            if abs(longer_ns) > max(3_000, length_ns // 100) or abs(later_ns) > slack_ns:
                 wrong.append((span.name, longer_ns, later_ns, slack_ns))
     assert len(wrong) <= 2, wrong  # Now and then CUPTI itself is off.
 
@@ -248,9 +256,9 @@ def test_a_graph_destroyed_while_it_runs_is_read():
         come_and_go(10)
         spare, unread = len(stock._spare), len(stock._unread)
     assert [len(inner) for inner in by_request(spans)] == [2] * 60
-    # Five events a replay, of which all 30 may be on their way at once; four of each graph, one after the other.
-    assert spare - held[0] <= 30 * 5
-    assert unread - held[1] <= 4
+    # Four events a replay, of which all 30 may be on their way at once; three of each graph, one after the other.
+    assert spare - held[0] <= 30 * 4
+    assert unread - held[1] <= 3
 
 
 def test_a_graph_that_the_program_keeps():
@@ -301,14 +309,59 @@ def test_side_streams_of_a_capture_are_seen():
         with gpuscope.stage("here"):
             torch.cuda._sleep(200_000)
         main.wait_stream(side)
+        with gpuscope.stage("after"):
+            torch.cuda._sleep(200_000)
 
     with capture() as spans:
         replay(captured(work), 5)
         assert_whole()
     for inner in by_request(spans):
-        assert {span.name for span in inner} == {"beside [gpu]", "here [gpu]"}
-        first, second = inner
+        lengths = {span.name: span.duration_ns for span in inner}
+        assert set(lengths) == {"beside [gpu]", "here [gpu]", "after [gpu]"}
+        assert lengths["after [gpu]"] == pytest.approx(lengths["beside [gpu]"], rel=0.2)
+        first, second, after = inner
         assert second.start_ns < first.end_ns  # At the same time.
+        assert after.name == "after [gpu]"
+        assert after.start_ns >= max(first.end_ns, second.end_ns) - BRANCH_NS
+
+
+@pytest.mark.parametrize("connections", ["1", None])
+def test_graphs_that_run_at_once_keep_their_own_times(run_program, connections):
+    """Two graphs on two streams: stages last as long as alone, also where all streams share one queue to the GPU."""
+    variables = {} if connections is None else {"CUDA_DEVICE_MAX_CONNECTIONS": connections}
+    alone, together = run_program(AT_ONCE, **variables)
+    assert len(together) == 2 * len(alone)
+    usual = sorted(alone)[len(alone) // 2]
+    wrong = [length for length in together if abs(length - usual) > 0.2 * usual]
+    assert len(wrong) <= len(together) // 50, (usual, wrong)
+
+
+AT_ONCE = """
+import json, torch, gpuscope
+from gpuscope.testing import capture
+def captured():
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(4):
+            with gpuscope.stage("inside"):
+                for _ in range(3):
+                    torch.cuda._sleep(100_000)
+    return graph
+torch.zeros(1, device="cuda")
+found = []
+for graphs in (1, 2):
+    with capture() as spans:
+        made = [(captured(), torch.cuda.Stream()) for _ in range(graphs)]
+        torch.cuda.synchronize()
+        for _ in range(20):
+            for graph, stream in made:
+                with torch.cuda.stream(stream), gpuscope.stage("request"):
+                    graph.replay()
+            torch.cuda.synchronize()
+        assert gpuscope.flush(20)
+    found.append([span.duration_ns for span in spans if span.attributes.get("gpuscope.graph")])
+print(json.dumps(found))
+"""
 
 
 def test_without_graph_stages_nothing_is_added():

@@ -4,39 +4,45 @@
  *
  * Events remember when they were recorded. `fake_answer` sets what the next calls of `cuEventRecord` answer,
  * `fake_capture` says which stream is being captured, and `fake_hold` holds the GPU up, until `fake_work` has it do so
- * many pieces of work. Graphs consist of nodes that record events, 50 µs apart.
+ * many pieces of work. Graphs consist of kernels, `fake_kernel`, that take 50 µs each, and of nodes that record events.
  */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-enum { SUCCESS, INVALID_VALUE, INVALID_HANDLE = 400, NOT_READY = 600, MOST = 4096, NODE_GAP_NS = 50000 };
+enum { SUCCESS, INVALID_VALUE, INVALID_HANDLE = 400, NOT_READY = 600, MOST = 4096, MOST_NODES = 256, KERNEL_NS = 50000 };
 
 typedef struct {
     long long recorded_ns;
     int captured, awaited;
 } Event;
 
-typedef struct {
-    Event *event;
-    int destroyed;
+typedef struct Node {
+    Event *event; /* NULL: a kernel. */
+    int destroyed, waits;
+    struct Node *waits_for[4];
 } Node;
 
 typedef struct {
     int count;
-    Node *nodes[64];
-    Event *events[64];
+    Node *nodes[MOST_NODES];
+    Event *events[MOST_NODES];
 } Graph;
+
+typedef enum { NOW, FIRST_NODE, LATER_NODE } Place;
 
 typedef struct {
     Event *event;
-    int awaited, node; /* Its place in a graph. */
+    int awaited;
+    Place place;
 } Work;
 
 static int answer, answers_left, contexts_pushed, held, exchanges, exchange_answer, capture_id;
 static void *captured_stream;
 static long long records, last_node_ns;
 static Graph *captured_graph;
+static Node *position[4]; /* What the next node of the capture waits for. */
+static int positions;
 static Work work[MOST];
 static int first_work, last_work;
 
@@ -48,15 +54,17 @@ static long long now_ns(void) {
 
 static void do_one(void) {
     Work *one = &work[first_work++ % MOST];
-    one->event->recorded_ns = one->node ? last_node_ns + NODE_GAP_NS : now_ns();
-    last_node_ns = one->event->recorded_ns;
+    if (one->place != LATER_NODE) last_node_ns = now_ns();
+    if (one->event == NULL) last_node_ns += KERNEL_NS;
     while (now_ns() < last_node_ns) continue;
+    if (one->event == NULL) return;
+    one->event->recorded_ns = last_node_ns;
     one->event->awaited -= one->awaited;
 }
 
-static void enqueue(Event *event, int awaited, int node) {
-    event->awaited += awaited;
-    work[last_work++ % MOST] = (Work){event, awaited, node};
+static void enqueue(Event *event, int awaited, Place place) {
+    if (event != NULL) event->awaited += awaited;
+    work[last_work++ % MOST] = (Work){event, awaited, place};
     if (!held) do_one();
 }
 
@@ -76,6 +84,28 @@ void fake_begin_capture(void *stream) {
     captured_stream = stream;
     captured_graph = calloc(1, sizeof(Graph));
     capture_id++;
+    positions = 0;
+}
+
+static void add_node(Event *event) {
+    Node *node = calloc(1, sizeof(Node));
+    node->event = event;
+    node->waits = positions;
+    memcpy(node->waits_for, position, sizeof position);
+    captured_graph->nodes[captured_graph->count++] = node;
+    positions = 1, position[0] = node;
+}
+
+void fake_kernel(void) { add_node(NULL); }
+
+/* How many nodes of a graph are kernels (0) or records (1) that wait for a kernel (0) or a record (1). */
+int fake_waits(Graph *graph, int records, int for_records) {
+    int found = 0;
+    for (int i = 0; i < graph->count; i++)
+        for (int j = 0; j < graph->nodes[i]->waits; j++)
+            found += (graph->nodes[i]->event != NULL) == records &&
+                     (graph->nodes[i]->waits_for[j]->event != NULL) == for_records;
+    return found;
 }
 
 Graph *fake_end_capture(void) {
@@ -97,7 +127,7 @@ void fake_destroy_graph(Graph *graph) {
 
 /* A node's event does not wait for its record, as one of a stream does: asked about before, it tells of the record before. */
 void fake_launch(Graph *executable) {
-    for (int i = 0; i < executable->count; i++) enqueue(executable->events[i], 0, i);
+    for (int i = 0; i < executable->count; i++) enqueue(executable->events[i], 0, i ? LATER_NODE : FIRST_NODE);
 }
 
 int cuEventCreate(void **event, unsigned flags) {
@@ -113,15 +143,20 @@ int cuEventRecord(Event *event, void *stream) {
     }
     if (event == NULL) return INVALID_HANDLE;
     event->captured = captured_stream != NULL && stream == captured_stream;
-    if (!event->captured) enqueue(event, 1, 0);
+    if (!event->captured) enqueue(event, 1, NOW);
     return SUCCESS;
 }
 
 int cuEventRecordWithFlags(Event *event, void *stream, unsigned flags) {
     if (flags != 1 || stream != captured_stream) return INVALID_VALUE;
-    Node *node = calloc(1, sizeof(Node));
-    node->event = event;
-    captured_graph->nodes[captured_graph->count++] = node;
+    add_node(event);
+    return SUCCESS;
+}
+
+int cuStreamUpdateCaptureDependencies(void *stream, Node **nodes, size_t count, unsigned flags) {
+    if (flags != 1 || stream != captured_stream || count > 4) return INVALID_VALUE;
+    memcpy(position, nodes, count * sizeof *nodes);
+    positions = (int)count;
     return SUCCESS;
 }
 
@@ -132,8 +167,8 @@ int cuStreamGetCaptureInfo_v2(
     if (!*status) return SUCCESS;
     if (id != NULL) *id = capture_id;
     if (graph != NULL) *graph = captured_graph;
-    if (nodes != NULL) *nodes = &captured_graph->nodes[captured_graph->count - 1];
-    if (count != NULL) *count = 1;
+    if (nodes != NULL) *nodes = position;
+    if (count != NULL) *count = (size_t)positions;
     return SUCCESS;
 }
 

@@ -12,20 +12,20 @@ import pytest
 import gpuscope
 from gpuscope import _runtime, stage
 
-NODE_GAP_NS = 50_000
-"""The driver's graphs take so long from node to node."""
+KERNEL_NS = 50_000
+"""A kernel of the driver's graphs takes so long."""
 
 
 @pytest.fixture
 def new_graph(machine):
-    """Return a function that captures a graph with stages of these names one after another, and returns it."""
+    """Return a function that captures a graph with stages of these names one after another, a kernel in each."""
 
     def new(*names, keep_graph=False, **options):
         graph = sys.modules["torch.cuda.graphs"].CUDAGraph(keep_graph)
         graph.capture_begin()
         for name in names:
             with stage(name, **options):
-                pass
+                machine.library.fake_kernel()
         graph.capture_end()
         return graph
 
@@ -66,11 +66,11 @@ def test_every_replay_yields_its_own_spans(machine, new_graph):
     for name in found:
         assert [span.kind for span in found[name]] == ["gpu"] * 3
         assert {span.parent_id for span in found[name]} == set(requests)
-        assert [span.duration_ns // 1000 for span in found[name]] == [NODE_GAP_NS // 1000] * 3
+        assert [span.duration_ns // 1000 for span in found[name]] == [KERNEL_NS // 1000] * 3
     for attention, mlp in zip(found["attention [gpu]"], found["mlp [gpu]"], strict=True):
         assert attention.parent_id == mlp.parent_id
         assert attention.trace_id == requests[attention.parent_id].trace_id
-        assert attention.end_ns < mlp.start_ns
+        assert abs(attention.end_ns - mlp.start_ns) < 1000  # The same event, but for rounding.
         assert requests[attention.parent_id].start_ns <= attention.start_ns
     ids = [span.span_id for span in spans]
     assert len(ids) == len(set(ids))
@@ -93,12 +93,12 @@ def test_replays_that_overtake_the_collector_keep_their_own_times(machine, new_g
     machine.library.fake_hold()
     for _ in range(5):
         replay(graph)
-    machine.library.fake_work(1 + 1)  # The request's event, and the first stage's start.
+    machine.library.fake_work(1 + 2)  # The request's event, and the first stage's start and kernel.
     assert len(inner(machine.collect())["attention [gpu]"]) == 1
     machine.library.fake_work(1000)
     found = inner(machine.collect())["attention [gpu]"]
-    assert [span.duration_ns // 1000 for span in found] == [NODE_GAP_NS // 1000] * 6
-    assert all(first.end_ns < second.start_ns for first, second in pairwise(found))
+    assert [span.duration_ns // 1000 for span in found] == [KERNEL_NS // 1000] * 6
+    assert all(first.end_ns <= second.start_ns for first, second in pairwise(found))
     assert account(machine).dropped == {}
 
 
@@ -110,7 +110,7 @@ def test_nothing_is_read_before_the_fence(machine, new_graph):
         machine.collect()
     machine.library.fake_hold()
     replay(graph)
-    machine.library.fake_work(2)
+    machine.library.fake_work(3)
     assert len(inner(machine.collect())["attention [gpu]"]) == 2
     assert account(machine).pending > 0
     machine.library.fake_work(1000)
@@ -122,11 +122,16 @@ def test_nested_stages_are_children_of_each_other(machine):
     """A stage inside another one of the same graph is the child of that one's GPU span."""
     graph = sys.modules["torch.cuda.graphs"].CUDAGraph()
     graph.capture_begin()
+    work = machine.library.fake_kernel
     with stage("block"):
-        with stage("attention"), stage("softmax"):
-            pass
+        work()
+        with stage("attention"):
+            with stage("softmax"):
+                work()
+            work()
         with stage("mlp"):
-            pass
+            work()
+        work()
     graph.capture_end()
     replay(graph)
     spans = {span.name: span for span in machine.collect() if span.kind == "gpu"}
@@ -134,8 +139,45 @@ def test_nested_stages_are_children_of_each_other(machine):
     assert spans["attention [gpu]"].parent_id == spans["mlp [gpu]"].parent_id == spans["block [gpu]"].span_id
     hosts = {span.name: span for span in machine.collect() if span.kind == "host" and span.name == "request"}
     assert spans["block [gpu]"].parent_id == hosts["request"].span_id
+    names = ("block", "attention", "softmax", "mlp")
+    assert [spans[f"{name} [gpu]"].duration_ns // KERNEL_NS for name in names] == [5, 2, 1, 1]
     assert spans["block [gpu]"].start_ns < spans["softmax [gpu]"].start_ns
     assert spans["mlp [gpu]"].end_ns < spans["block [gpu]"].end_ns
+
+
+def test_nothing_of_the_program_waits_for_a_stage(machine, new_graph):
+    """Kernels follow kernels; records wait for them, and for the record before."""
+    graph = new_graph("first", "second", "third", keep_graph=True)
+    waits = {
+        (node, other): machine.library.fake_waits(graph.template, records, for_records)
+        for records, node in enumerate(("kernel", "record"))
+        for for_records, other in enumerate(("kernel", "record"))
+    }
+    assert waits == {
+        ("kernel", "kernel"): 2,
+        ("kernel", "record"): 0,
+        ("record", "kernel"): 3,
+        ("record", "record"): 3,
+    }
+
+
+def test_stages_that_meet_share_a_node(machine, new_graph):
+    """Three stages in a row take four nodes, and stages around each other no more than one; an empty one takes none."""
+    graph = sys.modules["torch.cuda.graphs"].CUDAGraph()
+    graph.capture_begin()
+    with stage("around"), stage("within"):
+        for name in ("first", "second", "third"):
+            with stage(name):
+                machine.library.fake_kernel()
+        with stage("empty"):
+            pass
+    graph.capture_end()
+    before = machine.library.fake_exchanges()
+    replay(graph)
+    assert machine.library.fake_exchanges() - before == 4
+    kernels = {name: span.duration_ns // KERNEL_NS for name, (span,) in inner(machine.collect()).items()}
+    expected = {"around": 3, "within": 3, "first": 1, "second": 1, "third": 1, "empty": 0}
+    assert kernels == {f"{name} [gpu]": count for name, count in expected.items()}
 
 
 def test_a_replay_in_no_stage_is_one(machine, new_graph):
@@ -173,7 +215,7 @@ def test_a_graph_captured_on_one_thread_is_replayed_on_others(machine, new_graph
     # The queue of this machine is short, so its records are refused; the events of replays are enough for some.
     assert len(found) + overwritten == 160
     assert len({span.parent_id for span in found}) == len(found)
-    assert all(span.duration_ns // 1000 == NODE_GAP_NS // 1000 for span in found)
+    assert all(span.duration_ns // 1000 == KERNEL_NS // 1000 for span in found)
 
 
 def test_a_replay_without_events_left_is_counted(machine, new_graph):
@@ -204,7 +246,7 @@ def test_recording_may_be_toggled_between_replays(machine, new_graph):
     _runtime.state.recorder = machine.engine.recorder
     replay(graph)
     found = inner(machine.collect())["attention [gpu]"]
-    assert [span.duration_ns // 1000 for span in found] == [NODE_GAP_NS // 1000] * 2
+    assert [span.duration_ns // 1000 for span in found] == [KERNEL_NS // 1000] * 2
     assert account(machine).recorded == 1 + 2 + 2
 
 
