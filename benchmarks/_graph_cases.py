@@ -189,12 +189,12 @@ class Columns:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[Columns]:
-    """Record into `Columns`."""
+def recording(placed: str = "beside") -> Iterator[Columns]:
+    """Record into `Columns`, the nodes of graphs that are captured meanwhile placed so."""
     from gpuscope import _runtime
 
     columns = Columns()
-    config = _runtime.state.config.changed(mode="on", exporters="none", metrics="none")
+    config = _runtime.state.config.changed(mode="on", exporters="none", metrics="none", graph_stages=placed)
     with _runtime.period(config, exporters=(columns,)):
         yield columns
 

@@ -47,12 +47,12 @@ def of_stages(window: Any, replays: int, parts: list[int], stages: int) -> tuple
     )
 
 
-def against_kernels(rate: int, replays: int, parts: list[int], stages: int) -> dict[str, Any]:
+def against_kernels(rate: int, replays: int, parts: list[int], stages: int, placed: str = "beside") -> dict[str, Any]:
     """Differences of inner stages to their kernels, by CUPTI's timestamps, in nanoseconds."""
     import torch
     from _cupti import Window
 
-    with recording() as columns:
+    with recording(placed) as columns:
         graph = block(stages)
         paced(graph, rate, 20)
         torch.cuda.synchronize()
@@ -64,7 +64,7 @@ def against_kernels(rate: int, replays: int, parts: list[int], stages: int) -> d
         _, found = columns.replays()
     kernels = of_stages(window, replays, parts, stages)
     inner = sorted(found.values(), key=lambda rows: rows[0, 0])[FIRST:]
-    what = f"{rate}/s, {stages} stages"
+    what = f"{rate}/s, {stages} stages, {placed}"
     if isinstance(kernels, str) or len(inner) != replays:
         return {"what": what, "problem": f"{len(inner)} of {replays} replays have inner times; {kernels}"[:200]}
     start_ns, end_ns, uncertainty_ns = np.moveaxis(np.array(inner), 2, 0)

@@ -41,6 +41,8 @@ from _graph_times import (
 import gpuscope
 
 STAGES = (4, 16)
+PLACED = ("beside", "inline")
+"""Where nodes stand, as `GPUSCOPE_GRAPH_STAGES` says."""
 IN_A_ROW, BLOCKS = 10, 20
 """Replays between two readings, few enough for the launch queue, which record nodes fill as well; and readings."""
 RATES = (100, 1_000, 5_000)
@@ -75,18 +77,20 @@ def timed(graph: Any, wanted: Any) -> tuple[float, float]:
 def costs(rounds: int) -> dict[str, list[tuple[float, float]]]:
     from gpuscope import _runtime
 
+    plain = block(16)  # While nothing is recorded a stage leaves no trace in a graph.
+    events = {stages: block_with_events(stages)[0] for stages in STAGES}
+    with recording("inline"):
+        inline = {stages: block(stages) for stages in STAGES}
     with recording():
         wanted = _runtime.state.recorder
-        with recorder(None):  # While nothing is recorded a stage leaves no trace in a graph.
-            plain = block(16)
-            events = {stages: block_with_events(stages)[0] for stages in STAGES}
         cases = {"plain": partial(timed, plain, None), "plain again": partial(timed, plain, None)}
         for stages in (0, *STAGES):
             graph = block(stages)
             cases[f"{stages} stages, recording off"] = partial(timed, graph, None)
             cases[f"{stages} stages, recording on"] = partial(timed, graph, wanted)
-            if stages:
-                cases[f"{stages} pairs of events"] = partial(timed, events[stages], None)
+        for stages in STAGES:
+            cases[f"{stages} stages inline, recording on"] = partial(timed, inline[stages], wanted)
+            cases[f"{stages} pairs of events"] = partial(timed, events[stages], None)
         return interleave(cases, rounds, warmup=2)
 
 
@@ -126,13 +130,18 @@ def at_rate(rate: int, seconds: float, stages: int) -> dict[str, Any]:
     whole = np.array([rows for rows in inner if len(rows) == stages])
     lengths = whole[..., 1] - whole[..., 0]
     usual = np.median(lengths, axis=0)
-    # An interval of two replays is negative, or longer by the time from one replay to the next.
-    mixed = (lengths <= 0) | (lengths > usual + 0.4e9 / rate)
+    # Stages follow each other without a gap, and replays do not overlap: one time of another replay makes the stage
+    # before it or the one after it negative, or at either end of the graph has two replays overlap.
+    mixed = lengths <= 0
     mixed[1:] |= whole[1:, :, 0] < whole[:-1, -1:, 1] - 2 * whole[1:, :, 2]
+    longer = float(usual[0] - np.median(usual[stages // LAYERS :: stages // LAYERS])) / 1000
+    right, lost = int((~mixed.any(axis=1)).sum()), {**account["dropped"], **account["lost"]}
     print(
-        f"{rate:6d}/s, {stages} stages: reached {reached:,.0f}/s; {len(whole)} of {replays} have inner times,", end=" "
+        f"{rate:6d}/s, {stages} stages: reached {reached:,.0f}/s; {right} of {replays} replays have right inner times;"
     )
-    print(f"{int(mixed.sum())} mixed; dropped {account['dropped']}, lost {account['lost']}")
+    print(
+        f"        {int(mixed.sum())} mixed; lost {lost}; the graph's first stage {longer:+.1f} µs beside those like it"
+    )
     return {
         "rate": rate,
         "stages": stages,
@@ -140,8 +149,9 @@ def at_rate(rate: int, seconds: float, stages: int) -> dict[str, Any]:
         "replays": replays,
         "replay_stages": count,
         "with_inner": len(whole),
-        "right": int((~mixed.any(axis=1)).sum()),
+        "right": right,
         "mixed": int(mixed.sum()),
+        "first_longer_us": longer,
         "usual_length_ns": usual.tolist(),
         "longest_ns": lengths.max(axis=0).tolist(),
         "account": account,
@@ -151,8 +161,8 @@ def at_rate(rate: int, seconds: float, stages: int) -> dict[str, Any]:
 # ---- several graphs at once
 
 
-def walls(graphs: list[Any], streams: list[Any], wanted: Any, found: Any) -> float:
-    """Microseconds until graphs on as many streams are done; has their times looked up."""
+def wall_us(graphs: list[Any], streams: list[Any], wanted: Any) -> float:
+    """Microseconds until graphs on as many streams are done."""
     import torch
 
     with recorder(wanted):
@@ -162,9 +172,7 @@ def walls(graphs: list[Any], streams: list[Any], wanted: Any, found: Any) -> flo
             with torch.cuda.stream(stream), gpuscope.stage(REPLAY):
                 graph.replay()
         torch.cuda.synchronize()
-        took = (time.perf_counter_ns() - began) / 1000
-    found()
-    return took
+        return (time.perf_counter_ns() - began) / 1000
 
 
 def at_once(count: int, rounds: int) -> dict[str, Any]:
@@ -174,46 +182,40 @@ def at_once(count: int, rounds: int) -> dict[str, Any]:
     from gpuscope import _runtime
 
     streams = [torch.cuda.Stream() for _ in range(count)]
+    pairs = [Events() for _ in range(count)]
+    kinds = {
+        "plain": [graph_of(Spinning(unmarked)) for _ in range(count)],
+        "events": [graph_of(Spinning(events)) for events in pairs],
+    }
+    for events in pairs:
+        events.pairs = events.pairs[-Spinning.STAGES :]
+    for placed in PLACED:
+        with recording(placed):
+            kinds[placed] = [graph_of(Spinning(gpuscope.stage)) for _ in range(count)]
+    lengths: dict[str, list[float]] = {kind: [] for kind in kinds}
     with recording() as columns:
         wanted = _runtime.state.recorder
-        pairs = [Events() for _ in range(count)]
-        kinds = {
-            "plain": [graph_of(Spinning(unmarked)) for _ in range(count)],
-            "events": [graph_of(Spinning(events)) for events in pairs],
-            "stages": [graph_of(Spinning(gpuscope.stage)) for _ in range(count)],
-        }
-        read: list[float] = []
-        for events in pairs:
-            events.pairs = events.pairs[-Spinning.STAGES :]
 
-        def read_events() -> None:
-            for events in pairs:
-                read.extend(events.lengths_ns())
+        def run(kind: str) -> float:
+            columns.batches.clear()
+            took = wall_us(kinds[kind], streams, wanted if kind in PLACED else None)
+            gpuscope.flush(5)
+            if kind == "events":
+                lengths[kind] += [length for events in pairs for length in events.lengths_ns()]
+            for rows in columns.replays()[1].values():
+                lengths[kind] += (rows[:, 1] - rows[:, 0]).tolist()
+            return took
 
-        cases = {
-            kind: partial(
-                walls,
-                graphs,
-                streams,
-                wanted if kind == "stages" else None,
-                read_events if kind == "events" else lambda: None,
-            )
-            for kind, graphs in kinds.items()
-        }
-        columns.batches.clear()
-        raw = interleave(cases, rounds, warmup=2)
-        gpuscope.flush(5)
-        _, found = columns.replays()
-    inner = np.concatenate(list(found.values()))
-    return {"graphs": count, "us": raw, "stages_ns": (inner[:, 1] - inner[:, 0]).tolist(), "events_ns": read}
+        raw = interleave({kind: partial(run, kind) for kind in kinds}, rounds, warmup=2)
+    return {"graphs": count, "us": raw, "lengths_ns": lengths}
 
 
 def show_at_once(crowds: list[dict[str, Any]]) -> None:
     rows = []
     for one in crowds:
         plain = median(one["us"]["plain"])
-        for kind in ("events", "stages"):
-            lengths = np.array(one[f"{kind}_ns"]) / 1000
+        for kind in ("events", *PLACED):
+            lengths = np.array(one["lengths_ns"][kind]) / 1000
             row = [f"{one['graphs']} at once, {kind}", median(one["us"][kind]) / plain, *spread(lengths)]
             rows.append(row)
     print(table(["graphs", "time, of plain", "stage, µs: least", "p1", "p50", "p99", "most"], rows))
@@ -234,11 +236,13 @@ def main() -> None:
     raw = costs(options.rounds)
     added = show_costs(raw)
     each = {
-        kind: added[f"16 {kind}"] / 16 for kind in ("stages, recording off", "stages, recording on", "pairs of events")
+        kind: added[f"16 {kind}"] / 16
+        for kind in ("stages, recording off", "stages, recording on", "stages inline, recording on", "pairs of events")
     }
     print("µs that each of 16 adds on the GPU:", {kind: round(value, 2) for kind, value in each.items()})
     held = [against_kernels(rate, 60, parts, stages) for rate in RATES[:2] for stages in STAGES]
-    rivals = [events_against_kernels(60, parts, stages) for stages in STAGES]
+    rivals = [against_kernels(RATES[0], 60, parts, stages, "inline") for stages in STAGES]
+    rivals += [events_against_kernels(60, parts, stages) for stages in STAGES]
     problems = [f"{one['what']}: {one['problem']}" for one in held + rivals if "problem" in one]
     held = [one for one in held if "problem" not in one]
     rivals = [one for one in rivals if "problem" not in one]

@@ -78,8 +78,12 @@ class Config:
     warmup: int = _setting(
         3, "GPUSCOPE_WARMUP", parse.count(0, 1_000_000), "How many first calls of each stage are flagged as warm-up."
     )
-    graph_stages: bool = _setting(
-        True, "GPUSCOPE_GRAPH_STAGES", parse.boolean, "Stages in CUDA graphs are timed, by nodes added to them.", "1"
+    graph_stages: str = _setting(
+        "beside",
+        "GPUSCOPE_GRAPH_STAGES",
+        parse.graph_stages,
+        "Stages in CUDA graphs are timed, by nodes beside those of the program; `inline`: among them; `0`: not.",
+        "1",
     )
     profile: str = _setting(
         "",
@@ -289,12 +293,3 @@ class Config:
 def read_environment() -> tuple[Config, list[str]]:
     """Return the settings of this process's environment as it is now, and what is to be said of them."""
     return Config.from_env(variables())
-
-
-def table_of_variables() -> str:
-    """Return the README's table of variables, in Markdown."""
-    lines = ["| variable | default | meaning |", "|---|---|---|"]
-    for setting in fields(Config):
-        names = ", ".join(f"`{variable}`" for variable in setting.metadata["variables"])
-        lines.append(f"| {names} | {setting.metadata['shown']} | {setting.metadata['text']} |")
-    return "\n".join(lines)

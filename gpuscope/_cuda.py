@@ -172,37 +172,30 @@ class Driver:
         self.call("cuStreamGetCaptureInfo_v2", stream, *arguments)
         return tuple(nodes[i] or 0 for i in range(count.value))
 
-    def add_record_node(self, event: Handle, stream: Handle, position: tuple[int, ...], after: int | None) -> int:
+    def set_capture_position(self, stream: Handle, nodes: tuple[int, ...]) -> None:
         """
-        Have the graph that is being captured on a stream record an event at this place, in each of its launches.
-
-        The node stands beside the stream's own: nothing that is captured later waits for it.
-
-        Args:
-            event: what to record.
-            stream: on which is captured.
-            position: the nodes that it waits for, which are those of the stream.
-            after: one more.
-
-        Returns:
-            The node's address.
+        Have whatever is captured next on a stream wait for other nodes.
 
         Raises:
             DriverError: if the driver refuses.
 
         """
-        if after is not None:
-            self._set_capture_position(stream, (*position, after))
-        try:
-            self.call("cuEventRecordWithFlags", event, stream, _RECORD_EXTERNAL)
-            node = self.capture_position(stream)[0]
-        finally:
-            self._set_capture_position(stream, position)
-        return node
-
-    def _set_capture_position(self, stream: Handle, nodes: tuple[int, ...]) -> None:
         name, count = "cuStreamUpdateCaptureDependencies", len(nodes)
         self.call(name, stream, (Handle * count)(*nodes), ctypes.c_size_t(count), _SET_DEPENDENCIES)
+
+    def add_record_node(self, event: Handle, stream: Handle) -> int:
+        """
+        Have the graph that is being captured on a stream record an event at this place, in each of its launches.
+
+        Returns:
+            The node's address: right after it was added, all that follows waits for it alone.
+
+        Raises:
+            DriverError: if the driver refuses.
+
+        """
+        self.call("cuEventRecordWithFlags", event, stream, _RECORD_EXTERNAL)
+        return self.capture_position(stream)[0]
 
     def set_node_events(self, graph: int, nodes: Sequence[int], events: Sequence[Handle]) -> None:
         """

@@ -134,7 +134,7 @@ class Engine:
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
         if config.graph_stages:
-            self.recorder.captures = Captures(device, self.ledger)
+            self.recorder.captures = Captures(device, self.ledger, inline=config.graph_stages == "inline")
         self._epoch_clock = epoch_clock
         self._extra_exporters = exporters
         self.collector = Collector(

@@ -245,7 +245,7 @@ class GraphHooks:
         refusal = self._refusal or ("" if driver.can_time_graphs else "driver_too_old")
         if not refusal and not watched.keeps:
             refusal = "made_before_recording"
-        watched.capture = None if refusal else Capture(self._stock(driver, lane))
+        watched.capture = None if refusal else Capture(self._stock(driver, lane), inline=captures.inline)
         watched.captures, watched.ident = captures, ident
         captures.open(ident, watched.capture or refusal)
 

@@ -39,23 +39,25 @@ class Capture:
     """
     One capture, and the stages in it.
 
-    Nothing in the graph waits for a record node: the nodes stand beside the program's own. To have those follow them
-    would cost a replay some 4 µs a stage, which would then be in the stage's time (`benchmarks/bench_graphs.py`). Among
-    themselves those of a stream follow each other, so that they are one branch, and no stage ends before it began.
-    Stages that meet share a node.
+    Nothing in the graph waits for a record node: the nodes stand beside the program's own. Among themselves those of a
+    stream follow each other, so that they are one branch, and no stage ends before it began. In line with the program's
+    nodes they cost a replay some 3 µs a stage, which is in the stage's time, but the branches of graphs that run at
+    once hold each other up (`benchmarks/bench_graphs.py`). Stages that meet share a node.
 
     Args:
         stock: where events come from.
+        inline: whether the nodes stand in line.
 
     """
 
-    def __init__(self, stock: EventStock) -> None:
+    def __init__(self, stock: EventStock, *, inline: bool = False) -> None:
         self.unfinished = 0
         """Stages that were not left before it ended."""
         self._stock = stock
+        self._inline = inline
         self._nodes: list[tuple[int, Handle]] = []
         self._latest: dict[int, tuple[tuple[int, ...], int]] = {}
-        """Of each stream what the last record node waits for, and its place."""
+        """Of each stream where its last record node was added, and the node's place."""
         self._begun: dict[StageRecord, _Begun] = {}
         self._stages: list[_Begun] = []
 
@@ -80,10 +82,23 @@ class Capture:
             if position == last_position:
                 return last
             (event,) = self._stock.take_unread(1)
-            after = None if last < 0 else self._nodes[last][0]
-            self._nodes.append((driver.add_record_node(event, lane.handle, position, after), event))
+            if self._inline:
+                node = driver.add_record_node(event, lane.handle)
+                position = (node,)
+            else:
+                node = self._add_beside(event, lane.handle, position, last)
+        self._nodes.append((node, event))
         self._latest[lane.raw] = position, len(self._nodes) - 1
         return len(self._nodes) - 1
+
+    def _add_beside(self, event: Handle, stream: Handle, position: tuple[int, ...], last: int) -> int:
+        driver = self._stock.driver
+        if last >= 0:
+            driver.set_capture_position(stream, (*position, self._nodes[last][0]))
+        try:
+            return driver.add_record_node(event, stream)
+        finally:
+            driver.set_capture_position(stream, position)
 
     def _around(self, record: StageRecord) -> _Begun | None:
         outer = record.outer
@@ -119,12 +134,14 @@ class Captures:
     Args:
         device: whose `begin` and `end` this stands in for meanwhile.
         ledger: counts what became of stages inside captures.
+        inline: whether their nodes stand in line with those of the program.
 
     """
 
-    def __init__(self, device: Any, ledger: Ledger) -> None:
+    def __init__(self, device: Any, ledger: Ledger, *, inline: bool) -> None:
         self._device = device
         self.ledger = ledger
+        self.inline = inline
         self._open: dict[int, Capture | str] = {}
         self._usual: tuple[Any, Any] = device.begin, device.end
         self._lock = threading.Lock()

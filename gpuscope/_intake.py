@@ -74,7 +74,12 @@ class Intake:
             max_pending=config.queue_size,
         )
         self._replays = Replays(
-            recorder.device, recorder.ledger, complaints, clock=recorder.clock, deadline_ns=deadline_ns
+            recorder.device,
+            recorder.ledger,
+            complaints,
+            clock=recorder.clock,
+            deadline_ns=deadline_ns,
+            inline=config.graph_stages == "inline",
         )
         self._due_s = 0.0
 

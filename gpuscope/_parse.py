@@ -52,6 +52,15 @@ def otel_boolean(text: str) -> bool:
     raise ValueError("true or false")
 
 
+def graph_stages(text: str) -> str:
+    word = text.strip().lower()
+    if word in FALSE_WORDS or not word:
+        return ""
+    if word in TRUE_WORDS or word in ("beside", "inline"):
+        return "inline" if word == "inline" else "beside"
+    raise ValueError("1/true/yes/on, inline or 0/false/no/off")
+
+
 def exporters(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
     bad = [name for name in names if name not in EXPORTERS]

@@ -6,12 +6,13 @@ Asks the device and never waits for it. A replay leaves here once: with the time
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gpuscope._device import DONE, PENDING
+from gpuscope._log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,8 @@ _PENDING_CODES = (-1, 600)
 """Of `EventReader.read_replays`, as in `_resolve`."""
 _ROUNDING_NS = 2_000
 """Two steps of a 32-bit float of milliseconds, 8 s from the anchor, at each end."""
+_CROWD = 2
+"""More graphs than this at once on one GPU may hold each other's record nodes up (`benchmarks/bench_graphs.py`)."""
 _IMPOSSIBLE_NS = 50_000
 """A stage that began before its launch by so much more than the uncertainty has another replay's time."""
 
@@ -56,12 +59,14 @@ class Replays:
         *,
         clock: Callable[[], int],
         deadline_ns: int,
+        inline: bool,
     ) -> None:
         self._device = device
         self._ledger = ledger
         self._complaints = complaints
         self._clock = clock
         self._deadline_ns = deadline_ns
+        self._warns_of_crowds = not inline
         self._waiting: dict[Any, deque[Replay]] = {}
         self._held = 0
 
@@ -87,19 +92,35 @@ class Replays:
             self._waiting.setdefault(replay.lane, deque()).append(replay)
             self._held += len(replay.graph)
         placed: list[Placed] = []
+        running: Counter[int] = Counter()
         for lane, waiting in list(self._waiting.items()):
             try:
                 clock = clock_of(lane) if may_ask and waiting else None
                 if clock is not None:
-                    placed += self._collect_lane(lane, waiting, clock, limit)
+                    done, is_running = self._collect_lane(lane, waiting, clock, limit)
+                    placed += done
+                    running[lane.index] += is_running
             except Exception as error:  # A device that raises costs the replays' inner stages, and no more.
                 self._complaints.about("device", "asking the GPU about replays failed: %r.", error)
                 self._lose(waiting, "device_error")
             while waiting and (give_up or self._clock() - waiting[0].launched_ns > self._deadline_ns):
                 self._lose(waiting, "given_up")
+        if self._warns_of_crowds and max(running.values(), default=0) > _CROWD:
+            self._warn_of_crowd(max(running.values()))
         return placed
 
-    def _collect_lane(self, lane: Any, waiting: deque[Replay], clock: GpuClock, limit: int) -> list[Placed]:
+    def _warn_of_crowd(self, streams: int) -> None:
+        self._warns_of_crowds = False
+        logger.warning(
+            "CUDA graphs with stages inside ran on %d streams of one GPU at once. They may hold each other up, and "
+            "their inner times be off by tens of microseconds: `GPUSCOPE_GRAPH_STAGES=inline` avoids that. Said once.",
+            streams,
+        )
+
+    def _collect_lane(
+        self, lane: Any, waiting: deque[Replay], clock: GpuClock, limit: int
+    ) -> tuple[list[Placed], bool]:
+        """Return what is done on a stream, and whether a replay on it is known to be on its way."""
         window, stages = [], 0
         for replay in waiting:
             if stages >= limit:
@@ -115,7 +136,7 @@ class Replays:
             rows.append(row)
         if said not in (DONE, PENDING):
             self._lose(waiting, "device_error")
-        return [self._placed(graph, *group, clock) for graph, group in groups.items()]
+        return [self._placed(graph, *group, clock) for graph, group in groups.items()], said == PENDING
 
     def _lose(self, waiting: deque[Replay], reason: str) -> None:
         if waiting:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from gpuscope._config import Config, table_of_variables
+from gpuscope._config import Config
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 class TestEnvironment:
     """Variables: a malformed value warns and never raises."""
+
+    @pytest.mark.parametrize(
+        ("word", "placed"), [("1", "beside"), ("beside", "beside"), ("Inline", "inline"), ("0", ""), ("off", "")]
+    )
+    def test_where_the_nodes_of_graph_stages_stand(self, word, placed):
+        """One variable says whether stages in CUDA graphs are timed, and where their nodes stand."""
+        config, complaints = Config.from_env({"GPUSCOPE_GRAPH_STAGES": word})
+        assert (config.graph_stages, complaints) == (placed, [])
+        assert Config().changed(graph_stages=word).graph_stages == placed
+        assert Config().changed(graph_stages=False).graph_stages == ""
 
     @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", "", " "])
     def test_false_words_mean_absent(self, word):
@@ -42,6 +53,7 @@ class TestEnvironment:
             ("GPUSCOPE_EXPORTER", "none,otlp", "exporters", ("auto",)),
             ("GPUSCOPE_INTERVAL", "nan", "interval_s", 0.2),
             ("GPUSCOPE_NVTX", "perhaps", "nvtx", True),
+            ("GPUSCOPE_GRAPH_STAGES", "aside", "graph_stages", "beside"),
             ("OTEL_TRACES_SAMPLER", "sometimes", "sampler", "parentbased_always_on"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "no-equals-sign", "otlp_headers", {}),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "otlp_protocol", "http/protobuf"),
@@ -134,8 +146,12 @@ class TestReadme:
     """The table of variables."""
 
     def test_table_of_variables_is_generated(self):
-        """The README holds the table as `table_of_variables` makes it."""
-        assert table_of_variables() in README.read_text(encoding="utf-8")
+        """The README holds the table as the settings say it."""
+        lines = ["| variable | default | meaning |", "|---|---|---|"]
+        for setting in dataclasses.fields(Config):
+            names = ", ".join(f"`{variable}`" for variable in setting.metadata["variables"])
+            lines.append(f"| {names} | {setting.metadata['shown']} | {setting.metadata['text']} |")
+        assert "\n".join(lines) in README.read_text(encoding="utf-8")
 
     def test_figures_are_generated_from_the_results(self):
         """The README's figures are what `benchmarks/readme_figures.py` makes of `benchmarks/results/`."""

@@ -325,12 +325,13 @@ def test_side_streams_of_a_capture_are_seen():
         assert after.start_ns >= max(first.end_ns, second.end_ns) - BRANCH_NS
 
 
-@pytest.mark.parametrize("connections", ["1", None])
-def test_graphs_that_run_at_once_keep_their_own_times(run_program, connections):
-    """Two graphs on two streams: stages last as long as alone, also where all streams share one queue to the GPU."""
-    variables = {} if connections is None else {"CUDA_DEVICE_MAX_CONNECTIONS": connections}
-    alone, together = run_program(AT_ONCE, **variables)
-    assert len(together) == 2 * len(alone)
+@pytest.mark.parametrize("connections", ["1", "8"])
+@pytest.mark.parametrize(("placed", "graphs"), [("1", 2), ("inline", 8)])
+def test_graphs_that_run_at_once_keep_their_own_times(run_program, connections, placed, graphs):
+    """Stages of graphs on as many streams last as long as alone, also where all streams share one queue to the GPU."""
+    variables = {"CUDA_DEVICE_MAX_CONNECTIONS": connections, "GPUSCOPE_GRAPH_STAGES": placed}
+    alone, together = run_program(AT_ONCE.replace("GRAPHS", str(graphs)), **variables)
+    assert len(together) == graphs * len(alone)
     usual = sorted(alone)[len(alone) // 2]
     wrong = [length for length in together if abs(length - usual) > 0.2 * usual]
     assert len(wrong) <= len(together) // 50, (usual, wrong)
@@ -349,7 +350,7 @@ def captured():
     return graph
 torch.zeros(1, device="cuda")
 found = []
-for graphs in (1, 2):
+for graphs in (1, GRAPHS):
     with capture() as spans:
         made = [(captured(), torch.cuda.Stream()) for _ in range(graphs)]
         torch.cuda.synchronize()
@@ -362,6 +363,25 @@ for graphs in (1, 2):
     found.append([span.duration_ns for span in spans if span.attributes.get("gpuscope.graph")])
 print(json.dumps(found))
 """
+
+
+def test_nodes_may_stand_in_line():
+    """With `GPUSCOPE_GRAPH_STAGES=inline` each replay has its own times as well, and results are the same."""
+    x = torch.zeros(1024, device="cuda")
+
+    def work():
+        with gpuscope.stage("add"):
+            x.add_(1)
+        with gpuscope.stage("double"):
+            x.mul_(2)
+
+    with capture(graph_stages="inline") as spans:
+        graph = captured(work)
+        x.zero_()
+        replay(graph, 4)
+        assert_whole()
+    assert x.unique().tolist() == [30]
+    assert [[span.name for span in inner] for inner in by_request(spans)] == [["add [gpu]", "double [gpu]"]] * 4
 
 
 def test_without_graph_stages_nothing_is_added():

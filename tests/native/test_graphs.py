@@ -145,20 +145,52 @@ def test_nested_stages_are_children_of_each_other(machine):
     assert spans["mlp [gpu]"].end_ns < spans["block [gpu]"].end_ns
 
 
-def test_nothing_of_the_program_waits_for_a_stage(machine, new_graph):
-    """Kernels follow kernels; records wait for them, and for the record before."""
-    graph = new_graph("first", "second", "third", keep_graph=True)
-    waits = {
+def waits(machine, graph):
+    """Return how many edges of a graph there are, by what waits and for what."""
+    return {
         (node, other): machine.library.fake_waits(graph.template, records, for_records)
         for records, node in enumerate(("kernel", "record"))
         for for_records, other in enumerate(("kernel", "record"))
     }
-    assert waits == {
+
+
+def test_nothing_of_the_program_waits_for_a_stage(machine, new_graph):
+    """Kernels follow kernels; records wait for them, and for the record before."""
+    assert waits(machine, new_graph("first", "second", "third", keep_graph=True)) == {
         ("kernel", "kernel"): 2,
         ("kernel", "record"): 0,
         ("record", "kernel"): 3,
         ("record", "record"): 3,
     }
+
+
+def test_nodes_may_stand_in_line(machine, new_graph, monkeypatch):
+    """With `inline` all nodes follow each other; stages that meet share one, and have the times that they have."""
+    monkeypatch.setattr(machine.engine.recorder.captures, "inline", True)
+    graph = new_graph("first", "second", "third", keep_graph=True)
+    assert waits(machine, graph) == {
+        ("kernel", "kernel"): 0,
+        ("kernel", "record"): 3,
+        ("record", "kernel"): 3,
+        ("record", "record"): 0,
+    }
+    replay(graph)
+    assert [span.duration_ns // KERNEL_NS for spans in inner(machine.collect()).values() for span in spans] == [1, 1, 1]
+
+
+def test_many_graphs_at_once_are_warned_of(machine, new_graph, caplog):
+    """Said once, when replays are found on their way on three streams of a GPU."""
+    graph = new_graph("attention")
+    replay(graph)
+    machine.collect()
+    machine.library.fake_hold()
+    for count, stream in enumerate((0x70, 0x80, 0x90, 0xA0), 1):
+        machine.streams[0] = stream
+        replay(graph)
+        machine.collect()
+        said = [record.getMessage() for record in caplog.records if "at once" in record.getMessage()]
+        assert len(said) == (count >= 3)
+    assert "on 3 streams of one GPU" in said[0]
 
 
 def test_stages_that_meet_share_a_node(machine, new_graph):
