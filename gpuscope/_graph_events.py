@@ -35,25 +35,15 @@ class InnerStage(NamedTuple):
 
 
 class EventSet:
-    """
-    The events of one replay.
+    """The events of one replay: that of each node, and the fence, which is recorded after the graph."""
 
-    Args:
-        events: that of each node, and the fence, which is recorded after the graph.
-        stages: whose starts and ends they are.
+    __slots__ = ("addresses", "events", "fence")
 
-    """
-
-    __slots__ = ("events", "fence", "of_nodes", "of_stages", "to_read")
-
-    def __init__(self, events: list[Handle], stages: Sequence[InnerStage]) -> None:
+    def __init__(self, events: list[Handle]) -> None:
         self.events = events
         self.fence = events[-1]
-        self.of_stages = [events[place] for stage in stages for place in (stage.start, stage.end)]
-        """Start and end of each stage; one event may be the end of one and the start of the next."""
-        self.of_nodes = pack(events)
-        """For the parts in C: addresses to be exchanged, and those to be read, the fence's last."""
-        self.to_read = pack([*self.of_stages, self.fence])
+        self.addresses = pack(events)
+        """All of them, for the parts in C."""
 
 
 def pack(handles: Sequence[Handle]) -> bytes:
@@ -138,18 +128,20 @@ class GraphStages:
         """Held from the exchange of events to the launch, which are one act."""
         self.sites = tuple(stage.site for stage in stages)
         self.parents = tuple(stage.parent for stage in stages)
+        self.starts = tuple(stage.start for stage in stages)
+        """Places of the nodes that record the stages' starts."""
+        self.ends = tuple(stage.end for stage in stages)
         self.index = stock.index
         """Of the device."""
         self.executable = 0
         """The address of the graph as it is launched; 0 while it is not known."""
         self.is_broken = False
         """Whether an exchange failed, so that nobody knows which replay has which events."""
-        self.scratch = EventSet([event for _, event in nodes], stages)
+        self.scratch = EventSet([event for _, event in nodes])
         self._current: EventSet | None = self.scratch
         """What a launch would record into; None where that is not known."""
         self._nodes = [node for node, _ in nodes]
         self._packed_nodes = pack([Handle(node) for node in self._nodes])
-        self._stages = stages
         self._stock = stock
         self._free: list[EventSet] = []
         self._retired = False
@@ -168,7 +160,7 @@ class GraphStages:
         if self._free:
             return self._free.pop()
         events = self._stock.take(len(self._nodes) + 1)
-        return None if events is None else EventSet(events, self._stages)
+        return None if events is None else EventSet(events)
 
     def give_back(self, events: EventSet) -> None:
         """Take back the events of a replay that was read, or that nobody will read."""
@@ -192,7 +184,7 @@ class GraphStages:
         if native is None:
             driver.set_node_events(self.executable, self._nodes, events.events)
         else:
-            code = native.exchange(self._stock.set_event, self.executable, self._packed_nodes, events.of_nodes)
+            code = native.exchange(self._stock.set_event, self.executable, self._packed_nodes, events.addresses)
             driver.check("cuGraphExecEventRecordNodeSetEvent", code)
         self._current = events
 

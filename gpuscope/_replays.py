@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _PENDING_CODES = (-1, 600)
 """Of `EventReader.read_replays`, as in `_resolve`."""
 _ROUNDING_NS = 2_000
-"""Two steps of a 32-bit float of milliseconds, 8 s from the anchor, at each end."""
+"""Two steps of a 32-bit float of milliseconds, 8 s from the anchor, for each of two replays."""
 _CROWD = 2
 """More graphs than this at once on one GPU may hold each other's record nodes up (`benchmarks/bench_graphs.py`)."""
 _IMPOSSIBLE_NS = 50_000
@@ -154,9 +154,9 @@ class Replays:
         if reader is None or anchor is None:
             return self._measure_in_python(lane, anchor, window)
         code, done, distances = reader.read_replays(
-            [replay.events.to_read for replay in window], lane.context.value, lane.raw, anchor.event.value
+            [replay.events.addresses for replay in window], lane.context.value, lane.raw, anchor.event.value
         )
-        sizes = [2 * len(replay.graph) + 1 for replay in window[:done]]
+        sizes = [len(replay.events.events) for replay in window[:done]]
         values = np.frombuffer(distances, np.float32)[: sum(sizes)]
         rows = np.split(values, np.cumsum(sizes)[:-1]) if done else []
         return DONE if code == 0 else PENDING if code in _PENDING_CODES else str(code), rows
@@ -169,11 +169,8 @@ class Replays:
             said = device.query(replay)  # type: ignore[arg-type]
             if said != DONE:
                 return said, rows
-            events = replay.events.of_stages
-            row = []
-            for start, end in zip(events[::2], events[1::2], strict=True):
-                row += [device.elapsed_ms(anchor.event, end), device.elapsed_ms(start, end)]
-            row.append(device.elapsed_ms(anchor.event, replay.events.fence))
+            *nodes, fence = replay.events.events
+            row = [device.elapsed_ms(node, fence) for node in nodes] + [device.elapsed_ms(anchor.event, fence)]
             rows.append(np.array([np.nan if value is None else value for value in row], np.float32))
         return DONE, rows
 
@@ -182,7 +179,8 @@ class Replays:
     ) -> Placed:
         """Place the stages of replays, and count those of replays whose times can't be their own."""
         launched_ns = np.array([replay.launched_ns for replay in replays], np.int64)
-        right, start_ns, end_ns, uncertainty_ns, early_ns = place(np.array(rows, np.float64), launched_ns, clock)
+        nodes = np.array(graph.starts), np.array(graph.ends)
+        right, start_ns, end_ns, uncertainty_ns, early_ns = place(np.array(rows, np.float64), nodes, launched_ns, clock)
         for replay in replays:
             graph.give_back(replay.events)
         if graph.is_broken:
@@ -201,14 +199,20 @@ class Replays:
 
 
 def place(
-    distances: NDArray[np.float64], launched_ns: NDArray[np.int64], clock: GpuClock
+    distances: NDArray[np.float64],
+    nodes: tuple[NDArray[np.int64], NDArray[np.int64]],
+    launched_ns: NDArray[np.int64],
+    clock: GpuClock,
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """
     Place the stages of replays of one graph on one stream, as `GpuClock.place` does with one stage.
 
+    Stages that share a node meet to the nanosecond.
+
     Args:
-        distances: a row a replay, oldest first: of each stage its end from the anchor and its length, and the fence's
-            distance from the anchor, in milliseconds; not a number where the driver could not tell.
+        distances: a row a replay, oldest first: of each node to the fence, and of the fence from the anchor, in
+            milliseconds; not a number where the driver could not tell.
+        nodes: places of the nodes at which the stages start, and at which they end.
         launched_ns: when each was launched.
         clock: of the device.
 
@@ -220,13 +224,16 @@ def place(
     host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = clock.terms
     right = ~np.isnan(distances).any(axis=1)
     distances = np.nan_to_num(distances)
-    end_ms, length_ms = distances[:, :-1:2], distances[:, 1:-1:2]
-    end_ns = host_ns + (end_ms * host_ns_per_ms).astype(np.int64)
-    start_ns = end_ns - (length_ms * host_ns_per_ms).astype(np.int64)
-    fence_ns = host_ns + (distances[:, -1] * host_ns_per_ms).astype(np.int64)
-    uncertainty_ns = half_ns + ((abs(end_ms) + length_ms) * doubt_ns_per_ms).astype(np.int64) + 1
+    to_fence_ms, fence_ms = distances[:, :-1], distances[:, -1:]
+    fence_ns = host_ns + (fence_ms * host_ns_per_ms).astype(np.int64)
+    node_ns = fence_ns - (to_fence_ms * host_ns_per_ms).astype(np.int64)
+    starts, ends = nodes
+    start_ns, end_ns = node_ns[:, starts], node_ns[:, ends]
+    length_ms = to_fence_ms[:, starts] - to_fence_ms[:, ends]
+    doubtful_ms = abs(fence_ms - to_fence_ms[:, ends]) + length_ms
+    uncertainty_ns = half_ns + (doubtful_ms * doubt_ns_per_ms).astype(np.int64) + 1
     early_ns = (launched_ns - start_ns.min(axis=1)).clip(min=0)
-    right &= (length_ms >= 0).all(axis=1) & (end_ns.max(axis=1) <= fence_ns + _ROUNDING_NS)
+    right &= (to_fence_ms >= 0).all(axis=1) & (start_ns <= end_ns).all(axis=1)
     right &= early_ns <= uncertainty_ns.max(axis=1) + _IMPOSSIBLE_NS
     # The launches of a graph follow each other.
     in_order = start_ns.min(axis=1)[1:] >= end_ns.max(axis=1)[:-1] - _ROUNDING_NS

@@ -99,14 +99,14 @@ static PyObject *read_events(EventReader *self, PyObject *args) {
     return rows == NULL ? NULL : Py_BuildValue("iN", answer, rows);
 }
 
-/* What the distances of one replay are: of each stage its end from the anchor and its length, and the fence's from it. */
+/* The distances of one replay: of each node's event to the fence, and of the fence from the anchor. */
 static int measure_replay(const EventReader *self, void *anchor, void *const *events, Py_ssize_t count, float *distances) {
-    /* Until the fence is done, the stages' events may be those of an earlier launch. */
-    int code = self->elapsed(&distances[count - 1], anchor, events[count - 1]);
-    for (Py_ssize_t i = 0; code == 0 && i + 1 < count; i += 2) {
+    /* Until the fence is done, the nodes' events may be those of an earlier launch. */
+    Py_ssize_t fence = count - 1;
+    int code = self->elapsed(&distances[fence], anchor, events[fence]);
+    for (Py_ssize_t i = 0; code == 0 && i < fence; i++) {
         /* What can't be told is not a number: the one replay that it belongs to is left out. */
-        if (self->elapsed(&distances[i], anchor, events[i + 1])) distances[i] = Py_NAN;
-        if (self->elapsed(&distances[i + 1], events[i], events[i + 1])) distances[i + 1] = Py_NAN;
+        if (self->elapsed(&distances[i], events[i], events[fence])) distances[i] = Py_NAN;
     }
     return code;
 }
@@ -133,7 +133,7 @@ static int read_addresses(PyObject *list, Replays *replays) {
         Py_buffer *buffer = &replays->buffers[replays->count];
         if (PyObject_GetBuffer(PyList_GET_ITEM(list, replays->count), buffer, PyBUF_SIMPLE)) break;
         Py_ssize_t events = buffer->len / (Py_ssize_t)sizeof(void *);
-        if (events % 2 == 0) PyErr_SetString(PyExc_ValueError, "a replay has two events for each stage, and a fence");
+        if (events == 0) PyErr_SetString(PyExc_ValueError, "a replay has an event for each node, and a fence");
         replays->distances += events;
     }
     if (!PyErr_Occurred()) return 0;
@@ -155,8 +155,8 @@ static Py_ssize_t measure_replays(const EventReader *self, void *anchor, const R
 /*
  * read_replays(replays, context, stream, anchor)
  *
- * Of replays on one stream, oldest first, each the addresses of its stages' starts and ends and of its fence: what the
- * driver said of the first that is not done, as `read` does; how many are done; and the distances of those, as floats.
+ * Of replays on one stream, oldest first, each the addresses of its nodes' events and of its fence: what the driver
+ * said of the first that is not done, as `read` does; how many are done; and the distances of those, as floats.
  */
 static PyObject *read_replays(EventReader *self, PyObject *args) {
     PyObject *list;

@@ -8,6 +8,7 @@ import pytest
 
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._evidence import gather
+from gpuscope.analysis._kinds import kinds
 from gpuscope.analysis._replays import OUTSIDE, callers, in_graph, outside_ns, replays_of
 from gpuscope.analysis.compare import compare
 from gpuscope.analysis.figures import figures
@@ -280,6 +281,20 @@ class TestRead:
         assert (stages.gpu_end_ns - EPOCH_NS).tolist() == [95_000, 90_000, 70_000]
         assert stages.attributes == {1: {"layer": 2}}
         assert stages.losses.skipped_lines == {}
+
+    def test_stages_that_begin_at_one_node_are_the_outer_first(self, read_spans):
+        """Also where they end at one node, and whatever the order in the file: each is told below its own."""
+        stages = read_spans(
+            span("attention", 5, 4, 50, 70, **on_gpu(15, 50), **{"gpuscope.graph": True}),
+            span("layer", 4, 3, 50, 90, **on_gpu(15, 50), **{"gpuscope.graph": True}),
+            span("mlp", 6, 4, 70, 90, **on_gpu(15, 70), **{"gpuscope.graph": True}),
+            span("encoder", 3, 1, 50, 90, **on_gpu(15, 50), **{"gpuscope.graph": True}),
+            span("request", 2, 1, 20, 95, **on_gpu(10, 20)),
+            span("request", 1, 0, 10, 40, **{"gpuscope.host.duration": 3e-5}),
+        )
+        assert [(kind.name, kind.parent) for kind in kinds(stages)] == [
+            ("request", None), ("encoder", "request"), ("layer", "encoder"), ("attention", "layer"), ("mlp", "layer")
+        ]  # fmt: skip
 
     def test_replay_whose_launcher_is_missing_is_counted(self, read_spans):
         """Without the stage on the host there is no row, and the file's losses say so."""

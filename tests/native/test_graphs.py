@@ -12,7 +12,7 @@ import pytest
 import gpuscope
 from gpuscope import _runtime, stage
 
-KERNEL_NS = 50_000
+KERNEL_US = 50
 """A kernel of the driver's graphs takes so long."""
 
 
@@ -30,6 +30,16 @@ def new_graph(machine):
         return graph
 
     return new
+
+
+def microseconds(span):
+    """Return how long a span is."""
+    return round(span.duration_ns / 1000)
+
+
+def kernels_in(span):
+    """Return how many kernels a span is long."""
+    return round(span.duration_ns / 1000 / KERNEL_US, 2)
 
 
 def replay(graph, around="request"):
@@ -66,11 +76,11 @@ def test_every_replay_yields_its_own_spans(machine, new_graph):
     for name in found:
         assert [span.kind for span in found[name]] == ["gpu"] * 3
         assert {span.parent_id for span in found[name]} == set(requests)
-        assert [span.duration_ns // 1000 for span in found[name]] == [KERNEL_NS // 1000] * 3
+        assert [microseconds(span) for span in found[name]] == [KERNEL_US] * 3
     for attention, mlp in zip(found["attention [gpu]"], found["mlp [gpu]"], strict=True):
         assert attention.parent_id == mlp.parent_id
         assert attention.trace_id == requests[attention.parent_id].trace_id
-        assert abs(attention.end_ns - mlp.start_ns) < 1000  # The same event, but for rounding.
+        assert attention.end_ns == mlp.start_ns
         assert requests[attention.parent_id].start_ns <= attention.start_ns
     ids = [span.span_id for span in spans]
     assert len(ids) == len(set(ids))
@@ -97,7 +107,7 @@ def test_replays_that_overtake_the_collector_keep_their_own_times(machine, new_g
     assert len(inner(machine.collect())["attention [gpu]"]) == 1
     machine.library.fake_work(1000)
     found = inner(machine.collect())["attention [gpu]"]
-    assert [span.duration_ns // 1000 for span in found] == [KERNEL_NS // 1000] * 6
+    assert [microseconds(span) for span in found] == [KERNEL_US] * 6
     assert all(first.end_ns <= second.start_ns for first, second in pairwise(found))
     assert account(machine).dropped == {}
 
@@ -140,7 +150,7 @@ def test_nested_stages_are_children_of_each_other(machine):
     hosts = {span.name: span for span in machine.collect() if span.kind == "host" and span.name == "request"}
     assert spans["block [gpu]"].parent_id == hosts["request"].span_id
     names = ("block", "attention", "softmax", "mlp")
-    assert [spans[f"{name} [gpu]"].duration_ns // KERNEL_NS for name in names] == [5, 2, 1, 1]
+    assert [kernels_in(spans[f"{name} [gpu]"]) for name in names] == [5, 2, 1, 1]
     assert spans["block [gpu]"].start_ns < spans["softmax [gpu]"].start_ns
     assert spans["mlp [gpu]"].end_ns < spans["block [gpu]"].end_ns
 
@@ -175,7 +185,7 @@ def test_nodes_may_stand_in_line(machine, new_graph, monkeypatch):
         ("record", "record"): 0,
     }
     replay(graph)
-    assert [span.duration_ns // KERNEL_NS for spans in inner(machine.collect()).values() for span in spans] == [1, 1, 1]
+    assert [kernels_in(span) for spans in inner(machine.collect()).values() for span in spans] == [1, 1, 1]
 
 
 def test_many_graphs_at_once_are_warned_of(machine, new_graph, caplog):
@@ -207,7 +217,7 @@ def test_stages_that_meet_share_a_node(machine, new_graph):
     before = machine.library.fake_exchanges()
     replay(graph)
     assert machine.library.fake_exchanges() - before == 4
-    kernels = {name: span.duration_ns // KERNEL_NS for name, (span,) in inner(machine.collect()).items()}
+    kernels = {name: kernels_in(span) for name, (span,) in inner(machine.collect()).items()}
     expected = {"around": 3, "within": 3, "first": 1, "second": 1, "third": 1, "empty": 0}
     assert kernels == {f"{name} [gpu]": count for name, count in expected.items()}
 
@@ -247,7 +257,7 @@ def test_a_graph_captured_on_one_thread_is_replayed_on_others(machine, new_graph
     # The queue of this machine is short, so its records are refused; the events of replays are enough for some.
     assert len(found) + overwritten == 160
     assert len({span.parent_id for span in found}) == len(found)
-    assert all(span.duration_ns // 1000 == KERNEL_NS // 1000 for span in found)
+    assert all(microseconds(span) == KERNEL_US for span in found)
 
 
 def test_a_replay_without_events_left_is_counted(machine, new_graph):
@@ -278,7 +288,7 @@ def test_recording_may_be_toggled_between_replays(machine, new_graph):
     _runtime.state.recorder = machine.engine.recorder
     replay(graph)
     found = inner(machine.collect())["attention [gpu]"]
-    assert [span.duration_ns // 1000 for span in found] == [KERNEL_NS // 1000] * 2
+    assert [microseconds(span) for span in found] == [KERNEL_US] * 2
     assert account(machine).recorded == 1 + 2 + 2
 
 
