@@ -87,6 +87,34 @@ def test_a_stage_of_the_other_device_leaves_the_current_one_alone(gpu_of):
     assert gpu_of(spans)[host.span_id].attributes["gpuscope.device.index"] == 1
 
 
+def test_graphs_of_both_devices_are_seen_inside():
+    """Stages inside graphs of both devices, replayed in turns, are timed on their own."""
+
+    def captured(index):
+        with torch.cuda.device(index):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for _ in range(2):
+                    with gpuscope.stage(f"on {index}"):
+                        torch.cuda._sleep(100_000)
+            return graph
+
+    with capture(interval_s=0.001) as spans:
+        graphs = [captured(index) for index in (0, 1)]
+        for _ in range(20):
+            for index, graph in enumerate(graphs):
+                with torch.cuda.device(index), gpuscope.stage("request"):
+                    graph.replay()
+        for index in (0, 1):
+            torch.cuda.synchronize(index)
+        assert gpuscope.flush(20)
+    inner = [span for span in spans if span.attributes.get("gpuscope.graph")]
+    assert len(inner) == 2 * 20 * 2
+    for span in inner:
+        assert span.name == f"on {span.attributes['gpuscope.device.index']} [gpu]"
+        assert 20_000 < span.duration_ns < 200_000
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_unused_device_gets_no_context(run_program, index):
     """Where the program uses one device, whichever, the other has no context afterwards."""
