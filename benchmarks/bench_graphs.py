@@ -256,7 +256,7 @@ def main() -> None:
     goals = [
         Goal("share of stages as long as their kernels, within 3 µs", share_close(held, "length_ns", first=False), 0.99,
              **least),
-        Goal("of the stages that begin a graph", share_close(held, "length_ns", first=True), 0.99, **least),
+        Goal("the same of stages that begin a graph", share_close(held, "length_ns", first=True), 0.99, **least),
         Goal("GPU time that each of 16 stages adds", each["stages, recording on"], 1, " µs"),
     ]  # fmt: skip
     for one in rates:
