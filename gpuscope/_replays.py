@@ -6,7 +6,7 @@ Asks the device and never waits for it. A replay leaves here once: with the time
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -92,35 +92,26 @@ class Replays:
             self._waiting.setdefault(replay.lane, deque()).append(replay)
             self._held += len(replay.graph)
         placed: list[Placed] = []
-        running: Counter[int] = Counter()
         for lane, waiting in list(self._waiting.items()):
             try:
                 clock = clock_of(lane) if may_ask and waiting else None
                 if clock is not None:
-                    done, is_running = self._collect_lane(lane, waiting, clock, limit)
-                    placed += done
-                    running[lane.index] += is_running
+                    placed += self._collect_lane(lane, waiting, clock, limit)
             except Exception as error:  # A device that raises costs the replays' inner stages, and no more.
                 self._complaints.about("device", "asking the GPU about replays failed: %r.", error)
                 self._lose(waiting, "device_error")
             while waiting and (give_up or self._clock() - waiting[0].launched_ns > self._deadline_ns):
                 self._lose(waiting, "given_up")
-        if self._warns_of_crowds and max(running.values(), default=0) > _CROWD:
-            self._warn_of_crowd(max(running.values()))
+        if self._warns_of_crowds and (crowd := largest_crowd(placed)) > _CROWD:
+            self._warns_of_crowds = False
+            logger.warning(
+                "%d CUDA graphs with stages inside ran on one GPU at once. They may hold each other up, and their "
+                "inner times be off by tens of microseconds: `GPUSCOPE_GRAPH_STAGES=inline` avoids that. Said once.",
+                crowd,
+            )
         return placed
 
-    def _warn_of_crowd(self, streams: int) -> None:
-        self._warns_of_crowds = False
-        logger.warning(
-            "CUDA graphs with stages inside ran on %d streams of one GPU at once. They may hold each other up, and "
-            "their inner times be off by tens of microseconds: `GPUSCOPE_GRAPH_STAGES=inline` avoids that. Said once.",
-            streams,
-        )
-
-    def _collect_lane(
-        self, lane: Any, waiting: deque[Replay], clock: GpuClock, limit: int
-    ) -> tuple[list[Placed], bool]:
-        """Return what is done on a stream, and whether a replay on it is known to be on its way."""
+    def _collect_lane(self, lane: Any, waiting: deque[Replay], clock: GpuClock, limit: int) -> list[Placed]:
         window, stages = [], 0
         for replay in waiting:
             if stages >= limit:
@@ -136,7 +127,7 @@ class Replays:
             rows.append(row)
         if said not in (DONE, PENDING):
             self._lose(waiting, "device_error")
-        return [self._placed(graph, *group, clock) for graph, group in groups.items()], said == PENDING
+        return [self._placed(graph, *group, clock) for graph, group in groups.items()]
 
     def _lose(self, waiting: deque[Replay], reason: str) -> None:
         if waiting:
@@ -196,6 +187,26 @@ class Replays:
             uncertainty_ns[kept],
             (early_ns > uncertainty_ns.max(axis=1))[kept],
         )
+
+
+def largest_crowd(placed: list[Placed]) -> int:
+    """Return how many replays ran on one GPU at once."""
+    devices: dict[int, list[Placed]] = {}
+    for group in placed:
+        if group.replays:
+            devices.setdefault(group.replays[0].lane.index, []).append(group)
+    return max(map(_most_at_once, devices.values()), default=0)
+
+
+def _most_at_once(groups: list[Placed]) -> int:
+    if len({group.replays[0].lane for group in groups}) == 1:
+        return 1
+    start_ns = np.concatenate([group.start_ns.min(axis=1) for group in groups])
+    # Those of one stream follow each other, but for rounding.
+    end_ns = np.maximum(start_ns, np.concatenate([group.end_ns.max(axis=1) for group in groups]) - 2 * _ROUNDING_NS)
+    step = np.repeat([1, -1], len(start_ns))
+    order = np.lexsort((step, np.concatenate([start_ns, end_ns])))
+    return int(step[order].cumsum().max())
 
 
 def place(

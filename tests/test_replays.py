@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from gpuscope._clock import Anchor, GpuClock
 from gpuscope._columns import RowFlag
 from gpuscope._inner_rows import InnerRows
 from gpuscope._record import Site, ThreadFacts
-from gpuscope._replays import Placed, place
+from gpuscope._replays import Placed, largest_crowd, place
 
 ANCHOR_NS = 10**12
 
@@ -102,6 +103,33 @@ def test_stages_that_share_nodes_meet():
     assert (start_ns[:, 0] == start_ns[:, 1]).all()
     assert (end_ns[:, 1] == start_ns[:, 2]).all()
     assert (end_ns[:, 2] == end_ns[:, 0]).all()
+
+
+class Lane(NamedTuple):
+    """A stream of a GPU."""
+
+    index: int
+    raw: int
+
+
+def on_lane(lane, *times_us):
+    """Replays of one stage on a lane, each (start, end)."""
+    times_ns = np.array(times_us, np.int64).reshape(-1, 2) * 1000
+    replays = [SimpleNamespace(lane=lane)] * len(times_us)
+    return Placed(None, replays, times_ns[:, :1], times_ns[:, 1:], times_ns[:, :1], np.zeros(len(times_us), np.bool_))
+
+
+def test_replays_at_once_are_counted_by_device():
+    """As many as overlap on one GPU; those that follow each other, on one stream or several, are one."""
+    first, second, third = (Lane(0, raw) for raw in range(3))
+    other = Lane(1, 0)
+    assert largest_crowd([]) == 0
+    assert largest_crowd([on_lane(first, (0, 100), (99, 200))]) == 1
+    assert largest_crowd([on_lane(first, (0, 100)), on_lane(second, (100, 200))]) == 1
+    assert largest_crowd([on_lane(first, (0, 100)), on_lane(other, (50, 200))]) == 1
+    crowd = [on_lane(first, (0, 100), (99, 200)), on_lane(second, (50, 150)), on_lane(third, (140, 160))]
+    assert largest_crowd(crowd) == 3
+    assert largest_crowd([*crowd, on_lane(first)]) == 3
 
 
 ATTENTION, MLP, REQUEST = Site("attention", {}), Site("mlp", {}), Site("request", {})

@@ -93,7 +93,8 @@ def test_graphs_of_both_devices_are_seen_inside():
     def captured(index):
         with torch.cuda.device(index):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # The stream that `torch.cuda.graph` takes by itself is of the device that captured first.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream(index)):
                 for _ in range(2):
                     with gpuscope.stage(f"on {index}"):
                         torch.cuda._sleep(100_000)
