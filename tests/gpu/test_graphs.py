@@ -337,6 +337,20 @@ def test_graphs_that_run_at_once_keep_their_own_times(run_program, connections, 
     assert len(wrong) <= len(together) // 50, (usual, wrong)
 
 
+@pytest.mark.parametrize(("placed", "warnings"), [("beside", 1), ("inline", 0)])
+def test_graphs_that_run_at_once_are_warned_of(caplog, placed, warnings):
+    """Four on as many streams, also when they were done before anybody looked; with `inline` all is well."""
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    with capture(interval_s=60, graph_stages=placed):
+        graphs = [captured(spin(cycles=(5_000_000, 5_000_000))) for _ in streams]
+        torch.cuda.synchronize()
+        for stream, graph in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                replay(graph)
+        assert_whole()
+    assert sum("ran on one GPU at once" in record.getMessage() for record in caplog.records) == warnings
+
+
 AT_ONCE = """
 import json, torch, gpuscope
 from gpuscope.testing import capture
