@@ -253,12 +253,11 @@ def main() -> None:
     crowds = [at_once(count, options.rounds) for count in AT_ONCE]
     show_at_once(crowds)
     least = {"at_least": True}
-    goals = [
-        Goal("share of stages as long as their kernels, within 3 µs", share_close(held, "length_ns", first=False), 0.99,
-             **least),
-        Goal("the same of stages that begin a graph", share_close(held, "length_ns", first=True), 0.99, **least),
-        Goal("GPU time that each of 16 stages adds", each["stages, recording on"], 1, " µs"),
-    ]  # fmt: skip
+    goals = []
+    for what, first in {"stages": False, "stages that begin a graph": True}.items():
+        text = f"share of {what} as long as their kernels, within 3 µs"
+        goals.append(Goal(text, share_close(held, "length_ns", first=first), 0.99, **least))
+    goals.append(Goal("GPU time that each of 16 stages adds", each["stages, recording on"], 1, " µs"))
     for one in rates:
         share, reached = one["right"] / one["replays"], one["reached"] / one["rate"]
         what = f"{one['stages']} stages, {one['rate']}/s"
