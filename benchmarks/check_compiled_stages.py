@@ -242,9 +242,10 @@ def cuda_graphs(device: str) -> Found:
             torch.cuda.synchronize()
             skips.append(counters["inductor"]["cudagraph_skips"])
             whole_us = start.elapsed_time(end) * 1000
-            between = [first.elapsed_time(second) * 1000 for first, second in [EVENTS[-2:]] if function is marked]
-    told = f"{skips[0]} graphs skipped without, {skips[1]} with; {between[0]:.1f} us between marks, of {whole_us:.1f}"
-    return skips[0] == skips[1] and between[0] > 0.1 * whole_us, told
+    first, second = EVENTS[-2:]  # Those of the graph, which is captured last.
+    between_us = first.elapsed_time(second) * 1000
+    told = f"{skips[0]} graphs skipped without, {skips[1]} with; {between_us:.1f} us between marks, of {whole_us:.1f}"
+    return skips[0] == skips[1] and between_us > 0.1 * whole_us, told
 
 
 def launches(device: str) -> Found:
