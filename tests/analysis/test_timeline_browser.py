@@ -388,6 +388,15 @@ def test_light_and_dark(show, tab, scheme):
     assert page.evaluate("gpuscope.picture.palette.card") != colours["card"]
 
 
+def test_stage_that_also_runs_by_itself_has_its_colour(show):
+    """Grey is for what is never inside: a model that was warmed up outside requests is told apart in them."""
+    stages = recording(Stage("infer", 0, 50), Stage("copy", 60, 90), request().shifted(100))
+    fills = dict(zip(stages.names, show(stages).evaluate("gpuscope.picture.palette.fill"), strict=True))
+    assert len(set(fills.values())) == 3
+    alone = recording(Stage("infer", 0, 50), request().shifted(100))
+    assert show(alone).evaluate("gpuscope.picture.palette.fill")[alone.names.index("request")] == fills["request"]
+
+
 def test_warmup_is_hatched(show):
     """A warm-up bar is not of one colour, unlike the same bar later."""
     page = show(ten_requests())

@@ -18,12 +18,11 @@ class Palette {
     this.fill = [];
     this.edge = [];
     this.shades = [];
-    const outermost = new Set(model.requests.map((row) => model.stage[row]));
+    // What is never inside another stage is grey, unless that is all there is: the colours are for what is inside.
+    const inside = new Set(model.stage.filter((_, row) => model.parent[row] >= 0));
     let next = 0;
-    // Requests are grey, unless they are all there is: the colours are for what is inside.
-    const spare = outermost.size < model.data.names.length;
     model.data.names.forEach((_, stage) => {
-      const grey = spare && outermost.has(stage);
+      const grey = inside.size > 0 && !inside.has(stage);
       this.#add(grey ? NEUTRAL[theme] : HUES[theme][next++ % HUES[theme].length], theme);
     });
   }
