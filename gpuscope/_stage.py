@@ -196,8 +196,8 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
         stream: a `torch.cuda.Stream` whose work is to be timed instead of the current one's.
         warmup: how many first calls of this stage are flagged as warm-up and left out of statistics, instead of
             `GPUSCOPE_WARMUP`.
-        graph: whether this stage, inside a CUDA graph that is captured, is timed in each replay, for which it adds two
-            nodes to the graph.
+        graph: whether this stage, inside a CUDA graph that is captured, is timed in each replay, for which it adds up
+            to two nodes to the graph.
 
     Raises:
         TypeError: for a name that is no `str`, a stream without `cuda_stream`, attributes that are no mapping, a
