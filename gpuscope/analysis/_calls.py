@@ -60,7 +60,7 @@ class Material:
         return ns
 
     def calls(self) -> Iterator[Calls]:
-        """Yield the calls of each stage in each kind of request: by the kind's total time, then the stage's."""
+        """Yield the calls of each stage in each kind of request: by the kind's judged time in all, then the stage's."""
         recording = self.recording
         kinds = recording.stage[recording.root].astype(np.int64) * len(recording.names) + recording.stage
         order = np.argsort(kinds, kind="stable")
@@ -70,10 +70,10 @@ class Material:
         split = [rows[place[rows] == each] for rows in groups for each in range(3)]
         found = [Calls(self, rows) for rows in split if len(rows)]
         host_ns = recording.host_end_ns - recording.host_start_ns
-        whole = {calls.root: int(host_ns[calls.rows].sum()) for calls in found if calls.outermost}
+        whole = {calls.root: int(host_ns[calls.judged].sum()) for calls in found if calls.outermost}
         yield from sorted(
             found,
-            key=lambda calls: (-whole[calls.root], calls.root, not calls.outermost, -int(host_ns[calls.rows].sum())),
+            key=lambda calls: (-whole[calls.root], calls.root, not calls.outermost, -int(host_ns[calls.judged].sum())),
         )
 
 

@@ -46,6 +46,14 @@ def test_a_program_with_a_known_bottleneck_gets_its_verdict(name):
     assert (request, {stage: stages[stage] for stage in expected_stages}) == (expected, expected_stages), str(findings)
 
 
+def test_what_took_long_but_for_warmup_comes_first():
+    """A model that is warmed up outside requests is no kind of request to begin with, however slow its first call."""
+    machine = machine_after(WORKLOADS["large gemm"])
+    warm_up = [Stage("model", -(10**9), -10, flags=RowFlag.WARMUP), Stage("model", -9, -5)]
+    names = [request.name for request in judge(recording(*warm_up, *machine.roots)).requests]
+    assert names == [machine.roots[0].name, "model"]
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     name=st.sampled_from(sorted(WORKLOADS)), scale=st.floats(1, 20), seed=st.integers(0, 99), mark=st.text(max_size=3)
