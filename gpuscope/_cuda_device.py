@@ -213,7 +213,11 @@ class CudaDevice:
             return self._lanes[index].setdefault(raw, Lane(index, raw, *self._contexts[index]))
 
     def lane_of(self, index: int) -> Lane | None:
-        """Return the lane of the stream that is current on a device in use."""
+        """Return the lane of the stream that is current on a device in use; of a program that has begun to use CUDA."""
+        if self.driver is None:
+            self._open(sys.modules["torch"])
+            if self.driver is None:
+                return None
         raw = self._current_stream(index)
         return self._lanes[index].get(raw) or self._open_lane(index, raw)
 

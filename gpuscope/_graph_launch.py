@@ -68,15 +68,19 @@ class Launcher:
         return result
 
     def _lane_of(self, recorder: Recorder, stages: GraphStages) -> Lane | None:
-        """Return where the graph is launched; None if it is not, but becomes part of another graph."""
+        """Return where the graph is launched; None if that is not known, or if it becomes part of another graph."""
         device, captures = recorder.device, recorder.captures
+        lane: Lane | None = None
         try:
-            lane: Lane | None = device.lane_of(stages.index)
-            part = lane is not None and captures is not None and captures.includes(device.driver, lane.handle)
-        except Exception as error:  # The graph is launched as without us.
+            lane = device.lane_of(stages.index)
+            if lane is not None and captures is not None and captures.includes(device.driver, lane.handle):
+                return None
+        except Exception as error:  # The graph is launched as without us, and its stages are counted.
             self._complaints.about("graphs", "finding the stream of a CUDA graph failed: %r.", error)
-            return None
-        return None if part else lane
+            lane = None
+        if lane is None:
+            recorder.ledger.refuse("overwritten", len(stages))
+        return lane
 
     def _launch_in(self, outer: StageRecord, graph: Any, stages: GraphStages, lane: Lane, launch: Any) -> Any:
         recorder = outer.recorder

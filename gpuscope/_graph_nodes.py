@@ -32,7 +32,8 @@ class _Begun:
     site: Site
     around: _Begun | None
     start: int
-    end: int | None = None
+    end: int = -1
+    """-1 until it is left."""
 
 
 class Capture:
@@ -108,8 +109,8 @@ class Capture:
 
     def finish(self) -> GraphStages | None:
         """Return the stages that were entered and left, or None without any."""
-        whole = [begun for begun in self._stages if begun.end is not None]
-        self.unfinished = len(self._stages) - len(whole)
+        whole = [begun for begun in self._stages if begun.end >= 0]
+        self.unfinished = len(self._begun)
         if not whole:
             return None
         places = {id(begun): place for place, begun in enumerate(whole)}
@@ -119,7 +120,7 @@ class Capture:
             while around is not None and id(around) not in places:
                 around = around.around
             parent = -1 if around is None else places[id(around)]
-            stages.append(InnerStage(begun.site, parent, begun.start, begun.start if begun.end is None else begun.end))
+            stages.append(InnerStage(begun.site, parent, begun.start, begun.end))
         return GraphStages(stages, self._nodes, self._stock)
 
     def abandon(self) -> None:

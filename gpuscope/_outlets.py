@@ -86,7 +86,7 @@ class Outlets:
         if name not in self._made and name not in self._failed:
             try:
                 self._made[name] = _make(name, self._config, bridge, self.resource)
-            except Exception as error:
+            except Exception as error:  # Not tried again; with no other, `exporter_set_up` counts.
                 self._failed.add(name)
                 self._complaints.about(name, "the exporter %r can't be set up: %r.", name, error)
         return self._made.get(name)

@@ -80,6 +80,10 @@ int fake_contexts_pushed(void) { return contexts_pushed; }
 int fake_exchanges(void) { return exchanges; }
 void fake_refuse_exchanges(int code) { exchange_answer = code; }
 
+static const char *refused; /* The call about nodes of a capture that is answered with an error. */
+void fake_refuse(const char *call) { refused = call == NULL ? NULL : strdup(call); }
+static int refuses(const char *call) { return refused != NULL && strcmp(call, refused) == 0; }
+
 void fake_begin_capture(void *stream) {
     captured_stream = stream;
     captured_graph = calloc(1, sizeof(Graph));
@@ -148,13 +152,14 @@ int cuEventRecord(Event *event, void *stream) {
 }
 
 int cuEventRecordWithFlags(Event *event, void *stream, unsigned flags) {
-    if (flags != 1 || stream != captured_stream) return INVALID_VALUE;
+    if (flags != 1 || stream != captured_stream || refuses("cuEventRecordWithFlags")) return INVALID_VALUE;
     add_node(event);
     return SUCCESS;
 }
 
 int cuStreamUpdateCaptureDependencies(void *stream, Node **nodes, size_t count, unsigned flags) {
     if (flags != 1 || stream != captured_stream || count > 4) return INVALID_VALUE;
+    if (refuses("cuStreamUpdateCaptureDependencies")) return INVALID_VALUE;
     memcpy(position, nodes, count * sizeof *nodes);
     positions = (int)count;
     return SUCCESS;
@@ -167,6 +172,7 @@ int cuStreamGetCaptureInfo_v2(
     if (!*status) return SUCCESS;
     if (id != NULL) *id = capture_id;
     if (graph != NULL) *graph = captured_graph;
+    if (nodes != NULL && refuses("cuStreamGetCaptureInfo_v2")) return INVALID_VALUE;
     if (nodes != NULL) *nodes = position;
     if (count != NULL) *count = (size_t)positions;
     return SUCCESS;

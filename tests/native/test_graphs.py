@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import time
 from itertools import pairwise
 
 import pytest
 
 import gpuscope
 from gpuscope import _runtime, stage
+from gpuscope._config import Config
+from gpuscope._graph_hooks import GraphHooks
+from gpuscope.exporters.memory import MemoryExporter
 
 KERNEL_US = 50
 """A kernel of the driver's graphs takes so long."""
@@ -235,6 +239,32 @@ def test_a_replay_in_no_stage_is_one(machine, new_graph):
     assert (attention.parent_id, attention.trace_id) == (around.span_id, around.trace_id)
 
 
+def test_a_replay_may_be_the_first_of_a_recording(machine, new_graph):
+    """A graph of an earlier recording is replayed in no stage; where nothing has begun, the driver is found then."""
+    graph = new_graph("attention")
+    spans = []
+    config = Config().changed(mode="on", exporters="none", warmup=0, queue_size=16)
+    with _runtime.period(config, exporters=(MemoryExporter(spans),), clock=time.perf_counter_ns) as engine:
+        engine.recorder.accept(engine.queue)
+        graph.replay()
+        while engine.collector.step():
+            pass
+    assert [span.name for span in spans] == ["graph replay", "graph replay [gpu]", "attention [gpu]"]
+
+
+def test_a_replay_whose_stream_is_unknown_is_counted(machine, new_graph, monkeypatch):
+    """The graph is launched, and its stages are counted, for they were not timed."""
+    graph = new_graph("attention")
+
+    def fails(index):
+        raise RuntimeError("no stream")
+
+    monkeypatch.setattr(machine.engine.recorder.device, "_current_stream", fails)
+    graph.replay()
+    assert inner(machine.collect()) == {}
+    assert account(machine).dropped == {"overwritten": 1}
+
+
 def test_several_graphs_on_several_streams(machine, new_graph):
     """Graphs share nothing, and the same graph may be replayed on any stream."""
     graphs = {name: new_graph(name) for name in ("encoder", "decoder")}
@@ -395,6 +425,63 @@ def test_a_driver_that_refuses_the_exchange_costs_the_inner_spans_alone(machine,
     replay(graph)
     assert inner(machine.collect()) == {}
     assert account(machine).dropped == {"overwritten": 2}
+
+
+@pytest.mark.parametrize(
+    "call", ["cuStreamGetCaptureInfo_v2", "cuStreamUpdateCaptureDependencies", "cuEventRecordWithFlags"]
+)
+@pytest.mark.parametrize("refused", ["entry", "exit"])
+def test_a_driver_that_refuses_a_node_leaves_the_graph_as_it_is(machine, call, refused):
+    """The stage is counted once and not timed; those beside it are, and nothing of the program waits for a record."""
+    library = machine.library
+    graph = sys.modules["torch.cuda.graphs"].CUDAGraph(keep_graph=True)
+    graph.capture_begin()
+    with stage("before"):
+        library.fake_kernel()
+    library.fake_kernel()
+    library.fake_refuse(call.encode() if refused == "entry" else None)
+    with stage("refused"):
+        library.fake_refuse(None)
+        library.fake_kernel()
+        library.fake_refuse(call.encode() if refused == "exit" else None)
+    library.fake_refuse(None)
+    library.fake_kernel()
+    with stage("after"):
+        library.fake_kernel()
+    graph.capture_end()
+    replay(graph)
+    assert machine.engine.statistics().graph_stages == {"timed": 2, "driver_refused": 1}
+    assert {name: kernels_in(span) for name, (span,) in inner(machine.collect()).items()} == {
+        "before [gpu]": 1,
+        "after [gpu]": 1,
+    }
+    assert waits(machine, graph)["kernel", "record"] == 0
+
+
+def test_a_driver_without_what_it_takes_is_told_of(machine, new_graph, monkeypatch):
+    """Stages in a capture are recorded as ever, untimed, and the reason is in the account."""
+    with stage("first"):
+        pass
+    monkeypatch.setattr(machine.engine.recorder.device.driver, "can_time_graphs", False)
+    graph = new_graph("attention")
+    replay(graph)
+    assert inner(machine.collect()) == {}
+    assert machine.engine.statistics().graph_stages == {"driver_too_old": 1}
+    assert machine.untimed == {"captured": 1}
+
+
+def test_a_pytorch_without_what_it_takes_is_told_of(machine, new_graph, monkeypatch):
+    """Before 2.8 its graphs do not show what the driver calls them."""
+    kind = sys.modules["torch.cuda.graphs"].CUDAGraph
+    _runtime.state.graphs.remove()
+    monkeypatch.delattr(kind, "raw_cuda_graph_exec")
+    monkeypatch.setattr(_runtime.state, "graphs", GraphHooks(lambda: _runtime.state.recorder))
+    _runtime.state.graphs.install(16)
+    graph = new_graph("attention")
+    replay(graph)
+    assert inner(machine.collect()) == {}
+    assert machine.engine.statistics().graph_stages == {"pytorch_too_old": 1}
+    assert machine.untimed == {"captured": 1}
 
 
 def test_a_capture_that_fails_leaves_nothing_behind(machine):
