@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from gpuscope._engine import Recorder
     from gpuscope._record import Site
+    from gpuscope._recorder import Recorder
 
 _SUSPENDS = 0x20 | 0x80 | 0x200
 """`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import would cost 5 ms."""

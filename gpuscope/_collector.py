@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._config import Config
-    from gpuscope._engine import Recorder
     from gpuscope._ledger import Ledger, Statistics
     from gpuscope._queue import RecordQueue
+    from gpuscope._recorder import Recorder
     from gpuscope.exporters import Exporter
 
 _PAUSE_S = 0.004

@@ -1,5 +1,5 @@
 """
-Small questions to OpenTelemetry contexts, and to stages about what lies above them.
+Helpers for OpenTelemetry contexts.
 
 Settles nothing and changes no current context.
 """
@@ -99,26 +99,6 @@ def with_parent_of(trace: Trace, seen: Context | None) -> Context:
         trace.trace_id, trace.parent_id, is_remote=trace.remote, trace_flags=flags(sampled=trace.sampled is not False)
     )
     return with_span(seen, NonRecordingSpan(ids))
-
-
-def parent_stage(record: StageRecord) -> StageRecord | None:
-    """Return the enclosing stage, unless a span of the application's lies between."""
-    outer = record.outer
-    return outer if outer is not None and outer.trace is record.trace else None
-
-
-def root_stage(record: StageRecord) -> StageRecord:
-    """Return the outermost stage of the same trace."""
-    while (outer := parent_stage(record)) is not None:
-        record = outer
-    return record
-
-
-def running_stage(record: StageRecord | None) -> StageRecord | None:
-    """Return the innermost enclosing stage that has not ended."""
-    while record is not None and record.end_ns:
-        record = record.outer
-    return record
 
 
 def plain_attributes(record: StageRecord) -> dict[str, Any]:

@@ -10,25 +10,36 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gpuscope import _runtime
 from gpuscope._look import DONE, Look
+from gpuscope._state import state
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from gpuscope._config import Config
     from gpuscope.analysis._deep_findings import DeepFindings
 
 TRACE, TEXT, JSON = "trace.json", "report.txt", "report.json"
 
 
 class DeepLook:
-    """A deep look, as `gpuscope.profile()` returns it: a context manager. Print it for the report."""
+    """
+    A deep look, as `gpuscope.profile()` returns it: a context manager. Print it for the report.
 
-    def __init__(self, look: Look) -> None:
+    Args:
+        look: counts the requests, and profiles them.
+        period: records for the length of a block.
+
+    """
+
+    def __init__(self, look: Look, period: Callable[[Config], AbstractContextManager[Any]]) -> None:
+        self._period = period
         self._look = look
         self._entered = contextlib.ExitStack()
         self._content: bytes | None = None
@@ -36,9 +47,8 @@ class DeepLook:
 
     def __enter__(self) -> Self:
         """Begin to count requests; records them for the length of the block if nothing else does."""
-        state = _runtime.state
         if state.recorder is None:
-            self._entered.enter_context(_runtime.period(state.config.changed(mode="on", exporters="none")))
+            self._entered.enter_context(self._period(state.config.changed(mode="on", exporters="none")))
         state.look = state.look or self._look
         self._entered.callback(self._end)
         self._look.attach(state.recorder)
@@ -51,8 +61,8 @@ class DeepLook:
         self._entered.close()
 
     def _end(self) -> None:
-        if _runtime.state.look is self._look:
-            _runtime.state.look = None
+        if state.look is self._look:
+            state.look = None
         self._look.finish()
 
     @property

@@ -1,26 +1,24 @@
 """
-One period of recording, from its first stage to its shutdown: the recorder that the hot path sees, and its collector.
+One period of recording, from its first stage to its shutdown: makes the recorder and its collector, and ends them.
 
 Knows nothing of what came before or comes after; `_runtime` decides that.
 """
 
 from __future__ import annotations
 
-import itertools
-import random
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._collector import Collector
-from gpuscope._compiled import RecorderFields
 from gpuscope._cuda_device import CudaDevice
 from gpuscope._graph_nodes import Captures
 from gpuscope._ledger import Ledger, Statistics
 from gpuscope._log import logger
 from gpuscope._nvtx import open_nvtx
 from gpuscope._queue import RecordQueue
+from gpuscope._recorder import Recorder
 from gpuscope.analysis.summary import StageStatistics
 
 if TYPE_CHECKING:
@@ -29,46 +27,6 @@ if TYPE_CHECKING:
     from gpuscope._config import Config
     from gpuscope._record import StageRecord
     from gpuscope.exporters import Exporter
-
-
-class Recorder(RecorderFields):
-    """What the hot path needs, and how it comes to be."""
-
-    __slots__ = ("_open", "captures")
-
-    def __init__(self, queue: Any, device: Any, ledger: Ledger, open_bridge: Callable[[], Any]) -> None:
-        self.queue = queue
-        self.waiting = ()
-        self.capacity = 0
-        self.device = device
-        self.ledger = ledger
-        self.clock = time.perf_counter_ns
-        self.nvtx = self.bridge = self.look_for_provider = self.current_context = None
-        self._open = open_bridge
-        self.captures: Captures | None = None
-        """Where stages inside CUDA graphs are wanted, those that are being captured."""
-        # Not the global `random`, which frameworks seed alike on all ranks: trace ids would repeat.
-        self.random_bits = random.Random(random.SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
-        # Span ids need to be unique only; from a random start they are so across processes too.
-        self.span_ids = itertools.count(self.random_bits(62) + 1)
-
-    def open_bridge(self) -> bool:
-        """Open the door to OpenTelemetry, once the application or the collector has imported it."""
-        if self.bridge is None:
-            self.bridge = self._open()
-            self.current_context = self.bridge.current_context
-            self.look_for_provider = self.bridge.look_for_provider
-        return self.bridge is not None
-
-    def accept(self, queue: RecordQueue) -> None:
-        """Put records where the collector takes them from."""
-        self.queue, self.waiting, self.capacity = queue, queue.waiting, queue.capacity
-
-
-def _looks_on_demand(how: str) -> Callable[[Recorder], None]:
-    from gpuscope._on_demand import OnDemand
-
-    return OnDemand(how).poll
 
 
 def _warn_of_gevent() -> None:
@@ -105,6 +63,7 @@ class Engine:
         epoch_clock: nanoseconds since the epoch.
         exporters: more exporters than `config` names.
         on_provider: called when a provider of the application's is first seen.
+        on_pass: called by the collector once per pass, with the recorder.
         meters: instruments made by former periods of recording, by the application's MeterProvider.
 
     """
@@ -119,6 +78,7 @@ class Engine:
         epoch_clock: Callable[[], int] = time.time_ns,
         exporters: tuple[Exporter, ...] = (),
         on_provider: Callable[[], None] = lambda: None,
+        on_pass: Callable[[Recorder], None] | None = None,
         meters: dict[Any, Any] | None = None,
     ) -> None:
         self.config = config
@@ -130,7 +90,7 @@ class Engine:
         self._started = False
         # As many event pairs as stages can be waiting in the queue and with the collector.
         device = device or CudaDevice(self.ledger, max_pairs=2 * config.queue_size)
-        self.recorder = Recorder(StartingQueue(self), device, self.ledger, self._open_bridge)
+        self.recorder = Recorder(StartingQueue(self), device=device, ledger=self.ledger, open_bridge=self._open_bridge)
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
         if config.graph_stages:
@@ -144,7 +104,7 @@ class Engine:
             summary=self.summary,
             extra_exporters=exporters,
             on_provider=on_provider,
-            on_pass=_looks_on_demand(config.profile) if config.profile else None,
+            on_pass=on_pass,
             epoch_clock=epoch_clock,
             meters=meters,
         )

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from gpuscope._cuda import Driver
     from gpuscope._cuda_device import Lane
-    from gpuscope._engine import Recorder
     from gpuscope._graph_events import GraphStages
     from gpuscope._graph_nodes import Captures
+    from gpuscope._recorder import Recorder
 
 MODULE = "torch.cuda.graphs"
 _KEY = "_gpuscope"

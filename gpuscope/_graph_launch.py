@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._cuda_device import Lane
-    from gpuscope._engine import Recorder
     from gpuscope._graph_events import EventSet, GraphStages
     from gpuscope._log import Complaints
     from gpuscope._record import StageRecord
+    from gpuscope._recorder import Recorder
 
 
 class Launcher:

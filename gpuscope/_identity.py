@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from opentelemetry import trace as api
 from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext
 
+from gpuscope._ancestry import parent_stage, root_stage
 from gpuscope._contexts import (
     UNKNOWN,
     flags,
-    parent_stage,
     plain_attributes,
-    root_stage,
     span_in,
     with_parent_of,
     with_span,

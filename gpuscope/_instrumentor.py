@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import gpuscope
-from gpuscope import _runtime
+from gpuscope._state import state
 
 
 class GpuscopeInstrumentor:
@@ -21,7 +21,7 @@ class GpuscopeInstrumentor:
 
     def instrument(self, **_options: Any) -> None:
         """Record, unless `GPUSCOPE` says otherwise, and make stages of the functions that the variables name."""
-        if not _runtime.state.environ.get("GPUSCOPE", "").strip():
+        if not state.environ.get("GPUSCOPE", "").strip():
             gpuscope.enable()
             from gpuscope.instrument import follow_environment
 

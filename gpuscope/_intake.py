@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
-    from gpuscope._engine import Recorder
     from gpuscope._log import Complaints
     from gpuscope._queue import RecordQueue
+    from gpuscope._recorder import Recorder
 
 _SLICE_ROWS = 32 if native is None else 128
 """A slice of so many stages holds the GIL for some 0.3 ms; finishing, counting and each of the two halves of encoding a

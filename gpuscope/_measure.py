@@ -11,9 +11,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuscope import _runtime
 from gpuscope._record import Site
 from gpuscope._recording import end, start
+from gpuscope._state import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,7 @@ def warm_up(function: Callable[..., object], /, *args: Any, iterations: int = 20
 
     """
     _check([function], iterations=iterations)
-    recorder = _runtime.state.recorder
+    recorder = state.recorder
     record = start(recorder, _WARM_UP, None, 0) if recorder is not None else None
     error: BaseException | None = None
     try:

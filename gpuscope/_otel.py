@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span
 
+from gpuscope._ancestry import running_stage
 from gpuscope._columns import Details
 from gpuscope._compiled import Trace
 from gpuscope._contexts import (
@@ -20,7 +21,6 @@ from gpuscope._contexts import (
     find_current_context,
     find_provider,
     keeps_contexts,
-    running_stage,
     span_in,
     with_span,
 )

@@ -44,5 +44,6 @@ def profile(requests: int = 5, warmup: int = 3) -> DeepLook:
         raise ValueError(f"`warmup` is {warmup}: expected 0 or more.")
     from gpuscope._deep_look import DeepLook
     from gpuscope._look import Look
+    from gpuscope._runtime import period
 
-    return DeepLook(Look(requests, warmup))
+    return DeepLook(Look(requests, warmup), period)

@@ -13,9 +13,9 @@ from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.propagators.textmap import default_getter, default_setter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 
-from gpuscope import _runtime
 from gpuscope._contexts import SPAN_KEY, span_in, with_span
 from gpuscope._recording import current
+from gpuscope._state import state
 
 if TYPE_CHECKING:
     from opentelemetry.propagators.textmap import Getter, Setter
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from gpuscope._config import Config
     from gpuscope._record import StageRecord
 
-_state = _runtime.state
 _ENTRY = create_key("gpuscope-extract")
 
 
@@ -97,7 +96,7 @@ class RemoteContext(Context):
 
 def _context_here() -> Context:
     """Return the context with the span in it that a stage beginning here would be a child of."""
-    seen, stage, engine = get_current(), current.get(), _state.engine
+    seen, stage, engine = get_current(), current.get(), state.engine
     if stage is None or engine is None or engine.ended or stage.recorder is not engine.recorder:
         return seen
     recorder = engine.recorder

@@ -14,14 +14,15 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._ancestry import running_stage
 from gpuscope._compiled import StageRecord, Trace, native
 from gpuscope._record import ErrorFacts, ThreadFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._engine import Recorder
     from gpuscope._record import Site
+    from gpuscope._recorder import Recorder
 
 _MAX_FRAMES, _MAX_MESSAGE = 64, 4096
 _RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
@@ -64,7 +65,7 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
         current.set(record)
         look = recorder.look_for_provider or _first_sight_of_otel(recorder)
         if look is not None and (
-            # Where nobody can ask for a stage's ids, it still may be below something of another's, or of the past.
+            # Even with no provider, its parent may be a remote span or a stage that has already ended.
             look() is not None or (recorder.current_context() if outer is None else outer.end_ns)
         ):
             recorder.bridge.enter(record)
@@ -117,7 +118,7 @@ def end_in_python(record: StageRecord, error: BaseException | None) -> None:
             record.error = _error_facts(error)
         if current.get() is record:
             outer = record.outer
-            current.set(outer if outer is None or not outer.end_ns else _running(outer))
+            current.set(outer if outer is None or not outer.end_ns else running_stage(outer))
         if len(recorder.waiting) < recorder.capacity:
             recorder.waiting.append(record)
         elif not recorder.queue.put(record):
@@ -136,15 +137,8 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
         with contextlib.suppress(Exception):
             recorder.bridge.leave(record)
     if current.get() is record:
-        current.set(_running(record.outer))
+        current.set(running_stage(record.outer))
     recorder.ledger.fail("stage_error")
-
-
-def _running(record: StageRecord | None) -> StageRecord | None:
-    """The innermost enclosing stage that has not ended: stages held open across a `yield` may end out of order."""
-    while record is not None and record.end_ns:
-        record = record.outer
-    return record
 
 
 def _error_facts(error: BaseException) -> ErrorFacts | None:
@@ -179,6 +173,6 @@ if native is not None:
         begin_failed=_begin_failed,
         end_the_rest=_end_what_is_left,
         error_facts=_error_facts,
-        running=_running,
+        running=running_stage,
     )
     begin, start, end = native.begin, native.start, native.end

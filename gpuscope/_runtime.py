@@ -1,7 +1,7 @@
 """
-The global state department: on, off, flush, shutdown, fork, exit.
+The lifecycle: on, off, flush, shutdown, fork, exit.
 
-All mutable module state of the package is `state`, here. Imports the engine, and so numpy, only when recording starts.
+Keeps nothing itself: what is global is `state`, below. Imports the engine, and so numpy, only when recording starts.
 """
 
 from __future__ import annotations
@@ -14,80 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from gpuscope._children import finish_in_children
 from gpuscope._environment import is_off, variables
-from gpuscope._record import Site, Unnamed
+from gpuscope._state import state
 from gpuscope._tracing import elisions
 
 if TYPE_CHECKING:
-    import logging
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gpuscope._config import Config
-    from gpuscope._engine import Engine, Recorder
+    from gpuscope._engine import Engine
     from gpuscope._ledger import Statistics
+    from gpuscope._recorder import Recorder
     from gpuscope.analysis.summary import Summary
 
 _CATCH_UP_S = 1.0
-MAX_SITES = 2048
-"""Stages kept by name: NVTX keeps every name for ever, so names with request ids in them must not pile up here too."""
-
-
-class State:
-    """What is global. `recorder` is what the hot path looks at: None unless recording is on."""
-
-    def __init__(self) -> None:
-        self.recorder: Recorder | None = None
-        self.may_toggle = False
-        self.sites: dict[str, Site] = {}
-        self.off_stages: dict[str, Any] = {}
-        self.unnamed = Unnamed()
-        self.engine: Engine | None = None
-        self.meters: dict[Any, Any] = {}
-        self.environ: dict[str, str] = {}
-        self._config: Config | None = None
-        self.lock = threading.RLock()
-        self.hooked = False
-        self.look: Any = None
-        """The deep look that is on, which takes part in every period of recording."""
-        self.instrumentation: Any = None
-        """The functions that were made stages by their names, once there are any."""
-        self.graphs: Any = None
-        """What takes notice of CUDA graphs."""
-
-    def reset(self) -> None:
-        """Shut down and forget what was recorded: for tests."""
-        shutdown()
-        self.engine = None
-        self.sites.clear()
-
-    @property
-    def config(self) -> Config:
-        """The settings of the environment as it was at import; read, and complained of, when first needed."""
-        if self._config is None:
-            from gpuscope._config import Config
-
-            self._config, complaints = Config.from_env(self.environ)
-            for complaint in complaints:
-                _logger().warning("%s", complaint)
-        return self._config
-
-
-state = State()
-
-
-def _logger() -> logging.Logger:
-    from gpuscope._log import logger
-
-    return logger
-
-
-def new_site(name: str) -> Site:
-    """Return the stage of this name for `with` blocks, made on first use."""
-    if len(state.sites) < MAX_SITES:
-        return state.sites.setdefault(name, Site(name, {}))
-    if len(state.sites) == MAX_SITES:
-        state.sites.setdefault(name, Site(name, {}))
-        _logger().warning("more than %d stage names; put what varies into attributes instead.", MAX_SITES)
-    return Site(name, {})
 
 
 def enable(**settings: Any) -> None:
@@ -129,19 +68,32 @@ def start(config: Config, **parts: Any) -> Engine:
     from gpuscope._engine import Engine
 
     with state.lock:
-        state.engine = Engine(config, on_provider=_be_first_at_exit, meters=state.meters, **parts)
+        engine = state.engine = Engine(
+            config, on_provider=_be_first_at_exit, on_pass=_on_pass(config), meters=state.meters, **parts
+        )
         if state.look is not None:
-            state.look.attach(state.engine.recorder)
-        state.recorder = state.engine.recorder
+            state.look.attach(engine.recorder)
+        state.recorder = engine.recorder
         if config.graph_stages:
             from gpuscope._graph_hooks import GraphHooks
 
             state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
             state.graphs.install(config.queue_size)
         _hook_exit_and_fork()
-    _logger().info("recording starts: %s", _description(config))
+    from gpuscope._log import logger
+
+    logger.info("recording starts: %s", _description(config))
     elisions.listen()
-    return state.engine
+    return engine
+
+
+def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
+    """Return what the collector does once per pass: look whether a deep look is asked for."""
+    if not config.profile:
+        return None
+    from gpuscope._on_demand import OnDemand
+
+    return OnDemand(config.profile).poll
 
 
 @contextlib.contextmanager
@@ -210,14 +162,22 @@ def shutdown(timeout: float | None = None) -> bool:
     return engine is None or engine.shutdown(engine.config.shutdown_timeout_s if timeout is None else timeout)
 
 
+def reset() -> None:
+    """Shut down and forget what was recorded: for tests."""
+    shutdown()
+    state.engine = None
+    state.sites.clear()
+
+
 def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last."""
     from gpuscope._ledger import Ledger
     from gpuscope._queue import RecordQueue
 
-    if state.engine is None:
+    engine: Engine | None = state.engine
+    if engine is None:
         return Ledger().statistics(RecordQueue(0), None, ())
-    return state.engine.statistics()
+    return engine.statistics()
 
 
 def summary() -> Summary:
@@ -228,10 +188,11 @@ def summary() -> Summary:
     """
     from gpuscope.analysis.summary import StageStatistics
 
-    if state.engine is None:
+    engine: Engine | None = state.engine
+    if engine is None:
         return StageStatistics().summary()
-    state.engine.flush(_CATCH_UP_S, send=False)
-    return state.engine.summary.summary()
+    engine.flush(_CATCH_UP_S, send=False)
+    return engine.summary.summary()
 
 
 def _be_first_at_exit() -> None:
@@ -290,7 +251,7 @@ def _after_fork_in_child() -> None:
 
 def set_up() -> bool:
     """Do as the environment says, at import and again by `gpuscope run`; tell whether it names functions as stages."""
-    state.environ, state._config = variables(), None
+    state.begin_anew(variables())
     if is_off(state.environ):
         return False
     config = state.config

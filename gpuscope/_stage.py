@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
-from gpuscope import _runtime, _tracing
+from gpuscope import _tracing
 from gpuscope._block import StageBlock, new_block
 from gpuscope._compiled import native
 from gpuscope._record import Unnamed
 from gpuscope._recording import begin, current, end
+from gpuscope._state import MAX_SITES, new_site, state
 from gpuscope._wrap import stage_of
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from gpuscope._engine import Recorder
     from gpuscope._record import Site
+    from gpuscope._recorder import Recorder
 
     class StageHandle(Protocol):
         """What `stage(...)` returns: a decorator and a context manager."""
@@ -42,9 +43,8 @@ if TYPE_CHECKING:
 
 
 _MAY_SUSPEND = 1
-_state = _runtime.state
-_sites = _runtime.state.sites
-_off_stages: dict[str, OffStage] = _runtime.state.off_stages
+_sites = state.sites
+_off_stages: dict[str, OffStage] = state.off_stages
 """What `stage` hands out while nothing is recorded, by name."""
 
 
@@ -132,7 +132,7 @@ class Stage(StageBlock):
             self.attributes[key] = value
 
     def _enter_again(self) -> Self:
-        inner = _new_stage(_state.recorder or self.recorder, self.site, self.attributes, self.stream)
+        inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
         inner.owner, inner.uses = self, 1
         self.uses = 2
         begin(inner.recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
@@ -209,7 +209,7 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
     if _tracing.is_dynamo_compiling():
         _tracing.gpuscope_left_out()
         return NoStage()
-    recorder = _state.recorder
+    recorder = state.recorder
     if attributes is None and stream is None and warmup is None and graph:
         try:
             return _off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
@@ -233,11 +233,11 @@ def _uncommon(
     if recorder is None:
         if name is not None and attributes is None and stream is None and warmup is None and graph:
             return _off_stage(name)
-        return _idle_stage(name, attributes, stream, warmup, graph=graph) if _state.may_toggle else _NO_STAGE
+        return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _NO_STAGE
     if name is not None:
-        site = _sites.get(name) or _runtime.new_site(name)
+        site = _sites.get(name) or new_site(name)
     else:
-        site = _state.unnamed if warmup is None and graph else Unnamed()
+        site = state.unnamed if warmup is None and graph else Unnamed()
     if warmup is not None:
         site.warmup = warmup
     if not graph:
@@ -254,8 +254,8 @@ def _idle_stage(
 
 
 def _off_stage(name: str) -> OffStage:
-    off = _idle_stage(name, None, None, None) if _state.may_toggle else _NO_STAGE
-    return _off_stages.setdefault(name, off) if len(_off_stages) < _runtime.MAX_SITES else off
+    off = _idle_stage(name, None, None, None) if state.may_toggle else _NO_STAGE
+    return _off_stages.setdefault(name, off) if len(_off_stages) < MAX_SITES else off
 
 
 def _could_be_decorated(name: Any) -> bool:

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from gpuscope import _expressions, _runtime
+from gpuscope import _expressions
 from gpuscope._layers import layer
 from gpuscope._log import logger
 from gpuscope._recording import current
 from gpuscope._stage import stage
+from gpuscope._state import state
 
 if TYPE_CHECKING:
     from gpuscope._targets import Target
-
-_state = _runtime.state
 
 
 class Unsuitable(Exception):
@@ -103,7 +102,7 @@ class _Notes:
         """Note the attributes of one call. Never raises."""
         record = current.get()
         # Not where recording is off, or has failed to begin this stage.
-        if _state.recorder is None or record is None or record.site.name != self.target.stage:
+        if state.recorder is None or record is None or record.site.name != self.target.stage:
             return
         values = dict(record.attributes or ())
         for key, read in self.readers.items():

@@ -12,14 +12,13 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gpuscope import _runtime, _tracing
+from gpuscope import _tracing
 from gpuscope._record import Site
 from gpuscope._recording import end, start
+from gpuscope._state import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-_state = _runtime.state
 
 
 def stage_of(
@@ -45,7 +44,7 @@ def stage_of(
         inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)
         return function if inner is function.__func__ else type(function)(inner)
     _check(function)
-    if _state.recorder is None and not _state.may_toggle:
+    if state.recorder is None and not state.may_toggle:
         return function
     named = function if hasattr(function, "__qualname__") else type(function)
     module = getattr(function, "__module__", None) or type(function).__module__
@@ -99,7 +98,7 @@ def _plain(function: Any, site: Site, stream: Any) -> Any:
         if _tracing.is_dynamo_compiling():
             _tracing.gpuscope_left_out()
             return function(*args, **kwargs)
-        recorder = _state.recorder
+        recorder = state.recorder
         if recorder is None:
             return function(*args, **kwargs)
         record = start(recorder, site, stream, 0)
@@ -119,7 +118,7 @@ def _coroutine(function: Any, site: Site, stream: Any) -> Any:
         if _tracing.is_dynamo_compiling():
             _tracing.gpuscope_left_out()
             return await function(*args, **kwargs)
-        recorder = _state.recorder
+        recorder = state.recorder
         if recorder is None:
             return await function(*args, **kwargs)
         record = start(recorder, site, stream, 1)
@@ -136,7 +135,7 @@ def _coroutine(function: Any, site: Site, stream: Any) -> Any:
 
 def _resume(step: Any, value: Any, site: Site, stream: Any) -> Any:
     """Run a generator to its next `yield`, as one stage; a `StopIteration` is no error."""
-    recorder = _state.recorder
+    recorder = state.recorder
     if recorder is None:
         return step(value)
     record = start(recorder, site, stream, 0)
@@ -176,7 +175,7 @@ def _generator(function: Any, site: Site, stream: Any) -> Any:
 
 
 async def _resume_async(awaitable: Any, site: Site, stream: Any) -> Any:
-    recorder = _state.recorder
+    recorder = state.recorder
     if recorder is None:
         return await awaitable
     record = start(recorder, site, stream, 1)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from gpuscope import _frameworks, _main_module, _runtime
+from gpuscope import _frameworks, _main_module
 from gpuscope._log import logger
 from gpuscope._patching import MissingError, Patches, closest, is_being_imported
+from gpuscope._state import state
 from gpuscope._targets import Target, read_file, targets_of
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = ["Target", "instrument", "uninstrument"]
-
-_state = _runtime.state
 
 
 def instrument(
@@ -63,7 +62,7 @@ def instrument(
         targets += more
         names += more_names
     modules = _frameworks.modules_of(filter(None, names))
-    if _state.recorder is None and not _state.may_toggle:
+    if state.recorder is None and not state.may_toggle:
         return
     current = _instrumentation()
     # What the user names comes first: a function is one stage.
@@ -75,14 +74,14 @@ def instrument(
 
 def uninstrument() -> None:
     """Put back every function that `instrument` replaced, and forget those whose module was not imported yet."""
-    if _state.instrumentation is not None:
-        _state.instrumentation.undo()
-        _state.instrumentation = None
+    if state.instrumentation is not None:
+        state.instrumentation.undo()
+        state.instrumentation = None
 
 
 def follow_environment() -> None:
     """Do what the variables say; a mistake in them is warned of, and the program runs on."""
-    config = _state.config
+    config = state.config
     for variable, arguments in (
         ("GPUSCOPE_STAGES", {"stages": config.stages}),
         ("GPUSCOPE_STAGES_FILE", {"file": config.stages_file or None}),
@@ -248,17 +247,17 @@ def _then(function: Callable[..., Any], action: Callable[[], None]) -> Callable[
 
 
 def _instrumentation() -> Instrumentation:
-    if _state.instrumentation is None:
-        _state.instrumentation = Instrumentation()
+    if state.instrumentation is None:
+        state.instrumentation = Instrumentation()
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
-    current: Instrumentation = _state.instrumentation
+    current: Instrumentation = state.instrumentation
     return current
 
 
 def _at_exit() -> None:
-    if _state.instrumentation is not None and not _is_child():
-        _state.instrumentation.say_what_never_came()
+    if state.instrumentation is not None and not _is_child():
+        state.instrumentation.say_what_never_came()
 
 
 def _is_child() -> bool:

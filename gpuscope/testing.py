@@ -15,6 +15,7 @@ from gpuscope import _runtime
 from gpuscope._clock import Anchor
 from gpuscope._columns import DeviceFacts
 from gpuscope._device import CAPTURED, DONE, PENDING
+from gpuscope._state import state
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def capture(**settings: Any) -> Iterator[list[CapturedSpan]]:
     """
     spans: list[CapturedSpan] = []
     parts = {name: settings.pop(name) for name in ("device", "nvtx", "clock", "epoch_clock") if name in settings}
-    config = _runtime.state.config.changed(**{"exporters": "none", "interval_s": 0.005, **settings, "mode": "on"})
+    config = state.config.changed(**{"exporters": "none", "interval_s": 0.005, **settings, "mode": "on"})
     with _runtime.period(config, exporters=(MemoryExporter(spans),), **parts):
         yield spans
     spans.sort(key=lambda span: span.start_ns)

@@ -113,7 +113,7 @@ class TestBlock:
 
     def test_names_beyond_the_limit_are_recorded_and_not_kept(self, bench, monkeypatch, caplog):
         """Names with request ids in them do not pile up; one warning says so."""
-        monkeypatch.setattr(gpuscope._runtime, "MAX_SITES", len(gpuscope._runtime.state.sites) + 2)
+        monkeypatch.setattr(gpuscope._state, "MAX_SITES", len(gpuscope._state.state.sites) + 2)
         for number in range(5):
             with stage(f"request-{number}"):
                 pass

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuscope import _main_module, _runtime
+from gpuscope import _main_module
+from gpuscope._state import state
 from gpuscope.commands import CommandError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _run(main: ModuleType, find: Callable[[], _Found], interrupted: list[BaseExc
 
 def _compiled(found: _Found) -> Any:
     """Compile the program; with calls in it, if functions of its own are to be stages."""
-    current = _runtime.state.instrumentation
+    current = state.instrumentation
     names = set() if current is None else current.names_in_main()
     if found.source is None or not names:
         # Not with the future statements of this module.
@@ -151,8 +152,8 @@ def _remember(interrupted: list[BaseException]) -> None:
 
 def look_in_main() -> None:
     """Make stages of what the program has just defined: what the calls in it call."""
-    if _runtime.state.instrumentation is not None:
-        _runtime.state.instrumentation.look_in_main()
+    if state.instrumentation is not None:
+        state.instrumentation.look_in_main()
 
 
 def _show(hook: Callable[..., object], code: Any, kind: Any, error: BaseException, traceback: TracebackType) -> None:

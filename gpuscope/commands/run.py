@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import gpuscope
 from gpuscope import _environment, _runtime
+from gpuscope._state import state
 from gpuscope.commands import CommandError, _program
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _changes(options: argparse.Namespace, environ: dict[str, str]) -> dict[str, 
 def _set_up() -> None:
     """Begin again with the variables as they are now: gpuscope was imported before they were set."""
     gpuscope.shutdown()
-    if _runtime.state.instrumentation is not None:
+    if state.instrumentation is not None:
         from gpuscope.instrument import uninstrument
 
         uninstrument()

@@ -60,7 +60,7 @@ def _leave_nothing_behind():
     yield
     from gpuscope import _runtime
 
-    _runtime.state.reset()
+    _runtime.reset()
 
 
 @pytest.fixture(scope="session")
