@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._config import Config
-    from gpuscope._ledger import Ledger, Statistics
+    from gpuscope._ledger import Ledger
     from gpuscope._queue import RecordQueue
     from gpuscope._recorder import Recorder
+    from gpuscope._statistics import Statistics
     from gpuscope.exporters import Exporter
 
 _PAUSE_S = 0.004
@@ -61,6 +62,7 @@ class Collector:
         recorder: Recorder,
         *,
         queue: RecordQueue,
+        wake: threading.Event,
         summary: Any,
         extra_exporters: tuple[Exporter, ...] = (),
         on_provider: Callable[[], None] = lambda: None,
@@ -88,8 +90,7 @@ class Collector:
             on_provider=on_provider,
         )
         self._intake = Intake(config, recorder, queue, self.complaints, epoch_clock)
-        self._wake = threading.Event()
-        recorder.ledger.replays.wake = self._wake.set
+        self._wake = wake
         self._flushes: list[_Flush] = []
         self._may_ask = False
         self._stop_at_s: float | None = None
@@ -107,7 +108,12 @@ class Collector:
     def statistics(self) -> Statistics:
         """Return the account of this moment."""
         ledger: Ledger = self._recorder.ledger
-        return ledger.statistics(self._queue, self._intake.uncertainty_ns, self.outlets.names)
+        return ledger.statistics(
+            self._queue,
+            self._recorder.replays,
+            uncertainty_ns=self._intake.uncertainty_ns,
+            exporters=self.outlets.names,
+        )
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved, and sent, too; return whether that was done in time."""
@@ -246,7 +252,7 @@ class Collector:
         spans_s = deadline_s - share * max(0.0, deadline_s - time.monotonic())
         self.outlets.shutdown(lambda: max(0.0, spans_s - time.monotonic()))
         # What has no fate by now has one here, lest the last account leave it out.
-        self._recorder.ledger.close(self._queue, "shutdown")
+        self._recorder.ledger.close("shutdown", self._queue, self._recorder.replays)
         self.metering.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
         for request in self._flushes:
             request.done.set()

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._clock import Anchor
-    from gpuscope._ledger import Ledger
     from gpuscope._record import StageRecord
 
 Pair: TypeAlias = "tuple[Handle, Handle, int | None, int | None]"
@@ -75,13 +74,13 @@ class CudaDevice:
     the capture is over such an event answers "invalid value", which tells that it was captured.
     """
 
-    def __init__(self, ledger: Ledger, *, max_pairs: int) -> None:
+    def __init__(self, count_untimed: Callable[[str], None], *, max_pairs: int) -> None:
         self.begin: Callable[[StageRecord, Any], None] = self._begin_unready
         self.end: Callable[[StageRecord], None] = self._end_never
         self.unusable: str | None = None
         self.reader: Any = None
         self._is_initialized: Any = None
-        self._ledger = ledger
+        self._count_untimed = count_untimed
         self._max_pairs = max_pairs
         self._lock = threading.Lock()
         self._lanes: list[dict[int, Lane]] = []
@@ -199,7 +198,7 @@ class CudaDevice:
         with self.driver.current(lane.context):
             if self.driver.stream_is_capturing(lane.handle, ctypes.byref(ctypes.c_int())) == SUCCESS:
                 return False
-        self._ledger.untimed("foreign_capture")
+        self._count_untimed("foreign_capture")
         return True
 
     def _open_lane(self, index: int, raw: int) -> Lane | None:
@@ -207,7 +206,7 @@ class CudaDevice:
             if index not in self._contexts:
                 context = self.driver.active_context(index)
                 if context is None:
-                    self._ledger.untimed("device_not_in_use")
+                    self._count_untimed("device_not_in_use")
                     return None
                 self._contexts[index] = (context, [])
             return self._lanes[index].setdefault(raw, Lane(index, raw, *self._contexts[index]))
@@ -224,7 +223,7 @@ class CudaDevice:
     def _make_pairs(self, lane: Lane) -> Pair | None:
         with self._lock:
             if self._pairs_made >= self._max_pairs:
-                self._ledger.untimed("no_free_events")
+                self._count_untimed("no_free_events")
                 return None
             self._pairs_made += _PAIRS_AT_ONCE
         with self.driver.current(lane.context):
@@ -239,7 +238,7 @@ class CudaDevice:
         with self.driver.current(lane.context):
             if self.driver.event_record(event, lane.handle) == SUCCESS:
                 return True
-        self._ledger.untimed("event_failed")
+        self._count_untimed("event_failed")
         return False
 
     # ---- the collector's thread

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._collector import Collector
 from gpuscope._cuda_device import CudaDevice
 from gpuscope._graph_nodes import Captures
-from gpuscope._ledger import Ledger, Statistics
+from gpuscope._ledger import Ledger
 from gpuscope._log import logger
 from gpuscope._nvtx import open_nvtx
 from gpuscope._queue import RecordQueue
 from gpuscope._recorder import Recorder
+from gpuscope._replay_queue import ReplayQueue
 from gpuscope.analysis.summary import StageStatistics
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from gpuscope._config import Config
     from gpuscope._record import StageRecord
+    from gpuscope._statistics import Statistics
     from gpuscope.exporters import Exporter
 
 
@@ -89,8 +91,16 @@ class Engine:
         self._lock = threading.Lock()
         self._started = False
         # As many event pairs as stages can be waiting in the queue and with the collector.
-        device = device or CudaDevice(self.ledger, max_pairs=2 * config.queue_size)
-        self.recorder = Recorder(StartingQueue(self), device=device, ledger=self.ledger, open_bridge=self._open_bridge)
+        device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
+        wake = threading.Event()
+        self.replays = ReplayQueue(wake.set)
+        self.recorder = Recorder(
+            StartingQueue(self),
+            replays=self.replays,
+            device=device,
+            ledger=self.ledger,
+            open_bridge=self._open_bridge,
+        )
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
         if config.graph_stages:
@@ -101,6 +111,7 @@ class Engine:
             config,
             self.recorder,
             queue=self.queue,
+            wake=wake,
             summary=self.summary,
             extra_exporters=exporters,
             on_provider=on_provider,
@@ -142,7 +153,7 @@ class Engine:
                 return True
             self.ended = True
         finished = self.collector.shutdown(timeout_s) if self._started else True
-        self.ledger.close(self.queue, "shutdown")
+        self.ledger.close("shutdown", self.queue, self.replays)
         self._retire_bridge()
         lost = self.statistics().lost
         missing = {**lost, **{k: v for k, v in self.statistics().dropped.items() if k == "queue_full"}}

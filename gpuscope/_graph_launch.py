@@ -136,7 +136,7 @@ class Launcher:
             self._complaints.about("graphs", "recording an event after a CUDA graph failed: %r.", error)
             recorded = False
         if recorded:
-            recorder.ledger.replays.put(replay)
+            recorder.replays.put(replay)
         else:
             replay.graph.give_back(replay.events)
             recorder.ledger.refuse("overwritten", len(replay.graph))

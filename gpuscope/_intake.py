@@ -7,6 +7,7 @@ Works in slices of some 0.3 ms of the GIL, between which the collector pauses. E
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._batch import BatchBuilder
@@ -76,6 +77,7 @@ class Intake:
         self._replays = Replays(
             recorder.device,
             recorder.ledger,
+            recorder.replays,
             complaints,
             clock=recorder.clock,
             deadline_ns=deadline_ns,
@@ -110,7 +112,7 @@ class Intake:
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
         """Add a few stages to the batch; return whether there is more that can be done at once."""
         recorder, limit, before = self._recorder, self._slice_rows(), len(self._builder)
-        rows = self._resolver.accept(recorder.ledger.take(self._queue, limit))
+        rows = self._resolver.accept(recorder.ledger.take(partial(self._queue.drain, limit)))
         rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
         self._add(len(rows), self._builder.add, rows)
         inner = 0

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
-    from gpuscope._ledger import Statistics
     from gpuscope._log import Complaints
     from gpuscope._outlets import Outlets
+    from gpuscope._statistics import Statistics
 
 _ACCOUNT_INTERVAL_NS = 5 * 10**9
 

@@ -43,6 +43,15 @@ class RecordQueue:
         self.drained += take
         return records
 
+    def give_up(self) -> int:
+        """Remove all records, unread, and return how many that were."""
+        return len(self.drain(len(self)))
+
+    @property
+    def stages(self) -> int:
+        """The records waiting."""
+        return len(self.waiting)
+
     def __len__(self) -> int:
         """The records waiting."""
         return len(self.waiting)

@@ -26,18 +26,22 @@ class Recorder(RecorderFields):
 
     Args:
         queue: takes the records.
+        replays: takes the replays of CUDA graphs with stages inside.
         device: the GPUs.
         ledger: counts what failed.
         open_bridge: opens the door to OpenTelemetry.
 
     """
 
-    __slots__ = ("_open", "captures")
+    __slots__ = ("_open", "captures", "replays")
 
-    def __init__(self, queue: Any, *, device: Any, ledger: Ledger, open_bridge: Callable[[], Any]) -> None:
+    def __init__(
+        self, queue: Any, *, replays: Any, device: Any, ledger: Ledger, open_bridge: Callable[[], Any]
+    ) -> None:
         self.queue = queue
         self.waiting = ()
         self.capacity = 0
+        self.replays = replays
         self.device = device
         self.ledger = ledger
         self.clock = time.perf_counter_ns

@@ -46,18 +46,26 @@ class Replay:
 
 
 class ReplayQueue:
-    """Replays that the collector has not taken yet."""
+    """
+    Replays that the collector has not taken yet.
 
-    def __init__(self) -> None:
-        self.wake: Callable[[], object] = lambda: None
-        """Has the collector come before its time."""
+    Args:
+        wake: has the collector come before its time.
+
+    """
+
+    refused = 0
+    """A replay for which no events are left does not come here; it is counted where that is found."""
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self._wake = wake
         self._waiting: deque[Replay] = deque()
 
     def put(self, replay: Replay) -> None:
         """Take a replay."""
         self._waiting.append(replay)
         if len(self._waiting) % _MANY == 0:
-            self.wake()
+            self._wake()
 
     def drain(self) -> list[Replay]:
         """Remove and return all replays, oldest first. For the collector's thread alone."""
@@ -68,9 +76,14 @@ class ReplayQueue:
         replays = self.drain()
         for replay in replays:
             replay.graph.give_back(replay.events)
-        return sum(len(replay.graph) for replay in replays)
+        return stages_in(replays)
 
     @property
     def stages(self) -> int:
         """The stages inside the replays that wait."""
-        return sum(len(replay.graph) for replay in list(self._waiting))
+        return stages_in(list(self._waiting))
+
+
+def stages_in(replays: list[Replay]) -> int:
+    """Return how many stages are inside replays."""
+    return sum(len(replay.graph) for replay in replays)

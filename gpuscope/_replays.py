@@ -13,6 +13,7 @@ import numpy as np
 
 from gpuscope._device import DONE, PENDING
 from gpuscope._log import logger
+from gpuscope._replay_queue import stages_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from gpuscope._graph_events import GraphStages
     from gpuscope._ledger import Ledger
     from gpuscope._log import Complaints
-    from gpuscope._replay_queue import Replay
+    from gpuscope._replay_queue import Replay, ReplayQueue
 
 _PENDING_CODES = (-1, 600)
 """Of `EventReader.read_replays`, as in `_resolve`."""
@@ -49,12 +50,13 @@ class Placed(NamedTuple):
 
 
 class Replays:
-    """Holds the replays that are not done yet, a deque a lane, oldest first."""
+    """Holds the replays that are not done yet: one deque per lane, oldest first."""
 
     def __init__(
         self,
         device: Device,
         ledger: Ledger,
+        queue: ReplayQueue,
         complaints: Complaints,
         *,
         clock: Callable[[], int],
@@ -63,6 +65,7 @@ class Replays:
     ) -> None:
         self._device = device
         self._ledger = ledger
+        self._queue = queue
         self._complaints = complaints
         self._clock = clock
         self._deadline_ns = deadline_ns
@@ -73,7 +76,7 @@ class Replays:
     @property
     def pending(self) -> int:
         """The stages inside replays that are not done, or not taken from the queue."""
-        return self._ledger.replays.stages + self._held
+        return self._queue.stages + self._held
 
     def collect(
         self, limit: int, clock_of: Callable[[Any], GpuClock | None], *, may_ask: bool = True, give_up: bool = False
@@ -88,7 +91,7 @@ class Replays:
             give_up: whether to count those that are not done as lost.
 
         """
-        for replay in self._ledger.take_replays():
+        for replay in self._ledger.take(self._queue.drain, stages_in):
             self._waiting.setdefault(replay.lane, deque()).append(replay)
             self._held += len(replay.graph)
         placed: list[Placed] = []

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from gpuscope._config import Config
     from gpuscope._engine import Engine
-    from gpuscope._ledger import Statistics
     from gpuscope._recorder import Recorder
+    from gpuscope._statistics import Statistics
     from gpuscope.analysis.summary import Summary
 
 _CATCH_UP_S = 1.0
@@ -172,11 +172,10 @@ def reset() -> None:
 def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last."""
     from gpuscope._ledger import Ledger
-    from gpuscope._queue import RecordQueue
 
     engine: Engine | None = state.engine
     if engine is None:
-        return Ledger().statistics(RecordQueue(0), None, ())
+        return Ledger().statistics()
     return engine.statistics()
 
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuscope._columns import DeviceFacts, RowFlag
-from gpuscope._ledger import Statistics
 from gpuscope._points import BOUNDS_S, BUSY, DROPPED, DURATION, IDLE, LAUNCH_DELAY, RECORDED, UNCERTAINTY
 from gpuscope._record import Site
+from gpuscope._statistics import Statistics
 from gpuscope.analysis.metrics import MAX_STAGES, StageMetrics, account_points
 from gpuscope.analysis.summary import OTHER
 

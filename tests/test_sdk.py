@@ -20,7 +20,6 @@ from gpuscope._compiled import StageRecord, Trace
 from gpuscope._config import Config
 from gpuscope._ledger import Ledger
 from gpuscope._otel import Bridge
-from gpuscope._queue import RecordQueue
 from gpuscope._record import ErrorFacts, Site, ThreadFacts
 from gpuscope.exporters.sdk import SdkExporter
 from gpuscope.testing import FakeDevice, FakeLane, ManualClock
@@ -86,7 +85,7 @@ class Service:
 
     def account(self):
         """Return how many stages were exported, and those lost by reason."""
-        statistics = self.ledger.statistics(RecordQueue(16), None, ())
+        statistics = self.ledger.statistics()
         return statistics.exported, statistics.lost
 
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpuscope._columns import StageBatch
-    from gpuscope._ledger import Statistics
     from gpuscope._points import Spec
     from gpuscope._record import Site
+    from gpuscope._statistics import Statistics
     from gpuscope.analysis._joined import Columns
 
     Points = dict[Spec, Sequence[Point]]

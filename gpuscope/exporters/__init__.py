@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gpuscope._columns import StageBatch
-    from gpuscope._ledger import Delivery
+    from gpuscope._delivery import Delivery
 
 
 class Exporter(Protocol):

@@ -19,7 +19,7 @@ from gpuscope.exporters._otlp_message import rejected_spans
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._ledger import Delivery
+    from gpuscope._delivery import Delivery
 
 _log = logging.getLogger("gpuscope")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
-    from gpuscope._ledger import Delivery
+    from gpuscope._delivery import Delivery
     from gpuscope._points import Snapshot
 
 _log = logging.getLogger("gpuscope")

@@ -15,7 +15,7 @@ from gpuscope.exporters._spans import resolve, spans_of
 
 if TYPE_CHECKING:
     from gpuscope._columns import StageBatch
-    from gpuscope._ledger import Delivery
+    from gpuscope._delivery import Delivery
     from gpuscope._record import ErrorFacts
     from gpuscope.exporters._rows import SpanRow
     from gpuscope.exporters._spans import Facts

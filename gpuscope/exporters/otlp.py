@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
-    from gpuscope._ledger import Delivery
+    from gpuscope._delivery import Delivery
 
 
 class OtlpExporter:

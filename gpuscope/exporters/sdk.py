@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
     from gpuscope._columns import StageBatch
+    from gpuscope._delivery import Delivery
     from gpuscope._lazy_span import LazySpan, RealSpan
-    from gpuscope._ledger import Delivery
     from gpuscope._otel import Bridge
     from gpuscope.exporters._extra import Extra
     from gpuscope.exporters._spans import Facts

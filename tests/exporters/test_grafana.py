@@ -12,8 +12,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import CollectorRegistry
 
 from gpuscope._columns import RowFlag
-from gpuscope._ledger import Statistics
 from gpuscope._points import Snapshot
+from gpuscope._statistics import Statistics
 from gpuscope.analysis.metrics import StageMetrics, account_points
 from gpuscope.exporters.metrics_sdk import Instruments
 

@@ -539,7 +539,7 @@ def test_events_of_an_unread_replay_are_not_lost_with_the_recording(machine, new
     """Another period of recording finds all events again."""
     graph = new_graph("attention")
     replay(graph)
-    machine.engine.ledger.close(machine.engine.queue, "shutdown")
+    machine.engine.ledger.close("shutdown", machine.engine.queue, machine.engine.replays)
     assert account(machine).lost == {"shutdown": 3}
     del graph
     gc.collect()
