@@ -33,7 +33,7 @@ _GPU_BIT = np.uint64(1 << 63)
 _IDS, _NUMBERS = 5, 11
 _pack = struct.Struct(f"={_IDS}Q{_NUMBERS}q").pack
 """A row as it comes: making arrays of tuples takes twice the time, and all of it at once."""
-_WARMUP, _REMOTE_PARENT, _GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.GRAPH)
+_WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
 _TABLES = ("sites", "threads", "devices", "details", "live")
 
 
@@ -154,7 +154,7 @@ class BatchBuilder:
             np.ascontiguousarray(table.T)
         )
         offset, has_gpu = self._offset_ns or 0, gpu_end != 0
-        gpu_span_id = np.where(flags & _GRAPH, span_id, span_id ^ _GPU_BIT)
+        gpu_span_id = np.where(flags & _IN_GRAPH, span_id, span_id ^ _GPU_BIT)
         live = bridge is not None and bridge.sdk
         return StageBatch(
             sites=tuple(self._sites),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gpuscope._replays import Placed
 
 _CELLS = 16
-_WARMUP, _CLAMPED, _GRAPH = int(RowFlag.WARMUP), int(RowFlag.CLAMPED), int(RowFlag.GRAPH)
+_WARMUP, _CLAMPED, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.CLAMPED), int(RowFlag.IN_GRAPH)
 _LOW = (1 << 64) - 1
 
 
@@ -74,7 +74,7 @@ class InnerRows:
         cells[..., 11], cells[..., 12], cells[..., 13] = placed.start_ns, placed.end_ns, placed.uncertainty_ns
         rehearsed = np.array([replay.outer.trace.root.rehearsal for replay in replays])
         warm = rehearsed[:, np.newaxis] | self._count_calls(graph.sites, len(replays))
-        cells[..., 15] = _GRAPH + warm * _WARMUP + placed.clamped[:, np.newaxis] * _CLAMPED
+        cells[..., 15] = _IN_GRAPH + warm * _WARMUP + placed.clamped[:, np.newaxis] * _CLAMPED
         return cells.tobytes()
 
     def _new_ids(self, shape: tuple[int, int]) -> NDArray[np.uint64]:

@@ -182,7 +182,7 @@ def test_cells_hold_what_records_would():
     assert cells[:, 7].tolist() == [0, 0, 0, 1, 1, 1]
     assert cells[:, 9].tolist() == cells[:, 10].tolist() == [1000] * 3 + [1001] * 3
     assert cells[:, 11].tolist() == list(range(10, 16))
-    assert cells[:, 15].tolist() == [int(RowFlag.GRAPH)] * 6
+    assert cells[:, 15].tolist() == [int(RowFlag.IN_GRAPH)] * 6
     assert (ATTENTION.calls, MLP.calls) == (4, 2)
 
 

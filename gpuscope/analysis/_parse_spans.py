@@ -35,7 +35,7 @@ _FLAGS = {
     "gpuscope.captured": RowFlag.CAPTURED,
     "gpuscope.given_up": RowFlag.GIVEN_UP,
     "gpuscope.clamped": RowFlag.CLAMPED,
-    "gpuscope.graph": RowFlag.GRAPH,
+    "gpuscope.graph": RowFlag.IN_GRAPH,
 }
 _NOT_THE_APPLICATIONS = OURS | {"thread.id", "thread.name", "code.function.name"}
 _STAGE = ("gpuscope.stage", "thread.id", "thread.name")

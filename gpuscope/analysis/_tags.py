@@ -20,7 +20,7 @@ Tags = dict[str, bool | int | float | str]
 
 # Plain integers: `&` of an enumeration's members costs a microsecond.
 _NAMED = {int(flag): f"gpuscope.{flag.name}".lower() for flag in RowFlag if flag is not RowFlag.REMOTE_PARENT}
-_IN_GRAPH = int(RowFlag.GRAPH)
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
 _NAMED[_IN_GRAPH] = "gpuscope.graph"
 
 

@@ -53,7 +53,7 @@ _HOST, _NOWHERE, _DEVICES = 0, 1, 3
 device -1, and so its durations, which are none, are counted in two lanes that nobody looks at: cheaper than a mask."""
 _ROWS_AT_ONCE, _BATCHES_AT_ONCE = 1024, 8
 """So many rows take some 0.4 ms of the GIL, and half as long a row as a quarter of them."""
-_WARMUP, _GRAPH = int(RowFlag.WARMUP), int(RowFlag.GRAPH)
+_WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
 
 
 class StageMetrics:
@@ -90,7 +90,7 @@ class StageMetrics:
         rows = join(self._uncounted)
         self._uncounted, self._uncounted_rows = [], 0
         series, times_ns = np.empty((3, len(rows.stage)), np.int64), np.empty((3, len(rows.stage)), np.int64)
-        series[0] = rows.stage + np.where(rows.flags & _GRAPH, _NOWHERE, _HOST) * _LANE
+        series[0] = rows.stage + np.where(rows.flags & _IN_GRAPH, _NOWHERE, _HOST) * _LANE
         series[1] = rows.stage + (rows.device * 2 + _DEVICES) * _LANE
         series[2] = series[1] + _LANE
         series[:, np.flatnonzero(rows.flags & _WARMUP)] = _NOWHERE * _LANE

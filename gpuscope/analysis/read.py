@@ -134,7 +134,7 @@ def _recording(lines: Lines) -> Recording:
 
 def _rows(lines: Lines) -> list[HostPart]:
     """Return the rows in order; stages inside replays only if they are inside a stage on the host, however deep."""
-    rows = [row for row in lines.host.values() if not row.numbers.flags & RowFlag.GRAPH]
+    rows = [row for row in lines.host.values() if not row.numbers.flags & RowFlag.IN_GRAPH]
     known = {row.key for row in rows}
     inside = {key: row for key, row in lines.host.items() if key not in known}
     while reached := [row for row in inside.values() if (row.key[0], row.parent) in known]:

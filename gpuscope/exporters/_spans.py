@@ -39,9 +39,9 @@ _HOST_FLAGS = {
 _GPU_FLAGS = {
     RowFlag.WARMUP: "gpuscope.warmup",
     RowFlag.CLAMPED: "gpuscope.clamped",
-    RowFlag.GRAPH: "gpuscope.graph",
+    RowFlag.IN_GRAPH: "gpuscope.graph",
 }
-_GRAPH = int(RowFlag.GRAPH)
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
 _CACHE_SIZE = 2048
 
 # A row's key is these bytes: one structured array and one hash of 26 bytes cost a third of a tuple of seven numbers.
@@ -105,7 +105,7 @@ def spans_of(batch: StageBatch) -> Spans:
         batch=batch,
         keys=keys,
         gpu=gpu,
-        gpu_parent_id=np.where(batch.flags & _GRAPH, batch.parent_id, batch.span_id),
+        gpu_parent_id=np.where(batch.flags & _IN_GRAPH, batch.parent_id, batch.span_id),
         extras=extras,
         host_s=(batch.host_end_ns - batch.host_start_ns) / 1e9,
         gpu_s=(batch.gpu_end_ns - batch.gpu_start_ns) / 1e9,
@@ -175,7 +175,7 @@ def _of_site(site: Site) -> dict[str, Any]:
 
 def _host_facts(identity: tuple[Any, ...]) -> Facts | None:
     site, thread, flags, child, where, name, replaced = identity
-    if flags & _GRAPH:
+    if flags & _IN_GRAPH:
         return None
     attributes = _shared(site, thread, flags, _HOST_FLAGS) | _of_site(site)
     attributes = clean_mapping({key: value for key, value in attributes.items() if key not in replaced})
@@ -197,7 +197,7 @@ def _gpu_facts(identity: tuple[Any, ...]) -> Facts | None:
     attributes |= {"gpuscope.cuda.stream": stream, "gpuscope.device.index": index, "hw.type": "gpu"}
     if device is not None:
         attributes |= {"hw.id": device.uuid, "hw.name": device.name}
-    if flags & _GRAPH:
+    if flags & _IN_GRAPH:
         attributes = _of_site(site) | attributes
     return Facts(
         name=(as_text(site.name) if name is None else name) + " [gpu]",
