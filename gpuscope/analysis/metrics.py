@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._attributes import DEVICE_INDEX, HW_ID, LANE, REASON, STAGE
 from gpuscope._columns import RowFlag
 from gpuscope._points import (
     BUSY,
@@ -130,15 +131,15 @@ class StageMetrics:
             return dict(points)
 
     def _describe(self, lane: int, stage: int) -> tuple[Spec, dict[str, str | int]]:
-        name: dict[str, str | int] = {"gpuscope.stage": list(self._stages)[stage]}
+        name: dict[str, str | int] = {STAGE: list(self._stages)[stage]}
         if lane == _HOST:
-            return DURATION, {**name, "gpuscope.lane": "host"}
+            return DURATION, {**name, LANE: "host"}
         index, is_delay = divmod(lane - _DEVICES, 2)
         where = self._where(index)
-        return (LAUNCH_DELAY, {**name, **where}) if is_delay else (DURATION, {**name, "gpuscope.lane": "gpu", **where})
+        return (LAUNCH_DELAY, {**name, **where}) if is_delay else (DURATION, {**name, LANE: "gpu", **where})
 
     def _where(self, index: int) -> dict[str, str | int]:
-        return {"gpuscope.device.index": index, "hw.id": self._uuids[index]}
+        return {DEVICE_INDEX: index, HW_ID: self._uuids[index]}
 
     def _number(self, site: Site) -> int:
         """Return a stage's number by its name, one for all the names beyond the limit."""
@@ -152,7 +153,7 @@ def account_points(statistics: Statistics) -> Points:
     """Return the account of every stage, and how well GPU times are placed."""
     points: Points = {RECORDED: [Point({}, statistics.recorded)], EXPORTED: [Point({}, statistics.exported)]}
     for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
-        points[spec] = [Point({"gpuscope.reason": reason}, count) for reason, count in sorted(counts.items())]
+        points[spec] = [Point({REASON: reason}, count) for reason, count in sorted(counts.items())]
     if statistics.clock_uncertainty_ns is not None:
         points[UNCERTAINTY] = [Point({}, statistics.clock_uncertainty_ns / 1e9)]
     return points

@@ -13,8 +13,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from gpuscope._attributes import (
+    CUDA_STREAM,
+    DEVICE_INDEX,
+    FUNCTION,
+    GPU_FLAGS,
+    GPU_MEASURED,
+    HOST_FLAGS,
+    HOST_MEASURED,
+    HW_ID,
+    HW_NAME,
+    HW_TYPE,
+    OURS,
+    STAGE,
+    THREAD_ID,
+    THREAD_NAME,
+)
 from gpuscope._columns import RowFlag
-from gpuscope.exporters._extra import OURS, Extra, make_extra
+from gpuscope.exporters._extra import Extra, make_extra
 from gpuscope.exporters._values import as_text, clean_mapping
 
 if TYPE_CHECKING:
@@ -27,20 +43,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HOST_MEASURED = ("gpuscope.host.duration", "gpuscope.gpu.duration", "gpuscope.launch_to_start")
-"""The host span's doubles; the last two only where the stage has a GPU part."""
-GPU_MEASURED = ("gpuscope.gpu.duration", "gpuscope.launch_to_start", "gpuscope.clock.uncertainty")
-
-_HOST_FLAGS = {
-    RowFlag.WARMUP: "gpuscope.warmup",
-    RowFlag.CAPTURED: "gpuscope.captured",
-    RowFlag.GIVEN_UP: "gpuscope.given_up",
-}
-_GPU_FLAGS = {
-    RowFlag.WARMUP: "gpuscope.warmup",
-    RowFlag.CLAMPED: "gpuscope.clamped",
-    RowFlag.IN_GRAPH: "gpuscope.graph",
-}
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
 _CACHE_SIZE = 2048
 
@@ -164,12 +166,12 @@ def _identity(batch: StageBatch, key: Any) -> tuple[Any, ...]:
 
 def _shared(site: Site, thread: ThreadFacts, flags: int, names: Mapping[RowFlag, str]) -> dict[str, Any]:
     flagged = {name: True for flag, name in names.items() if flags & flag}
-    return {"gpuscope.stage": site.name, **flagged, "thread.id": thread.ident, "thread.name": thread.name}
+    return {STAGE: site.name, **flagged, THREAD_ID: thread.ident, THREAD_NAME: thread.name}
 
 
 def _of_site(site: Site) -> dict[str, Any]:
     """Return what is known of a stage before it runs, which one of its spans shows."""
-    named = {"code.function.name": site.function} if site.function else {}
+    named = {FUNCTION: site.function} if site.function else {}
     return named | {key: value for key, value in clean_mapping(site.attributes).items() if key not in OURS}
 
 
@@ -177,7 +179,7 @@ def _host_facts(identity: tuple[Any, ...]) -> Facts | None:
     site, thread, flags, child, where, name, replaced = identity
     if flags & _IN_GRAPH:
         return None
-    attributes = _shared(site, thread, flags, _HOST_FLAGS) | _of_site(site)
+    attributes = _shared(site, thread, flags, HOST_FLAGS) | _of_site(site)
     attributes = clean_mapping({key: value for key, value in attributes.items() if key not in replaced})
     return Facts(
         name=as_text(site.name) if name is None else name,
@@ -193,10 +195,10 @@ def _gpu_facts(identity: tuple[Any, ...]) -> Facts | None:
     if where is None:
         return None
     index, stream, device = where
-    attributes = _shared(site, thread, flags, _GPU_FLAGS)
-    attributes |= {"gpuscope.cuda.stream": stream, "gpuscope.device.index": index, "hw.type": "gpu"}
+    attributes = _shared(site, thread, flags, GPU_FLAGS)
+    attributes |= {CUDA_STREAM: stream, DEVICE_INDEX: index, HW_TYPE: "gpu"}
     if device is not None:
-        attributes |= {"hw.id": device.uuid, "hw.name": device.name}
+        attributes |= {HW_ID: device.uuid, HW_NAME: device.name}
     if flags & _IN_GRAPH:
         attributes = _of_site(site) | attributes
     return Facts(
