@@ -179,7 +179,7 @@ class Columns:
         for batch in self.batches:
             names = np.array([site.name for site in batch.sites])[batch.site]
             count += int((names == REPLAY).sum())
-            inner = np.flatnonzero(batch.flags & RowFlag.GRAPH)
+            inner = np.flatnonzero(batch.flags & RowFlag.IN_GRAPH)
             columns = np.stack((batch.gpu_start_ns, batch.gpu_end_ns, batch.uncertainty_ns), axis=1)[inner]
             parents = batch.parent_id[inner]
             for rows in np.split(np.arange(len(inner)), np.flatnonzero(np.diff(parents)) + 1):

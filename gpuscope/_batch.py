@@ -16,6 +16,7 @@ import numpy as np
 from gpuscope._columns import Details, DeviceFacts, RowFlag, StageBatch
 from gpuscope._compiled import native
 from gpuscope._inner_rows import InnerRows
+from gpuscope._row import FORMAT, ROW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +31,9 @@ if TYPE_CHECKING:
 _LOW = (1 << 64) - 1
 _GPU_BIT = np.uint64(1 << 63)
 """Our span ids are below it, so that a host span's id with it is another unique id: its GPU span's."""
-_IDS, _NUMBERS = 5, 11
-_pack = struct.Struct(f"={_IDS}Q{_NUMBERS}q").pack
-"""A row as it comes: making arrays of tuples takes twice the time, and all of it at once."""
-_WARMUP, _REMOTE_PARENT, _GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.GRAPH)
+_pack = struct.Struct(FORMAT).pack
+"""The columns of `ROW`, in their order."""
+_WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
 _TABLES = ("sites", "threads", "devices", "details", "live")
 
 
@@ -146,37 +146,33 @@ class BatchBuilder:
             self._begin()
 
     def _assemble(self, bridge: Any) -> StageBatch:
-        bits = b"".join(self._packed)
-        ids = np.frombuffer(bits, np.uint64).reshape(-1, _IDS + _NUMBERS)[:, :_IDS]
-        trace_high, trace_low, span_id, parent_id, stream = np.ascontiguousarray(ids.T)
-        table = np.frombuffer(bits, np.int64).reshape(-1, _IDS + _NUMBERS)[:, _IDS:]
-        site, root, thread, sampled, host_start, host_end, gpu_start, gpu_end, uncertainty, device, flags = (
-            np.ascontiguousarray(table.T)
-        )
-        offset, has_gpu = self._offset_ns or 0, gpu_end != 0
-        gpu_span_id = np.where(flags & _GRAPH, span_id, span_id ^ _GPU_BIT)
+        rows = np.frombuffer(b"".join(self._packed), ROW)
+        offset_ns, has_gpu = self._offset_ns or 0, rows["gpu_end_ns"] != 0
+        span_id, device = rows["span_id"].copy(), rows["device"].astype(np.int32)
+        gpu_span_id = np.where(rows["flags"] & _IN_GRAPH, span_id, span_id ^ _GPU_BIT)
         live = bridge is not None and bridge.sdk
+        # Copies, so that the batch has no column with gaps, nor holds what it has no use for.
         return StageBatch(
             sites=tuple(self._sites),
             threads=tuple(self._threads),
             devices={index: self._device_facts(index) for index in set(device.tolist()) if index >= 0},
-            site=site.astype(np.int32),
-            root=root.astype(np.int32),
-            thread=thread.astype(np.int32),
-            trace_high=trace_high,
-            trace_low=trace_low,
+            site=rows["site"].astype(np.int32),
+            root=rows["root"].astype(np.int32),
+            thread=rows["thread"].astype(np.int32),
+            trace_high=rows["trace_high"].copy(),
+            trace_low=rows["trace_low"].copy(),
             span_id=span_id,
-            parent_id=parent_id,
+            parent_id=rows["parent_id"].copy(),
             gpu_span_id=np.where(has_gpu, gpu_span_id, np.uint64(0)),
-            sampled=sampled.astype(np.bool_),
-            host_start_ns=host_start + offset,
-            host_end_ns=host_end + offset,
-            gpu_start_ns=np.where(has_gpu, gpu_start + offset, 0),
-            gpu_end_ns=np.where(has_gpu, gpu_end + offset, 0),
-            uncertainty_ns=uncertainty,
-            device=device.astype(np.int32),
-            stream=stream,
-            flags=flags.astype(np.uint32),
+            sampled=rows["sampled"].astype(np.bool_),
+            host_start_ns=rows["host_start_ns"] + offset_ns,
+            host_end_ns=rows["host_end_ns"] + offset_ns,
+            gpu_start_ns=np.where(has_gpu, rows["gpu_start_ns"] + offset_ns, 0),
+            gpu_end_ns=np.where(has_gpu, rows["gpu_end_ns"] + offset_ns, 0),
+            uncertainty_ns=rows["uncertainty_ns"].copy(),
+            device=device,
+            stream=rows["stream"].copy(),
+            flags=rows["flags"].astype(np.uint32),
             details=self._details,
             live=tuple(record and bridge.lazy(record) for record in self._records) if live else None,
         )

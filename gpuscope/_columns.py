@@ -32,7 +32,7 @@ class RowFlag(IntFlag):
     """The events did not complete before the deadline: host times only."""
     REMOTE_PARENT = 16
     """The parent span belongs to another process."""
-    GRAPH = 32
+    IN_GRAPH = 32
     """A stage inside a replay of a CUDA graph: a GPU span and no host span. Its host times are those of the launch, and
     `span_id` and `gpu_span_id` are the same."""
 

@@ -17,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.context.contextvars_context import ContextVarsRuntimeContext
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
+from gpuscope._attributes import FUNCTION, STAGE
 from gpuscope._lazy_span import LazySpan
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def with_parent_of(trace: Trace, seen: Context | None) -> Context:
 
 def plain_attributes(record: StageRecord) -> dict[str, Any]:
     """Return what a sampler may look at: plain values only, since the SDK would print others, tensors too."""
-    values = {"gpuscope.stage": record.site.name, **record.site.attributes, **(record.attributes or {})}
+    values = {STAGE: record.site.name, **record.site.attributes, **(record.attributes or {})}
     if record.site.function:
-        values["code.function.name"] = record.site.function
+        values[FUNCTION] = record.site.function
     return {key: value for key, value in values.items() if type(value) in (str, bool, int, float)}

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 SUCCESS, INVALID_VALUE, DEINITIALIZED, INVALID_CONTEXT = 0, 1, 4, 201
 INVALID_HANDLE, NOT_READY, CAPTURED_EVENT = 400, 600, 907
+CAPTURING = -1
+"""What `EventReader` of the parts in C answers of a stream that is being captured, or may be: it asked no event."""
+PENDING_CODES = (CAPTURING, NOT_READY)
+"""Answers of `EventReader` that say to ask again later."""
 CAPTURE_MODE_RELAXED = 2
 _CAPTURE_ACTIVE = 1
 _RECORD_EXTERNAL = 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuscope._columns import RowFlag
+from gpuscope._row import ROW
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
     from gpuscope._record import Site, StageRecord, ThreadFacts
     from gpuscope._replays import Placed
 
-_CELLS = 16
-_WARMUP, _CLAMPED, _GRAPH = int(RowFlag.WARMUP), int(RowFlag.CLAMPED), int(RowFlag.GRAPH)
+_WARMUP, _CLAMPED, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.CLAMPED), int(RowFlag.IN_GRAPH)
 _LOW = (1 << 64) - 1
+_SHARED = (
+    *("trace_high", "trace_low", "parent_id", "stream", "root", "thread", "sampled"),
+    *("host_start_ns", "host_end_ns", "device"),
+)
+"""Columns in which the outermost stages of a replay are alike. All its stages are, but for `parent_id`."""
 
 
 class InnerRows:
@@ -48,7 +53,7 @@ class InnerRows:
         settle: Callable[[StageRecord], tuple[int, int, bool]],
     ) -> bytes:
         """
-        Return the bytes of the cells, replay by replay, as `_batch` lays them out.
+        Return the bytes of the cells, replay by replay, as `ROW` lays them out.
 
         Args:
             placed: the replays.
@@ -59,22 +64,19 @@ class InnerRows:
         """
         graph, replays = placed.graph, placed.replays
         shape = len(replays), len(graph)
-        ids, cells = self._new_ids(shape), np.zeros((*shape, _CELLS), np.int64)
-        facts = [_facts_of(replay, sites, threads, settle) for replay in replays]
-        trace_high, trace_low, outer, stream, root, thread, sampled, launched, device = np.array(facts, np.uint64).T
+        ids, cells = self._new_ids(shape), np.zeros(shape, ROW)
+        shared = [_shared_by(replay, sites, threads, settle) for replay in replays]
+        for name, column in zip(_SHARED, np.array(shared, np.uint64).T, strict=True):
+            cells[name] = column[:, np.newaxis]
         parents = np.array(graph.parents)
-        unsigned = cells.view(np.uint64)
-        unsigned[..., 0], unsigned[..., 1] = trace_high[:, np.newaxis], trace_low[:, np.newaxis]
-        unsigned[..., 2] = ids
-        unsigned[..., 3] = np.where(parents < 0, outer[:, np.newaxis], ids[:, parents])
-        unsigned[..., 4] = stream[:, np.newaxis]
-        cells[..., 5] = [sites.setdefault(site, len(sites)) for site in graph.sites]
-        for place, column in ((6, root), (7, thread), (8, sampled), (9, launched), (10, launched), (14, device)):
-            cells[..., place] = column.astype(np.int64)[:, np.newaxis]
-        cells[..., 11], cells[..., 12], cells[..., 13] = placed.start_ns, placed.end_ns, placed.uncertainty_ns
+        cells["span_id"] = ids
+        cells["parent_id"] = np.where(parents < 0, cells["parent_id"], ids[:, parents])
+        cells["site"] = [sites.setdefault(site, len(sites)) for site in graph.sites]
+        cells["gpu_start_ns"], cells["gpu_end_ns"] = placed.start_ns, placed.end_ns
+        cells["uncertainty_ns"] = placed.uncertainty_ns
         rehearsed = np.array([replay.outer.trace.root.rehearsal for replay in replays])
         warm = rehearsed[:, np.newaxis] | self._count_calls(graph.sites, len(replays))
-        cells[..., 15] = _GRAPH + warm * _WARMUP + placed.clamped[:, np.newaxis] * _CLAMPED
+        cells["flags"] = _IN_GRAPH + warm * _WARMUP + placed.clamped[:, np.newaxis] * _CLAMPED
         return cells.tobytes()
 
     def _new_ids(self, shape: tuple[int, int]) -> NDArray[np.uint64]:
@@ -100,13 +102,13 @@ class InnerRows:
         return self._warmup if site.warmup is None else site.warmup
 
 
-def _facts_of(
+def _shared_by(
     replay: Any,
     sites: dict[Site, int],
     threads: dict[ThreadFacts, int],
     settle: Callable[[StageRecord], tuple[int, int, bool]],
 ) -> tuple[int, ...]:
-    """Return what the stages of one replay share."""
+    """Return what the stages of one replay share, in the order of `_SHARED`."""
     trace_id, span_id, sampled = settle(replay.outer)
     root = replay.outer.trace.root
     return (
@@ -117,6 +119,7 @@ def _facts_of(
         sites.setdefault(root, len(sites)),
         threads.setdefault(replay.thread, len(threads)),
         int(sampled),
+        replay.launched_ns,
         replay.launched_ns,
         replay.lane.index,
     )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from opentelemetry.trace import Span, Status, StatusCode
 
+from gpuscope._attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -150,11 +152,11 @@ class LazySpan(Span):
         """Add an exception event to the host span, with the SDK's attributes."""
         kind = type(exception)
         values = {
-            "exception.type": kind.__qualname__
+            EXCEPTION_TYPE: kind.__qualname__
             if kind.__module__ == "builtins"
             else f"{kind.__module__}.{kind.__qualname__}",
-            "exception.message": str(exception),
-            "exception.stacktrace": "".join(traceback.format_exception(kind, exception, exception.__traceback__)),
+            EXCEPTION_MESSAGE: str(exception),
+            EXCEPTION_STACKTRACE: "".join(traceback.format_exception(kind, exception, exception.__traceback__)),
             "exception.escaped": str(escaped),
         }
         self.add_event("exception", {**values, **(attributes or {})}, timestamp)

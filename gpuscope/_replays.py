@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gpuscope._cuda import PENDING_CODES
 from gpuscope._device import DONE, PENDING
 from gpuscope._log import logger
 from gpuscope._replay_queue import stages_in
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from gpuscope._log import Complaints
     from gpuscope._replay_queue import Replay, ReplayQueue
 
-_PENDING_CODES = (-1, 600)
-"""Of `EventReader.read_replays`, as in `_resolve`."""
 _ROUNDING_NS = 2_000
 """Two steps of a 32-bit float of milliseconds, 8 s from the anchor, for each of two replays."""
 _CROWD = 2
@@ -153,7 +152,7 @@ class Replays:
         sizes = [len(replay.events.events) for replay in window[:done]]
         values = np.frombuffer(distances, np.float32)[: sum(sizes)]
         rows = np.split(values, np.cumsum(sizes)[:-1]) if done else []
-        return DONE if code == 0 else PENDING if code in _PENDING_CODES else str(code), rows
+        return DONE if code == 0 else PENDING if code in PENDING_CODES else str(code), rows
 
     def _measure_in_python(self, lane: Any, anchor: Any, window: list[Replay]) -> tuple[str, list[NDArray[np.float32]]]:
         device, rows = self._device, list[Any]()

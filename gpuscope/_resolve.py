@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._clock import GpuClock
 from gpuscope._columns import RowFlag
+from gpuscope._cuda import PENDING_CODES
 from gpuscope._device import CAPTURED, DONE, PENDING
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
 """One resolved stage: record, GPU start and end in host nanoseconds or 0, uncertainty, flags. Plain, for speed."""
 
-_PENDING_CODES = (-1, 600)
-"""Of `EventReader.read`: the stream is being captured; `CUDA_ERROR_NOT_READY`."""
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
 
 
@@ -159,7 +158,7 @@ class Resolver:
         for _ in done:
             waiting.popleft()
         rows += done
-        return PENDING if code in _PENDING_CODES else None
+        return PENDING if code in PENDING_CODES else None
 
     def _resolve(self, record: StageRecord, index: int) -> Row | None:
         clock, pair = self._clocks[index], record.pair

@@ -15,6 +15,7 @@ from gpuscope._columns import RowFlag
 from gpuscope._inner_rows import InnerRows
 from gpuscope._record import Site, ThreadFacts
 from gpuscope._replays import Placed, largest_crowd, place
+from gpuscope._row import ROW
 
 ANCHOR_NS = 10**12
 
@@ -161,9 +162,9 @@ def new_placed(replays):
 
 
 def cells_of(rows, placed, sites, threads):
-    """The cells of replays as numbers, a row each."""
+    """The rows of replays, by names."""
     settle = lambda outer: (outer.trace.trace_id, outer.span_id, True)  # noqa: E731
-    return np.frombuffer(rows.cells(placed, sites, threads, settle), np.uint64).reshape(-1, 16)
+    return np.frombuffer(rows.cells(placed, sites, threads, settle), ROW)
 
 
 def test_cells_hold_what_records_would():
@@ -173,16 +174,16 @@ def test_cells_hold_what_records_would():
     sites, threads = {REQUEST: 0}, {}
     cells = cells_of(InnerRows(0), new_placed(2), sites, threads)
     assert len(cells) == 6
-    ids = cells[:, 2]
+    ids = cells["span_id"]
     assert len(set(ids.tolist())) == 6
     assert (ids >= 2**63).all()
-    assert cells[:, 3].tolist() == [100, 100, ids[1], 101, 101, ids[4]]
-    assert cells[:, :2].tolist() == [[5, 6]] * 6
-    assert [list(sites)[i].name for i in cells[:, 5]] == ["attention", "mlp", "attention"] * 2
-    assert cells[:, 7].tolist() == [0, 0, 0, 1, 1, 1]
-    assert cells[:, 9].tolist() == cells[:, 10].tolist() == [1000] * 3 + [1001] * 3
-    assert cells[:, 11].tolist() == list(range(10, 16))
-    assert cells[:, 15].tolist() == [int(RowFlag.GRAPH)] * 6
+    assert cells["parent_id"].tolist() == [100, 100, ids[1], 101, 101, ids[4]]
+    assert cells[["trace_high", "trace_low"]].tolist() == [(5, 6)] * 6
+    assert [list(sites)[i].name for i in cells["site"]] == ["attention", "mlp", "attention"] * 2
+    assert cells["thread"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert cells["host_start_ns"].tolist() == cells["host_end_ns"].tolist() == [1000] * 3 + [1001] * 3
+    assert cells["gpu_start_ns"].tolist() == list(range(10, 16))
+    assert cells["flags"].tolist() == [int(RowFlag.IN_GRAPH)] * 6
     assert (ATTENTION.calls, MLP.calls) == (4, 2)
 
 
@@ -190,6 +191,6 @@ def test_first_calls_are_warm_up():
     """Calls are counted in the order of the replays, and the first of each stage flagged."""
     for site in (ATTENTION, MLP):
         site.calls = 0
-    rows, warmup = InnerRows(3), np.uint64(RowFlag.WARMUP)
-    assert (cells_of(rows, new_placed(2), {}, {})[:, 15] & warmup).tolist() == [1, 1, 1, 1, 1, 0]
-    assert (cells_of(rows, new_placed(3), {}, {})[:, 15] & warmup).tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0]
+    rows, warmup = InnerRows(3), int(RowFlag.WARMUP)
+    assert (cells_of(rows, new_placed(2), {}, {})["flags"] & warmup).tolist() == [1, 1, 1, 1, 1, 0]
+    assert (cells_of(rows, new_placed(3), {}, {})["flags"] & warmup).tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0]

@@ -437,7 +437,7 @@ class TestReplays:
         """Four calls of a stage whose replays have two stages inside, one of them around a third."""
         statistics = StageStatistics()
         for call in range(4):
-            inside = {"flags": RowFlag.GRAPH, "host": 0.0, "root": "decode", "start": call + 0.1}
+            inside = {"flags": RowFlag.IN_GRAPH, "host": 0.0, "root": "decode", "start": call + 0.1}
             rows = [
                 row("decode", "decode", start=float(call), host=0.2, gpu=0.6, delay=0.1, span=10 * call + 1),
                 row("mlp", gpu=0.2, delay=0.3, span=10 * call + 3, parent=10 * call + 1, **inside),

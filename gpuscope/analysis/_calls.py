@@ -102,7 +102,7 @@ class Calls:
     @property
     def replayed(self) -> bool:
         """Whether these ran inside replays of CUDA graphs."""
-        return bool(self.material.recording.flags[self.rows[0]] & RowFlag.GRAPH)
+        return bool(self.material.recording.flags[self.rows[0]] & RowFlag.IN_GRAPH)
 
     @cached_property
     def judged(self) -> NDArray[np.int64]:

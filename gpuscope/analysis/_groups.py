@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HOST, GPU, DELAY = range(3)
 """Rows of a block: host duration, GPU duration, and launch to start, in milliseconds."""
-WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.GRAPH)
+WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
 
 
 class Group(NamedTuple):

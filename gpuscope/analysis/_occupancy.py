@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gpuscope.analysis._joined import Columns
 
-_GRAPH = int(RowFlag.GRAPH)
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
 _PARENTS_KEPT = 1024
 _MIN_WAIT_NS, _MAX_WAIT_NS = 2 * 10**9, 60 * 10**9
 _MAX_PENDING = 16_384
@@ -89,7 +89,7 @@ class Occupancy:
     def _leaves(self, rows: Columns) -> NDArray[np.int64]:
         """Return which rows have a GPU part, and no other with one inside."""
         # What is in a graph but in no stage is work as well: of a replay the stage around it counts, as a whole.
-        timed = (rows.gpu_end_ns != 0) & ((rows.flags & _GRAPH == 0) | ~rows.nested)
+        timed = (rows.gpu_end_ns != 0) & ((rows.flags & _IN_GRAPH == 0) | ~rows.nested)
         # What is above an outermost stage is no stage, and would be awaited for ever.
         parents = np.concatenate((self._awaited, rows.parent_id[timed & rows.nested]))
         parents.sort()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpuscope._columns import StageBatch
     from gpuscope.analysis._tally import Tally
 
-_IN_GRAPH = int(RowFlag.GRAPH)
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
 PATIENCE_NS = 60_000_000_000
 """How long the stage around one call is awaited before a later call is tried instead."""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._attributes import REASON
+from gpuscope._points import DROPPED, LOST, UNTIMED
 from gpuscope.analysis._otlp_values import plain_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REASON = "gpuscope.reason"
-KINDS = {f"gpuscope.stages.{kind}": kind for kind in ("dropped", "lost", "untimed")}
+KINDS = {DROPPED.name: "dropped", LOST.name: "lost", UNTIMED.name: "untimed"}
 """Names of the metrics, and of the fields of `Losses` that they fill."""
 
 

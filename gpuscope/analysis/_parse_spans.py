@@ -10,11 +10,32 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from gpuscope._attributes import (
+    CLAMPED,
+    CLOCK_UNCERTAINTY,
+    CUDA_STREAM,
+    DEVICE_INDEX,
+    FLAGS,
+    FUNCTION,
+    GRAPH,
+    HOST_DURATION,
+    HOST_NAME,
+    HW_ID,
+    HW_NAME,
+    HW_TYPE,
+    LAUNCH_TO_START,
+    OURS,
+    PROCESS_PID,
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    STAGE,
+    THREAD_ID,
+    THREAD_NAME,
+)
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._otlp_values import MALFORMED, plain, plain_attributes
 from gpuscope.analysis._parse_losses import Account
 from gpuscope.analysis.recording import Stream, Thread
-from gpuscope.exporters._extra import OURS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -30,20 +51,14 @@ _ERROR = 2
 _PARENT_REMOTE = 0x200
 """`SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`."""
 _END_OF_TIME = 2**63
-_FLAGS = {
-    "gpuscope.warmup": RowFlag.WARMUP,
-    "gpuscope.captured": RowFlag.CAPTURED,
-    "gpuscope.given_up": RowFlag.GIVEN_UP,
-    "gpuscope.clamped": RowFlag.CLAMPED,
-    "gpuscope.graph": RowFlag.GRAPH,
-}
-_NOT_THE_APPLICATIONS = OURS | {"thread.id", "thread.name", "code.function.name"}
-_STAGE = ("gpuscope.stage", "thread.id", "thread.name")
-_STREAM = ("gpuscope.cuda.stream", "gpuscope.device.index", "hw.name", "hw.id")
-_NOT_OF_GRAPHS = {"gpuscope.clamped", "gpuscope.clock.uncertainty", "hw.type", *_STREAM}
+_FLAGS = {name: flag for flag, name in FLAGS.items()}
+_NOT_THE_APPLICATIONS = OURS | {THREAD_ID, THREAD_NAME, FUNCTION}
+_STAGE = (STAGE, THREAD_ID, THREAD_NAME)
+_STREAM = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
+_NOT_OF_GRAPHS = {CLAMPED, CLOCK_UNCERTAINTY, HW_TYPE, *_STREAM}
 """What the span of a stage inside a graph has besides, which is a GPU span alone."""
 _NOTHING: dict[str, Any] = {}
-_IDENTITY = ("service.name", "service.instance.id", "host.name", "process.pid")
+_IDENTITY = (SERVICE_NAME, SERVICE_INSTANCE_ID, HOST_NAME, PROCESS_PID)
 
 
 class Numbers(NamedTuple):
@@ -141,7 +156,7 @@ class Lines:
 
     def _add_span(self, process: int, span: dict[str, Any]) -> None:
         values = {each["key"]: each["value"] for each in span["attributes"]}
-        if "gpuscope.host.duration" in values:
+        if HOST_DURATION in values:
             self._add_host(process, span, values)
         else:
             self._add_gpu(process, span, values)
@@ -154,9 +169,9 @@ class Lines:
 
     def _take_host(self, process: int, span: dict[str, Any], values: dict[str, Any], key: SpanKey) -> None:
         start_ns, end_ns = _interval(span)
-        if "gpuscope.graph" in values:
+        if GRAPH in values:
             # A stage inside a graph has no host span; on the host there is but the launch.
-            start_ns = end_ns = start_ns - round(plain(values["gpuscope.launch_to_start"]) * 1e9)
+            start_ns = end_ns = start_ns - round(plain(values[LAUNCH_TO_START]) * 1e9)
         flags = _flags(values) | (RowFlag.REMOTE_PARENT if span.get("flags", 0) & _PARENT_REMOTE else 0)
         failed = "status" in span and span["status"].get("code") == _ERROR
         parent = _id(span["parentSpanId"], 16) if span.get("parentSpanId") else ""
@@ -168,12 +183,12 @@ class Lines:
 
     def _add_gpu(self, process: int, span: dict[str, Any], values: dict[str, Any]) -> None:
         start_ns, end_ns = _interval(span)
-        uncertainty_ns = round(plain(values["gpuscope.clock.uncertainty"]) * 1e9)
+        uncertainty_ns = round(plain(values[CLOCK_UNCERTAINTY]) * 1e9)
         if not 0 <= uncertainty_ns < _END_OF_TIME:
             raise ValueError(uncertainty_ns)
         (stream,) = self._numbers(process, values, _STREAM, self._stream)
         key = span["traceId"], span["parentSpanId"]
-        if "gpuscope.graph" in values:
+        if GRAPH in values:
             key = _id(span["traceId"], 32), _id(span["spanId"], 16)
             if key not in self.host:
                 self._take_host(process, span, values, key)

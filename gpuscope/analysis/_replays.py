@@ -36,7 +36,7 @@ class Replays(NamedTuple):
 
 def in_graph(recording: Recording) -> NDArray[np.bool_]:
     """Return which rows are stages inside a replay: they have GPU times alone."""
-    inside: NDArray[np.bool_] = ((recording.flags & RowFlag.GRAPH) != 0) & (recording.parent >= 0)
+    inside: NDArray[np.bool_] = ((recording.flags & RowFlag.IN_GRAPH) != 0) & (recording.parent >= 0)
     return inside
 
 

@@ -9,6 +9,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._attributes import (
+    CLOCK_UNCERTAINTY,
+    CUDA_STREAM,
+    DEVICE_INDEX,
+    FLAGS,
+    GPU_DURATION,
+    GRAPH_OUTSIDE,
+    HW_ID,
+    HW_NAME,
+    LAUNCH_TO_START,
+    THREAD_ID,
+    THREAD_NAME,
+)
 from gpuscope._columns import RowFlag
 
 if TYPE_CHECKING:
@@ -19,15 +32,14 @@ if TYPE_CHECKING:
 Tags = dict[str, bool | int | float | str]
 
 # Plain integers: `&` of an enumeration's members costs a microsecond.
-_NAMED = {int(flag): f"gpuscope.{flag.name}".lower() for flag in RowFlag if flag is not RowFlag.REMOTE_PARENT}
-_IN_GRAPH = int(RowFlag.GRAPH)
-_NAMED[_IN_GRAPH] = "gpuscope.graph"
+_NAMED = {int(flag): name for flag, name in FLAGS.items()}
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
 
 
 def host_tags(recording: Recording, row: int) -> Tags:
     """Return what belongs to the stage's time on the host."""
     thread = recording.threads[recording.thread[row]]
-    return {**_own(recording, row), **_flags(recording, row), "thread.id": thread.ident, "thread.name": thread.name}
+    return {**_own(recording, row), **_flags(recording, row), THREAD_ID: thread.ident, THREAD_NAME: thread.name}
 
 
 def gpu_tags(recording: Recording, row: int, outside_ns: Mapping[int, int]) -> Tags:
@@ -46,14 +58,14 @@ def gpu_tags(recording: Recording, row: int, outside_ns: Mapping[int, int]) -> T
         # What other stages show beside their time on the host.
         **(_own(recording, row) if recording.flags[row] & _IN_GRAPH else {}),
         **_flags(recording, row),
-        "gpuscope.cuda.stream": stream.handle,
-        "gpuscope.device.index": stream.device,
-        "hw.id": stream.device_uuid,
-        "hw.name": stream.device_name,
-        "gpuscope.gpu.duration": (int(recording.gpu_end_ns[row]) - start_ns) / 1e9,
-        "gpuscope.launch_to_start": (start_ns - int(recording.host_start_ns[row])) / 1e9,
-        "gpuscope.clock.uncertainty": int(recording.uncertainty_ns[row]) / 1e9,
-        **({"gpuscope.graph.outside": outside_ns[row] / 1e9} if row in outside_ns else {}),
+        CUDA_STREAM: stream.handle,
+        DEVICE_INDEX: stream.device,
+        HW_ID: stream.device_uuid,
+        HW_NAME: stream.device_name,
+        GPU_DURATION: (int(recording.gpu_end_ns[row]) - start_ns) / 1e9,
+        LAUNCH_TO_START: (start_ns - int(recording.host_start_ns[row])) / 1e9,
+        CLOCK_UNCERTAINTY: int(recording.uncertainty_ns[row]) / 1e9,
+        **({GRAPH_OUTSIDE: outside_ns[row] / 1e9} if row in outside_ns else {}),
     }
 
 

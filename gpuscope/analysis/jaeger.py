@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._attributes import SERVICE_NAME
 from gpuscope.analysis._replays import in_graph, outside_ns
 from gpuscope.analysis._tags import gpu_tags, host_tags
 
@@ -57,7 +58,7 @@ def traces(recording: Recording) -> Iterator[dict[str, Any]]:
 def _process(recording: Recording, number: int) -> dict[str, Any]:
     resource = recording.processes[number].resource
     tags = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in resource.items()}
-    service = str(tags.pop("service.name", "unknown_service"))
+    service = str(tags.pop(SERVICE_NAME, "unknown_service"))
     return {"serviceName": service, "tags": _tags(tags)}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._attributes import DEVICE_INDEX, HW_ID, LANE, REASON, STAGE
 from gpuscope._columns import RowFlag
 from gpuscope._points import (
     BUSY,
@@ -53,7 +54,7 @@ _HOST, _NOWHERE, _DEVICES = 0, 1, 3
 device -1, and so its durations, which are none, are counted in two lanes that nobody looks at: cheaper than a mask."""
 _ROWS_AT_ONCE, _BATCHES_AT_ONCE = 1024, 8
 """So many rows take some 0.4 ms of the GIL, and half as long a row as a quarter of them."""
-_WARMUP, _GRAPH = int(RowFlag.WARMUP), int(RowFlag.GRAPH)
+_WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
 
 
 class StageMetrics:
@@ -90,7 +91,7 @@ class StageMetrics:
         rows = join(self._uncounted)
         self._uncounted, self._uncounted_rows = [], 0
         series, times_ns = np.empty((3, len(rows.stage)), np.int64), np.empty((3, len(rows.stage)), np.int64)
-        series[0] = rows.stage + np.where(rows.flags & _GRAPH, _NOWHERE, _HOST) * _LANE
+        series[0] = rows.stage + np.where(rows.flags & _IN_GRAPH, _NOWHERE, _HOST) * _LANE
         series[1] = rows.stage + (rows.device * 2 + _DEVICES) * _LANE
         series[2] = series[1] + _LANE
         series[:, np.flatnonzero(rows.flags & _WARMUP)] = _NOWHERE * _LANE
@@ -130,15 +131,15 @@ class StageMetrics:
             return dict(points)
 
     def _describe(self, lane: int, stage: int) -> tuple[Spec, dict[str, str | int]]:
-        name: dict[str, str | int] = {"gpuscope.stage": list(self._stages)[stage]}
+        name: dict[str, str | int] = {STAGE: list(self._stages)[stage]}
         if lane == _HOST:
-            return DURATION, {**name, "gpuscope.lane": "host"}
+            return DURATION, {**name, LANE: "host"}
         index, is_delay = divmod(lane - _DEVICES, 2)
         where = self._where(index)
-        return (LAUNCH_DELAY, {**name, **where}) if is_delay else (DURATION, {**name, "gpuscope.lane": "gpu", **where})
+        return (LAUNCH_DELAY, {**name, **where}) if is_delay else (DURATION, {**name, LANE: "gpu", **where})
 
     def _where(self, index: int) -> dict[str, str | int]:
-        return {"gpuscope.device.index": index, "hw.id": self._uuids[index]}
+        return {DEVICE_INDEX: index, HW_ID: self._uuids[index]}
 
     def _number(self, site: Site) -> int:
         """Return a stage's number by its name, one for all the names beyond the limit."""
@@ -152,7 +153,7 @@ def account_points(statistics: Statistics) -> Points:
     """Return the account of every stage, and how well GPU times are placed."""
     points: Points = {RECORDED: [Point({}, statistics.recorded)], EXPORTED: [Point({}, statistics.exported)]}
     for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
-        points[spec] = [Point({"gpuscope.reason": reason}, count) for reason, count in sorted(counts.items())]
+        points[spec] = [Point({REASON: reason}, count) for reason, count in sorted(counts.items())]
     if statistics.clock_uncertainty_ns is not None:
         points[UNCERTAINTY] = [Point({}, statistics.clock_uncertainty_ns / 1e9)]
     return points

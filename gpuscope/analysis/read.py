@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuscope._attributes import HOST_NAME, PROCESS_PID, SERVICE_NAME
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._parse_spans import GpuPart, Lines
 from gpuscope.analysis.recording import Losses, Process, Recording
@@ -134,7 +135,7 @@ def _recording(lines: Lines) -> Recording:
 
 def _rows(lines: Lines) -> list[HostPart]:
     """Return the rows in order; stages inside replays only if they are inside a stage on the host, however deep."""
-    rows = [row for row in lines.host.values() if not row.numbers.flags & RowFlag.GRAPH]
+    rows = [row for row in lines.host.values() if not row.numbers.flags & RowFlag.IN_GRAPH]
     known = {row.key for row in rows}
     inside = {key: row for key, row in lines.host.items() if key not in known}
     while reached := [row for row in inside.values() if (row.key[0], row.parent) in known]:
@@ -191,12 +192,12 @@ def _orphans(rows: list[HostPart], parent: NDArray[np.int64]) -> int:
 
 def _processes(resources: list[dict[str, Any]]) -> tuple[Process, ...]:
     """Return the processes, named by no more than what tells them apart."""
-    services = [str(resource.get("service.name", "unknown service")) for resource in resources]
-    hosts = [str(resource.get("host.name", "an unknown host")) for resource in resources]
+    services = [str(resource.get(SERVICE_NAME, "unknown service")) for resource in resources]
+    hosts = [str(resource.get(HOST_NAME, "an unknown host")) for resource in resources]
     times = Counter(services)
     processes = []
     for name, host, resource in zip(services, hosts, resources, strict=True):
-        pid = f" {resource.get('process.pid', '')}" if times[name] > 1 else ""
+        pid = f" {resource.get(PROCESS_PID, '')}" if times[name] > 1 else ""
         place = f" on {host}" if len(set(hosts)) > 1 else ""
         processes.append(Process(name + pid + place, resource))
     return tuple(processes)

@@ -2,8 +2,9 @@
  * What the files of `gpuscope._native` share: the record of a stage, and the doors between them.
  *
  * Everything here has a twin in Python that says what it does at more length and is used where this was not built: in
- * `_record.py`, `_recording.py`, `_block.py`, `_cuda.py`, `_cuda_device.py`, `_resolve.py`, `_replays.py`, `_batch.py` and `exporters/_otlp_bytes.py`. The common
- * path is here; what is rare is handed back to the Python functions that `prepare` was given.
+ * `_record.py`, `_recording.py`, `_block.py`, `_cuda.py`, `_cuda_device.py`, `_resolve.py`, `_replays.py`, `_batch.py`,
+ * `_row.py` and `exporters/_otlp_bytes.py`. The common path is here; what is rare is handed back to the Python functions
+ * that `prepare` was given.
  */
 #ifndef GPUSCOPE_NATIVE_H
 #define GPUSCOPE_NATIVE_H

@@ -3,17 +3,17 @@
  */
 #include "native.h"
 
+#include <stddef.h>
+
 static PyObject *str_calls, *str_index, *str_raw, *str_rehearsal, *str_warmup;
 
-enum { IDS = 5, NUMBERS = 11 };
-
-/* One row of a batch, as `_batch.py` reads it. */
+/* One row of a batch. The twin is `ROW` of `_row.py`. */
 typedef struct {
     unsigned long long trace_high, trace_low, span_id, parent_id, stream;
-    long long site, root, thread, sampled, host_start, host_end, gpu_start, gpu_end, uncertainty, device, flags;
+    long long site, root, thread, sampled;
+    long long host_start_ns, host_end_ns, gpu_start_ns, gpu_end_ns, uncertainty_ns;
+    long long device, flags;
 } Cells;
-
-_Static_assert(sizeof(Cells) == 8 * (IDS + NUMBERS), "a row is packed");
 
 /* When a stage's ids are its own: never, once its trace's sampling is decided, always. */
 enum { ASK, DECIDED, OWN };
@@ -98,7 +98,7 @@ static int fill_tables(const Packing *packing, StageRecord *record, PyObject *ro
 
 static int fill_device(StageRecord *record, Cells *cells) {
     cells->device = -1;
-    if (cells->gpu_end == 0) return 0;
+    if (cells->gpu_end_ns == 0) return 0;
     PyObject *index = record->lane == NULL ? NULL : PyObject_GetAttr(record->lane, str_index);
     cells->device = index == NULL ? -1 : PyLong_AsLongLong(index);
     Py_XDECREF(index);
@@ -112,9 +112,9 @@ static StageRecord *read_row(PyObject *row, Cells *cells) {
         PyErr_SetString(PyExc_TypeError, "a row is a tuple of a StageRecord and four numbers");
         return NULL;
     }
-    cells->gpu_start = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 1));
-    cells->gpu_end = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 2));
-    cells->uncertainty = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 3));
+    cells->gpu_start_ns = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 1));
+    cells->gpu_end_ns = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 2));
+    cells->uncertainty_ns = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 3));
     cells->flags = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 4));
     return PyErr_Occurred() ? NULL : (StageRecord *)PyTuple_GET_ITEM(row, 0);
 }
@@ -131,8 +131,8 @@ static int fill(const Packing *packing, PyObject *row, Cells *cells) {
         if (asked_identity(packing, record, cells)) return -1;
         trace = (Trace *)record->trace;
     }
-    cells->host_start = record->start_ns;
-    cells->host_end = record->end_ns;
+    cells->host_start_ns = record->start_ns;
+    cells->host_end_ns = record->end_ns;
     if (trace->remote && trace->parent_id == cells->parent_id) cells->flags |= packing->remote_flag;
     PyObject *root = trace->root ? trace->root : record->site;
     return count_call(packing, record->site, cells) || fill_tables(packing, record, root, cells) ||
@@ -184,6 +184,34 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
     return answer;
 }
 
+/* A column's name, offset, size, and whether it has a sign. */
+#define HAS_SIGN(value) _Generic(value, long long: 1, unsigned long long: 0)
+#define COLUMN(name) {#name, offsetof(Cells, name), sizeof((Cells){0}.name), HAS_SIGN((Cells){0}.name)}
+
+/* The columns of `Cells` in order, for the test that holds its twin against it. */
+static PyObject *row_layout(void) {
+    const struct {
+        const char *name;
+        Py_ssize_t offset, size;
+        int has_sign;
+    } columns[] = {
+        COLUMN(trace_high), COLUMN(trace_low), COLUMN(span_id), COLUMN(parent_id),
+        COLUMN(stream), COLUMN(site), COLUMN(root), COLUMN(thread),
+        COLUMN(sampled), COLUMN(host_start_ns), COLUMN(host_end_ns), COLUMN(gpu_start_ns),
+        COLUMN(gpu_end_ns), COLUMN(uncertainty_ns), COLUMN(device), COLUMN(flags),
+    };
+    enum { COUNT = sizeof columns / sizeof *columns };
+    _Static_assert(sizeof(Cells) == 8 * COUNT, "every column is here, and nothing between them");
+    PyObject *layout = PyTuple_New(COUNT);
+    for (Py_ssize_t i = 0; layout != NULL && i < COUNT; i++) {
+        PyObject *sign = columns[i].has_sign ? Py_True : Py_False;
+        PyObject *column = Py_BuildValue("(snnO)", columns[i].name, columns[i].offset, columns[i].size, sign);
+        if (column == NULL) Py_CLEAR(layout);
+        else PyTuple_SET_ITEM(layout, i, column);
+    }
+    return layout;
+}
+
 static PyMethodDef functions[] = {
     {"pack", pack, METH_VARARGS, "Return rows as the bytes of a batch's cells, and which are odd."},
     {NULL},
@@ -195,5 +223,9 @@ int add_pack(PyObject *module) {
     str_raw = PyUnicode_InternFromString("raw");
     str_rehearsal = PyUnicode_InternFromString("rehearsal");
     str_warmup = PyUnicode_InternFromString("warmup");
-    return PyErr_Occurred() ? -1 : PyModule_AddFunctions(module, functions);
+    if (PyErr_Occurred() || PyModule_AddFunctions(module, functions)) return -1;
+    PyObject *layout = row_layout();
+    int failed = layout == NULL || PyModule_AddObjectRef(module, "ROW_LAYOUT", layout);
+    Py_XDECREF(layout);
+    return failed ? -1 : 0;
 }

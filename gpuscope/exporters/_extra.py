@@ -9,25 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
 from gpuscope.exporters._values import as_text, clean_mapping
 
 if TYPE_CHECKING:
     from gpuscope._columns import Details
     from gpuscope._record import ErrorFacts
-
-OURS = frozenset(
-    (
-        "gpuscope.captured",
-        "gpuscope.given_up",
-        "gpuscope.gpu.duration",
-        "gpuscope.graph",
-        "gpuscope.host.duration",
-        "gpuscope.launch_to_start",
-        "gpuscope.stage",
-        "gpuscope.warmup",
-    )
-)
-"""Attributes of the host span that the application cannot replace. For any other name its value is the one shown."""
 
 _OK, _ERROR = 1, 2
 _STATUS = {"UNSET": 0, "OK": _OK, "ERROR": _ERROR}
@@ -69,7 +56,7 @@ def _add_error(extra: Extra, error: ErrorFacts, end_ns: int) -> None:
     extra.attributes.setdefault("error.type", kind)
     frames = "".join(f'  File "{file}", line {line}, in {function}\n' for file, line, function in error.frames)
     stacktrace = as_text(f"Traceback (most recent call last):\n{frames}{kind}: {message}\n")
-    values = {"exception.type": kind, "exception.message": message, "exception.stacktrace": stacktrace}
+    values = {EXCEPTION_TYPE: kind, EXCEPTION_MESSAGE: message, EXCEPTION_STACKTRACE: stacktrace}
     extra.events.append(("exception", end_ns, values))
     # OpenTelemetry: a status of OK is final.
     if extra.status[0] != _OK:

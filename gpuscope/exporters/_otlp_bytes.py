@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuscope._attributes import GPU_MEASURED, HOST_MEASURED
 from gpuscope._compiled import native
 from gpuscope.exporters._otlp_message import extra_bytes, facts_bytes, varint
-from gpuscope.exporters._spans import GPU_MEASURED, HOST_MEASURED, resolve, spans_of
+from gpuscope.exporters._spans import resolve, spans_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

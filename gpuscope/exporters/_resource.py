@@ -12,12 +12,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from gpuscope._attributes import HOST_NAME, LOCAL_RANK, PROCESS_PID, RANK, SERVICE_INSTANCE_ID, WORLD_SIZE
 from gpuscope._environment import variables
 from gpuscope._version import __version__
 from gpuscope.exporters._values import clean_mapping
 
 DISTRIBUTION = "gpuscope"
-_RANKS = {"RANK": "gpuscope.rank", "LOCAL_RANK": "gpuscope.local_rank", "WORLD_SIZE": "gpuscope.world_size"}
+_RANKS = {"RANK": RANK, "LOCAL_RANK": LOCAL_RANK, "WORLD_SIZE": WORLD_SIZE}
 """What `torchrun` and its like tell each process, and the attribute that it becomes; OpenTelemetry has none for it."""
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
@@ -36,9 +37,9 @@ def resource_attributes() -> dict[str, Any]:
 def _found_here() -> dict[str, Any]:
     attributes = {
         # Jaeger moves a GPU span that outlasts its parent unless the resource says that both are of one host.
-        "host.name": socket.gethostname(),
-        "process.pid": os.getpid(),
-        "service.instance.id": str(uuid.uuid4()),
+        HOST_NAME: socket.gethostname(),
+        PROCESS_PID: os.getpid(),
+        SERVICE_INSTANCE_ID: str(uuid.uuid4()),
         "telemetry.distro.name": DISTRIBUTION,
         "telemetry.distro.version": __version__,
     }

@@ -13,8 +13,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from gpuscope._attributes import (
+    CUDA_STREAM,
+    DEVICE_INDEX,
+    FUNCTION,
+    GPU_FLAGS,
+    GPU_MEASURED,
+    HOST_FLAGS,
+    HOST_MEASURED,
+    HW_ID,
+    HW_NAME,
+    HW_TYPE,
+    OURS,
+    STAGE,
+    THREAD_ID,
+    THREAD_NAME,
+)
 from gpuscope._columns import RowFlag
-from gpuscope.exporters._extra import OURS, Extra, make_extra
+from gpuscope.exporters._extra import Extra, make_extra
 from gpuscope.exporters._values import as_text, clean_mapping
 
 if TYPE_CHECKING:
@@ -27,21 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HOST_MEASURED = ("gpuscope.host.duration", "gpuscope.gpu.duration", "gpuscope.launch_to_start")
-"""The host span's doubles; the last two only where the stage has a GPU part."""
-GPU_MEASURED = ("gpuscope.gpu.duration", "gpuscope.launch_to_start", "gpuscope.clock.uncertainty")
-
-_HOST_FLAGS = {
-    RowFlag.WARMUP: "gpuscope.warmup",
-    RowFlag.CAPTURED: "gpuscope.captured",
-    RowFlag.GIVEN_UP: "gpuscope.given_up",
-}
-_GPU_FLAGS = {
-    RowFlag.WARMUP: "gpuscope.warmup",
-    RowFlag.CLAMPED: "gpuscope.clamped",
-    RowFlag.GRAPH: "gpuscope.graph",
-}
-_GRAPH = int(RowFlag.GRAPH)
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
 _CACHE_SIZE = 2048
 
 # A row's key is these bytes: one structured array and one hash of 26 bytes cost a third of a tuple of seven numbers.
@@ -105,7 +107,7 @@ def spans_of(batch: StageBatch) -> Spans:
         batch=batch,
         keys=keys,
         gpu=gpu,
-        gpu_parent_id=np.where(batch.flags & _GRAPH, batch.parent_id, batch.span_id),
+        gpu_parent_id=np.where(batch.flags & _IN_GRAPH, batch.parent_id, batch.span_id),
         extras=extras,
         host_s=(batch.host_end_ns - batch.host_start_ns) / 1e9,
         gpu_s=(batch.gpu_end_ns - batch.gpu_start_ns) / 1e9,
@@ -164,20 +166,20 @@ def _identity(batch: StageBatch, key: Any) -> tuple[Any, ...]:
 
 def _shared(site: Site, thread: ThreadFacts, flags: int, names: Mapping[RowFlag, str]) -> dict[str, Any]:
     flagged = {name: True for flag, name in names.items() if flags & flag}
-    return {"gpuscope.stage": site.name, **flagged, "thread.id": thread.ident, "thread.name": thread.name}
+    return {STAGE: site.name, **flagged, THREAD_ID: thread.ident, THREAD_NAME: thread.name}
 
 
 def _of_site(site: Site) -> dict[str, Any]:
     """Return what is known of a stage before it runs, which one of its spans shows."""
-    named = {"code.function.name": site.function} if site.function else {}
+    named = {FUNCTION: site.function} if site.function else {}
     return named | {key: value for key, value in clean_mapping(site.attributes).items() if key not in OURS}
 
 
 def _host_facts(identity: tuple[Any, ...]) -> Facts | None:
     site, thread, flags, child, where, name, replaced = identity
-    if flags & _GRAPH:
+    if flags & _IN_GRAPH:
         return None
-    attributes = _shared(site, thread, flags, _HOST_FLAGS) | _of_site(site)
+    attributes = _shared(site, thread, flags, HOST_FLAGS) | _of_site(site)
     attributes = clean_mapping({key: value for key, value in attributes.items() if key not in replaced})
     return Facts(
         name=as_text(site.name) if name is None else name,
@@ -193,11 +195,11 @@ def _gpu_facts(identity: tuple[Any, ...]) -> Facts | None:
     if where is None:
         return None
     index, stream, device = where
-    attributes = _shared(site, thread, flags, _GPU_FLAGS)
-    attributes |= {"gpuscope.cuda.stream": stream, "gpuscope.device.index": index, "hw.type": "gpu"}
+    attributes = _shared(site, thread, flags, GPU_FLAGS)
+    attributes |= {CUDA_STREAM: stream, DEVICE_INDEX: index, HW_TYPE: "gpu"}
     if device is not None:
-        attributes |= {"hw.id": device.uuid, "hw.name": device.name}
-    if flags & _GRAPH:
+        attributes |= {HW_ID: device.uuid, HW_NAME: device.name}
+    if flags & _IN_GRAPH:
         attributes = _of_site(site) | attributes
     return Facts(
         name=(as_text(site.name) if name is None else name) + " [gpu]",

@@ -97,7 +97,7 @@ class Machine:
             inside, end = self._parts(within, at, stream)
             if name is not None:
                 calls = self._calls[name] = self._calls.get(name, 0) + 1
-                flags = RowFlag.GRAPH | (RowFlag.WARMUP if calls <= WARMUP_CALLS else 0)
+                flags = RowFlag.IN_GRAPH | (RowFlag.WARMUP if calls <= WARMUP_CALLS else 0)
                 inside = [Stage(self.rename(name), self.now, self.now, (at, end), inside, stream=stream, flags=flags)]
             found, at = [*found, *inside], end
         return found, at

@@ -22,12 +22,12 @@ from gpuscope.commands.report import _notes, _table
 from .recordings import EPOCH_NS, Stage, recording, repeat
 from .simulate import Machine, serve
 
-GRAPH = RowFlag.GRAPH
+IN_GRAPH = RowFlag.IN_GRAPH
 
 
 def inner(name, launch, gpu, inside=()):
     """Return a stage inside a replay that was launched at a moment."""
-    return Stage(name, launch, launch, gpu=gpu, inside=inside, flags=GRAPH)
+    return Stage(name, launch, launch, gpu=gpu, inside=inside, flags=IN_GRAPH)
 
 
 def request():
@@ -216,7 +216,7 @@ class TestViewers:
         gap = 250_000
         assert not any(start <= gap < end for start, end in zip(*device["idle"].values(), strict=True))
         assert any(start <= gap < end for start, end in zip(*device["queued"].values(), strict=True))
-        in_graphs = [row for row, flags in enumerate(data["columns"]["flags"]) if flags & GRAPH]
+        in_graphs = [row for row, flags in enumerate(data["columns"]["flags"]) if flags & IN_GRAPH]
         assert {data["columns"]["host_row"][row] for row in in_graphs} == {-1}
         assert list(data["outside"].values()) == [100_000] * 20
 

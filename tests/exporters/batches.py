@@ -185,7 +185,7 @@ def batches(draw: st.DrawFn) -> StageBatch:
     rows = draw(st.lists(ROWS, min_size=1, max_size=8))
     for row in rows:
         row.site = draw(st.sampled_from(sites))
-        if row.flags & RowFlag.GRAPH:
+        if row.flags & RowFlag.IN_GRAPH:
             # A stage inside a graph: one span, below another, and nothing that its run alone could have told.
             row.gpu_span_id, row.parent_id, row.host_ns, row.details = row.span_id, row.parent_id or 1, 0, None
     return make_batch(*rows, devices={0: DEVICE})

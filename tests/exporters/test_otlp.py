@@ -39,7 +39,7 @@ def captured(batch):
 def by_sdk(batch):
     """The batch's spans as OpenTelemetry's SDK and encoder make them."""
     resource = Resource(RESOURCE)
-    has_host = batch.flags & RowFlag.GRAPH == 0
+    has_host = batch.flags & RowFlag.IN_GRAPH == 0
     remote = iter((batch.flags[has_host] & RowFlag.REMOTE_PARENT != 0).tolist())
     spans = captured(batch)
     return encode_spans([_readable(span, resource, next(remote) if span.kind == "host" else False) for span in spans])
@@ -109,7 +109,7 @@ def test_the_envelope_holds_resource_and_scope():
 
 def test_a_stage_inside_a_graph_is_one_span():
     """It has the GPU's attributes, the stage's own, a mark, and the stage around it as its parent."""
-    inside = Row(span_id=5, gpu_span_id=5, parent_id=3, host_ns=0, flags=int(RowFlag.GRAPH))
+    inside = Row(span_id=5, gpu_span_id=5, parent_id=3, host_ns=0, flags=int(RowFlag.IN_GRAPH))
     (span,) = decoded(make_batch(inside))
     attributes = {each.key for each in span.attributes}
     assert (int.from_bytes(span.span_id, "big"), int.from_bytes(span.parent_span_id, "big")) == (5, 3)

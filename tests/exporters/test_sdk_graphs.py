@@ -14,7 +14,7 @@ from gpuscope.exporters.sdk import SdkExporter
 
 from .batches import Account, Row, make_batch
 
-IN_GRAPH = {"host_ns": 0, "flags": int(RowFlag.GRAPH)}
+IN_GRAPH = {"host_ns": 0, "flags": int(RowFlag.IN_GRAPH)}
 
 
 def test_inner_stages_become_spans_of_the_provider():

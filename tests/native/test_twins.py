@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +27,7 @@ from gpuscope._cuda_device import Lane
 from gpuscope._otel import _new_trace
 from gpuscope._record import Site, ThreadFacts
 from gpuscope._resolve import Resolver
+from gpuscope._row import FORMAT, ROW
 from gpuscope._stage import Stage
 from gpuscope.testing import FakeDevice, ManualClock
 
@@ -98,6 +100,14 @@ def rows(draw):
             found.append((record, draw(TIMES) if gpu_end else 0, gpu_end, draw(TIMES), draw(st.sampled_from([0, 2]))))
             outer = record
     return found
+
+
+@in_c
+def test_rows_have_one_layout():
+    """Each column of a row has the same name, place, size and sign in C and in Python."""
+    columns = [(name, ROW.fields[name][1], ROW[name].itemsize, ROW[name].kind == "i") for name in ROW.names]
+    assert list(native.ROW_LAYOUT) == columns
+    assert ROW.itemsize == struct.calcsize(FORMAT) == sum(size for _, _, size, _ in native.ROW_LAYOUT)
 
 
 @in_c
