@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
     from gpuscope._engine import Recorder
-    from gpuscope._log import Complaints
+    from gpuscope._log import WarnOnce
     from gpuscope._queue import RecordQueue
 
 _SLICE_ROWS = 32 if native is None else 128
@@ -45,7 +45,7 @@ class Intake:
         config: the settings.
         recorder: whose stages they are.
         queue: where its records wait.
-        complaints: says each kind of failure once.
+        warnings: says each kind of failure once.
         epoch_clock: nanoseconds since the epoch.
 
     """
@@ -55,12 +55,12 @@ class Intake:
         config: Config,
         recorder: Recorder,
         queue: RecordQueue,
-        complaints: Complaints,
+        warnings: WarnOnce,
         epoch_clock: Callable[[], int],
     ) -> None:
         self._recorder = recorder
         self._queue = queue
-        self._complaints = complaints
+        self._warnings = warnings
         self._builder = BatchBuilder(
             recorder.device, warmup=config.warmup, clock=recorder.clock, epoch_clock=epoch_clock
         )
@@ -68,7 +68,7 @@ class Intake:
         self._resolver = Resolver(
             recorder.device,
             recorder.ledger,
-            complaints,
+            warnings,
             clock=recorder.clock,
             event_deadline_ns=deadline_ns,
             max_pending=config.queue_size,
@@ -76,7 +76,7 @@ class Intake:
         self._replays = Replays(
             recorder.device,
             recorder.ledger,
-            complaints,
+            warnings,
             clock=recorder.clock,
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
@@ -134,7 +134,7 @@ class Intake:
             add(what, self._recorder.bridge)
         except Exception as error:  # What can't be made part of a batch is lost, and said to be.
             self._recorder.ledger.lose("internal_error", stages)
-            self._complaints.about("batch", "adding to a batch failed: %r.", error)
+            self._warnings.warn("batch", "adding to a batch failed: %r.", error)
 
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge

@@ -13,7 +13,7 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._layers import layer
-from gpuscope._log import logger
+from gpuscope._log import WarnOnce, logger
 from gpuscope._staging import Unsuitable, staged
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Patches:
         self.followed: dict[type, list[tuple[Target, str]]] = {}
         self.yielding: set[Target] = set()
         """Targets that give way to what the user named without a word."""
-        self.said: set[str] = set()
+        self._warnings = WarnOnce()
 
     def apply(self, target: Target, module: ModuleType) -> None:
         """
@@ -93,11 +93,9 @@ class Patches:
         self.followed.clear()
 
     def say(self, message: str, *arguments: object) -> None:
-        """Log a warning, once."""
+        """Log a warning, once per text."""
         text = message % arguments
-        if text not in self.said:
-            self.said.add(text)
-            logger.warning("%s", text)
+        self._warnings.warn(text, "%s", text)
 
     def _replace(self, target: Target, owner: Any, name: str) -> None:
         found, before = _look_up(owner, name), vars(owner).get(name, _NOTHING)

@@ -15,7 +15,7 @@ import wrapt
 
 from gpuscope import _expressions, _runtime
 from gpuscope._layers import layer
-from gpuscope._log import logger
+from gpuscope._log import WarnOnce
 from gpuscope._recording import current
 from gpuscope._stage import stage
 
@@ -83,7 +83,7 @@ class _Notes:
     def __init__(self, target: Target, function: Any) -> None:
         self.target = target
         self.readers = {}
-        self.failed: set[str] = set()
+        self._warnings = WarnOnce()
         for key, expression in target.attributes.items():
             try:
                 self.readers[key] = _expressions.reader(expression, inspect.signature(function))
@@ -117,8 +117,6 @@ class _Notes:
         record.attributes = values or None
 
     def _leave_out(self, key: str, error: Exception) -> None:
-        if key not in self.failed:
-            self.failed.add(key)
-            expression = self.target.attributes[key]
-            reason = str(error) if isinstance(error, ValueError | TypeError) else repr(error)
-            logger.warning("the attribute `%s=%s` of `%s` is left out: %s", key, expression, self.target.path, reason)
+        message = "the attribute `%s=%s` of `%s` is left out: "
+        message += "%s" if isinstance(error, ValueError | TypeError) else "%r"
+        self._warnings.warn(key, message, key, self.target.attributes[key], self.target.path, error)
