@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from gpuscope import _expressions, _runtime
+from gpuscope._errors import UnsuitableError
 from gpuscope._layers import layer
 from gpuscope._log import WarnOnce
 from gpuscope._recording import current
@@ -25,16 +26,12 @@ if TYPE_CHECKING:
 _state = _runtime.state
 
 
-class Unsuitable(Exception):
-    """What is there cannot be a stage; the message says why, and what can."""
-
-
 def staged(target: Target, found: Any) -> Any:
     """
     Return what is found under a name, a class's attribute unbound, as a stage of the same kind.
 
     Raises:
-        Unsuitable: for what is no function.
+        UnsuitableError: for what is no function.
 
     """
     if isinstance(found, staticmethod | classmethod):
@@ -50,14 +47,14 @@ def staged(target: Target, found: Any) -> Any:
 
 def _check(found: Any) -> None:
     if isinstance(found, type):
-        raise Unsuitable(f"it is a class; name one of its methods, as in `{found.__name__}.__call__`.")
+        raise UnsuitableError(f"it is a class; name one of its methods, as in `{found.__name__}.__call__`.")
     if isinstance(found, property | functools.cached_property):
-        raise Unsuitable("it is a property; name the function that it calls.")
+        raise UnsuitableError("it is a property; name the function that it calls.")
     if not callable(found):
-        raise Unsuitable(f"it is a `{type(found).__name__}`, which cannot be called.")
+        raise UnsuitableError(f"it is a `{type(found).__name__}`, which cannot be called.")
     if not inspect.isroutine(found) and not hasattr(type(found), "__get__"):
         # In its place no other object will do: programs ask what it is, and keep it in lists of children.
-        raise Unsuitable(f"it is an instance; name its method, as in `{type(found).__name__}.__call__`.")
+        raise UnsuitableError(f"it is an instance; name its method, as in `{type(found).__name__}.__call__`.")
 
 
 class _StagedObject(wrapt.FunctionWrapper):  # type: ignore[misc,type-arg,unused-ignore]

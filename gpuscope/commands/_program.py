@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuscope import _main_module, _runtime
-from gpuscope.commands import CommandError
+from gpuscope._errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gpuscope
-from gpuscope.commands import CommandError
+from gpuscope._errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

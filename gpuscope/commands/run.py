@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import gpuscope
 from gpuscope import _environment, _runtime
-from gpuscope.commands import CommandError, _program
+from gpuscope._errors import CommandError
+from gpuscope.commands import _program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
