@@ -41,7 +41,7 @@ class OtlpMetrics:
     def __init__(self, config: Config, resource: Mapping[str, Any]) -> None:
         once = Event()
         once.set()
-        self._client = HttpClient(Endpoint.of(config, "metrics"), once, version=__version__)
+        self._client = HttpClient(Endpoint.for_metrics(config), once, version=__version__)
         self._resource = resource
         self._changed = Condition()
         self._next: Snapshot | None = None
