@@ -11,7 +11,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from gpuscope.commands import CommandError, compare, demo, doctor, profile, report, run
+from gpuscope._errors import CommandError
+from gpuscope.commands import compare, demo, doctor, profile, report, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ import numpy as np
 
 from gpuscope._batch import select
 from gpuscope._intake import Intake
-from gpuscope._log import Complaints, logger
+from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope._metering import Metering
 from gpuscope._outlets import Outlets
 
@@ -77,19 +77,19 @@ class Collector:
         self._on_provider = on_provider
         self._on_pass = on_pass
         self._provider: Any = None
-        self.complaints = Complaints()
-        self.outlets = Outlets(config, recorder.ledger, self.complaints, extra=extra_exporters)
+        self.warnings = WarnOnce(COUNTED)
+        self.outlets = Outlets(config, recorder.ledger, self.warnings, extra=extra_exporters)
         self.metering = Metering(
             config,
             self.outlets,
-            self.complaints,
+            self.warnings,
             statistics=self.statistics,
             clock=recorder.clock,
             epoch_clock=epoch_clock,
             meters={} if meters is None else meters,
             on_provider=on_provider,
         )
-        self._intake = Intake(config, recorder, queue, self.complaints, epoch_clock)
+        self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
         self._wake = wake
         self._flushes: list[_Flush] = []
         self._may_ask = False
@@ -148,7 +148,7 @@ class Collector:
         try:
             self._look_around()
         except Exception as error:  # As in `step`, which tries again.
-            self.complaints.about("pass", "setting the collector up failed: %r.", error)
+            self.warnings.warn("pass", "setting the collector up failed: %r.", error)
         self.ready.set()
 
     def _prepare(self) -> None:
@@ -158,14 +158,14 @@ class Collector:
             self._recorder.device.attach()
             self._may_ask = True
         except Exception as error:  # Stages go on; unless the thread is prepared, no GPU is asked about them.
-            self.complaints.about("pass", "preparing a pass of the collector failed: %r.", error)
+            self.warnings.warn("pass", "preparing a pass of the collector failed: %r.", error)
 
     def _tell_of_pass(self) -> None:
         try:
             if self._on_pass is not None:
                 self._on_pass(self._recorder)
         except Exception as error:  # A look that cannot begin is no reason to stop collecting.
-            self.complaints.about("look", "looking for a wish for a deep look failed: %r.", error)
+            self.warnings.warn("look", "looking for a wish for a deep look failed: %r.", error)
 
     def _drain(self) -> None:
         self._prepare()
@@ -224,7 +224,7 @@ class Collector:
                 self.outlets.export(batch, self._breathe)
         except Exception as error:  # As in `_slice`.
             ledger.lose("internal_error", left)
-            self.complaints.about("batch", "making a batch failed: %r.", error)
+            self.warnings.warn("batch", "making a batch failed: %r.", error)
 
     def _serve_flushes(self) -> None:
         for request in list(self._flushes):

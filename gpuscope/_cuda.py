@@ -15,6 +15,8 @@ import ctypes
 import sys
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._errors import DriverError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -38,14 +40,6 @@ _FOR_GRAPHS = (
 """Since CUDA 11.4."""
 
 Handle = ctypes.c_void_p
-
-
-class DriverError(RuntimeError):
-    """A driver call answered something other than success."""
-
-    def __init__(self, call: str, code: int) -> None:
-        super().__init__(f"`{call}` answered {code}.")
-        self.code = code
 
 
 class Driver:

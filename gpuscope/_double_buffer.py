@@ -179,8 +179,10 @@ class DoubleBuffer:
             raise flight.error
         if self._post is None:
             return flight.slot.apart(flight.outputs)
-        with Timed(flight.phases, "post", self._name("post")):
-            return flight.slot.apart(self._post(flight.outputs))
+        with Timed(self._name("post")) as timed:
+            result = flight.slot.apart(self._post(flight.outputs))
+        flight.phases.post = timed.spent_ms
+        return result
 
     def _name(self, phase: str) -> str:
         return self._prefix + phase

@@ -19,26 +19,28 @@ from gpuscope._stage import stage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
 
 _STREAMS_ARE_CONTEXTS = hasattr(torch.Stream, "__enter__")
 
 
 class Timed:
-    """A block as a stage, whose time on the host is added to a phase."""
+    """A block as a stage, and afterwards its time on the host."""
 
-    __slots__ = ("_phase", "_phases", "_stage", "_start_ns")
+    __slots__ = ("_stage", "_start_ns", "spent_ms")
 
-    def __init__(self, phases: Phases, phase: str, name: str) -> None:
-        self._phases, self._phase, self._stage = phases, phase, stage(name)
+    def __init__(self, name: str) -> None:
+        self.spent_ms = 0.0
+        self._stage = stage(name)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._start_ns = time.perf_counter_ns()
         self._stage.__enter__()
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self._stage.__exit__(*exception)
-        spent_ms = (time.perf_counter_ns() - self._start_ns) / 1e6
-        setattr(self._phases, self._phase, getattr(self._phases, self._phase) + spent_ms)
+        self.spent_ms = (time.perf_counter_ns() - self._start_ns) / 1e6
 
 
 def on(stream: torch.cuda.Stream) -> Any:
@@ -86,10 +88,12 @@ class Flight:
         self.phases, self.error, self.outputs, self._recorded = Phases(), None, None, False
         try:
             if prepare is not None:
-                with Timed(self.phases, "prepare", self._names["prepare"]):
+                with Timed(self._names["prepare"]) as timed:
                     batch = prepare(batch)
-            with Timed(self.phases, "pin", self._names["pin"]):
+                self.phases.prepare = timed.spent_ms
+            with Timed(self._names["pin"]) as timed:
                 staged = self.slot.stage(batch)
+            self.phases.pin = timed.spent_ms
             self._kept = staged
             if self._streams is None:
                 self._run_here(staged, infer)
@@ -117,9 +121,9 @@ class Flight:
         self._recorded = False
 
     def _run_here(self, staged: Leaves, infer: Callable[[Tree], Tree]) -> None:
-        with Timed(self.phases, "launch", self._names["infer"]):
+        with Timed(self._names["infer"]) as timed:
             self.outputs = infer(staged.tree())
-        self.phases.compute, self.phases.launch = self.phases.launch, 0.0
+        self.phases.compute = timed.spent_ms
 
     def _launch(self, staged: Leaves, infer: Callable[[Tree], Tree], streams: Streams) -> None:
         # Streams are named in each call: to look the current one up costs more than what is done on it.
@@ -136,8 +140,9 @@ class Flight:
                 up_end.record(streams.up)
             compute.wait_event(up_end)
             start.record(compute)
-            with on(compute), Timed(self.phases, "launch", self._names["infer"]):
+            with on(compute), Timed(self._names["infer"]) as timed:
                 outputs = infer(inputs)
+            self.phases.launch = timed.spent_ms
         finally:
             # Also after an exception: the slot is free only when all that was launched has ended.
             end.record(compute)

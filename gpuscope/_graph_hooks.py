@@ -20,7 +20,7 @@ from gpuscope._compiled import StageRecord
 from gpuscope._graph_events import EventStock
 from gpuscope._graph_launch import Launcher
 from gpuscope._graph_nodes import TIMED, Capture
-from gpuscope._log import Complaints
+from gpuscope._log import COUNTED, WarnOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +63,9 @@ class GraphHooks:
     """
 
     def __init__(self, look: Callable[[], Recorder | None]) -> None:
-        self.complaints = Complaints()
+        self.warnings = WarnOnce(COUNTED)
         self._look = look
-        self._launcher = Launcher(self.complaints)
+        self._launcher = Launcher(self.warnings)
         self._stocks: dict[int, EventStock] = {}
         self._originals: dict[str, Any] = {}
         self._kind: Any = None
@@ -219,7 +219,7 @@ class GraphHooks:
         try:
             return function(*args)
         except Exception as error:  # The program captures and replays as without us.
-            self.complaints.about("graphs", "timing stages inside CUDA graphs failed: %r.", error)
+            self.warnings.warn("graphs", "timing stages inside CUDA graphs failed: %r.", error)
             return None
 
     # ---- captures

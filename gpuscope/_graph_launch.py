@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gpuscope._cuda_device import Lane
     from gpuscope._graph_events import EventSet, GraphStages
-    from gpuscope._log import Complaints
+    from gpuscope._log import WarnOnce
     from gpuscope._record import StageRecord
     from gpuscope._recorder import Recorder
 
@@ -28,12 +28,12 @@ class Launcher:
     Launches graphs.
 
     Args:
-        complaints: says each kind of failure once.
+        warnings: says each kind of failure once.
 
     """
 
-    def __init__(self, complaints: Complaints) -> None:
-        self._complaints = complaints
+    def __init__(self, warnings: WarnOnce) -> None:
+        self._warnings = warnings
         self._site = Site("graph replay", {})
 
     def launch(self, graph: Any, stages: GraphStages, recorder: Recorder | None, launch: Callable[[], Any]) -> Any:
@@ -76,7 +76,7 @@ class Launcher:
             if lane is not None and captures is not None and captures.includes(device.driver, lane.handle):
                 return None
         except Exception as error:  # The graph is launched as without us, and its stages are counted.
-            self._complaints.about("graphs", "finding the stream of a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "finding the stream of a CUDA graph failed: %r.", error)
             lane = None
         if lane is None:
             recorder.ledger.refuse("overwritten", len(stages))
@@ -114,7 +114,7 @@ class Launcher:
         try:
             return stages.take()
         except Exception as error:  # No new events.
-            self._complaints.about("graphs", "making events for a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "making events for a CUDA graph failed: %r.", error)
             return None
 
     def _exchange(self, graph: Any, stages: GraphStages, events: EventSet) -> bool:
@@ -126,14 +126,14 @@ class Launcher:
             stages.exchange(events)
         except Exception as error:  # From now on nobody knows which replay has which events.
             stages.is_broken = True
-            self._complaints.about("graphs", "timing stages inside a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "timing stages inside a CUDA graph failed: %r.", error)
         return not stages.is_broken
 
     def _hand_over(self, replay: Replay, recorder: Recorder) -> None:
         try:
             recorded = _record_fence(recorder.device.driver, replay)
         except Exception as error:  # Without a fence nobody knows when to read.
-            self._complaints.about("graphs", "recording an event after a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %r.", error)
             recorded = False
         if recorded:
             recorder.replays.put(replay)

@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._cuda import DriverError
+from gpuscope._errors import DriverError
 from gpuscope._graph_events import GraphStages, InnerStage
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ sampler, id generator and span processors), so none of it may raise here or wait
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,7 +25,7 @@ from gpuscope._contexts import (
     with_span,
 )
 from gpuscope._lazy_span import LazySpan, RealSpan
-from gpuscope._log import logger
+from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._sampling import EnvironmentSampler, is_kept, sampler_of
 from gpuscope._version import __version__
 
@@ -68,7 +67,7 @@ class Identities:
         """Whether the application's provider makes the ids. The collector may set it; see `uses_sdk`."""
         self.offset_ns: int | None = None
         """Epoch less the records' clock, where the collector shares its own, so that both place a stage alike."""
-        self.failures: Counter[str] = Counter()
+        self.warnings = WarnOnce(SUPPRESSED)
         """What of the application's raised, by kind."""
         self._auto = "auto" in config.exporters and config.traces_exporter.strip().lower() != "none"
         self._clock, self._epoch_clock = clock, epoch_clock
@@ -276,9 +275,7 @@ class Identities:
         try:
             return question()
         except Exception:  # The application's sampler, id generator or processor; its code goes on as without us.
-            self.failures[kind] += 1
-            if self.failures[kind] == 1:
-                logger.warning("the application's TracerProvider failed (%s); said once.", kind, exc_info=True)
+            self.warnings.warn(kind, "the application's TracerProvider failed (%s).", kind, exc_info=True)
             return otherwise
 
 

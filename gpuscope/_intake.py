@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
-    from gpuscope._log import Complaints
+    from gpuscope._log import WarnOnce
     from gpuscope._queue import RecordQueue
     from gpuscope._recorder import Recorder
 
@@ -46,7 +46,7 @@ class Intake:
         config: the settings.
         recorder: whose stages they are.
         queue: where its records wait.
-        complaints: says each kind of failure once.
+        warnings: says each kind of failure once.
         epoch_clock: nanoseconds since the epoch.
 
     """
@@ -56,12 +56,12 @@ class Intake:
         config: Config,
         recorder: Recorder,
         queue: RecordQueue,
-        complaints: Complaints,
+        warnings: WarnOnce,
         epoch_clock: Callable[[], int],
     ) -> None:
         self._recorder = recorder
         self._queue = queue
-        self._complaints = complaints
+        self._warnings = warnings
         self._builder = BatchBuilder(
             recorder.device, warmup=config.warmup, clock=recorder.clock, epoch_clock=epoch_clock
         )
@@ -69,7 +69,7 @@ class Intake:
         self._resolver = Resolver(
             recorder.device,
             recorder.ledger,
-            complaints,
+            warnings,
             clock=recorder.clock,
             event_deadline_ns=deadline_ns,
             max_pending=config.queue_size,
@@ -78,7 +78,7 @@ class Intake:
             recorder.device,
             recorder.ledger,
             recorder.replays,
-            complaints,
+            warnings,
             clock=recorder.clock,
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
@@ -136,7 +136,7 @@ class Intake:
             add(what, self._recorder.bridge)
         except Exception as error:  # What can't be made part of a batch is lost, and said to be.
             self._recorder.ledger.lose("internal_error", stages)
-            self._complaints.about("batch", "adding to a batch failed: %r.", error)
+            self._warnings.warn("batch", "adding to a batch failed: %r.", error)
 
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge

@@ -6,12 +6,10 @@ Chooses what is called, each time, and does not record.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from gpuscope import _tracing
-from gpuscope._wrap import _own_code
+from gpuscope._functions import by_kind, looking_like
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,15 +20,10 @@ if TYPE_CHECKING:
 
 def layer(function: Any, prepare: Prepare) -> Any:
     """Return a function that calls what `prepare` returns; for what Dynamo traces, the function itself."""
-    return _own_code(functools.wraps(function)(_kind_of(function)(function, prepare)), function)
-
-
-def _kind_of(function: Any) -> Callable[[Any, Prepare], Any]:
-    if inspect.iscoroutinefunction(function):
-        return _coroutine
-    if inspect.isasyncgenfunction(function):
-        return _async_generator
-    return _generator if inspect.isgeneratorfunction(function) else _plain
+    wrapper_for = by_kind(
+        function, plain=_plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator
+    )
+    return looking_like(function, wrapper_for(function, prepare))
 
 
 def _plain(function: Any, prepare: Prepare) -> Any:

@@ -10,15 +10,26 @@ import logging
 
 logger = logging.getLogger("gpuscope")
 
+SUPPRESSED = "Further warnings of this kind are suppressed."
+COUNTED = f"{SUPPRESSED} `gpuscope.statistics()` counts what was lost."
 
-class Complaints:
-    """Warns once a kind, and counts."""
 
-    def __init__(self) -> None:
+class WarnOnce:
+    """
+    Warns once per kind, and counts how often each kind was seen.
+
+    Args:
+        tail: ends each warning, as `SUPPRESSED` or `COUNTED` do.
+
+    """
+
+    def __init__(self, tail: str = "") -> None:
         self.counts: dict[str, int] = {}
+        self._tail = tail and f" {tail}"
 
-    def about(self, kind: str, message: str, *arguments: object) -> None:
+    def warn(self, kind: str, message: str, *arguments: object, exc_info: bool = False) -> None:
         """Log a warning, the first time that this kind is seen."""
+        # Counted before it is logged: the application's handlers may raise.
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] == 1:
-            logger.warning(f"{message} Said once; `gpuscope.statistics()` counts what was lost.", *arguments)  # noqa: G004
+            logger.warning(f"{message}{self._tail}", *arguments, exc_info=exc_info)  # noqa: G004

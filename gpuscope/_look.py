@@ -12,9 +12,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._errors import CannotProfileError
 from gpuscope._log import logger
 from gpuscope._recording import current
-from gpuscope._torch_profiler import LEAVING_S, CannotProfileError, Profiler
+from gpuscope._torch_profiler import LEAVING_S, Profiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
-    from gpuscope._log import Complaints
+    from gpuscope._log import WarnOnce
     from gpuscope._outlets import Outlets
     from gpuscope._statistics import Statistics
 
@@ -32,7 +32,7 @@ class Metering:
     Args:
         config: the settings.
         outlets: the exporters of spans.
-        complaints: where failures are said.
+        warnings: where failures are said.
         statistics: returns the account of this moment.
         clock: nanoseconds, monotonic: when exports are due.
         epoch_clock: nanoseconds since the epoch.
@@ -45,7 +45,7 @@ class Metering:
         self,
         config: Config,
         outlets: Outlets,
-        complaints: Complaints,
+        warnings: WarnOnce,
         *,
         statistics: Callable[[], Statistics],
         clock: Callable[[], int],
@@ -56,7 +56,7 @@ class Metering:
         self.way = "none"
         self._config = config
         self._outlets = outlets
-        self._complaints = complaints
+        self._warnings = warnings
         self._statistics = statistics
         self._clock, self._epoch_clock = clock, epoch_clock
         self._meters = meters
@@ -100,7 +100,7 @@ class Metering:
         try:
             action(*arguments, **keywords)
         except Exception as error:  # It costs metrics; the stages themselves are to be exported none the less.
-            self._complaints.about("metrics", "metrics failed: %r.", error)
+            self._warnings.warn("metrics", "metrics failed: %r.", error)
 
     def snapshot(self, *, exemplars: bool = False) -> Snapshot:
         """Return all metrics of this moment; with exemplars those since they were last taken."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gpuscope._columns import StageBatch
     from gpuscope._config import Config
     from gpuscope._ledger import Ledger
-    from gpuscope._log import Complaints
+    from gpuscope._log import WarnOnce
     from gpuscope._points import Snapshot
     from gpuscope.exporters import Exporter
 
@@ -36,13 +36,11 @@ def _make(name: str, config: Config, bridge: Any, resource: Callable[[], dict[st
 class Outlets:
     """The exporters of one period of recording, and the account of what they take."""
 
-    def __init__(
-        self, config: Config, ledger: Ledger, complaints: Complaints, *, extra: tuple[Exporter, ...] = ()
-    ) -> None:
+    def __init__(self, config: Config, ledger: Ledger, warnings: WarnOnce, *, extra: tuple[Exporter, ...] = ()) -> None:
         self.names: tuple[str, ...] = ()
         self._config = config
         self._ledger = ledger
-        self._complaints = complaints
+        self._warnings = warnings
         self._extra = extra
         self._seen: tuple[Any, Any] = None, None
         """The bridge, and the application's provider, for which the exporters were chosen."""
@@ -88,7 +86,7 @@ class Outlets:
                 self._made[name] = _make(name, self._config, bridge, self.resource)
             except Exception as error:  # Not tried again; with no other, `exporter_set_up` counts.
                 self._failed.add(name)
-                self._complaints.about(name, "the exporter %r can't be set up: %r.", name, error)
+                self._warnings.warn(name, "the exporter %r can't be set up: %r.", name, error)
         return self._made.get(name)
 
     def export(self, batch: StageBatch, breathe: Callable[[], None]) -> None:
@@ -105,7 +103,7 @@ class Outlets:
                     breathe()
             except Exception as error:  # An exporter's failure is its own; the others still get the batch.
                 delivery.settle(0, {"exporter_error": stages})
-                self._complaints.about(exporter.name, "the exporter %r failed: %r.", exporter.name, error)
+                self._warnings.warn(exporter.name, "the exporter %r failed: %r.", exporter.name, error)
             breathe()
 
     def flush(self, remaining_s: Callable[[], float]) -> bool:
@@ -131,5 +129,5 @@ class Outlets:
         try:
             return getattr(exporter, action)(argument) is not False
         except Exception as error:  # As in `export`.
-            self._complaints.about(f"{exporter.name}.{action}", "`%s` of %r failed: %r.", action, exporter.name, error)
+            self._warnings.warn(f"{exporter.name}.{action}", "`%s` of %r failed: %r.", action, exporter.name, error)
             return False

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._errors import MissingError, UnsuitableError
 from gpuscope._layers import layer
-from gpuscope._log import logger
-from gpuscope._staging import Unsuitable, staged
+from gpuscope._log import WarnOnce, logger
+from gpuscope._staging import staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from gpuscope._targets import Target
 
 _NOTHING = object()
-
-
-class MissingError(Exception):
-    """There is no such name; the message names the closest."""
 
 
 @dataclass(eq=False)
@@ -60,7 +57,7 @@ class Patches:
         self.followed: dict[type, list[tuple[Target, str]]] = {}
         self.yielding: set[Target] = set()
         """Targets that give way to what the user named without a word."""
-        self.said: set[str] = set()
+        self._warnings = WarnOnce()
 
     def apply(self, target: Target, module: ModuleType) -> None:
         """
@@ -93,11 +90,9 @@ class Patches:
         self.followed.clear()
 
     def say(self, message: str, *arguments: object) -> None:
-        """Log a warning, once."""
+        """Log a warning, once per text."""
         text = message % arguments
-        if text not in self.said:
-            self.said.add(text)
-            logger.warning("%s", text)
+        self._warnings.warn(text, "%s", text)
 
     def _replace(self, target: Target, owner: Any, name: str) -> None:
         found, before = _look_up(owner, name), vars(owner).get(name, _NOTHING)
@@ -112,7 +107,7 @@ class Patches:
             return
         try:
             self.put(owner, name, self._stage_of(target, found, name), found, target.stage)
-        except Unsuitable as error:
+        except UnsuitableError as error:
             self.say("%s cannot be a stage: %s", target.path, error)
         except (TypeError, AttributeError) as error:  # A class in C, slots.
             self.say("%s cannot be replaced: %s.", target.path, error)

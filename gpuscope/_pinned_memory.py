@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpuscope._log import logger
+from gpuscope._log import WarnOnce
 from gpuscope._pinned_checks import has_cuda
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ ONE_THREAD_BYTES = 1_000_000
 
 _cuda: Any = torch.cuda  # Its events have no types.
 _memmove = ctypes.PyDLL(None).memmove
-_warned: set[str] = set()
+_warnings = WarnOnce()
+_PAGEABLE = ": buffers are of pageable memory, from which copies are slower and may wait."
 _holders: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -164,16 +165,10 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor,
             try:
                 return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True), True
             except RuntimeError as error:
-                _warn_once("failed", f"pinning memory failed ({error})")
+                _warnings.warn("failed", f"pinning memory failed (%s){_PAGEABLE}", error)
         else:
-            _warn_once("no CUDA", "no CUDA device can be used, so memory can't be pinned")
+            _warnings.warn("no CUDA", f"no CUDA device can be used, so memory can't be pinned{_PAGEABLE}")
         return torch.empty(shape, dtype=dtype, device="cpu"), False
-
-
-def _warn_once(kind: str, what: str) -> None:
-    if kind not in _warned:
-        _warned.add(kind)
-        logger.warning("%s: buffers are of pageable memory, from which copies are slower and may wait.", what)
 
 
 def _keep_for_ever() -> None:

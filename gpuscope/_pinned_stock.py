@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuscope._errors import PoolExhaustedError
 from gpuscope._pinned_memory import give_back
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ _ASK_S = 0.0002
 """How often a waiting thread asks about copies: an event can't be waited for together with a release, or for a time."""
 _LOOK_S = 0.05
 """How often it looks for buffers that were let go without a release: a finalizer must not take the lock."""
-
-
-class PoolExhaustedError(RuntimeError):
-    """Every buffer of a pool is in use or still being copied, and there may be no more of them."""
 
 
 class PoolStatistics(NamedTuple):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gpuscope._device import Device
     from gpuscope._graph_events import GraphStages
     from gpuscope._ledger import Ledger
-    from gpuscope._log import Complaints
+    from gpuscope._log import WarnOnce
     from gpuscope._replay_queue import Replay, ReplayQueue
 
 _ROUNDING_NS = 2_000
@@ -56,7 +56,7 @@ class Replays:
         device: Device,
         ledger: Ledger,
         queue: ReplayQueue,
-        complaints: Complaints,
+        warnings: WarnOnce,
         *,
         clock: Callable[[], int],
         deadline_ns: int,
@@ -65,7 +65,7 @@ class Replays:
         self._device = device
         self._ledger = ledger
         self._queue = queue
-        self._complaints = complaints
+        self._warnings = warnings
         self._clock = clock
         self._deadline_ns = deadline_ns
         self._warns_of_crowds = not inline
@@ -100,7 +100,7 @@ class Replays:
                 if clock is not None:
                     placed += self._collect_lane(lane, waiting, clock, limit)
             except Exception as error:  # A device that raises costs the replays' inner stages, and no more.
-                self._complaints.about("device", "asking the GPU about replays failed: %r.", error)
+                self._warnings.warn("device", "asking the GPU about replays failed: %r.", error)
                 self._lose(waiting, "device_error")
             while waiting and (give_up or self._clock() - waiting[0].launched_ns > self._deadline_ns):
                 self._lose(waiting, "given_up")

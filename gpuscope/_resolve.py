@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gpuscope._device import Device
     from gpuscope._ledger import Ledger
-    from gpuscope._log import Complaints
+    from gpuscope._log import WarnOnce
     from gpuscope._record import StageRecord
 
 
@@ -37,7 +37,7 @@ class Resolver:
         self,
         device: Device,
         ledger: Ledger,
-        complaints: Complaints,
+        warnings: WarnOnce,
         *,
         clock: Callable[[], int],
         event_deadline_ns: int,
@@ -46,7 +46,7 @@ class Resolver:
         self.pending = 0
         self._device = device
         self._ledger = ledger
-        self._complaints = complaints
+        self._warnings = warnings
         self._clock = clock
         self._event_deadline_ns = event_deadline_ns
         self._max_pending = max_pending
@@ -98,7 +98,7 @@ class Resolver:
             try:
                 self._collect_lane(lane, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
             except Exception as error:  # A device that raises costs GPU times, never stages.
-                self._complaints.about("device", "asking the GPU about stages failed: %r.", error)
+                self._warnings.warn("device", "asking the GPU about stages failed: %r.", error)
                 left = window - (len(rows) - before)
                 rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
             self.pending -= len(rows) - before
@@ -190,5 +190,5 @@ class Resolver:
         try:
             self._device.give_back(record)
         except Exception as error:  # The pool is one pair poorer.
-            self._complaints.about("device", "returning events failed: %r.", error)
+            self._warnings.warn("device", "returning events failed: %r.", error)
         return record, 0, 0, 0, flag

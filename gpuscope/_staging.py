@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from gpuscope import _expressions
+from gpuscope._errors import UnsuitableError
 from gpuscope._layers import layer
-from gpuscope._log import logger
+from gpuscope._log import WarnOnce
 from gpuscope._recording import current
 from gpuscope._stage import stage
 from gpuscope._state import state
@@ -24,16 +25,12 @@ if TYPE_CHECKING:
     from gpuscope._targets import Target
 
 
-class Unsuitable(Exception):
-    """What is there cannot be a stage; the message says why, and what can."""
-
-
 def staged(target: Target, found: Any) -> Any:
     """
     Return what is found under a name, a class's attribute unbound, as a stage of the same kind.
 
     Raises:
-        Unsuitable: for what is no function.
+        UnsuitableError: for what is no function.
 
     """
     if isinstance(found, staticmethod | classmethod):
@@ -49,14 +46,14 @@ def staged(target: Target, found: Any) -> Any:
 
 def _check(found: Any) -> None:
     if isinstance(found, type):
-        raise Unsuitable(f"it is a class; name one of its methods, as in `{found.__name__}.__call__`.")
+        raise UnsuitableError(f"it is a class; name one of its methods, as in `{found.__name__}.__call__`.")
     if isinstance(found, property | functools.cached_property):
-        raise Unsuitable("it is a property; name the function that it calls.")
+        raise UnsuitableError("it is a property; name the function that it calls.")
     if not callable(found):
-        raise Unsuitable(f"it is a `{type(found).__name__}`, which cannot be called.")
+        raise UnsuitableError(f"it is a `{type(found).__name__}`, which cannot be called.")
     if not inspect.isroutine(found) and not hasattr(type(found), "__get__"):
         # In its place no other object will do: programs ask what it is, and keep it in lists of children.
-        raise Unsuitable(f"it is an instance; name its method, as in `{type(found).__name__}.__call__`.")
+        raise UnsuitableError(f"it is an instance; name its method, as in `{type(found).__name__}.__call__`.")
 
 
 class _StagedObject(wrapt.FunctionWrapper):  # type: ignore[misc,type-arg,unused-ignore]
@@ -82,7 +79,7 @@ class _Notes:
     def __init__(self, target: Target, function: Any) -> None:
         self.target = target
         self.readers = {}
-        self.failed: set[str] = set()
+        self._warnings = WarnOnce()
         for key, expression in target.attributes.items():
             try:
                 self.readers[key] = _expressions.reader(expression, inspect.signature(function))
@@ -116,8 +113,6 @@ class _Notes:
         record.attributes = values or None
 
     def _leave_out(self, key: str, error: Exception) -> None:
-        if key not in self.failed:
-            self.failed.add(key)
-            expression = self.target.attributes[key]
-            reason = str(error) if isinstance(error, ValueError | TypeError) else repr(error)
-            logger.warning("the attribute `%s=%s` of `%s` is left out: %s", key, expression, self.target.path, reason)
+        message = "the attribute `%s=%s` of `%s` is left out: "
+        message += "%s" if isinstance(error, ValueError | TypeError) else "%r"
+        self._warnings.warn(key, message, key, self.target.attributes[key], self.target.path, error)

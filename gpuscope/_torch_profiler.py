@@ -13,15 +13,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._errors import CannotProfileError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
 LEAVING_S = 0.2
-
-
-class CannotProfileError(Exception):
-    """Why there is no profile; for people, and never for the program."""
 
 
 class Profiler:

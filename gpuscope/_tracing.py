@@ -15,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpuscope._log import WarnOnce
 
     def is_dynamo_compiling() -> bool:
         """Return True while Dynamo traces the caller, False when it runs."""
@@ -56,7 +57,8 @@ class Elisions:
 
     def __init__(self) -> None:
         self.places: dict[str, int] = {}
-        self._is_heard = self._is_said = False
+        self._warnings: WarnOnce | None = None
+        """None until recording has begun; by then logging is imported."""
 
     def add(self, place: str) -> None:
         """Count a stage; Dynamo holds its lock meanwhile."""
@@ -67,18 +69,19 @@ class Elisions:
 
     def listen(self) -> None:
         """Say from now on, once, that there are such stages: recording has begun."""
-        self._is_heard = True
+        from gpuscope._log import SUPPRESSED, WarnOnce
+
+        if self._warnings is None:
+            self._warnings = WarnOnce(f"{SUPPRESSED} `gpuscope.statistics().elided` has all.")
         self._say()
 
     def _say(self) -> None:
-        if self._is_heard and self.places and not self._is_said:
-            self._is_said = True
-            from gpuscope._log import logger
-
+        if self._warnings is not None and self.places:
             with contextlib.suppress(Exception):  # What the application does with a log line breaks no compilation.
-                logger.warning(
+                self._warnings.warn(
+                    "elided",
                     "`torch.compile` leaves out the stages inside what it compiles, as at %s. Put one around the "
-                    "compiled callable to time it as a whole. Said once; `gpuscope.statistics().elided` has all.",
+                    "compiled callable to time it as a whole.",
                     next(iter(self.places)),
                 )
 

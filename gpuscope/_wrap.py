@@ -1,15 +1,13 @@
 """
 Makes a stage of each call of a function, by its kind: plain, coroutine, generator, async generator, callable object.
 
-Everything is decided here, when the decorator runs; the wrappers only record. They are closures made with
-`functools.wraps` (Dynamo can't trace wrapt's on every version), each with a code object of its own: Dynamo's limit of
-compiled versions counts by code object.
+Everything is decided here, when the decorator runs; the wrappers only record. They are closures that
+`functools` makes look like their functions (Dynamo can't trace wrapt's on every version), each with a code object of
+its own: Dynamo's limit of compiled versions counts by code object.
 """
 
 from __future__ import annotations
 
-import functools
-import sys
 from typing import TYPE_CHECKING, Any
 
 from gpuscope import _tracing
@@ -56,7 +54,9 @@ def stage_of(
 
     if not inspect.isroutine(function):
         return StagedCallable(function, site, stream)
-    return _own_code(functools.wraps(function)(_kind_of(function)(function, site, stream)), function)
+    from gpuscope._functions import looking_like
+
+    return looking_like(function, _wrapper_for(function)(function, site, stream))
 
 
 def _check(function: Any) -> None:
@@ -71,25 +71,10 @@ def _check(function: Any) -> None:
         )
 
 
-def _kind_of(function: Any) -> Callable[[Any, Site, Any], Any]:
-    import inspect
+def _wrapper_for(function: Any) -> Callable[[Any, Site, Any], Any]:
+    from gpuscope._functions import by_kind
 
-    if inspect.iscoroutinefunction(function):
-        return _coroutine
-    if inspect.isasyncgenfunction(function):
-        return _async_generator
-    if inspect.isgeneratorfunction(function):
-        return _generator
-    return _plain
-
-
-def _own_code(wrapper: Any, function: Any) -> Any:
-    name = getattr(function, "__name__", "stage")
-    names = {"co_name": name}
-    if sys.version_info >= (3, 11):
-        names["co_qualname"] = getattr(function, "__qualname__", name)
-    wrapper.__code__ = wrapper.__code__.replace(**names)
-    return wrapper
+    return by_kind(function, plain=_plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator)
 
 
 def _plain(function: Any, site: Site, stream: Any) -> Any:
@@ -219,7 +204,7 @@ class StagedCallable:
         self.__wrapped__ = target
         self.__doc__ = target.__doc__
         self._gpuscope_site = site
-        self._gpuscope_call = _kind_of(getattr(target, "func", target.__call__))(target, site, stream)
+        self._gpuscope_call = _wrapper_for(getattr(target, "func", target.__call__))(target, site, stream)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the object, as a stage."""

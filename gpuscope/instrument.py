@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from gpuscope import _frameworks, _main_module
+from gpuscope._errors import MissingError
 from gpuscope._log import logger
-from gpuscope._patching import MissingError, Patches, closest, is_being_imported
+from gpuscope._patching import Patches, closest, is_being_imported
 from gpuscope._state import state
 from gpuscope._targets import Target, read_file, targets_of
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from gpuscope._errors import PoolExhaustedError
 from gpuscope._pinned_buffer import PinnedBuffer
 from gpuscope._pinned_checks import checked_dtype, checked_shape
 from gpuscope._pinned_memory import HostMemory
-from gpuscope._pinned_stock import PoolExhaustedError, PoolStatistics, Stock
+from gpuscope._pinned_stock import PoolStatistics, Stock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -105,6 +105,20 @@ def test_modules_and_functions_stay_small():
                 assert node.end_lineno - node.lineno < 60, f"{name}.{node.name}"
 
 
+def test_our_exceptions_are_one_family_drawn_at_its_head():
+    """`_errors` alone defines exceptions; its opening names each, with the built-in type that it also is."""
+    classes = {
+        (name, node.name): [ast.unparse(base) for base in node.bases]
+        for name, path in SOURCES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and re.search(r"(Error|Exception)\b", " ".join(map(ast.unparse, node.bases)))
+    }
+    assert {name for name, _ in classes} == {"_errors"}
+    drawn = re.findall(r"── (\w+)(?: \((\w+)\))?", ast.get_docstring(ast.parse(SOURCES["_errors"].read_text())))
+    family = {name: ["GpuscopeError", *filter(None, [built_in])] for name, built_in in drawn}
+    assert {name: bases for (_, name), bases in classes.items()} == {"GpuscopeError": ["Exception"], **family}
+
+
 def test_records_and_batches_are_data():
     """Neither has a method that does anything, and neither imports anything of ours at run time."""
     for name in ("_record", "_columns"):
@@ -121,7 +135,7 @@ def test_each_broad_except_has_its_reason():
         for number, line in enumerate(lines):
             if re.search(r"except (Exception|BaseException)", line):
                 around = " ".join(lines[number : number + 3])
-                assert "#" in around or "raise" in around or "about(" in around, f"{name}:{number + 1}"
+                assert "#" in around or "raise" in around or "warn(" in around, f"{name}:{number + 1}"
 
 
 def test_no_sleeps_in_tests_and_no_notes_to_self():

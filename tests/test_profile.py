@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,7 @@ class TestCommand:
         assert (looked.stdout, looked.returncode) == (plain.stdout, plain.returncode) == ("before\n", 1)
         last = plain.stderr.rindex('File "')
         assert plain.stderr[last:] in looked.stderr
+        assert looked.stderr.endswith(plain.stderr)
         assert "commands" not in looked.stderr
         assert "No deep look" in looked.stderr
 
@@ -296,6 +298,29 @@ class TestCommand:
         looked = python("-m", "gpuscope", "profile", "-m", "package", "-x", "1")
         assert (looked.stdout, looked.returncode) == (plain.stdout, plain.returncode)
         assert "text" in looked.stderr
+
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_a_folder_or_an_archive(self, python, tmp_path, packed):
+        """A folder or an archive with a `__main__.py` is a program, which imports what is beside that."""
+        program = {"__main__.py": SCRIPT.replace("import sys", "import sys, beside", 1), "beside.py": ""}
+        (tmp_path / "app").mkdir()
+        with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+            for name, text in program.items():
+                (tmp_path / "app" / name).write_text(text)
+                archive.writestr(name, text)
+        name = "app.zip" if packed else "app"
+        plain = python(name, "9")
+        looked = python("-m", "gpuscope", "profile", "--requests", "2", name, "9")
+        assert (looked.stdout, looked.returncode) == (plain.stdout, plain.returncode) != ("", 3)
+        assert "`infer`" in looked.stderr
+
+    def test_interrupt_ends_it_by_signal(self, python, tmp_path):
+        """A script that is interrupted dies of SIGINT, as without, and what was seen is said."""
+        (tmp_path / "script.py").write_text(SCRIPT.replace("raise SystemExit(3)", "raise KeyboardInterrupt"))
+        looked = python("-m", "gpuscope", "profile", "--requests", "2", "script.py", "9")
+        assert looked.returncode == -signal.SIGINT
+        assert "`infer`" in looked.stderr
+        assert looked.stderr.endswith("KeyboardInterrupt\n")
 
     def test_reads_a_trace_that_is_there(self, bench, tmp_path, capsys):
         """`--trace` says what `profile` said, and writes it on request."""

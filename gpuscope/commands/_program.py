@@ -20,8 +20,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuscope import _main_module
+from gpuscope._errors import CommandError
 from gpuscope._state import state
-from gpuscope.commands import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

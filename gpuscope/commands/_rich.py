@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from gpuscope.commands import CommandError
+from gpuscope._errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

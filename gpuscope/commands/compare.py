@@ -12,7 +12,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuscope.commands import CommandError, _rich
+from gpuscope._errors import CommandError
+from gpuscope.commands import _rich
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuscope.commands import CommandError
+from gpuscope._errors import CommandError
 
 if TYPE_CHECKING:
     import argparse

@@ -7,16 +7,13 @@ The script sees its own `sys.argv`, path, exit code and tracebacks, as without. 
 from __future__ import annotations
 
 import argparse
-import io
-import runpy
 import sys
-import traceback
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gpuscope
-from gpuscope.commands import CommandError
+from gpuscope._errors import CommandError
+from gpuscope.commands import _program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from gpuscope._deep_look import DeepLook
 
 HELP = "Run a script, and say what bounds its stages: kernels, copies, waits and gaps, by torch.profiler."
-INTERRUPTED = 130
 EPILOG = "Exit codes: the script's own; 2 bad usage, or a file that cannot be read or written."
 
 
@@ -42,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Do either."""
+def run(options: argparse.Namespace) -> int | Callable[[], None]:
+    """Read the trace, or return what runs the script."""
     if (options.trace is None) == (options.script is None):
         raise CommandError("give a script to run, or `--trace FILE`.")
-    return _read(options) if options.trace else _run_script(options)
+    return _read(options) if options.trace else _program_of(options)
 
 
 def _read(options: argparse.Namespace) -> int:
@@ -66,53 +62,21 @@ def _read(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_script(options: argparse.Namespace) -> int:
-    program = _program(options)
+def _program_of(options: argparse.Namespace) -> Callable[[], None]:
+    """Prepare everything, and return what runs the script."""
+    program = _program.become("module" if options.module else "script", options.script, options.arguments)
     if not gpuscope.is_enabled():
         gpuscope.enable(exporters="none")
     look = gpuscope.profile(options.requests, options.warmup)
-    try:
-        with look:
-            program()
-    except (Exception, KeyboardInterrupt) as error:  # The script's, which ends as it would have without us.
-        _show(error)
-        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-    finally:
-        _report(look, options.out or Path("gpuscope-profile"))
-    return 0
 
+    def profiled() -> None:
+        try:
+            with look:
+                program()
+        finally:
+            _report(look, options.out or Path("gpuscope-profile"))
 
-def _program(options: argparse.Namespace) -> Callable[[], object]:
-    """Return what runs the script, with the interpreter's state as the script expects it."""
-    if options.module:
-        sys.argv[:] = [options.script, *options.arguments]
-        sys.path.insert(0, "")
-        return lambda: runpy.run_module(options.script, run_name="__main__", alter_sys=True)
-    path = Path(options.script).absolute()
-    try:
-        with io.open_code(str(path)) as file:
-            source = file.read()
-    except OSError as error:
-        raise CommandError(f"cannot read {options.script!r}: {error.strerror}.") from error
-    sys.argv[:] = [options.script, *options.arguments]
-    sys.path[0] = str(path.resolve().parent)
-    main = ModuleType("__main__")
-    main.__dict__.update(__file__=str(path), __builtins__=__builtins__)
-    # It stays: what the script pickles, or leaves to be run at exit, looks itself up there.
-    sys.modules["__main__"] = main
-    # Not with the future statements of this module.
-    return lambda: exec(compile(source, str(path), "exec", dont_inherit=True), main.__dict__)  # noqa: S102 - as asked
-
-
-def _show(error: BaseException) -> None:
-    """Print a traceback without our own frames."""
-    own = traceback.walk_tb(error.__traceback__)
-    inner: Any = error.__traceback__
-    for frame, _ in own:
-        if frame.f_code.co_filename != __file__:
-            break
-        inner = inner.tb_next
-    sys.excepthook(type(error), error.with_traceback(inner), inner)
+    return profiled
 
 
 def _report(look: DeepLook, folder: Path) -> None:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 import gpuscope
 from gpuscope import _environment, _runtime
+from gpuscope._errors import CommandError
 from gpuscope._state import state
-from gpuscope.commands import CommandError, _program
+from gpuscope.commands import _program
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gzip
 import random
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
@@ -45,7 +45,7 @@ class Outcome:
     """What the endpoint asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """Where payloads go, and how."""
 
@@ -58,10 +58,30 @@ class Endpoint:
     client_key: str
 
     @classmethod
-    def of(cls, config: Config, signal: Literal["traces", "metrics"]) -> Endpoint:
-        """Return that of one signal."""
-        url, prefix = (config.traces_url, "otlp") if signal == "traces" else (config.metrics_url, "otlp_metrics")
-        return cls(url, *(getattr(config, f"{prefix}_{item.name}") for item in fields(cls)[1:]))
+    def for_traces(cls, config: Config) -> Endpoint:
+        """Return the one for spans."""
+        return cls(
+            url=config.traces_url,
+            headers=config.otlp_headers,
+            timeout_s=config.otlp_timeout_s,
+            compression=config.otlp_compression,
+            certificate=config.otlp_certificate,
+            client_certificate=config.otlp_client_certificate,
+            client_key=config.otlp_client_key,
+        )
+
+    @classmethod
+    def for_metrics(cls, config: Config) -> Endpoint:
+        """Return the one for metrics."""
+        return cls(
+            url=config.metrics_url,
+            headers=config.otlp_metrics_headers,
+            timeout_s=config.otlp_metrics_timeout_s,
+            compression=config.otlp_metrics_compression,
+            certificate=config.otlp_metrics_certificate,
+            client_certificate=config.otlp_metrics_client_certificate,
+            client_key=config.otlp_metrics_client_key,
+        )
 
 
 class HttpClient:

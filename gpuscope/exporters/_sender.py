@@ -6,13 +6,13 @@ Never looks inside the bytes, never makes its caller wait for the network, and s
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from dataclasses import dataclass
 from threading import Condition, Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope.exporters._http import HttpClient, Outcome
 from gpuscope.exporters._otlp_message import rejected_spans
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._delivery import Delivery
-
-_log = logging.getLogger("gpuscope")
 
 SUPPRESS = "suppress_instrumentation"
 """The key in OpenTelemetry's context by which its instrumentation of HTTP clients leaves a thread alone."""
@@ -75,7 +73,7 @@ class Sender:
         self._due = 0
         self._closing = False
         self._succeeded = False
-        self._warned: set[str] = set()
+        self._warnings = WarnOnce(COUNTED)
         # Started here and not when there is something to send: from Python 3.12 on, no thread can be started
         # once the interpreter has begun to exit, which is when the last spans come.
         self._thread = Thread(target=self._run, name="gpuscope-sender", daemon=True)
@@ -205,18 +203,10 @@ class Sender:
             self._warn(outcome.reason or "rejected", outcome.detail or f"{rejected} spans rejected: {message}")
         elif not self._succeeded:
             self._succeeded = True
-            _log.info("exporting spans to %s.", self._client.shown_url)
+            logger.info("exporting spans to %s.", self._client.shown_url)
 
     def _warn(self, reason: str, detail: str) -> None:
-        if reason not in self._warned:
-            self._warned.add(reason)
-            _log.warning(
-                "cannot export to %s: %s (%s); further losses of this kind are counted in `gpuscope.statistics()` "
-                "and not logged.",
-                self._client.shown_url,
-                reason,
-                detail,
-            )
+        self._warnings.warn(reason, "cannot export to %s: %s (%s).", self._client.shown_url, reason, detail)
 
 
 def _lose(deliveries: list[Delivery], reason: str) -> None:

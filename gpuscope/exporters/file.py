@@ -7,10 +7,10 @@ Waits for nothing but the disk.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope._points import RECORDED
 from gpuscope._version import __version__
 from gpuscope.exporters._line_file import LineFile
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from gpuscope._config import Config
     from gpuscope._delivery import Delivery
     from gpuscope._points import Snapshot
-
-_log = logging.getLogger("gpuscope")
 
 
 class FileExporter:
@@ -45,7 +43,8 @@ class FileExporter:
         self.path = config.file.replace("{pid}", str(os.getpid()))
         self._encoder = JsonEncoder(attributes, __version__)
         self._file = LineFile(self.path, config.file_max_bytes, config.file_backups)
-        self._succeeded = self._warned = self._ended = False
+        self._succeeded = self._ended = False
+        self._warnings = WarnOnce(COUNTED)
         self._account: Any = None
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
@@ -62,7 +61,7 @@ class FileExporter:
             return
         if not self._succeeded:
             self._succeeded = True
-            _log.info("exporting spans to %s.", self.path)
+            logger.info("exporting spans to %s.", self.path)
         delivery.settle(delivery.stages)
 
     def account(self, snapshot: Snapshot) -> None:
@@ -88,11 +87,4 @@ class FileExporter:
         self._file.close()
 
     def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            self._warned = True
-            _log.warning(
-                "cannot write to %s: %s; further losses of this kind are counted in `gpuscope.statistics()` and not "
-                "logged.",
-                self.path,
-                error,
-            )
+        self._warnings.warn("disk", "cannot write to %s: %s.", self.path, error)

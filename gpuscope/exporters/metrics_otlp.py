@@ -8,10 +8,10 @@ good by the next: each is tried once.
 from __future__ import annotations
 
 import contextlib
-import logging
 from threading import Condition, Event, Thread
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._log import SUPPRESSED, WarnOnce, logger
 from gpuscope._version import __version__
 from gpuscope.exporters._http import Endpoint, HttpClient, Outcome
 from gpuscope.exporters._metrics_message import request_bytes
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from gpuscope._config import Config
     from gpuscope._points import Snapshot
-
-_log = logging.getLogger("gpuscope")
 
 _NO_METRICS = ("http_404", "http_405", "http_501")
 """What an endpoint says that takes spans only, as Jaeger does."""
@@ -43,13 +41,14 @@ class OtlpMetrics:
     def __init__(self, config: Config, resource: Mapping[str, Any]) -> None:
         once = Event()
         once.set()
-        self._client = HttpClient(Endpoint.of(config, "metrics"), once, version=__version__)
+        self._client = HttpClient(Endpoint.for_metrics(config), once, version=__version__)
         self._resource = resource
         self._changed = Condition()
         self._next: Snapshot | None = None
         self._put = self._done = 0
         self._closing = False
-        self._said: set[str] = set()
+        self._succeeded = False
+        self._warnings = WarnOnce(SUPPRESSED)
         # At once, for at exit Python starts no more threads.
         self._thread = Thread(target=self._run, name="gpuscope-metrics", daemon=True)
         self._thread.start()
@@ -105,17 +104,13 @@ class OtlpMetrics:
         rejected, message = rejected_spans(outcome.body) if outcome.body else (0, "")
         if outcome.reason in _NO_METRICS:
             try:
-                self._say("none", logging.INFO, "%s takes no metrics (%s): none are sent.", outcome.detail)
+                logger.info("%s takes no metrics (%s): none are sent.", self._client.shown_url, outcome.detail)
             finally:
                 self._close()
         elif outcome.reason or rejected:
             detail = outcome.detail or f"{rejected} points rejected: {message}"
             reason = outcome.reason or "rejected"
-            self._say(reason, logging.WARNING, f"cannot export metrics to %s: {reason} (%s); said once.", detail)
-        else:
-            self._say("", logging.INFO, "exporting metrics to %s.")
-
-    def _say(self, kind: str, level: int, message: str, *details: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            _log.log(level, message, self._client.shown_url, *details)
+            self._warnings.warn(reason, "cannot export metrics to %s: %s (%s).", self._client.shown_url, reason, detail)
+        elif not self._succeeded:
+            self._succeeded = True
+            logger.info("exporting metrics to %s.", self._client.shown_url)

@@ -15,7 +15,7 @@ from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuscope._log import Complaints, logger
+from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope._points import BOUNDS_S, SPECS, Histogram
 from gpuscope._version import __version__
 
@@ -55,7 +55,7 @@ class Instruments:
         self._source: Source | None = None
         self._last: Snapshot | None = None
         self._taken: tuple[Snapshot, float] | None = None
-        self._complaints = Complaints()
+        self._warnings = WarnOnce(COUNTED)
         meter = provider.get_meter("gpuscope", __version__)
         for spec in SPECS:
             # The first that a reader asks takes a snapshot, which the others then show too.
@@ -96,7 +96,7 @@ class Instruments:
                 snapshot = self._snapshot(fresh=fresh)
                 return [] if snapshot is None else list(observe(snapshot.points.get(spec, ())))
             except Exception as error:  # It is the application's reader that asks: it gets an answer or none.
-                self._complaints.about("metrics", "metrics could not be observed: %r.", error)
+                self._warnings.warn("metrics", "metrics could not be observed: %r.", error)
                 return []
 
         return callback

@@ -50,7 +50,7 @@ class OtlpExporter:
         self._envelope = Envelope(attributes, __version__)
         self._encoder = SpanEncoder()
         interrupt = Event()
-        client = HttpClient(Endpoint.of(config, "traces"), interrupt, version=__version__, backoff_s=backoff_s)
+        client = HttpClient(Endpoint.for_traces(config), interrupt, version=__version__, backoff_s=backoff_s)
         limits = limits or Limits(delay_s=config.schedule_delay_s)
         self._sender = Sender(client, interrupt, self._envelope.wrap, limits)
 

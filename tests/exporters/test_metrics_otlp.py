@@ -134,6 +134,7 @@ class TestFailures:
         assert len(otlp_receiver.requests) == 5
         said = [record.message for record in caplog.records if record.levelno == logging.WARNING]
         assert len(said) == 3
+        assert all(text.endswith("). Further warnings of this kind are suppressed.") for text in said)
         assert all(reason in text for reason, text in zip(("http_503", "http_400", "rejected"), said, strict=True))
         assert any("exporting metrics to" in record.message for record in caplog.records)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import threading
 from email.utils import format_datetime
@@ -178,10 +179,23 @@ def test_client_certificates_are_passed_on():
     """Certificate settings become what `requests` takes: one file, a pair, or the system's."""
 
     def client(**settings):
-        made = HttpClient(Endpoint.of(Config().changed(**settings), "traces"), threading.Event(), version="1")
+        made = HttpClient(Endpoint.for_traces(Config().changed(**settings)), threading.Event(), version="1")
         made.close()
         return made._verify, made._cert
 
     assert client() == (True, None)
     assert client(otlp_certificate="ca.pem", otlp_client_certificate="me.pem") == ("ca.pem", "me.pem")
     assert client(otlp_client_certificate="me.pem", otlp_client_key="me.key") == (True, ("me.pem", "me.key"))
+
+
+@pytest.mark.parametrize(("signal", "prefix"), [("traces", "otlp"), ("metrics", "otlp_metrics")])
+def test_an_endpoint_has_the_settings_of_its_signal(signal, prefix):
+    """Each part of the endpoint is the setting of the same name, of spans or of metrics."""
+    texts = ("certificate", "client_certificate", "client_key")
+    settings = {f"{each}_{name}": f"{each}/{name}" for each in ("otlp", "otlp_metrics") for name in texts}
+    times, keys = {"otlp_timeout_s": 1.0, "otlp_metrics_timeout_s": 2.0}, {"otlp_headers": {"a": "b"}}
+    config = Config().changed(**settings, **times, **keys, otlp_compression="gzip", otlp_metrics_headers={"c": "d"})
+    endpoint = getattr(Endpoint, f"for_{signal}")(config)
+    for field in dataclasses.fields(endpoint):
+        setting = f"{signal}_url" if field.name == "url" else f"{prefix}_{field.name}"
+        assert getattr(endpoint, field.name) == getattr(config, setting), field.name

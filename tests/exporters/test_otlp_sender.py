@@ -143,6 +143,7 @@ def test_the_log_says_it_once(make_exporter, otlp_receiver, send, caplog):
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "WARNING"]
     assert f"exporting spans to {otlp_receiver.url}." in caplog.text
     assert "http_400" in caplog.text
+    assert caplog.text.count("Further warnings of this kind are suppressed. `gpuscope.statistics()` counts") == 2
     assert "secret" not in caplog.text
 
 
