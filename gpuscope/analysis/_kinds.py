@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuscope._columns import RowFlag
-from gpuscope.analysis._order import in_order
+from gpuscope._stage_order import Place, in_order
 from gpuscope.analysis._replays import in_graph
-from gpuscope.analysis._tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +37,7 @@ class Kind(NamedTuple):
 
 def kinds(recording: Recording) -> Iterator[Kind]:
     """Yield the stages of each kind of request from its root, in the order in which they first started."""
-    tallies: dict[tuple[int, int], Tally] = {}
+    places: dict[tuple[int, int], Place] = {}
     # Stages of one replay are told apart in time by the GPU.
     begin_ns = np.where(in_graph(recording), recording.gpu_start_ns, recording.host_start_ns)
     rows_of = {}
@@ -46,14 +45,14 @@ def kinds(recording: Recording) -> Iterator[Kind]:
     for rows in sorted(_groups(recording), key=lambda rows: int(rows[0])):
         first, around = int(rows[0]), int(recording.parent[rows[0]])
         stage, root = int(recording.stage[first]), int(recording.stage[recording.root[first]])
-        tally = Tally(recording.names[stage], recording.names[root], int(begin_ns[first]))
+        place = Place(recording.names[stage], recording.names[root], int(begin_ns[first]))
         if around >= 0:
-            tally.parent = tallies.get((int(recording.stage[around]), root))
-            tally.offset_ns -= int(begin_ns[around])
-        tallies[stage, root] = tally
-        rows_of[tally] = rows
-    for tally, parent, depth in in_order(tallies.values()):
-        yield Kind(tally.name, tally.root, parent.name if parent else None, depth, rows_of[tally])
+            place.parent = places.get((int(recording.stage[around]), root))
+            place.offset_ns -= int(begin_ns[around])
+        places[stage, root] = place
+        rows_of[place] = rows
+    for place, parent, depth in in_order(places.values()):
+        yield Kind(place.name, place.root, parent.name if parent else None, depth, rows_of[place])
 
 
 def _groups(recording: Recording) -> list[NDArray[np.int64]]:

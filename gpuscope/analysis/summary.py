@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gpuscope._stage_order import in_order
 from gpuscope.analysis import _table
 from gpuscope.analysis._groups import DELAY, GPU, HOST, split
-from gpuscope.analysis._order import Family, begin_ns, in_order
+from gpuscope.analysis._order import Family, begin_ns
 from gpuscope.analysis._tally import RECENT_CALLS, Tally
 
 if TYPE_CHECKING:
