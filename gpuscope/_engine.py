@@ -21,7 +21,7 @@ from gpuscope._ledger import Ledger, Statistics
 from gpuscope._log import logger
 from gpuscope._nvtx import open_nvtx
 from gpuscope._queue import RecordQueue
-from gpuscope.analysis.summary import StageStatistics
+from gpuscope.analysis._statistics import StageStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

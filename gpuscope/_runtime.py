@@ -226,7 +226,7 @@ def summary() -> Summary:
 
     Waits up to a second for the collector to catch up with what has ended, GPU work included; sends nothing.
     """
-    from gpuscope.analysis.summary import StageStatistics
+    from gpuscope.analysis._statistics import StageStatistics
 
     if state.engine is None:
         return StageStatistics().summary()

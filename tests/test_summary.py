@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import gpuscope.analysis
 from gpuscope._columns import Details, DeviceFacts, RowFlag, StageBatch
 from gpuscope._record import ErrorFacts, Site, ThreadFacts
+from gpuscope.analysis._statistics import StageStatistics
 from gpuscope.analysis._tally import Ring
-from gpuscope.analysis.summary import OTHER, StageStatistics
+from gpuscope.analysis.summary import OTHER
 
 EPOCH_NS = 1_700_000_000_000_000_000
 MS = 1_000_000
@@ -413,7 +414,7 @@ class TestPlace:
         """The analysis imports neither torch nor OpenTelemetry nor the recording side."""
         script = (
             "import sys, gpuscope._columns, gpuscope._record; before = set(sys.modules);"
-            "import gpuscope.analysis.summary;"
+            "import gpuscope.analysis._statistics;"
             "print(sorted(m for m in set(sys.modules) - before if m.startswith(('gpuscope', 'torch', 'opentel'))))"
         )
         done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
@@ -426,7 +427,7 @@ class TestPlace:
         facts = ("gpuscope._columns", "gpuscope._record", "gpuscope._points", "gpuscope._stage_order")
         allowed = (*facts, "gpuscope.analysis")
         folder = Path(gpuscope.analysis.__file__).parent
-        for path in (folder / f"{name}.py" for name in ("summary", "_groups", "_tally", "_order", "_table")):
+        for path in (folder / f"{name}.py" for name in ("summary", "_statistics", "_groups", "_tally", "_order")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpuscope"):
                     assert node.module.startswith(allowed), (path, node.module)
