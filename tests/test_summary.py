@@ -23,6 +23,8 @@ from gpuscope.analysis.summary import OTHER
 
 EPOCH_NS = 1_700_000_000_000_000_000
 MS = 1_000_000
+LIVE = ("summary", "_statistics", "_groups", "_tally", "_order", "metrics", "_histograms", "_joined", "_occupancy")
+"""Modules of the running totals."""
 PIPELINE = (("prep", 2.0, 0.0), ("h2d", 1.0, 3.0), ("infer", 5.0, 20.0), ("post", 4.0, 0.0))
 
 
@@ -431,6 +433,14 @@ class TestPlace:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpuscope"):
                     assert node.module.startswith(allowed), (path, node.module)
+
+    def test_running_totals_and_reports_do_not_meet(self):
+        """What runs on the collector's thread imports nothing of what reads files, types included, nor the reverse."""
+        folder = Path(gpuscope.analysis.__file__).parent
+        for path in folder.glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpuscope.analysis."):
+                    assert (path.stem in LIVE) == (node.module.split(".")[2] in LIVE), (path, node.module)
 
 
 class TestReplays:
