@@ -20,7 +20,7 @@ from gpuscope._nvtx import open_nvtx
 from gpuscope._queue import RecordQueue
 from gpuscope._recorder import Recorder
 from gpuscope._replay_queue import ReplayQueue
-from gpuscope.analysis.summary import StageStatistics
+from gpuscope.analysis._statistics import StageStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable

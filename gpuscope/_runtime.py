@@ -185,7 +185,7 @@ def summary() -> Summary:
 
     Waits up to a second for the collector to catch up with what has ended, GPU work included; sends nothing.
     """
-    from gpuscope.analysis.summary import StageStatistics
+    from gpuscope.analysis._statistics import StageStatistics
 
     engine: Engine | None = state.engine
     if engine is None:

@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 import gpuscope.analysis
 from gpuscope._columns import Details, DeviceFacts, RowFlag, StageBatch
 from gpuscope._record import ErrorFacts, Site, ThreadFacts
+from gpuscope.analysis._statistics import StageStatistics
 from gpuscope.analysis._tally import Ring
-from gpuscope.analysis.summary import OTHER, StageStatistics
+from gpuscope.analysis.summary import OTHER
 
 EPOCH_NS = 1_700_000_000_000_000_000
 MS = 1_000_000
+LIVE = ("summary", "_statistics", "_groups", "_tally", "_order", "metrics", "_histograms", "_joined", "_occupancy")
+"""Modules of the running totals."""
 PIPELINE = (("prep", 2.0, 0.0), ("h2d", 1.0, 3.0), ("infer", 5.0, 20.0), ("post", 4.0, 0.0))
 
 
@@ -413,20 +416,31 @@ class TestPlace:
         """The analysis imports neither torch nor OpenTelemetry nor the recording side."""
         script = (
             "import sys, gpuscope._columns, gpuscope._record; before = set(sys.modules);"
-            "import gpuscope.analysis.summary;"
+            "import gpuscope.analysis._statistics;"
             "print(sorted(m for m in set(sys.modules) - before if m.startswith(('gpuscope', 'torch', 'opentel'))))"
         )
         done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-        assert all(name.startswith("gpuscope.analysis") for name in ast.literal_eval(done.stdout))
+        assert all(
+            name.startswith(("gpuscope.analysis", "gpuscope._stage_order")) for name in ast.literal_eval(done.stdout)
+        )
 
     def test_modules_keep_their_floor(self):
         """No module of the summary names anything of ours but the records and its own neighbours."""
-        allowed = ("gpuscope._columns", "gpuscope._record", "gpuscope._points", "gpuscope.analysis")
+        facts = ("gpuscope._columns", "gpuscope._record", "gpuscope._points", "gpuscope._stage_order")
+        allowed = (*facts, "gpuscope.analysis")
         folder = Path(gpuscope.analysis.__file__).parent
-        for path in (folder / f"{name}.py" for name in ("summary", "_groups", "_tally", "_order", "_table")):
+        for path in (folder / f"{name}.py" for name in ("summary", "_statistics", "_groups", "_tally", "_order")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpuscope"):
                     assert node.module.startswith(allowed), (path, node.module)
+
+    def test_running_totals_and_reports_do_not_meet(self):
+        """What runs on the collector's thread imports nothing of what reads files, types included, nor the reverse."""
+        folder = Path(gpuscope.analysis.__file__).parent
+        for path in folder.glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gpuscope.analysis."):
+                    assert (path.stem in LIVE) == (node.module.split(".")[2] in LIVE), (path, node.module)
 
 
 class TestReplays:

@@ -14,8 +14,7 @@ import numpy as np
 
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._evidence import Kind
-from gpuscope.analysis._replays import callers, in_graph
-from gpuscope.analysis._segments import UNMEASURED, ancestors, measured
+from gpuscope.analysis._replays import callers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,20 +39,6 @@ class Material:
         return self.recording.names[int(self.recording.stage[row])]
 
     @cached_property
-    def warmup(self) -> NDArray[np.bool_]:
-        """Which rows are warm-up calls, or have some inside."""
-        found: NDArray[np.bool_] = (self.recording.flags & RowFlag.WARMUP) != 0
-        own = found.copy()
-        for rows, above in ancestors(self.recording.parent):
-            found[above[own[rows]]] = True
-        return found
-
-    @cached_property
-    def measured(self) -> NDArray[np.bool_]:
-        """Which rows have GPU times that can be relied on."""
-        return measured(self.recording)
-
-    @cached_property
     def duration_ns(self) -> NDArray[np.int64]:
         """From each row's start on the host to the end of all its work."""
         ns: NDArray[np.int64] = np.maximum(self.evidence.end_ns - self.recording.host_start_ns, 1)
@@ -66,7 +51,7 @@ class Material:
         order = np.argsort(kinds, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1) if len(order) else []
         # A stage may also run inside itself, or be outermost in one place and inner, or in a graph, in another.
-        place = np.where(recording.parent < 0, 0, np.where(in_graph(recording), 2, 1))
+        place = np.where(recording.parent < 0, 0, np.where(recording.in_graph, 2, 1))
         split = [rows[place[rows] == each] for rows in groups for each in range(3)]
         found = [Calls(self, rows) for rows in split if len(rows)]
         host_ns = recording.host_end_ns - recording.host_start_ns
@@ -107,12 +92,12 @@ class Calls:
     @cached_property
     def judged(self) -> NDArray[np.int64]:
         """The rows that are neither warm-up nor cold."""
-        return self.rows[~self.material.warmup[self.rows] & ~self.material.cold.rows[self.rows]]
+        return self.rows[~self.material.recording.around_warmup[self.rows] & ~self.material.cold.rows[self.rows]]
 
     @cached_property
     def timed(self) -> NDArray[np.int64]:
         """Those of the judged rows that have GPU times."""
-        return self.judged[self.material.measured[self.judged]]
+        return self.judged[self.material.recording.measured[self.judged]]
 
     @cached_property
     def requests(self) -> NDArray[np.int64]:
@@ -169,10 +154,10 @@ class Calls:
     def without_gpu_times(self) -> str:
         """Return why GPU times are missing in these calls, of the stage where most time is without."""
         recording, evidence = self.material.recording, self.material.evidence
-        chosen = np.isin(recording.root, self.requests) & ~self.material.measured
+        chosen = np.isin(recording.root, self.requests) & ~self.material.recording.measured
         rows = np.flatnonzero(chosen)
-        if len(rows) and not self.material.measured[self.judged].all():
-            rows = self.judged[~self.material.measured[self.judged]]
+        if len(rows) and not self.material.recording.measured[self.judged].all():
+            rows = self.judged[~self.material.recording.measured[self.judged]]
         if not len(rows):
             return "GPU times are missing"
         row = int(rows[np.argmax(evidence.untimed_ns[rows])])
@@ -208,6 +193,6 @@ def _why_unmeasured(flags: int) -> str:
         return "ran while a CUDA graph was captured, so it has no GPU times"
     if flags & RowFlag.GIVEN_UP:
         return "was given up before its GPU work ended"
-    if flags & UNMEASURED:
+    if flags & RowFlag.CLAMPED:
         return "has GPU times that cannot be placed: they lay before the launch"
     return "has no GPU times: recorded without a GPU, or on a device that was not current"

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuscope._columns import RowFlag
-from gpuscope.analysis._segments import ancestors
+from gpuscope.analysis._ancestors import ancestors
 from gpuscope.analysis._sizes import shape_of, sizes_in
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def _cold_in(recording: Recording, rows: NDArray[np.int64], cost_ns: NDArray[np.
     shapes: dict[Shape, list[int]] = {}
     for row in rows.tolist():
         shapes.setdefault(shape_of(recording, row), []).append(row)
-    warm = (recording.flags & RowFlag.WARMUP) == 0
+    warm = ~recording.warmup
     found = _first_of_their_shape(shapes, warm, cost_ns) if len(shapes) > 1 else []
     new = {row for row, _, _ in found}
     for alike in shapes.values():

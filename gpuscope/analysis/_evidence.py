@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuscope.analysis._ancestors import ancestors
 from gpuscope.analysis._intervals import Intervals, covered, union
-from gpuscope.analysis._replays import in_graph, replays_of
-from gpuscope.analysis._segments import ancestors, measured, segments_of
+from gpuscope.analysis._replays import replays_of
+from gpuscope.analysis._segments import segments_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -168,14 +169,8 @@ def _moved(recording: Recording) -> NDArray[np.float64]:
         value = attributes.get("bytes")
         if isinstance(value, (int, float)) and math.isfinite(value):
             moved[row] = value
-    moved[_around(recording)] = 0
+    moved[~recording.leaf] = 0
     return moved
-
-
-def _around(recording: Recording) -> NDArray[np.int64]:
-    """Return the stages that have others inside on the host."""
-    around: NDArray[np.int64] = recording.parent[(recording.parent >= 0) & ~in_graph(recording)]
-    return around
 
 
 def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -188,10 +183,8 @@ def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[n
     """
     shown = np.zeros(len(recording.stage), np.bool_)
     shown[recording.root[segments.owner[np.isin(kind, (Kind.AHEAD, Kind.WAITS, Kind.COPIES))]]] = True
-    innermost = ~in_graph(recording)
-    innermost[_around(recording)] = False
     last_ns = np.zeros(len(recording.stage), np.int64)
-    np.maximum.at(last_ns, recording.root[innermost], recording.host_start_ns[innermost])
+    np.maximum.at(last_ns, recording.root[recording.leaf], recording.host_start_ns[recording.leaf])
     root = recording.root[segments.owner]
     return ~shown[root] & (segments.host_start_ns >= last_ns[root])
 
@@ -202,7 +195,7 @@ def _devices(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64]
     ids = [each.device_uuid or (each.process, each.device) for each in recording.streams]
     device = np.array([ids.index(each) for each in ids], np.int64)
     found = np.full(len(recording.stage), NO_DEVICE, np.int64)
-    timed = measured(recording)
+    timed = recording.measured
     root, used = recording.root[timed], device[recording.stream[timed]]
     found[root] = used
     found[root[used != found[root]]] = SEVERAL_DEVICES
@@ -245,7 +238,7 @@ def _idle(spans: Intervals, device: NDArray[np.int64], busy: dict[int, Intervals
 
 
 def _ends(recording: Recording) -> NDArray[np.int64]:
-    own_ns: NDArray[np.int64] = np.maximum(recording.host_end_ns, recording.gpu_end_ns * measured(recording))
+    own_ns: NDArray[np.int64] = np.maximum(recording.host_end_ns, recording.gpu_end_ns * recording.measured)
     end_ns: NDArray[np.int64] = own_ns.copy()
     for rows, above in ancestors(recording.parent):
         np.maximum.at(end_ns, above, own_ns[rows])

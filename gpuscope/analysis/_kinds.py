@@ -1,7 +1,7 @@
 """
-The rows of a recording by stage and kind of request, and which of them count.
+The rows of a recording by stage and kind of request, and how long each request took.
 
-Indexes and masks; divides nothing, judges nothing.
+Indexes and columns; divides nothing, judges nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gpuscope._columns import RowFlag
-from gpuscope.analysis._order import in_order
-from gpuscope.analysis._replays import in_graph
-from gpuscope.analysis._tally import Tally
+from gpuscope._stage_order import Place, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,22 +35,22 @@ class Kind(NamedTuple):
 
 def kinds(recording: Recording) -> Iterator[Kind]:
     """Yield the stages of each kind of request from its root, in the order in which they first started."""
-    tallies: dict[tuple[int, int], Tally] = {}
+    places: dict[tuple[int, int], Place] = {}
     # Stages of one replay are told apart in time by the GPU.
-    begin_ns = np.where(in_graph(recording), recording.gpu_start_ns, recording.host_start_ns)
+    begin_ns = np.where(recording.in_graph, recording.gpu_start_ns, recording.host_start_ns)
     rows_of = {}
     # By their first rows: a stage around another comes before it, so that no two can be inside each other.
     for rows in sorted(_groups(recording), key=lambda rows: int(rows[0])):
         first, around = int(rows[0]), int(recording.parent[rows[0]])
         stage, root = int(recording.stage[first]), int(recording.stage[recording.root[first]])
-        tally = Tally(recording.names[stage], recording.names[root], int(begin_ns[first]))
+        place = Place(recording.names[stage], recording.names[root], int(begin_ns[first]))
         if around >= 0:
-            tally.parent = tallies.get((int(recording.stage[around]), root))
-            tally.offset_ns -= int(begin_ns[around])
-        tallies[stage, root] = tally
-        rows_of[tally] = rows
-    for tally, parent, depth in in_order(tallies.values()):
-        yield Kind(tally.name, tally.root, parent.name if parent else None, depth, rows_of[tally])
+            place.parent = places.get((int(recording.stage[around]), root))
+            place.offset_ns -= int(begin_ns[around])
+        places[stage, root] = place
+        rows_of[place] = rows
+    for place, parent, depth in in_order(places.values()):
+        yield Kind(place.name, place.root, parent.name if parent else None, depth, rows_of[place])
 
 
 def _groups(recording: Recording) -> list[NDArray[np.int64]]:
@@ -61,19 +58,6 @@ def _groups(recording: Recording) -> list[NDArray[np.int64]]:
     codes = recording.stage.astype(np.int64) * len(recording.names) + recording.stage[recording.root]
     order = codes.argsort(kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
-
-
-def is_warmup(recording: Recording) -> NDArray[np.bool_]:
-    """Return for each row whether it or its request is warm-up."""
-    warmup: NDArray[np.bool_] = (recording.flags & RowFlag.WARMUP) != 0
-    return warmup | warmup[recording.root]
-
-
-def is_leaf(recording: Recording) -> NDArray[np.bool_]:
-    """Return for each row whether no stage is inside it; what is inside a replay counts with the stage around it."""
-    leaf = ~in_graph(recording)
-    leaf[recording.parent[(recording.parent >= 0) & leaf]] = False
-    return leaf
 
 
 def end_to_end_ns(recording: Recording) -> NDArray[np.int64]:

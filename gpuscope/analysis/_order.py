@@ -1,7 +1,7 @@
 """
-Which stage runs inside which, and in what order: learnt from one call of each stage.
+Which stage runs inside which: learnt from one call of each stage.
 
-Learns from parent ids of batches as they come; once every stage has its place it costs nothing.
+Learns from parent ids of batches as they come; once every stage has its place it costs nothing. Sorts nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from gpuscope._columns import RowFlag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
     from gpuscope._columns import StageBatch
+    from gpuscope._stage_order import Place
     from gpuscope.analysis._tally import Tally
 
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
@@ -78,30 +79,9 @@ def begin_ns(batch: StageBatch, row: int) -> int:
 def _adopt(tally: Tally, parent: Tally, offset_ns: int) -> None:
     """Give a stage its parent, unless that closes a circle, as two stages that call each other would."""
     tally.awaited_id = 0
-    ancestor: Tally | None = parent
+    ancestor: Place | None = parent
     while ancestor is not None:
         if ancestor is tally:
             return
         ancestor = ancestor.parent
     tally.parent, tally.offset_ns = parent, offset_ns
-
-
-def in_order(tallies: Iterable[Tally]) -> Iterator[tuple[Tally, Tally | None, int]]:
-    """Yield (stage, stage around it, depth): each kind of request from its root, in the order of their starts."""
-    tallies = list(tallies)
-    roots = {tally.root: tally for tally in tallies if tally.is_root}
-    inside: dict[Tally | None, list[tuple[int, Tally]]] = {}
-    for tally in tallies:
-        parent, offset_ns = tally.parent, tally.offset_ns
-        if parent is None and not tally.is_root and tally.root in roots:
-            parent = roots[tally.root]
-            offset_ns -= parent.offset_ns
-        inside.setdefault(parent, []).append((offset_ns, tally))
-    for same_parent in inside.values():
-        same_parent.sort(key=lambda pair: pair[0], reverse=True)
-    # A stack of our own: stages may be nested deeper than Python recurses.
-    stack: list[tuple[Tally, Tally | None, int]] = [(tally, None, 0) for _, tally in inside.get(None, [])]
-    while stack:
-        tally, parent, depth = stack.pop()
-        yield tally, parent, depth
-        stack.extend((child, tally, depth + 1) for _, child in inside.get(tally, []))

@@ -1,5 +1,5 @@
 """
-Replays of CUDA graphs in a recording: which rows are stages inside one, what a replay covers, and what is left over.
+Replays of CUDA graphs in a recording: who launched them, what they cover, and what is left over.
 
 Inside a replay the GPU goes on without the host, so time between two stages of one replay is the GPU's. Arithmetic on
 columns; judges nothing.
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gpuscope._columns import RowFlag
 from gpuscope.analysis._intervals import Intervals, length, union
 
 if TYPE_CHECKING:
@@ -34,24 +33,17 @@ class Replays(NamedTuple):
     end_ns: NDArray[np.int64]
 
 
-def in_graph(recording: Recording) -> NDArray[np.bool_]:
-    """Return which rows are stages inside a replay: they have GPU times alone."""
-    inside: NDArray[np.bool_] = ((recording.flags & RowFlag.IN_GRAPH) != 0) & (recording.parent >= 0)
-    return inside
-
-
 def callers(recording: Recording) -> NDArray[np.int64]:
     """Return for each row inside a replay the stage on the host that launched it; for any other the row itself."""
     caller = np.arange(len(recording.stage))
-    inside = in_graph(recording)
-    while (still := inside[caller]).any():
+    while (still := recording.in_graph[caller]).any():
         caller[still] = recording.parent[caller[still]]
     return caller
 
 
 def replays_of(recording: Recording) -> Replays:
     """Return the replays: rows launched in one stage at one moment are of one."""
-    rows = np.flatnonzero(in_graph(recording) & (recording.stream >= 0))
+    rows = np.flatnonzero(recording.in_graph & (recording.stream >= 0))
     keys = np.stack([callers(recording)[rows], recording.host_start_ns[rows], recording.stream[rows]])
     kept, replay = np.unique(keys, axis=1, return_inverse=True)
     start_ns, end_ns = np.full(kept.shape[1], 2**63 - 1), np.zeros(kept.shape[1], np.int64)
@@ -62,7 +54,7 @@ def replays_of(recording: Recording) -> Replays:
 
 def outside_ns(recording: Recording) -> dict[int, int]:
     """Return for each stage around replays how much of its time on the stream was in none of the stages inside."""
-    rows = np.flatnonzero(in_graph(recording))
+    rows = np.flatnonzero(recording.in_graph)
     caller = callers(recording)
     timed = recording.stream[caller[rows]] >= 0
     by_caller: dict[int, list[int]] = {}

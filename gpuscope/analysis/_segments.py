@@ -11,18 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gpuscope._columns import RowFlag
-from gpuscope.analysis._replays import in_graph
+from gpuscope.analysis._ancestors import ancestors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from gpuscope.analysis.recording import Recording
-
-UNMEASURED = RowFlag.CAPTURED | RowFlag.CLAMPED | RowFlag.GIVEN_UP
-"""Rows whose GPU times are absent, or not where they seem to be."""
 
 
 class Segments(NamedTuple):
@@ -42,22 +36,6 @@ class Segments(NamedTuple):
     """Whether both points are on one stream."""
     timed: NDArray[np.bool_]
     """Whether both points have GPU times that can be relied on; they mean nothing where not."""
-
-
-def measured(recording: Recording) -> NDArray[np.bool_]:
-    """Return which rows have GPU times that can be relied on."""
-    timed: NDArray[np.bool_] = (recording.stream >= 0) & ((recording.flags & UNMEASURED) == 0)
-    return timed
-
-
-def ancestors(parent: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield (rows, a stage around each): the parents of all that have one, then their parents, and so on."""
-    rows = np.flatnonzero(parent >= 0)
-    above = parent[rows]
-    while rows.size:
-        yield rows, above
-        higher = parent[above] >= 0
-        rows, above = rows[higher], parent[above[higher]]
 
 
 def segments_of(recording: Recording) -> tuple[Segments, NDArray[np.bool_]]:
@@ -85,7 +63,7 @@ def _points(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.bool_]]
     for rows, _ in ancestors(recording.parent):
         depth[rows] += 1
     # The host is not there when a stage inside a replay starts or ends.
-    hosted = np.flatnonzero(~in_graph(recording))
+    hosted = np.flatnonzero(~recording.in_graph)
     start_ns, end_ns, depth = recording.host_start_ns[hosted], recording.host_end_ns[hosted], depth[hosted]
     # At one instant: inner stages end before outer ones, what follows starts after that, and empty stages end last.
     rank = np.concatenate([count + depth, np.where(end_ns <= start_ns, 3 * count - depth, -depth)])
@@ -104,7 +82,7 @@ def _between(
     host_ns = np.where(is_end, recording.host_end_ns[row], recording.host_start_ns[row])
     gpu_ns = np.where(is_end, recording.gpu_end_ns[row], recording.gpu_start_ns[row])
     uncertainty_ns, stream = recording.uncertainty_ns[row], recording.stream[row]
-    timed = measured(recording)[row]
+    timed = recording.measured[row]
     return Segments(
         owner=innermost[:-1][kept],
         host_start_ns=host_ns[:-1][kept],

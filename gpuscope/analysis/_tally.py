@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._stage_order import Place
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -82,29 +84,20 @@ class Calls:
         self.recent.append(group.block)
 
 
-class Tally:
+class Tally(Place):
     """All that is kept of one stage within one kind of request."""
 
-    __slots__ = ("awaited_id", "awaited_start_ns", "errors", "name", "offset_ns", "parent", "root", "steady", "warmup")
+    __slots__ = ("awaited_id", "awaited_start_ns", "errors", "steady", "warmup")
 
     def __init__(self, name: str, root: str, first_start_ns: int) -> None:
-        self.name = name
-        self.root = root
+        super().__init__(name, root, first_start_ns)
         self.errors = 0
         self.steady = Calls(RECENT_CALLS)
         self.warmup = Calls(RECENT_WARMUPS)
-        self.parent: Tally | None = None
-        self.offset_ns = first_start_ns
-        """Start within `parent`, once that is known; until then, time of the first start."""
         self.awaited_id = 0
         """Span id of the stage around one call, whose row has not come yet; 0: none is awaited."""
         self.awaited_start_ns = 0
         """When that call started."""
-
-    @property
-    def is_root(self) -> bool:
-        """Whether this is the outermost stage of its kind of request."""
-        return self.name == self.root
 
     @property
     def calls(self) -> int:

@@ -24,23 +24,27 @@ from gpuscope.analysis.figures import figures
 if TYPE_CHECKING:
     from gpuscope.analysis._intervals import Intervals
     from gpuscope.analysis._timeline_lanes import Device
+    from gpuscope.analysis.figures import Figures
     from gpuscope.analysis.recording import Recording
 
 TEXT_LENGTH = 2_000
 """Longer values of attributes are cut."""
 
 
-def timeline_data(recording: Recording, findings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def timeline_data(
+    recording: Recording, findings: Mapping[str, Any] | None = None, figured: Figures | None = None
+) -> dict[str, Any]:
     """
     Return all that the page shows.
 
     Args:
         recording: Any recording, an empty one too.
         findings: The verdicts as plain data, or None where nobody judged.
+        figured: The recording's figures; None to compute them here.
 
     """
     start_ns = int(recording.host_start_ns.min()) if recording.stage.size else 0
-    figured = figures(recording)
+    figured = figured or figures(recording)
     return {
         "version": __version__,
         "start_ns": str(start_ns),  # text: a number of JavaScript holds 53 bits

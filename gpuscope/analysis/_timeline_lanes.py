@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._columns import RowFlag
+from gpuscope.analysis._ancestors import ancestors
 from gpuscope.analysis._intervals import Intervals, gaps, union
-from gpuscope.analysis._replays import in_graph, replays_of
-from gpuscope.analysis._segments import ancestors
+from gpuscope.analysis._replays import replays_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ class Device:
 
 def host_rows(recording: Recording) -> NDArray[np.int32]:
     """Return for each stage its row in its thread's lane: below its parent, overlapping no other; -1 in a graph."""
-    slack, lane = np.zeros_like(recording.host_start_ns), np.where(in_graph(recording), -1, recording.thread)
+    slack, lane = np.zeros_like(recording.host_start_ns), np.where(recording.in_graph, -1, recording.thread)
     return _place(lane, recording.host_start_ns, recording.host_end_ns, recording.parent, slack)
 
 
@@ -93,7 +93,7 @@ def thread_gaps(recording: Recording, thread: int) -> Intervals:
 
 def devices(recording: Recording) -> Iterator[Device]:
     """Yield the GPUs in the order of their streams."""
-    device, replayed, replays = device_of(recording), in_graph(recording), replays_of(recording)
+    device, replayed, replays = device_of(recording), recording.in_graph, replays_of(recording)
     # A stage around replays covers the gaps in them, which are not bubbles: in a replay nobody waits for the host.
     leaf = leaves(recording, np.where(replayed, -1, recording.parent)) & ~replayed
     for number in np.unique(device[leaf]).tolist():

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope.analysis._kinds import is_warmup, kinds
-from gpuscope.analysis._replays import in_graph
+from gpuscope.analysis._kinds import kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,7 +26,7 @@ BINS = 24
 
 def stage_lines(recording: Recording, figured: Iterable[StageFigures]) -> Iterator[dict[str, Any]]:
     """Yield a line for each stage within each kind of request, in the order of the figures."""
-    steady, replayed = ~is_warmup(recording), in_graph(recording)
+    steady, replayed = ~recording.in_warmup_request, recording.in_graph
     for kind, line in zip(kinds(recording), figured, strict=True):
         rows = kind.rows if line.only_warmup else kind.rows[steady[kind.rows]]
         timed, hosted = rows[recording.stream[rows] >= 0], rows[~replayed[rows]]

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gpuscope.analysis._replays import in_graph
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -33,7 +31,7 @@ class Slices(NamedTuple):
 
 def host_slices(recording: Recording) -> Slices:
     """Return the host intervals on their threads. Coroutines of one thread may overlap."""
-    rows = np.flatnonzero(~in_graph(recording))
+    rows = np.flatnonzero(~recording.in_graph)
     thread, nothing = recording.thread[rows], np.zeros(len(rows), np.int64)
     return _slices(rows, thread, recording.host_start_ns[rows], recording.host_end_ns[rows], nothing)
 

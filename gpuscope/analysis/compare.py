@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope.analysis._kinds import end_to_end_ns, is_leaf, is_warmup, kinds
+from gpuscope.analysis._kinds import end_to_end_ns, kinds
 from gpuscope.analysis._median import CONFIDENCE, median_change
-from gpuscope.analysis._replays import in_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -114,9 +113,9 @@ class _Calls:
     def __init__(self, recording: Recording) -> None:
         self.kinds: dict[Key, Kind] = {(kind.name, kind.root): kind for kind in kinds(recording)}
         self._end_to_end_ns = end_to_end_ns(recording)
-        self._warmup, self._leaf, self._recording = is_warmup(recording), is_leaf(recording), recording
+        self._recording, self._warmup = recording, recording.in_warmup_request
         self._lanes = {
-            "host": (~in_graph(recording), recording.host_end_ns - recording.host_start_ns),
+            "host": (~recording.in_graph, recording.host_end_ns - recording.host_start_ns),
             "gpu": (recording.stream >= 0, recording.gpu_end_ns - recording.gpu_start_ns),
         }
 
@@ -131,7 +130,7 @@ class _Calls:
 
     def leaves(self, key: Key, lane: str) -> NDArray[np.int64]:
         """Return the rows, warm-up or not, of a stage's calls with no stage inside."""
-        return self._rows(key, self._lanes[lane][0] & self._leaf)
+        return self._rows(key, self._lanes[lane][0] & self._recording.leaf)
 
     def share_ms(self, key: Key, lane: str) -> float | None:
         """Return the time a request of a stage's calls with no stage inside, None if there are too few to say."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuscope._columns import RowFlag
-from gpuscope.analysis._kinds import end_to_end_ns, is_warmup, kinds
-from gpuscope.analysis._replays import in_graph, outside_ns
+from gpuscope.analysis._kinds import end_to_end_ns, kinds
+from gpuscope.analysis._replays import outside_ns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,12 +140,10 @@ class _Counting:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._warmup = is_warmup(recording)
         self._host_ns = recording.host_end_ns - recording.host_start_ns
         self._gpu_ns = recording.gpu_end_ns - recording.gpu_start_ns
         self._delay_ns = recording.gpu_start_ns - recording.host_start_ns
         self._end_to_end_ns = end_to_end_ns(recording)
-        self._replayed = in_graph(recording)
         self._outside_ns = np.full(len(recording.stage), -1)
         for row, ns in outside_ns(recording).items():
             self._outside_ns[row] = ns
@@ -157,8 +155,8 @@ class _Counting:
         if kind.depth == 0:
             self._requests[kind.name] = self._counted(self._outermost(kind))
         timed = kind.rows[self._recording.stream[kind.rows] >= 0]
-        hosted = kind.rows[~self._replayed[kind.rows]]
-        launched, around = timed[~self._replayed[timed]], timed[self._outside_ns[timed] >= 0]
+        hosted = kind.rows[~self._recording.in_graph[kind.rows]]
+        launched, around = timed[~self._recording.in_graph[timed]], timed[self._outside_ns[timed] >= 0]
         flags = self._recording.flags[kind.rows]
         return StageFigures(
             name=kind.name,
@@ -197,11 +195,11 @@ class _Counting:
         return kind.rows[self._recording.parent[kind.rows] < 0]
 
     def _counted(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        steady = rows[~self._warmup[rows]]
+        steady = rows[~self._recording.in_warmup_request[rows]]
         return steady if len(steady) else rows
 
     def _counts(self, rows: NDArray[np.int64]) -> dict[str, Any]:
-        warmup = self._warmup[rows]
+        warmup = self._recording.in_warmup_request[rows]
         return {
             "calls": len(rows),
             "warmup_calls": int(warmup.sum()),

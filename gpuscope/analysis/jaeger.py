@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._attributes import SERVICE_NAME
-from gpuscope.analysis._replays import in_graph, outside_ns
+from gpuscope.analysis._replays import outside_ns
 from gpuscope.analysis._tags import gpu_tags, host_tags
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from os import PathLike
 
     import numpy as np
-    from numpy.typing import NDArray
 
     from gpuscope.analysis._tags import Tags
     from gpuscope.analysis.recording import Recording
@@ -47,10 +46,10 @@ def traces(recording: Recording) -> Iterator[dict[str, Any]]:
     rows: dict[str, list[int]] = {}
     for row, trace_id in enumerate(recording.trace_id):
         rows.setdefault(trace_id, []).append(row)
-    outside, replayed = outside_ns(recording), in_graph(recording)
+    outside = outside_ns(recording)
     processes = {f"p{number}": _process(recording, number) for number in range(len(recording.processes))}
     for trace_id, of_trace in rows.items():
-        spans = [span for row in of_trace for span in _spans(recording, row, outside, replayed)]
+        spans = [span for row in of_trace for span in _spans(recording, row, outside)]
         used = {span["processID"] for span in spans}
         yield {"traceID": trace_id, "spans": spans, "processes": {key: processes[key] for key in sorted(used)}}
 
@@ -62,14 +61,12 @@ def _process(recording: Recording, number: int) -> dict[str, Any]:
     return {"serviceName": service, "tags": _tags(tags)}
 
 
-def _spans(
-    recording: Recording, row: int, outside: dict[int, int], replayed: NDArray[np.bool_]
-) -> Iterator[dict[str, Any]]:
+def _spans(recording: Recording, row: int, outside: dict[int, int]) -> Iterator[dict[str, Any]]:
     """Yield the host span of a stage and, where it has a GPU part, the GPU span inside; in a graph that alone."""
     name, span_id, parent = recording.names[recording.stage[row]], recording.span_id[row], int(recording.parent[row])
     outer = recording.span_id[parent] if parent >= 0 else None
     shared = {"processID": f"p{recording.threads[recording.thread[row]].process}", "logs": []}
-    if not replayed[row]:
+    if not recording.in_graph[row]:
         yield {
             **_identified(recording.trace_id[row], span_id, outer),
             **_timed(recording.host_start_ns[row], recording.host_end_ns[row]),

@@ -1,19 +1,27 @@
 """
 `Recording`: the stages of one or many files, as columns; all that reports see.
 
-Nothing here acts. Like a `StageBatch`, but of whole files, with the tree of stages and several processes.
+Nothing here acts or judges; it says which rows are what, once for all. Like a `StageBatch`, but of whole files, with
+the tree of stages and several processes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpuscope._columns import RowFlag
+from gpuscope.analysis._ancestors import ancestors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
     from numpy.typing import NDArray
+
+_UNMEASURED = RowFlag.CAPTURED | RowFlag.CLAMPED | RowFlag.GIVEN_UP
+"""Rows whose GPU times are absent, or not where they seem to be."""
 
 
 class Process(NamedTuple):
@@ -62,13 +70,15 @@ class Losses:
     """By reason: stages that went out without GPU times."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Recording:
     """
     Resolved stages as columns of one length `n`, ordered by host start. Times are nanoseconds since the epoch.
 
     A row without a GPU part has `stream` -1 and GPU times 0. A stage in a replay of a CUDA graph (`IN_GRAPH`) has no
     host part: both its host times are the launch of the replay, and somewhere above it is a row that has one.
+
+    Masks over the rows are worked out when they are first asked for, and kept. Nobody may write into one.
     """
 
     names: tuple[str, ...]
@@ -102,3 +112,42 @@ class Recording:
     attributes: Mapping[int, Mapping[str, Any]]
     """The application's own attributes by row, where there are any."""
     losses: Losses = field(default_factory=Losses)
+
+    @cached_property
+    def in_graph(self) -> NDArray[np.bool_]:
+        """Which rows are stages inside a replay: they have GPU times alone."""
+        inside: NDArray[np.bool_] = ((self.flags & RowFlag.IN_GRAPH) != 0) & (self.parent >= 0)
+        return inside
+
+    @cached_property
+    def leaf(self) -> NDArray[np.bool_]:
+        """Which rows have no stage inside; what is inside a replay counts with the stage around it."""
+        leaf = ~self.in_graph
+        leaf[self.parent[(self.parent >= 0) & leaf]] = False
+        return leaf
+
+    @cached_property
+    def measured(self) -> NDArray[np.bool_]:
+        """Which rows have GPU times that can be relied on."""
+        timed: NDArray[np.bool_] = (self.stream >= 0) & ((self.flags & _UNMEASURED) == 0)
+        return timed
+
+    @cached_property
+    def warmup(self) -> NDArray[np.bool_]:
+        """Which rows are themselves warm-up calls."""
+        flagged: NDArray[np.bool_] = (self.flags & RowFlag.WARMUP) != 0
+        return flagged
+
+    @cached_property
+    def in_warmup_request(self) -> NDArray[np.bool_]:
+        """Which rows are warm-up calls, or of a request that is one. Figures and comparisons leave them out."""
+        either: NDArray[np.bool_] = self.warmup | self.warmup[self.root]
+        return either
+
+    @cached_property
+    def around_warmup(self) -> NDArray[np.bool_]:
+        """Which rows are warm-up calls, or have some inside. Verdicts leave them out."""
+        found: NDArray[np.bool_] = self.warmup.copy()
+        for rows, above in ancestors(self.parent):
+            found[above[self.warmup[rows]]] = True
+        return found

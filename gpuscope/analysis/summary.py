@@ -1,30 +1,23 @@
 """
-Where the time of a request goes, stage by stage: statistics over every batch, and the summary of them.
+The summary: what is known of each stage within each kind of request, and the same as a plain table.
 
-Counts unsampled stages like any others. Keeps no batch, asks no clock, and knows no exporter.
+Data and its text. Counts nothing, and every figure in the table is one of the summary's.
 """
 
 from __future__ import annotations
 
-import threading
 from dataclasses import asdict, dataclass
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from gpuscope.analysis import _table
-from gpuscope.analysis._groups import DELAY, GPU, HOST, split
-from gpuscope.analysis._order import Family, begin_ns, in_order
-from gpuscope.analysis._tally import RECENT_CALLS, Tally
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from gpuscope._columns import Details, StageBatch
+from gpuscope.analysis._tally import RECENT_CALLS
 
 OTHER = "(other)"
 """The line that stages beyond the limit share."""
+WIDE_MS = 100.0
+"""From here on a duration is shown with one decimal place instead of three."""
+NAME_WIDTH = 48
+"""Longer names are cut: a table that wraps is not a table."""
+Column = tuple[str, list[str]]
 
 
 class Percentiles(NamedTuple):
@@ -86,98 +79,105 @@ class Summary:
         return {"recent_calls": self.recent_calls, "stages": stages}
 
     def __str__(self) -> str:
-        return _table.render(self)
+        return _render(self)
 
 
-_FIRST_ROW = attrgetter("row")
+def _render(summary: Summary) -> str:
+    """Return the table, and below it the sentences without which it could be misread."""
+    if not summary.stages:
+        return "No stages recorded yet."
+    groups = [("", _names(summary)), ("", [_counts(summary)]), ("host ms", _host(summary))]
+    if any(stage.gpu_ms for stage in summary.stages):
+        groups += [("GPU ms", _gpu(summary)), ("", [_delays(summary)])]
+    groups.append(("% of request", _shares(summary)))
+    if any(stage.errors for stage in summary.stages):
+        groups.append(("", [("errors", [str(stage.errors or "") for stage in summary.stages])]))
+    return "\n".join([*_aligned(groups), "", *_notes(summary)])
 
 
-class StageStatistics:
-    """
-    Takes every batch, and answers with a `Summary` at any time, from any thread.
-
-    Args:
-        max_stages: Stages with a line of their own; those that come later share one.
-
-    """
-
-    def __init__(self, *, max_stages: int = 2000) -> None:
-        self._max_stages = max_stages
-        self._lock = threading.Lock()
-        self._tallies: dict[tuple[str, str], Tally] = {}
-        self._family = Family()
-
-    def add(self, batch: StageBatch) -> None:
-        """Count the rows of a batch: a fraction of a microsecond each, as no row is visited on its own."""
-        if not batch.site.size:
-            return
-        with self._lock:
-            # The earliest row of each stage first, lest siblings learn their places from different requests.
-            for group in sorted(split(batch), key=_FIRST_ROW):
-                tally = self._tally(batch, group.row)
-                (tally.warmup if group.warmup else tally.steady).add(group)
-                if tally.parent is None and not tally.is_root:
-                    self._family.orphan(tally, batch, group.row)
-            self._family.learn(batch, self._tally)
-            for row, details in batch.details.items():
-                self._tally(batch, row).errors += _is_error(details)
-
-    def summary(self) -> Summary:
-        """Return the statistics so far."""
-        with self._lock:
-            lines = [_Line(*place) for place in in_order(self._tallies.values())]
-            request_ms = {tally.root: tally.request_ms() for tally in self._tallies.values() if tally.is_root}
-        # Outside the lock, which the collector needs: percentiles of 4,096 calls take about 0.2 ms a stage.
-        return Summary(stages=tuple(line.summarise(request_ms.get(line.root, 0.0)) for line in lines))
-
-    def _tally(self, batch: StageBatch, row: int) -> Tally:
-        key = batch.sites[batch.site[row]].name, batch.sites[batch.root[row]].name
-        tally = self._tallies.get(key)
-        if tally is None:
-            if len(self._tallies) >= self._max_stages:
-                key = OTHER, OTHER
-            tally = self._tallies.setdefault(key, Tally(*key, begin_ns(batch, row)))
-        return tally
+def _names(summary: Summary) -> list[Column]:
+    names = []
+    for stage in summary.stages:
+        name = "".join(letter if letter.isprintable() else "?" for letter in stage.name)
+        name = "  " * min(stage.depth, 12) + name + (" *" if stage.only_warmup else "")
+        names.append(name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…")
+    return [("stage", names)]
 
 
-class _Line:
-    """A copy of what one line of the summary is computed from, taken while no batch is being added."""
-
-    def __init__(self, tally: Tally, parent: Tally | None, depth: int) -> None:
-        measured = tally.measured
-        self.root = tally.root
-        self._recent = measured.recent.copy()
-        self._host_ms, self._gpu_ms = tally.total_ms()
-        self._facts: dict[str, Any] = {
-            "name": tally.name,
-            "root": tally.root,
-            "parent": parent and parent.name,
-            "depth": depth,
-            "calls": tally.calls,
-            "warmup_calls": tally.warmup.count,
-            "errors": tally.errors,
-            "only_warmup": measured is tally.warmup,
-        }
-
-    def summarise(self, request_ms: float) -> StageSummary:
-        host, gpu, delay = self._recent[HOST], self._recent[GPU], self._recent[DELAY]
-        has_host, has_gpu, has_delay = ~np.isnan(host), ~np.isnan(gpu), ~np.isnan(delay)
-        hosted, timed = bool(has_host.any()), bool(has_gpu.any())
-        shared = request_ms > 0 and self.root != OTHER
-        return StageSummary(
-            **self._facts,
-            measured_calls=len(host),
-            host_ms=_percentiles(host[has_host]) if hosted else None,
-            gpu_ms=_percentiles(gpu[has_gpu]) if timed else None,
-            launch_to_start_ms=float(np.median(delay[has_delay])) if has_delay.any() else None,
-            host_share=self._host_ms / request_ms if shared and hosted else None,
-            gpu_share=self._gpu_ms / request_ms if shared and timed else None,
-        )
+def _counts(summary: Summary) -> Column:
+    return "calls", [f"{stage.calls:,}" for stage in summary.stages]
 
 
-def _percentiles(durations_ms: NDArray[np.float32]) -> Percentiles:
-    return Percentiles(*np.percentile(durations_ms.astype(np.float64), (50, 90, 99)).tolist())
+def _host(summary: Summary) -> list[Column]:
+    return _percentiles([stage.host_ms for stage in summary.stages])
 
 
-def _is_error(details: Details) -> bool:
-    return details.error is not None or (details.status is not None and details.status[0] == "ERROR")
+def _gpu(summary: Summary) -> list[Column]:
+    return _percentiles([stage.gpu_ms for stage in summary.stages])
+
+
+def _percentiles(columns: list[Percentiles | None]) -> list[Column]:
+    return [
+        ("p50", [_ms(each.p50 if each else None) for each in columns]),
+        ("p90", [_ms(each.p90 if each else None) for each in columns]),
+        ("p99", [_ms(each.p99 if each else None) for each in columns]),
+    ]
+
+
+def _delays(summary: Summary) -> Column:
+    return "start +ms", [_ms(stage.launch_to_start_ms) for stage in summary.stages]
+
+
+def _shares(summary: Summary) -> list[Column]:
+    columns = [("host", [_percent(stage.host_share) for stage in summary.stages])]
+    if any(stage.gpu_share is not None for stage in summary.stages):
+        columns.append(("GPU", [_percent(stage.gpu_share) for stage in summary.stages]))
+    return columns
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.3f}" if abs(value) < WIDE_MS else f"{value:,.1f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _aligned(groups: list[tuple[str, list[Column]]]) -> list[str]:
+    """Return the lines: titles of groups, titles of columns, a rule, and the rows. Names left, numbers right."""
+    above, titles, rule = [], [], []
+    rows: list[list[str]] = [[] for _ in groups[0][1][0][1]]
+    for group, columns in groups:
+        widths = [max(len(title), *map(len, cells)) for title, cells in columns]
+        widths[0] = max(widths[0], len(group) - sum(widths[1:]) - 2 * (len(widths) - 1))
+        across = sum(widths) + 2 * (len(widths) - 1)
+        above.append(group.center(across, "-") if group else " " * across)
+        for (title, cells), width in zip(columns, widths, strict=True):
+            align = str.ljust if title == "stage" else str.rjust
+            titles.append(align(title, width))
+            rule.append("-" * width)
+            for row, cell in zip(rows, cells, strict=True):
+                row.append(align(cell, width))
+    return ["  ".join(cells).rstrip() for cells in (above, titles, rule, *rows)]
+
+
+def _notes(summary: Summary) -> list[str]:
+    stages = summary.stages
+    recent = f"the last {summary.recent_calls:,} calls of each stage at most"
+    notes = [f"Percentiles are of {recent}, warm-up left out ({_warmups(stages)})."]
+    if any(stage.only_warmup for stage in stages):
+        notes.append("* has made warm-up calls only, so its figures are of those.")
+    if any(stage.gpu_ms for stage in stages):
+        notes.append("start +ms: from the start on the host to the start on the GPU, median.")
+    if any(stage.host_ms is None for stage in stages):
+        notes.append("- under host ms: runs inside replays of a CUDA graph, where the host is not.")
+    if not any(stage.gpu_ms for stage in stages):
+        notes.append("No GPU times: these are host times only.")
+    return notes
+
+
+def _warmups(stages: tuple[StageSummary, ...]) -> str:
+    most = max(stage.warmup_calls for stage in stages)
+    return f"the first {most} of each" if most else "there was none"

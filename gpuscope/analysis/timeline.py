@@ -18,13 +18,16 @@ from gpuscope.analysis._timeline_data import timeline_data
 if TYPE_CHECKING:
     import os
 
+    from gpuscope.analysis.figures import Figures
     from gpuscope.analysis.recording import Recording
 
 SCRIPTS = "format model view palette track marks picture panels pickers tables verdicts missing input main"
 """Files of `assets`: in this order they are one script."""
 
 
-def write_html(recording: Recording, path: str | os.PathLike[str], findings: Any = None) -> None:
+def write_html(
+    recording: Recording, path: str | os.PathLike[str], findings: Any = None, *, figures: Figures | None = None
+) -> None:
     """
     Write the timeline of a recording.
 
@@ -32,17 +35,18 @@ def write_html(recording: Recording, path: str | os.PathLike[str], findings: Any
         recording: What to show; an empty one becomes a page that says so.
         path: The file, replaced if it exists.
         findings: The verdicts, anything with `as_dict()`, or None: then the page says that nothing was judged.
+        figures: The recording's figures, if somebody has computed them already.
 
     Raises:
         OSError: The file cannot be written.
 
     """
-    Path(path).write_text(render(recording, findings), encoding="utf-8")
+    Path(path).write_text(render(recording, findings, figures), encoding="utf-8")
 
 
-def render(recording: Recording, findings: Any = None) -> str:
+def render(recording: Recording, findings: Any = None, figures: Figures | None = None) -> str:
     """Return the page."""
-    data = _inert(timeline_data(recording, None if findings is None else findings.as_dict()))
+    data = _inert(timeline_data(recording, None if findings is None else findings.as_dict(), figures))
     style, script = _asset("timeline.css"), "".join(_asset(f"{name}.js") for name in SCRIPTS.split())
     parts = {"policy": _policy(style, script), "style": style, "data": data, "script": script}
     # Split once: what a part contains is never looked at for the marks of others.

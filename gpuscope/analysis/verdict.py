@@ -124,8 +124,8 @@ def _figures(calls: Calls) -> dict[str, Any]:
         "name": calls.name,
         "root": calls.root,
         "calls": len(calls.judged),
-        "warmup_calls": int(material.warmup[calls.rows].sum()),
-        "cold_calls": int((material.cold.rows & ~material.warmup)[calls.rows].sum()),
+        "warmup_calls": int(recording.around_warmup[calls.rows].sum()),
+        "cold_calls": int((material.cold.rows & ~recording.around_warmup)[calls.rows].sum()),
         "duration_ms": calls.median_ms(material.duration_ns),
         "host_ms": calls.median_ms(host_ns),
         "gpu_ms": calls.median_ms(recording.gpu_end_ns - recording.gpu_start_ns, timed=True),
@@ -143,7 +143,7 @@ def _gain_ns(calls: Calls, verdict: str) -> float:
     wait_ns, idle_ns = evidence.wait_ns[rows], evidence.idle_ns[rows]
     if verdict == GPU_BOUND:
         # What the host waited inside, and what the GPU still had to do when the host had gone on.
-        own_ns = np.where(calls.material.measured, recording.gpu_end_ns - recording.gpu_start_ns, 0)[rows]
+        own_ns = np.where(recording.measured, recording.gpu_end_ns - recording.gpu_start_ns, 0)[rows]
         gain_ns = wait_ns + np.minimum(np.maximum(evidence.end_ns - recording.host_end_ns, 0)[rows], own_ns)
     else:
         gain_ns = idle_ns if verdict == CPU_BOUND else np.minimum(wait_ns, idle_ns)

@@ -70,7 +70,7 @@ def _write(name: str, path: Path, recording: Recording, figures: Figures, findin
     if name == "html":
         from gpuscope.analysis.timeline import write_html
 
-        write_html(recording, path, findings)
+        write_html(recording, path, findings, figures=figures)
     elif name == "perfetto":
         from gpuscope.analysis.perfetto import write_perfetto
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gpuscope._columns import RowFlag
-from gpuscope.analysis._kinds import is_leaf
 from gpuscope.analysis.figures import SLOWEST, figures
 from gpuscope.analysis.recording import Losses
 
@@ -130,7 +129,7 @@ class TestStages:
 
     def test_leaves_have_no_stage_inside(self):
         """Only rows that no row has for a parent are leaves."""
-        assert is_leaf(recording(request(), Stage("alone", 5000, 5001))).tolist() == [False, True, True, True]
+        assert recording(request(), Stage("alone", 5000, 5001)).leaf.tolist() == [False, True, True, True]
 
 
 class TestRequests:

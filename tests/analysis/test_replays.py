@@ -9,7 +9,7 @@ import pytest
 from gpuscope._columns import RowFlag
 from gpuscope.analysis._evidence import gather
 from gpuscope.analysis._kinds import kinds
-from gpuscope.analysis._replays import OUTSIDE, callers, in_graph, outside_ns, replays_of
+from gpuscope.analysis._replays import OUTSIDE, callers, outside_ns, replays_of
 from gpuscope.analysis.compare import compare
 from gpuscope.analysis.figures import figures
 from gpuscope.analysis.jaeger import traces
@@ -80,7 +80,7 @@ class TestRelations:
 
     def test_nested_stages_have_the_launcher_of_the_outermost(self, requests):
         """The launcher of a stage inside a stage of a graph is the one on the host."""
-        launcher = callers(requests)[in_graph(requests)]
+        launcher = callers(requests)[requests.in_graph]
         assert {requests.names[stage] for stage in requests.stage[launcher]} == {"decode"}
 
     def test_left_over_is_what_no_inner_stage_covers(self, requests):
@@ -275,7 +275,7 @@ class TestRead:
         )
         assert [stages.names[stage] for stage in stages.stage] == ["decode", "mlp", "norm"]
         assert stages.parent.tolist() == [-1, 0, 1]
-        assert in_graph(stages).tolist() == [False, True, True]
+        assert stages.in_graph.tolist() == [False, True, True]
         assert (stages.host_start_ns - EPOCH_NS).tolist() == [10_000, 15_000, 15_000]
         assert (stages.host_end_ns - EPOCH_NS).tolist() == [40_000, 15_000, 15_000]
         assert (stages.gpu_end_ns - EPOCH_NS).tolist() == [95_000, 90_000, 70_000]

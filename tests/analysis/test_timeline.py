@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from importlib.resources import files
 
@@ -19,6 +19,7 @@ from gpuscope._columns import RowFlag
 from gpuscope.analysis._findings import RequestVerdict
 from gpuscope.analysis._timeline_data import timeline_data
 from gpuscope.analysis._timeline_lanes import MAX_ROWS, gpu_rows, host_rows
+from gpuscope.analysis.figures import figures
 from gpuscope.analysis.timeline import render, write_html
 
 from .recordings import Stage, recording, repeat
@@ -217,6 +218,13 @@ def test_distributions_hold_every_measured_call():
     same, varied = repeat(Stage("same", 0, 5), 9, 10), [Stage("varied", 0, 2.0**power) for power in range(9)]
     lines = timeline_data(recording(warm, *same, *varied, Stage("request", 0, 7)))["stages"]
     assert {line["name"]: sum(line["host_shape"]["counts"]) for line in lines} == {"request": 1, "same": 9, "varied": 9}
+
+
+def test_figures_that_are_given_are_not_computed_again():
+    """A report hands in the figures that it has, and the page shows those."""
+    stages = recording(REQUEST)
+    known = replace(figures(stages), requests=())
+    assert Page(render(stages, figures=known)).data["requests"] == []
 
 
 def test_empty_recording():
