@@ -10,8 +10,8 @@ import time
 from collections import deque
 from typing import Any
 
-from gpuscope._clock import Anchor
 from gpuscope._cuda import NOT_READY, Driver, Handle
+from gpuscope._device import Anchor
 
 _TRIES = 5
 _BUSY_NS = 100_000

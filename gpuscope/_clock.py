@@ -7,8 +7,10 @@ No I/O, no clock of its own, no CUDA: everything is an argument. Host times are 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuscope._device import Anchor
 
 MAX_ANCHOR_AGE_NS = 8_000_000_000
 """`cuEventElapsedTime` gives a 32-bit float of milliseconds, whose step is 0.5 µs at 8 s and 4 µs at a minute."""
@@ -24,15 +26,6 @@ host's clock may be slewed besides."""
 _IMPLAUSIBLE_DRIFT = 1e-3
 _FLOAT32_STEP = 2.0**-23
 _NO_ANCHOR = "A `GpuClock` needs an anchor to place anything; call `calibrate` first."
-
-
-@dataclass(frozen=True, slots=True)
-class Anchor:
-    """One paired reading of the host and GPU clocks: the event completed at `host_ns`, plus or minus `half_ns`."""
-
-    event: Any
-    host_ns: int
-    half_ns: int
 
 
 class GpuClock:

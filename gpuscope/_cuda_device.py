@@ -29,7 +29,7 @@ from gpuscope._device import BROKEN, CAPTURED, DONE, PENDING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._clock import Anchor
+    from gpuscope._device import Anchor
     from gpuscope._record import StageRecord
 
 Pair: TypeAlias = "tuple[Handle, Handle, int | None, int | None]"

@@ -6,14 +6,24 @@ An interface and the words of its answers; nothing here acts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._clock import Anchor
     from gpuscope._columns import DeviceFacts
     from gpuscope._record import StageRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """One paired reading of the host and GPU clocks: the event completed at `host_ns`, plus or minus `half_ns`."""
+
+    event: Any
+    host_ns: int
+    half_ns: int
+
 
 DONE, PENDING, CAPTURED, BROKEN = "done", "pending", "captured", "broken"
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpuscope import _runtime
-from gpuscope._clock import Anchor
 from gpuscope._columns import DeviceFacts
-from gpuscope._device import CAPTURED, DONE, PENDING
+from gpuscope._device import CAPTURED, DONE, PENDING, Anchor
 from gpuscope._state import state
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 

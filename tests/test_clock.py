@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpuscope._clock import MAX_ANCHOR_AGE_NS, Anchor, GpuClock
+from gpuscope._clock import MAX_ANCHOR_AGE_NS, GpuClock
+from gpuscope._device import Anchor
 
 
 class Gpu:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuscope._clock import Anchor, GpuClock
+from gpuscope._clock import GpuClock
 from gpuscope._columns import RowFlag
+from gpuscope._device import Anchor
 from gpuscope._inner_rows import InnerRows
 from gpuscope._record import Site, ThreadFacts
 from gpuscope._replays import Placed, largest_crowd, place

@@ -1,4 +1,7 @@
-/* A `with` block: a record that begins when it is entered and ends when it is left. */
+/*
+ * A `with` block: a record that begins when it is entered and ends when it is left. The twin is `StageBlock` of
+ * `_block.py`; `Quiet`'s is `OffStage` of `_stage.py`.
+ */
 #include "native.h"
 
 PyTypeObject *block_type;

@@ -1,5 +1,6 @@
 /*
- * Stages inside CUDA graphs: exchanges the events of a graph's record nodes. The twin is `Driver.set_node_events`.
+ * Stages inside CUDA graphs: exchanges the events of a graph's record nodes. The twin is `Driver.set_node_events`
+ * of `_cuda.py`.
  */
 #include "native.h"
 

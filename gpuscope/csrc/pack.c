@@ -1,5 +1,5 @@
 /*
- * Rows into the cells of a batch's columns. The twin is `BatchBuilder._pack_in_python`.
+ * Rows into the cells of a batch's columns. The twin is `BatchBuilder._pack_in_python` of `_batch.py`.
  */
 #include "native.h"
 

@@ -1,5 +1,6 @@
 /*
- * Stages whose GPU work is done, into host time. The twin is `Resolver._resolve` with `GpuClock.place`.
+ * Stages whose GPU work is done, into host time. The twin is `Resolver._resolve` of `_resolve.py` with
+ * `GpuClock.place` of `_clock.py`.
  */
 #include "native.h"
 

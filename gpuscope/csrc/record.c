@@ -1,4 +1,7 @@
-/* The record of one run of a stage, its trace, its lane, and the recorder: plain members, nothing that acts. */
+/*
+ * The record of one run of a stage, its trace, its lane, and the recorder: plain members, nothing that acts. The twins
+ * are in `_record.py`.
+ */
 #include "native.h"
 
 PyTypeObject *record_type, *recorder_type, *trace_type, *lane_type;

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from gpuscope import _recording, stage
 from gpuscope._batch import BatchBuilder, own_identity
-from gpuscope._clock import Anchor, GpuClock
+from gpuscope._clock import GpuClock
 from gpuscope._compiled import StageRecord, native
 from gpuscope._cuda_device import Lane
+from gpuscope._device import Anchor
 from gpuscope._otel import _new_trace
 from gpuscope._record import Site, ThreadFacts
 from gpuscope._resolve import Resolver
