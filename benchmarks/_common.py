@@ -104,7 +104,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def facts() -> dict[str, Any]:
     """What the figures depend on."""
-    from gpuscope._compiled import native
+    from gpuscope._data.native import native
 
     return {
         "python": platform.python_version(),

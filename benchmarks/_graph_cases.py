@@ -173,7 +173,7 @@ class Columns:
 
     def replays(self) -> tuple[int, dict[int, np.ndarray]]:
         """How many stages `replay` there are; and of each, by its id, the starts, ends and uncertainties inside."""
-        from gpuscope._columns import RowFlag
+        from gpuscope._data.batch import RowFlag
 
         count, found = 0, {}
         for batch in self.batches:

@@ -12,7 +12,7 @@ from _common import Goal, arguments, interleave, median, save, table
 
 import gpuscope
 from gpuscope import _runtime
-from gpuscope._config import Config
+from gpuscope._settings.config import Config
 from gpuscope.testing import FakeDevice, ManualClock
 
 REQUESTS = 200

@@ -26,7 +26,7 @@ from _receiver import PATH, Receiver
 
 import gpuscope
 from gpuscope import _runtime
-from gpuscope._config import Config
+from gpuscope._settings.config import Config
 from gpuscope.exporters.otlp import OtlpExporter
 from gpuscope.testing import FakeDevice, ManualClock
 

@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 from gpuscope._measure import measure, warm_up
 from gpuscope._profile import profile
+from gpuscope._recording.stage import stage
 from gpuscope._runtime import disable, enable, flush, is_enabled, set_up, shutdown, statistics, summary
-from gpuscope._stage import stage
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
-    from gpuscope._double_buffer import DoubleBuffer
-    from gpuscope._overlap import overlap
-    from gpuscope._propagation import extract, inject
+    from gpuscope._otel.propagation import extract, inject
+    from gpuscope._overlap.double_buffer import DoubleBuffer
+    from gpuscope._overlap.overlap import overlap
     from gpuscope.pinned import PinnedBuffer, PinnedPool, PoolExhaustedError
 
 __all__ = [
@@ -37,13 +37,13 @@ __all__ = [
 ]
 
 _LAZY = {
-    "DoubleBuffer": "_double_buffer",
+    "DoubleBuffer": "_overlap.double_buffer",
     "PinnedBuffer": "pinned",
     "PinnedPool": "pinned",
     "PoolExhaustedError": "pinned",
-    "extract": "_propagation",
-    "inject": "_propagation",
-    "overlap": "_overlap",
+    "extract": "_otel.propagation",
+    "inject": "_otel.propagation",
+    "overlap": "_overlap.overlap",
 }
 """Names whose modules import torch or OpenTelemetry: imported when somebody asks for them."""
 
@@ -63,7 +63,7 @@ def __dir__() -> list[str]:
 
 
 if set_up():
-    from gpuscope.instrument import follow_environment
+    from gpuscope.instrument._instrumentation import follow_environment
 
     follow_environment()
     del follow_environment

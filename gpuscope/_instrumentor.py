@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import gpuscope
-from gpuscope._state import state
+from gpuscope._recording.state import state
 
 
 class GpuscopeInstrumentor:
@@ -23,7 +23,7 @@ class GpuscopeInstrumentor:
         """Record, unless `GPUSCOPE` says otherwise, and make stages of the functions that the variables name."""
         if not state.environ.get("GPUSCOPE", "").strip():
             gpuscope.enable()
-            from gpuscope.instrument import follow_environment
+            from gpuscope.instrument._instrumentation import follow_environment
 
             follow_environment()
 

@@ -11,9 +11,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuscope._record import Site
-from gpuscope._recording import end, start
-from gpuscope._state import state
+from gpuscope._data.record import Site
+from gpuscope._recording.hot_path import end, start
+from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable

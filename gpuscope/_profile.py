@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpuscope._deep_look import DeepLook
+    from gpuscope._profiling.deep_look import DeepLook
 
 
 def profile(requests: int = 5, warmup: int = 3) -> DeepLook:
@@ -42,8 +42,8 @@ def profile(requests: int = 5, warmup: int = 3) -> DeepLook:
         raise ValueError(f"`requests` is {requests}: expected 1 or more.")
     if warmup < 0:
         raise ValueError(f"`warmup` is {warmup}: expected 0 or more.")
-    from gpuscope._deep_look import DeepLook
-    from gpuscope._look import Look
+    from gpuscope._profiling.deep_look import DeepLook
+    from gpuscope._profiling.session import Look
     from gpuscope._runtime import period
 
     return DeepLook(Look(requests, warmup), period)

@@ -12,19 +12,19 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._children import finish_in_children
-from gpuscope._environment import is_off, variables
-from gpuscope._state import state
-from gpuscope._tracing import elisions
+from gpuscope._multiprocessing import finish_in_children
+from gpuscope._recording.dynamo import elisions
+from gpuscope._recording.state import state
+from gpuscope._settings.environment import is_off, variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from gpuscope._config import Config
-    from gpuscope._engine import Engine
-    from gpuscope._recorder import Recorder
-    from gpuscope._statistics import Statistics
-    from gpuscope.analysis.summary import Summary
+    from gpuscope._collecting.aggregation.summary import Summary
+    from gpuscope._collecting.engine import Engine
+    from gpuscope._data.statistics import Statistics
+    from gpuscope._recording.recorder import Recorder
+    from gpuscope._settings.config import Config
 
 _CATCH_UP_S = 1.0
 
@@ -65,7 +65,7 @@ def enable(**settings: Any) -> None:
 
 def start(config: Config, **parts: Any) -> Engine:
     """Begin a new period of recording. `parts` are the engine's: a device, clocks, more exporters."""
-    from gpuscope._engine import Engine
+    from gpuscope._collecting.engine import Engine
 
     with state.lock:
         engine = state.engine = Engine(
@@ -75,7 +75,7 @@ def start(config: Config, **parts: Any) -> Engine:
             state.look.attach(engine.recorder)
         state.recorder = engine.recorder
         if config.graph_stages:
-            from gpuscope._graph_hooks import GraphHooks
+            from gpuscope._cuda.graphs.hooks import GraphHooks
 
             state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
             state.graphs.install(config.queue_size)
@@ -91,7 +91,7 @@ def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
     """Return what the collector does once per pass: look whether a deep look is asked for."""
     if not config.profile:
         return None
-    from gpuscope._on_demand import OnDemand
+    from gpuscope._profiling.on_demand import OnDemand
 
     return OnDemand(config.profile).poll
 
@@ -171,7 +171,7 @@ def reset() -> None:
 
 def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last."""
-    from gpuscope._ledger import Ledger
+    from gpuscope._recording.ledger import Ledger
 
     engine: Engine | None = state.engine
     if engine is None:
@@ -185,7 +185,7 @@ def summary() -> Summary:
 
     Waits up to a second for the collector to catch up with what has ended, GPU work included; sends nothing.
     """
-    from gpuscope.analysis._statistics import StageStatistics
+    from gpuscope._collecting.aggregation.statistics import StageStatistics
 
     engine: Engine | None = state.engine
     if engine is None:

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpuscope import _runtime
-from gpuscope._columns import DeviceFacts
-from gpuscope._device import CAPTURED, DONE, PENDING, Anchor
-from gpuscope._state import state
+from gpuscope._data.batch import DeviceFacts
+from gpuscope._data.interfaces import CAPTURED, DONE, PENDING, Anchor
+from gpuscope._recording.state import state
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuscope._record import StageRecord
+    from gpuscope._data.record import StageRecord
 
 __all__ = ["CapturedSpan", "FakeDevice", "ManualClock", "capture"]
 

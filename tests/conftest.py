@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gpuscope import _runtime
-from gpuscope._config import Config
-from gpuscope._engine import Engine
+from gpuscope._collecting.engine import Engine
+from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
 

@@ -1,4 +1,4 @@
-"""The house is as ARCHITECTURE.md says: floors, doors, sizes, one reader of the environment."""
+"""The house is as ARCHITECTURE.md says: rooms, doors, sizes, one reader of the environment."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gpuscope"
-SOURCES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
+SOURCES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+BESIDE = "beside them"
+ROW = re.compile(r"^\| (?:`([\w./]+)`|" + BESIDE + r") \| .* \| ?(.*?) ?\|$", re.MULTILINE)
+ROOMS = {
+    name or BESIDE: set(re.findall(r"`([\w./]+)`", allowed)) or ({"everything"} if "everything" in allowed else set())
+    for name, allowed in ROW.findall((ROOT / "ARCHITECTURE.md").read_text().partition("## Rules")[0])
 }
-ROW = re.compile(r"^\| \w+ \| `([\w.]+)` \|", re.MULTILINE)
-FLOORS = {name: height for height, name in enumerate(ROW.findall((ROOT / "ARCHITECTURE.md").read_text()))}
-OTEL = ("_sampling", "_lazy_span", "_contexts", "_identity", "_otel", "_propagation", "exporters", "commands")
-HELPERS = (
-    "pinned",
-    "_pinned_buffer",
-    "_pinned_checks",
-    "_pinned_memory",
-    "_slots",
-    "_graphs",
-    "_flight",
-    "_double_buffer",
-    "_overlap",
-)
+FOUNDATIONS = ("_log.py", "_errors.py", "_version.py", "_multiprocessing.py")
+"""Files beside the rooms that import nothing of ours."""
 DOORS = {
-    "torch": ("commands", *HELPERS),
-    "nvtx": ("_nvtx", "commands"),
-    "opentelemetry": OTEL,
-    "requests": ("exporters",),
-    "rich": ("commands",),
+    "torch": ("commands/", "pinned/", "_overlap/"),
+    "nvtx": ("_recording/nvtx.py", "commands/"),
+    "opentelemetry": ("_otel/", "exporters/", "commands/"),
+    "requests": ("exporters/",),
+    "rich": ("commands/",),
 }
+MAX_FILES = 12
+
+
+def module_of(name: str) -> str:
+    """Return the dotted name of a file of the package."""
+    return "gpuscope." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+MODULES = {module_of(name): name for name in SOURCES} | {"gpuscope": "__init__.py"}
 
 
 def imports(path: Path, *, runtime_only: bool = False) -> set[str]:
@@ -53,40 +53,116 @@ def imports(path: Path, *, runtime_only: bool = False) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else node.module)
+    return found - {"gpuscope"} if path == PACKAGE / "_data" / "native.py" else found
 
 
-def test_every_module_has_a_floor():
-    """The table names each module once, and no module that does not exist."""
-    assert set(FLOORS) == set(SOURCES)
+def own_imports(name: str) -> set[str]:
+    """The files of the package that a file imports, those for types included."""
+    return {MODULES[module] for module in imports(SOURCES[name]) if module in MODULES} - {name}
+
+
+def room_of(name: str) -> str:
+    """The row of the table that a file belongs to: the longest folder, else what stands beside the rooms."""
+    inside = [room for room in ROOMS if name.startswith(room) and room.endswith("/")]
+    return max(inside, key=len, default=BESIDE)
+
+
+def place_of(name: str) -> str:
+    """How the table's last column names a file: by its room, or itself where it stands beside the rooms."""
+    room = room_of(name)
+    return name if room == BESIDE else room
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Return one circle of a graph as the names along it, or nothing."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for following in sorted(arrows.get(name, ())):
+            found = walk(following, [*path, name])
+            if found:
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in arrows if (found := walk(name, []))), [])
+
+
+def test_the_table_and_the_folders_are_the_same_rooms():
+    """Each row is a folder, and each folder at the top has a row."""
+    folders = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders == {room for room in ROOMS if room.count("/") == 1}
+    assert all((PACKAGE / room).is_dir() for room in ROOMS if room != BESIDE)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_module_imports_only_from_above_it_in_the_table(name):
-    """Data flows one way: no module imports what is built on it."""
-    own = {
-        found.removeprefix("gpuscope.") for found in imports(SOURCES[name], runtime_only=True) if "gpuscope." in found
-    }
-    above = {module for module in own & set(FLOORS) if FLOORS[module] > FLOORS[name]}
-    assert not above, f"{name} imports {above}"
+def test_a_file_imports_its_own_room_and_what_the_table_allows(name):
+    """Data flows one way, imports for types included."""
+    allowed = ROOMS[room_of(name)] | {room_of(name)}
+    if name in FOUNDATIONS:
+        allowed = set()
+    if "everything" not in allowed:
+        assert {other for other in own_imports(name) if place_of(other) not in allowed} == set()
+
+
+def test_only_the_exporter_of_the_sdk_knows_the_bridge():
+    """The other exporters see batches alone."""
+    users = {name for name in SOURCES if name.startswith("exporters/") and any(map(is_otel, own_imports(name)))}
+    assert users <= {"exporters/sdk.py"}
+
+
+def is_otel(name: str) -> bool:
+    """Tell whether a file is in the room of OpenTelemetry's contexts."""
+    return name.startswith("_otel/")
+
+
+def test_no_circle_between_rooms():
+    """A room that another is built on does not know it."""
+    arrows: dict[str, set[str]] = {}
+    for name in SOURCES:
+        arrows.setdefault(place_of(name), set()).update(map(place_of, own_imports(name)))
+    assert circle({place: others - {place} for place, others in arrows.items()}) == []
+
+
+def test_no_circle_between_files():
+    """No file reaches itself by what it imports, those for types included."""
+    assert circle({name: own_imports(name) for name in SOURCES}) == []
+
+
+def test_a_circle_would_be_found():
+    """The search finds a circle behind a detour, and none where two ways meet."""
+    assert circle({"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": {"b"}}) == ["b", "c", "d", "b"]
+
+
+def test_folders_stay_small():
+    """A folder that one takes in at a glance: at most twelve files besides its `__init__`."""
+    for folder in {path.parent for path in SOURCES.values()} - {PACKAGE}:
+        assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MAX_FILES, folder
 
 
 @pytest.mark.parametrize("library", DOORS)
 def test_foreign_libraries_live_behind_their_doors(library):
     """torch, nvtx, OpenTelemetry and the HTTP client are imported in few places."""
     users = {name for name, path in SOURCES.items() if any(found.split(".")[0] == library for found in imports(path))}
-    assert {name for name in users if name.split(".")[0] not in DOORS[library]} == set()
+    assert {name for name in users if not name.startswith(DOORS[library])} == set()
 
 
 def test_only_one_module_reads_the_environment():
     """`os.environ` and `getenv` are found in one module."""
     readers = {name for name, path in SOURCES.items() if re.search(r"os\.environ|getenv", path.read_text())}
-    assert readers == {"_environment"}
+    assert readers == {"_settings/environment.py"}
 
 
-def test_only_runtime_keeps_global_state():
-    """No module uses the `global` statement."""
+def test_nothing_uses_the_global_statement():
+    """What is global is an attribute of `state`, or of an object that its module names."""
     users = {
         name
         for name, path in SOURCES.items()
@@ -105,23 +181,9 @@ def test_modules_and_functions_stay_small():
                 assert node.end_lineno - node.lineno < 60, f"{name}.{node.name}"
 
 
-def test_our_exceptions_are_one_family_drawn_at_its_head():
-    """`_errors` alone defines exceptions; its opening names each, with the built-in type that it also is."""
-    classes = {
-        (name, node.name): [ast.unparse(base) for base in node.bases]
-        for name, path in SOURCES.items()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef) and re.search(r"(Error|Exception)\b", " ".join(map(ast.unparse, node.bases)))
-    }
-    assert {name for name, _ in classes} == {"_errors"}
-    drawn = re.findall(r"── (\w+)(?: \((\w+)\))?", ast.get_docstring(ast.parse(SOURCES["_errors"].read_text())))
-    family = {name: ["GpuscopeError", *filter(None, [built_in])] for name, built_in in drawn}
-    assert {name: bases for (_, name), bases in classes.items()} == {"GpuscopeError": ["Exception"], **family}
-
-
 def test_records_and_batches_are_data():
     """Neither has a method that does anything, and neither imports anything of ours at run time."""
-    for name in ("_record", "_columns"):
+    for name in ("_data/record.py", "_data/batch.py"):
         tree = ast.parse(SOURCES[name].read_text())
         functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         assert functions <= {"__init__"}
@@ -136,6 +198,16 @@ def test_each_broad_except_has_its_reason():
             if re.search(r"except (Exception|BaseException)", line):
                 around = " ".join(lines[number : number + 3])
                 assert "#" in around or "raise" in around or "warn(" in around, f"{name}:{number + 1}"
+
+
+def test_each_part_in_c_names_its_twin():
+    """Whoever reads a file of `csrc/` finds the Python that does the same, and that file exists."""
+    for path in (PACKAGE / "csrc").iterdir():
+        if path.suffix in (".c", ".h"):
+            head = path.read_text().partition("*/")[0]
+            named = re.findall(r"`([\w/]+\.py)`", head)
+            assert named, path.name
+            assert all((PACKAGE / name).exists() for name in named), (path.name, named)
 
 
 def test_no_sleeps_in_tests_and_no_notes_to_self():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuscope._config import Config
+from gpuscope._settings.config import Config
 
 from .exporters.receiver import Receiver
 

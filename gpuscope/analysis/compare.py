@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope.analysis._kinds import end_to_end_ns, kinds
 from gpuscope.analysis._median import CONFIDENCE, median_change
+from gpuscope.analysis._structure.kinds import end_to_end_ns, kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
-    from gpuscope.analysis._kinds import Kind
+    from gpuscope.analysis._structure.kinds import Kind
     from gpuscope.analysis.recording import Recording
 
 MIN_CALLS = 20

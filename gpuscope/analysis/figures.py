@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope._columns import RowFlag
-from gpuscope.analysis._kinds import end_to_end_ns, kinds
-from gpuscope.analysis._replays import outside_ns
+from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._structure.kinds import end_to_end_ns, kinds
+from gpuscope.analysis._structure.replays import outside_ns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuscope.analysis._kinds import Kind
+    from gpuscope.analysis._structure.kinds import Kind
     from gpuscope.analysis.recording import Losses, Recording
 
 SLOWEST = 5

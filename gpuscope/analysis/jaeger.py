@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._attributes import SERVICE_NAME
-from gpuscope.analysis._replays import outside_ns
-from gpuscope.analysis._tags import gpu_tags, host_tags
+from gpuscope._data.attributes import SERVICE_NAME
+from gpuscope.analysis._structure.replays import outside_ns
+from gpuscope.analysis._viewers.tags import gpu_tags, host_tags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from gpuscope.analysis._tags import Tags
+    from gpuscope.analysis._viewers.tags import Tags
     from gpuscope.analysis.recording import Recording
 
 _GPU_BIT = 1 << 63

@@ -12,15 +12,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuscope.analysis._replays import outside_ns
-from gpuscope.analysis._tags import gpu_tags, host_tags
-from gpuscope.analysis._tracks import gpu_slices, host_slices
+from gpuscope.analysis._structure.replays import outside_ns
+from gpuscope.analysis._viewers.tags import gpu_tags, host_tags
+from gpuscope.analysis._viewers.tracks import gpu_slices, host_slices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
-    from gpuscope.analysis._tracks import Slices
+    from gpuscope.analysis._viewers.tracks import Slices
     from gpuscope.analysis.recording import Recording
 
 Event = dict[str, Any]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope._attributes import HOST_NAME, PROCESS_PID, SERVICE_NAME
-from gpuscope._columns import RowFlag
-from gpuscope.analysis._parse_spans import GpuPart, Lines
+from gpuscope._data.attributes import HOST_NAME, PROCESS_PID, SERVICE_NAME
+from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._reading.spans import GpuPart, Lines
 from gpuscope.analysis.recording import Losses, Process, Recording
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuscope.analysis._parse_spans import HostPart, SpanKey
+    from gpuscope.analysis._reading.spans import HostPart, SpanKey
 
 _NEAR = 2**20
 """

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuscope._columns import RowFlag
-from gpuscope.analysis._ancestors import ancestors
+from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._structure.ancestors import ancestors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """
 The HTML timeline: a recording as one file that opens in a browser, from disk, with no network.
 
-Writes the page and nothing else; what the page is told is `_timeline_data`'s, how it looks is in `assets`.
+Writes the page and nothing else; what the page is told is `_viewers.timeline_data`'s, how it looks is in `assets`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuscope.analysis._timeline_data import timeline_data
+from gpuscope.analysis._viewers.timeline_data import timeline_data
 
 if TYPE_CHECKING:
     import os

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gpuscope.analysis._advice import BETWEEN, LESS_IN_THE_GRAPH, advise, begin_with
-from gpuscope.analysis._calls import HOST_NOT_READY, Material
-from gpuscope.analysis._cold import MAD_TO_SIGMA, find_cold
-from gpuscope.analysis._decide import (
+from gpuscope.analysis._verdicts.advice import BETWEEN, LESS_IN_THE_GRAPH, advise, begin_with
+from gpuscope.analysis._verdicts.calls import HOST_NOT_READY, Material
+from gpuscope.analysis._verdicts.cold import MAD_TO_SIGMA, find_cold
+from gpuscope.analysis._verdicts.decide import (
     ENOUGH,
     MIN_CALLS,
     decide,
@@ -22,8 +22,8 @@ from gpuscope.analysis._decide import (
     doubt_about_replayed,
     rests_on_pace,
 )
-from gpuscope.analysis._evidence import gather
-from gpuscope.analysis._findings import (
+from gpuscope.analysis._verdicts.evidence import gather
+from gpuscope.analysis._verdicts.findings import (
     CPU_BOUND,
     GPU_BOUND,
     PIPELINE_BOUND,
@@ -33,14 +33,14 @@ from gpuscope.analysis._findings import (
     RequestVerdict,
     StageVerdict,
 )
-from gpuscope.analysis._fit import Fit, fit_cost
-from gpuscope.analysis._sizes import shape_of, sizes_in
+from gpuscope.analysis._verdicts.fit import Fit, fit_cost
+from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuscope.analysis._calls import Calls
-    from gpuscope.analysis._decide import Doubt
+    from gpuscope.analysis._verdicts.calls import Calls
+    from gpuscope.analysis._verdicts.decide import Doubt
     from gpuscope.analysis.recording import Recording
 
 REGULAR = 0.25

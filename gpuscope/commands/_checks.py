@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gpuscope
-from gpuscope._compiled import native
-from gpuscope._config import Config, read_environment
-from gpuscope._environment import wants_native
+from gpuscope._data.native import native
+from gpuscope._settings.config import Config, read_environment
+from gpuscope._settings.environment import wants_native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,7 +112,7 @@ def devices() -> Iterator[Finding]:
 
 def nvtx() -> Iterator[Finding]:
     """NVTX ranges, and whether anybody looks at them."""
-    from gpuscope._nvtx import DOMAIN, tool_is_listening
+    from gpuscope._recording.nvtx import DOMAIN, tool_is_listening
 
     try:
         import nvtx
@@ -284,7 +284,7 @@ def _names(config: Config) -> tuple[str, ...]:
 
 
 def _has_provider() -> bool:
-    from gpuscope._otel import Bridge
+    from gpuscope._otel.bridge import Bridge
 
     return Bridge(Config()).provider is not None
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gpuscope import _main_module
 from gpuscope._errors import CommandError
-from gpuscope._state import state
+from gpuscope._recording.state import state
+from gpuscope.instrument import _main_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuscope._errors import CommandError
-from gpuscope.commands import _rich
+from gpuscope.commands import _console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,16 +49,16 @@ def run(options: argparse.Namespace) -> int:
     """Print the comparison; 1 if something is slower than allowed."""
     from gpuscope.analysis.compare import compare
 
-    console = _rich.open_console()
-    before, after = _rich.read_recording([options.before]), _rich.read_recording([options.after])
+    console = _console.open_console()
+    before, after = _console.read_recording([options.before]), _console.read_recording([options.after])
     comparison = compare(before, after)
     if options.json is not None:
-        _rich.refuse_to_overwrite([options.before, options.after], [options.json])
-        with _rich.writing(options.json):
+        _console.refuse_to_overwrite([options.before, options.after], [options.json])
+        with _console.writing(options.json):
             options.json.write_text(json.dumps(comparison.as_dict(), indent=1) + "\n")
     for request in comparison.requests:
         console.print(_table(request, [stage for stage in comparison.stages if stage.root == request.name]))
-        print("".join(f"{_rich.printable(remark)}\n" for remark in request.remarks))
+        print("".join(f"{_console.printable(remark)}\n" for remark in request.remarks))
     print("\n".join(_notes(before, after)))
     return 0 if options.fail_if_slower is None else _gate(comparison, options.fail_if_slower)
 
@@ -69,7 +69,7 @@ def _gate(comparison: Comparison, allowed: float) -> int:
 
     # What is new has nothing to be slower than; a few stray requests on both sides must not stop everything.
     kinds = [each for each in comparison.requests if each.change.calls[0] and max(each.change.calls) >= MIN_CALLS]
-    few = [_rich.printable(request.name) for request in kinds if request.change.verdict == FEW]
+    few = [_console.printable(request.name) for request in kinds if request.change.verdict == FEW]
     if few or not kinds:
         raise CommandError(
             f"cannot tell whether {', '.join(few) or 'anything'} is slower: {MIN_CALLS} requests after the warm-up are "
@@ -78,37 +78,38 @@ def _gate(comparison: Comparison, allowed: float) -> int:
     slower = [request for request in kinds if request.change.is_slower(allowed)]
     for request in slower:
         print(
-            f"FAILED: {_rich.printable(request.name)} is {_rich.percent(request.change.relative)} % slower end to end."
+            f"FAILED: {_console.printable(request.name)} is {_console.percent(request.change.relative)} % slower "
+            "end to end."
         )
     return 1 if slower else 0
 
 
 def _table(request: RequestChange, stages: list[StageChange]) -> Table:
     columns = ("stage", "", "calls", "before ms", "after ms", "change %", "99 % interval", "ms a request", "verdict")
-    table = _rich.make_table(*columns)
+    table = _console.make_table(*columns)
     for stage in stages:
-        name = _rich.indented(stage.name, stage.depth) if stage.lane == "host" else ""
+        name = _console.indented(stage.name, stage.depth) if stage.lane == "host" else ""
         table.add_row(name, LANES[stage.lane], *_cells(stage.change, stage.effect_ms))
     table.add_section()
     for lane, effect_ms in request.effects_ms.items():
-        table.add_row("sum of stages", LANES[lane], *[""] * 5, _rich.ms(effect_ms, "+"))
+        table.add_row("sum of stages", LANES[lane], *[""] * 5, _console.ms(effect_ms, "+"))
     change = request.change
-    table.add_row(f"{_rich.printable(request.name)}, end to end", "", *_cells(change, change.change_ms))
+    table.add_row(f"{_console.printable(request.name)}, end to end", "", *_cells(change, change.change_ms))
     return table
 
 
 def _cells(change: Change, effect_ms: float | None) -> tuple[str, ...]:
     interval = "-"
     if change.before_ms and change.low_ms is not None and change.high_ms is not None:
-        interval = f"{_rich.percent(change.low_ms / change.before_ms, '+')} .. "
-        interval += _rich.percent(change.high_ms / change.before_ms, "+")
+        interval = f"{_console.percent(change.low_ms / change.before_ms, '+')} .. "
+        interval += _console.percent(change.high_ms / change.before_ms, "+")
     return (
         " / ".join(f"{calls:,}" for calls in change.calls),
-        _rich.ms(change.before_ms),
-        _rich.ms(change.after_ms),
-        _rich.percent(change.relative, "+"),
+        _console.ms(change.before_ms),
+        _console.ms(change.after_ms),
+        _console.percent(change.relative, "+"),
         interval,
-        _rich.ms(effect_ms, "+"),
+        _console.ms(effect_ms, "+"),
         change.verdict,
     )
 
@@ -121,7 +122,7 @@ def _notes(before: Recording, after: Recording) -> Iterator[str]:
         "it with itself first."
     )
     for name, recording in (("A", before), ("B", after)):
-        if missing := _rich.losses(recording.losses):
+        if missing := _console.losses(recording.losses):
             yield f"Missing from {name}: {'; '.join(missing)}."
 
 

@@ -18,7 +18,7 @@ from gpuscope.commands import _program
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._deep_look import DeepLook
+    from gpuscope._profiling.deep_look import DeepLook
 
 HELP = "Run a script, and say what bounds its stages: kernels, copies, waits and gaps, by torch.profiler."
 EPILOG = "Exit codes: the script's own; 2 bad usage, or a file that cannot be read or written."
@@ -46,8 +46,8 @@ def run(options: argparse.Namespace) -> int | Callable[[], None]:
 
 
 def _read(options: argparse.Namespace) -> int:
-    from gpuscope._deep_look import write_report
-    from gpuscope.analysis.profile import examine, read_trace
+    from gpuscope._profiling.deep_look import write_report
+    from gpuscope._profiling.examine import examine, read_trace
 
     try:
         report = examine(read_trace(options.trace))

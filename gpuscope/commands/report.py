@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuscope.commands import _rich
+from gpuscope.commands import _console
 
 if TYPE_CHECKING:
     import argparse
@@ -38,19 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report and write what was asked for."""
-    console = _rich.open_console()
-    recording = _rich.read_recording(options.files)
+    console = _console.open_console()
+    recording = _console.read_recording(options.files)
     outputs = {name: path for name in OUTPUTS if (path := getattr(options, name)) is not None}
-    _rich.refuse_to_overwrite(options.files, outputs.values())
+    _console.refuse_to_overwrite(options.files, outputs.values())
     figures, findings = _analyse(recording)
     # First, in case nobody reads the rest.
     for name, path in outputs.items():
-        with _rich.writing(path):
+        with _console.writing(path):
             _write(name, path, recording, figures, findings)
     print(_headline(recording, figures))
     console.print(_table(figures))
     print("\n".join(_notes(figures)), end="\n\n")
-    print("\n".join(map(_rich.printable, str(findings).split("\n"))), end="\n\n")
+    print("\n".join(map(_console.printable, str(findings).split("\n"))), end="\n\n")
     for name, path in outputs.items():
         print(f"{name}: {path}")
     return 0
@@ -63,7 +63,7 @@ def _analyse(recording: Recording) -> tuple[Figures, Any]:
     try:
         return figures(recording), judge(recording)
     except ModuleNotFoundError as error:
-        raise _rich.missing(error) from error
+        raise _console.missing(error) from error
 
 
 def _write(name: str, path: Path, recording: Recording, figures: Figures, findings: Any) -> None:
@@ -86,35 +86,35 @@ def _write(name: str, path: Path, recording: Recording, figures: Figures, findin
 def _headline(recording: Recording, figures: Figures) -> str:
     requests = sum(request.calls for request in figures.requests)
     return (
-        f"{len(recording.stage):,} stages in {requests:,} requests of {_rich.count(len(figures.processes), 'process')} "
-        f"within {figures.seconds:,.1f} s"
+        f"{len(recording.stage):,} stages in {requests:,} requests of "
+        f"{_console.count(len(figures.processes), 'process')} within {figures.seconds:,.1f} s"
     )
 
 
 def _table(figures: Figures) -> Table:
-    from gpuscope.analysis._replays import OUTSIDE
+    from gpuscope.analysis._structure.replays import OUTSIDE
 
     on_gpu = any(stage.gpu_ms for stage in figures.stages)
     errors = any(stage.errors for stage in figures.stages)
     columns = ["calls", "host p50", "p90", "p99"]
     columns += ["GPU p50", "p90", "p99", "start +ms", "% host", "% GPU"] if on_gpu else ["% host"]
-    table = _rich.make_table("stage", *columns, *["errors"] * errors)
+    table = _console.make_table("stage", *columns, *["errors"] * errors)
     for stage in figures.stages:
         cells = [f"{stage.calls:,}", *_percentiles(stage.host_ms)]
         if on_gpu:
             delay = stage.launch_to_start_ms
-            cells += [*_percentiles(stage.gpu_ms), _rich.ms(delay.p50 if delay else None)]
-        cells += [_rich.percent(share) for share in (stage.host_share, stage.gpu_share)[: 1 + on_gpu]]
+            cells += [*_percentiles(stage.gpu_ms), _console.ms(delay.p50 if delay else None)]
+        cells += [_console.percent(share) for share in (stage.host_share, stage.gpu_share)[: 1 + on_gpu]]
         cells += [str(stage.errors or "")] * errors
-        table.add_row(_rich.indented(stage.name, stage.depth, " *" if stage.only_warmup else ""), *cells)
+        table.add_row(_console.indented(stage.name, stage.depth, " *" if stage.only_warmup else ""), *cells)
         if stage.outside_ms is not None:
             cells = ["", *_percentiles(None), *_percentiles(stage.outside_ms), "-", "-"]
-            table.add_row(_rich.indented(OUTSIDE, stage.depth + 1), *cells, _rich.percent(stage.outside_share))
+            table.add_row(_console.indented(OUTSIDE, stage.depth + 1), *cells, _console.percent(stage.outside_share))
     return table
 
 
 def _percentiles(of: Distribution | None) -> tuple[str, str, str]:
-    return (_rich.ms(of.p50), _rich.ms(of.p90), _rich.ms(of.p99)) if of else ("-", "-", "-")
+    return (_console.ms(of.p50), _console.ms(of.p90), _console.ms(of.p99)) if of else ("-", "-", "-")
 
 
 def _notes(figures: Figures) -> Iterator[str]:
@@ -132,14 +132,14 @@ def _notes(figures: Figures) -> Iterator[str]:
         yield "GPU: time on the stream between a stage's two events, its own waiting for the host included."
         yield "start +ms: from the start on the host to the start on the GPU, median."
         yield f"GPU times are placed within {placed.p50:.1f} us (median; at most {placed.max:.1f} us)."
-    missing = _rich.losses(figures.losses)
+    missing = _console.losses(figures.losses)
     yield f"Missing: {'; '.join(missing)}." if missing else "Nothing is known to be missing."
 
 
 def _request(request: RequestFigures) -> str:
     counted, slowest = request.end_to_end_ms, request.slowest[0]
     return (
-        f"{_rich.printable(request.name)}, end to end: p50 {_rich.ms(counted.p50)}, p90 {_rich.ms(counted.p90)}, "
-        f"p99 {_rich.ms(counted.p99)} ms of {counted.count:,}; slowest {_rich.ms(slowest.end_to_end_ms)} ms in trace "
-        f"{slowest.trace_id}"
+        f"{_console.printable(request.name)}, end to end: p50 {_console.ms(counted.p50)}, "
+        f"p90 {_console.ms(counted.p90)}, p99 {_console.ms(counted.p99)} ms of {counted.count:,}; "
+        f"slowest {_console.ms(slowest.end_to_end_ms)} ms in trace {slowest.trace_id}"
     )

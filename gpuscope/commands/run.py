@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpuscope
-from gpuscope import _environment, _runtime
+from gpuscope import _runtime
 from gpuscope._errors import CommandError
-from gpuscope._state import state
+from gpuscope._recording.state import state
+from gpuscope._settings import environment
 from gpuscope.commands import _program
 
 if TYPE_CHECKING:
@@ -52,20 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Callable[[], None]:
     """Prepare everything, and return what runs the program."""
     _check(options)
-    environ = _environment.variables()
+    environ = environment.variables()
     report = options.report and options.report.absolute()
     program = _program.become(options.kind or "script", options.program, options.arguments)
     changes = _changes(options, environ) | (_record(report, environ) if report else {})
     paths = [str(_INHERITED), *filter(None, [environ.get("PYTHONPATH")])]
-    _environment.export({**changes, "PYTHONPATH": os.pathsep.join(paths)})
+    environment.export({**changes, "PYTHONPATH": os.pathsep.join(paths)})
     if changes:
         _set_up()
     return program
 
 
 def _check(options: argparse.Namespace) -> None:
-    from gpuscope._frameworks import modules_of
-    from gpuscope._targets import targets_of
+    from gpuscope.instrument._frameworks import modules_of
+    from gpuscope.instrument._targets import targets_of
 
     try:
         targets_of(",".join(options.stage))
@@ -91,7 +92,7 @@ def _set_up() -> None:
 
         uninstrument()
     if _runtime.set_up():
-        from gpuscope.instrument import follow_environment
+        from gpuscope.instrument._instrumentation import follow_environment
 
         follow_environment()
 
@@ -121,7 +122,7 @@ def _report(folder: str, out: Path, pid: int) -> None:
         return
     command = [sys.executable, "-m", "gpuscope", "report", folder, "--html", str(out)]
     # In a process of its own: in this one the program may have changed anything.
-    environ = _environment.variables() | {"GPUSCOPE": "0"}
+    environ = environment.variables() | {"GPUSCOPE": "0"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)  # noqa: S603
     if done.returncode == 0:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
 /*
  * A `with` block: a record that begins when it is entered and ends when it is left. The twin is `StageBlock` of
- * `_block.py`; `Quiet`'s is `OffStage` of `_stage.py`.
+ * `_recording/block.py`; `Quiet`'s is `OffStage` of `_recording/stage.py`.
  */
 #include "native.h"
 

@@ -1,8 +1,8 @@
 /*
  * The common path of `CudaDevice`: an event of a pool recorded on the current stream, by the driver's own function.
- * The twins are `begin` and `end` in `CudaDevice._fast_paths` of `_cuda_device.py`.
+ * The twins are `begin` and `end` in `CudaDevice._fast_paths` of `_cuda/cuda_device.py`.
  *
- * Keeps the GIL during the call, as `_cuda.py` explains. Any answer but success, and whatever is not common, goes to the
+ * Keeps the GIL during the call, as `_cuda/driver.py` explains. Any answer but success, and whatever is not common, goes to the
  * slow path in Python.
  */
 #include "native.h"

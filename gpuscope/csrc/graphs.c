@@ -1,6 +1,6 @@
 /*
  * Stages inside CUDA graphs: exchanges the events of a graph's record nodes. The twin is `Driver.set_node_events`
- * of `_cuda.py`.
+ * of `_cuda/driver.py`.
  */
 #include "native.h"
 
@@ -10,7 +10,7 @@ typedef int (*set_event_function)(void *graph, void *node, void *event);
  * exchange(function, graph, nodes, events): have each node record into the event at its place; what the driver answered
  * to the last, or to the first that it refused.
  *
- * Keeps the GIL, as `_cuda.py` explains: some 0.2 µs a node.
+ * Keeps the GIL, as `_cuda/driver.py` explains: some 0.2 µs a node.
  */
 static PyObject *exchange(PyObject *Py_UNUSED(module), PyObject *args) {
     unsigned long long function, graph;

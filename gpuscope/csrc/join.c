@@ -1,6 +1,6 @@
 /*
  * The bytes of a batch's spans: templates with slices of each row's cells between them. The twin is
- * `_join_in_python` of `_otlp_bytes.py`.
+ * `_join_in_python` of `exporters/_encoding/otlp_bytes.py`.
  */
 #include "native.h"
 

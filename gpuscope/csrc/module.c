@@ -1,4 +1,4 @@
-/* The module `gpuscope._native`: `_compiled.py` decides whether it or the twins are used. */
+/* The module `gpuscope._native`: `_data/native.py` decides whether it or the twins are used. */
 #include "native.h"
 
 static int execute(PyObject *module) {

@@ -2,8 +2,8 @@
  * What the files of `gpuscope._native` share: the record of a stage, and the doors between them.
  *
  * Everything here has a twin in Python that says what it does at more length and is used where this was not built: in
- * `_record.py`, `_recording.py`, `_block.py`, `_cuda.py`, `_cuda_device.py`, `_resolve.py`, `_replays.py`, `_batch.py`,
- * `_row.py` and `exporters/_otlp_bytes.py`. The common path is here; what is rare is handed back to the Python functions
+ * `_data/record.py`, `_recording/hot_path.py`, `_recording/block.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_collecting/resolve.py`, `analysis/_structure/replays.py`, `_collecting/batch_builder.py`,
+ * `_data/row.py` and `exporters/_encoding/otlp_bytes.py`. The common path is here; what is rare is handed back to the Python functions
  * that `prepare` was given.
  */
 #ifndef GPUSCOPE_NATIVE_H
@@ -15,7 +15,7 @@
 
 #include <string.h>
 
-/* One run of a stage: `StageRecord` of `_record.py`. A null object is None where it may be absent. */
+/* One run of a stage: `StageRecord` of `_data/record.py`. A null object is None where it may be absent. */
 typedef struct {
     PyObject_HEAD
     PyObject *attributes, *error, *lane, *outer, *pair, *range, *restore, *span;
@@ -24,7 +24,7 @@ typedef struct {
     unsigned long long span_id;
 } StageRecord;
 
-/* What a stage and those inside it share: `Trace` of `_record.py`. Refers to nothing that could refer to it. */
+/* What a stage and those inside it share: `Trace` of `_data/record.py`. Refers to nothing that could refer to it. */
 typedef struct {
     PyObject_HEAD
     PyObject *root, *sampled;
@@ -32,7 +32,7 @@ typedef struct {
     char remote;
 } Trace;
 
-/* What recording needs: `RecorderFields` of `_record.py`. */
+/* What recording needs: `RecorderFields` of `_data/record.py`. */
 typedef struct {
     PyObject_HEAD
     PyObject *bridge, *capacity, *clock, *current_context, *device, *ledger, *look_for_provider, *nvtx, *queue;
@@ -41,7 +41,7 @@ typedef struct {
     unsigned long long random[4], last_span_id;
 } Recorder;
 
-/* A stream of a device: `LaneFields` of `_record.py`. */
+/* A stream of a device: `LaneFields` of `_data/record.py`. */
 typedef struct {
     PyObject_HEAD
     PyObject *context, *handle, *pairs;
@@ -50,7 +50,7 @@ typedef struct {
     char guarded;
 } Lane;
 
-/* A `with stage(...)` block: `StageBlock` of `_block.py`. */
+/* A `with stage(...)` block: `StageBlock` of `_recording/block.py`. */
 typedef struct {
     StageRecord record;
     PyObject *owner, *stream;

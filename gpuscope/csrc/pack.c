@@ -1,5 +1,5 @@
 /*
- * Rows into the cells of a batch's columns. The twin is `BatchBuilder._pack_in_python` of `_batch.py`.
+ * Rows into the cells of a batch's columns. The twin is `BatchBuilder._pack_in_python` of `_collecting/batch_builder.py`.
  */
 #include "native.h"
 
@@ -7,7 +7,7 @@
 
 static PyObject *str_calls, *str_index, *str_raw, *str_rehearsal, *str_warmup;
 
-/* One row of a batch. The twin is `ROW` of `_row.py`. */
+/* One row of a batch. The twin is `ROW` of `_data/row.py`. */
 typedef struct {
     unsigned long long trace_high, trace_low, span_id, parent_id, stream;
     long long site, root, thread, sampled;

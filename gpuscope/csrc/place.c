@@ -1,6 +1,6 @@
 /*
- * Stages whose GPU work is done, into host time. The twin is `Resolver._resolve` of `_resolve.py` with
- * `GpuClock.place` of `_clock.py`.
+ * Stages whose GPU work is done, into host time. The twin is `Resolver._resolve` of `_collecting/resolve.py` with
+ * `GpuClock.place` of `_cuda/clock.py`.
  */
 #include "native.h"
 

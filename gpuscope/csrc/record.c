@@ -1,6 +1,6 @@
 /*
  * The record of one run of a stage, its trace, its lane, and the recorder: plain members, nothing that acts. The twins
- * are in `_record.py`.
+ * are in `_data/record.py`.
  */
 #include "native.h"
 

@@ -1,5 +1,5 @@
 /*
- * `begin` and `end`, the two halves of recording a stage: see `_recording.py`, whose twins do the same.
+ * `begin` and `end`, the two halves of recording a stage: see `_recording/hot_path.py`, whose twins do the same.
  *
  * An exception of any part is swallowed by the Python functions that know what then is left to do. What is no
  * `Exception`, a KeyboardInterrupt, passes.

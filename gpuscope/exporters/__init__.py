@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuscope._columns import StageBatch
-    from gpuscope._delivery import Delivery
+    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.delivery import Delivery
 
 
 class Exporter(Protocol):

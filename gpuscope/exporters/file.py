@@ -10,20 +10,20 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._data.metrics import RECORDED
 from gpuscope._log import COUNTED, WarnOnce, logger
-from gpuscope._points import RECORDED
 from gpuscope._version import __version__
-from gpuscope.exporters._line_file import LineFile
-from gpuscope.exporters._otlp_json import JsonEncoder
-from gpuscope.exporters._resource import resource_attributes
+from gpuscope.exporters._encoding.otlp_json import JsonEncoder
+from gpuscope.exporters._encoding.resource import resource_attributes
+from gpuscope.exporters._transport.line_file import LineFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuscope._columns import StageBatch
-    from gpuscope._config import Config
-    from gpuscope._delivery import Delivery
-    from gpuscope._points import Snapshot
+    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.metrics import Snapshot
+    from gpuscope._settings.config import Config
 
 
 class FileExporter:

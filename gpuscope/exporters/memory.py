@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpuscope.exporters._extra import Extra
-from gpuscope.exporters._rows import rows_of
-from gpuscope.exporters._spans import resolve, spans_of
+from gpuscope.exporters._encoding.details import Extra
+from gpuscope.exporters._encoding.rows import rows_of
+from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
-    from gpuscope._columns import StageBatch
-    from gpuscope._delivery import Delivery
-    from gpuscope._record import ErrorFacts
-    from gpuscope.exporters._rows import SpanRow
-    from gpuscope.exporters._spans import Facts
+    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.record import ErrorFacts
+    from gpuscope.exporters._encoding.rows import SpanRow
+    from gpuscope.exporters._encoding.spans import Facts
 
 _STATUS: tuple[Literal["UNSET", "OK", "ERROR"], ...] = ("UNSET", "OK", "ERROR")
 _NOTHING = Extra()

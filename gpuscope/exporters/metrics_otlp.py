@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from gpuscope._log import SUPPRESSED, WarnOnce, logger
 from gpuscope._version import __version__
-from gpuscope.exporters._http import Endpoint, HttpClient, Outcome
-from gpuscope.exporters._metrics_message import request_bytes
-from gpuscope.exporters._otlp_message import rejected_spans
-from gpuscope.exporters._sender import suppress_instrumentation
+from gpuscope.exporters._encoding.metrics_message import request_bytes
+from gpuscope.exporters._encoding.otlp_message import rejected_spans
+from gpuscope.exporters._transport.http import Endpoint, HttpClient, Outcome
+from gpuscope.exporters._transport.sender import suppress_instrumentation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuscope._config import Config
-    from gpuscope._points import Snapshot
+    from gpuscope._data.metrics import Snapshot
+    from gpuscope._settings.config import Config
 
 _NO_METRICS = ("http_404", "http_405", "http_501")
 """What an endpoint says that takes spans only, as Jaeger does."""

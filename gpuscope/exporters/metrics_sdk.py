@@ -15,8 +15,8 @@ from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from gpuscope._data.metrics import BOUNDS_S, SPECS, Histogram
 from gpuscope._log import COUNTED, WarnOnce, logger
-from gpuscope._points import BOUNDS_S, SPECS, Histogram
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import Meter, Observation
 
-    from gpuscope._points import Point, Snapshot, Spec
+    from gpuscope._data.metrics import Point, Snapshot, Spec
 
     Source: TypeAlias = Callable[[], Snapshot]
 

@@ -10,18 +10,18 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._version import __version__
-from gpuscope.exporters._http import Endpoint, HttpClient
-from gpuscope.exporters._otlp_bytes import SpanEncoder
-from gpuscope.exporters._otlp_message import resource_bytes, scope_bytes, varint
-from gpuscope.exporters._resource import DISTRIBUTION, resource_attributes
-from gpuscope.exporters._sender import Limits, Sender
+from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
+from gpuscope.exporters._encoding.otlp_message import resource_bytes, scope_bytes, varint
+from gpuscope.exporters._encoding.resource import DISTRIBUTION, resource_attributes
+from gpuscope.exporters._transport.http import Endpoint, HttpClient
+from gpuscope.exporters._transport.sender import Limits, Sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from gpuscope._columns import StageBatch
-    from gpuscope._config import Config
-    from gpuscope._delivery import Delivery
+    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.delivery import Delivery
+    from gpuscope._settings.config import Config
 
 
 class OtlpExporter:

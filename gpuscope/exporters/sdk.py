@@ -17,19 +17,19 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
 from gpuscope._log import logger
-from gpuscope.exporters._spans import resolve, spans_of
+from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from opentelemetry.trace import Span, Tracer
 
-    from gpuscope._columns import StageBatch
-    from gpuscope._delivery import Delivery
-    from gpuscope._lazy_span import LazySpan, RealSpan
-    from gpuscope._otel import Bridge
-    from gpuscope.exporters._extra import Extra
-    from gpuscope.exporters._spans import Facts
+    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.delivery import Delivery
+    from gpuscope._otel.bridge import Bridge
+    from gpuscope._otel.lazy_span import LazySpan, RealSpan
+    from gpuscope.exporters._encoding.details import Extra
+    from gpuscope.exporters._encoding.spans import Facts
 
 _CODES = (StatusCode.UNSET, StatusCode.OK, StatusCode.ERROR)
 

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from gpuscope._columns import RowFlag
+from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._median import _independent, median_change
 from gpuscope.analysis.compare import FASTER, FEW, MIN_CALLS, NOISE, SLOWER, compare
 

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from gpuscope._columns import RowFlag
+from gpuscope._data.batch import RowFlag
 from gpuscope.analysis.figures import SLOWEST, figures
 from gpuscope.analysis.recording import Losses
 

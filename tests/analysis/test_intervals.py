@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuscope.analysis._intervals import Intervals, covered, gaps, intersection, length, union
+from gpuscope.analysis._structure.intervals import Intervals, covered, gaps, intersection, length, union
 
 PAIRS = st.lists(st.tuples(st.integers(-20, 60), st.integers(-20, 60)), max_size=12)
 

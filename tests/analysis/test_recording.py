@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpuscope._columns import RowFlag
+from gpuscope._data.batch import RowFlag
 
 from .recordings import Stage, recording
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from gpuscope._columns import RowFlag
-from gpuscope.analysis._evidence import gather
-from gpuscope.analysis._kinds import kinds
-from gpuscope.analysis._replays import OUTSIDE, callers, outside_ns, replays_of
+from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._structure.kinds import kinds
+from gpuscope.analysis._structure.replays import OUTSIDE, callers, outside_ns, replays_of
+from gpuscope.analysis._verdicts.evidence import gather
 from gpuscope.analysis.compare import compare
 from gpuscope.analysis.figures import figures
 from gpuscope.analysis.jaeger import traces
@@ -20,7 +20,7 @@ from gpuscope.analysis.verdict import judge
 from gpuscope.commands.report import _notes, _table
 
 from .recordings import EPOCH_NS, Stage, recording, repeat
-from .simulate import Machine, serve
+from .verdicts.simulate import Machine, serve
 
 IN_GRAPH = RowFlag.IN_GRAPH
 

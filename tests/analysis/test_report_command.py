@@ -13,12 +13,12 @@ import pytest
 
 import gpuscope
 from gpuscope.__main__ import main
-from gpuscope._columns import RowFlag
-from gpuscope._config import Config
-from gpuscope._record import Site
+from gpuscope._data.batch import RowFlag
+from gpuscope._data.record import Site
+from gpuscope._settings.config import Config
 from gpuscope.exporters.file import FileExporter
 
-from ..exporters.batches import NOW_NS, Delivery, Row, make_batch  # noqa: TID252 - `tests` is no installed package
+from ..exporters.batches import NOW_NS, Delivery, Row, make_batch
 
 REQUEST, INFER, PREP = Site("request", {}), Site("infer", {"batch_size": 8}), Site("prep", {})
 MS = 1_000_000

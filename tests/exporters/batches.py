@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from gpuscope._columns import Details, DeviceFacts, RowFlag, StageBatch
-from gpuscope._record import Site, ThreadFacts
+from gpuscope._data.batch import Details, DeviceFacts, RowFlag, StageBatch
+from gpuscope._data.record import Site, ThreadFacts
 
 NOW_NS = 1_700_000_000_000_000_000
 SITE = Site("infer", {"model": "vit"}, "app.model.infer")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuscope._config import Config
+from gpuscope._settings.config import Config
 from gpuscope.exporters.otlp import OtlpExporter
 
 from .batches import Account, Row, make_batch

@@ -14,11 +14,11 @@ from google.protobuf import json_format
 from hypothesis import given, settings
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from gpuscope._config import Config
+from gpuscope._settings.config import Config
 from gpuscope._version import __version__
-from gpuscope.exporters._line_file import LineFile
-from gpuscope.exporters._otlp_bytes import SpanEncoder
-from gpuscope.exporters._otlp_json import JsonEncoder
+from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
+from gpuscope.exporters._encoding.otlp_json import JsonEncoder
+from gpuscope.exporters._transport.line_file import LineFile
 from gpuscope.exporters.file import FileExporter
 from gpuscope.exporters.otlp import Envelope
 

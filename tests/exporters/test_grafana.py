@@ -11,10 +11,10 @@ from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import CollectorRegistry
 
-from gpuscope._columns import RowFlag
-from gpuscope._points import Snapshot
-from gpuscope._statistics import Statistics
-from gpuscope.analysis.metrics import StageMetrics, account_points
+from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
+from gpuscope._data.batch import RowFlag
+from gpuscope._data.metrics import Snapshot
+from gpuscope._data.statistics import Statistics
 from gpuscope.exporters.metrics_sdk import Instruments
 
 from .batches import NOW_NS, Row, make_batch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpuscope._columns import Details, RowFlag
-from gpuscope._record import ErrorFacts, Site
+from gpuscope._data.batch import Details, RowFlag
+from gpuscope._data.record import ErrorFacts, Site
 from gpuscope.exporters.memory import MemoryExporter
 
 from .batches import DEVICE, NOW_NS, SITE, THREAD, Row, make_batch

@@ -11,11 +11,11 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 
-from gpuscope._config import Config
-from gpuscope._points import BOUNDS_S, DURATION, LOST, SPECS, UNCERTAINTY, Exemplar, Histogram, Point, Snapshot
+from gpuscope._data.metrics import BOUNDS_S, DURATION, LOST, SPECS, UNCERTAINTY, Exemplar, Histogram, Point, Snapshot
+from gpuscope._settings.config import Config
 from gpuscope._version import __version__
-from gpuscope.exporters._metrics_message import request_bytes
-from gpuscope.exporters._otlp_json import JsonEncoder
+from gpuscope.exporters._encoding.metrics_message import request_bytes
+from gpuscope.exporters._encoding.otlp_json import JsonEncoder
 from gpuscope.exporters.metrics_otlp import OtlpMetrics
 
 from .receiver import Answer, rejects

@@ -12,7 +12,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpuscope._points import BOUNDS_S, BUSY, DURATION, LOST, RECORDED, UNCERTAINTY, Histogram, Point, Snapshot
+from gpuscope._data.metrics import BOUNDS_S, BUSY, DURATION, LOST, RECORDED, UNCERTAINTY, Histogram, Point, Snapshot
 from gpuscope.exporters.metrics_sdk import Instruments
 
 INFER = {"gpuscope.stage": "infer", "gpuscope.lane": "host"}

@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 
-from gpuscope._columns import Details, RowFlag
-from gpuscope._record import Site
+from gpuscope._data.batch import Details, RowFlag
+from gpuscope._data.record import Site
 from gpuscope._version import __version__
-from gpuscope.exporters._otlp_bytes import SpanEncoder
+from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters.memory import MemoryExporter
 from gpuscope.exporters.otlp import Envelope
 

@@ -9,7 +9,7 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 PROGRAM = """
 import sys
 from gpuscope import _runtime, flush, stage
-from gpuscope._config import Config
+from gpuscope._settings.config import Config
 from gpuscope.testing import FakeDevice, ManualClock
 
 exporter, url, compression = sys.argv[1:]

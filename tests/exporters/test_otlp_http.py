@@ -10,8 +10,8 @@ from email.utils import format_datetime
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from gpuscope._config import Config
-from gpuscope.exporters._http import Endpoint, HttpClient
+from gpuscope._settings.config import Config
+from gpuscope.exporters._transport.http import Endpoint, HttpClient
 
 from .receiver import Answer, rejects
 

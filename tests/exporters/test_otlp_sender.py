@@ -9,8 +9,8 @@ import time
 import pytest
 from opentelemetry import context
 
-from gpuscope.exporters._http import Outcome
-from gpuscope.exporters._sender import Limits, Sender
+from gpuscope.exporters._transport.http import Outcome
+from gpuscope.exporters._transport.sender import Limits, Sender
 
 from .batches import Row, make_batch
 from .receiver import Answer

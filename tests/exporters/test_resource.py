@@ -9,7 +9,7 @@ from pathlib import Path
 
 PROGRAM = """
 import json
-from gpuscope.exporters._resource import resource_attributes
+from gpuscope.exporters._encoding.resource import resource_attributes
 print(json.dumps([resource_attributes(), resource_attributes()]))
 """
 

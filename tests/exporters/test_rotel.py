@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gpuscope._columns import Details, RowFlag
-from gpuscope._config import Config
-from gpuscope._record import ErrorFacts, Site
+from gpuscope._data.batch import Details, RowFlag
+from gpuscope._data.record import ErrorFacts, Site
+from gpuscope._settings.config import Config
 from gpuscope.exporters.otlp import OtlpExporter
 
 from .batches import NOW_NS, Row, make_batch

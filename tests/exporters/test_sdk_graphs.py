@@ -9,7 +9,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from gpuscope._columns import RowFlag
+from gpuscope._data.batch import RowFlag
 from gpuscope.exporters.sdk import SdkExporter
 
 from .batches import Account, Row, make_batch

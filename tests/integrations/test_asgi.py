@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Mount, Route
 
 import gpuscope
-from gpuscope import _frameworks
+from gpuscope.instrument import _frameworks
 from gpuscope.integrations import asgi
 from gpuscope.testing import capture
 

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("litserve")
 
-from ..spans_of_files import spans_in, wait_for  # noqa: TID252
+from ..spans_of_files import spans_in, wait_for
 
 SERVER = """
 import sys

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("ray")
 pytest.importorskip("ray.serve")
 
-from ..spans_of_files import spans_in  # noqa: TID252
+from ..spans_of_files import spans_in
 
 APPLICATION = """
 import sys, urllib.request

@@ -12,10 +12,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from gpuscope import _batch, _cuda_device, _graph_events, _runtime
-from gpuscope._compiled import native
-from gpuscope._config import Config
-from gpuscope._cuda import Driver
+from gpuscope import _runtime
+from gpuscope._collecting import batch_builder
+from gpuscope._cuda import cuda_device
+from gpuscope._cuda.driver import Driver
+from gpuscope._cuda.graphs import events
+from gpuscope._data.native import native
+from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
 
 SOURCE = Path(__file__).with_name("fake_cuda.c")
@@ -122,11 +125,11 @@ def machine(request, driver_file, monkeypatch):
     """Recording on two GPUs of the fake driver."""
     if request.param == "native" and native is None:
         pytest.skip("the parts in C are not in use")
-    for module in (_batch, _cuda_device, _graph_events):
+    for module in (batch_builder, cuda_device, events):
         monkeypatch.setattr(module, "native", native if request.param == "native" else None)
     library = ctypes.PyDLL(str(driver_file))
     machine = Machine(library)
-    monkeypatch.setattr(_cuda_device, "load_driver", lambda: Driver(library))
+    monkeypatch.setattr(cuda_device, "load_driver", lambda: Driver(library))
     monkeypatch.setitem(sys.modules, "torch", machine.torch())
     monkeypatch.setitem(sys.modules, "torch.cuda.graphs", machine.graphs())
     monkeypatch.setattr(_runtime.state, "graphs", None)

@@ -12,8 +12,8 @@ import pytest
 
 import gpuscope
 from gpuscope import _runtime, stage
-from gpuscope._config import Config
-from gpuscope._graph_hooks import GraphHooks
+from gpuscope._cuda.graphs.hooks import GraphHooks
+from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
 
 KERNEL_US = 50
@@ -204,7 +204,7 @@ def test_graphs_at_once_are_warned_of(machine, new_graph, caplog, monkeypatch):
         return [record.getMessage() for record in caplog.records if "at once" in record.getMessage()]
 
     assert said_of_two_streams() == []
-    monkeypatch.setattr("gpuscope._replays._CROWD", 0)
+    monkeypatch.setattr("gpuscope._cuda.graphs.resolve._CROWD", 0)
     (said,) = said_of_two_streams()
     assert said.startswith("1 CUDA graphs with stages inside ran on one GPU at once.")
     assert "`GPUSCOPE_GRAPH_STAGES=inline`" in said

@@ -19,17 +19,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuscope import _recording, stage
-from gpuscope._batch import BatchBuilder, own_identity
-from gpuscope._clock import GpuClock
-from gpuscope._compiled import StageRecord, native
-from gpuscope._cuda_device import Lane
-from gpuscope._device import Anchor
-from gpuscope._otel import _new_trace
-from gpuscope._record import Site, ThreadFacts
-from gpuscope._resolve import Resolver
-from gpuscope._row import FORMAT, ROW
-from gpuscope._stage import Stage
+from gpuscope import stage
+from gpuscope._collecting.batch_builder import BatchBuilder, own_identity
+from gpuscope._collecting.resolve import Resolver
+from gpuscope._cuda.clock import GpuClock
+from gpuscope._cuda.cuda_device import Lane
+from gpuscope._data.interfaces import Anchor
+from gpuscope._data.native import StageRecord, native
+from gpuscope._data.record import Site, ThreadFacts
+from gpuscope._data.row import FORMAT, ROW
+from gpuscope._otel.bridge import _new_trace
+from gpuscope._recording import hot_path
+from gpuscope._recording.stage import Stage
 from gpuscope.testing import FakeDevice, ManualClock
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def test_parts_in_c_are_used_where_they_can_be_built():
 
 def test_twins_pass_the_same_tests():
     """The tests of stages, failures and the collector hold on the twins in Python, too."""
-    tests = ["test_stage.py", "test_unreliable.py", "test_collector.py"]
+    tests = ["recording/test_stage.py", "recording/test_unreliable.py", "collecting/test_collector.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=ROOT / "tests",
@@ -62,10 +63,13 @@ def test_twins_pass_the_same_tests():
 
 def test_variable_chooses_the_twins():
     """`GPUSCOPE_NATIVE=0` leaves the parts in C alone."""
-    program = "from gpuscope import _compiled, _recording; print(_compiled.native, _recording.begin.__module__)"
+    program = (
+        "from gpuscope._data.native import native; from gpuscope._recording import hot_path; "
+        "print(native, hot_path.begin.__module__)"
+    )
     environment = {**os.environ, "GPUSCOPE_NATIVE": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["None", "gpuscope._recording"]
+    assert done.stdout.split() == ["None", "gpuscope._recording.hot_path"]
 
 
 def new_record(trace, site, outer=None, **facts):
@@ -372,10 +376,10 @@ def test_stage_that_refers_to_itself_is_collected(bench):
 def test_deep_nesting_is_let_go_without_recursion(bench):
     """A chain of tens of thousands of enclosing stages ends without the end of the stack."""
     site = Site("deep", {})
-    blocks = [_recording.start(bench.engine.recorder, site, None, 0) for _ in range(50_000)]
+    blocks = [hot_path.start(bench.engine.recorder, site, None, 0) for _ in range(50_000)]
     innermost = blocks[-1]
     blocks.clear()
-    _recording.current.set(None)
+    hot_path.current.set(None)
     outer = innermost.outer
     del innermost
     del outer

@@ -1,0 +1,159 @@
+"""
+Every stage as a metric, sampled or not: histograms, the GPUs' occupancy, and the account of losses.
+
+Works on batches as the summary does: keeps columns of a few at most, asks no clock, and knows no exporter.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuscope._collecting.aggregation.histograms import Histograms
+from gpuscope._collecting.aggregation.joined_columns import columns_of, join
+from gpuscope._collecting.aggregation.occupancy import Occupancy
+from gpuscope._collecting.aggregation.summary import OTHER
+from gpuscope._data.attributes import DEVICE_INDEX, HW_ID, LANE, REASON, STAGE
+from gpuscope._data.batch import RowFlag
+from gpuscope._data.metrics import (
+    BUSY,
+    DROPPED,
+    DURATION,
+    EXPORTED,
+    IDLE,
+    LAUNCH_DELAY,
+    LOST,
+    RECORDED,
+    UNCERTAINTY,
+    UNTIMED,
+    Histogram,
+    Point,
+)
+from gpuscope._data.values import as_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpuscope._collecting.aggregation.joined_columns import Columns
+    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.metrics import Spec
+    from gpuscope._data.record import Site
+    from gpuscope._data.statistics import Statistics
+
+    Points = dict[Spec, Sequence[Point]]
+
+MAX_STAGES = 48
+"""Stages with series of their own; those that come later share one. OpenTelemetry's SDK keeps 2,000 points of an
+instrument, which the 20 buckets of 49 stages on the host and on one GPU just fit into."""
+_LANE = MAX_STAGES + 1
+"""Series of one lane, which are numbered lane by lane."""
+_HOST, _NOWHERE, _DEVICES = 0, 1, 3
+"""The first lane of each kind. A device has two, for durations and for launch delays. What has no GPU part has the
+device -1, and so its durations, which are none, are counted in two lanes that nobody looks at: cheaper than a mask."""
+_ROWS_AT_ONCE, _BATCHES_AT_ONCE = 1024, 8
+"""So many rows take some 0.4 ms of the GIL, and half as long a row as a quarter of them."""
+_WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
+
+
+class StageMetrics:
+    """
+    Takes every batch, and answers with points at any time, from any thread.
+
+    Args:
+        start_ns: when recording started, since the epoch.
+
+    """
+
+    def __init__(self, start_ns: int) -> None:
+        self._lock = threading.Lock()
+        self._stages: dict[str, int] = {}
+        self._uuids: dict[int, str] = {}
+        self._uncounted: list[Columns] = []
+        self._uncounted_rows = 0
+        self._histograms = Histograms()
+        self._occupancy = Occupancy(start_ns)
+
+    def add(self, batch: StageBatch) -> None:
+        """Count the rows of a batch; the warm-up calls among them for the occupancy only."""
+        with self._lock:
+            for index, facts in batch.devices.items():
+                self._uuids[index] = facts.uuid
+            self._uncounted.append(columns_of(batch, [self._number(site) for site in batch.sites]))
+            self._uncounted_rows += len(batch.site)
+            if self._uncounted_rows >= _ROWS_AT_ONCE or len(self._uncounted) >= _BATCHES_AT_ONCE:
+                self._count()
+
+    def _count(self) -> None:
+        if not self._uncounted_rows:
+            return
+        rows = join(self._uncounted)
+        self._uncounted, self._uncounted_rows = [], 0
+        series, times_ns = np.empty((3, len(rows.stage)), np.int64), np.empty((3, len(rows.stage)), np.int64)
+        series[0] = rows.stage + np.where(rows.flags & _IN_GRAPH, _NOWHERE, _HOST) * _LANE
+        series[1] = rows.stage + (rows.device * 2 + _DEVICES) * _LANE
+        series[2] = series[1] + _LANE
+        series[:, np.flatnonzero(rows.flags & _WARMUP)] = _NOWHERE * _LANE
+        times_ns[0] = rows.host_end_ns - rows.host_start_ns
+        times_ns[1] = rows.gpu_end_ns - rows.gpu_start_ns
+        times_ns[2] = rows.gpu_start_ns - rows.host_start_ns
+        seconds = times_ns / 1e9
+        self._histograms.add(series.ravel(), seconds.ravel())
+        self._histograms.remember(rows, series[:2].ravel(), seconds[:2].ravel())
+        self._occupancy.add(rows)
+
+    def settle(self, now_ns: int, *, last: bool = False) -> None:
+        """Count the GPUs' time for good, up to what is certain; `last`: up to now."""
+        with self._lock:
+            self._count()
+            self._occupancy.settle(now_ns - (0 if last else self._occupancy.wait_ns))
+
+    def end_interval(self) -> None:
+        """End the interval that the busy and idle ratios are of."""
+        with self._lock:
+            self._occupancy.end_interval()
+
+    def points(self, *, exemplars: bool = False) -> Points:
+        """Return the points of this moment; with exemplars those since they were last taken."""
+        with self._lock:
+            self._count()
+            slowest = self._histograms.take_exemplars() if exemplars else {}
+            points: dict[Spec, list[Point]] = {DURATION: [], LAUNCH_DELAY: [], BUSY: [], IDLE: []}
+            for number, counts, sum_s in self._histograms.counts():
+                lane, stage = divmod(number, _LANE)
+                if not _NOWHERE <= lane < _DEVICES:
+                    spec, attributes = self._describe(lane, stage)
+                    points[spec].append(Point(attributes, Histogram(counts, sum_s, slowest.get(number))))
+            for index, ratio in self._occupancy.ratios.items():
+                points[BUSY].append(Point(self._where(index), ratio))
+                points[IDLE].append(Point(self._where(index), 1.0 - ratio))
+            return dict(points)
+
+    def _describe(self, lane: int, stage: int) -> tuple[Spec, dict[str, str | int]]:
+        name: dict[str, str | int] = {STAGE: list(self._stages)[stage]}
+        if lane == _HOST:
+            return DURATION, {**name, LANE: "host"}
+        index, is_delay = divmod(lane - _DEVICES, 2)
+        where = self._where(index)
+        return (LAUNCH_DELAY, {**name, **where}) if is_delay else (DURATION, {**name, LANE: "gpu", **where})
+
+    def _where(self, index: int) -> dict[str, str | int]:
+        return {DEVICE_INDEX: index, HW_ID: self._uuids[index]}
+
+    def _number(self, site: Site) -> int:
+        """Return a stage's number by its name, one for all the names beyond the limit."""
+        name = as_text(site.name)
+        if name not in self._stages and len(self._stages) >= MAX_STAGES:
+            name = OTHER
+        return self._stages.setdefault(name, len(self._stages))
+
+
+def account_points(statistics: Statistics) -> Points:
+    """Return the account of every stage, and how well GPU times are placed."""
+    points: Points = {RECORDED: [Point({}, statistics.recorded)], EXPORTED: [Point({}, statistics.exported)]}
+    for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
+        points[spec] = [Point({REASON: reason}, count) for reason, count in sorted(counts.items())]
+    if statistics.clock_uncertainty_ns is not None:
+        points[UNCERTAINTY] = [Point({}, statistics.clock_uncertainty_ns / 1e9)]
+    return points

@@ -1,0 +1,223 @@
+"""
+From rows to columns: makes the `StageBatch` that exporters and reports see.
+
+Asks no device and exports nothing. Works on a few hundred rows at a time, so that it never holds the GIL for long.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope._cuda.graphs.rows import InnerRows
+from gpuscope._data.batch import Details, DeviceFacts, RowFlag, StageBatch
+from gpuscope._data.native import native
+from gpuscope._data.row import FORMAT, ROW
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from gpuscope._collecting.resolve import Row
+    from gpuscope._cuda.graphs.resolve import Placed
+    from gpuscope._data.interfaces import Device
+    from gpuscope._data.record import Site, StageRecord, ThreadFacts
+
+_LOW = (1 << 64) - 1
+_GPU_BIT = np.uint64(1 << 63)
+"""Our span ids are below it, so that a host span's id with it is another unique id: its GPU span's."""
+_pack = struct.Struct(FORMAT).pack
+"""The columns of `ROW`, in their order."""
+_WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
+_TABLES = ("sites", "threads", "devices", "details", "live")
+
+
+class BatchBuilder:
+    """Makes batches, and remembers what they need of devices and of each stage's first calls."""
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        warmup: int,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        epoch_clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._device = device
+        self._warmup = warmup
+        self._clock = clock
+        self._epoch_clock = epoch_clock
+        self._facts: dict[int, DeviceFacts] = {}
+        self._inner = InnerRows(warmup)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._offset_ns: int | None = None
+        self._sites: dict[Site, int] = {}
+        self._threads: dict[ThreadFacts, int] = {}
+        self._packed: list[bytes] = []
+        self._details: dict[int, Details] = {}
+        self._records: list[StageRecord | None] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        """The rows of the batch so far."""
+        return self._count
+
+    def add(self, rows: list[Row], bridge: Any) -> None:
+        """
+        Add a few rows to the batch: all of them or, if anything fails, none.
+
+        Args:
+            rows: resolved stages.
+            bridge: knows the ids of stages that the application's tracer has a part in; or None.
+
+        """
+        self._fix_offset(bridge)
+        packed, odd_rows = (self._pack_in_python if native is None else self._pack_natively)(rows, bridge)
+        details = {}
+        for index in odd_rows:
+            odd = _details(rows[index][0], bridge)
+            if odd is not None:
+                details[self._count + index] = odd
+        self._packed.append(packed)
+        self._details.update(details)
+        self._count += len(rows)
+        if bridge is not None and bridge.sdk:
+            self._records += [row[0] for row in rows]
+
+    def add_replays(self, placed: Placed, bridge: Any) -> None:
+        """Add the stages inside replays of a graph, likewise."""
+        self._fix_offset(bridge)
+        settle = _own_ids if bridge is None else bridge.settle
+        self._packed.append(self._inner.cells(placed, self._sites, self._threads, settle))
+        self._count += placed.start_ns.size
+        if bridge is not None and bridge.sdk:
+            self._records += [None] * placed.start_ns.size
+
+    def _fix_offset(self, bridge: Any) -> None:
+        if self._offset_ns is None:
+            self._offset_ns = self._epoch_offset()
+            if bridge is not None:
+                # Spans that the application's provider makes start at the same nanosecond.
+                bridge.offset_ns = self._offset_ns
+
+    def _pack_natively(self, rows: list[Row], bridge: Any) -> tuple[bytes, list[int]]:
+        identify, own = (bridge.identify, 0 if bridge.sdk else 1) if bridge is not None else (own_identity, 2)
+        packed: tuple[bytes, list[int]] = native.pack(
+            rows, self._sites, self._threads, identify, own, self._warmup, _WARMUP, _REMOTE_PARENT
+        )
+        return packed
+
+    def _pack_in_python(self, rows: list[Row], bridge: Any) -> tuple[bytes, list[int]]:
+        identify = bridge.identify if bridge is not None else own_identity
+        sites, threads = self._sites, self._threads
+        packed: list[bytes] = []
+        odd: list[int] = []
+        for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
+            trace_id, span_id, parent_id, sampled = identify(record)
+            trace, site, lane = record.trace, record.site, record.lane
+            site.calls += 1
+            if site.calls <= (self._warmup if site.warmup is None else site.warmup) or trace.root.rehearsal:
+                flags |= _WARMUP  # noqa: PLW2901
+            if trace.remote and parent_id == trace.parent_id:
+                flags |= _REMOTE_PARENT  # noqa: PLW2901
+            stream, device = (lane.raw, lane.index) if gpu_end_ns else (0, -1)
+            if record.attributes or record.error is not None or record.span is not None:
+                odd.append(len(packed))
+            packed.append(_pack(
+                trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream,
+                sites.setdefault(site, len(sites)), sites.setdefault(trace.root, len(sites)),
+                threads.setdefault(record.thread, len(threads)), sampled, record.start_ns, record.end_ns,
+                gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
+            ))  # fmt: skip
+        return b"".join(packed), odd
+
+    def finish(self, bridge: Any) -> StageBatch:
+        """Return the batch, which has at least one row, and begin another, whatever happens."""
+        try:
+            return self._assemble(bridge)
+        finally:
+            self._begin()
+
+    def _assemble(self, bridge: Any) -> StageBatch:
+        rows = np.frombuffer(b"".join(self._packed), ROW)
+        offset_ns, has_gpu = self._offset_ns or 0, rows["gpu_end_ns"] != 0
+        span_id, device = rows["span_id"].copy(), rows["device"].astype(np.int32)
+        gpu_span_id = np.where(rows["flags"] & _IN_GRAPH, span_id, span_id ^ _GPU_BIT)
+        live = bridge is not None and bridge.sdk
+        # Copies, so that the batch has no column with gaps, nor holds what it has no use for.
+        return StageBatch(
+            sites=tuple(self._sites),
+            threads=tuple(self._threads),
+            devices={index: self._device_facts(index) for index in set(device.tolist()) if index >= 0},
+            site=rows["site"].astype(np.int32),
+            root=rows["root"].astype(np.int32),
+            thread=rows["thread"].astype(np.int32),
+            trace_high=rows["trace_high"].copy(),
+            trace_low=rows["trace_low"].copy(),
+            span_id=span_id,
+            parent_id=rows["parent_id"].copy(),
+            gpu_span_id=np.where(has_gpu, gpu_span_id, np.uint64(0)),
+            sampled=rows["sampled"].astype(np.bool_),
+            host_start_ns=rows["host_start_ns"] + offset_ns,
+            host_end_ns=rows["host_end_ns"] + offset_ns,
+            gpu_start_ns=np.where(has_gpu, rows["gpu_start_ns"] + offset_ns, 0),
+            gpu_end_ns=np.where(has_gpu, rows["gpu_end_ns"] + offset_ns, 0),
+            uncertainty_ns=rows["uncertainty_ns"].copy(),
+            device=device,
+            stream=rows["stream"].copy(),
+            flags=rows["flags"].astype(np.uint32),
+            details=self._details,
+            live=tuple(record and bridge.lazy(record) for record in self._records) if live else None,
+        )
+
+    def _epoch_offset(self) -> int:
+        """Epoch less `perf_counter`, read between two readings of the latter; the tightest of three."""
+        readings = [(self._clock(), self._epoch_clock(), self._clock()) for _ in range(3)]
+        before, epoch, after = min(readings, key=lambda reading: reading[2] - reading[0])
+        return epoch - (before + after) // 2
+
+    def _device_facts(self, index: int) -> DeviceFacts:
+        if index not in self._facts:
+            try:
+                self._facts[index] = self._device.facts(index)
+            except Exception:  # A name is not worth a batch; it is asked for again with the next.
+                return DeviceFacts(index, "unknown", "unknown")
+        return self._facts[index]
+
+
+def own_identity(record: StageRecord) -> tuple[int, int, int, bool]:
+    """Return (trace id, span id, parent id, sampled) of a stage that no application's tracer has a part in."""
+    outer, trace = record.outer, record.trace
+    inside = outer is not None and outer.trace is trace
+    return trace.trace_id, record.span_id, outer.span_id if inside and outer else trace.parent_id, True
+
+
+def _own_ids(record: StageRecord) -> tuple[int, int, bool]:
+    """Return (trace id, span id, sampled) of such a stage, which may still run."""
+    return record.trace.trace_id, record.span_id, True
+
+
+def _details(record: StageRecord, bridge: Any) -> Details | None:
+    if record.span is not None and bridge is not None:
+        found: Details | None = bridge.details(record)
+        return found
+    return Details(attributes=record.attributes, error=record.error)
+
+
+def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:
+    """Return the rows of a batch for which the mask holds."""
+    kept = np.flatnonzero(mask)
+    changes: dict[str, Any] = {
+        field.name: getattr(batch, field.name)[kept] for field in fields(batch) if field.name not in _TABLES
+    }
+    positions = {int(old): new for new, old in enumerate(kept)}
+    changes["details"] = {positions[row]: odd for row, odd in batch.details.items() if row in positions}
+    changes["live"] = tuple(batch.live[row] for row in kept) if batch.live is not None else None
+    return replace(batch, **changes)

@@ -1,0 +1,258 @@
+"""
+The loop on our one thread of work: drain, ask, resolve, export, give events back.
+
+Never waits for the GPU or for a network, and works in short slices with real pauses between them: every PyTorch
+operator gives up the GIL and takes it again, so a thread of ours that is busy for milliseconds would make the
+application wait for it, again and again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope._collecting.active_exporters import Outlets
+from gpuscope._collecting.batch_builder import select
+from gpuscope._collecting.intake import Intake
+from gpuscope._collecting.metrics_pipeline import Metering
+from gpuscope._log import COUNTED, WarnOnce, logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._data.statistics import Statistics
+    from gpuscope._recording.ledger import Ledger
+    from gpuscope._recording.queue import RecordQueue
+    from gpuscope._recording.recorder import Recorder
+    from gpuscope._settings.config import Config
+    from gpuscope.exporters import Exporter
+
+_PAUSE_S = 0.004
+_FLUSH_PAUSE_S = 0.002
+_SHARE_FOR_GPU = 0.6
+"""Of the time that a shutdown has, how much may be spent on GPU work that has not ended."""
+_SHARE_FOR_METRICS = 0.1
+"""Of the time that is then left, how much an endpoint that hangs must leave to the metrics."""
+
+
+class _Flush:
+    def __init__(self, deadline_s: float, *, send: bool) -> None:
+        self.deadline_s = deadline_s
+        self.send = send
+        self.done = threading.Event()
+        self.succeeded = False
+
+    def remaining_s(self) -> float:
+        return max(0.0, self.deadline_s - time.monotonic())
+
+
+class Collector:
+    """
+    Turns a recorder's queue into exported batches, on a daemon thread named `gpuscope-collector`.
+
+    `step` does one bounded piece of work and can be called without the thread, as the tests do.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        recorder: Recorder,
+        *,
+        queue: RecordQueue,
+        wake: threading.Event,
+        summary: Any,
+        extra_exporters: tuple[Exporter, ...] = (),
+        on_provider: Callable[[], None] = lambda: None,
+        on_pass: Callable[[Recorder], None] | None = None,
+        epoch_clock: Callable[[], int] = time.time_ns,
+        meters: dict[Any, Any] | None = None,
+    ) -> None:
+        self._config = config
+        self._recorder = recorder
+        self._queue = queue
+        self._summary = summary
+        self._on_provider = on_provider
+        self._on_pass = on_pass
+        self._provider: Any = None
+        self.warnings = WarnOnce(COUNTED)
+        self.outlets = Outlets(config, recorder.ledger, self.warnings, extra=extra_exporters)
+        self.metering = Metering(
+            config,
+            self.outlets,
+            self.warnings,
+            statistics=self.statistics,
+            clock=recorder.clock,
+            epoch_clock=epoch_clock,
+            meters={} if meters is None else meters,
+            on_provider=on_provider,
+        )
+        self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
+        self._wake = wake
+        self._flushes: list[_Flush] = []
+        self._may_ask = False
+        self._stop_at_s: float | None = None
+        self.ready = threading.Event()
+        """Set once the exporters are made: imports and connections that the end of the interpreter would refuse."""
+        self.stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gpuscope-collector", daemon=True)
+
+    # ---- any thread
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def statistics(self) -> Statistics:
+        """Return the account of this moment."""
+        ledger: Ledger = self._recorder.ledger
+        return ledger.statistics(
+            self._queue,
+            self._recorder.replays,
+            uncertainty_ns=self._intake.uncertainty_ns,
+            exporters=self.outlets.names,
+        )
+
+    def flush(self, timeout_s: float, *, send: bool = True) -> bool:
+        """Have everything recorded so far resolved, and sent, too; return whether that was done in time."""
+        request = _Flush(time.monotonic() + timeout_s, send=send)
+        self._flushes.append(request)
+        self._wake.set()
+        return request.done.wait(timeout_s) and request.succeeded
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Export what can be exported in the time, and end the thread; return whether it ended."""
+        self._stop_at_s = time.monotonic() + timeout_s
+        self._wake.set()
+        return self.stopped.wait(timeout_s)
+
+    # ---- the collector's thread
+
+    def _run(self) -> None:
+        try:
+            self._set_up()
+            while self._stop_at_s is None:
+                self._wake.wait(_FLUSH_PAUSE_S if self._flushes else self._config.interval_s)
+                self._wake.clear()
+                self._drain()
+                self._serve_flushes()
+            self._finish(self._stop_at_s)
+        except Exception:  # The last line: it must not print a traceback into the application's stderr.
+            logger.warning("the collector failed and recording ends.", exc_info=True)
+        finally:
+            self.stopped.set()
+
+    def _set_up(self) -> None:
+        try:
+            self._look_around()
+        except Exception as error:  # As in `step`, which tries again.
+            self.warnings.warn("pass", "setting the collector up failed: %r.", error)
+        self.ready.set()
+
+    def _prepare(self) -> None:
+        self._may_ask = False
+        try:
+            self._look_around()
+            self._recorder.device.attach()
+            self._may_ask = True
+        except Exception as error:  # Stages go on; unless the thread is prepared, no GPU is asked about them.
+            self.warnings.warn("pass", "preparing a pass of the collector failed: %r.", error)
+
+    def _tell_of_pass(self) -> None:
+        try:
+            if self._on_pass is not None:
+                self._on_pass(self._recorder)
+        except Exception as error:  # A look that cannot begin is no reason to stop collecting.
+            self.warnings.warn("look", "looking for a wish for a deep look failed: %r.", error)
+
+    def _drain(self) -> None:
+        self._prepare()
+        self._tell_of_pass()
+        while self._intake.slice(may_ask=self._may_ask) and self._stop_at_s is None:
+            if self._intake.is_full:
+                self._export()
+                self._tell_of_pass()  # Under a constant load a pass has no end.
+            self._breathe()
+        if self._flushes or self._intake.is_due:
+            self._export()
+
+    def _breathe(self) -> None:
+        """Let the application have the GIL for longer than one of our slices takes."""
+        if self._stop_at_s is None:
+            time.sleep(_PAUSE_S)  # An event's `wait` would cost three times as much CPU.
+
+    def step(self, *, give_up: bool = False) -> bool:
+        """Do one slice and export what came of it; return whether there is more that can be done at once."""
+        self._prepare()
+        more = self._intake.slice(may_ask=self._may_ask, give_up=give_up)
+        self._export()
+        return more
+
+    def _look_around(self) -> None:
+        bridge = self._recorder.bridge
+        if bridge is None and self._recorder.open_bridge():
+            bridge = self._recorder.bridge
+        provider = bridge.provider if bridge is not None else None
+        if provider is not self._provider:
+            self._provider = provider
+            self._on_provider()
+        self.outlets.refresh(bridge)
+        self.metering.refresh()
+
+    def _export(self) -> None:
+        """Finish the batch and hand it on, breathing between the parts."""
+        stages = left = len(self._intake)
+        if not stages:
+            return
+        ledger = self._recorder.ledger
+        try:
+            batch = self._intake.finish()
+            self._breathe()
+            self._summary.add(batch)
+            self._breathe()
+            self.metering.add(batch)
+            self._breathe()
+            sampled = int(np.count_nonzero(batch.sampled))
+            if sampled < stages:
+                ledger.drop("unsampled", stages - sampled)
+                left = sampled
+                batch = select(batch, batch.sampled)
+            if sampled:
+                left = 0
+                self.outlets.export(batch, self._breathe)
+        except Exception as error:  # As in `_slice`.
+            ledger.lose("internal_error", left)
+            self.warnings.warn("batch", "making a batch failed: %r.", error)
+
+    def _serve_flushes(self) -> None:
+        for request in list(self._flushes):
+            waiting = len(self._queue) + self._intake.pending
+            self._export()
+            if waiting and request.remaining_s():
+                continue
+            self._flushes.remove(request)
+            sent = not request.send or self.outlets.flush(request.remaining_s)
+            if request.send:
+                self.metering.flush(request.remaining_s)
+            request.succeeded = sent and not waiting
+            request.done.set()
+
+    def _finish(self, deadline_s: float) -> None:
+        started_s = time.monotonic()
+        give_up_s = started_s + _SHARE_FOR_GPU * max(0.0, deadline_s - started_s)
+        while time.monotonic() < deadline_s and (
+            self.step() or (self._intake.pending and time.monotonic() < give_up_s)
+        ):
+            time.sleep(_FLUSH_PAUSE_S)
+        while self._intake.pending and time.monotonic() < deadline_s:
+            self.step(give_up=True)
+        share = _SHARE_FOR_METRICS if self.metering.way == "otlp" else 0.0
+        spans_s = deadline_s - share * max(0.0, deadline_s - time.monotonic())
+        self.outlets.shutdown(lambda: max(0.0, spans_s - time.monotonic()))
+        # What has no fate by now has one here, lest the last account leave it out.
+        self._recorder.ledger.close("shutdown", self._queue, self._recorder.replays)
+        self.metering.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
+        for request in self._flushes:
+            request.done.set()

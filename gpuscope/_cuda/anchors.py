@@ -1,0 +1,79 @@
+"""
+Takes anchors: paired readings of the host's clock and a GPU's.
+
+For the collector's thread alone, which has relaxed its capture mode. Asks and never synchronises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from gpuscope._cuda.driver import NOT_READY, Driver, Handle
+from gpuscope._data.interfaces import Anchor
+
+_TRIES = 5
+_BUSY_NS = 100_000
+_LIMIT_NS = 50_000_000
+
+
+class Anchors:
+    """A private stream and a ring of events on each device that was asked for."""
+
+    def __init__(self, driver: Driver, reader: Any = None) -> None:
+        self._driver = driver
+        self._reader = reader
+        self._parts: dict[int, tuple[Handle, deque[Handle]]] = {}
+
+    def take(self, device: int, context: Handle, keep: Anchor | None = None) -> Anchor | None:
+        """
+        Bracket an event on an idle private stream between two readings of the host's clock; the tightest of several.
+
+        On an NVIDIA H200 the bracket was 7.6 µs, with the GPU idle or saturated. Where the GPU answers late (another
+        process has its time slice), or the driver does (it copies from pageable memory), the bracket is wide and its
+        half says so.
+
+        Args:
+            device: its index.
+            context: its context.
+            keep: an anchor that is still needed, whose event is not recorded again.
+
+        """
+        driver = self._driver
+        with driver.current(context):
+            if device not in self._parts:
+                ring = deque(driver.new_event() for _ in range(_TRIES + 1))
+                self._parts[device] = (driver.new_stream(), ring)
+            stream, ring = self._parts[device]
+            best: Anchor | None = None
+            for _ in range(_TRIES):
+                ring.rotate(1)
+                if keep is not None and ring[0] is keep.event:
+                    ring.rotate(1)
+                anchor = self._bracket(ring[0], stream)
+                if anchor is not None and (best is None or anchor.half_ns < best.half_ns):
+                    best = anchor
+                if anchor is None or anchor.half_ns > _BUSY_NS:
+                    break
+        return best
+
+    def _bracket(self, event: Handle, stream: Handle) -> Anchor | None:
+        if self._reader is not None:
+            bracket = self._reader.bracket(event.value, stream.value, _LIMIT_NS)
+            return None if bracket is None else _middle(event, *bracket)
+        driver, now = self._driver, time.perf_counter_ns
+        before = now()
+        if driver.event_record(event, stream):
+            return None
+        while driver.event_query(event) == NOT_READY:
+            waited = now() - before
+            if waited > _LIMIT_NS:
+                return None
+            if waited > _BUSY_NS:
+                time.sleep(0)  # Lets other threads have the GIL.
+        return _middle(event, before, now())
+
+
+def _middle(event: Handle, before_ns: int, after_ns: int) -> Anchor:
+    return Anchor(event, (before_ns + after_ns) // 2, (after_ns - before_ns + 1) // 2)

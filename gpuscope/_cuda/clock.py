@@ -1,0 +1,115 @@
+"""
+Event distances into host time: arithmetic on anchors.
+
+No I/O, no clock of its own, no CUDA: everything is an argument. Host times are `time.perf_counter_ns()`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpuscope._data.interfaces import Anchor
+
+MAX_ANCHOR_AGE_NS = 8_000_000_000
+"""`cuEventElapsedTime` gives a 32-bit float of milliseconds, whose step is 0.5 µs at 8 s and 4 µs at a minute."""
+_FIRST_ANCHOR_AGE_NS = 50_000_000
+_RETRY_NS = 20_000_000
+"""After a bracket that was too wide; then twice as long, and so on."""
+_WIDE_NS = 50_000
+"""Half of a bracket that something held up: undisturbed ones measured 3 to 4 µs on H100 and H200."""
+_DRIFT_WINDOW_NS = 64_000_000_000
+_UNKNOWN_DRIFT = 50e-6
+"""Assumed until it is measured: GPUs drifted 1.5 (H200) and 15 (H100) parts per million against the host, and the
+host's clock may be slewed besides."""
+_IMPLAUSIBLE_DRIFT = 1e-3
+_FLOAT32_STEP = 2.0**-23
+_NO_ANCHOR = "A `GpuClock` needs an anchor to place anything; call `calibrate` first."
+
+
+class GpuClock:
+    """
+    Places one GPU's events in host time.
+
+    An anchor is followed by the next after 50 ms, then after twice as long each time up to 8 s, so that the drift is
+    known early. The drift is the slope over the anchors of about the last minute.
+    """
+
+    def __init__(self) -> None:
+        self.anchor: Anchor | None = None
+        self._readings: deque[tuple[int, float, int]] = deque()
+        self._max_age_ns, self._retry_ns = _FIRST_ANCHOR_AGE_NS, _RETRY_NS
+        self._due_ns = 0
+        self._host_ns_per_ms = self._doubt_ns_per_ms = 0.0
+
+    def is_due(self, now_ns: int) -> bool:
+        """Tell whether a new anchor is needed before anything is placed."""
+        return self.anchor is None or now_ns > self._due_ns
+
+    def calibrate(self, anchor: Anchor, elapsed_ms: float | None) -> None:
+        """
+        Take a new anchor, unless the one before still tells the time better than this one does.
+
+        Args:
+            anchor: the new reading.
+            elapsed_ms: GPU time from the anchor before to this one, or None if there was none or it can't be told.
+
+        """
+        before, self._due_ns = self.anchor, anchor.host_ns + self._retry_ns
+        self._retry_ns = min(2 * self._retry_ns, MAX_ANCHOR_AGE_NS)
+        usable = elapsed_ms is not None and 0 < elapsed_ms * 1e6 <= 4 * MAX_ANCHOR_AGE_NS
+        if before is not None and usable and anchor.half_ns > max(_WIDE_NS, self._doubt_at(anchor, before)):
+            return
+        if anchor.half_ns <= _WIDE_NS:
+            self._due_ns = anchor.host_ns + self._max_age_ns
+            self._max_age_ns, self._retry_ns = min(2 * self._max_age_ns, MAX_ANCHOR_AGE_NS), _RETRY_NS
+        if not usable:
+            self._readings.clear()
+        gpu_ns = self._readings[-1][1] + elapsed_ms * 1e6 if self._readings and elapsed_ms is not None else 0.0
+        self._readings.append((anchor.host_ns, gpu_ns, anchor.half_ns))
+        while anchor.host_ns - self._readings[0][0] > _DRIFT_WINDOW_NS:
+            self._readings.popleft()
+        self.anchor = anchor
+        drift, doubt = self.drift
+        self._host_ns_per_ms = 1e6 * (1.0 + drift)
+        self._doubt_ns_per_ms = 1e6 * (doubt + _FLOAT32_STEP)
+
+    def _doubt_at(self, later: Anchor, anchor: Anchor) -> float:
+        return anchor.half_ns + (later.host_ns - anchor.host_ns) / 1e6 * self._doubt_ns_per_ms
+
+    @property
+    def drift(self) -> tuple[float, float]:
+        """Host nanoseconds a GPU nanosecond, less one; and how far that may be off."""
+        best = 0.0, _UNKNOWN_DRIFT
+        host_b, gpu_b, half_b = self._readings[-1] if self._readings else (0, 0.0, 0)
+        for host_a, gpu_a, half_a in list(self._readings)[:-1]:
+            drift, doubt = (host_b - host_a) / (gpu_b - gpu_a) - 1.0, (half_a + half_b) / (gpu_b - gpu_a)
+            # Over a short baseline the brackets alone make for more than any drift that was ever measured.
+            if abs(drift) < _IMPLAUSIBLE_DRIFT and doubt < best[1]:
+                best = drift, doubt
+        return best
+
+    @property
+    def terms(self) -> tuple[int, int, float, float]:
+        """What `place` computes with, for whoever computes elsewhere; needs an anchor."""
+        if self.anchor is None:
+            raise RuntimeError(_NO_ANCHOR)
+        return self.anchor.host_ns, self.anchor.half_ns, self._host_ns_per_ms, self._doubt_ns_per_ms
+
+    def place(self, end_ms: float, duration_ms: float) -> tuple[int, int, int]:
+        """
+        Place a stage by its end, which is the closer of its events to the anchor however long the stage was.
+
+        Args:
+            end_ms: GPU time from the anchor to the stage's end event; negative if that came first.
+            duration_ms: GPU time between the stage's own two events, the more exact of the two.
+
+        Returns:
+            Start, end and uncertainty, in host nanoseconds.
+
+        """
+        host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = self.terms
+        end_ns = host_ns + int(end_ms * host_ns_per_ms)
+        uncertainty_ns = half_ns + int((abs(end_ms) + duration_ms) * doubt_ns_per_ms) + 1
+        return end_ns - int(duration_ms * host_ns_per_ms), end_ns, uncertainty_ns

@@ -1,0 +1,206 @@
+"""
+The stages inside one CUDA graph, and the events that its record nodes record into, another set for each replay.
+
+An event that every replay records anew is overwritten while it is being read; so each replay has events of its own,
+which are used again once they have been read. Calls the driver and nothing else, never waits, and never destroys an
+event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpuscope._cuda.driver import Handle
+from gpuscope._data.native import native
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gpuscope._cuda.driver import Driver
+    from gpuscope._data.record import Site
+
+
+class InnerStage(NamedTuple):
+    """A stage that was entered while its stream was being captured."""
+
+    site: Site
+    parent: int
+    """Place of the stage around it within the graph, or -1."""
+    start: int
+    """Place of the node that records its start, among those of the graph; the end's may be the same."""
+    end: int
+
+
+class EventSet:
+    """The events of one replay: that of each node, and the fence, which is recorded after the graph."""
+
+    __slots__ = ("addresses", "events", "fence")
+
+    def __init__(self, events: list[Handle]) -> None:
+        self.events = events
+        self.fence = events[-1]
+        self.addresses = pack(events)
+        """All of them, for the parts in C."""
+
+
+def pack(handles: Sequence[Handle]) -> bytes:
+    """Return addresses as C has them."""
+    return Struct(f"={len(handles)}Q").pack(*(handle.value or 0 for handle in handles))
+
+
+class EventStock:
+    """
+    Events for the graphs of one context: as many as were ever needed at once, up to a limit.
+
+    An event is not destroyed with its graph: a launch that is still on its way may be about to record it.
+    """
+
+    def __init__(self, driver: Driver, context: Handle, index: int, *, limit: int) -> None:
+        self.driver = driver
+        self.context = context
+        self.index = index
+        """Of the device."""
+        self.set_event = driver.set_node_event_address
+        self._left = limit
+        self._spare: list[Handle] = []
+        self._unread: list[Handle] = []
+        self._lock = threading.RLock()  # A garbage collection within may end a graph.
+
+    def take(self, count: int) -> list[Handle] | None:
+        """Return events to be read, or None at the limit."""
+        with self._lock:
+            missing = max(0, count - len(self._spare))
+            if missing > self._left:
+                return None
+            self._left -= missing
+            taken = [self._spare.pop() for _ in range(count - missing)]
+        return taken + self._new(missing)
+
+    def give_back(self, events: list[Handle]) -> None:
+        """Take them back."""
+        with self._lock:
+            self._spare += events
+
+    def take_unread(self, count: int) -> list[Handle]:
+        """Return events that nobody reads, of which each graph has a few: so there is no limit."""
+        with self._lock:
+            taken = [self._unread.pop() for _ in range(min(count, len(self._unread)))]
+        return taken + self._new(count - len(taken))
+
+    def give_back_unread(self, events: list[Handle]) -> None:
+        """Take back what nobody may read now either: launches of a graph that is gone may still record into them."""
+        with self._lock:
+            self._unread += events
+
+    def forget(self) -> None:
+        """Free the lock, which another thread may have held when this process was forked."""
+        self._lock = threading.RLock()
+
+    def _new(self, count: int) -> list[Handle]:
+        if not count:
+            return []
+        # This thread may be capturing, and not every mode is said to allow this.
+        before = self.driver.relax_capture_mode()
+        try:
+            with self.driver.current(self.context):
+                return [self.driver.new_event() for _ in range(count)]
+        finally:
+            self.driver.exchange_capture_mode(before)
+
+
+class GraphStages:
+    """
+    The stages inside one graph.
+
+    Args:
+        stages: those that were both entered and left during the capture, in the order of their entries.
+        nodes: the addresses of all record nodes, each with the event that it recorded when it was captured, which
+            nobody reads.
+        stock: where further events come from.
+
+    """
+
+    def __init__(self, stages: Sequence[InnerStage], nodes: Sequence[tuple[int, Handle]], stock: EventStock) -> None:
+        self.lock = threading.RLock()
+        """Held from the exchange of events to the launch, which are one act."""
+        self.sites = tuple(stage.site for stage in stages)
+        self.parents = tuple(stage.parent for stage in stages)
+        self.starts = tuple(stage.start for stage in stages)
+        """Places of the nodes that record the stages' starts."""
+        self.ends = tuple(stage.end for stage in stages)
+        self.index = stock.index
+        """Of the device."""
+        self.executable = 0
+        """The address of the graph as it is launched; 0 while it is not known."""
+        self.is_broken = False
+        """Whether an exchange failed, so that nobody knows which replay has which events."""
+        self.scratch = EventSet([event for _, event in nodes])
+        self._current: EventSet | None = self.scratch
+        """What a launch would record into; None where that is not known."""
+        self._nodes = [node for node, _ in nodes]
+        self._packed_nodes = pack([Handle(node) for node in self._nodes])
+        self._stock = stock
+        self._free: list[EventSet] = []
+        self._retired = False
+
+    def __len__(self) -> int:
+        """The stages."""
+        return len(self.sites)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether a launch would record into the scratch."""
+        return self._current is self.scratch
+
+    def take(self) -> EventSet | None:
+        """Return events for one replay, or None where so many replays have not been read yet."""
+        if self._free:
+            return self._free.pop()
+        events = self._stock.take(len(self._nodes) + 1)
+        return None if events is None else EventSet(events)
+
+    def give_back(self, events: EventSet) -> None:
+        """Take back the events of a replay that was read, or that nobody will read."""
+        # A launch that was not read may still record into them. So does a later one of the same graph, and after it,
+        # for launches of one graph follow each other: what is read then is the later one's.
+        self._free.append(events)
+        if self._retired:
+            self._empty()
+
+    def exchange(self, events: EventSet) -> None:
+        """
+        Have the next launch record into these events. Under the lock.
+
+        Raises:
+            DriverError: if the driver refuses.
+
+        """
+        if self._current is events:
+            return
+        self._current, driver = None, self._stock.driver
+        if native is None:
+            driver.set_node_events(self.executable, self._nodes, events.events)
+        else:
+            code = native.exchange(self._stock.set_event, self.executable, self._packed_nodes, events.addresses)
+            driver.check("cuGraphExecEventRecordNodeSetEvent", code)
+        self._current = events
+
+    def forget_executable(self) -> None:
+        """Take notice that the graph was made executable anew: its nodes are as they were captured."""
+        self.executable, self._current = 0, self.scratch
+
+    def retire(self) -> None:
+        """Let go of the events, because the graph is gone; once."""
+        if self._retired:
+            return
+        self._retired = True
+        self._empty()
+        self._stock.give_back_unread(self.scratch.events)
+
+    def _empty(self) -> None:
+        while self._free:
+            with contextlib.suppress(IndexError):  # Another thread took the last.
+                self._stock.give_back(self._free.pop().events)

@@ -1,0 +1,158 @@
+"""
+A replay of a CUDA graph with stages inside: events of its own before the launch, a fence after it.
+
+What fails here costs the stages' times and no more; an exception of the launch itself is the program's and passes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._cuda.driver import SUCCESS
+from gpuscope._cuda.graphs.replay import Replay
+from gpuscope._data.record import Site
+from gpuscope._recording.hot_path import current, end, facts_of_thread, start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._cuda.cuda_device import Lane
+    from gpuscope._cuda.graphs.events import EventSet, GraphStages
+    from gpuscope._data.record import StageRecord
+    from gpuscope._log import WarnOnce
+    from gpuscope._recording.recorder import Recorder
+
+
+class Launcher:
+    """
+    Launches graphs.
+
+    Args:
+        warnings: says each kind of failure once.
+
+    """
+
+    def __init__(self, warnings: WarnOnce) -> None:
+        self._warnings = warnings
+        self._site = Site("graph replay", {})
+
+    def launch(self, graph: Any, stages: GraphStages, recorder: Recorder | None, launch: Callable[[], Any]) -> Any:
+        """
+        Launch a graph, and have the stages inside timed, if they are wanted.
+
+        Args:
+            graph: PyTorch's.
+            stages: those inside.
+            recorder: where they are recorded; None while nothing is.
+            launch: launches the graph on the current stream.
+
+        """
+        if recorder is None and stages.is_quiet:
+            return launch()
+        lane = None if recorder is None else self._lane_of(recorder, stages)
+        if recorder is None or lane is None:
+            with stages.lock:
+                self._exchange(graph, stages, stages.scratch)
+                return launch()
+        outer = current.get()
+        if outer is not None and outer.recorder is recorder and not outer.end_ns:
+            return self._launch_in(outer, graph, stages, lane, launch)
+        # A stage of its own, so that those inside have one around them, and what is in none of them is seen.
+        around = start(recorder, self._site, None, 0)
+        try:
+            result = self._launch_in(around, graph, stages, lane, launch)
+        except BaseException as error:
+            end(around, error)
+            raise
+        end(around, None)
+        return result
+
+    def _lane_of(self, recorder: Recorder, stages: GraphStages) -> Lane | None:
+        """Return where the graph is launched; None if that is not known, or if it becomes part of another graph."""
+        device, captures = recorder.device, recorder.captures
+        lane: Lane | None = None
+        try:
+            lane = device.lane_of(stages.index)
+            if lane is not None and captures is not None and captures.includes(device.driver, lane.handle):
+                return None
+        except Exception as error:  # The graph is launched as without us, and its stages are counted.
+            self._warnings.warn("graphs", "finding the stream of a CUDA graph failed: %r.", error)
+            lane = None
+        if lane is None:
+            recorder.ledger.refuse("overwritten", len(stages))
+        return lane
+
+    def _launch_in(self, outer: StageRecord, graph: Any, stages: GraphStages, lane: Lane, launch: Any) -> Any:
+        recorder = outer.recorder
+        with stages.lock:
+            events = self._events_for(graph, stages, recorder)
+            launched_ns = recorder.clock()
+            try:
+                result = launch()
+            except BaseException:  # The program's, an interrupt included, and raised again.
+                if events is not None:
+                    stages.give_back(events)
+                    recorder.ledger.refuse("replay_failed", len(stages))
+                raise
+            if events is not None:
+                thread = facts_of_thread()
+                replay = Replay(stages, events, lane, launched_ns=launched_ns, outer=outer, thread=thread)
+                self._hand_over(replay, recorder)
+        return result
+
+    def _events_for(self, graph: Any, stages: GraphStages, recorder: Recorder) -> EventSet | None:
+        """Have the next launch record into events of its own, and return them; None where there are none."""
+        events = None if stages.is_broken else self._take(stages)
+        if self._exchange(graph, stages, events or stages.scratch) and events is not None:
+            return events
+        if events is not None:
+            stages.give_back(events)
+        recorder.ledger.refuse("overwritten", len(stages))
+        return None
+
+    def _take(self, stages: GraphStages) -> EventSet | None:
+        try:
+            return stages.take()
+        except Exception as error:  # No new events.
+            self._warnings.warn("graphs", "making events for a CUDA graph failed: %r.", error)
+            return None
+
+    def _exchange(self, graph: Any, stages: GraphStages, events: EventSet) -> bool:
+        if stages.is_broken:
+            return False
+        try:
+            if not stages.executable:
+                stages.executable = _executable(graph)
+            stages.exchange(events)
+        except Exception as error:  # From now on nobody knows which replay has which events.
+            stages.is_broken = True
+            self._warnings.warn("graphs", "timing stages inside a CUDA graph failed: %r.", error)
+        return not stages.is_broken
+
+    def _hand_over(self, replay: Replay, recorder: Recorder) -> None:
+        try:
+            recorded = _record_fence(recorder.device.driver, replay)
+        except Exception as error:  # Without a fence nobody knows when to read.
+            self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %r.", error)
+            recorded = False
+        if recorded:
+            recorder.replays.put(replay)
+        else:
+            replay.graph.give_back(replay.events)
+            recorder.ledger.refuse("overwritten", len(replay.graph))
+
+
+def _record_fence(driver: Any, replay: Replay) -> bool:
+    fence, lane = replay.events.fence, replay.lane
+    if driver.event_record(fence, lane.handle) == SUCCESS:
+        return True
+    with driver.current(lane.context):
+        return bool(driver.event_record(fence, lane.handle) == SUCCESS)
+
+
+def _executable(graph: Any) -> int:
+    try:
+        return int(graph.raw_cuda_graph_exec())
+    except RuntimeError:  # The program keeps the graph, and has left it to the first replay to instantiate it.
+        graph.instantiate()
+        return int(graph.raw_cuda_graph_exec())

@@ -1,0 +1,89 @@
+"""
+The hand-off of replays of CUDA graphs with stages inside, from application threads to the collector.
+
+Never waits, never raises. Bounded by the events that each replay holds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._cuda.graphs.events import EventSet, GraphStages
+    from gpuscope._data.record import StageRecord, ThreadFacts
+
+_MANY = 64
+"""So many replays are handed over before the collector's next pass is due, if they come fast."""
+
+
+class Replay:
+    """One launch of a graph with stages inside, as the application's thread saw it."""
+
+    __slots__ = ("events", "graph", "lane", "launched_ns", "outer", "pair", "thread")
+
+    def __init__(
+        self,
+        graph: GraphStages,
+        events: EventSet,
+        lane: Any,
+        *,
+        launched_ns: int,
+        outer: StageRecord,
+        thread: ThreadFacts,
+    ) -> None:
+        self.graph = graph
+        self.events = events
+        self.pair = events.fence, events.fence
+        """What a device asks about, as of a record."""
+        self.lane = lane
+        self.launched_ns = launched_ns
+        self.outer = outer
+        """The stage around it."""
+        self.thread = thread
+
+
+class ReplayQueue:
+    """
+    Replays that the collector has not taken yet.
+
+    Args:
+        wake: has the collector come before its time.
+
+    """
+
+    refused = 0
+    """A replay for which no events are left does not come here; it is counted where that is found."""
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self._wake = wake
+        self._waiting: deque[Replay] = deque()
+
+    def put(self, replay: Replay) -> None:
+        """Take a replay."""
+        self._waiting.append(replay)
+        if len(self._waiting) % _MANY == 0:
+            self._wake()
+
+    def drain(self) -> list[Replay]:
+        """Remove and return all replays, oldest first. For the collector's thread alone."""
+        return [self._waiting.popleft() for _ in range(len(self._waiting))]
+
+    def give_up(self) -> int:
+        """Remove all replays, unread, and return how many stages are inside them."""
+        replays = self.drain()
+        for replay in replays:
+            replay.graph.give_back(replay.events)
+        return stages_in(replays)
+
+    @property
+    def stages(self) -> int:
+        """The stages inside the replays that wait."""
+        return stages_in(list(self._waiting))
+
+
+def stages_in(replays: list[Replay]) -> int:
+    """Return how many stages are inside replays."""
+    return sum(len(replay.graph) for replay in replays)

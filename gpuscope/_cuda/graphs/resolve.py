@@ -1,0 +1,255 @@
+"""
+Which replays of CUDA graphs are done, and where in host time the stages inside them lie.
+
+Asks the device and never waits for it. A replay leaves here once: with the times of all its stages, or counted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gpuscope._cuda.driver import PENDING_CODES
+from gpuscope._cuda.graphs.replay import stages_in
+from gpuscope._data.interfaces import DONE, PENDING
+from gpuscope._log import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from gpuscope._cuda.clock import GpuClock
+    from gpuscope._cuda.graphs.events import GraphStages
+    from gpuscope._cuda.graphs.replay import Replay, ReplayQueue
+    from gpuscope._data.interfaces import Device
+    from gpuscope._log import WarnOnce
+    from gpuscope._recording.ledger import Ledger
+
+_ROUNDING_NS = 2_000
+"""Two steps of a 32-bit float of milliseconds, 8 s from the anchor, for each of two replays."""
+_CROWD = 2
+"""More graphs than this at once on one GPU may hold each other's record nodes up (`benchmarks/bench_graphs.py`)."""
+_IMPOSSIBLE_NS = 50_000
+"""A stage that began before its launch by so much more than the uncertainty has another replay's time."""
+
+
+class Placed(NamedTuple):
+    """Replays of one graph on one stream; times in host nanoseconds, a row a replay and a column a stage."""
+
+    graph: GraphStages
+    replays: list[Replay]
+    start_ns: NDArray[np.int64]
+    end_ns: NDArray[np.int64]
+    uncertainty_ns: NDArray[np.int64]
+    clamped: NDArray[np.bool_]
+    """A replay each: began before its launch by more than the uncertainty, and was moved to it."""
+
+
+class Replays:
+    """Holds the replays that are not done yet: one deque per lane, oldest first."""
+
+    def __init__(
+        self,
+        device: Device,
+        ledger: Ledger,
+        queue: ReplayQueue,
+        warnings: WarnOnce,
+        *,
+        clock: Callable[[], int],
+        deadline_ns: int,
+        inline: bool,
+    ) -> None:
+        self._device = device
+        self._ledger = ledger
+        self._queue = queue
+        self._warnings = warnings
+        self._clock = clock
+        self._deadline_ns = deadline_ns
+        self._warns_of_crowds = not inline
+        self._waiting: dict[Any, deque[Replay]] = {}
+        self._held = 0
+
+    @property
+    def pending(self) -> int:
+        """The stages inside replays that are not done, or not taken from the queue."""
+        return self._queue.stages + self._held
+
+    def collect(
+        self, limit: int, clock_of: Callable[[Any], GpuClock | None], *, may_ask: bool = True, give_up: bool = False
+    ) -> list[Placed]:
+        """
+        Return replays that are done, with about `limit` stages in them.
+
+        Args:
+            limit: how many.
+            clock_of: returns the clock of a lane's device, if it is calibrated.
+            may_ask: whether the device may be asked at all on this thread.
+            give_up: whether to count those that are not done as lost.
+
+        """
+        for replay in self._ledger.take(self._queue.drain, stages_in):
+            self._waiting.setdefault(replay.lane, deque()).append(replay)
+            self._held += len(replay.graph)
+        placed: list[Placed] = []
+        for lane, waiting in list(self._waiting.items()):
+            try:
+                clock = clock_of(lane) if may_ask and waiting else None
+                if clock is not None:
+                    placed += self._collect_lane(lane, waiting, clock, limit)
+            except Exception as error:  # A device that raises costs the replays' inner stages, and no more.
+                self._warnings.warn("device", "asking the GPU about replays failed: %r.", error)
+                self._lose(waiting, "device_error")
+            while waiting and (give_up or self._clock() - waiting[0].launched_ns > self._deadline_ns):
+                self._lose(waiting, "given_up")
+        if self._warns_of_crowds and (crowd := largest_crowd(placed)) > _CROWD:
+            self._warns_of_crowds = False
+            logger.warning(
+                "%d CUDA graphs with stages inside ran on one GPU at once. They may hold each other up, and their "
+                "inner times be off by tens of microseconds: `GPUSCOPE_GRAPH_STAGES=inline` avoids that. Said once.",
+                crowd,
+            )
+        return placed
+
+    def _collect_lane(self, lane: Any, waiting: deque[Replay], clock: GpuClock, limit: int) -> list[Placed]:
+        window, stages = [], 0
+        for replay in waiting:
+            if stages >= limit:
+                break
+            window.append(replay)
+            stages += len(replay.graph)
+        said, distances = self._measure(lane, clock, window)
+        groups: dict[GraphStages, tuple[list[Replay], list[NDArray[np.float32]]]] = {}
+        for row in distances:
+            replay = self._next(waiting)
+            replays, rows = groups.setdefault(replay.graph, ([], []))
+            replays.append(replay)
+            rows.append(row)
+        if said not in (DONE, PENDING):
+            self._lose(waiting, "device_error")
+        return [self._placed(graph, *group, clock) for graph, group in groups.items()]
+
+    def _lose(self, waiting: deque[Replay], reason: str) -> None:
+        if waiting:
+            replay = self._next(waiting)
+            self._ledger.lose(reason, len(replay.graph))
+            replay.graph.give_back(replay.events)
+
+    def _next(self, waiting: deque[Replay]) -> Replay:
+        self._held -= len(waiting[0].graph)
+        return waiting.popleft()
+
+    def _measure(self, lane: Any, clock: GpuClock, window: list[Replay]) -> tuple[str, list[NDArray[np.float32]]]:
+        """Return what is known of the first that is not done, and what the driver says of those before it."""
+        reader, anchor = self._device.reader, clock.anchor
+        if reader is None or anchor is None:
+            return self._measure_in_python(lane, anchor, window)
+        code, done, distances = reader.read_replays(
+            [replay.events.addresses for replay in window], lane.context.value, lane.raw, anchor.event.value
+        )
+        sizes = [len(replay.events.events) for replay in window[:done]]
+        values = np.frombuffer(distances, np.float32)[: sum(sizes)]
+        rows = np.split(values, np.cumsum(sizes)[:-1]) if done else []
+        return DONE if code == 0 else PENDING if code in PENDING_CODES else str(code), rows
+
+    def _measure_in_python(self, lane: Any, anchor: Any, window: list[Replay]) -> tuple[str, list[NDArray[np.float32]]]:
+        device, rows = self._device, list[Any]()
+        if anchor is None or device.is_capturing(lane):
+            return PENDING, rows
+        for replay in window:
+            said = device.query(replay)  # type: ignore[arg-type]
+            if said != DONE:
+                return said, rows
+            *nodes, fence = replay.events.events
+            row = [device.elapsed_ms(node, fence) for node in nodes] + [device.elapsed_ms(anchor.event, fence)]
+            rows.append(np.array([np.nan if value is None else value for value in row], np.float32))
+        return DONE, rows
+
+    def _placed(
+        self, graph: GraphStages, replays: list[Replay], rows: list[NDArray[np.float32]], clock: GpuClock
+    ) -> Placed:
+        """Place the stages of replays, and count those of replays whose times can't be their own."""
+        launched_ns = np.array([replay.launched_ns for replay in replays], np.int64)
+        nodes = np.array(graph.starts), np.array(graph.ends)
+        right, start_ns, end_ns, uncertainty_ns, early_ns = place(np.array(rows, np.float64), nodes, launched_ns, clock)
+        for replay in replays:
+            graph.give_back(replay.events)
+        if graph.is_broken:
+            right[:] = False
+        if not right.all():
+            self._ledger.drop("overwritten", int((~right).sum()) * len(graph))
+        kept = np.flatnonzero(right)
+        return Placed(
+            graph,
+            [replays[row] for row in kept.tolist()],
+            start_ns[kept],
+            end_ns[kept],
+            uncertainty_ns[kept],
+            (early_ns > uncertainty_ns.max(axis=1))[kept],
+        )
+
+
+def largest_crowd(placed: list[Placed]) -> int:
+    """Return how many replays ran on one GPU at once."""
+    devices: dict[int, list[Placed]] = {}
+    for group in placed:
+        if group.replays:
+            devices.setdefault(group.replays[0].lane.index, []).append(group)
+    return max(map(_most_at_once, devices.values()), default=0)
+
+
+def _most_at_once(groups: list[Placed]) -> int:
+    if len({group.replays[0].lane for group in groups}) == 1:
+        return 1
+    start_ns = np.concatenate([group.start_ns.min(axis=1) for group in groups])
+    # Those of one stream follow each other, but for rounding.
+    end_ns = np.maximum(start_ns, np.concatenate([group.end_ns.max(axis=1) for group in groups]) - 2 * _ROUNDING_NS)
+    step = np.repeat([1, -1], len(start_ns))
+    order = np.lexsort((step, np.concatenate([start_ns, end_ns])))
+    return int(step[order].cumsum().max())
+
+
+def place(
+    distances: NDArray[np.float64],
+    nodes: tuple[NDArray[np.int64], NDArray[np.int64]],
+    launched_ns: NDArray[np.int64],
+    clock: GpuClock,
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """
+    Place the stages of replays of one graph on one stream, as `GpuClock.place` does with one stage.
+
+    Stages that share a node meet to the nanosecond.
+
+    Args:
+        distances: a row a replay, oldest first: of each node to the fence, and of the fence from the anchor, in
+            milliseconds; not a number where the driver could not tell.
+        nodes: places of the nodes at which the stages start, and at which they end.
+        launched_ns: when each was launched.
+        clock: of the device.
+
+    Returns:
+        Which replays have times of their own; starts, ends and uncertainties, a row a replay; and by how much each
+        began before its launch, which it was then moved to.
+
+    """
+    host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = clock.terms
+    right = ~np.isnan(distances).any(axis=1)
+    distances = np.nan_to_num(distances)
+    to_fence_ms, fence_ms = distances[:, :-1], distances[:, -1:]
+    fence_ns = host_ns + (fence_ms * host_ns_per_ms).astype(np.int64)
+    node_ns = fence_ns - (to_fence_ms * host_ns_per_ms).astype(np.int64)
+    starts, ends = nodes
+    start_ns, end_ns = node_ns[:, starts], node_ns[:, ends]
+    length_ms = to_fence_ms[:, starts] - to_fence_ms[:, ends]
+    doubtful_ms = abs(fence_ms - to_fence_ms[:, ends]) + length_ms
+    uncertainty_ns = half_ns + (doubtful_ms * doubt_ns_per_ms).astype(np.int64) + 1
+    early_ns = (launched_ns - start_ns.min(axis=1)).clip(min=0)
+    right &= (to_fence_ms >= 0).all(axis=1) & (start_ns <= end_ns).all(axis=1)
+    right &= early_ns <= uncertainty_ns.max(axis=1) + _IMPOSSIBLE_NS
+    # The launches of a graph follow each other.
+    in_order = start_ns.min(axis=1)[1:] >= end_ns.max(axis=1)[:-1] - _ROUNDING_NS
+    right[1:] &= in_order | ~right[:-1]
+    early = early_ns[:, np.newaxis]
+    return right, start_ns + early, end_ns + early, uncertainty_ns, early_ns

@@ -1,0 +1,71 @@
+"""
+The names of the attributes of spans, metrics and resources, for those who write them and those who read them.
+
+OpenTelemetry calls such a list semantic conventions. Nothing here acts.
+"""
+
+from __future__ import annotations
+
+from gpuscope._data.batch import RowFlag
+
+STAGE = "gpuscope.stage"
+
+WARMUP = "gpuscope.warmup"
+"""This and the following four are flags: true, or not there."""
+CAPTURED = "gpuscope.captured"
+CLAMPED = "gpuscope.clamped"
+GIVEN_UP = "gpuscope.given_up"
+GRAPH = "gpuscope.graph"
+"""On the GPU span of a stage inside a replay of a CUDA graph."""
+
+HOST_DURATION = "gpuscope.host.duration"
+"""This and the following three are in seconds."""
+GPU_DURATION = "gpuscope.gpu.duration"
+LAUNCH_TO_START = "gpuscope.launch_to_start"
+CLOCK_UNCERTAINTY = "gpuscope.clock.uncertainty"
+"""How well the GPU span is placed. A metric has the same name (`_data.metrics`)."""
+GRAPH_OUTSIDE = "gpuscope.graph.outside"
+"""Seconds of a stage's replays that are in none of the stages inside. Only viewers show it."""
+
+CUDA_STREAM = "gpuscope.cuda.stream"
+DEVICE_INDEX = "gpuscope.device.index"
+
+LANE = "gpuscope.lane"
+"""Of a metric: whether the duration is that on the `host` or on the `gpu`."""
+REASON = "gpuscope.reason"
+"""Of a metric: why stages were dropped or lost, or have no GPU times."""
+
+RANK = "gpuscope.rank"
+"""This and the following two are of the process; OpenTelemetry has no names for them."""
+LOCAL_RANK = "gpuscope.local_rank"
+WORLD_SIZE = "gpuscope.world_size"
+
+# OpenTelemetry's names, as far as several modules use them.
+FUNCTION = "code.function.name"
+THREAD_ID, THREAD_NAME = "thread.id", "thread.name"
+HW_ID, HW_NAME, HW_TYPE = "hw.id", "hw.name", "hw.type"
+EXCEPTION_TYPE, EXCEPTION_MESSAGE = "exception.type", "exception.message"
+EXCEPTION_STACKTRACE = "exception.stacktrace"
+SERVICE_NAME, SERVICE_INSTANCE_ID = "service.name", "service.instance.id"
+HOST_NAME, PROCESS_PID = "host.name", "process.pid"
+
+FLAGS = {
+    RowFlag.WARMUP: WARMUP,
+    RowFlag.CAPTURED: CAPTURED,
+    RowFlag.CLAMPED: CLAMPED,
+    RowFlag.GIVEN_UP: GIVEN_UP,
+    RowFlag.IN_GRAPH: GRAPH,
+}
+"""The attribute of each flag of a row. `REMOTE_PARENT` has none, because a span has a field for it."""
+HOST_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP)}
+"""Those that a host span shows."""
+GPU_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.IN_GRAPH)}
+"""Those that a GPU span shows."""
+
+HOST_MEASURED = (HOST_DURATION, GPU_DURATION, LAUNCH_TO_START)
+"""The host span's doubles. It has the last two only where the stage has a GPU part."""
+GPU_MEASURED = (GPU_DURATION, LAUNCH_TO_START, CLOCK_UNCERTAINTY)
+"""The GPU span's doubles."""
+
+OURS = frozenset((STAGE, GRAPH, *HOST_FLAGS.values(), *HOST_MEASURED))
+"""Attributes of the host span that the application cannot replace. For any other name its value is the one shown."""

@@ -1,0 +1,105 @@
+"""
+`StageBatch`, resolved stages as columns: all that exporters and reports see.
+
+Nothing here acts. Imports nothing at run time but `dataclasses`, `enum` and `typing`, and has no hand-written method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gpuscope._data.record import ErrorFacts, Site, ThreadFacts
+
+
+class RowFlag(IntFlag):
+    """What is special about one resolved stage; a column of `StageBatch`."""
+
+    WARMUP = 1
+    """One of the first calls of its stage in this process."""
+    CAPTURED = 2
+    """Recorded while its stream was being captured into a CUDA graph, so it has no GPU time."""
+    CLAMPED = 4
+    """The GPU start lay before the host launch by more than the uncertainty and was moved to it."""
+    GIVEN_UP = 8
+    """The events did not complete before the deadline: host times only."""
+    REMOTE_PARENT = 16
+    """The parent span belongs to another process."""
+    IN_GRAPH = 32
+    """A stage inside a replay of a CUDA graph: a GPU span and no host span. Its host times are those of the launch, and
+    `span_id` and `gpu_span_id` are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """The GPU that a stage ran on."""
+
+    index: int
+    name: str
+    uuid: str
+    """In NVIDIA's form, `GPU-xxxxxxxx-xxxx-…`: `hw.id`."""
+
+
+@dataclass(slots=True)
+class Details:
+    """What few stages have; keyed by row in `StageBatch.details`."""
+
+    attributes: Mapping[str, Any] | None = None
+    """Set by the application for this run; values of any type."""
+    error: ErrorFacts | None = None
+    name: str | None = None
+    """Set through OpenTelemetry's `Span.update_name`."""
+    status: tuple[str, str | None] | None = None
+    """`("OK" | "ERROR" | "UNSET", description)`, set through OpenTelemetry's `Span.set_status`."""
+    events: tuple[tuple[str, int, Mapping[str, Any]], ...] = ()
+    """(name, epoch nanoseconds, attributes), from OpenTelemetry's `Span.add_event`."""
+    links: tuple[tuple[int, int, Mapping[str, Any]], ...] = ()
+    """(trace id, span id, attributes), from OpenTelemetry's `Span.add_link`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StageBatch:
+    """
+    Resolved stages as columns of one length `n`. Times are nanoseconds since the epoch; 0 means absent.
+
+    A row with `gpu_span_id` 0 has no GPU span.
+    """
+
+    sites: tuple[Site, ...]
+    threads: tuple[ThreadFacts, ...]
+    devices: Mapping[int, DeviceFacts]
+    site: NDArray[np.int32]
+    """Index into `sites`."""
+    root: NDArray[np.int32]
+    """Index into `sites`: the outermost stage of the trace."""
+    thread: NDArray[np.int32]
+    """Index into `threads`."""
+    trace_high: NDArray[np.uint64]
+    trace_low: NDArray[np.uint64]
+    span_id: NDArray[np.uint64]
+    parent_id: NDArray[np.uint64]
+    gpu_span_id: NDArray[np.uint64]
+    sampled: NDArray[np.bool_]
+    host_start_ns: NDArray[np.int64]
+    host_end_ns: NDArray[np.int64]
+    gpu_start_ns: NDArray[np.int64]
+    gpu_end_ns: NDArray[np.int64]
+    uncertainty_ns: NDArray[np.int64]
+    """Of the GPU placement, plus or minus; durations are better."""
+    device: NDArray[np.int32]
+    """Key into `devices`; -1 without a GPU part."""
+    stream: NDArray[np.uint64]
+    """The raw CUDA stream handle."""
+    flags: NDArray[np.uint32]
+    """Of `RowFlag`."""
+    details: Mapping[int, Details]
+    live: tuple[Any, ...] | None = None
+    """The lazy spans, one a row (None for a stage inside a graph), when the application's own TracerProvider is
+    exported to; else None."""

@@ -1,0 +1,26 @@
+"""
+The parts in C, where they were built and `GPUSCOPE_NATIVE` does not say 0: the module `native`, or None.
+
+Each has a twin in Python that does the same at a higher price. Decides at import, once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._settings.environment import wants_native
+
+native: Any = None
+if wants_native():
+    try:
+        from gpuscope import _native as native  # type: ignore[attr-defined,no-redef]
+    except ImportError:  # There was no C compiler when gpuscope was installed; `gpuscope doctor` says so.
+        native = None
+
+if TYPE_CHECKING or native is None:
+    from gpuscope._data.record import LaneFields, RecorderFields, StageRecord, Trace
+else:
+    LaneFields, RecorderFields, StageRecord = native.LaneFields, native.RecorderFields, native.StageRecord
+    Trace = native.Trace
+
+__all__ = ["LaneFields", "RecorderFields", "StageRecord", "Trace", "native"]

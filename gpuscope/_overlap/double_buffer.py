@@ -1,0 +1,217 @@
+"""
+`DoubleBuffer`: several batches in flight, in order. What one of them does is in `_overlap.in_flight`.
+
+Waits for single copies only, never for a stream, nor, captures of graphs apart, for a device. For one thread, and the
+workers that it starts itself.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gpuscope._overlap.graphed import Graphs
+from gpuscope._overlap.in_flight import Flight, Streams, Timed
+from gpuscope._overlap.report import Account, OverlapReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from gpuscope._overlap.slots import Tree
+
+
+class DoubleBuffer:
+    """
+    Up to `depth` batches in flight, for loops that drive themselves: `put` one, `get` the oldest result.
+
+    `put` returns as soon as the batch is on its way; `get` waits for its results and calls `post` with them. An
+    exception of `prepare` or `infer` is raised by the `get` of its batch. For one thread. Without a GPU `put` does all
+    but `post`.
+
+    Args:
+        infer: takes the inputs on the device and returns outputs: containers of containers (dicts, lists, tuples, and
+            what `torch.utils._pytree` knows besides) of dense tensors. Runs on the stream, in the autocast and in the
+            inference mode that are current at `put`. What it gets is overwritten by a later batch.
+        post: takes the outputs on the host, which hold until it returns. What it returns is the result, with copies
+            of tensors and arrays that lie in those outputs; without it the result is such a copy of the outputs.
+        prepare: takes a batch and returns such containers of tensors or numpy arrays on the host. Tensors that are
+            pinned already are uploaded from where they are, and must not change until their batch has a result.
+        depth: batches in flight at most, each with memory for inputs and outputs. 2 or more to overlap anything.
+        device: where `infer` runs; the current GPU, or the CPU where there is none.
+        graph: whether to replay `infer` as a CUDA graph, captured for each set of shapes after three calls, when
+            PyTorch waits for the device. What can't be captured is called as before; `report().graph` says why.
+        workers: threads that call `post`, as many at once as there are, for one that gives up the GIL. With 0 it is
+            called by `get`.
+        name: a prefix of the stages: `name.prepare`, `.pin`, `.upload`, `.infer`, `.download` and `.post`.
+
+    Raises:
+        TypeError: if one of the functions can't be called.
+        ValueError: for a `depth` below 1 or negative `workers`.
+
+    """
+
+    def __init__(
+        self,
+        infer: Callable[[Tree], Tree],
+        post: Callable[[Tree], Any] | None = None,
+        *,
+        prepare: Callable[[Any], Tree] | None = None,
+        depth: int = 2,
+        device: torch.device | str | None = None,
+        graph: bool = False,
+        workers: int = 0,
+        name: str = "",
+    ) -> None:
+        _check(infer, post, prepare, depth, workers)
+        self.depth = depth
+        self._prepare, self._post = prepare, post
+        self._device = _device(device)
+        self._graphs = Graphs(infer) if graph and self._device.type == "cuda" else None
+        self._infer = self._graphs or infer
+        self._no_graph = "there is no GPU" if graph else "off"
+        self._prefix = f"{name}." if name else ""
+        self._streams = Streams(self._device) if self._device.type == "cuda" else None
+        self._free: list[Flight] = [Flight(self._device, self._streams, self._name) for _ in range(depth)]
+        self._flights: deque[tuple[Flight, Future[Any] | None]] = deque()
+        self._account = Account(depth, time.perf_counter_ns, on_gpu=self._streams is not None)
+        self._workers = ThreadPoolExecutor(workers, "gpuscope-post") if workers else None
+        self._closed = False
+
+    def put(self, batch: Any) -> None:
+        """
+        Send a batch on its way.
+
+        Raises:
+            RuntimeError: if `depth` batches are in flight, or after `close`.
+
+        """
+        if self._closed:
+            raise RuntimeError("This `DoubleBuffer` is closed; make a new one.")
+        if self.full:
+            raise RuntimeError(f"All {self.depth} slots are in flight; `get` a result before the next `put`.")
+        flight = self._free[-1]
+        try:
+            flight.start(batch, self._prepare, self._infer)
+        except BaseException:  # A KeyboardInterrupt: the slot is used again, so what was launched has to end first.
+            flight.land()
+            raise
+        self._free.pop()
+        future = None
+        if self._workers is not None:
+            future = self._workers.submit(contextvars.copy_context().run, _in_mode_of_caller(self._result), flight)
+        self._flights.append((flight, future))
+
+    def get(self) -> Any:
+        """
+        Wait for the oldest batch and return its result, or raise what was raised for it.
+
+        Raises:
+            RuntimeError: if no batch is in flight.
+
+        """
+        if not self._flights:
+            raise RuntimeError("No batch is in flight; `put` one first.")
+        flight, future = self._flights.popleft()
+        try:
+            result = self._result(flight) if future is None else future.result()
+            self._account.add(flight.phases)
+            return result
+        finally:
+            flight.land()
+            self._free.append(flight)
+
+    def ready(self) -> bool:
+        """Tell whether `get` would return without waiting for the GPU or for a worker."""
+        if not self._flights:
+            return False
+        flight, future = self._flights[0]
+        return flight.is_done() if future is None else future.done()
+
+    @property
+    def full(self) -> bool:
+        """Whether `depth` batches are in flight."""
+        return len(self._flights) >= self.depth
+
+    def __len__(self) -> int:
+        """The batches in flight."""
+        return len(self._flights)
+
+    def report(self) -> OverlapReport:
+        """Return where the time goes, how much of it is hidden, and what bounds the loop."""
+        if self._graphs is None:
+            return self._account.report(graph=self._no_graph)
+        return self._account.report(graph=self._graphs.state)
+
+    def resumed(self) -> None:
+        """Take the time since the last result for the program's own; for the report."""
+        self._account.resumed()
+
+    def close(self) -> None:
+        """Give up the batches in flight, and return when nothing of them is under way. May be called again."""
+        self._closed = True
+        while self._flights:
+            flight, future = self._flights.popleft()
+            if future is not None and not future.cancel():
+                future.exception()  # Waits. What went wrong is given up with the batch.
+            flight.land()
+        self._free.clear()
+        if self._workers is not None:
+            self._workers.shutdown()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close."""
+        self.close()
+
+    def _result(self, flight: Flight) -> Any:
+        flight.wait()
+        if flight.error is not None:
+            raise flight.error
+        if self._post is None:
+            return flight.slot.apart(flight.outputs)
+        with Timed(self._name("post")) as timed:
+            result = flight.slot.apart(self._post(flight.outputs))
+        flight.phases.post = timed.spent_ms
+        return result
+
+    def _name(self, phase: str) -> str:
+        return self._prefix + phase
+
+
+def _in_mode_of_caller(function: Callable[[Flight], Any]) -> Callable[[Flight], Any]:
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def run(flight: Flight) -> Any:
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return function(flight)
+
+    return run
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def _check(infer: Any, post: Any, prepare: Any, depth: Any, workers: Any) -> None:
+    for name, function in (("infer", infer), ("post", post), ("prepare", prepare)):
+        if not callable(function) and (function is not None or name == "infer"):
+            raise TypeError(f"`{name}` is {function!r}: expected a function of one argument.")
+    if depth < 1:
+        raise ValueError(f"`depth` is {depth}: expected 1 or more batches in flight; 2 for double buffering.")
+    if workers < 0:
+        raise ValueError(f"`workers` is {workers}: expected 0, or a number of threads for `post`.")

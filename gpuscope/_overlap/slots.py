@@ -1,0 +1,198 @@
+"""
+The memory of one batch in flight: allocated once, reused by batches that come later, larger ones included.
+
+Copies in and out of it and knows nothing of streams, events or order: whoever uses a slot says when it is free.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from gpuscope.pinned._memory import copy_on_host
+
+Tree: TypeAlias = Any
+"""Containers of containers, as `torch.utils._pytree` knows them, of tensors, arrays and whatever else."""
+
+
+LOOKED_THROUGH = 1000
+"""Longer lists and tuples in a result are not searched for tensors that lie in a slot's memory."""
+
+
+class Memory:
+    """Bytes on the host or on a device, of which each use gets as many as it needs."""
+
+    def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
+        self.grew = False
+        """Whether the last use needed new memory."""
+        self._pinned = pinned
+        self._bytes = torch.empty(0, dtype=torch.uint8, device=device)
+        self._last: torch.Tensor | None = None
+
+    def shaped(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor on the first of the bytes; what was there before is overwritten."""
+        last = self._last
+        self.grew = False
+        if last is None or last.dtype is not dtype or last.shape != shape:
+            self._last = last = self._cut(shape, dtype)
+        return last
+
+    def _cut(self, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        size = dtype.itemsize * math.prod(shape)
+        self.grew = size > self._bytes.numel()
+        # A view of a mode of the caller's could not be used in another.
+        with torch.inference_mode(False):
+            if self.grew:
+                self._bytes = _empty(size, self._bytes.device, pinned=self._pinned)
+            return self._bytes[:size].view(dtype).view(shape)
+
+    def holds(self, address: int) -> bool:
+        """Tell whether an address is in it."""
+        start = self._bytes.data_ptr()
+        return start <= address < start + self._bytes.numel()
+
+
+def _empty(size: int, device: torch.device, *, pinned: bool) -> torch.Tensor:
+    if pinned:
+        from gpuscope.pinned import PinnedBuffer
+
+        pages: torch.Tensor = PinnedBuffer((size,), torch.uint8).tensor
+        return pages
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+class Leaves(NamedTuple):
+    """A tree taken apart."""
+
+    leaves: list[Any]
+    structure: Any
+
+    def tree(self) -> Tree:
+        """Put it together again."""
+        return self.leaves[0] if self.structure is None else pytree.tree_unflatten(self.leaves, self.structure)
+
+
+def taken_apart(tree: Tree) -> Leaves:
+    """Return the leaves of a tree; of a lone tensor, which most trees are, at once."""
+    return Leaves([tree], None) if type(tree) is torch.Tensor else Leaves(*pytree.tree_flatten(tree))
+
+
+class Slot:
+    """
+    Memory for the inputs and the outputs of one batch, leaf by leaf.
+
+    Args:
+        device: where the inputs go. On the CPU they are copied all the same: what `infer` gets is never the caller's.
+
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cuda = device.type == "cuda"
+        self._host: list[Memory] = []
+        self._inputs: list[Memory] = []
+        self._outputs: list[Memory] = []
+
+    def stage(self, batch: Tree) -> Leaves:
+        """Copy what is to be uploaded into pinned memory; what is pinned already, or on the device, stays as it is."""
+        found = taken_apart(batch)
+        return found._replace(leaves=self._each(found.leaves, self._host, self._staged))
+
+    def reserve(self, staged: Leaves) -> bool:
+        """Have the memory that `upload` needs; return whether some of it is new."""
+        return any(self._each(staged.leaves, self._inputs, self._reserved))
+
+    def upload(self, staged: Leaves) -> Tree:
+        """Enqueue the copies to the device on the current stream; return what is there."""
+        return staged._replace(leaves=self._each(staged.leaves, self._inputs, self._uploaded)).tree()
+
+    def download(self, outputs: Tree) -> Tree:
+        """Enqueue the copies of what is on the device on the current stream; return the outputs on the host."""
+        found = taken_apart(outputs)
+        return found._replace(leaves=self._each(found.leaves, self._outputs, self._downloaded)).tree()
+
+    def apart(self, result: Tree) -> Tree:
+        """Return the result, in it copies of those tensors and arrays that lie in this slot's memory."""
+        return pytree.tree_map(self._apart, result, is_leaf=_is_long)
+
+    def _each(self, leaves: list[Any], memories: list[Memory], function: Any) -> list[Any]:
+        if len(memories) < len(leaves):
+            pinned = memories is not self._inputs and self._cuda
+            where = self.device if memories is self._inputs else torch.device("cpu")
+            memories += [Memory(where, pinned=pinned) for _ in range(len(leaves) - len(memories))]
+        return list(map(function, leaves, memories))
+
+    def _staged(self, leaf: Any, memory: Memory) -> Any:
+        if isinstance(leaf, np.ndarray):
+            host = memory.shaped(leaf.shape, _torch_dtype(leaf))
+            np.copyto(host.numpy(), leaf)
+            return host
+        if not isinstance(leaf, torch.Tensor) or not leaf.is_cpu:
+            return leaf
+        _check(leaf, "a batch")
+        if self._cuda and leaf.is_contiguous() and leaf.is_pinned():
+            return leaf.detach()
+        host = memory.shaped(leaf.shape, leaf.dtype)
+        copy_on_host(host, leaf.detach())
+        # What `infer` gets without a GPU is a tensor of its own, whose shape it may change.
+        return host if self._cuda else host.view(host.shape)
+
+    def _reserved(self, leaf: Any, memory: Memory) -> bool:
+        if not _is_on_host(leaf):
+            return False
+        memory.shaped(leaf.shape, leaf.dtype)
+        return memory.grew
+
+    def _uploaded(self, leaf: Any, memory: Memory) -> Any:
+        if not _is_on_host(leaf):
+            return leaf
+        there = memory.shaped(leaf.shape, leaf.dtype)
+        there.copy_(leaf, non_blocking=True)
+        return there.view(there.shape)
+
+    def _downloaded(self, leaf: Any, memory: Memory) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.is_cuda:
+            return leaf
+        _check(leaf, "the outputs of `infer`")
+        host = memory.shaped(leaf.shape, leaf.dtype)
+        host.copy_(leaf.detach() if leaf.requires_grad else leaf, non_blocking=True)
+        return host.view(host.shape)
+
+    def _apart(self, leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu" and leaf.layout is torch.strided:
+            return leaf.clone() if self._holds(leaf.data_ptr()) else leaf
+        if isinstance(leaf, np.ndarray):
+            return leaf.copy() if self._holds(leaf.__array_interface__["data"][0]) else leaf
+        return leaf
+
+    def _holds(self, address: int) -> bool:
+        return any(memory.holds(address) for memory in (*self._host, *self._outputs))
+
+
+def _is_long(node: Any) -> bool:
+    # A list of numbers, say: to look at each would take longer than to make them.
+    return isinstance(node, list | tuple) and len(node) > LOOKED_THROUGH
+
+
+def _is_on_host(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_cpu
+
+
+def _torch_dtype(array: np.ndarray[Any, Any]) -> torch.dtype:
+    try:
+        return torch.from_numpy(np.empty(0, array.dtype)).dtype
+    except TypeError:
+        raise TypeError(
+            f"an array of {array.dtype} in a batch: PyTorch has no such tensors. Let `prepare` turn it into numbers."
+        ) from None
+
+
+def _check(tensor: torch.Tensor, where: str) -> None:
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"a tensor of layout {tensor.layout} in {where}: only dense ones are copied. Give parts, or `to_dense()`."
+        )

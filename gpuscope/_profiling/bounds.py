@@ -1,0 +1,155 @@
+"""
+From where a stage's time goes to what bounds it, and what to try.
+
+Two questions, those of the verdicts: does the GPU have work, and does the host wait? Where the GPU has work, the longer
+of computing and copying bounds the stage. Where it has not, and the host does not wait either, what the host does
+meanwhile bounds it. Where each waits for the other, the waiting does.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gpuscope._profiling.findings import (
+    COMPUTE_BOUND,
+    DISPATCH_BOUND,
+    HOST_BOUND,
+    PER_CALL,
+    PROPORTIONAL,
+    SYNC_BOUND,
+    TRANSFER_BOUND,
+    UNKNOWN,
+    Copies,
+    size,
+)
+from gpuscope.analysis._verdicts import advice
+
+ENOUGH = 0.2
+"""The part of the time from which on having nothing to do, or waiting, matters; as for the verdicts."""
+MOST = 0.5
+PER_LAUNCH_US = 10.0
+"""About what it takes to launch one kernel from PyTorch; shorter work costs by the call, however much it does."""
+
+
+class Content(NamedTuple):
+    """What a call of a stage has in it, on average; times are milliseconds."""
+
+    ms: float
+    compute: float
+    transfer: float
+    dispatch: float
+    sync: float
+    host_only: float
+    wait: float
+    copy_wait: float
+    waits_for: str | None
+    waits_for_others: float
+    """Time in which it waits for kernels of other stages."""
+    kernel_us: float | None
+    launches: float
+    copies: tuple[Copies, ...]
+    small_copies: float
+    waits: float
+    """Number of calls that wait."""
+    has_gpu: bool
+    """Whether there is any GPU work in the trace."""
+
+
+class Bound(NamedTuple):
+    """What bounds a stage, why, and what to try."""
+
+    bound: str
+    because: str
+    overhead: str | None = None
+    next_steps: tuple[str, ...] = ()
+
+
+def decide(of: Content) -> Bound:
+    """Return what bounds a stage."""
+    if not of.has_gpu:
+        return Bound(UNKNOWN, "The trace has no GPU work in it.")
+    idle = of.dispatch + of.sync + of.host_only
+    if of.waits_for_others >= MOST * of.ms:
+        return _waits_for_another(of)
+    if idle < ENOUGH * of.ms:
+        return _copies(of) if of.transfer > of.compute else _computes(of)
+    if of.wait + of.copy_wait >= ENOUGH * of.ms:
+        return _copies(of) if of.copy_wait >= of.wait else _takes_turns(of, idle)
+    cause = max(of.dispatch, of.sync, of.host_only)
+    if cause == of.host_only:
+        return _works_on_the_host(of, idle)
+    return _launches(of, idle) if cause == of.dispatch else _synchronises(of, idle)
+
+
+def _waits_for_another(of: Content) -> Bound:
+    whose = f"the work of `{of.waits_for}`" if of.waits_for else "earlier work"
+    steps = (advice.begin_with(of.waits_for),) if of.waits_for else ()
+    because = f"For {_part(of.waits_for_others, of)} of the time the host waits for {whose}."
+    return Bound(SYNC_BOUND, because, None, (*steps, advice.LATER))
+
+
+def _copies(of: Content) -> Bound:
+    moved, took_ms = sum(each.bytes for each in of.copies), sum(each.ms for each in of.copies)
+    pageable_ms, count = sum(each.ms for each in of.copies if each.pageable), sum(each.count for each in of.copies)
+    because = (
+        f"For {_part(of.transfer, of)} of the time the GPU only copies, and for {_part(of.copy_wait, of)} the host "
+        f"waits for that{f': {size(moved)} at {moved / took_ms / 1e6:,.3g} GB/s' if took_ms else ''}."
+    )
+    short = count > 0 and took_ms * 1e3 / count < PER_LAUNCH_US
+    first, second = (advice.PINNED, advice.COPY_BESIDE), (advice.COPY_BESIDE, advice.FEWER_BYTES)
+    steps = first if pageable_ms >= MOST * took_ms else second
+    return Bound(TRANSFER_BOUND, because, PER_CALL if short else PROPORTIONAL, steps)
+
+
+def _computes(of: Content) -> Bound:
+    because = f"The GPU computes for {_part(of.compute, of)} of the time, and the host keeps it supplied."
+    short = of.kernel_us is not None and of.kernel_us < PER_LAUNCH_US
+    return Bound(COMPUTE_BOUND, because, PER_CALL if short else PROPORTIONAL, (advice.LESS_GPU_WORK,))
+
+
+def _takes_turns(of: Content, idle: float) -> Bound:
+    because = (
+        f"Host and GPU take turns: for {_part(of.wait, of)} of the time the host waits for kernels, and for "
+        f"{_part(idle, of)} the GPU has nothing to do."
+    )
+    many = of.waits >= advice.OFTEN
+    return Bound(
+        SYNC_BOUND, because, PER_CALL if many else None, (advice.ONE_WAIT if many else advice.OVERLAP, advice.LATER)
+    )
+
+
+def _works_on_the_host(of: Content, idle: float) -> Bound:
+    because = (
+        f"The GPU has nothing to do for {_part(idle, of)} of the time; for {_part(of.host_only, of)} the host is in "
+        "neither PyTorch nor CUDA meanwhile."
+    )
+    return Bound(HOST_BOUND, because, None, (advice.HOST_BESIDE,))
+
+
+def _launches(of: Content, idle: float) -> Bound:
+    because = f"The GPU has nothing to do for {_part(idle, of)} of the time, while the host launches"
+    if of.launches:
+        each = f", and a kernel takes {of.kernel_us:,.1f} us (median)" if of.kernel_us is not None else ""
+        because += f": {1e3 * of.dispatch / of.launches:,.1f} us for each of {of.launches:,.4g} launches{each}"
+    if of.small_copies >= max(1.0, MOST * of.launches):
+        return Bound(
+            DISPATCH_BOUND,
+            f"{because}; it makes {of.small_copies:,.4g} tiny tensors.",
+            PER_CALL,
+            (advice.SMALL_TENSORS,),
+        )
+    return Bound(DISPATCH_BOUND, f"{because}.", PER_CALL, (advice.FEWER_LAUNCHES, advice.BATCH))
+
+
+def _synchronises(of: Content, idle: float) -> Bound:
+    because = (
+        f"The GPU has nothing to do for {_part(idle, of)} of the time; for {_part(of.sync, of)} the host is in calls "
+        f"that wait for it meanwhile: {of.waits:,.4g} of them."
+    )
+    return Bound(
+        SYNC_BOUND, because, PER_CALL, ((advice.ONE_WAIT,) if of.waits >= advice.OFTEN else ()) + (advice.LATER,)
+    )
+
+
+def _part(ms: float, of: Content) -> str:
+    return f"{ms / of.ms:.0%}" if of.ms else "0%"

@@ -1,0 +1,125 @@
+"""
+`DeepLook`: what `gpuscope.profile()` returns. A look for the length of a block, and what came of it.
+
+The analysis is in `_profiling.examine`, the work while the program runs in `_profiling.session`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._profiling.session import DONE, Look
+from gpuscope._recording.state import state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from gpuscope._profiling.findings import DeepFindings
+    from gpuscope._settings.config import Config
+
+TRACE, TEXT, JSON = "trace.json", "report.txt", "report.json"
+
+
+class DeepLook:
+    """
+    A deep look, as `gpuscope.profile()` returns it: a context manager. Print it for the report.
+
+    Args:
+        look: counts the requests, and profiles them.
+        period: records for the length of a block.
+
+    """
+
+    def __init__(self, look: Look, period: Callable[[Config], AbstractContextManager[Any]]) -> None:
+        self._period = period
+        self._look = look
+        self._entered = contextlib.ExitStack()
+        self._content: bytes | None = None
+        self._report: DeepFindings | None = None
+
+    def __enter__(self) -> Self:
+        """Begin to count requests; records them for the length of the block if nothing else does."""
+        if state.recorder is None:
+            self._entered.enter_context(self._period(state.config.changed(mode="on", exporters="none")))
+        state.look = state.look or self._look
+        self._entered.callback(self._end)
+        self._look.attach(state.recorder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the profile if it is still on."""
+        self._entered.close()
+
+    def _end(self) -> None:
+        if state.look is self._look:
+            state.look = None
+        self._look.finish()
+
+    @property
+    def done(self) -> bool:
+        """Whether the profile has ended, by itself or with the block."""
+        return self._look.state == DONE
+
+    @property
+    def why(self) -> str:
+        """Why there is no report, as far as is known; empty if there is one."""
+        return self._look.why
+
+    @property
+    def report(self) -> DeepFindings | None:
+        """What bounds each stage, and the evidence; None while the profile is on, or if there is none."""
+        if self._report is None and self.done and not self.why:
+            from gpuscope._profiling.examine import examine
+
+            self._report = examine(json.loads(self._trace()))
+        return self._report
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """
+        Write the Chrome trace (for https://ui.perfetto.dev) and the report, as text and as JSON, into a folder.
+
+        Returns:
+            The files.
+
+        Raises:
+            RuntimeError: while there is no report; the message says why.
+            OSError: from the system.
+
+        """
+        if self.report is None:
+            raise RuntimeError(f"There is no deep look to save: {self.why or 'it is still on; leave its block first.'}")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / TRACE).write_bytes(self._trace())
+        return [folder / TRACE, *write_report(self.report, folder)]
+
+    def _trace(self) -> bytes:
+        """Return the trace, which PyTorch writes once, and only into a file."""
+        if self._content is None:
+            with tempfile.TemporaryDirectory(prefix="gpuscope-") as folder:
+                path = Path(folder) / TRACE
+                self._look.save(str(path))
+                self._content = path.read_bytes()
+        return self._content
+
+    def __str__(self) -> str:
+        if self.report is not None:
+            return str(self.report)
+        return f"No deep look: {self.why}" if self.done or self.why else "A deep look, still on."
+
+
+def write_report(report: DeepFindings, folder: Path) -> list[Path]:
+    """Write a report as text and as JSON into a folder; return the files."""
+    (folder / TEXT).write_text(f"{report}\n", encoding="utf-8")
+    (folder / JSON).write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+    return [folder / TEXT, folder / JSON]

@@ -1,0 +1,177 @@
+"""
+The deep look, offline: a trace of torch.profiler in, what bounds each stage out.
+
+Needs neither torch nor a GPU. Stages are the trace's annotations that gpuscope made; in a trace without its note, all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope._profiling.bounds import ENOUGH, Content, decide
+from gpuscope._profiling.findings import Copies, Counted, DeepFindings, StageLook
+from gpuscope._profiling.kineto import COPY, KERNEL, parse
+from gpuscope._profiling.measures import Measures
+from gpuscope.analysis._verdicts.advice import WITH_CUPTI
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from os import PathLike
+
+    from gpuscope._profiling.attribution import LinkedCall
+    from gpuscope._profiling.kineto import Work
+    from gpuscope._profiling.measures import Kind
+
+SMALL_BYTES = 256
+"""A copy to the GPU of at most so many bytes carries numbers, not data."""
+LISTED = 3
+"""Operators listed of each sort."""
+
+
+def read_trace(path: str | PathLike[str]) -> dict[str, Any]:
+    """
+    Read a trace from a file, compressed by gzip if its name ends so.
+
+    Raises:
+        OSError: from the system.
+        ValueError: if it is no JSON.
+
+    """
+    content = Path(path).read_bytes()
+    trace: dict[str, Any] = json.loads(gzip.decompress(content) if str(path).endswith(".gz") else content)
+    return trace
+
+
+def examine(trace: Mapping[str, Any]) -> DeepFindings:
+    """
+    Say of each stage in a trace what is in it and what bounds it.
+
+    Raises:
+        ValueError: if this is no Chrome trace.
+
+    """
+    measures = Measures(parse(trace))
+    order = sorted(measures.kinds, key=lambda kind: measures.runs[measures.kinds[kind][0]].stage.start_ns)
+    looks = [_look(measures, kind) for kind in order]
+    time_of = {look.root: look.ms * look.calls for look in looks if look.depth == 0}
+    looks.sort(key=lambda look: -time_of.get(look.root, 0.0))
+    return DeepFindings(stages=tuple(looks), notes=tuple(_notes(measures)))
+
+
+def _look(measures: Measures, kind: Kind) -> StageLook:
+    calls, count = measures.calls[kind], len(measures.kinds[kind])
+    work = [each for call in calls for each in call.work]
+    kernels = [each for each in work if each.kind == KERNEL]
+    times = measures.times(kind)
+    figures = {name: ns / count / 1e6 for name, ns in times._asdict().items()}
+    waits_for, others_ns = measures.waits_for(kind)
+    kernel_us = float(np.median([each.end_ns - each.start_ns for each in kernels])) / 1e3 if kernels else None
+    launches = sum(call.launches for call in calls) / count
+    copies, small, waits = _copies(work, count), _small_copies(calls, count), _waits(calls, count)
+    bound = decide(
+        Content(
+            ms=figures["window"],
+            **{
+                name: figures[name]
+                for name in ("compute", "transfer", "dispatch", "sync", "host_only", "wait", "copy_wait")
+            },
+            waits_for=waits_for,
+            waits_for_others=others_ns / count / 1e6,
+            kernel_us=kernel_us,
+            launches=launches,
+            copies=copies,
+            small_copies=sum(each.count for each in small),
+            waits=sum(each.count for each in waits),
+            has_gpu=bool(measures.trace.work),
+        )
+    )
+    return StageLook(
+        **bound._asdict(),
+        name=kind.name,
+        root=kind.root,
+        depth=kind.depth,
+        calls=count,
+        ms=figures["window"],
+        host_ms=figures["host"],
+        kernels=len(kernels) / count,
+        kernel_ms=measures.kernel_ns(kind) / count / 1e6,
+        kernel_us=kernel_us,
+        launches=launches,
+        graph_launches=sum("GraphLaunch" in call.call.name for call in calls) / count,
+        copies=copies,
+        small_copies=small[:LISTED],
+        waits=waits[:LISTED],
+        **{f"{name}_ms": figures[name] for name in ("compute", "transfer", "dispatch", "sync", "host_only")},
+        wait_ms=figures["wait"],
+        copy_wait_ms=figures["copy_wait"],
+        gaps=measures.gaps(kind) / count,
+        waits_for=waits_for,
+    )
+
+
+def _copies(work: Sequence[Work], count: int) -> tuple[Copies, ...]:
+    by_sort: dict[tuple[str, bool], list[Work]] = defaultdict(list)
+    for each in work:
+        if each.kind == COPY:
+            by_sort[each.direction, each.pageable].append(each)
+    return tuple(
+        Copies(
+            direction=direction,
+            pageable=pageable,
+            count=len(copies) / count,
+            bytes=sum(each.bytes for each in copies) / count,
+            ms=_ms(copies) / count,
+        )
+        for (direction, pageable), copies in sorted(by_sort.items())
+    )
+
+
+def _small_copies(calls: Sequence[LinkedCall], count: int) -> tuple[Counted, ...]:
+    found: dict[str, int] = defaultdict(int)
+    for call in calls:
+        found[call.outermost] += sum(each.direction == "HtoD" and each.bytes <= SMALL_BYTES for each in call.work)
+    ordered = sorted(((number, name) for name, number in found.items() if number), reverse=True)
+    return tuple(Counted(name=name, count=number / count) for number, name in ordered)
+
+
+def _waits(calls: Sequence[LinkedCall], count: int) -> tuple[Counted, ...]:
+    # By operator, as a `.cpu()` waits in its copy and again after it.
+    found: dict[str, dict[Any, int]] = defaultdict(lambda: defaultdict(int))
+    for call in calls:
+        if call.waits:
+            found[call.outermost][call.operator or call.call] += call.call.end_ns - call.call.start_ns
+    counted = [
+        Counted(name=name, count=len(ns) / count, ms=sum(ns.values()) / count / 1e6) for name, ns in found.items()
+    ]
+    return tuple(sorted(counted, key=lambda each: -each.ms))
+
+
+def _ms(work: Sequence[Work]) -> float:
+    return sum(each.end_ns - each.start_ns for each in work) / 1e6
+
+
+def _notes(measures: Measures) -> Iterator[str]:
+    if not measures.kinds:
+        yield "No stage ran from its start to its end in the trace."
+    if not measures.trace.work:
+        yield f"The trace has no GPU work in it, so nothing can be said. {WITH_CUPTI}"
+        return
+    for root in dict.fromkeys(kind.root for kind in measures.kinds if not kind.depth):
+        idle_ns, total_ns = measures.between(root)
+        if total_ns and idle_ns >= ENOUGH * total_ns:
+            part = f"{idle_ns / total_ns:.0%}"
+            yield f"Between requests, the GPU has nothing to do for {part} of the time from one `{root}` to the next."
+    cut = sum(not run.whole for run in measures.runs)
+    if cut:
+        yield f"{cut} stages that were not wholly in the trace are left out."
+    if measures.attribution.unlaunched:
+        yield f"{measures.attribution.unlaunched} pieces of GPU work were launched before the trace began."
+    if measures.trace.malformed:
+        yield f"{measures.trace.malformed} events of the trace could not be read."
+    yield "The profiler makes launches slower: near a boundary, trust the verdicts of `gpuscope report` more."

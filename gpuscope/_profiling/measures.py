@@ -1,0 +1,246 @@
+"""
+Where the time of each stage goes: unions of intervals of the GPU's work, against what the host did meanwhile.
+
+Adds up; judges nothing. Times are nanoseconds, summed over a stage's calls. A call's *window* is from its start on the
+host to the end of all its work.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from gpuscope._profiling.attribution import attribute
+from gpuscope._profiling.kineto import COPY
+from gpuscope.analysis._structure.intervals import Intervals, covered, gaps, intersection, length, union
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from gpuscope._profiling.attribution import LinkedCall
+    from gpuscope._profiling.kineto import Call, Lane, Range, Trace, Work
+
+
+STAGED_BYTES = 2**16
+"""So many bytes of pageable memory may be copied aside at once: CUDA Runtime API, "API synchronization behavior"."""
+
+
+class Kind(NamedTuple):
+    """A stage within a kind of request."""
+
+    root: str
+    name: str
+    depth: int
+
+
+class Times(NamedTuple):
+    """The sum of a stage's windows, and the parts of it."""
+
+    window: int
+    host: int
+    compute: int
+    """The GPU computes, whoever's work that is."""
+    transfer: int
+    """It copies between host and GPU, and nothing else."""
+    dispatch: int
+    """It has nothing to do while the host calls operators or CUDA, or when the host has gone on."""
+    sync: int
+    """It has nothing to do while the host is in a call that waits."""
+    host_only: int
+    """It has nothing to do while the host is in neither."""
+    wait: int
+    """The host waits while the GPU computes. This and the next one are parts of the first two."""
+    copy_wait: int
+    """The host waits while the GPU only copies."""
+
+
+@dataclass(frozen=True)
+class _Host:
+    """One thread."""
+
+    waiting: Intervals
+    """Calls that return when the GPU is done."""
+    around: Intervals
+    """
+    What those would not be there without: the innermost operators around them, as `aten::_local_scalar_dense`. Not
+    where one copies to the GPU: making a tensor is work, and its wait only a part of that.
+    """
+    active: Intervals
+    """All operators and CUDA calls."""
+
+
+class Measures:
+    """A trace, added up by stage."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.attribution = attribute(trace)
+        self.runs = self.attribution.runs
+        self.compute = _union(work for work in trace.work if work.kind != COPY)
+        linked = [*self.attribution.outside, *(each for run in self.runs for each in run.calls)]
+        self.busy = _union([*trace.work, *(each.call for each in linked if _is_staged(each))])
+        calls: dict[Lane, list[LinkedCall]] = defaultdict(list)
+        for each in linked:
+            calls[each.call.lane].append(each)
+        self._hosts = {lane: _host(lane, calls[lane], trace) for lane in {run.stage.lane for run in self.runs}}
+
+    @cached_property
+    def kinds(self) -> dict[Kind, list[int]]:
+        """The runs of each stage that are wholly in the trace, by index."""
+        found: dict[Kind, list[int]] = defaultdict(list)
+        for index, run in enumerate(self.runs):
+            if run.whole and self.runs[run.root].whole:
+                found[Kind(self.runs[run.root].stage.name, run.stage.name, run.depth)].append(index)
+        return found
+
+    @cached_property
+    def calls(self) -> dict[Kind, list[LinkedCall]]:
+        """The CUDA calls in each stage, those of stages inside included."""
+        return {
+            kind: [each for index in indices for each in self.attribution.within(index)]
+            for kind, indices in self.kinds.items()
+        }
+
+    def times(self, kind: Kind) -> Times:
+        """Return where the time of a stage goes."""
+        total = np.zeros(len(Times._fields), np.int64)
+        for lane, indices in self._by_lane(kind).items():
+            total += self._times_on(lane, indices)
+        return Times(*total.tolist())
+
+    def _by_lane(self, kind: Kind) -> dict[Lane, list[int]]:
+        found: dict[Lane, list[int]] = defaultdict(list)
+        for index in self.kinds[kind]:
+            found[self.runs[index].stage.lane].append(index)
+        return found
+
+    def _times_on(self, lane: Lane, indices: Sequence[int]) -> Sequence[int]:
+        host, tail, on = (
+            self._hosts[lane],
+            self._tails(indices),
+            _intervals(self.runs[index].stage for index in indices),
+        )
+        busy, compute = _sum(on, self.busy), _sum(on, self.compute)
+        tail_ns = int((tail.end - tail.start).sum())
+        tail_busy, tail_compute = _sum(tail, self.busy), _sum(tail, self.compute)
+        host_ns = int((on.end - on.start).sum())
+        sync = _idle(on, host.around, self.busy)
+        waiting = intersection(host.waiting, self.busy)
+        wait = _sum(on, intersection(waiting, self.compute))
+        dispatch = _idle(on, host.active, self.busy) - sync
+        return (
+            host_ns + tail_ns,
+            host_ns,
+            compute + tail_compute,
+            busy - compute + tail_busy - tail_compute,
+            dispatch + tail_ns - tail_busy,
+            sync,
+            host_ns - busy - sync - dispatch,
+            wait,
+            _sum(on, waiting) - wait,
+        )
+
+    def _tails(self, indices: Sequence[int]) -> Intervals:
+        """Return for each run the time from the host's end to the end of all its work, if that is later."""
+        starts = np.array([self.runs[index].stage.end_ns for index in indices], np.int64)
+        ends = [
+            max((work.end_ns for call in self.attribution.within(i) for work in call.work), default=0) for i in indices
+        ]
+        return Intervals(starts, np.maximum(starts, np.array(ends, np.int64)))
+
+    def gaps(self, kind: Kind) -> int:
+        """Return how often the GPU ran out of work within the stage's windows, between two pieces of work."""
+        runs = self.kinds[kind]
+        tails, found, between = self._tails(runs), 0, gaps(self.busy)
+        for index, end_ns in zip(runs, tails.end.tolist(), strict=True):
+            start_ns = self.runs[index].stage.start_ns
+            found += int(((between.start >= start_ns) & (between.end <= end_ns)).sum())
+        return found
+
+    def waits_for(self, kind: Kind) -> tuple[str | None, int]:
+        """Return the other stage whose kernels the host waits for longest, and how long it does so for all others."""
+        own = self._kernels(self.calls[kind])
+        by_stage: Counter[str] = Counter()
+        for other in self.kinds:
+            if other.root == kind.root and other.name != kind.name and other.depth and not self._nested(kind, other):
+                by_stage[other.name] += self._waits_within(kind, self._kernels(self.calls[other]))
+        everything = self._waits_within(kind, self.compute) - self._waits_within(kind, own)
+        name, ns = by_stage.most_common(1)[0] if by_stage else (None, 0)
+        return (name if ns else None), everything
+
+    def _nested(self, one: Kind, other: Kind) -> bool:
+        """Whether a run of one is inside one of the other, at any depth."""
+        for inner, outer in ((one, other), (other, one)):
+            around = set(self.kinds[outer])
+            for index in self.kinds[inner]:
+                parent = self.runs[index].parent
+                while parent >= 0:
+                    if parent in around:
+                        return True
+                    parent = self.runs[parent].parent
+        return False
+
+    def _waits_within(self, kind: Kind, work: Intervals) -> int:
+        return sum(
+            _sum(_intervals(self.runs[i].stage for i in indices), intersection(self._hosts[lane].waiting, work))
+            for lane, indices in self._by_lane(kind).items()
+        )
+
+    def _kernels(self, calls: Iterable[LinkedCall]) -> Intervals:
+        return _union(work for each in calls for work in each.work if work.kind != COPY)
+
+    def kernel_ns(self, kind: Kind) -> int:
+        """Return the time in which at least one of the stage's kernels runs."""
+        return length(self._kernels(self.calls[kind]))
+
+    def between(self, root: str) -> tuple[int, int]:
+        """Return the time from one request to the next on a thread without GPU work, and the time of all of it."""
+        idle_ns = total_ns = 0
+        for lane in self._hosts:
+            runs = [run.stage for run in self.runs if run.parent < 0 and run.stage.lane == lane]
+            for one, other in itertools.pairwise(runs):
+                if one.name == other.name == root and other.start_ns >= one.end_ns:
+                    gap = Intervals(np.array([one.end_ns]), np.array([other.start_ns]))
+                    idle_ns += other.start_ns - one.end_ns - _sum(gap, self.busy)
+                    total_ns += other.start_ns - one.start_ns
+        return idle_ns, total_ns
+
+
+def _is_staged(each: LinkedCall) -> bool:
+    """Whether the driver copies piece by piece through pinned memory, so that the whole call is the copy."""
+    return any(work.pageable and work.bytes > STAGED_BYTES for work in each.work)
+
+
+def _host(lane: Lane, calls: Sequence[LinkedCall], trace: Trace) -> _Host:
+    waiting = [each for each in calls if each.waits]
+    sending = {each.operator for each in calls if any(work.direction == "HtoD" for work in each.work)}
+    around = [each.operator or each.call for each in waiting if each.operator is None or each.operator not in sending]
+    operators = [each for each in trace.operators if each.lane == lane]
+    return _Host(
+        waiting=_union(each.call for each in waiting),
+        around=_union(around),
+        active=_union([*operators, *(each.call for each in calls)]),
+    )
+
+
+def _intervals(of: Iterable[Range | Call | Work]) -> Intervals:
+    both = np.array([(each.start_ns, each.end_ns) for each in of], np.int64).reshape(-1, 2)
+    return Intervals(both[:, 0], both[:, 1])
+
+
+def _union(of: Iterable[Range | Call | Work]) -> Intervals:
+    return union(_intervals(of))
+
+
+def _sum(intervals: Intervals, by: Intervals) -> int:
+    return int(covered(intervals, by).sum())
+
+
+def _idle(intervals: Intervals, during: Intervals, busy: Intervals) -> int:
+    """Return how much of the intervals is `during` something and not `busy`."""
+    return _sum(intervals, during) - _sum(intervals, intersection(during, busy))

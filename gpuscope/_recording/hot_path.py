@@ -1,0 +1,178 @@
+"""
+The two halves of recording a stage, `begin` and `end`: the hot code, as it is where there is no `native`.
+
+Never locks, logs, formats, imports, reads the environment or does I/O on the common path, and never raises into the
+application: after a failure of any part the others still run, so that no range stays open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._data.native import StageRecord, Trace, native
+from gpuscope._data.record import ErrorFacts, ThreadFacts
+from gpuscope._recording.ancestry import running_stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._data.record import Site
+    from gpuscope._recording.recorder import Recorder
+
+_MAX_FRAMES, _MAX_MESSAGE = 64, 4096
+_RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
+"""Raised by activation checkpointing in the function that it computes again, once it has all that it needs."""
+
+_modules = sys.modules
+current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
+
+
+class _Threads(threading.local):
+    facts: ThreadFacts
+
+
+_threads = _Threads()
+
+
+def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream: Any, suspends: int) -> None:
+    """Start a run of a stage on this thread, in this context. The record's attributes are set by the caller."""
+    record.recorder = recorder
+    record.site = site
+    record.start_ns = record.end_ns = 0
+    record.outer = record.span = record.restore = record.lane = record.pair = record.range = record.error = None
+    try:
+        outer = current.get()
+        if outer is not None and outer.recorder is recorder:
+            record.outer = outer
+            record.trace = outer.trace
+        else:
+            record.trace = trace = Trace()
+            trace.trace_id = recorder.random_bits(128)
+            trace.parent_id = 0
+            trace.remote = False
+            trace.root = site
+            trace.sampled = None
+        record.span_id = next(recorder.span_ids)
+        try:
+            record.thread = _threads.facts
+        except AttributeError:
+            record.thread = facts_of_thread()
+        current.set(record)
+        look = recorder.look_for_provider or _first_sight_of_otel(recorder)
+        if look is not None and (
+            # Even with no provider, its parent may be a remote span or a stage that has already ended.
+            look() is not None or (recorder.current_context() if outer is None else outer.end_ns)
+        ):
+            recorder.bridge.enter(record)
+        if recorder.nvtx is not None:
+            record.range = recorder.nvtx.begin(site, suspends)
+        record.start_ns = recorder.clock()
+        recorder.device.begin(record, stream)
+    except Exception:  # The application must not notice; `end` copes with whatever is missing.
+        _begin_failed(recorder, record)
+
+
+def facts_of_thread() -> ThreadFacts:
+    """Return what is known of this thread."""
+    if not hasattr(_threads, "facts"):
+        _threads.facts = ThreadFacts(threading.get_ident(), threading.current_thread().name)
+    return _threads.facts
+
+
+def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
+    recorder.ledger.untimed("begin_failed")
+    with contextlib.suppress(Exception):  # It may be the clock that failed; the stage is counted by now.
+        record.start_ns = record.start_ns or recorder.clock()
+
+
+def _first_sight_of_otel(recorder: Recorder) -> Any:
+    return recorder.look_for_provider if "opentelemetry.trace" in _modules and recorder.open_bridge() else None
+
+
+def start_in_python(recorder: Recorder, site: Site, stream: Any, suspends: int) -> StageRecord:
+    """Return a new record, begun."""
+    record = StageRecord()
+    record.attributes = None
+    begin(recorder, record, site, stream, suspends)
+    return record
+
+
+def end_in_python(record: StageRecord, error: BaseException | None) -> None:
+    """Finish a run: on the way out of the stage, whether it returns or raises."""
+    recorder = record.recorder
+    try:
+        if record.pair is not None:
+            recorder.device.end(record)
+        record.end_ns = recorder.clock()
+        if record.range is not None:
+            opened, record.range = record.range, None
+            recorder.nvtx.end(opened)
+        if record.span is not None:
+            recorder.bridge.leave(record)
+        if error is not None:
+            record.error = _error_facts(error)
+        if current.get() is record:
+            outer = record.outer
+            current.set(outer if outer is None or not outer.end_ns else running_stage(outer))
+        if len(recorder.waiting) < recorder.capacity:
+            recorder.waiting.append(record)
+        elif not recorder.queue.put(record):
+            recorder.device.give_back(record)
+    except Exception:  # Each remaining step on its own: a range left open would misname all that follows.
+        _end_what_is_left(recorder, record)
+
+
+def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
+    record.pair = None
+    record.end_ns = record.end_ns or record.start_ns
+    if record.range is not None:
+        with contextlib.suppress(Exception):
+            recorder.nvtx.end(record.range)
+    if record.restore is not None:
+        with contextlib.suppress(Exception):
+            recorder.bridge.leave(record)
+    if current.get() is record:
+        current.set(running_stage(record.outer))
+    recorder.ledger.fail("stage_error")
+
+
+def _error_facts(error: BaseException) -> ErrorFacts | None:
+    if isinstance(error, GeneratorExit):
+        return None
+    kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    if name == _RECOMPUTED:
+        return None
+    try:
+        message = str(error)[:_MAX_MESSAGE]
+    except Exception:  # The exception is the application's, and so is its `__str__`.
+        message = "<unprintable>"
+    frames: list[tuple[str, int, str]] = []
+    traceback = error.__traceback__
+    while traceback is not None and len(frames) < _MAX_FRAMES:
+        code = traceback.tb_frame.f_code
+        frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
+        traceback = traceback.tb_next
+    return ErrorFacts(name, message, tuple(frames))
+
+
+begin: Callable[[Recorder, StageRecord, Site, Any, int], None] = begin_in_python
+start: Callable[[Recorder, Site, Any, int], StageRecord] = start_in_python
+end: Callable[[StageRecord, BaseException | None], None] = end_in_python
+if native is not None:
+    native.prepare(
+        current=current,
+        perf_counter=time.perf_counter_ns,
+        facts_of_thread=facts_of_thread,
+        see_otel=_first_sight_of_otel,
+        begin_failed=_begin_failed,
+        end_the_rest=_end_what_is_left,
+        error_facts=_error_facts,
+        running=running_stage,
+    )
+    begin, start, end = native.begin, native.start, native.end

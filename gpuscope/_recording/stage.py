@@ -1,0 +1,276 @@
+"""
+`stage`: the decorator and context manager.
+
+Only decides which of its forms applies; the recording is in `_recording.hot_path`, the wrapping of functions
+in `_recording.wrap`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+
+from gpuscope._data.native import native
+from gpuscope._data.record import Unnamed
+from gpuscope._recording import dynamo
+from gpuscope._recording.block import StageBlock, new_block
+from gpuscope._recording.hot_path import begin, current, end
+from gpuscope._recording.state import MAX_SITES, new_site, state
+from gpuscope._recording.wrap import stage_of
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from typing_extensions import Self
+
+    from gpuscope._data.record import Site
+    from gpuscope._recording.recorder import Recorder
+
+    class StageHandle(Protocol):
+        """What `stage(...)` returns: a decorator and a context manager."""
+
+        def __call__(self, function: F, /) -> F:
+            """Make a stage of each call of the function."""
+
+        def __enter__(self) -> Self:
+            """Begin the stage."""
+
+        def __exit__(self, *exception: object) -> None:
+            """End the stage."""
+
+        def set_attribute(self, key: str, value: Any) -> None:
+            """Add an attribute to this run's host span."""
+
+
+_MAY_SUSPEND = 1
+_sites = state.sites
+_off_stages: dict[str, OffStage] = state.off_stages
+"""What `stage` hands out while nothing is recorded, by name."""
+
+
+class NoStage:
+    """
+    A stage that records nothing: inside a region that `torch.compile` traces.
+
+    Has no `__init__`, which some versions of Dynamo can't trace through.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, function: F) -> F:
+        """Return the function itself; what could not be a stage is refused as it would be with recording on."""
+        return cast("F", stage_of(function, None, None, None, None))
+
+    def __enter__(self) -> Self:
+        """Do nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Do nothing."""
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Do nothing."""
+
+
+if TYPE_CHECKING or native is None:
+
+    class OffStage(NoStage):
+        """What is handed out while nothing is recorded."""
+
+        __slots__ = ()
+
+else:
+
+    class OffStage(native.Quiet, NoStage):
+        """The same, entered and left in C."""
+
+        __slots__ = ()
+
+
+class IdleStage(OffStage):
+    """A stage that records nothing yet; a function that it decorates can be recorded later."""
+
+    __slots__ = ("attributes", "graph", "name", "stream", "warmup")
+    name: str | None
+    attributes: Mapping[str, Any] | None
+    stream: Any
+    warmup: int | None
+    graph: bool
+
+    def __call__(self, function: F) -> F:
+        """Wrap the function so that it is recorded once recording is on."""
+        return cast("F", stage_of(function, self.name, self.attributes, self.stream, self.warmup, graph=self.graph))
+
+
+class Stage(StageBlock):
+    """
+    One `with stage(...)` block.
+
+    An object that is entered again, by anybody, hands out a new record each time.
+    """
+
+    __slots__ = ()
+
+    def __call__(self, function: F) -> F:
+        """Wrap the function so that each call of it is a stage."""
+        site = self.site
+        name = None if isinstance(site, Unnamed) else site.name
+        return cast("F", stage_of(function, name, self.attributes, self.stream, site.warmup, graph=site.graph))
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """
+        Add an attribute to this run's host span.
+
+        Args:
+            key: the attribute's name, e.g. `batch_size`.
+            value: a `str`, `bool`, `int`, `float` or a sequence of one of them; anything else is exported as text.
+
+        """
+        if self.uses == 0 or self.end_ns == 0:
+            if self.attributes is None:
+                self.attributes = {}
+            self.attributes[key] = value
+
+    def _enter_again(self) -> Self:
+        inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
+        inner.owner, inner.uses = self, 1
+        self.uses = 2
+        begin(inner.recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
+        return cast("Self", inner)
+
+    def _exit_again(self, error: BaseException | None) -> None:
+        record = current.get()
+        while record is not None and (
+            record.end_ns or (record is not self and getattr(record, "owner", None) is not self)
+        ):
+            record = record.outer
+        if record is not None:
+            end(record, error)
+
+
+def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, Any] | None, stream: Any) -> Stage:
+    stage = new_block(Stage, recorder, site)
+    stage.stream = stream
+    stage.attributes = dict(attributes) if attributes else None
+    return stage
+
+
+_NO_STAGE = OffStage()
+
+
+@overload
+def stage(function: F, /) -> F: ...
+@overload
+def stage(
+    name: str | None = None,
+    /,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    stream: Any = None,
+    warmup: int | None = None,
+    graph: bool = True,
+) -> StageHandle: ...
+def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost every call a quarter more.
+    name: Any = None,
+    /,
+    attributes: Mapping[str, Any] | None = None,
+    stream: Any = None,
+    warmup: int | None = None,
+    graph: bool = True,
+) -> Any:
+    """
+    Name a piece of inference work; as a decorator or as a context manager.
+
+    Each run becomes a host span and, where a GPU is in use, a GPU span: the time between two CUDA events on the
+    stream that is current at entry. Nothing waits for the GPU. When recording is off, a decorated function is the
+    function itself and a block costs a call. A generator is timed each time that it is resumed.
+
+    Examples:
+        `@stage`, `@stage("preprocess")`, `@stage("inference", attributes={"model": "vit"})`, and
+        `with stage("h2d") as s: s.set_attribute("batch_size", 8)`.
+
+    Args:
+        name: of the stage; of low cardinality, since NVTX keeps every name for ever. A decorator may leave it out:
+            then it is the function's qualified name.
+        attributes: of each of its host spans.
+        stream: a `torch.cuda.Stream` whose work is to be timed instead of the current one's.
+        warmup: how many first calls of this stage are flagged as warm-up and left out of statistics, instead of
+            `GPUSCOPE_WARMUP`.
+        graph: whether this stage, inside a CUDA graph that is captured, is timed in each replay, for which it adds up
+            to two nodes to the graph.
+
+    Raises:
+        TypeError: for a name that is no `str`, a stream without `cuda_stream`, attributes that are no mapping, a
+            `warmup` that is no `int`; and at decoration for what can't be a stage.
+        ValueError: for a negative `warmup`.
+
+    """
+    # First and alone: Dynamo takes this call for a constant, and nothing below it is traced, guarded or run.
+    if dynamo.is_dynamo_compiling():
+        dynamo.gpuscope_left_out()
+        return NoStage()
+    recorder = state.recorder
+    if attributes is None and stream is None and warmup is None and graph:
+        try:
+            return _off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
+        except (KeyError, TypeError):  # The first use of a name, or what is none.
+            pass
+    return _uncommon(recorder, name, attributes, stream, warmup, graph=graph)
+
+
+def _uncommon(
+    recorder: Recorder | None,
+    name: Any,
+    attributes: Mapping[str, Any] | None,
+    stream: Any,
+    warmup: int | None,
+    *,
+    graph: bool,
+) -> Any:
+    _check(name, attributes, stream, warmup)
+    if name is not None and not isinstance(name, str):
+        return stage_of(name, None, attributes, stream, warmup)
+    if recorder is None:
+        if name is not None and attributes is None and stream is None and warmup is None and graph:
+            return _off_stage(name)
+        return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _NO_STAGE
+    if name is not None:
+        site = _sites.get(name) or new_site(name)
+    else:
+        site = state.unnamed if warmup is None and graph else Unnamed()
+    if warmup is not None:
+        site.warmup = warmup
+    if not graph:
+        site.graph = False
+    return _new_stage(recorder, site, attributes, stream)
+
+
+def _idle_stage(
+    name: str | None, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None, *, graph: bool = True
+) -> IdleStage:
+    idle = IdleStage()
+    idle.name, idle.attributes, idle.stream, idle.warmup, idle.graph = name, attributes, stream, warmup, graph
+    return idle
+
+
+def _off_stage(name: str) -> OffStage:
+    off = _idle_stage(name, None, None, None) if state.may_toggle else _NO_STAGE
+    return _off_stages.setdefault(name, off) if len(_off_stages) < MAX_SITES else off
+
+
+def _could_be_decorated(name: Any) -> bool:
+    return callable(name) or isinstance(name, staticmethod | classmethod | property)
+
+
+def _check(name: Any, attributes: Any, stream: Any, warmup: Any) -> None:
+    if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
+        raise TypeError(f'The name of a `stage` is a `str`, not {name!r}; write `stage("decode")`.')
+    if attributes is not None and not hasattr(attributes, "items"):
+        raise TypeError(f"`attributes` of a `stage` is a mapping of names to values, not {attributes!r}.")
+    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
+        raise TypeError(f"`stream` of a `stage` is a `torch.cuda.Stream`, not {stream!r}.")
+    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
+        raise TypeError(f"`warmup` of a `stage` is a number of calls, not {warmup!r}.")
+    if warmup is not None and warmup < 0:
+        raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")

@@ -1,0 +1,128 @@
+"""
+Parsers of settings' text: each returns the value, or raises `ValueError` with what is allowed.
+
+Pure functions of one string; they know no variable's name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from gpuscope._settings.environment import FALSE_WORDS, TRUE_WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXPORTERS = ("auto", "otlp", "sdk", "file", "none")
+SAMPLERS = (
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+)
+
+
+def mode(text: str) -> str:
+    word = text.strip().lower()
+    if word in TRUE_WORDS:
+        return "on"
+    if word in FALSE_WORDS:
+        return "absent"
+    if word == "idle":
+        return "idle"
+    raise ValueError("1/true/yes/on, 0/false/no/off or idle")
+
+
+def boolean(text: str) -> bool:
+    word = text.strip().lower()
+    if word in TRUE_WORDS or word in FALSE_WORDS:
+        return word in TRUE_WORDS
+    raise ValueError("1/true/yes/on or 0/false/no/off")
+
+
+def otel_boolean(text: str) -> bool:
+    # OpenTelemetry: "any value that represents a Boolean MUST be set to true only by the string 'true'".
+    word = text.strip().lower()
+    if word in ("true", "false", ""):
+        return word == "true"
+    raise ValueError("true or false")
+
+
+def graph_stages(text: str) -> str:
+    word = text.strip().lower()
+    if word in FALSE_WORDS or not word:
+        return ""
+    if word in TRUE_WORDS or word in ("beside", "inline"):
+        return "inline" if word == "inline" else "beside"
+    raise ValueError("1/true/yes/on, inline or 0/false/no/off")
+
+
+def exporters(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    bad = [name for name in names if name not in EXPORTERS]
+    if bad or not names or ("none" in names and len(names) > 1):
+        raise ValueError("auto, none, or a comma list of otlp, sdk, file")
+    return names
+
+
+def between(low: float, high: float, unit: str) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise ValueError(f"a number of {unit} from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def count(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        digits = text.strip()
+        if not re.fullmatch(r"\d{1,18}", digits) or not low <= int(digits) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(digits)
+
+    return parse
+
+
+def milliseconds(low: float) -> Callable[[str], float]:
+    parse = between(low, 86_400_000.0, "milliseconds")
+    return lambda text: parse(text) / 1e3
+
+
+def profile(text: str) -> str:
+    word = text.strip()
+    if word.lower() in FALSE_WORDS:
+        return ""
+    if word.lower() == "signal":
+        return "signal"
+    if "/" not in word:
+        raise ValueError("signal, or the path of a file with a / in it")
+    return word
+
+
+def headers(text: str) -> dict[str, str]:
+    pairs = {}
+    for part in filter(None, (item.strip() for item in text.split(","))):
+        name, sign, value = part.partition("=")
+        if not sign or not name.strip():
+            raise ValueError("name=value pairs between commas, values percent-encoded")
+        pairs[name.strip().lower()] = unquote(value.strip())
+    return pairs
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        word = text.strip().lower()
+        if word not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return word
+
+    return parse

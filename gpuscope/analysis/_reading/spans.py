@@ -1,0 +1,244 @@
+"""
+Lines of OTLP JSON into rows of stages, in the order of the lines: host and GPU span merged, nothing yet related.
+
+Never raises on what a line says: what cannot be read is counted and skipped. Knows no files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from gpuscope._data.attributes import (
+    CLAMPED,
+    CLOCK_UNCERTAINTY,
+    CUDA_STREAM,
+    DEVICE_INDEX,
+    FLAGS,
+    FUNCTION,
+    GRAPH,
+    HOST_DURATION,
+    HOST_NAME,
+    HW_ID,
+    HW_NAME,
+    HW_TYPE,
+    LAUNCH_TO_START,
+    OURS,
+    PROCESS_PID,
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    STAGE,
+    THREAD_ID,
+    THREAD_NAME,
+)
+from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._reading.losses import Account
+from gpuscope.analysis._reading.otlp_values import MALFORMED, plain, plain_attributes
+from gpuscope.analysis.recording import Stream, Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+T = TypeVar("T")
+
+SCOPE = "gpuscope"
+SpanKey = tuple[str, str]
+"""Trace id and span id, hexadecimal."""
+
+_ERROR = 2
+"""`STATUS_CODE_ERROR`."""
+_PARENT_REMOTE = 0x200
+"""`SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`."""
+_END_OF_TIME = 2**63
+_FLAGS = {name: flag for flag, name in FLAGS.items()}
+_NOT_THE_APPLICATIONS = OURS | {THREAD_ID, THREAD_NAME, FUNCTION}
+_STAGE = (STAGE, THREAD_ID, THREAD_NAME)
+_STREAM = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
+_NOT_OF_GRAPHS = {CLAMPED, CLOCK_UNCERTAINTY, HW_TYPE, *_STREAM}
+"""What the span of a stage inside a graph has besides, which is a GPU span alone."""
+_NOTHING: dict[str, Any] = {}
+_IDENTITY = (SERVICE_NAME, SERVICE_INSTANCE_ID, HOST_NAME, PROCESS_PID)
+
+
+class Numbers(NamedTuple):
+    """What a host span tells, as numbers."""
+
+    stage: int
+    thread: int
+    start_ns: int
+    end_ns: int
+    flags: int
+    error: bool
+
+
+class HostPart(NamedTuple):
+    """A stage as its host span tells it."""
+
+    key: SpanKey
+    parent: str
+    """Span id, empty without one."""
+    numbers: Numbers
+
+
+class GpuPart(NamedTuple):
+    """A stage as its GPU span tells it."""
+
+    stream: int
+    start_ns: int
+    end_ns: int
+    uncertainty_ns: int
+    flags: int
+
+
+class Lines:
+    """What all lines held; numbers in rows are places in the tables of names, processes, threads and streams."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self.processes: dict[Hashable, tuple[int, dict[str, Any]]] = {}
+        """Number and resource attributes."""
+        self.threads: dict[Thread, int] = {}
+        self.streams: dict[Stream, int] = {}
+        self.host: dict[SpanKey, HostPart] = {}
+        self.gpu: dict[SpanKey, GpuPart] = {}
+        """By the key of the host span."""
+        self.attributes: dict[SpanKey, dict[str, Any]] = {}
+        self.account = Account()
+        self.skipped: Counter[str] = Counter()
+        self._known: dict[tuple[Any, ...], tuple[int, ...]] = {}
+
+    def add(self, line: bytes) -> None:
+        """Take one line; a stage that came before, as from a copy of a file, is not taken again."""
+        if not line.strip():
+            return
+        try:
+            request = json.loads(line)
+        except MALFORMED:
+            self.skipped[_fault(line)] += 1
+            return
+        if not isinstance(request, dict) or not request.keys() & {"resourceSpans", "resourceMetrics"}:
+            self.skipped["foreign"] += 1
+            return
+        try:
+            self._add_spans(request.get("resourceSpans", ()))
+            self._add_metrics(request.get("resourceMetrics", ()))
+        except MALFORMED:
+            self.skipped["malformed"] += 1
+
+    def _add_spans(self, resources: list[dict[str, Any]]) -> None:
+        for process, span in self._ours(resources, "scopeSpans", "spans"):
+            try:
+                self._add_span(process, span)
+            except MALFORMED:
+                self.skipped["malformed spans"] += 1
+
+    def _add_metrics(self, resources: list[dict[str, Any]]) -> None:
+        for process, metric in self._ours(resources, "scopeMetrics", "metrics"):
+            self.account.add(process, metric)
+
+    def _ours(self, resources: list[dict[str, Any]], scopes: str, items: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of the process and each span or metric of our scope; count the spans of others."""
+        for resource in resources:
+            for scope in resource[scopes]:
+                if scope.get("scope", {}).get("name") == SCOPE:
+                    process = self._process(resource)
+                    for item in scope[items]:
+                        yield process, item
+                elif items == "spans":
+                    self.skipped["foreign spans"] += len(scope[items])
+
+    def _process(self, resource: dict[str, Any]) -> int:
+        attributes = plain_attributes(resource.get("resource", {}).get("attributes", []))
+        # As text: an attribute may be a list.
+        key = tuple(str(attributes.get(name)) for name in _IDENTITY)
+        return self.processes.setdefault(key, (len(self.processes), attributes))[0]
+
+    def _add_span(self, process: int, span: dict[str, Any]) -> None:
+        values = {each["key"]: each["value"] for each in span["attributes"]}
+        if HOST_DURATION in values:
+            self._add_host(process, span, values)
+        else:
+            self._add_gpu(process, span, values)
+
+    def _add_host(self, process: int, span: dict[str, Any], values: dict[str, Any]) -> None:
+        key = _id(span["traceId"], 32), _id(span["spanId"], 16)
+        if key in self.host:
+            return
+        self._take_host(process, span, values, key)
+
+    def _take_host(self, process: int, span: dict[str, Any], values: dict[str, Any], key: SpanKey) -> None:
+        start_ns, end_ns = _interval(span)
+        if GRAPH in values:
+            # A stage inside a graph has no host span; on the host there is but the launch.
+            start_ns = end_ns = start_ns - round(plain(values[LAUNCH_TO_START]) * 1e9)
+        flags = _flags(values) | (RowFlag.REMOTE_PARENT if span.get("flags", 0) & _PARENT_REMOTE else 0)
+        failed = "status" in span and span["status"].get("code") == _ERROR
+        parent = _id(span["parentSpanId"], 16) if span.get("parentSpanId") else ""
+        own = {name: plain(values[name]) for name in values.keys() - _NOT_THE_APPLICATIONS - _NOT_OF_GRAPHS}
+        stage, thread = self._numbers(process, values, _STAGE, self._stage_and_thread)
+        self.host[key] = HostPart(key, parent, Numbers(stage, thread, start_ns, end_ns, flags, failed))
+        if own:
+            self.attributes[key] = own
+
+    def _add_gpu(self, process: int, span: dict[str, Any], values: dict[str, Any]) -> None:
+        start_ns, end_ns = _interval(span)
+        uncertainty_ns = round(plain(values[CLOCK_UNCERTAINTY]) * 1e9)
+        if not 0 <= uncertainty_ns < _END_OF_TIME:
+            raise ValueError(uncertainty_ns)
+        (stream,) = self._numbers(process, values, _STREAM, self._stream)
+        key = span["traceId"], span["parentSpanId"]
+        if GRAPH in values:
+            key = _id(span["traceId"], 32), _id(span["spanId"], 16)
+            if key not in self.host:
+                self._take_host(process, span, values, key)
+        self.gpu[key] = GpuPart(stream, start_ns, end_ns, uncertainty_ns, _flags(values))
+
+    def _numbers(
+        self, process: int, values: dict[str, Any], names: tuple[str, ...], make: Callable[..., tuple[int, ...]]
+    ) -> tuple[int, ...]:
+        """Return places in tables, found out once for equal attributes: nearly all spans say what one before said."""
+        key = process, *[tuple(values.get(name, _NOTHING).values()) for name in names]
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = make(process, *[plain(values.get(name, _NOTHING)) for name in names])
+        return found
+
+    def _stage_and_thread(self, process: int, stage: Any, ident: Any, name: Any) -> tuple[int, int]:
+        if not isinstance(stage, str):
+            raise TypeError(stage)
+        return _number(stage, self.names), _number(Thread(process, int(ident), str(name)), self.threads)
+
+    def _stream(self, process: int, handle: Any, device: Any, name: Any, uuid: Any) -> tuple[int]:
+        stream = Stream(process, int(device), str(name or ""), str(uuid or ""), int(handle))
+        return (_number(stream, self.streams),)
+
+
+def _number(key: T, table: dict[T, int]) -> int:
+    return table.setdefault(key, len(table))
+
+
+def _fault(line: bytes) -> str:
+    """Return why a line that is no JSON is none: cut short, changed, or never ours."""
+    if not line.startswith(b"{"):
+        return "foreign"
+    return "malformed" if line.endswith((b"}\n", b"}\r\n")) else "truncated"
+
+
+def _id(text: str, digits: int) -> str:
+    if len(text) != digits or 2 * len(bytes.fromhex(text)) != digits:
+        raise ValueError(text)
+    return text
+
+
+def _interval(span: dict[str, Any]) -> tuple[int, int]:
+    start_ns, end_ns = int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])
+    if not 0 < start_ns <= end_ns < _END_OF_TIME:
+        raise ValueError(start_ns, end_ns)
+    return start_ns, end_ns
+
+
+def _flags(values: dict[str, Any]) -> int:
+    if _FLAGS.keys().isdisjoint(values):
+        return 0
+    return sum(flag for name, flag in _FLAGS.items() if name in values and plain(values[name]) is True)

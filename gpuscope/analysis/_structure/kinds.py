@@ -1,0 +1,68 @@
+"""
+The rows of a recording by stage and kind of request, and how long each request took.
+
+Indexes and columns; divides nothing, judges nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from gpuscope._data.stage_order import Place, in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from gpuscope.analysis.recording import Recording
+
+
+class Kind(NamedTuple):
+    """One stage within one kind of request."""
+
+    name: str
+    root: str
+    """Name of the outermost stage: the kind of request."""
+    parent: str | None
+    """Name of the stage around its first call."""
+    depth: int
+    """0 for the outermost stage."""
+    rows: NDArray[np.int64]
+
+
+def kinds(recording: Recording) -> Iterator[Kind]:
+    """Yield the stages of each kind of request from its root, in the order in which they first started."""
+    places: dict[tuple[int, int], Place] = {}
+    # Stages of one replay are told apart in time by the GPU.
+    begin_ns = np.where(recording.in_graph, recording.gpu_start_ns, recording.host_start_ns)
+    rows_of = {}
+    # By their first rows: a stage around another comes before it, so that no two can be inside each other.
+    for rows in sorted(_groups(recording), key=lambda rows: int(rows[0])):
+        first, around = int(rows[0]), int(recording.parent[rows[0]])
+        stage, root = int(recording.stage[first]), int(recording.stage[recording.root[first]])
+        place = Place(recording.names[stage], recording.names[root], int(begin_ns[first]))
+        if around >= 0:
+            place.parent = places.get((int(recording.stage[around]), root))
+            place.offset_ns -= int(begin_ns[around])
+        places[stage, root] = place
+        rows_of[place] = rows
+    for place, parent, depth in in_order(places.values()):
+        yield Kind(place.name, place.root, parent.name if parent else None, depth, rows_of[place])
+
+
+def _groups(recording: Recording) -> list[NDArray[np.int64]]:
+    """Return the rows, in order, of each stage within each kind of request."""
+    codes = recording.stage.astype(np.int64) * len(recording.names) + recording.stage[recording.root]
+    order = codes.argsort(kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
+
+
+def end_to_end_ns(recording: Recording) -> NDArray[np.int64]:
+    """Return for each row that is a root how long it took until everything in its request had ended; else 0."""
+    end_ns = np.zeros(len(recording.stage), np.int64)
+    np.maximum.at(end_ns, recording.root, np.maximum(recording.host_end_ns, recording.gpu_end_ns))
+    duration_ns: NDArray[np.int64] = np.where(recording.parent < 0, end_ns - recording.host_start_ns, 0)
+    return duration_ns

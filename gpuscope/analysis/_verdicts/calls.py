@@ -1,0 +1,198 @@
+"""
+The calls of one stage in one kind of request, and what of their figures a verdict is made from.
+
+Picks, adds up and takes medians; decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._structure.replays import callers
+from gpuscope.analysis._verdicts.evidence import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from gpuscope.analysis._verdicts.cold import Cold
+    from gpuscope.analysis._verdicts.evidence import Evidence
+    from gpuscope.analysis.recording import Recording
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that there is to judge from."""
+
+    recording: Recording
+    evidence: Evidence
+    cold: Cold
+
+    def name(self, row: int) -> str:
+        """Return the stage of a row."""
+        return self.recording.names[int(self.recording.stage[row])]
+
+    @cached_property
+    def duration_ns(self) -> NDArray[np.int64]:
+        """From each row's start on the host to the end of all its work."""
+        ns: NDArray[np.int64] = np.maximum(self.evidence.end_ns - self.recording.host_start_ns, 1)
+        return ns
+
+    def calls(self) -> Iterator[Calls]:
+        """Yield the calls of each stage in each kind of request: by the kind's judged time in all, then the stage's."""
+        recording = self.recording
+        kinds = recording.stage[recording.root].astype(np.int64) * len(recording.names) + recording.stage
+        order = np.argsort(kinds, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1) if len(order) else []
+        # A stage may also run inside itself, or be outermost in one place and inner, or in a graph, in another.
+        place = np.where(recording.parent < 0, 0, np.where(recording.in_graph, 2, 1))
+        split = [rows[place[rows] == each] for rows in groups for each in range(3)]
+        found = [Calls(self, rows) for rows in split if len(rows)]
+        host_ns = recording.host_end_ns - recording.host_start_ns
+        whole = {calls.root: int(host_ns[calls.judged].sum()) for calls in found if calls.outermost}
+        yield from sorted(
+            found,
+            key=lambda calls: (-whole[calls.root], calls.root, not calls.outermost, -int(host_ns[calls.judged].sum())),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """The calls of one stage in one kind of request."""
+
+    material: Material
+    rows: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """The stage."""
+        return self.material.name(int(self.rows[0]))
+
+    @property
+    def root(self) -> str:
+        """The kind of request."""
+        return self.material.name(int(self.material.recording.root[self.rows[0]]))
+
+    @property
+    def outermost(self) -> bool:
+        """Whether these are the requests themselves."""
+        return bool(self.material.recording.parent[self.rows[0]] < 0)
+
+    @property
+    def replayed(self) -> bool:
+        """Whether these ran inside replays of CUDA graphs."""
+        return bool(self.material.recording.flags[self.rows[0]] & RowFlag.IN_GRAPH)
+
+    @cached_property
+    def judged(self) -> NDArray[np.int64]:
+        """The rows that are neither warm-up nor cold."""
+        return self.rows[~self.material.recording.around_warmup[self.rows] & ~self.material.cold.rows[self.rows]]
+
+    @cached_property
+    def timed(self) -> NDArray[np.int64]:
+        """Those of the judged rows that have GPU times."""
+        return self.judged[self.material.recording.measured[self.judged]]
+
+    @cached_property
+    def requests(self) -> NDArray[np.int64]:
+        """The outermost rows of the requests that the judged ones are of."""
+        return np.unique(self.material.recording.root[self.judged])
+
+    @cached_property
+    def total_ns(self) -> int:
+        """The sum of the durations."""
+        return int(self.material.duration_ns[self.judged].sum())
+
+    @cached_property
+    def requests_ns(self) -> int:
+        """The sum of the durations of the requests."""
+        return int(self.material.duration_ns[self.requests].sum())
+
+    def share(self, value_ns: NDArray[np.int64]) -> float:
+        """Return the judged rows' part of a column of times in their durations; 0 if there are none."""
+        return float(value_ns[self.judged].sum()) / self.total_ns if self.total_ns else 0.0
+
+    def median_ms(self, value_ns: NDArray[np.int64], *, timed: bool = False) -> float | None:
+        """Return the median of a column of times over the judged rows, or of those with GPU times."""
+        rows = self.timed if timed else self.judged
+        return float(np.median(value_ns[rows])) / 1e6 if len(rows) else None
+
+    def segments(self) -> NDArray[np.int64]:
+        """Return the segments of the requests that the judged rows are of, if these are requests; else their own."""
+        owner = self.material.evidence.segments.owner
+        chosen = np.zeros(len(self.material.recording.stage), np.bool_)
+        chosen[self.judged] = True
+        return np.flatnonzero(chosen[self.material.recording.root[owner] if self.outermost else owner])
+
+    def waits_for(self) -> str | None:
+        """Return the stage whose GPU work the host waits for in these calls, for the longest."""
+        segments = self.segments()
+        spans = self.material.evidence.segments
+        by_stage: dict[int, int] = {}
+        for segment in segments[self.material.evidence.waited_for[segments] >= 0].tolist():
+            stage = int(self.material.recording.stage[self.material.evidence.waited_for[segment]])
+            by_stage[stage] = by_stage.get(stage, 0) + int(spans.host_end_ns[segment] - spans.host_start_ns[segment])
+        return self.material.recording.names[max(by_stage, key=by_stage.__getitem__)] if by_stage else None
+
+    def share_of_caller(self) -> float:
+        """Return the part of these calls in the time on the stream of the stages that launched their graphs."""
+        recording = self.material.recording
+        gpu_ns = recording.gpu_end_ns - recording.gpu_start_ns
+        launched = np.unique(callers(recording)[self.timed])
+        return float(gpu_ns[self.timed].sum()) / max(1.0, float(gpu_ns[launched].sum()))
+
+    def launched_by(self) -> str:
+        """Return the stage that launched the graph of the first of these calls."""
+        return self.material.name(int(callers(self.material.recording)[self.rows[0]]))
+
+    def without_gpu_times(self) -> str:
+        """Return why GPU times are missing in these calls, of the stage where most time is without."""
+        recording, evidence = self.material.recording, self.material.evidence
+        chosen = np.isin(recording.root, self.requests) & ~self.material.recording.measured
+        rows = np.flatnonzero(chosen)
+        if len(rows) and not self.material.recording.measured[self.judged].all():
+            rows = self.judged[~self.material.recording.measured[self.judged]]
+        if not len(rows):
+            return "GPU times are missing"
+        row = int(rows[np.argmax(evidence.untimed_ns[rows])])
+        return f"`{self.material.name(row)}` {_why_unmeasured(int(recording.flags[row]))}"
+
+    def idle_causes(self) -> dict[tuple[str, str], int]:
+        """Return the nanoseconds without GPU work in these requests by cause and innermost stage."""
+        recording, evidence = self.material.recording, self.material.evidence
+        found: dict[tuple[str, str], int] = {}
+        segments = self.segments()
+        stages = recording.stage[evidence.segments.owner[segments]].tolist()
+        idle = evidence.segment_idle_ns[segments].tolist()
+        for kind, stage, ns in zip(evidence.kind[segments].tolist(), stages, idle, strict=True):
+            key = _CAUSES[Kind(kind)], recording.names[stage]
+            found[key] = found.get(key, 0) + ns
+        return found
+
+
+HOST_NOT_READY = "host not ready"
+_CAUSES = {
+    Kind.UNTIMED: "unclear",
+    Kind.AHEAD: HOST_NOT_READY,
+    Kind.WAITS: "waiting at a synchronisation",
+    Kind.COPIES: "waiting for a copy",
+    Kind.PACED: HOST_NOT_READY,
+    Kind.UNCLEAR: "unclear",
+}
+"""Why the GPU has nothing to do in a segment of each kind."""
+
+
+def _why_unmeasured(flags: int) -> str:
+    if flags & RowFlag.CAPTURED:
+        return "ran while a CUDA graph was captured, so it has no GPU times"
+    if flags & RowFlag.GIVEN_UP:
+        return "was given up before its GPU work ended"
+    if flags & RowFlag.CLAMPED:
+        return "has GPU times that cannot be placed: they lay before the launch"
+    return "has no GPU times: recorded without a GPU, or on a device that was not current"

@@ -1,0 +1,183 @@
+"""
+Late cold calls: slow ones after the warm-up, as of a new input shape, autotuning or compilation.
+
+They are listed and left out of the figures. Slow calls that come often, or in a row, are no cold ones but what the
+stage is like, and stay.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuscope.analysis._structure.ancestors import ancestors
+from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpuscope.analysis._verdicts.sizes import Shape
+    from gpuscope.analysis.recording import Recording
+
+MIN_CALLS = 10
+"""Below this number there is no saying what is usual."""
+MIN_ALIKE = 3
+"""As many other calls of a shape tell what it usually costs."""
+TIMES = 3.0
+"""A cold call is at least so many times as long as usual."""
+EXCESS_NS = 100_000
+"""And at least so much longer."""
+SCORE = 6.0
+"""And, without a new shape, so many robust standard deviations above the median, on a scale of logarithms."""
+MAD_TO_SIGMA = 1.4826
+"""Of normally distributed values: 1 / 0.6745."""
+MAX_SHARE = 0.05
+"""Slow calls in more than this part of the calls are not isolated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdCall:
+    """One late cold call: the stage that was slow itself; those around it are left out with it."""
+
+    row: int
+    """In the recording."""
+    name: str
+    start_ns: int
+    """Since the epoch."""
+    ms: float
+    """What it cost itself, without inner stages."""
+    usual_ms: float
+    because: str
+    """`first call with batch_size=16`, or `isolated`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cold:
+    """The cold calls, and which rows to leave out for them: the calls, and the stages around them."""
+
+    calls: tuple[ColdCall, ...]
+    rows: NDArray[np.bool_]
+
+
+def find_cold(recording: Recording) -> Cold:
+    """Return the late cold calls of a recording, one a request: the one that cost most."""
+    cost_ns = _own_ns(recording)
+    found = [
+        ColdCall(
+            row=row,
+            name=recording.names[recording.stage[row]],
+            start_ns=int(recording.host_start_ns[row]),
+            ms=float(cost_ns[row]) / 1e6,
+            usual_ms=usual_ns / 1e6,
+            because=because,
+        )
+        for rows in _by_stage(recording)
+        for row, usual_ns, because in _cold_in(recording, rows, cost_ns)
+    ]
+    cold = np.zeros(len(recording.stage), np.bool_)
+    cold[[call.row for call in found]] = True
+    left_out = cold.copy()
+    for rows, above in ancestors(recording.parent):
+        left_out[above[cold[rows]]] = True
+    return Cold(_dearest(recording, found), left_out)
+
+
+def _own_ns(recording: Recording) -> NDArray[np.int64]:
+    """Return what each call costs itself: on the host without inner stages; on the GPU, if that is more, with none."""
+    own_ns = recording.host_end_ns - recording.host_start_ns
+    inner = np.flatnonzero(recording.parent >= 0)
+    inside_ns = np.zeros_like(own_ns)
+    np.add.at(inside_ns, recording.parent[inner], own_ns[inner])
+    gpu_ns = np.where(inside_ns > 0, 0, recording.gpu_end_ns - recording.gpu_start_ns)
+    cost_ns: NDArray[np.int64] = np.maximum(own_ns - inside_ns, gpu_ns)
+    return cost_ns
+
+
+def _by_stage(recording: Recording) -> list[NDArray[np.int64]]:
+    """Return the rows of each stage of each kind of request in each process, in the order of time."""
+    process = np.array([thread.process for thread in recording.threads], np.int64)[recording.thread]
+    keys = np.stack([process, recording.stage[recording.root], recording.stage])
+    _, group = np.unique(keys, axis=1, return_inverse=True)
+    group = group.ravel()
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else []
+
+
+def _cold_in(recording: Recording, rows: NDArray[np.int64], cost_ns: NDArray[np.int64]) -> list[tuple[int, float, str]]:
+    """Return (row, usual cost, why) of the cold calls among those of one stage."""
+    if len(rows) < MIN_CALLS:
+        return []
+    shapes: dict[Shape, list[int]] = {}
+    for row in rows.tolist():
+        shapes.setdefault(shape_of(recording, row), []).append(row)
+    warm = ~recording.warmup
+    found = _first_of_their_shape(shapes, warm, cost_ns) if len(shapes) > 1 else []
+    new = {row for row, _, _ in found}
+    for alike in shapes.values():
+        settled = np.array([row for row in alike if warm[row] and row not in new], np.int64)
+        found += _isolated(settled, cost_ns)
+    return found
+
+
+def _first_of_their_shape(
+    shapes: dict[Shape, list[int]], warm: NDArray[np.bool_], cost_ns: NDArray[np.int64]
+) -> list[tuple[int, float, str]]:
+    rows = [row for alike in shapes.values() for row in alike]
+    typical_ns = float(np.median(cost_ns[rows]))
+    middle = _middle_sizes(shapes)
+    common = set.intersection(*(set(shape) for shape in shapes))
+    found = []
+    for shape, (first, *others) in shapes.items():
+        usual_ns = typical_ns * _growth(shape, middle) if len(others) < MIN_ALIKE else float(np.median(cost_ns[others]))
+        if warm[first] and cost_ns[first] >= _cold_from(usual_ns):
+            told = ", ".join(f"{name}={value}" for name, value in shape if (name, value) not in common)
+            found.append((first, usual_ns, f"first call with {told}"))
+    return found
+
+
+def _middle_sizes(shapes: dict[Shape, list[int]]) -> dict[str, float]:
+    """Return the median of each size over the calls."""
+    sizes: dict[str, list[float]] = {}
+    for shape, rows in shapes.items():
+        for name, size in sizes_in(shape).items():
+            sizes.setdefault(name, []).extend([size] * len(rows))
+    return {name: float(np.median(values)) for name, values in sizes.items()}
+
+
+def _growth(shape: Shape, middle: dict[str, float]) -> float:
+    """Return how many times the usual a call of this shape may cost: the square of its sizes, as attention does."""
+    ratios = [size / middle[name] for name, size in sizes_in(shape).items() if middle[name] > 0]
+    return math.prod(max(1.0, ratio) for ratio in ratios) ** 2
+
+
+def _isolated(rows: NDArray[np.int64], cost_ns: NDArray[np.int64]) -> list[tuple[int, float, str]]:
+    """Return the cold calls among calls of one shape: far above the median, seldom, and never two in a row."""
+    if len(rows) < MIN_CALLS:
+        return []
+    costs = np.maximum(cost_ns[rows], 1).astype(np.float64)
+    median = float(np.median(costs))
+    times = np.log(costs / median)
+    slow = (times > SCORE * MAD_TO_SIGMA * np.median(np.abs(times))) & (costs >= _cold_from(median))
+    alone = slow.copy()
+    alone[1:] &= ~slow[:-1]
+    alone[:-1] &= ~slow[1:]
+    if slow.sum() > max(1.0, MAX_SHARE * len(rows)):
+        return []
+    return [(row, median, "isolated") for row in rows[alone].tolist()]
+
+
+def _cold_from(usual_ns: float) -> float:
+    return max(TIMES * usual_ns, usual_ns + EXCESS_NS)
+
+
+def _dearest(recording: Recording, calls: list[ColdCall]) -> tuple[ColdCall, ...]:
+    """Return one call a request: what is slow beside it was slow because of it, as a wait for its GPU work."""
+    kept: dict[int, ColdCall] = {}
+    for call in calls:
+        root = int(recording.root[call.row])
+        if root not in kept or call.ms - call.usual_ms > kept[root].ms - kept[root].usual_ms:
+            kept[root] = call
+    return tuple(sorted(kept.values(), key=lambda call: call.start_ns))

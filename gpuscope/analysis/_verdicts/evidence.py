@@ -1,0 +1,278 @@
+"""
+What the host and the GPU were doing, as far as stages can show it: what verdicts are made from.
+
+The reasoning rests on one fact. A stage's events are executed when the stream comes to them, so at each start or end of
+a stage it is known how far the GPU was *behind*: the time from the host's being there to the stream's. While it is
+behind, the GPU has work; where it is not, all that was launched before is done. Everything here follows from that and
+from the host's times; what happens between two such points is a reading, and `Kind` says which.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope.analysis._structure.ancestors import ancestors
+from gpuscope.analysis._structure.intervals import Intervals, covered, union
+from gpuscope.analysis._structure.replays import replays_of
+from gpuscope.analysis._structure.segments import segments_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpuscope.analysis._structure.replays import Replays
+    from gpuscope.analysis._structure.segments import Segments
+    from gpuscope.analysis.recording import Recording
+
+BEHIND_NS = 10_000
+"""An idle stream executes an event 3 to 10 µs after it is recorded; only beyond that, and beyond the uncertainty of the
+clock, is the GPU behind."""
+BEHIND_SHARE = 0.2
+"""A GPU that is behind at the end by less of the GPU interval has kept up with the host but for the last kernels."""
+MET_SHARE = 0.05
+"""A GPU that is behind at the start by less of the host's time explains little of that, had the host waited for it."""
+WAIT_TAIL = 0.25
+"""A host that waits leaves soon after the stream has come to the wait: with at most this part of its time remaining."""
+COPY_BYTES_PER_NS = 1.0
+"""Blocking copies from pageable memory reach 3 GB/s and more; what is slower than this was hardly the copy."""
+NO_DEVICE = -1
+SEVERAL_DEVICES = -2
+
+
+class Kind(IntEnum):
+    """What the host and the GPU did in a segment."""
+
+    UNTIMED = 0
+    """No GPU times."""
+    AHEAD = 1
+    """The host left with the GPU still behind: if it launched all along, then the GPU had work all along."""
+    WAITS = 2
+    """The GPU was behind at the start, is not at the end, and the host left as soon as it was not: it waited."""
+    COPIES = 3
+    """Like `PACED`, in a stage that says how many `bytes` it moves, at a copy's rate: the host waited for the copy."""
+    PACED = 4
+    """The GPU kept up with the host. The host worked or launched, unless it waited for what was launched in here."""
+    UNCLEAR = 5
+    """The host worked, or it waited: for a GPU that was behind at the start, and then for what it launched here; or
+    like `PACED`, in a request that shows no wait for the GPU although it must have one, and so maybe here."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """Columns beside those of a `Recording`, one value a row; and those of its segments. Times in nanoseconds."""
+
+    segments: Segments
+    kind: NDArray[np.int8]
+    """Of `Kind`, one a segment."""
+    segment_idle_ns: NDArray[np.int64]
+    """One a segment: how long the device of the request had nothing to do, as far as is known."""
+    waited_for: NDArray[np.int64]
+    """One a segment: the row whose GPU work a waiting host waited for, or -1."""
+    tangled: NDArray[np.bool_]
+    """Whether stages of its request overlap, so that there are no segments of it."""
+    device: NDArray[np.int64]
+    """A number for the device of its request; `NO_DEVICE`, `SEVERAL_DEVICES`."""
+    end_ns: NDArray[np.int64]
+    """When all its work was done, on the host and on the GPU, inner stages included."""
+    wait_ns: NDArray[np.int64]
+    """Host time in it, inner stages included, that was spent waiting for the GPU or for a copy."""
+    copy_ns: NDArray[np.int64]
+    """The part of `wait_ns` that was for a copy."""
+    waits: NDArray[np.int64]
+    """How often the host waited for the GPU in it, inner stages included."""
+    idle_ns: NDArray[np.int64]
+    """Time from its host start to `end_ns` in which the device had nothing to do, as far as is known."""
+    unproven_ns: NDArray[np.int64]
+    """Time not in `idle_ns` because the host is taken to have launched all along in segments that it left ahead."""
+    paced_ns: NDArray[np.int64]
+    """The part of `idle_ns` in which the host is taken to have set the pace."""
+    unclear_ns: NDArray[np.int64]
+    """The part of `idle_ns` in which the host may as well have waited for GPU work that does not show."""
+    untimed_ns: NDArray[np.int64]
+    """Host time in it of which no GPU times are known."""
+    gap_ns: NDArray[np.int64]
+    """For an outermost stage, the time until the next one on its thread; -1 if there is none."""
+    gap_idle_ns: NDArray[np.int64]
+    """The part of that in which the device had nothing to do."""
+
+
+def gather(recording: Recording) -> Evidence:
+    """Return the evidence of a recording: a few sorts of its rows."""
+    segments, tangled = segments_of(recording)
+    kind = _kinds(recording, segments)
+    device, row_device = _devices(recording)
+    replays = replays_of(recording)
+    proven = _busy(segments, replays, device)
+    busy = _busy(segments, replays, device, (kind == Kind.AHEAD) & segments.one_stream)
+    root_device = row_device[recording.root]
+    end_ns = _ends(recording)
+    whole = Intervals(recording.host_start_ns, end_ns)
+    idle_ns = _idle(whole, root_device, busy)
+    spans = Intervals(segments.host_start_ns, segments.host_end_ns)
+    segment_idle_ns = _idle(spans, root_device[segments.owner], busy)
+    host_ns = spans.end - spans.start
+    gap = _gaps(recording)
+    return Evidence(
+        segments=segments,
+        kind=kind,
+        segment_idle_ns=segment_idle_ns,
+        waited_for=_waited_for(recording, segments, kind),
+        tangled=tangled,
+        device=root_device,
+        end_ns=end_ns,
+        wait_ns=_summed(recording, segments, host_ns * np.isin(kind, (Kind.WAITS, Kind.COPIES))),
+        copy_ns=_summed(recording, segments, host_ns * (kind == Kind.COPIES)),
+        waits=_summed(recording, segments, kind == Kind.WAITS),
+        idle_ns=idle_ns,
+        unproven_ns=_idle(whole, root_device, proven) - idle_ns,
+        paced_ns=_summed(recording, segments, segment_idle_ns * (kind == Kind.PACED)),
+        unclear_ns=_summed(recording, segments, segment_idle_ns * (kind == Kind.UNCLEAR)),
+        untimed_ns=_summed(recording, segments, host_ns * (kind == Kind.UNTIMED)),
+        gap_ns=np.where(gap.end > 0, gap.end - gap.start, -1),
+        gap_idle_ns=_idle(gap, root_device, busy),
+    )
+
+
+def _kinds(recording: Recording, segments: Segments) -> NDArray[np.int8]:
+    host_ns = segments.host_end_ns - segments.host_start_ns
+    gpu_ns = segments.gpu_end_ns - segments.gpu_start_ns
+    behind_ns = segments.gpu_start_ns - segments.host_start_ns
+    lag_ns = segments.gpu_end_ns - segments.host_end_ns
+    tolerance_ns = BEHIND_NS + segments.uncertainty_ns
+    was_behind, is_behind = behind_ns > tolerance_ns, lag_ns > tolerance_ns
+    # Once the stream is there; before that a copy could not begin.
+    own_ns = segments.host_end_ns - np.maximum(segments.gpu_start_ns, segments.host_start_ns)
+    copied = _moved(recording)[segments.owner] >= COPY_BYTES_PER_NS * np.maximum(own_ns, 1)
+    kind = np.select(
+        [
+            ~segments.timed,
+            is_behind & (lag_ns >= BEHIND_SHARE * gpu_ns),
+            was_behind & ~is_behind & (own_ns <= WAIT_TAIL * host_ns),
+            ~is_behind & copied,
+            was_behind & ~is_behind & (behind_ns >= MET_SHARE * host_ns),
+        ],
+        [Kind.UNTIMED, Kind.AHEAD, Kind.WAITS, Kind.COPIES, Kind.UNCLEAR],
+        Kind.PACED,
+    )
+    kind[(kind == Kind.PACED) & _may_hide_the_wait(recording, segments, kind)] = Kind.UNCLEAR
+    return kind.astype(np.int8)
+
+
+def _moved(recording: Recording) -> NDArray[np.float64]:
+    """Return the `bytes` that innermost stages say they move; 0 where they say nothing."""
+    moved = np.zeros(len(recording.stage))
+    for row, attributes in recording.attributes.items():
+        value = attributes.get("bytes")
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            moved[row] = value
+    moved[~recording.leaf] = 0
+    return moved
+
+
+def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """
+    Return the segments from the last innermost stage on, of requests that show no wait and leave none to others.
+
+    A program that uses the results of the GPU waits for it somewhere. Where the GPU falls behind or a copy blocks, that
+    is seen; where neither happens, the wait is in a stage that also launched what it waits for, and the records of such
+    a stage are those of one that works on the host. Any stage may be that one, the last most likely.
+    """
+    shown = np.zeros(len(recording.stage), np.bool_)
+    shown[recording.root[segments.owner[np.isin(kind, (Kind.AHEAD, Kind.WAITS, Kind.COPIES))]]] = True
+    last_ns = np.zeros(len(recording.stage), np.int64)
+    np.maximum.at(last_ns, recording.root[recording.leaf], recording.host_start_ns[recording.leaf])
+    root = recording.root[segments.owner]
+    return ~shown[root] & (segments.host_start_ns >= last_ns[root])
+
+
+def _devices(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a number for the device of each stream, and of each outermost stage: that of all inside it."""
+    # One GPU may be the first device of one process and the second of another.
+    ids = [each.device_uuid or (each.process, each.device) for each in recording.streams]
+    device = np.array([ids.index(each) for each in ids], np.int64)
+    found = np.full(len(recording.stage), NO_DEVICE, np.int64)
+    timed = recording.measured
+    root, used = recording.root[timed], device[recording.stream[timed]]
+    found[root] = used
+    found[root[used != found[root]]] = SEVERAL_DEVICES
+    return device, found
+
+
+def _busy(
+    segments: Segments, replays: Replays, device: NDArray[np.int64], through: NDArray[np.bool_] | None = None
+) -> dict[int, Intervals]:
+    """
+    Return the time in which each device had work: from each point where the GPU is behind until it has caught up.
+
+    Unions, so that what two streams do at a time counts once. From the first to the last stage inside a replay the GPU
+    waits for nobody.
+
+    Args:
+        segments: All of them.
+        replays: All of them.
+        device: Of each stream.
+        through: Segments all through whose GPU interval the GPU is taken to have had work as well.
+
+    """
+    tolerance_ns = BEHIND_NS + segments.uncertainty_ns
+    late = segments.timed & (segments.gpu_end_ns - segments.host_end_ns > tolerance_ns)
+    early = segments.timed & (segments.gpu_start_ns - segments.host_start_ns > tolerance_ns)
+    through = np.zeros_like(late) if through is None else through
+    starts = segments.host_end_ns[late], segments.host_start_ns[early], segments.gpu_start_ns[through], replays.start_ns
+    ends = segments.gpu_end_ns[late], segments.gpu_start_ns[early], segments.gpu_end_ns[through], replays.end_ns
+    streams = segments.stream[late], segments.stream[early], segments.stream[through], replays.stream
+    start, end, where = np.concatenate(starts), np.concatenate(ends), device[np.concatenate(streams)]
+    return {int(each): union(Intervals(start[where == each], end[where == each])) for each in np.unique(where)}
+
+
+def _idle(spans: Intervals, device: NDArray[np.int64], busy: dict[int, Intervals]) -> NDArray[np.int64]:
+    idle_ns: NDArray[np.int64] = np.maximum(spans.end - spans.start, 0)
+    for each, intervals in busy.items():
+        there = device == each
+        idle_ns[there] -= covered(Intervals(spans.start[there], spans.end[there]), intervals)
+    return idle_ns
+
+
+def _ends(recording: Recording) -> NDArray[np.int64]:
+    own_ns: NDArray[np.int64] = np.maximum(recording.host_end_ns, recording.gpu_end_ns * recording.measured)
+    end_ns: NDArray[np.int64] = own_ns.copy()
+    for rows, above in ancestors(recording.parent):
+        np.maximum.at(end_ns, above, own_ns[rows])
+    return end_ns
+
+
+def _summed(recording: Recording, segments: Segments, value: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the sum over the segments of each stage and of all inside it."""
+    own = np.zeros(len(recording.stage), np.int64)
+    np.add.at(own, segments.owner, value)
+    total: NDArray[np.int64] = own.copy()
+    for rows, above in ancestors(recording.parent):
+        np.add.at(total, above, own[rows])
+    return total
+
+
+def _waited_for(recording: Recording, segments: Segments, kind: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Return for each waiting segment the stage that launched GPU work last before it in its request, else -1."""
+    gpu_ns = segments.gpu_end_ns - segments.gpu_start_ns
+    place = np.arange(len(kind))
+    last = np.maximum.accumulate(np.where((kind == Kind.AHEAD) & (gpu_ns > BEHIND_NS), place, -1))
+    owner = np.where(last >= 0, segments.owner[last], -1)
+    known = (kind == Kind.WAITS) & (last >= 0) & (recording.root[owner] == recording.root[segments.owner])
+    return np.where(known, owner, -1)
+
+
+def _gaps(recording: Recording) -> Intervals:
+    """Return the time from the end of each outermost stage to the next on its thread; 0 to 0 where there is none."""
+    start, end = np.zeros((2, len(recording.stage)), np.int64)
+    roots = np.flatnonzero(recording.parent < 0)
+    roots = roots[np.lexsort((recording.host_start_ns[roots], recording.thread[roots]))]
+    one, following = roots[:-1], roots[1:]
+    together = recording.thread[one] == recording.thread[following]
+    one, following = one[together], following[together]
+    start[one] = recording.host_end_ns[one]
+    end[one] = np.maximum(recording.host_start_ns[following], start[one])
+    return Intervals(start, end)

@@ -1,0 +1,83 @@
+"""
+A snapshot of metrics as OpenTelemetry's protobuf message.
+
+Cumulative, with true histograms. Every value given to it is clean.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
+from opentelemetry.proto.metrics.v1 import metrics_pb2 as pb
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from gpuscope._data.metrics import BOUNDS_S
+from gpuscope._version import __version__
+from gpuscope.exporters._encoding.otlp_message import key_values
+from gpuscope.exporters._encoding.resource import DISTRIBUTION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gpuscope._data.metrics import Exemplar, Point, Snapshot, Spec
+
+_CUMULATIVE = pb.AGGREGATION_TEMPORALITY_CUMULATIVE
+
+
+def request_bytes(snapshot: Snapshot, resource: Mapping[str, Any]) -> bytes:
+    """Return the `ExportMetricsServiceRequest` of a snapshot."""
+    scope = pb.ScopeMetrics(
+        scope=InstrumentationScope(name=DISTRIBUTION, version=__version__),
+        metrics=[_metric(spec, points, snapshot) for spec, points in snapshot.points.items() if points],
+    )
+    of_process = pb.ResourceMetrics(resource=Resource(attributes=key_values(resource)), scope_metrics=[scope])
+    return bytes(ExportMetricsServiceRequest(resource_metrics=[of_process]).SerializeToString())
+
+
+def _metric(spec: Spec, points: Sequence[Point], snapshot: Snapshot) -> Any:
+    metric = pb.Metric(name=spec.name, unit=spec.unit, description=spec.description)
+    if spec.kind == "histogram":
+        metric.histogram.aggregation_temporality = _CUMULATIVE
+        metric.histogram.data_points.extend(_histogram(point, snapshot) for point in points)
+    elif spec.kind == "sum":
+        metric.sum.aggregation_temporality, metric.sum.is_monotonic = _CUMULATIVE, True
+        metric.sum.data_points.extend(_number(point, snapshot) for point in points)
+    else:
+        metric.gauge.data_points.extend(_number(point, snapshot) for point in points)
+    return metric
+
+
+def _common(point: Point, snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "attributes": key_values(point.attributes),
+        "start_time_unix_nano": snapshot.start_ns,
+        "time_unix_nano": snapshot.time_ns,
+    }
+
+
+def _number(point: Point, snapshot: Snapshot) -> Any:
+    value: Any = {"as_int" if isinstance(point.value, int) else "as_double": point.value}
+    return pb.NumberDataPoint(**_common(point, snapshot), **value)
+
+
+def _histogram(point: Point, snapshot: Snapshot) -> Any:
+    value: Any = point.value
+    return pb.HistogramDataPoint(
+        **_common(point, snapshot),
+        count=sum(value.counts),
+        sum=value.sum_s,
+        bucket_counts=value.counts,
+        explicit_bounds=BOUNDS_S,
+        exemplars=[_exemplar(value.exemplar)] if value.exemplar is not None else [],
+    )
+
+
+def _exemplar(exemplar: Exemplar) -> Any:
+    return pb.Exemplar(
+        time_unix_nano=exemplar.time_ns,
+        as_double=exemplar.seconds,
+        trace_id=exemplar.trace_id.to_bytes(16, "big"),
+        span_id=exemplar.span_id.to_bytes(8, "big"),
+    )

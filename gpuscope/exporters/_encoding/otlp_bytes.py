@@ -1,0 +1,195 @@
+"""
+Batches into the bytes of OTLP's `ScopeSpans.spans`, by templates.
+
+What differs from row to row has a fixed width: ids, times and doubles, written column by column with numpy. What a
+group shares is encoded once. Knows the wire format of exactly these fields, and nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuscope._data.attributes import GPU_MEASURED, HOST_MEASURED
+from gpuscope._data.native import native
+from gpuscope.exporters._encoding.otlp_message import extra_bytes, facts_bytes, varint
+from gpuscope.exporters._encoding.spans import resolve, spans_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpuscope._data.batch import StageBatch
+    from gpuscope.exporters._encoding.spans import Facts, Spans
+
+_SPAN = b"\x12"
+"""The tag of `ScopeSpans.spans`."""
+
+# The slices of a row that a span may be: 0 to 3 are host spans, by the sum of what holds.
+_WITHOUT_PARENT, _WITH_GPU, _GPU, _NONE = 1, 2, 4, 5
+
+
+class _Layout:
+    """
+    Where the columns lie in a row's bytes: those of the host span, then those of the GPU span.
+
+    A span's optional fields are at its two ends, the parent first and the GPU's doubles last, so that what a span
+    has is always one slice of the row.
+    """
+
+    def __init__(self) -> None:
+        self._fields: list[tuple[str, str, int]] = []
+        self._row = bytearray()
+        parent, host, *host_ends = self._add_span("host", HOST_MEASURED)
+        gpu, *_, gpu_end = self._add_span("gpu", GPU_MEASURED)
+        self.slices = [(parent, host_ends[0]), (host, host_ends[0])]
+        self.slices += [(parent, host_ends[-1]), (host, host_ends[-1]), (gpu, gpu_end), (0, 0)]
+        """First and last byte, by the numbers `_WITHOUT_PARENT` and so on."""
+        self.row = bytes(self._row)
+        names, formats, offsets = zip(*self._fields, strict=True)
+        self.dtype = np.dtype(
+            {"names": list(names), "formats": list(formats), "offsets": list(offsets), "itemsize": len(self.row)}
+        )
+
+    def _add_span(self, span: str, measured: tuple[str, ...]) -> list[int]:
+        """Add a span's columns and return where it begins, with and without a parent, and where each double ends."""
+        bounds = [len(self._row)]
+        self._add(b"\x22\x08", (f"{span}.parent_id", ">u8"))
+        bounds.append(len(self._row))
+        self._add(b"\x0a\x10", (f"{span}.trace_high", ">u8"), (f"{span}.trace_low", ">u8"))
+        self._add(b"\x12\x08", (f"{span}.span_id", ">u8"))
+        self._add(b"\x39", (f"{span}.start_ns", "<u8"))
+        self._add(b"\x41", (f"{span}.end_ns", "<u8"))
+        for name in measured:
+            self._add(_double_tag(name), (f"{span}.{name}", "<f8"))
+            bounds.append(len(self._row))
+        return bounds
+
+    def size_of(self, kind: int) -> int:
+        """Return the bytes of a slice."""
+        first, last = self.slices[kind]
+        return last - first
+
+    def _add(self, tag: bytes, *columns: tuple[str, str]) -> None:
+        self._row += tag
+        for name, kind in columns:
+            self._fields.append((name, kind, len(self._row)))
+            self._row += bytes(8)
+
+
+def _double_tag(name: str) -> bytes:
+    """Return everything of an attribute with a double except the double."""
+    key = name.encode()
+    # KeyValue{1: key, 2: AnyValue{4: double}}, as field 9 of a span.
+    body = b"\x0a" + varint(len(key)) + key + b"\x12\x09\x21"
+    return b"\x4a" + varint(len(body) + 8) + body
+
+
+_LAYOUT = _Layout()
+
+
+_Template = tuple[bytes, int, bytes, int, bytes, int]
+"""
+What is written for a row: constant bytes around two slices of it, the second empty without a GPU part, the first with
+nothing but one.
+
+The host span's tag and length; its slice; what the host spans share and the GPU span's tag and length; its slice; what
+the GPU spans share; and the bytes of the host span in all. No class: a named tuple takes three times as long to unpack.
+"""
+_KINDS = itemgetter(1, 3)
+
+
+@dataclass(slots=True, eq=False)
+class SpanEncoder:
+    """Encodes batches, and remembers what it encoded of the groups. For one thread."""
+
+    _templates: dict[Any, _Template] = field(default_factory=dict)
+    _attributes: dict[Any, bytes] = field(default_factory=dict)
+
+    def encode(self, batch: StageBatch) -> bytes:
+        """Return the batch's spans as the fields `spans` of a `ScopeSpans`."""
+        return self.join(*self.prepare(batch))
+
+    def prepare(self, batch: StageBatch) -> tuple[Spans, list[_Template]]:
+        """Do the first half of the work: who is of which group."""
+        spans = spans_of(batch)
+        templates = resolve(spans, self._templates, _template)
+        for row, extra in spans.extras.items():
+            templates[row] = _extended(templates[row], extra_bytes(extra, self._attributes))
+        return spans, templates
+
+    def join(self, spans: Spans, templates: list[_Template]) -> bytes:
+        """Do the second half: what differs from row to row."""
+        cells = _cells(spans)
+        if native is None:
+            return _join_in_python(cells, templates)
+        joined: bytes = native.join(cells, len(_LAYOUT.row), _LAYOUT.slices, templates)
+        return joined
+
+
+def _join_in_python(cells: NDArray[np.void], templates: list[_Template]) -> bytes:
+    slices = _slices(cells, templates)
+    pieces: list[bytes] = []
+    # The one loop over rows; what it costs does not depend on the number of groups.
+    for row, (before, host, between, gpu, after, _) in enumerate(templates):
+        pieces += (before, slices[host][row], between, slices[gpu][row], after)
+    return b"".join(pieces)
+
+
+def _slices(cells: NDArray[np.void], templates: list[_Template]) -> list[list[bytes]]:
+    """Return each row's bytes for every slice that is in use."""
+    count = len(templates)
+    rows = cells.view(np.uint8).reshape(count, len(_LAYOUT.row))
+    slices: list[list[bytes]] = [[]] * _NONE + [[b""] * count]
+    for used in {slice_of for pair in set(map(_KINDS, templates)) for slice_of in pair}:
+        if used != _NONE:
+            first, last = _LAYOUT.slices[used]
+            slices[used] = rows[:, first:last].view(f"V{last - first}")[:, 0].tolist()
+    return slices
+
+
+def _cells(spans: Spans) -> NDArray[np.void]:
+    """Return every row's bytes, whole."""
+    batch = spans.batch
+    cells: NDArray[np.void] = np.frombuffer(bytearray(_LAYOUT.row * len(spans.keys)), dtype=_LAYOUT.dtype)
+    for name in ("parent_id", "trace_high", "trace_low", "span_id"):
+        cells[f"host.{name}"] = getattr(batch, name)
+    cells["host.start_ns"] = batch.host_start_ns
+    cells["host.end_ns"] = batch.host_end_ns
+    for name, column in zip(HOST_MEASURED, (spans.host_s, spans.gpu_s, spans.launch_s), strict=True):
+        cells[f"host.{name}"] = column
+    if spans.gpu.any():
+        _fill_gpu(cells, spans)
+    return cells
+
+
+def _fill_gpu(cells: NDArray[np.void], spans: Spans) -> None:
+    batch = spans.batch
+    cells["gpu.parent_id"] = spans.gpu_parent_id
+    cells["gpu.trace_high"] = batch.trace_high
+    cells["gpu.trace_low"] = batch.trace_low
+    cells["gpu.span_id"] = batch.gpu_span_id
+    cells["gpu.start_ns"] = batch.gpu_start_ns
+    cells["gpu.end_ns"] = batch.gpu_end_ns
+    for name, column in zip(GPU_MEASURED, (spans.gpu_s, spans.launch_s, spans.uncertainty_s), strict=True):
+        cells[f"gpu.{name}"] = column
+
+
+def _template(host: Facts | None, gpu: Facts | None) -> _Template:
+    after = b"" if gpu is None else facts_bytes(gpu)
+    of_gpu = b"" if gpu is None else _SPAN + varint(_LAYOUT.size_of(_GPU) + len(after))
+    if host is None:
+        return b"", _NONE, of_gpu, _NONE if gpu is None else _GPU, after, 0
+    kind = _WITHOUT_PARENT * (not host.child) + _WITH_GPU * (gpu is not None)
+    shared = facts_bytes(host)
+    size = _LAYOUT.size_of(kind) + len(shared)
+    return _SPAN + varint(size), kind, shared + of_gpu, _NONE if gpu is None else _GPU, after, size
+
+
+def _extended(template: _Template, more: bytes) -> _Template:
+    """Return the template with more fields in the host span."""
+    _, host, between, gpu, after, size = template
+    size += len(more)
+    return _SPAN + varint(size), host, more + between, gpu, after, size

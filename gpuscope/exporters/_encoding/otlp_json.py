@@ -1,0 +1,154 @@
+"""
+Batches into OTLP's JSON: one `ExportTraceServiceRequest` a batch, on one line; and the account of stages likewise.
+
+Ids are hexadecimal, 64-bit integers are text and enumerations are numbers, as the protocol's JSON mapping says.
+Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpuscope.exporters._encoding.otlp_message import PARENT_KNOWN, PARENT_REMOTE
+from gpuscope.exporters._encoding.resource import DISTRIBUTION
+from gpuscope.exporters._encoding.rows import rows_of
+from gpuscope.exporters._encoding.spans import resolve, spans_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.metrics import Point, Snapshot, Spec
+    from gpuscope.exporters._encoding.details import Extra
+    from gpuscope.exporters._encoding.rows import SpanRow
+    from gpuscope.exporters._encoding.spans import Facts
+
+_INTERNAL = 1
+"""`SPAN_KIND_INTERNAL`."""
+_CUMULATIVE = 2
+"""`AGGREGATION_TEMPORALITY_CUMULATIVE`."""
+
+
+class _Shared(NamedTuple):
+    """The text that the spans of one group share."""
+
+    head: str
+    """From the name to the middle of the list of attributes."""
+    doubles: str
+    """The measured attributes, to be filled in."""
+
+
+class JsonEncoder:
+    """Encodes batches, and remembers what it encoded of the groups. For one thread."""
+
+    def __init__(self, resource: Mapping[str, Any], version: str) -> None:
+        scope = json.dumps({"name": DISTRIBUTION, "version": version})
+        self._before, self._before_metrics = (
+            f'{{"resource{what}":[{{"resource":{{"attributes":[{_attributes(resource)}]}},'
+            f'"scope{what}":[{{"scope":{scope},"{what.lower()}":['
+            for what in ("Spans", "Metrics")
+        )
+        self._groups: dict[Any, tuple[_Shared | None, _Shared | None]] = {}
+
+    def encode(self, batch: StageBatch) -> str:
+        """Return the batch's request, without an end of line."""
+        spans = spans_of(batch)
+        shared = resolve(spans, self._groups, lambda host, gpu: (_shared(host), _shared(gpu)))
+        texts = [_span(row) for pair in rows_of(spans, shared) for row in pair if row is not None]
+        return f"{self._before}{','.join(texts)}]}}]}}]}}"
+
+    def encode_metrics(self, snapshot: Snapshot) -> str:
+        """Return a snapshot of sums and gauges as a request of its own, without an end of line."""
+        texts = [_metric(spec, points, snapshot) for spec, points in snapshot.points.items() if points]
+        return f"{self._before_metrics}{','.join(texts)}]}}]}}]}}"
+
+
+def _shared(facts: Facts | None) -> _Shared | None:
+    if facts is None:
+        return None
+    flags = PARENT_KNOWN | PARENT_REMOTE * facts.remote
+    head = f'"flags":{flags},"kind":{_INTERNAL},"name":{json.dumps(facts.name)},"attributes":['
+    doubles = ",".join(f'{{"key":"{name}","value":{{"doubleValue":%r}}}}' for name in facts.measured)
+    return _Shared(f"{head}{_attributes(facts.attributes)},", doubles)
+
+
+def _span(row: SpanRow[_Shared]) -> str:
+    parent = f'"parentSpanId":"{row.parent_id:016x}",' if row.parent_id else ""
+    more, rest = _extra(row.extra) if row.extra is not None else ("", "")
+    return (
+        f'{{"traceId":"{row.trace_id:032x}","spanId":"{row.span_id:016x}",{parent}'
+        f'"startTimeUnixNano":"{row.start_ns}","endTimeUnixNano":"{row.end_ns}",'
+        f"{row.shared.head}{row.shared.doubles % row.measured}{more}]{rest}}}"
+    )
+
+
+def _extra(extra: Extra) -> tuple[str, str]:
+    """Return further attributes, and what follows them, each from its comma on."""
+    more = f",{_attributes(extra.attributes)}" if extra.attributes else ""
+    rest = ""
+    if extra.events:
+        events = (
+            f'{{"timeUnixNano":"{at}","name":{json.dumps(name)},"attributes":[{_attributes(attributes)}]}}'
+            for name, at, attributes in extra.events
+        )
+        rest += f',"events":[{",".join(events)}]'
+    if extra.links:
+        links = (
+            f'{{"traceId":"{trace_id:032x}","spanId":"{span_id:016x}","flags":{PARENT_KNOWN},'
+            f'"attributes":[{_attributes(attributes)}]}}'
+            for trace_id, span_id, attributes in extra.links
+        )
+        rest += f',"links":[{",".join(links)}]'
+    code, description = extra.status
+    if code:
+        rest += f',"status":{json.dumps({"code": code, "message": description})}'
+    return more, rest
+
+
+def _metric(spec: Spec, points: Sequence[Point], snapshot: Snapshot) -> str:
+    times = f'"startTimeUnixNano":"{snapshot.start_ns}","timeUnixNano":"{snapshot.time_ns}"'
+    data: dict[type, str] = {int: '"asInt":"%s"', float: '"asDouble":%r'}
+    numbers = ",".join(
+        f'{{"attributes":[{_attributes(point.attributes)}],{times},{data[type(point.value)] % point.value}}}'
+        for point in points
+    )
+    how = f'"aggregationTemporality":{_CUMULATIVE},"isMonotonic":true,' if spec.kind == "sum" else ""
+    return f'{{"name":"{spec.name}","unit":"{spec.unit}","{spec.kind}":{{{how}"dataPoints":[{numbers}]}}}}'
+
+
+def _attributes(attributes: Mapping[str, Any]) -> str:
+    return ",".join(
+        f'{{"key":{json.dumps(key)},"value":{json.dumps(_any(value))}}}' for key, value in attributes.items()
+    )
+
+
+def _any(value: Any) -> dict[str, Any]:
+    """Return an `AnyValue`."""
+    return {} if value is None else _ANY[type(value)](value)
+
+
+def _double(value: float) -> dict[str, Any]:
+    return {"doubleValue": value if math.isfinite(value) else _NOT_FINITE[str(value)]}
+
+
+def _list(value: list[Any]) -> dict[str, Any]:
+    return {"arrayValue": {"values": [_any(item) for item in value]}}
+
+
+def _dict(value: dict[str, Any]) -> dict[str, Any]:
+    return {"kvlistValue": {"values": [{"key": key, "value": _any(item)} for key, item in value.items()]}}
+
+
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+_ANY: dict[type, Callable[[Any], dict[str, Any]]] = {
+    bool: lambda value: {"boolValue": value},
+    int: lambda value: {"intValue": str(value)},
+    float: _double,
+    str: lambda value: {"stringValue": value},
+    bytes: lambda value: {"bytesValue": base64.b64encode(value).decode()},
+    list: _list,
+    dict: _dict,
+}

@@ -1,0 +1,147 @@
+"""
+OpenTelemetry's protobuf messages, made with its own classes: resources, what a group shares, what one span has alone.
+
+Every value given to it is clean. Encodes no times and no ids: those are columns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.common.v1.common_pb2 import (
+    AnyValue,
+    ArrayValue,
+    InstrumentationScope,
+    KeyValue,
+    KeyValueList,
+)
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuscope.exporters._encoding.details import Extra
+    from gpuscope.exporters._encoding.spans import Facts
+
+PARENT_KNOWN = 0x100
+PARENT_REMOTE = 0x200
+_ATTRIBUTES_CACHED = 4096
+
+
+def varint(value: int) -> bytes:
+    """Return protobuf's variable-length form of a size."""
+    out = bytearray()
+    while value >> 7:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def facts_bytes(facts: Facts) -> bytes:
+    """Return the fields of a `Span` that a whole group shares, to be joined to the others' bytes."""
+    return _serialized(
+        Span(
+            name=facts.name,
+            kind=Span.SPAN_KIND_INTERNAL,
+            attributes=key_values(facts.attributes),
+            flags=PARENT_KNOWN | PARENT_REMOTE * facts.remote,
+        )
+    )
+
+
+def extra_bytes(extra: Extra, cache: dict[Any, bytes]) -> bytes:
+    """Return the fields that one span has alone: joined bytes of messages are the messages merged."""
+    pieces = [_attribute_bytes(key, value, cache) for key, value in extra.attributes.items()]
+    if extra.events or extra.links or extra.status[0]:
+        pieces.append(_serialized(_odd_span(extra)))
+    return b"".join(pieces)
+
+
+def resource_bytes(attributes: Mapping[str, Any]) -> bytes:
+    """Return the field `resource` of a `ResourceSpans`."""
+    body = _serialized(Resource(attributes=key_values(attributes)))
+    return b"\x0a" + varint(len(body)) + body
+
+
+def scope_bytes(name: str, version: str) -> bytes:
+    """Return the field `scope` of a `ScopeSpans`."""
+    body = _serialized(InstrumentationScope(name=name, version=version))
+    return b"\x0a" + varint(len(body)) + body
+
+
+def key_values(attributes: Mapping[str, Any]) -> list[KeyValue]:
+    """Return attributes, whose values are clean, as messages."""
+    return [KeyValue(key=key, value=_any(value)) for key, value in attributes.items()]
+
+
+def rejected_spans(body: bytes) -> tuple[int, str]:
+    """Return how many spans a receiver says it rejected, and its words; 0 where the body is no such answer."""
+    try:
+        partial = ExportTraceServiceResponse.FromString(body).partial_success
+    except DecodeError:  # The status said that the request was accepted, whatever the answer is.
+        return 0, ""
+    return max(partial.rejected_spans, 0), partial.error_message
+
+
+def _serialized(message: Any) -> bytes:
+    # `Any`, for protobuf itself comes without types.
+    return bytes(message.SerializeToString())
+
+
+def _attribute_bytes(key: str, value: Any, cache: dict[Any, bytes]) -> bytes:
+    kind = type(value)
+    if kind is not str and kind is not int and kind is not bool:
+        # Not floats: 0.0 equals -0.0, and NaN is never found again.
+        return _serialized(Span(attributes=key_values({key: value})))
+    # The type belongs to the key, for 1 == True.
+    identity = (kind, key, value)
+    encoded = cache.get(identity)
+    if encoded is None:
+        if len(cache) >= _ATTRIBUTES_CACHED:
+            cache.clear()
+        encoded = cache[identity] = _serialized(Span(attributes=key_values({key: value})))
+    return encoded
+
+
+def _odd_span(extra: Extra) -> Span:
+    code, description = extra.status
+    return Span(
+        events=[
+            Span.Event(name=name, time_unix_nano=at, attributes=key_values(attributes))
+            for name, at, attributes in extra.events
+        ],
+        links=[_link(*link) for link in extra.links],
+        status=Status(code=Status.StatusCode.Name(code), message=description) if code else None,
+    )
+
+
+def _link(trace_id: int, span_id: int, attributes: Mapping[str, Any]) -> Span.Link:
+    return Span.Link(
+        trace_id=trace_id.to_bytes(16, "big"),
+        span_id=span_id.to_bytes(8, "big"),
+        attributes=key_values(attributes),
+        flags=PARENT_KNOWN,
+    )
+
+
+def _any(value: Any) -> AnyValue:
+    if value is None:
+        return AnyValue()
+    if isinstance(value, list):
+        return AnyValue(array_value=ArrayValue(values=[_any(item) for item in value]))
+    if isinstance(value, dict):
+        return AnyValue(kvlist_value=KeyValueList(values=key_values(value)))
+    return AnyValue(**{_FIELDS[type(value)]: value})
+
+
+_FIELDS = {
+    bool: "bool_value",
+    int: "int_value",
+    float: "double_value",
+    str: "string_value",
+    bytes: "bytes_value",
+}

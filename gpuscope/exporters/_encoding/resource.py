@@ -1,0 +1,63 @@
+"""
+The attributes of the process that spans come from, after OpenTelemetry's rules.
+
+OpenTelemetry's SDK reads its variables, so that they mean here what they mean there.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from pathlib import Path
+from typing import Any
+
+from gpuscope._data.attributes import HOST_NAME, LOCAL_RANK, PROCESS_PID, RANK, SERVICE_INSTANCE_ID, WORLD_SIZE
+from gpuscope._data.values import clean_mapping
+from gpuscope._settings.environment import variables
+from gpuscope._version import __version__
+
+DISTRIBUTION = "gpuscope"
+_RANKS = {"RANK": RANK, "LOCAL_RANK": LOCAL_RANK, "WORLD_SIZE": WORLD_SIZE}
+"""What `torchrun` and its like tell each process, and the attribute that it becomes; OpenTelemetry has none for it."""
+_MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
+
+
+def resource_attributes() -> dict[str, Any]:
+    """
+    Return the resource of this process, as it is now: a fork has another.
+
+    Takes milliseconds, and imports OpenTelemetry's SDK. What the user's variables say comes first.
+    """
+    from opentelemetry.sdk.resources import Resource
+
+    return clean_mapping({**_found_here(), **Resource.create().attributes})
+
+
+def _found_here() -> dict[str, Any]:
+    attributes = {
+        # Jaeger moves a GPU span that outlasts its parent unless the resource says that both are of one host.
+        HOST_NAME: socket.gethostname(),
+        PROCESS_PID: os.getpid(),
+        SERVICE_INSTANCE_ID: str(uuid.uuid4()),
+        "telemetry.distro.name": DISTRIBUTION,
+        "telemetry.distro.version": __version__,
+    }
+    machine = _machine_id()
+    return {**attributes, **_ranks(), **({"host.id": machine} if machine else {})}
+
+
+def _ranks() -> dict[str, int]:
+    given = {name: text for name, text in variables().items() if name in _RANKS and text.isdecimal()}
+    return {_RANKS[name]: int(text) for name, text in given.items()} if {"RANK", "WORLD_SIZE"} <= set(given) else {}
+
+
+def _machine_id() -> str:
+    for path in _MACHINE_ID_FILES:
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            continue
+        if text:
+            return text
+    return ""

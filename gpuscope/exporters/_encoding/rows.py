@@ -1,0 +1,75 @@
+"""
+A batch's spans one by one, as plain Python values, for exporters that cannot work by columns.
+
+A few microseconds a span, so not for the default path. Knows no format.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from gpuscope.exporters._encoding.details import Extra
+    from gpuscope.exporters._encoding.spans import Spans
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class SpanRow(Generic[T]):
+    """One span."""
+
+    shared: T
+    """What was made of the facts that it shares with its group."""
+    extra: Extra | None
+    """What it has alone; None for nearly all."""
+    trace_id: int
+    span_id: int
+    parent_id: int
+    """0: none."""
+    start_ns: int
+    end_ns: int
+    measured: tuple[float, ...]
+    """In the order of `HOST_MEASURED` or `GPU_MEASURED`; a host span without a GPU part has the first only."""
+
+
+def rows_of(
+    spans: Spans, shared: Sequence[tuple[T | None, T | None]]
+) -> Iterator[tuple[SpanRow[T] | None, SpanRow[T] | None]]:
+    """
+    Yield each row's host span and GPU span, where it has them.
+
+    Args:
+        spans: of a batch.
+        shared: what `resolve` made of each row's facts, for the host span and for the GPU span.
+
+    """
+    batch = spans.batch
+    host = _lists((batch.span_id, batch.parent_id, batch.host_start_ns, batch.host_end_ns, spans.host_s))
+    gpu = _lists((batch.gpu_span_id, spans.gpu_parent_id, batch.gpu_start_ns, batch.gpu_end_ns))
+    seconds = _lists((spans.gpu_s, spans.launch_s, spans.uncertainty_s))
+    traces = _lists((batch.trace_high, batch.trace_low))
+    for row, (for_host, for_gpu) in enumerate(shared):
+        high, low = next(traces)
+        trace_id = high << 64 | low
+        span_id, parent_id, start_ns, end_ns, host_s = next(host)
+        gpu_span_id, gpu_parent_id, gpu_start_ns, gpu_end_ns = next(gpu)
+        gpu_s, launch_s, uncertainty_s = next(seconds)
+        host_row = gpu_row = None
+        if for_host is not None:
+            measured = (host_s,) if for_gpu is None else (host_s, gpu_s, launch_s)
+            extra = spans.extras.get(row)
+            host_row = SpanRow(for_host, extra, trace_id, span_id, parent_id, start_ns, end_ns, measured)
+        if for_gpu is not None:
+            of_gpu = (gpu_s, launch_s, uncertainty_s)
+            gpu_row = SpanRow(for_gpu, None, trace_id, gpu_span_id, gpu_parent_id, gpu_start_ns, gpu_end_ns, of_gpu)
+        yield host_row, gpu_row
+
+
+def _lists(columns: Iterable[NDArray[Any]]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(column.tolist() for column in columns), strict=True)

@@ -1,0 +1,210 @@
+"""
+A batch as spans: which columns a span has, and which facts it shares with many others.
+
+Knows the names of the spans and of their attributes, and no format. Never makes an object for each span: `Spans`
+holds columns, and for each row a key of the facts that are encoded once and used again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from gpuscope._data.attributes import (
+    CUDA_STREAM,
+    DEVICE_INDEX,
+    FUNCTION,
+    GPU_FLAGS,
+    GPU_MEASURED,
+    HOST_FLAGS,
+    HOST_MEASURED,
+    HW_ID,
+    HW_NAME,
+    HW_TYPE,
+    OURS,
+    STAGE,
+    THREAD_ID,
+    THREAD_NAME,
+)
+from gpuscope._data.batch import RowFlag
+from gpuscope._data.values import as_text, clean_mapping
+from gpuscope.exporters._encoding.details import Extra, make_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from gpuscope._data.batch import Details, StageBatch
+    from gpuscope._data.record import Site, ThreadFacts
+
+T = TypeVar("T")
+
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
+_CACHE_SIZE = 2048
+
+# A row's key is these bytes: one structured array and one hash of 26 bytes cost a third of a tuple of seven numbers.
+_KEY = Struct("=QiiiI??")
+_KEY_DTYPE = np.dtype(
+    {
+        "names": ["stream", "site", "thread", "device", "flags", "child", "gpu"],
+        "formats": ["u8", "i4", "i4", "i4", "u4", "?", "?"],
+        "offsets": [0, 8, 12, 16, 20, 24, 25],
+        "itemsize": _KEY.size,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Facts:
+    """What the spans of one group share. The attributes are clean."""
+
+    name: str
+    attributes: Mapping[str, Any]
+    child: bool
+    """Whether there is a parent at all."""
+    remote: bool
+    """Whether the parent belongs to another process."""
+    measured: tuple[str, ...]
+    """The names of its measured attributes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spans:
+    """
+    The spans of one batch: a host span a row and, where the row has a GPU part, a GPU span.
+
+    A stage inside a replay of a CUDA graph has a GPU span alone.
+    """
+
+    batch: StageBatch
+    keys: list[Any]
+    """A row's group, in this batch only: `resolve` turns it into facts."""
+    gpu: NDArray[np.bool_]
+    """Whether the row has a GPU span."""
+    gpu_parent_id: NDArray[np.uint64]
+    """Its own host span, or the stage around it where there is none."""
+    extras: dict[int, Extra]
+    """By row: what the host span has alone."""
+    host_s: NDArray[np.float64]
+    gpu_s: NDArray[np.float64]
+    """This and the following are meaningless where the row has no GPU span."""
+    launch_s: NDArray[np.float64]
+    uncertainty_s: NDArray[np.float64]
+
+
+def spans_of(batch: StageBatch) -> Spans:
+    """Return the batch's spans."""
+    gpu = batch.gpu_span_id != 0
+    keys: list[Any] = _keys(batch, gpu)
+    extras = {}
+    for row, details in batch.details.items():
+        keys[row], extras[row] = _own(keys[row], details, int(batch.host_end_ns[row]))
+    return Spans(
+        batch=batch,
+        keys=keys,
+        gpu=gpu,
+        gpu_parent_id=np.where(batch.flags & _IN_GRAPH, batch.parent_id, batch.span_id),
+        extras=extras,
+        host_s=(batch.host_end_ns - batch.host_start_ns) / 1e9,
+        gpu_s=(batch.gpu_end_ns - batch.gpu_start_ns) / 1e9,
+        launch_s=(batch.gpu_start_ns - batch.host_start_ns) / 1e9,
+        uncertainty_s=batch.uncertainty_ns / 1e9,
+    )
+
+
+def resolve(spans: Spans, cache: dict[Any, T], make: Callable[[Facts | None, Facts | None], T]) -> list[T]:
+    """
+    Return for each row what `make` makes of its facts, made once and kept in a bounded cache.
+
+    Args:
+        spans: of a batch.
+        cache: of the exporter, which is added to.
+        make: takes the facts of the host span and of the GPU span, each None where the row has no such span.
+
+    """
+    local: dict[Any, T] = {}
+    for key in set(spans.keys):
+        identity = _identity(spans.batch, key)
+        made = cache.get(identity)
+        if made is None:
+            if len(cache) >= _CACHE_SIZE:
+                # To start anew costs some microseconds a group; to order by use would cost at every hit.
+                cache.clear()
+            made = cache[identity] = make(_host_facts(identity), _gpu_facts(identity))
+        local[key] = made
+    return list(map(local.__getitem__, spans.keys))
+
+
+def _keys(batch: StageBatch, gpu: NDArray[np.bool_]) -> list[Any]:
+    cells = np.zeros(len(batch.site), _KEY_DTYPE)
+    for name in ("stream", "site", "thread", "device", "flags"):
+        cells[name] = getattr(batch, name)
+    cells["child"] = batch.parent_id
+    cells["gpu"] = gpu
+    keys: list[Any] = cells.view(f"V{_KEY.size}").tolist()
+    return keys
+
+
+def _own(key: bytes, details: Details, end_ns: int) -> tuple[tuple[Any, ...], Extra]:
+    """Return the key and the extra of a row with details: what the run says replaces the group's facts."""
+    extra = make_extra(details, end_ns)
+    name = None if details.name is None else as_text(details.name)
+    return (key, name, tuple(extra.attributes)), extra
+
+
+def _identity(batch: StageBatch, key: Any) -> tuple[Any, ...]:
+    """Return the same as the key, in terms that hold across batches."""
+    packed, name, replaced = key if isinstance(key, tuple) else (key, None, ())
+    stream, site, thread, device, flags, child, gpu = _KEY.unpack(packed)
+    where = (device, stream, batch.devices.get(device)) if gpu else None
+    return batch.sites[site], batch.threads[thread], flags, child, where, name, replaced
+
+
+def _shared(site: Site, thread: ThreadFacts, flags: int, names: Mapping[RowFlag, str]) -> dict[str, Any]:
+    flagged = {name: True for flag, name in names.items() if flags & flag}
+    return {STAGE: site.name, **flagged, THREAD_ID: thread.ident, THREAD_NAME: thread.name}
+
+
+def _of_site(site: Site) -> dict[str, Any]:
+    """Return what is known of a stage before it runs, which one of its spans shows."""
+    named = {FUNCTION: site.function} if site.function else {}
+    return named | {key: value for key, value in clean_mapping(site.attributes).items() if key not in OURS}
+
+
+def _host_facts(identity: tuple[Any, ...]) -> Facts | None:
+    site, thread, flags, child, where, name, replaced = identity
+    if flags & _IN_GRAPH:
+        return None
+    attributes = _shared(site, thread, flags, HOST_FLAGS) | _of_site(site)
+    attributes = clean_mapping({key: value for key, value in attributes.items() if key not in replaced})
+    return Facts(
+        name=as_text(site.name) if name is None else name,
+        attributes=attributes,
+        child=child,
+        remote=child and bool(flags & RowFlag.REMOTE_PARENT),
+        measured=HOST_MEASURED if where else HOST_MEASURED[:1],
+    )
+
+
+def _gpu_facts(identity: tuple[Any, ...]) -> Facts | None:
+    site, thread, flags, _, where, name, _ = identity
+    if where is None:
+        return None
+    index, stream, device = where
+    attributes = _shared(site, thread, flags, GPU_FLAGS)
+    attributes |= {CUDA_STREAM: stream, DEVICE_INDEX: index, HW_TYPE: "gpu"}
+    if device is not None:
+        attributes |= {HW_ID: device.uuid, HW_NAME: device.name}
+    if flags & _IN_GRAPH:
+        attributes = _of_site(site) | attributes
+    return Facts(
+        name=(as_text(site.name) if name is None else name) + " [gpu]",
+        attributes=clean_mapping(attributes),
+        child=True,
+        remote=False,
+        measured=GPU_MEASURED,
+    )

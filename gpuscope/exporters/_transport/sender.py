@@ -1,0 +1,230 @@
+"""
+The thread that sends encoded spans: a bounded buffer before it, a verdict for every delivery after it.
+
+Never looks inside the bytes, never makes its caller wait for the network, and settles each delivery exactly once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from threading import Condition, Event, Thread
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpuscope._log import COUNTED, WarnOnce, logger
+from gpuscope.exporters._encoding.otlp_message import rejected_spans
+from gpuscope.exporters._transport.http import HttpClient, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._data.delivery import Delivery
+
+SUPPRESS = "suppress_instrumentation"
+"""The key in OpenTelemetry's context by which its instrumentation of HTTP clients leaves a thread alone."""
+
+
+class Chunk(NamedTuple):
+    """One batch's encoded spans and the account they belong to."""
+
+    body: bytes
+    delivery: Delivery
+    taken_at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much is sent at once and how much is held."""
+
+    delay_s: float
+    """How long the first stage of a payload waits for others."""
+    payload_stages: int = 2048
+    payload_bytes: int = 1 << 20
+    buffer_bytes: int = 32 << 20
+
+
+class Sender:
+    """
+    Holds chunks and sends them, several at a time, from a daemon thread of its own.
+
+    Args:
+        client: Sends one payload. Used by the thread alone.
+        interrupt: Set at shutdown, to end the client's waits.
+        wrap: Makes a payload of chunks' bytes.
+        limits: Bounds and delay.
+
+    """
+
+    def __init__(
+        self, client: HttpClient, interrupt: Event, wrap: Callable[[list[bytes]], bytes], limits: Limits
+    ) -> None:
+        self._client = client
+        self._interrupt = interrupt
+        self._wrap = wrap
+        self._limits = limits
+        self._changed = Condition()
+        self._waiting: deque[Chunk] = deque()
+        self._in_flight: list[Chunk] = []
+        self._bytes = 0
+        self._stages = 0
+        self._put = 0
+        self._settled = 0
+        self._due = 0
+        self._closing = False
+        self._succeeded = False
+        self._warnings = WarnOnce(COUNTED)
+        # Started here and not when there is something to send: from Python 3.12 on, no thread can be started
+        # once the interpreter has begun to exit, which is when the last spans come.
+        self._thread = Thread(target=self._run, name="gpuscope-sender", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending_stages(self) -> int:
+        """Stages held, those in a request included."""
+        with self._changed:
+            return self._stages + sum(chunk.delivery.stages for chunk in self._in_flight)
+
+    def put(self, body: bytes, delivery: Delivery) -> None:
+        """Take a batch's bytes, or settle it as lost where there is no room."""
+        with self._changed:
+            reason = self._refusal(len(body))
+            if not reason:
+                self._waiting.append(Chunk(body, delivery, monotonic()))
+                self._bytes += len(body)
+                self._stages += delivery.stages
+                self._put += 1
+                # The first starts the clock, and enough of them end it; between the two nobody need wake.
+                if len(self._waiting) == 1 or self._is_due():
+                    self._changed.notify_all()
+        if reason:
+            # First the log: if a handler of the application's raises, the caller settles the delivery.
+            self._warn(reason, "the endpoint takes less than is recorded" if reason == "buffer_full" else "too late")
+            _lose([delivery], reason)
+
+    def flush(self, timeout_s: float) -> bool:
+        """Send what is held; return whether all of it was settled within the time."""
+        with self._changed:
+            target = self._due = self._put
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._settled >= target, timeout_s)
+
+    def shutdown(self, timeout_s: float) -> None:
+        """Send what can be sent within the time and settle the rest as lost."""
+        with self._changed:
+            self._closing = True
+            self._interrupt.set()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._settled >= self._put, timeout_s)
+            # A request in progress cannot be called back. Whoever takes its chunks off the list settles them, so
+            # the thread, which stays behind if the endpoint hangs, will find none.
+            abandoned = [*self._take_in_flight(), *self._waiting]
+            self._waiting.clear()
+            self._bytes = self._stages = 0
+            self._settled = self._put
+            self._changed.notify_all()
+        if abandoned:
+            _lose([chunk.delivery for chunk in abandoned], "shutdown")
+            self._warn("shutdown", "its time was over")
+
+    def _refusal(self, size: int) -> str:
+        if self._closing:
+            return "shutdown"
+        held = self._bytes + sum(len(chunk.body) for chunk in self._in_flight)
+        return "buffer_full" if held + size > self._limits.buffer_bytes else ""
+
+    def _is_due(self) -> bool:
+        full = self._stages >= self._limits.payload_stages or self._bytes >= self._limits.payload_bytes
+        return full or self._closing or self._settled < self._due
+
+    def _run(self) -> None:
+        suppress_instrumentation()
+        while chunks := self._next_payload():
+            try:
+                self._conclude(self._client.post(self._wrap([chunk.body for chunk in chunks])))
+            except Exception as error:  # Whatever it is, the thread must outlive it, or all that follows is lost.
+                self._conclude(Outcome("error", f"{type(error).__name__}: {error}"))
+        self._client.close()
+
+    def _next_payload(self) -> list[Chunk]:
+        """Wait until a payload is due and return its chunks; return none when all is done."""
+        with self._changed:
+            while not (self._waiting and self._is_due()):
+                if self._closing:
+                    return []
+                wait_s = self._wait_s()
+                if wait_s is not None and wait_s <= 0:
+                    break
+                self._changed.wait(wait_s)
+            self._in_flight = self._take_waiting()
+            return list(self._in_flight)
+
+    def _wait_s(self) -> float | None:
+        return self._waiting[0].taken_at_s + self._limits.delay_s - monotonic() if self._waiting else None
+
+    def _take_waiting(self) -> list[Chunk]:
+        taken: list[Chunk] = []
+        stages = size = 0
+        while self._waiting and (not taken or self._fits(stages, size)):
+            chunk = self._waiting.popleft()
+            taken.append(chunk)
+            stages += chunk.delivery.stages
+            size += len(chunk.body)
+        self._stages -= stages
+        self._bytes -= size
+        return taken
+
+    def _fits(self, stages: int, size: int) -> bool:
+        chunk = self._waiting[0]
+        return (
+            stages + chunk.delivery.stages <= self._limits.payload_stages
+            and size + len(chunk.body) <= self._limits.payload_bytes
+        )
+
+    def _take_in_flight(self) -> list[Chunk]:
+        taken, self._in_flight = self._in_flight, []
+        return taken
+
+    def _conclude(self, outcome: Outcome) -> None:
+        """Settle what was in flight, if shutdown has not; log last, for the application's handlers may raise."""
+        rejected, message = rejected_spans(outcome.body) if outcome.body else (0, "")
+        with self._changed:
+            chunks = self._take_in_flight()
+        if not chunks:
+            return
+        if outcome.reason:
+            _lose([chunk.delivery for chunk in chunks], outcome.reason)
+        else:
+            _settle([chunk.delivery for chunk in chunks], rejected)
+        with self._changed:
+            self._settled += len(chunks)
+            self._changed.notify_all()
+        if outcome.reason or rejected:
+            self._warn(outcome.reason or "rejected", outcome.detail or f"{rejected} spans rejected: {message}")
+        elif not self._succeeded:
+            self._succeeded = True
+            logger.info("exporting spans to %s.", self._client.shown_url)
+
+    def _warn(self, reason: str, detail: str) -> None:
+        self._warnings.warn(reason, "cannot export to %s: %s (%s).", self._client.shown_url, reason, detail)
+
+
+def _lose(deliveries: list[Delivery], reason: str) -> None:
+    for delivery in deliveries:
+        delivery.settle(0, {reason: delivery.stages})
+
+
+def _settle(deliveries: list[Delivery], rejected: int) -> None:
+    for delivery in deliveries:
+        # Which spans were rejected is not said, and a stage has up to two: count as many stages as it can be.
+        missing = min(rejected, delivery.stages)
+        rejected -= missing
+        delivery.settle(delivery.stages - missing, {"rejected": missing} if missing else None)
+
+
+def suppress_instrumentation() -> None:
+    """Keep the application's instrumentation of `requests` from making spans of our requests, and so on for ever."""
+    from opentelemetry import context
+
+    private = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS)
+    context.attach(context.set_value(SUPPRESS, True, context.set_value(private, True)))

@@ -1,0 +1,267 @@
+"""
+Stages by name: functions of programs and frameworks, made stages from outside when their module is imported.
+
+`instrument` is loud about what it is given, and quiet afterwards: what turns out not to be there is said once, and the
+program runs on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import difflib
+import functools
+import importlib
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from gpuscope._errors import MissingError
+from gpuscope._log import logger
+from gpuscope._recording.state import state
+from gpuscope.instrument import _frameworks, _main_module
+from gpuscope.instrument._patching import Patches, closest, is_being_imported
+from gpuscope.instrument._targets import Target, read_file, targets_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+    from types import ModuleType
+
+__all__ = ["Target", "instrument", "uninstrument"]
+
+
+def instrument(
+    stages: str | Iterable[Target] | Mapping[str, str] = (),
+    *,
+    file: str | Path | None = None,
+    frameworks: str | Iterable[str] = (),
+) -> None:
+    """
+    Make stages of functions by their names, now where their module is imported, else when it will be.
+
+    A name that does not exist is warned of, with the closest that does. Names that `from x import f` has copied
+    already stay as they are. Where gpuscope is off for good nothing happens.
+
+    Args:
+        stages: `"infer=app:Model.forward{batch_size=len(images)}, ..."`, a mapping of stages to paths, or `Target`s.
+        file: path of a TOML file with a table `stages` and a list `frameworks`.
+        frameworks: names of files in `gpuscope.integrations`, as a list or with commas; `all` for every one.
+
+    Raises:
+        TypeError: for stages of another type.
+        ValueError: for what is malformed, or a framework that is not known.
+        OSError: for a file that cannot be read.
+
+    """
+    targets = targets_of(stages)
+    names = [name.strip() for name in frameworks.split(",")] if isinstance(frameworks, str) else list(frameworks)
+    if file is not None:
+        more, more_names = read_file(file)
+        targets += more
+        names += more_names
+    modules = _frameworks.modules_of(filter(None, names))
+    if state.recorder is None and not state.may_toggle:
+        return
+    current = _instrumentation()
+    # What the user names comes first: a function is one stage.
+    for target in targets:
+        current.add(target)
+    for name, module in modules.items():
+        current.add_framework(name, module)
+
+
+def uninstrument() -> None:
+    """Put back every function that `instrument` replaced, and forget those whose module was not imported yet."""
+    if state.instrumentation is not None:
+        state.instrumentation.undo()
+        state.instrumentation = None
+
+
+def follow_environment() -> None:
+    """Do what the variables say; a mistake in them is warned of, and the program runs on."""
+    config = state.config
+    for variable, arguments in (
+        ("GPUSCOPE_STAGES", {"stages": config.stages}),
+        ("GPUSCOPE_STAGES_FILE", {"file": config.stages_file or None}),
+        ("GPUSCOPE_FRAMEWORKS", {"frameworks": config.frameworks}),
+    ):
+        try:
+            instrument(**arguments)
+        except Exception as error:  # Whatever it is: `import gpuscope` goes on.
+            logger.warning("ignoring %s: %s", variable, error)
+
+
+class Instrumentation:
+    """What is to be stages, and what is done about it. One at a time; `uninstrument` ends it."""
+
+    def __init__(self) -> None:
+        self.patches = Patches()
+        self.waiting: dict[Target, bool] = {}
+        """Every target, and whether it has not been found yet."""
+        self.frameworks: dict[str, Callable[[], None] | None] = {}
+        self.active = True
+        wrapt.when_imported("multiprocessing.spawn")(self._follow_children)
+
+    def add(self, target: Target) -> None:
+        """Make a stage of the target, now or later. Once more for one whose module was reloaded."""
+        is_new = target not in self.waiting
+        self.waiting.setdefault(target, True)
+        error = self._look_in_main(target) if _main_module.means_main(target.module) else None
+        if target.module == _main_module.MAIN:
+            if error is not None:
+                self._say_that_main_lacks(target, error)
+        elif (module := sys.modules.get(target.module)) is not None:
+            self._imported(target, module, is_complete=not is_being_imported(module))
+        elif is_new:
+            wrapt.when_imported(target.module)(functools.partial(self._imported, target))
+
+    def add_framework(self, name: str, module: str) -> None:
+        """Use a framework's file, once the framework is imported."""
+        if name not in self.frameworks:
+            self.frameworks[name] = None
+            wrapt.when_imported(module)(functools.partial(self._framework_imported, name))
+
+    def undo(self) -> None:
+        """Restore what was."""
+        self.active = False
+        for name, undo in reversed(self.frameworks.items()):  # Two may have replaced one thing.
+            try:
+                if undo is not None:
+                    undo()
+            except Exception:  # A framework's own way of undoing.
+                logger.warning("%s could not be undone.", name, exc_info=True)
+        self.patches.undo()
+
+    def names_in_main(self) -> set[str]:
+        """Return the names that the main module has to define for the targets in it."""
+        return {target.first_name for target in self._in_main()}
+
+    def look_in_main(self) -> None:
+        """Make stages of what the main module has defined by now."""
+        for target in self._in_main():
+            error = self._look_in_main(target)
+            if error is not None and hasattr(sys.modules[_main_module.MAIN], target.first_name) and not _is_child():
+                self._say_missing(target, error)
+
+    def say_what_main_lacks(self, names: Iterable[str]) -> None:
+        """Warn of targets in the main module, of which these names are all that there is."""
+        for target in self._in_main():
+            if target.module == _main_module.MAIN and (name := target.first_name) not in names:
+                self._say_missing(target, MissingError(f"the program has no `{name}`{closest(name, names)}"))
+
+    def say_what_never_came(self) -> None:
+        """Warn, at exit, of what was not found, and of modules that resemble one that was imported."""
+        for target in [
+            target for target, is_waiting in list(self.waiting.items()) if is_waiting and not target.optional
+        ]:
+            close = difflib.get_close_matches(target.module, sys.modules, 1, 0.85)
+            if target.module == _main_module.MAIN:
+                error = self._look_in_main(target)
+                if error is not None:
+                    self._say_that_main_lacks(target, error)
+            elif close and target.module not in sys.modules:
+                self.patches.say("%s was never imported; did you mean `%s`?", target.module, close[0])
+
+    def _in_main(self) -> list[Target]:
+        # A copy, which is made at once: another thread may import a framework.
+        return [target for target in list(self.waiting) if _main_module.means_main(target.module)]
+
+    def _look_in_main(self, target: Target) -> MissingError | None:
+        missing = None
+        for module in _main_module.namespaces():
+            try:
+                self._apply(target, module)
+            except MissingError as error:
+                missing = error
+        return missing
+
+    def _say_that_main_lacks(self, target: Target, error: MissingError) -> None:
+        if _main_module.has_begun():
+            advice = "To have it found, call `instrument` below its definition, or start with `gpuscope run`."
+            self._say_missing(target, MissingError(f"{error} {advice}"))
+
+    def _say_missing(self, target: Target, error: MissingError) -> None:
+        self.waiting[target] = False
+        if not target.optional:
+            self.patches.say("%s does not exist: %s", target.path, error)
+
+    def _imported(self, target: Target, module: ModuleType, *, is_complete: bool = True) -> None:
+        if not self.active:
+            return
+        try:
+            self._apply(target, module)
+        except MissingError as error:
+            if is_complete:
+                self._say_missing(target, error)
+            else:
+                self._try_again(target, module)
+
+    def _apply(self, target: Target, module: ModuleType) -> None:
+        try:
+            self.patches.apply(target, module)
+        except MissingError:
+            raise
+        except Exception as error:  # To look something up may run any code of the program, whose import goes on.
+            self.patches.say("%s is not instrumented: %r", target.path, error)
+        self.waiting[target] = False
+
+    def _try_again(self, target: Target, module: ModuleType) -> None:
+        """Wait, in a thread, for a module that imported gpuscope before it defined what is named."""
+
+        def wait() -> None:
+            with contextlib.suppress(Exception):  # It was raised where the module was imported first.
+                self._imported(target, importlib.import_module(module.__name__))
+
+        with contextlib.suppress(RuntimeError):  # The program ends.
+            threading.Thread(target=wait, name="gpuscope-instrument", daemon=True).start()
+
+    def _follow_children(self, spawn: Any) -> None:
+        """Look in the main module of a child of multiprocessing once that has been run again there."""
+        for name in ("prepare", "import_main_path") if self.active else ():
+            self.patches.put(spawn, name, _then(getattr(spawn, name), self.look_in_main))
+
+    def _framework_imported(self, name: str, _module: Any) -> None:
+        if not self.active:
+            return
+        try:
+            file = _frameworks.load(name)
+            self.patches.yielding.update(file.TARGETS)
+            for target in file.TARGETS:
+                self.add(target)
+            if hasattr(file, "install"):
+                self.frameworks[name] = file.install()
+        except Exception:  # Written for other versions, perhaps; the program goes on with this one.
+            logger.warning("%s is not instrumented.", name, exc_info=True)
+
+
+def _then(function: Callable[..., Any], action: Callable[[], None]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        action()
+        return result
+
+    return wrapper
+
+
+def _instrumentation() -> Instrumentation:
+    if state.instrumentation is None:
+        state.instrumentation = Instrumentation()
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
+    current: Instrumentation = state.instrumentation
+    return current
+
+
+def _at_exit() -> None:
+    if state.instrumentation is not None and not _is_child():
+        state.instrumentation.say_what_never_came()
+
+
+def _is_child() -> bool:
+    """Tell whether this is a child of multiprocessing, which would say once more what its parent has said."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None

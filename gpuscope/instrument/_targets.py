@@ -1,0 +1,158 @@
+"""
+`Target`, a function that is to be a stage, and the three ways to write several: text, mapping, TOML file.
+
+Pure: knows no module that is named, and imports none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpuscope.instrument import _expressions
+
+FORM = "`stage=package.module:function`, or `:Class.method`, several with commas"
+_PATH = re.compile(r"([\w.]+):([\w.]+)")
+_NAMED = re.compile(r"(?s)([^=]+)=([^{]+)(?:\{(.*)\})?")
+_KEYS = {"path": str, "attributes": dict, "subclasses": bool, "optional": bool}
+_OPENING, _CLOSING = "([{", ")]}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    A function that is to be a stage, by its name.
+
+    Args:
+        stage: name of the stage.
+        path: `package.module:function` or `package.module:Class.method`; `__main__:function` is in the program itself.
+        attributes: attributes of its spans, each an expression over the call's arguments, such as `len(images)`,
+            `self.model.name`, `inputs[0].shape`.
+        subclasses: also where a subclass overrides the method, whenever that class is made. What such a method calls by
+            `super()` is not a second stage.
+        optional: nothing is said where it does not exist, as in other versions of a framework.
+
+    Raises:
+        ValueError: for a path or an expression that is none.
+
+    """
+
+    stage: str
+    path: str
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
+    subclasses: bool = False
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stage or not _PATH.fullmatch(self.path):
+            raise ValueError(f"the stage {self.stage!r} is {self.path!r}: expected {FORM}.")
+        for expression in self.attributes.values():
+            _expressions.check(expression)
+
+    @property
+    def module(self) -> str:
+        """The module's name."""
+        return self.path.partition(":")[0]
+
+    @property
+    def qualified_name(self) -> str:
+        """The function's name within the module."""
+        return self.path.partition(":")[2]
+
+    @property
+    def first_name(self) -> str:
+        """What of that the module itself has: the function, or the outermost class."""
+        return self.qualified_name.partition(".")[0]
+
+
+def targets_of(stages: str | Iterable[Target] | Mapping[str, str]) -> list[Target]:
+    """
+    Return the targets that are written in any form but a file.
+
+    Raises:
+        TypeError: for another type.
+        ValueError: for a text that is malformed.
+
+    """
+    if isinstance(stages, str):
+        return [_parse(item) for item in _split(stages)]
+    if isinstance(stages, Mapping):
+        return [_parse(f"{stage}={path}") for stage, path in stages.items()]
+    targets = list(stages)
+    for target in targets:
+        if not isinstance(target, Target):
+            raise TypeError(f"{target!r} is no `Target`; write `Target('infer', 'app.vision:Detector.forward')`.")
+    return targets
+
+
+def _parse(item: str) -> Target:
+    match = _NAMED.fullmatch(item.strip())
+    if match is None:
+        raise ValueError(f"{item!r} is no stage: expected {FORM}; attributes follow as `{{batch_size=len(images)}}`.")
+    stage, path, attributes = match.groups(default="")
+    return Target(stage.strip(), path.strip(), dict(map(_attribute, _split(attributes))))
+
+
+def _attribute(item: str) -> tuple[str, str]:
+    name, sign, expression = item.partition("=")
+    if not sign or not name.strip():
+        raise ValueError(f"{item!r} is no attribute: expected `name=expression`, as in `batch_size=len(images)`.")
+    return name.strip(), expression.strip()
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas and line ends, but not within brackets or quotes."""
+    parts, quote, depth = [""], "", 0
+    for letter in text:
+        if letter in ",\n" and not depth and not quote:
+            parts.append("")
+            continue
+        if quote or letter in "'\"":
+            quote = "" if letter == quote else quote or letter
+        else:
+            depth += (letter in _OPENING) - (letter in _CLOSING)
+        parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def read_file(path: str | Path) -> tuple[list[Target], list[str]]:
+    """
+    Return the targets and the names of frameworks in a TOML file.
+
+    Raises:
+        OSError: where it cannot be read.
+        ValueError: where it is malformed.
+
+    """
+    tables = _toml(Path(path).read_text(encoding="utf-8"))
+    stages, frameworks = tables.pop("stages", {}), tables.pop("frameworks", [])
+    if tables or not isinstance(stages, dict) or not isinstance(frameworks, list):
+        raise ValueError(f"expected a table `stages` and a list `frameworks`, and not {', '.join(tables) or 'these'}.")
+    targets = []
+    for stage, entries in stages.items():
+        targets += [_entry(stage, entry) for entry in (entries if isinstance(entries, list) else [entries])]
+    return targets, [str(name) for name in frameworks]
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ImportError:
+        raise ValueError("reading TOML takes Python 3.11, or the package `tomli`.") from None
+    return dict(toml.loads(text))
+
+
+def _entry(stage: str, entry: Any) -> Target:
+    if isinstance(entry, str):
+        return _parse(f"{stage}={entry}")
+    if not isinstance(entry, dict) or "path" not in entry:
+        raise ValueError(f"the stage {stage!r} is {entry!r}: expected a path, or a table with one.")
+    bad = {key: value for key, value in entry.items() if not isinstance(value, _KEYS.get(key, ()))}
+    if bad:
+        raise ValueError(f"the stage {stage!r} has {bad}: expected {', '.join(_KEYS)}, each of its type.")
+    return Target(stage, **entry)

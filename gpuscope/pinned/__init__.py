@@ -1,0 +1,5 @@
+"""Page-locked host memory that is allocated once and reused: `PinnedBuffer`, and `PinnedPool`, which lends many."""
+
+from gpuscope.pinned._pool import PinnedBuffer, PinnedPool, PoolExhaustedError, PoolStatistics
+
+__all__ = ["PinnedBuffer", "PinnedPool", "PoolExhaustedError", "PoolStatistics"]

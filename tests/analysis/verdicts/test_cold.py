@@ -1,0 +1,115 @@
+"""Late cold calls: recognised, listed and left out; what only looks like them stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._verdicts.cold import find_cold
+from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
+
+from ..recordings import Stage, recording
+
+
+def calls(durations_ms: list[float], **attributes: list) -> list[Stage]:
+    """One call of `infer` a duration, in a request of its own, with each attribute's values in turn."""
+    stages = []
+    for number, ms in enumerate(durations_ms):
+        start, given = number * 1e6, {name: values[number] for name, values in attributes.items()}
+        infer = Stage("infer", start + 10, start + 10 + ms * 1000, attributes=given)
+        stages.append(Stage("request", start, infer.end + 10, inside=[infer]))
+    return stages
+
+
+def found(stages: list[Stage]) -> list[tuple[int, str, str]]:
+    """Number of the request, name and reason of each cold call."""
+    return [(round((call.start_ns / 1e3) % 1e9 // 1e6), call.name, call.because) for call in find(stages).calls]
+
+
+def find(stages: list[Stage]):
+    """Return the cold calls."""
+    return find_cold(recording(*stages))
+
+
+def test_an_isolated_slow_call_is_cold_and_leaves_with_its_request():
+    """A hundred calls of 5 ms and one of 80: the one is listed once, and the stages around it are left out too."""
+    cold = find(calls([5.0] * 60 + [80.0] + [5.0] * 40))
+    assert [(call.name, call.ms, call.usual_ms, call.because) for call in cold.calls] == [("infer", 80, 5, "isolated")]
+    assert cold.rows.sum() == 2
+
+
+def test_the_first_call_with_a_new_shape_is_cold_if_slow():
+    """Compilation for a new batch size is told by its size."""
+    sizes = [8] * 30 + [16] * 30
+    (call,) = find(calls([5.0] * 30 + [900.0] + [9.0] * 29, batch_size=sizes)).calls
+    assert (call.name, call.because, call.usual_ms) == ("infer", "first call with batch_size=16", 9)
+
+
+def test_the_only_call_of_a_shape_is_cold_if_it_costs_more_than_its_size_explains():
+    """Without others of its kind, a call may cost as the square of its size; more than three times that is cold."""
+    sizes = [8] * 30 + [32] + [8] * 30
+    assert not find(calls([5.0] * 30 + [79.0] + [5.0] * 30, batch_size=sizes)).calls
+    (call,) = find(calls([5.0] * 30 + [900.0] + [5.0] * 30, batch_size=sizes)).calls
+    assert call.because == "first call with batch_size=32"
+
+
+def test_a_shape_that_the_request_has_holds_for_the_stages_inside():
+    """What changes is looked for on the stages around, and only that is told."""
+    stages = calls([5.0] * 30 + [300.0] + [5.0] * 30)
+    given = [{"input_shape": [1, 8 if number < 30 else 9], "height": 4} for number in range(61)]
+    cold = find([Stage(s.name, s.start, s.end, inside=s.inside, attributes=given[n]) for n, s in enumerate(stages)])
+    assert [call.because for call in cold.calls] == ["first call with input_shape=[1, 9]"]
+
+
+@pytest.mark.parametrize(
+    "durations_ms",
+    [
+        [5.0] * 5 + [80.0] + [5.0] * 3,
+        [5.0, 5.0, 5.0, 80.0] * 25,
+        [5.0] * 50 + [80.0] * 2 + [5.0] * 50,
+        [5.0] * 50 + [14.0] + [5.0] * 50,
+        [0.005] * 50 + [0.09] + [0.005] * 50,
+        [2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0] * 10 + [19.0],
+    ],
+    ids=["too few calls", "often", "in a row", "not by much", "microseconds", "widely spread"],
+)
+def test_what_the_stage_is_like_is_not_cold(durations_ms):
+    """Slow calls that come often or in a row, or that are not far out, stay in the figures."""
+    assert not find(calls(durations_ms)).calls
+
+
+def test_warm_up_calls_are_no_late_cold_ones():
+    """They are flagged already, and the shapes that they saw are not new any more."""
+    stages = calls([900.0] + [5.0] * 40, batch_size=[16] + [8] * 40)
+    first = Stage("infer", 10, 900_010, attributes={"batch_size": 16}, flags=RowFlag.WARMUP)
+    assert not find([Stage("request", 0, 900_020, inside=[first], flags=RowFlag.WARMUP), *stages[1:]]).calls
+
+
+def test_one_cold_call_is_listed_a_request():
+    """The wait for a cold call's GPU work is slow as well, and is not a second one; both are left out."""
+    stages = []
+    for number in range(40):
+        start, slow = number * 1e6, 100 if number == 20 else 1
+        infer = Stage("infer", start + 10, start + 20, gpu=(start + 13, start + 13 + 5000 * slow))
+        fetch = Stage("fetch", start + 30, start + 5020 * slow, gpu=(start + 13 + 5000 * slow, start + 5019 * slow))
+        stages.append(Stage("request", start, start + 5030 * slow, inside=[infer, fetch]))
+    cold = find(stages)
+    assert len(cold.calls) == 1
+    assert cold.rows.sum() == 3
+
+
+def test_sizes_and_shapes_are_told_by_the_last_word_of_a_name():
+    """Numbers of something are sizes; shapes are compared as text; other attributes say nothing."""
+    inner = Stage("infer", 1, 2, attributes={"gen_ai.usage.input_tokens": 7, "input_shape": [1, 3], "model": "vit"})
+    outer = Stage(
+        "request", 0, 3, inside=[inner], attributes={"batch_size": 8, "nbytes": 3, "dtype": "half", "bytes": 1e999}
+    )
+    shape = shape_of(recording(outer), 1)
+    assert dict(shape) == {
+        "batch_size": 8,
+        "bytes": float("inf"),
+        "dtype": "half",
+        "gen_ai.usage.input_tokens": 7,
+        "input_shape": "[1, 3]",
+    }
+    assert sizes_in(shape) == {"batch_size": 8, "gen_ai.usage.input_tokens": 7}

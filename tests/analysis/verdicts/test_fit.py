@@ -1,0 +1,84 @@
+"""Fixed cost and cost per item: found where the data can bear it, refused where not."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuscope.analysis._verdicts.fit import Fit, fit_cost
+
+SIZES = np.tile([1.0, 2.0, 4.0, 8.0, 16.0], 12)
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    """Deviations of about one, the same each time."""
+    return np.random.default_rng(seed).normal(size=count)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.1, 10), st.floats(0.01, 5), st.integers(0, 99))
+def test_a_straight_line_is_found_with_ranges_that_hold_it(fixed_ms, per_item_ms, seed):
+    """With noise of one per cent the line is found within a few, and most is attributed to the right part."""
+    costs = fixed_ms + per_item_ms * SIZES
+    fit = fit_cost("batch_size", SIZES, costs * (1 + 0.01 * noise(len(SIZES), seed)))
+    assert isinstance(fit, Fit)
+    assert fit.per_item_ms == pytest.approx(per_item_ms, abs=0.02 * (fixed_ms / 4 + per_item_ms))
+    assert fit.per_item_range_ms[0] <= fit.per_item_ms <= fit.per_item_range_ms[1]
+    assert fit.fixed_range_ms[0] <= fit.fixed_ms <= fit.fixed_range_ms[1]
+    assert fit.fixed_share == pytest.approx(fixed_ms / (fixed_ms + 4 * per_item_ms), abs=0.05)
+
+
+def test_a_few_odd_calls_do_not_move_the_line():
+    """One call in thirteen that takes fifty times as long leaves the estimate where it was."""
+    costs = 2 + 0.5 * SIZES + 0.01 * noise(len(SIZES))
+    costs[::13] *= 50
+    fit = fit_cost("batch_size", SIZES, costs)
+    assert isinstance(fit, Fit)
+    assert (fit.fixed_ms, fit.per_item_ms) == (pytest.approx(2, abs=0.2), pytest.approx(0.5, abs=0.05))
+
+
+def test_a_cost_that_does_not_depend_on_the_size_is_all_per_call():
+    """A stage that only launches costs the same for every batch."""
+    fit = fit_cost("batch_size", SIZES, 3 + 0.01 * noise(len(SIZES)))
+    assert isinstance(fit, Fit)
+    assert fit.fixed_share == pytest.approx(1, abs=0.01)
+    assert fit.per_item_range_ms[0] <= 0 <= fit.per_item_range_ms[1] or abs(fit.per_item_ms) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("sizes", "costs", "reason"),
+    [
+        (SIZES[:19], SIZES[:19], "19 calls with `batch_size`, of at least 20"),
+        (np.full(60, 8.0), np.ones(60), "`batch_size` varies too little: 8 to 8"),
+        (np.tile([8.0, 9.0, 10.0], 20), np.ones(60), "`batch_size` varies too little: 8 to 10"),
+        (np.tile([1.0, 8.0], 30), np.ones(60), "`batch_size` varies too little: 1 to 8"),
+        (np.tile([0.0, 1.0, 8.0], 20), np.ones(60), "`batch_size` varies too little: 0 to 8"),
+        (SIZES, np.exp(2 * noise(60)), "the calls differ too much to tell the effect of `batch_size`"),
+        (
+            np.tile(np.arange(1.0, 7), 20),
+            np.tile(np.arange(1.0, 7), 20) ** 2,
+            "the cost does not follow a straight line over `batch_size`",
+        ),
+    ],
+)
+def test_a_line_that_the_data_cannot_bear_is_refused_with_the_reason(sizes, costs, reason):
+    """Few calls, few or close sizes, scattered or bent costs: no numbers, but why."""
+    assert fit_cost("batch_size", sizes, costs) == reason
+
+
+def test_without_scipy_there_is_no_line_but_a_hint(monkeypatch):
+    """The rest of a report needs only numpy, and goes on."""
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert fit_cost("batch_size", SIZES, SIZES) == 'it takes SciPy: `pip install "gpuscope[report]"`'
+
+
+def test_many_calls_are_thinned_out():
+    """The estimator looks at pairs: of a hundred thousand calls a thousand are enough."""
+    sizes = np.tile(SIZES, 2000)
+    fit = fit_cost("batch_size", sizes, 1 + sizes)
+    assert isinstance(fit, Fit)
+    assert fit.calls == 1000

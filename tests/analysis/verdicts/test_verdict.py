@@ -1,0 +1,361 @@
+"""Verdicts: simulated programs whose answer is known, and what keeps a verdict from being given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpuscope._data.batch import RowFlag
+from gpuscope.analysis.recording import Losses
+from gpuscope.analysis.verdict import Findings, judge
+
+from ..recordings import Stage, recording
+from .simulate import Machine
+from .workloads import REQUESTS, WORKLOADS, Workload, each, fetch, infer
+
+
+def machine_after(workload: Workload, **options) -> Machine:
+    """Return the machine that has run a workload."""
+    machine = Machine(**options)
+    workload.run(machine)
+    return machine
+
+
+def judged(name: str) -> Findings:
+    """Return the findings on a workload."""
+    return judge(machine_after(WORKLOADS[name]).recording())
+
+
+def verdicts(findings: Findings) -> tuple[str, dict[str, str]]:
+    """Return the verdict on the only kind of request, and those on the stages."""
+    (request,) = findings.requests
+    return request.verdict, {stage.name: stage.verdict for stage in findings.stages}
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_program_with_a_known_bottleneck_gets_its_verdict(name):
+    """What bounds the requests and the stages of a simulated program is found, or said to be unknown."""
+    findings = judged(name)
+    request, stages = verdicts(findings)
+    _, expected, expected_stages = WORKLOADS[name]
+    assert (request, {stage: stages[stage] for stage in expected_stages}) == (expected, expected_stages), str(findings)
+
+
+def test_what_took_long_but_for_warmup_comes_first():
+    """A model that is warmed up outside requests is no kind of request to begin with, however slow its first call."""
+    machine = machine_after(WORKLOADS["large gemm"])
+    warm_up = [Stage("model", -(10**9), -10, flags=RowFlag.WARMUP), Stage("model", -9, -5)]
+    names = [request.name for request in judge(recording(*warm_up, *machine.roots)).requests]
+    assert names == [machine.roots[0].name, "model"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    name=st.sampled_from(sorted(WORKLOADS)), scale=st.floats(1, 20), seed=st.integers(0, 99), mark=st.text(max_size=3)
+)
+def test_neither_names_nor_scale_nor_chance_change_a_verdict(name, scale, seed, mark):
+    """The same program with other names, slower by any factor and with other random deviations is judged the same."""
+    machine = machine_after(WORKLOADS[name], scale=scale, seed=seed, rename=lambda stage: f"{mark}{stage[::-1]}")
+    request, stages = verdicts(judge(machine.recording()))
+    _, expected, expected_stages = WORKLOADS[name]
+    # A slower program can be long enough for a verdict on a stage that was too short for one.
+    known = {f"{mark}{stage[::-1]}": verdict for stage, verdict in expected_stages.items() if verdict != "unknown"}
+    assert (request, {stage: stages[stage] for stage in known}) == (expected, known)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_verdict_carries_its_figures_and_next_steps(name):
+    """Shares between nothing and all, a gain no larger than the request, one or two steps; for unknown, the reason."""
+    findings = judged(name)
+    for verdict in (*findings.requests, *findings.stages):
+        assert verdict.because.endswith(".")
+        assert verdict.calls + verdict.warmup_calls + verdict.cold_calls >= REQUESTS
+        if verdict.verdict == "unknown":
+            assert (verdict.gain_ms, verdict.gain_share, verdict.assumes) == (None, None, None)
+            continue
+        assert 1 <= len(verdict.next_steps) <= 2
+        if verdict.host_ms is None:  # In a graph: what the request would gain is the launcher's to say.
+            assert verdict.gain_share is None
+            continue
+        assert 0 <= verdict.gain_share <= 1
+        assert 0 <= verdict.wait_share <= 1
+        assert 0 <= verdict.idle_share <= 1
+        assert verdict.duration_ms >= verdict.host_ms
+
+
+def test_findings_are_plain_data_and_print_a_few_lines_a_verdict():
+    """For scripts a dictionary that JSON can hold, for people the verdict with its condition, evidence and steps."""
+    findings = judged("heavy preprocess")
+    assert json.loads(json.dumps(findings.as_dict())) == findings.as_dict()
+    lines = str(findings).splitlines()
+    assert lines[0].startswith("`request`: cpu-bound, assuming that `prep` does not wait for the GPU inside")
+    assert any(line.strip() == "- Begin with `prep`, which has the largest part in it." for line in lines)
+    assert any("GPU without work:" in line and "in `prep`, host not ready" in line for line in lines)
+
+
+def test_of_nothing_there_is_nothing_to_say():
+    """An empty recording has no verdicts, and says so."""
+    findings = judge(recording())
+    assert findings.requests == findings.stages == findings.cold == ()
+    assert str(findings) == "No stages, no verdicts."
+
+
+TIMES = st.integers(0, 10**6)
+STAGES = st.recursive(
+    st.just([]),
+    lambda inside: st.lists(
+        st.builds(
+            Stage,
+            name=st.sampled_from(["a", "b", "c"]),
+            start=TIMES,
+            end=TIMES,
+            gpu=st.none() | st.tuples(TIMES, TIMES),
+            inside=inside,
+            stream=st.integers(0, 1),
+            device=st.integers(0, 1),
+            process=st.sampled_from(["one", "two"]),
+            thread=st.sampled_from(["one", "two"]),
+            flags=st.integers(0, sum(RowFlag)),
+            attributes=st.dictionaries(
+                st.sampled_from(["batch_size", "bytes", "input_shape", "é"]),
+                st.none() | st.integers() | st.floats() | st.text(max_size=2) | st.lists(st.integers(), max_size=2),
+                max_size=2,
+            ),
+        ),
+        max_size=3,
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(stages=STAGES, count=st.integers(1, 15))
+def test_any_recording_gets_findings(stages, count):
+    """Whatever the times, the nesting and the attributes are: findings that are plain data and can be printed."""
+    roots = [stage.shifted(10**5 * number) for number in range(count) for stage in stages]
+    findings = judge(recording(*roots))
+    assert json.loads(json.dumps(findings.as_dict(), allow_nan=False)) == findings.as_dict()
+    assert str(findings)
+
+
+def test_the_gain_is_what_the_simulation_saves_without_the_bottleneck():
+    """Without the host's work a request would be shorter by what is said, and by no more: nothing else ran then."""
+    (request,) = judged("heavy preprocess").requests
+    without = judge(machine_after(Workload(each(lambda m: (infer(m, 50, 60), fetch(m))), "", {})).recording())
+    saved_ms = request.duration_ms - without.requests[0].duration_ms
+    assert request.gain_ms == pytest.approx(saved_ms, rel=0.02)
+
+
+def test_the_gain_from_overlap_is_the_shorter_of_the_two_idle_times():
+    """Host and GPU that take turns can save no more than either of them waits."""
+    for name in ("pageable copy", "item in a loop", "taking turns"):
+        (request,) = judged(name).requests
+        assert request.gain_share == pytest.approx(min(request.wait_share, request.idle_share), abs=0.01)
+    assert request.gain_ms == pytest.approx(request.gain_share * request.duration_ms, rel=0.05)
+
+
+def test_a_wait_names_the_stage_whose_work_it_is_for():
+    """The time of a stage that only waits is that of the stage that launched."""
+    (waiting,) = (stage for stage in judged("large gemm").stages if stage.name == "fetch")
+    assert waiting.waits_for == "infer"
+    assert waiting.next_steps[0] == "Begin with `infer`, which has the largest part in it."
+
+
+@pytest.mark.parametrize(
+    ("name", "cause", "stage"),
+    [
+        ("heavy preprocess", "host not ready", "prep"),
+        ("taking turns", "host not ready", "prep"),
+        ("pageable copy", "waiting for a copy", "h2d"),
+        ("large result, known size", "waiting for a copy", "d2h"),
+        ("slow consumer", "between requests", None),
+        ("item in a loop", "host not ready", "request"),
+        ("item in a loop, one stage", "unclear", "generate"),
+    ],
+)
+def test_the_largest_cause_of_idleness_is_the_one_that_was_built_in(name, cause, stage):
+    """Where the GPU had nothing to do, it is told why, and in which stage the host was."""
+    first = judged(name).requests[0].idle[0]
+    assert (first.cause, first.stage) == (cause, stage)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pageable copy", ("pinned memory", "non_blocking=True")),
+        ("item in a loop", ("`.item()`", "wait once")),
+        ("taking turns", ("double buffering",)),
+        ("slow consumer", ("between requests", "another thread")),
+        ("large gemm, wait inside", ("a stage of its own", "gpuscope profile")),
+        ("work before the launch", ("host work before the launches",)),
+    ],
+)
+def test_the_next_steps_fit_the_bottleneck(name, words):
+    """What is to be tried removes what was built in, or would tell what it is."""
+    steps = " ".join(judged(name).requests[0].next_steps)
+    assert all(word in steps for word in words)
+
+
+def test_irregular_gaps_between_requests_are_no_bottleneck():
+    """A server that waits for its clients is judged by its requests; the gaps are listed all the same."""
+    (request,) = judged("few requests").requests
+    between = next(cause for cause in request.idle if cause.cause == "between requests")
+    assert between.share > 0.5
+    assert request.verdict == "gpu-bound"
+
+
+def test_too_few_calls_are_not_judged():
+    """Nine requests besides the warm-up are one short."""
+    machine = machine_after(WORKLOADS["large gemm"])
+    assert judge(recording(*machine.roots[:12])).requests[0].because == (
+        "9 calls besides warm-up and cold ones, of at least 10."
+    )
+    assert judge(recording(*machine.roots[:13])).requests[0].verdict == "gpu-bound"
+
+
+def test_warm_up_is_never_judged():
+    """Requests that are warm-up, or have a warm-up call inside, do not enter any figure."""
+    machine = machine_after(WORKLOADS["large gemm"])
+    slow = [replace(root.shifted(-1e9), end=root.end - 1e9 + 5e8) for root in machine.roots[:3]]
+    expected = judge(machine.recording()).requests[0]
+    assert judge(recording(*slow, *machine.roots)).requests[0].duration_ms == expected.duration_ms
+    late = replace(
+        machine.roots[-1], inside=[replace(stage, flags=RowFlag.WARMUP) for stage in machine.roots[-1].inside]
+    )
+    assert judge(recording(*machine.roots[:-1], late)).requests[0].calls == expected.calls - 1
+
+
+def test_late_cold_requests_are_listed_and_not_averaged_in():
+    """One request that compiles for half a second leaves the figures as they were."""
+    machine = Machine()
+    WORKLOADS["large gemm"].run(machine)
+    with machine.stage("request"):
+        with machine.stage("infer", batch_size=9):
+            machine.work(500_000)
+            machine.launch(5000)
+        fetch(machine)
+    WORKLOADS["large gemm"].run(machine)
+    findings = judge(machine.recording())
+    assert [call.because for call in findings.cold] == ["first call with batch_size=9"]
+    assert (findings.requests[0].cold_calls, findings.requests[0].verdict) == (1, "gpu-bound")
+    assert findings.requests[0].idle_share == pytest.approx(judged("large gemm").requests[0].idle_share, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        (Losses(dropped={"queue_full": 1}), "gpu-bound"),
+        (Losses(dropped={"queue_full": 50}), "unknown"),
+        (Losses(lost={"export_failed": 50}), "unknown"),
+        (Losses(orphans=50), "unknown"),
+    ],
+)
+def test_where_stages_are_missing_nothing_is_certain(losses, verdict):
+    """More than one stage in a hundred that never reached the files makes every verdict unknown, and is told."""
+    findings = judge(machine_after(WORKLOADS["large gemm"]).recording(losses))
+    assert {each.verdict for each in (*findings.requests, *findings.stages)} == {verdict}
+    assert findings.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "because"),
+    [
+        ({"flags": int(RowFlag.CAPTURED), "gpu": None}, "ran while a CUDA graph was captured"),
+        ({"flags": int(RowFlag.GIVEN_UP), "gpu": None}, "was given up before its GPU work ended"),
+        ({"flags": int(RowFlag.CLAMPED)}, "has GPU times that cannot be placed"),
+        ({"gpu": None}, "has no GPU times"),
+    ],
+)
+def test_stages_without_gpu_times_hide_work(change, because):
+    """A stage without reliable GPU times is unknown, and so is a request most of which is such a stage."""
+    roots = machine_after(WORKLOADS["heavy preprocess"]).roots
+    roots = [replace(root, inside=[replace(root.inside[0], **change), *root.inside[1:]]) for root in roots]
+    findings = judge(recording(*roots))
+    hidden = [verdict for verdict in (*findings.requests, *findings.stages) if verdict.name in ("request", "prep")]
+    assert [verdict.verdict for verdict in hidden] == ["unknown", "unknown"]
+    assert all(verdict.because.startswith("GPU work may be hidden: `prep` " + because) for verdict in hidden)
+    assert {stage.verdict for stage in findings.stages if stage.name != "prep"} == {"gpu-bound"}
+
+
+def test_requests_on_several_gpus_and_with_concurrent_stages_are_unknown():
+    """Neither is judged, and each says why."""
+    one = Stage("a", 10, 20, gpu=(13, 400))
+    two_gpus = Stage("request", 0, 900, gpu=(3, 903), inside=[one, Stage("b", 30, 800, gpu=(33, 803), device=1)])
+    tasks = Stage("request", 0, 900, gpu=(3, 903), inside=[one, Stage("b", 15, 800, gpu=(33, 803))])
+    for root, because in ((two_gpus, "several GPUs"), (tasks, "at the same time")):
+        (request,) = judge(recording(*(root.shifted(1000 * number) for number in range(20)))).requests
+        assert request.verdict == "unknown"
+        assert because in request.because
+
+
+def test_calls_that_differ_are_not_given_one_verdict():
+    """Half the requests GPU-bound and half CPU-bound: the average is true of none."""
+    machine = Machine()
+    for number in range(60):
+        with machine.stage("request"):
+            with machine.stage("prep"):
+                machine.work(100 if number % 2 else 9000)
+            infer(machine, 1, 5000 if number % 2 else 60)
+            fetch(machine)
+    (request,) = judge(machine.recording()).requests
+    assert request.verdict == "unknown"
+    assert request.because.startswith("Its calls differ")
+
+
+def test_a_stage_of_some_microseconds_is_not_judged():
+    """It would be its two events that are judged."""
+    findings = judge(machine_after(WORKLOADS["tiny kernels"]).recording())
+    (short,) = (stage for stage in findings.stages if stage.name == "fetch")
+    assert short.because == "It is shorter than 0.03 ms, so that its events are what is measured."
+
+
+def test_cost_is_per_call_for_launching_and_per_item_for_gpu_work():
+    """A stage that launches costs the same for any batch; GPU work grows with it; without sizes there is no fit."""
+    machine, sizes = Machine(), np.random.default_rng(0).choice([2, 4, 8, 16], 120).tolist()
+    for size in sizes:
+        with machine.stage("request", batch_size=size):
+            infer(machine, 300, 2)
+            with machine.stage("compute"):
+                machine.launch(500 + 400 * size)
+            fetch(machine)
+    stages = {stage.name: stage for stage in judge(machine.recording()).stages}
+    assert stages["infer"].cost.fixed_share > 0.95
+    assert stages["infer"].next_steps[0].startswith("Most of its cost is per call")
+    assert stages["compute"].cost.per_item_ms == pytest.approx(0.4, rel=0.05)
+    assert stages["compute"].cost.size == "batch_size"
+    assert judged("large gemm").stages[0].no_cost.startswith("no attribute says how much")
+
+
+def test_stages_are_judged_within_their_kind_of_request():
+    """A stage of one name in two kinds of request, and outermost itself, is three things."""
+    machine = Machine()
+    for _ in range(20):
+        with machine.stage("large"):
+            infer(machine, 1, 5000)
+            fetch(machine)
+        with machine.stage("small"):
+            infer(machine, 300, 2)
+            fetch(machine)
+        infer(machine, 1, 100)
+        machine.wait()
+    findings = judge(machine.recording())
+    assert {request.name for request in findings.requests} == {"large", "small", "infer"}
+    assert {stage.root: stage.verdict for stage in findings.stages if stage.name == "infer"} == {
+        "large": "gpu-bound",
+        "small": "cpu-bound",
+    }
+
+
+def test_of_a_gpu_without_times_no_idleness_is_claimed():
+    """Where nothing is known of the GPU, it is not said to have had nothing to do."""
+    everything = machine_after(WORKLOADS["taking turns"]).recording()
+    nothing = np.zeros_like(everything.gpu_start_ns)
+    untimed = replace(everything, stream=np.full_like(everything.stream, -1), gpu_start_ns=nothing, gpu_end_ns=nothing)
+    assert judge(everything).requests[0].idle
+    assert [request.idle for request in judge(untimed).requests] == [()]
+    assert "GPU without work" not in str(judge(untimed))

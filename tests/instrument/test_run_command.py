@@ -1,0 +1,329 @@
+"""`gpuscope run`: programs behave as without it, and their functions are stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from gpuscope.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+WORKERS = """
+import multiprocessing, pickle, sys
+
+def outer(x):
+    return inner(x) + 1
+
+def inner(x):
+    return x
+
+class Model:
+    def forward(self, images):
+        return len(images)
+
+def work(results):
+    results.put((sys.argv[1:], outer(3)))
+
+if __name__ == "__main__":
+    Model().forward([1, 2])
+    assert pickle.loads(pickle.dumps(outer)) is outer
+    assert type(pickle.loads(pickle.dumps(Model()))) is Model
+    context = multiprocessing.get_context(sys.argv[1])
+    results = context.SimpleQueue()
+    process = context.Process(target=work, args=(results,))
+    process.start()
+    print(results.get())
+    process.join()
+"""
+
+
+DEFINITIONS = """'The docstring.'
+from __future__ import annotations
+import asyncio
+import app as module
+import gpuscope
+from app import *
+def twice(): pass
+twice()
+def twice(): return 1
+twice()
+for _ in range(3):
+    def looped(): pass
+    looped()
+if __doc__ == 'The docstring.':
+    def chosen(): pass
+else:
+    chosen = None
+try:
+    import nothing
+except ImportError:
+    def handled(): pass
+assigned = lambda: 1
+async def asynchronous(): pass
+class A:
+    class B:
+        @classmethod
+        def inner(cls): pass
+    def own(self): pass
+for function in (chosen, handled, starred, assigned, module.attribute, A.B.inner, A().own):
+    function()
+asyncio.run(asynchronous())
+gpuscope.flush()
+print(sorted((stage.name, stage.calls) for stage in gpuscope.summary().stages))
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Return a function that runs the interpreter in an empty folder, with given variables."""
+
+    def python(*arguments, **variables):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPUSCOPE", "OTEL_"))}
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env={**kept, "PYTHONPATH": str(ROOT), "GPUSCOPE_EXPORTER": "none", **variables},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    return python
+
+
+@pytest.fixture
+def run(python):
+    """Return a function that runs a program by `gpuscope run`."""
+    return lambda *arguments, **variables: python("-m", "gpuscope", "run", *arguments, **variables)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Return a function that writes a file."""
+
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write
+
+
+def to_files(folder):
+    """Variables that have each process write its spans to a file."""
+    return {"GPUSCOPE_EXPORTER": "file", "GPUSCOPE_FILE": str(folder / "{pid}.jsonl")}
+
+
+def stages_in(folder):
+    """The names of the spans in each file."""
+    return [stages_of(path) for path in folder.glob("*.jsonl")]
+
+
+def stages_of(path):
+    """The names of the spans in a file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    scopes = [scope for line in lines for resource in line.get("resourceSpans", ()) for scope in resource["scopeSpans"]]
+    return [span["name"] for scope in scopes for span in scope["spans"]]
+
+
+class TestAsWithoutIt:
+    """Output, exit code and state are those of `python`."""
+
+    @pytest.mark.parametrize(
+        "program",
+        [
+            "import sys; print(sys.argv, sys.path, sys.flags, sorted(globals()), __name__, __file__, __spec__)",
+            "import sys; sys.exit(7)",
+            "import sys; sys.exit('goodbye')",
+            "def f():\n    1 / 0\nf()",
+            "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise ValueError('b') from e",
+            "raise KeyboardInterrupt",
+            "raise BrokenPipeError('mine')",
+            "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+            "import signal, __main__ as m; print(signal.getsignal(2), signal.getsignal(15), vars(m) is globals())",
+            "x = = 1",
+            "import sys\nsys.excepthook = lambda kind, _, trace: print(kind, trace.tb_frame.f_code.co_name)\n1 / 0",
+            "import atexit, threading\natexit.register(print, 'last')\nthreading.Timer(0.05, print, ['first']).start()",
+            "# -*- coding: latin-1 -*-\nimport __main__, inspect; print(inspect.getsource(__main__))",
+        ],
+    )
+    def test_script(self, run, python, write, program):
+        """Standard output, standard error and the exit code are the same, to the byte."""
+        write("script.py", program)
+        traced, plain = run("script.py", "-a", "--report", "b"), python("script.py", "-a", "--report", "b")
+        assert (traced.returncode, traced.stdout, traced.stderr) == (plain.returncode, plain.stdout, plain.stderr)
+
+    def test_main_functions_that_are_stages_keep_their_lines(self, python, write):
+        """A traceback through the program shows its own lines, with the stage's frame between them."""
+        write("script.py", "import sys\n\ndef f(x):\n    return 1 / x\n\nf(0)\n")
+        done = python("-m", "gpuscope", "run", "--stage", "f=__main__:f", "script.py")
+        assert "line 6, in <module>\n    f(0)" in done.stderr
+        assert "line 4, in f\n    return 1 / x" in done.stderr
+        assert done.stderr.count("gpuscope") == 1
+
+    @pytest.mark.parametrize(
+        "arguments", [("-m", "package", "a"), ("-m", "package.part"), ("-c", "import sys; print(sys.argv)", "a")]
+    )
+    def test_modules_and_code(self, python, write, arguments):
+        """`-m` and `-c` mean what they mean to `python`."""
+        show = "import sys\nprint(sys.argv, sys.path[0], __name__, __file__, __spec__.name, __package__)\n"
+        write("package/__init__.py", "")
+        write("package/__main__.py", show)
+        write("package/part.py", show)
+        traced, plain = python("-m", "gpuscope", "run", *arguments), python(*arguments)
+        assert (traced.returncode, traced.stdout, traced.stderr) == (0, plain.stdout, "")
+
+    def test_a_folder(self, python, write):
+        """A folder with a `__main__.py` is a program."""
+        write("folder/__main__.py", "import sys, beside; print(sys.argv, sys.path[0], __file__)")
+        write("folder/beside.py", "")
+        assert python("-m", "gpuscope", "run", "folder", "a").stdout == python("folder", "a").stdout != ""
+
+    def test_a_module_that_is_not_there(self, run):
+        """The sentence is Python's, and so is the exit code."""
+        done = run("-m", "no_such_module")
+        assert done.returncode == 1
+        assert done.stderr.endswith(": No module named no_such_module\n")
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("missing.py",), "cannot read 'missing.py'"),
+            (("--stage", "a=b", "missing.py"), "the stage 'a' is 'b': expected"),
+            (("--framework", "nothing", "missing.py"), "'nothing' is no framework"),
+            (("--report", "nowhere/r.html", "-c", "1"), "there is no folder"),
+            ((), "PROGRAM"),
+        ],
+    )
+    def test_mistakes_in_the_command(self, run, arguments, said):
+        """A mistake in the command ends it before the program begins, with exit code 2."""
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+    def test_interrupt_ends_it_by_signal(self, tmp_path, write):
+        """A program that is interrupted dies of SIGINT, so that a shell knows."""
+        write("script.py", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "gpuscope", "run", "script.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "GPUSCOPE_EXPORTER": "none"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == -signal.SIGINT
+        assert done.stderr.endswith("KeyboardInterrupt\n")
+
+    def test_help_names_the_command(self, capsys):
+        """The command line knows it."""
+        with pytest.raises(SystemExit):
+            main(["run", "--help"])
+        assert "--framework NAME" in capsys.readouterr().out
+
+
+class TestStages:
+    """Functions named from outside."""
+
+    @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+    def test_main_module_and_children_of_multiprocessing(self, run, write, tmp_path, method):
+        """What a script defines is a stage in it and in its children, called by name or by another function."""
+        write("script.py", WORKERS)
+        more = "inner=script:inner, forward=__main__:Model.forward"
+        done = run("--stage", "outer=__main__:outer", "--stage", more, "script.py", method, **to_files(tmp_path))
+        assert (done.stdout, done.stderr) == (f"(['{method}'], 4)\n", "")
+        assert sorted(map(sorted, stages_in(tmp_path))) == [["forward"], ["inner", "outer"]]
+
+    def test_processes_below(self, run, write, tmp_path):
+        """A Python that the program starts by itself learns of the stages, and imports its own `sitecustomize`."""
+        write("app.py", "def f():\n    return 1\n")
+        write("site/sitecustomize.py", "print('customized')\n")
+        write("child.py", "import app\napp.f()\n")
+        write("script.py", "import subprocess, sys, app\napp.f()\nsubprocess.run([sys.executable, 'child.py'])\n")
+        path = os.pathsep.join([str(ROOT), str(tmp_path / "site")])
+        done = run("--stage", "f=app:f", "script.py", PYTHONPATH=path, **to_files(tmp_path))
+        assert (done.stdout, done.stderr) == ("customized\ncustomized\n", "")
+        assert stages_in(tmp_path) == [["f"], ["f"]]
+
+    def test_what_a_script_defines_in_any_way(self, run, write):
+        """A name is a stage as soon as the script has bound it, however it did."""
+        write("app.py", "def starred(): pass\ndef attribute(): pass\n")
+        write("script.py", DEFINITIONS)
+        names = ["twice", "looped", "chosen", "handled", "starred", "assigned", "asynchronous"]
+        stages = {**{name: name for name in names}, "module": "module.attribute", "inner": "A.B.inner", "own": "A.own"}
+        done = run("--stage", ",".join(f"{stage}=__main__:{path}" for stage, path in stages.items()), "script.py")
+        counts = dict.fromkeys(stages, 1) | {"twice": 2, "looped": 3}
+        assert (done.stdout, done.stderr) == (f"{sorted(counts.items())}\n", "")
+
+    def test_names_that_a_script_does_not_define(self, run, write):
+        """A typo is said before the program runs, or when its class is there; once, with the closest name."""
+        write("script.py", "class Model:\n    def forward(self): pass\ndef serve(): pass\n")
+        done = run("--stage", "a=__main__:server", "--stage", "b=__main__:Model.forwrd", "script.py")
+        assert done.stderr.splitlines() == [
+            "__main__:server does not exist: the program has no `server`; did you mean `serve`?",
+            "__main__:Model.forwrd does not exist: `Model` has no `forwrd`; did you mean `forward`?",
+        ]
+
+    def test_a_module_as_program(self, run, write):
+        """A module that is run by `-m` is found by its own name and as `__main__`."""
+        write("package/__init__.py", "")
+        write(
+            "package/serve.py",
+            """
+            import gpuscope
+            def f(): pass
+            def g(): pass
+            f(), g(), gpuscope.flush()
+            print(gpuscope.statistics().recorded)
+            """,
+        )
+        assert run("--stage", "f=package.serve:f, g=__main__:g", "-m", "package.serve").stdout == "2\n"
+
+    def test_off_means_off(self, run, write):
+        """`GPUSCOPE=0` runs the program, and replaces nothing."""
+        write("script.py", "def f(): pass\nprint(hasattr(f, '__wrapped__'))")
+        assert run("--stage", "f=__main__:f", "script.py", GPUSCOPE="0").stdout == "False\n"
+
+
+class TestReport:
+    """`--report`."""
+
+    @pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("raise KeyboardInterrupt", -2)])
+    def test_is_written_however_the_program_ends(self, run, write, tmp_path, end, code):
+        """One line says where it is; the exit code is the program's, and nothing else is left."""
+        pytest.importorskip("rich")
+        write("script.py", f"import sys\ndef f(): pass\nf()\n{end}\n")
+        done = run("--stage", "f=__main__:f", "--report", "out.html", "script.py", TMPDIR=str(tmp_path))
+        assert done.returncode == code
+        assert done.stderr.splitlines()[-1] == f"gpuscope run: the report is {tmp_path / 'out.html'}"
+        assert '"f"' in (tmp_path / "out.html").read_text()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "script.py"]
+
+    def test_has_all_processes(self, run, write, tmp_path):
+        """Children that a program starts are in the report, which is written once."""
+        pytest.importorskip("rich")
+        write("script.py", WORKERS)
+        stages = "outer=__main__:outer, forward=__main__:Model.forward"
+        done = run("--stage", stages, "--report", "out.html", "script.py", "spawn")
+        assert done.stderr.count("the report is") == 1
+        page = (tmp_path / "out.html").read_text()
+        assert '"outer"' in page
+        assert '"forward"' in page
+
+    def test_without_a_stage(self, run, write):
+        """A program without a stage has no report, and a line says why."""
+        pytest.importorskip("rich")
+        write("script.py", "print('done')")
+        done = run("--report", "out.html", "script.py")
+        assert (done.returncode, done.stdout) == (0, "done\n")
+        assert done.stderr == "gpuscope run: no report, for no stage was recorded.\n"

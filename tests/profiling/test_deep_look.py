@@ -1,0 +1,354 @@
+"""The deep look offline: traces of programs whose bound is known by construction, and what is read from a trace."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+
+import pytest
+
+from gpuscope._profiling.examine import examine, read_trace
+
+from .kineto import Program, serve
+
+
+def infer(program, kernels, duration):
+    """Launch kernels in a stage."""
+    with program.stage("infer"):
+        for _ in range(kernels):
+            program.launch(duration)
+
+
+def fetch(program, size=4000):
+    """Copy a result into pageable memory."""
+    with program.stage("fetch"):
+        program.copy("DtoH", size, pageable=True)
+
+
+def tiny_kernels(program):
+    """Launching takes longer than computing."""
+    infer(program, 500, 2)
+    fetch(program)
+
+
+def large_gemm(program):
+    """One long kernel."""
+    infer(program, 1, 5000)
+    fetch(program)
+
+
+def pageable_copy(program):
+    """A large batch from pageable memory."""
+    with program.stage("h2d"):
+        program.copy("HtoD", 64_000_000, pageable=True)
+    infer(program, 1, 1500)
+    fetch(program)
+
+
+def pinned_copy(program):
+    """The same from pinned memory, with more to compute."""
+    with program.stage("h2d"):
+        program.copy("HtoD", 64_000_000, pageable=False, blocking=False)
+    infer(program, 1, 3500)
+    fetch(program)
+
+
+def item_in_a_loop(program, kernel=50, work=90):
+    """A number is read after every few kernels."""
+    with program.stage("generate"):
+        for _ in range(20):
+            for _ in range(3):
+                program.launch(kernel)
+            program.item()
+            program.work(work)
+
+
+def item_after_each_tiny_kernel(program):
+    """Waiting itself costs more than what is waited for."""
+    with program.stage("generate"):
+        for _ in range(50):
+            program.launch(2)
+            program.item()
+
+
+def heavy_preprocess(program):
+    """Most of the time is on the host, in nothing of PyTorch."""
+    with program.stage("prep"):
+        program.work(20_000)
+    infer(program, 50, 60)
+    fetch(program)
+
+
+def two_streams(program):
+    """Two towers at a time."""
+    for stream, name in ((1, "left"), (2, "right")):
+        with program.stage(name):
+            program.launch(3000, stream=stream)
+    with program.stage("fetch"):
+        program.synchronize(stream=1)
+        program.synchronize(stream=2)
+
+
+def graph_replay(program):
+    """Many kernels by one call."""
+    with program.stage("infer"):
+        program.replay([20.0] * 100)
+    fetch(program)
+
+
+def compiled_model(program):
+    """Few long kernels after the guards."""
+    with program.stage("infer"):
+        program.work(60)
+        for _ in range(30):
+            program.launch(90)
+    fetch(program)
+
+
+def small_tensors(program):
+    """Tensors of a number each, made on the host."""
+    with program.stage("make tensors"):
+        for _ in range(60):
+            program.copy("HtoD", 8, pageable=True)
+            program.work(3)
+    infer(program, 20, 8)
+
+
+def large_result(program):
+    """A large result by `.cpu()`."""
+    infer(program, 1, 400)
+    fetch(program, 24_000_000)
+
+
+def taking_turns(program):
+    """As much host work as GPU work, one after the other."""
+    with program.stage("prep"):
+        program.work(3000)
+    infer(program, 30, 100)
+    fetch(program)
+
+
+TRANSFER, COMPUTE, DISPATCH = "transfer-bound", "compute-bound", "dispatch-bound"
+SYNC, HOST, UNKNOWN = "sync-bound", "host-bound", "unknown"
+WORKLOADS = {
+    tiny_kernels: {"request": DISPATCH, "infer": DISPATCH},
+    large_gemm: {"request": COMPUTE, "infer": COMPUTE, "fetch": SYNC},
+    pageable_copy: {"request": TRANSFER, "h2d": TRANSFER, "infer": COMPUTE, "fetch": SYNC},
+    pinned_copy: {"request": COMPUTE, "h2d": TRANSFER, "infer": COMPUTE},
+    item_in_a_loop: {"request": SYNC, "generate": SYNC},
+    item_after_each_tiny_kernel: {"request": SYNC, "generate": SYNC},
+    heavy_preprocess: {"request": HOST, "prep": HOST, "infer": COMPUTE, "fetch": SYNC},
+    two_streams: {"request": COMPUTE, "left": COMPUTE, "right": COMPUTE, "fetch": SYNC},
+    graph_replay: {"request": COMPUTE, "infer": COMPUTE, "fetch": SYNC},
+    compiled_model: {"request": COMPUTE, "infer": COMPUTE},
+    small_tensors: {"request": DISPATCH, "make tensors": DISPATCH},
+    large_result: {"request": TRANSFER, "infer": COMPUTE, "fetch": TRANSFER},
+    taking_turns: {"request": SYNC, "prep": HOST, "infer": COMPUTE, "fetch": SYNC},
+}
+
+
+def looks(program):
+    """What is said of each stage, by name."""
+    return {stage.name: stage for stage in examine(program.trace()).stages}
+
+
+class TestBounds:
+    """What bounds the stages of programs that were made to be bound by it."""
+
+    @pytest.mark.parametrize("request_", WORKLOADS, ids=lambda request_: request_.__name__)
+    def test_bound_is_what_the_program_was_made_for(self, request_):
+        """Every stage, and the request, is called what it is by construction."""
+        found = looks(serve(request_))
+        assert {name: found[name].bound for name in WORKLOADS[request_]} == WORKLOADS[request_]
+
+    @pytest.mark.parametrize("request_", WORKLOADS, ids=lambda request_: request_.__name__)
+    def test_parts_add_up_to_the_whole(self, request_):
+        """What the GPU does, and what keeps it from having work, fill a stage's time exactly."""
+        for stage in looks(serve(request_)).values():
+            parts = stage.compute_ms + stage.transfer_ms + stage.dispatch_ms + stage.sync_ms + stage.host_only_ms
+            assert parts == pytest.approx(stage.ms, abs=1e-6)
+            assert min(stage.compute_ms, stage.transfer_ms, stage.dispatch_ms, stage.sync_ms, stage.host_only_ms) >= 0
+            assert stage.wait_ms + stage.copy_wait_ms <= stage.ms
+
+    def test_a_staged_copy_is_all_of_its_call(self):
+        """Where only parts of a pageable copy show on the GPU, the host is copying in between: it is no idle time."""
+        program = serve(pageable_copy)
+        for event in program.events:
+            if event["cat"] == "gpu_memcpy" and event["args"]["bytes"] > 2**16:
+                event["dur"] /= 10
+        assert looks(program)["h2d"].bound == looks(program)["request"].bound == TRANSFER
+
+    def test_names_do_not_matter(self):
+        """A stage called after something else is judged by what it does."""
+
+        def request(program):
+            with program.stage("large_gemm"):
+                for _ in range(300):
+                    program.launch(2)
+
+        assert looks(serve(request))["large_gemm"].bound == DISPATCH
+
+    def test_without_gpu_work_nothing_is_said(self):
+        """A trace of the CPU alone, as when another tool holds CUPTI, is unknown, and the report says what to do."""
+        program = Program(has_gpu=False)
+        with program.stage("request"):
+            program.launch(10)
+        found = examine(program.trace())
+        assert [stage.bound for stage in found.stages] == [UNKNOWN]
+        assert "CUPTI" in str(found)
+
+    def test_a_wait_for_another_stage_names_it(self):
+        """A stage that waits for what an earlier one launched sends the reader there."""
+        stage = looks(serve(large_gemm))["fetch"]
+        assert stage.waits_for == "infer"
+        assert "`infer`" in stage.next_steps[0]
+
+    def test_idle_time_between_requests_is_said(self):
+        """A program that does something else between requests is told how much of the time that is."""
+        assert "Between requests, the GPU has nothing to do for 8" in str(
+            examine(serve(graph_replay, between=10_000).trace())
+        )
+        assert "Between requests" not in str(examine(serve(graph_replay).trace()))
+
+
+class TestContents:
+    """Counts and times of what is in a stage."""
+
+    def test_counts_are_a_call(self):
+        """Kernels, launches and gaps are given for a call of the stage, not for all of them."""
+        stage = looks(serve(tiny_kernels, count=4))["infer"]
+        assert (stage.calls, stage.kernels, stage.launches, stage.gaps) == (4, 500, 500, 499)
+        assert stage.kernel_us == pytest.approx(2.0)
+        assert stage.overhead == "per call"
+
+    def test_a_graph_is_one_launch_of_many_kernels(self):
+        """The kernels of a replayed graph belong to the stage that replayed it."""
+        stage = looks(serve(graph_replay))["infer"]
+        assert (stage.graph_launches, stage.launches, stage.kernels) == (1, 1, 100)
+
+    def test_copies_by_direction_and_memory(self):
+        """Copies are told apart by direction and by whether the host's memory is pinned, with their bytes."""
+
+        def request(program):
+            program.copy("HtoD", 1000, pageable=True)
+            program.copy("HtoD", 3000, pageable=False)
+            program.copy("DtoH", 500, pageable=True)
+
+        (stage,) = looks(serve(request)).values()
+        found = {(copies.direction, copies.pageable): copies.bytes for copies in stage.copies}
+        assert found == {("HtoD", True): 1000, ("HtoD", False): 3000, ("DtoH", True): 500}
+
+    def test_tiny_tensors_are_named_by_their_operator(self):
+        """Numbers copied to the GPU one by one are counted, with the operator that the program called."""
+        stage = looks(serve(small_tensors))["make tensors"]
+        assert [(small.name, small.count) for small in stage.small_copies] == [("aten::to", 60)]
+        assert "once" in stage.next_steps[0]
+
+    def test_waits_are_named_by_their_operator(self):
+        """`.item()` is one wait, whatever CUDA calls it makes; a bare synchronisation goes by its own name."""
+
+        def request(program):
+            program.launch(100)
+            program.item()
+            program.synchronize(call="cudaDeviceSynchronize")
+
+        (stage,) = looks(serve(request)).values()
+        assert {wait.name: wait.count for wait in stage.waits} == {"aten::item": 1, "cudaDeviceSynchronize": 1}
+
+    def test_a_wait_between_streams_is_none(self):
+        """`cudaStreamWaitEvent` lets a stream wait, not the host."""
+
+        def request(program):
+            program.launch(100)
+            program.synchronize(stream=3, call="cudaStreamWaitEvent")
+
+        (stage,) = looks(serve(request)).values()
+        assert stage.waits == ()
+
+    def test_as_plain_data(self):
+        """The findings can be written as JSON."""
+        found = json.loads(json.dumps(examine(serve(pageable_copy).trace()).as_dict()))
+        assert [stage["name"] for stage in found["stages"]] == ["request", "h2d", "infer", "fetch"]
+
+
+class TestAttribution:
+    """GPU work belongs to the stage that launched it."""
+
+    def test_work_belongs_to_its_launch_and_not_to_its_time(self):
+        """A kernel that runs during a later stage counts for the one that launched it."""
+        program = Program()
+        with program.stage("request"):
+            with program.stage("first"):
+                program.launch(5000)
+            with program.stage("second"):
+                program.work(2000)
+        found = looks(program)
+        assert (found["first"].kernels, found["second"].kernels, found["request"].kernels) == (1, 0, 1)
+
+    def test_threads_are_kept_apart(self):
+        """A launch on another thread at the same time is not the stage's."""
+        program = Program()
+        with program.stage("request"):
+            program.launch(10)
+            program.thread += 1
+            program.launch(10)
+            program.thread -= 1
+        assert looks(program)["request"].kernels == 1
+
+    def test_what_is_not_whole_is_left_out_and_said(self):
+        """A request cut off by the end of the trace does not count, nor do the stages in it."""
+        program = serve(large_gemm)
+        with program.stage("request", finished=False), program.stage("infer"):
+            program.launch(1)
+        found = examine(program.trace())
+        assert {stage.name: stage.calls for stage in found.stages} == {"request": 5, "infer": 5, "fetch": 5}
+        assert "2 stages that were not wholly in the trace" in str(found)
+
+    def test_a_stage_that_lost_its_request_is_left_out(self):
+        """A stage whose request began before the trace is not taken for a request."""
+        program = serve(large_gemm)
+        with program.stage("infer"):
+            program.launch(1)
+        program.requests.remove("infer")
+        assert looks(program)["infer"].calls == 5
+
+    def test_a_trace_without_our_note_is_read_too(self):
+        """In a trace that gpuscope did not make, every annotation but the profiler's own steps is a stage."""
+        program = Program()
+        with program.stage("ProfilerStep#3"), program.stage("forward"):
+            program.launch(10)
+        (stage,) = examine(program.trace(note=False)).stages
+        assert (stage.name, stage.root, stage.kernels) == ("forward", "forward", 1)
+
+    def test_the_order_of_events_does_not_matter(self):
+        """Kineto writes events in no useful order."""
+        program = serve(pageable_copy)
+        before = examine(program.trace())
+        random.Random(0).shuffle(program.events)
+        assert examine(program.trace()) == before
+
+
+class TestReading:
+    """Files, and what is wrong with them."""
+
+    def test_compressed_or_not(self, tmp_path):
+        """A trace is read as it is, and compressed by gzip."""
+        trace = serve(large_gemm).trace()
+        (tmp_path / "t.json").write_text(json.dumps(trace))
+        (tmp_path / "t.json.gz").write_bytes(gzip.compress(json.dumps(trace).encode()))
+        assert read_trace(tmp_path / "t.json") == read_trace(tmp_path / "t.json.gz") == trace
+
+    @pytest.mark.parametrize("trace", [{}, [], {"traceEvents": 3}])
+    def test_what_is_no_trace_is_refused(self, trace):
+        """The message says what was expected."""
+        with pytest.raises(ValueError, match="traceEvents"):
+            examine(trace)
+
+    def test_malformed_events_are_counted(self):
+        """An event that cannot be read is left out, and said."""
+        program = serve(large_gemm)
+        program.events += [{"ph": "X", "cat": "kernel", "name": "k"}, 7, {"ph": "X", "cat": "kernel", "ts": "soon"}]
+        found = examine(program.trace())
+        assert len(found.stages) == 3
+        assert "3 events of the trace could not be read" in str(found)

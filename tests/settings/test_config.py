@@ -1,0 +1,160 @@
+"""Settings: what the environment means, and what is said of a malformed value."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpuscope._settings.config import Config
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+class TestEnvironment:
+    """Variables: a malformed value warns and never raises."""
+
+    @pytest.mark.parametrize(
+        ("word", "placed"), [("1", "beside"), ("beside", "beside"), ("Inline", "inline"), ("0", ""), ("off", "")]
+    )
+    def test_where_the_nodes_of_graph_stages_stand(self, word, placed):
+        """One variable says whether stages in CUDA graphs are timed, and where their nodes stand."""
+        config, complaints = Config.from_env({"GPUSCOPE_GRAPH_STAGES": word})
+        assert (config.graph_stages, complaints) == (placed, [])
+        assert Config().changed(graph_stages=word).graph_stages == placed
+        assert Config().changed(graph_stages=False).graph_stages == ""
+
+    @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", "", " "])
+    def test_false_words_mean_absent(self, word):
+        """Every word for no leaves gpuscope out, whatever its case."""
+        assert Config.from_env({"GPUSCOPE": word})[0].mode == "absent"
+
+    @pytest.mark.parametrize("word", ["1", "true", "Yes", "ON"])
+    def test_true_words_mean_on(self, word):
+        """Every word for yes switches recording on."""
+        assert Config.from_env({"GPUSCOPE": word})[0].mode == "on"
+
+    def test_unset_means_absent_and_idle_means_idle(self):
+        """Without the variable nothing is recorded; `idle` asks for togglability."""
+        assert Config.from_env({})[0].mode == "absent"
+        assert Config.from_env({"GPUSCOPE": "idle"})[0].mode == "idle"
+
+    @pytest.mark.parametrize(
+        ("variable", "value", "field", "default"),
+        [
+            ("GPUSCOPE", "maybe", "mode", "absent"),
+            ("GPUSCOPE_QUEUE_SIZE", "lots", "queue_size", 8192),
+            ("GPUSCOPE_QUEUE_SIZE", "-5", "queue_size", 8192),
+            ("GPUSCOPE_QUEUE_SIZE", "9" * 5000, "queue_size", 8192),
+            ("GPUSCOPE_EXPORTER", "otlp,carrier-pigeon", "exporters", ("auto",)),
+            ("GPUSCOPE_EXPORTER", "none,otlp", "exporters", ("auto",)),
+            ("GPUSCOPE_INTERVAL", "nan", "interval_s", 0.2),
+            ("GPUSCOPE_NVTX", "perhaps", "nvtx", True),
+            ("GPUSCOPE_GRAPH_STAGES", "aside", "graph_stages", "beside"),
+            ("OTEL_TRACES_SAMPLER", "sometimes", "sampler", "parentbased_always_on"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "no-equals-sign", "otlp_headers", {}),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "otlp_protocol", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "otlp_timeout_s", 10.0),
+            ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "soon", "otlp_metrics_timeout_s", 10.0),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "0", "metrics_interval_s", 60.0),
+            ("GPUSCOPE_METRICS", "prometheus", "metrics", "auto"),
+        ],
+    )
+    def test_malformed_value_is_named_and_the_default_used(self, variable, value, field, default):
+        """A typo yields one sentence with what was seen, what is allowed and what is used instead."""
+        config, (complaint,) = Config.from_env({variable: value})
+        assert getattr(config, field) == default
+        assert variable in complaint
+        assert repr(value) in complaint
+        assert "expected" in complaint
+        assert "using" in complaint
+
+    def test_traces_variable_comes_before_the_general_one(self):
+        """`OTEL_EXPORTER_OTLP_TRACES_*` wins over `OTEL_EXPORTER_OTLP_*`."""
+        config, _ = Config.from_env(
+            {
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "a=1",
+                "OTEL_EXPORTER_OTLP_HEADERS": "a=2,b=3",
+                "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+            }
+        )
+        assert config.otlp_headers == {"a": "1"}
+        assert config.otlp_compression == "gzip"
+
+    def test_endpoints_as_opentelemetry_defines_them(self):
+        """The base URL gets the path of traces; the URL for traces is used as it is."""
+        assert Config().traces_url == "http://localhost:4318/v1/traces"
+        assert (
+            Config.from_env({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:1/x/"})[0].traces_url == "http://c:1/x/v1/traces"
+        )
+        exact = Config.from_env({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:1/x"})[0]
+        assert exact.traces_url == "http://c:1/x"
+
+    def test_metrics_have_variables_of_their_own(self):
+        """What is said of metrics, or of both, holds for metrics; what is said of spans, keys above all, does not."""
+        config, _ = Config.from_env(
+            {
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "key=of-spans",
+                "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "3",
+                "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:1",
+                "OTEL_METRIC_EXPORT_INTERVAL": "15000",
+            }
+        )
+        assert config.otlp_metrics_headers == {}
+        assert (config.otlp_timeout_s, config.otlp_metrics_timeout_s) == (10.0, 3.0)
+        assert config.otlp_metrics_compression == "gzip"
+        assert config.metrics_url == "http://c:1/v1/metrics"
+        assert config.metrics_interval_s == 15.0
+        assert Config().changed(otlp_metrics_endpoint="http://m:2/x").metrics_url == "http://m:2/x"
+
+    def test_headers_are_percent_decoded(self):
+        """Header values are percent-encoded lists, as in W3C baggage."""
+        config, _ = Config.from_env({"OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Bearer%20abc%3D, x=y"})
+        assert config.otlp_headers == {"authorization": "Bearer abc=", "x": "y"}
+
+    def test_only_true_disables_the_sdk(self):
+        """`OTEL_SDK_DISABLED=1` is not OpenTelemetry's spelling, and is said to be wrong."""
+        assert Config.from_env({"OTEL_SDK_DISABLED": "TRUE"})[0].sdk_disabled
+        config, complaints = Config.from_env({"OTEL_SDK_DISABLED": "1"})
+        assert not config.sdk_disabled
+        assert len(complaints) == 1
+
+
+class TestKeywords:
+    """Keywords: a malformed value raises."""
+
+    def test_unknown_setting_is_refused(self):
+        """A keyword that is no setting raises, and lists those that are."""
+        with pytest.raises(TypeError, match=r"`qeue_size` is not a setting.*queue_size"):
+            Config().changed(qeue_size=5)
+
+    def test_value_out_of_range_is_refused(self):
+        """A keyword is checked as its variable would be, but raises."""
+        with pytest.raises(ValueError, match=r"`queue_size` is 1: expected a whole number from 16"):
+            Config().changed(queue_size=1)
+
+    def test_values_are_parsed_like_variables(self):
+        """`exporters="otlp,file"` means the same as the variable."""
+        assert Config().changed(exporters="otlp,file").exporters == ("otlp", "file")
+
+
+class TestReadme:
+    """The table of variables."""
+
+    def test_table_of_variables_is_generated(self):
+        """The README holds the table as the settings say it."""
+        lines = ["| variable | default | meaning |", "|---|---|---|"]
+        for setting in dataclasses.fields(Config):
+            names = ", ".join(f"`{variable}`" for variable in setting.metadata["variables"])
+            lines.append(f"| {names} | {setting.metadata['shown']} | {setting.metadata['text']} |")
+        assert "\n".join(lines) in README.read_text(encoding="utf-8")
+
+    def test_figures_are_generated_from_the_results(self):
+        """The README's figures are what `benchmarks/readme_figures.py` makes of `benchmarks/results/`."""
+        script = README.parent / "benchmarks" / "readme_figures.py"
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() in README.read_text(encoding="utf-8")
