@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _WARM_UP = Site("warm-up", {})
-_WARM_UP.rehearsal = True
+_WARM_UP.warms_up = True
 
 
 class Spread(NamedTuple):

@@ -43,7 +43,7 @@ def profile(requests: int = 5, warmup: int = 3) -> DeepLook:
     if warmup < 0:
         raise ValueError(f"`warmup` is {warmup}: expected 0 or more.")
     from gpuscope._profiling.deep_look import DeepLook
-    from gpuscope._profiling.session import Look
+    from gpuscope._profiling.session import ProfilingSession
     from gpuscope._runtime import period
 
-    return DeepLook(Look(requests, warmup), period)
+    return DeepLook(ProfilingSession(requests, warmup), period)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpuscope import _runtime
-from gpuscope._data.batch import DeviceFacts
+from gpuscope._data.batch import DeviceInfo
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING, Anchor
 from gpuscope._recording.state import state
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
@@ -71,7 +71,7 @@ class FakeEvent:
 
 
 @dataclass(eq=False)
-class FakeLane:
+class FakeStream:
     """A stream of `FakeDevice`."""
 
     index: int
@@ -94,30 +94,30 @@ class FakeDevice:
         self.clock = clock
         self.delay_ns = delay_ns
         self.completes = completes
-        self.lanes: dict[tuple[int, int], FakeLane] = {}
+        self.lanes: dict[tuple[int, int], FakeStream] = {}
         self.pairs_in_use = 0
 
     def begin(self, record: StageRecord, stream: Any) -> None:
         """Record the start event."""
         key = (0, 7) if stream is None else (stream.device_index, stream.cuda_stream)
-        lane = self.lanes.setdefault(key, FakeLane(*key))
-        record.lane, record.pair = lane, (FakeEvent(), FakeEvent())
+        timed_stream = self.lanes.setdefault(key, FakeStream(*key))
+        record.timed_stream, record.pair = timed_stream, (FakeEvent(), FakeEvent())
         self.pairs_in_use += 1
-        self._record(record.pair[0], lane)
+        self._record(record.pair[0], timed_stream)
 
     def end(self, record: StageRecord) -> None:
         """Record the end event."""
-        self._record(record.pair[1], record.lane)
-        record.lane.recorded.append(record.pair)
+        self._record(record.pair[1], record.timed_stream)
+        record.timed_stream.recorded.append(record.pair)
 
-    def _record(self, event: FakeEvent, lane: FakeLane) -> None:
-        event.time_ns, event.captured, event.done = self.clock() + self.delay_ns, lane.capturing, self.completes
+    def _record(self, event: FakeEvent, timed_stream: FakeStream) -> None:
+        event.time_ns, event.captured, event.done = self.clock() + self.delay_ns, timed_stream.capturing, self.completes
 
     def complete(self, stages: int | None = None) -> None:
         """Let the GPU finish the oldest stages of each stream; all of them by default."""
-        for lane in self.lanes.values():
-            for _ in range(len(lane.recorded) if stages is None else min(stages, len(lane.recorded))):
-                for event in lane.recorded.popleft():
+        for timed_stream in self.lanes.values():
+            for _ in range(len(timed_stream.recorded) if stages is None else min(stages, len(timed_stream.recorded))):
+                for event in timed_stream.recorded.popleft():
                     event.done = True
 
     def give_back(self, record: StageRecord) -> None:
@@ -129,15 +129,15 @@ class FakeDevice:
     def attach(self) -> None:
         """Do nothing."""
 
-    def is_capturing(self, lane: FakeLane) -> bool:
+    def is_capturing(self, timed_stream: FakeStream) -> bool:
         """Tell what the test set."""
-        return lane.capturing
+        return timed_stream.capturing
 
     def query(self, record: StageRecord) -> str:
         """Tell about the end event; asking about a captured one during the capture is what must never happen."""
         event = record.pair[1]
         if event.captured:
-            if record.lane.capturing:
+            if record.timed_stream.capturing:
                 raise AssertionError("A captured event was asked about: that would have invalidated the capture.")
             return CAPTURED
         return DONE if event.done else PENDING
@@ -148,14 +148,14 @@ class FakeDevice:
             return None
         return (second.time_ns - first.time_ns) / 1e6
 
-    def calibrate(self, lane: FakeLane, keep: Anchor | None) -> Anchor | None:  # noqa: ARG002 - all share the clock
+    def calibrate(self, timed_stream: FakeStream, keep: Anchor | None) -> Anchor | None:  # noqa: ARG002 - all share the clock
         """Take an anchor without error."""
         before, now, after = self.clock(), self.clock(), self.clock()
         return Anchor(FakeEvent(now, done=True), now, (after - before + 1) // 2)
 
-    def facts(self, index: int) -> DeviceFacts:
+    def facts(self, index: int) -> DeviceInfo:
         """Describe the fake."""
-        return DeviceFacts(index, "Fake GPU", f"GPU-00000000-0000-0000-0000-{index:012d}")
+        return DeviceInfo(index, "Fake GPU", f"GPU-00000000-0000-0000-0000-{index:012d}")
 
     def close(self) -> None:
         """Do nothing."""

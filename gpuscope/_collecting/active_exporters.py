@@ -33,7 +33,7 @@ def _make(name: str, config: Config, bridge: Any, resource: Callable[[], dict[st
     return FileExporter(config, resource())
 
 
-class Outlets:
+class ActiveExporters:
     """The exporters of one period of recording, and the account of what they take."""
 
     def __init__(self, config: Config, ledger: Ledger, warnings: WarnOnce, *, extra: tuple[Exporter, ...] = ()) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuscope._cuda.graphs.rows import InnerRows
-from gpuscope._data.batch import Details, DeviceFacts, RowFlag, StageBatch
+from gpuscope._data.batch import DeviceInfo, RowFlag, SpanDetails, StageBatch
 from gpuscope._data.native import native
 from gpuscope._data.row import FORMAT, ROW
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gpuscope._collecting.resolve import Row
     from gpuscope._cuda.graphs.resolve import Placed
     from gpuscope._data.interfaces import Device
-    from gpuscope._data.record import Site, StageRecord, ThreadFacts
+    from gpuscope._data.record import Site, StageRecord, ThreadInfo
 
 _LOW = (1 << 64) - 1
 _GPU_BIT = np.uint64(1 << 63)
@@ -52,16 +52,16 @@ class BatchBuilder:
         self._warmup = warmup
         self._clock = clock
         self._epoch_clock = epoch_clock
-        self._facts: dict[int, DeviceFacts] = {}
+        self._facts: dict[int, DeviceInfo] = {}
         self._inner = InnerRows(warmup)
         self._begin()
 
     def _begin(self) -> None:
         self._offset_ns: int | None = None
         self._sites: dict[Site, int] = {}
-        self._threads: dict[ThreadFacts, int] = {}
+        self._threads: dict[ThreadInfo, int] = {}
         self._packed: list[bytes] = []
-        self._details: dict[int, Details] = {}
+        self._details: dict[int, SpanDetails] = {}
         self._records: list[StageRecord | None] = []
         self._count = 0
 
@@ -121,13 +121,13 @@ class BatchBuilder:
         odd: list[int] = []
         for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
             trace_id, span_id, parent_id, sampled = identify(record)
-            trace, site, lane = record.trace, record.site, record.lane
+            trace, site, timed_stream = record.trace, record.site, record.timed_stream
             site.calls += 1
-            if site.calls <= (self._warmup if site.warmup is None else site.warmup) or trace.root.rehearsal:
+            if site.calls <= (self._warmup if site.warmup is None else site.warmup) or trace.root.warms_up:
                 flags |= _WARMUP  # noqa: PLW2901
             if trace.remote and parent_id == trace.parent_id:
                 flags |= _REMOTE_PARENT  # noqa: PLW2901
-            stream, device = (lane.raw, lane.index) if gpu_end_ns else (0, -1)
+            stream, device = (timed_stream.raw, timed_stream.index) if gpu_end_ns else (0, -1)
             if record.attributes or record.error is not None or record.span is not None:
                 odd.append(len(packed))
             packed.append(_pack(
@@ -183,12 +183,12 @@ class BatchBuilder:
         before, epoch, after = min(readings, key=lambda reading: reading[2] - reading[0])
         return epoch - (before + after) // 2
 
-    def _device_facts(self, index: int) -> DeviceFacts:
+    def _device_facts(self, index: int) -> DeviceInfo:
         if index not in self._facts:
             try:
                 self._facts[index] = self._device.facts(index)
             except Exception:  # A name is not worth a batch; it is asked for again with the next.
-                return DeviceFacts(index, "unknown", "unknown")
+                return DeviceInfo(index, "unknown", "unknown")
         return self._facts[index]
 
 
@@ -204,11 +204,11 @@ def _own_ids(record: StageRecord) -> tuple[int, int, bool]:
     return record.trace.trace_id, record.span_id, True
 
 
-def _details(record: StageRecord, bridge: Any) -> Details | None:
+def _details(record: StageRecord, bridge: Any) -> SpanDetails | None:
     if record.span is not None and bridge is not None:
-        found: Details | None = bridge.details(record)
+        found: SpanDetails | None = bridge.details(record)
         return found
-    return Details(attributes=record.attributes, error=record.error)
+    return SpanDetails(attributes=record.attributes, error=record.error)
 
 
 def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:

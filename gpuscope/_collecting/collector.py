@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpuscope._collecting.active_exporters import Outlets
+from gpuscope._collecting.active_exporters import ActiveExporters
 from gpuscope._collecting.batch_builder import select
 from gpuscope._collecting.intake import Intake
-from gpuscope._collecting.metrics_pipeline import Metering
+from gpuscope._collecting.metrics_pipeline import MetricsPipeline
 from gpuscope._log import COUNTED, WarnOnce, logger
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ class Collector:
         self._on_pass = on_pass
         self._provider: Any = None
         self.warnings = WarnOnce(COUNTED)
-        self.outlets = Outlets(config, recorder.ledger, self.warnings, extra=extra_exporters)
-        self.metering = Metering(
+        self.active_exporters = ActiveExporters(config, recorder.ledger, self.warnings, extra=extra_exporters)
+        self.metrics_pipeline = MetricsPipeline(
             config,
-            self.outlets,
+            self.active_exporters,
             self.warnings,
             statistics=self.statistics,
             clock=recorder.clock,
@@ -112,7 +112,7 @@ class Collector:
             self._queue,
             self._recorder.replays,
             uncertainty_ns=self._intake.uncertainty_ns,
-            exporters=self.outlets.names,
+            exporters=self.active_exporters.names,
         )
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
@@ -198,8 +198,8 @@ class Collector:
         if provider is not self._provider:
             self._provider = provider
             self._on_provider()
-        self.outlets.refresh(bridge)
-        self.metering.refresh()
+        self.active_exporters.refresh(bridge)
+        self.metrics_pipeline.refresh()
 
     def _export(self) -> None:
         """Finish the batch and hand it on, breathing between the parts."""
@@ -212,7 +212,7 @@ class Collector:
             self._breathe()
             self._summary.add(batch)
             self._breathe()
-            self.metering.add(batch)
+            self.metrics_pipeline.add(batch)
             self._breathe()
             sampled = int(np.count_nonzero(batch.sampled))
             if sampled < stages:
@@ -221,7 +221,7 @@ class Collector:
                 batch = select(batch, batch.sampled)
             if sampled:
                 left = 0
-                self.outlets.export(batch, self._breathe)
+                self.active_exporters.export(batch, self._breathe)
         except Exception as error:  # As in `_slice`.
             ledger.lose("internal_error", left)
             self.warnings.warn("batch", "making a batch failed: %r.", error)
@@ -233,9 +233,9 @@ class Collector:
             if waiting and request.remaining_s():
                 continue
             self._flushes.remove(request)
-            sent = not request.send or self.outlets.flush(request.remaining_s)
+            sent = not request.send or self.active_exporters.flush(request.remaining_s)
             if request.send:
-                self.metering.flush(request.remaining_s)
+                self.metrics_pipeline.flush(request.remaining_s)
             request.succeeded = sent and not waiting
             request.done.set()
 
@@ -248,11 +248,11 @@ class Collector:
             time.sleep(_FLUSH_PAUSE_S)
         while self._intake.pending and time.monotonic() < deadline_s:
             self.step(give_up=True)
-        share = _SHARE_FOR_METRICS if self.metering.way == "otlp" else 0.0
+        share = _SHARE_FOR_METRICS if self.metrics_pipeline.way == "otlp" else 0.0
         spans_s = deadline_s - share * max(0.0, deadline_s - time.monotonic())
-        self.outlets.shutdown(lambda: max(0.0, spans_s - time.monotonic()))
+        self.active_exporters.shutdown(lambda: max(0.0, spans_s - time.monotonic()))
         # What has no fate by now has one here, lest the last account leave it out.
         self._recorder.ledger.close("shutdown", self._queue, self._recorder.replays)
-        self.metering.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
+        self.metrics_pipeline.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
         for request in self._flushes:
             request.done.set()

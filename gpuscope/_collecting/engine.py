@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._collecting.aggregation.statistics import StageStatistics
 from gpuscope._collecting.collector import Collector
 from gpuscope._cuda.cuda_device import CudaDevice
-from gpuscope._cuda.graphs.capture import Captures
+from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._log import logger
 from gpuscope._recording.ledger import Ledger
@@ -104,7 +104,7 @@ class Engine:
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
         if config.graph_stages:
-            self.recorder.captures = Captures(device, self.ledger, inline=config.graph_stages == "inline")
+            self.recorder.captures = OpenCaptures(device, self.ledger, inline=config.graph_stages == "inline")
         self._epoch_clock = epoch_clock
         self._extra_exporters = exporters
         self.collector = Collector(

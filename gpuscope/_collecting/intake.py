@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.resolve import Resolver
-from gpuscope._cuda.graphs.resolve import Replays
+from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._data.native import native
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Intake:
             event_deadline_ns=deadline_ns,
             max_pending=config.queue_size,
         )
-        self._replays = Replays(
+        self._replays = ReplayResolver(
             recorder.device,
             recorder.ledger,
             recorder.replays,

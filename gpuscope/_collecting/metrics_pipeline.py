@@ -16,7 +16,7 @@ from gpuscope.exporters.metrics_sdk import Instruments, find_provider
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._collecting.active_exporters import Outlets
+    from gpuscope._collecting.active_exporters import ActiveExporters
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.statistics import Statistics
     from gpuscope._log import WarnOnce
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 _ACCOUNT_INTERVAL_NS = 5 * 10**9
 
 
-class Metering:
+class MetricsPipeline:
     """
     The metrics of one period of recording.
 
     Args:
         config: the settings.
-        outlets: the exporters of spans.
+        active_exporters: the exporters of spans.
         warnings: where failures are said.
         statistics: returns the account of this moment.
         clock: nanoseconds, monotonic: when exports are due.
@@ -44,7 +44,7 @@ class Metering:
     def __init__(
         self,
         config: Config,
-        outlets: Outlets,
+        active_exporters: ActiveExporters,
         warnings: WarnOnce,
         *,
         statistics: Callable[[], Statistics],
@@ -55,7 +55,7 @@ class Metering:
     ) -> None:
         self.way = "none"
         self._config = config
-        self._outlets = outlets
+        self._active_exporters = active_exporters
         self._warnings = warnings
         self._statistics = statistics
         self._clock, self._epoch_clock = clock, epoch_clock
@@ -120,11 +120,11 @@ class Metering:
             return "none"
         if config.metrics != "otlp" and find_provider() is not None:
             return "sdk"
-        with_spans = "otlp" in self._outlets.names and not config.only_spans_have_an_endpoint
+        with_spans = "otlp" in self._active_exporters.names and not config.only_spans_have_an_endpoint
         return "otlp" if config.metrics == "otlp" or (config.metrics == "auto" and with_spans) else "none"
 
     def _choose(self) -> None:
-        provider, names = find_provider(), self._outlets.names
+        provider, names = find_provider(), self._active_exporters.names
         if self._seen is None or provider is not self._seen[0] or names is not self._seen[1]:
             way = self._way()
             if way != self.way:
@@ -141,7 +141,7 @@ class Metering:
         if way == "otlp":
             from gpuscope.exporters.metrics_otlp import OtlpMetrics
 
-            self._otlp = OtlpMetrics(self._config, self._outlets.resource())
+            self._otlp = OtlpMetrics(self._config, self._active_exporters.resource())
         elif way == "sdk":
             provider = find_provider()
             # By identity, since Logfire's can't be hashed. Its instruments keep it, so its number is no other's.
@@ -170,7 +170,7 @@ class Metering:
 
     def _write_account(self) -> None:
         points = account_points(self._statistics())
-        self._outlets.account(Snapshot(self._start_ns, self._epoch_clock(), points))
+        self._active_exporters.account(Snapshot(self._start_ns, self._epoch_clock(), points))
 
     def _leave(self) -> None:
         self._instruments.leave(self.snapshot, self.snapshot())

@@ -31,7 +31,7 @@ _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), in
 
 
 class Resolver:
-    """Holds the records whose events are not done yet, a deque a lane, oldest first."""
+    """Holds the records whose events are not done yet, a deque a stream, oldest first."""
 
     def __init__(
         self,
@@ -68,16 +68,16 @@ class Resolver:
             elif self.pending >= self._max_pending:
                 rows.append(self._without_gpu(record, "too_many_pending", _GIVEN_UP))
             else:
-                waiting = self._waiting.get(record.lane)
+                waiting = self._waiting.get(record.timed_stream)
                 if waiting is None:
-                    waiting = self._waiting[record.lane] = deque()
+                    waiting = self._waiting[record.timed_stream] = deque()
                 waiting.append(record)
                 self.pending += 1
         return rows
 
-    def clock_of(self, lane: Any) -> GpuClock | None:
-        """Return the clock of a lane's device, or None where it can't be calibrated now."""
-        return self._clocks[lane.index] if self._calibrated(lane) else None
+    def clock_of(self, timed_stream: Any) -> GpuClock | None:
+        """Return the clock of a stream's device, or None where it can't be calibrated now."""
+        return self._clocks[timed_stream.index] if self._calibrated(timed_stream) else None
 
     def collect(self, limit: int, *, may_ask: bool = True, give_up: bool = False) -> list[Row]:
         """
@@ -90,13 +90,13 @@ class Resolver:
 
         """
         rows: list[Row] = []
-        for lane, waiting in list(self._waiting.items()):
+        for timed_stream, waiting in list(self._waiting.items()):
             window = min(limit - len(rows), len(waiting))
             if window <= 0:
                 continue
             before = len(rows)
             try:
-                self._collect_lane(lane, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
+                self._collect_stream(timed_stream, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
             except Exception as error:  # A device that raises costs GPU times, never stages.
                 self._warnings.warn("device", "asking the GPU about stages failed: %r.", error)
                 left = window - (len(rows) - before)
@@ -104,19 +104,19 @@ class Resolver:
             self.pending -= len(rows) - before
         return rows
 
-    def _collect_lane(
-        self, lane: Any, work: tuple[deque[StageRecord], int], rows: list[Row], *, may_ask: bool, give_up: bool
+    def _collect_stream(
+        self, timed_stream: Any, work: tuple[deque[StageRecord], int], rows: list[Row], *, may_ask: bool, give_up: bool
     ) -> None:
         device, (waiting, window) = self._device, work
         said: str | None = PENDING
-        if may_ask and self._calibrated(lane):
+        if may_ask and self._calibrated(timed_stream):
             before = len(rows)
-            said = self._ask(lane, waiting, window, rows)
+            said = self._ask(timed_stream, waiting, window, rows)
             window -= len(rows) - before
         for _ in range(window):
             record = waiting[0]
             state = said or device.query(record)
-            row = self._resolve(record, lane.index) if state == DONE else None
+            row = self._resolve(record, timed_stream.index) if state == DONE else None
             if row is None and state == DONE:
                 # Captured, or queued in another order than recorded: the record's own event tells.
                 state = device.query(record)
@@ -128,29 +128,29 @@ class Resolver:
             waiting.popleft()
             rows.append(row)
 
-    def _calibrated(self, lane: Any) -> bool:
-        clock = self._clocks.setdefault(lane.index, GpuClock())
+    def _calibrated(self, timed_stream: Any) -> bool:
+        clock = self._clocks.setdefault(timed_stream.index, GpuClock())
         if clock.is_due(self._clock()):
-            if self._device.is_capturing(lane):
+            if self._device.is_capturing(timed_stream):
                 return False
             before = clock.anchor
-            anchor = self._device.calibrate(lane, before)
+            anchor = self._device.calibrate(timed_stream, before)
             if anchor is not None:
                 clock.calibrate(anchor, self._device.elapsed_ms(before.event, anchor.event) if before else None)
         return clock.anchor is not None
 
-    def _ask(self, lane: Any, waiting: deque[StageRecord], window: int, rows: list[Row]) -> str | None:
+    def _ask(self, timed_stream: Any, waiting: deque[StageRecord], window: int, rows: list[Row]) -> str | None:
         """Return what is known of those that wait, or None; with the reader, after those that are done were moved."""
-        device, clock = self._device, self._clocks[lane.index]
+        device, clock = self._device, self._clocks[timed_stream.index]
         if device.reader is None or clock.anchor is None:
-            if device.is_capturing(lane):
+            if device.is_capturing(timed_stream):
                 return PENDING
             # Work on a stream ends in order, so the newest answers for all before it.
             return DONE if device.query(waiting[window - 1]) == DONE else None
         code, done = device.reader.read(
             list(islice(waiting, window)),
-            lane.context.value,
-            lane.raw,
+            timed_stream.context.value,
+            timed_stream.raw,
             clock.anchor.event.value,
             _CLAMPED,
             *clock.terms,

@@ -22,9 +22,9 @@ from gpuscope._cuda.driver import (
     Handle,
     load_driver,
 )
-from gpuscope._data.batch import DeviceFacts
+from gpuscope._data.batch import DeviceInfo
 from gpuscope._data.interfaces import BROKEN, CAPTURED, DONE, PENDING
-from gpuscope._data.native import LaneFields, native
+from gpuscope._data.native import TimedStreamFields, native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ _FOREIGN_CAPTURERS = (
 """Libraries that may capture a graph on a blocking stream, which PyTorch never does by itself."""
 
 
-class Lane(LaneFields):
+class TimedStream(TimedStreamFields):
     """A stream of a device, and the pool of event pairs that it draws on."""
 
     __slots__ = ()
@@ -83,7 +83,7 @@ class CudaDevice:
         self._count_untimed = count_untimed
         self._max_pairs = max_pairs
         self._lock = threading.Lock()
-        self._lanes: list[dict[int, Lane]] = []
+        self._streams: list[dict[int, TimedStream]] = []
         self._contexts: dict[int, tuple[Handle, list[Pair]]] = {}
         self._pairs_made = 0
         self._relaxed = False
@@ -118,7 +118,7 @@ class CudaDevice:
                 self.begin = self._begin_never
                 return
             count = torch.cuda.device_count()
-            self._lanes = [{} for _ in range(count)]
+            self._streams = [{} for _ in range(count)]
             self._current_device = getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device
             self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
                 lambda index: torch.cuda.current_stream(index).cuda_stream
@@ -129,8 +129,8 @@ class CudaDevice:
 
     def _fast_paths(self, record_event: Any) -> tuple[Any, Any]:
         # Closures, not methods: what they need is a cell away, which makes up for a quarter of a microsecond a stage.
-        tables, current_device, current_stream = self._lanes, self._current_device, self._current_stream
-        begin_slowly, end_slowly, only_device = self._begin_slowly, self._end_slowly, len(self._lanes) == 1
+        tables, current_device, current_stream = self._streams, self._current_device, self._current_stream
+        begin_slowly, end_slowly, only_device = self._begin_slowly, self._end_slowly, len(self._streams) == 1
         if native is not None:
             address = ctypes.cast(record_event, Handle).value
             fast = native.EventRecorder(address, tables, current_device, current_stream, begin_slowly, end_slowly)
@@ -139,19 +139,19 @@ class CudaDevice:
         def begin(record: StageRecord, stream: Any) -> None:
             if stream is None:
                 index = 0 if only_device else current_device()
-                lane = tables[index].get(current_stream(index))
-                if lane is not None and lane.pairs and not lane.guarded:
-                    record.lane = lane
-                    record.pair = pair = lane.pairs.pop()
-                    if not record_event(pair[0], lane.handle):
+                timed_stream = tables[index].get(current_stream(index))
+                if timed_stream is not None and timed_stream.pairs and not timed_stream.guarded:
+                    record.timed_stream = timed_stream
+                    record.pair = pair = timed_stream.pairs.pop()
+                    if not record_event(pair[0], timed_stream.handle):
                         return
-                    lane.pairs.append(pair)
+                    timed_stream.pairs.append(pair)
                     record.pair = None
             begin_slowly(record, stream)
 
         def end(record: StageRecord) -> None:
-            lane = record.lane
-            if lane.guarded or record_event(record.pair[1], lane.handle):
+            timed_stream = record.timed_stream
+            if timed_stream.guarded or record_event(record.pair[1], timed_stream.handle):
                 end_slowly(record)
 
         return begin, end
@@ -169,39 +169,39 @@ class CudaDevice:
             raw = self._current_stream(index)
         else:
             index, raw = stream.device_index, stream.cuda_stream
-        lane = self._lanes[index].get(raw) or self._open_lane(index, raw)
-        if lane is None or (lane.guarded and self._blocked(lane)):
+        timed_stream = self._streams[index].get(raw) or self._open_stream(index, raw)
+        if timed_stream is None or (timed_stream.guarded and self._blocked(timed_stream)):
             return
-        pair = lane.pairs.pop() if lane.pairs else self._make_pairs(lane)
+        pair = timed_stream.pairs.pop() if timed_stream.pairs else self._make_pairs(timed_stream)
         if pair is None:
             return
-        if self._record_in_context(lane, pair[0]):
-            record.lane, record.pair = lane, pair
+        if self._record_in_context(timed_stream, pair[0]):
+            record.timed_stream, record.pair = timed_stream, pair
         else:
-            lane.pairs.append(pair)
+            timed_stream.pairs.append(pair)
 
     def _end_slowly(self, record: StageRecord) -> None:
-        lane, pair = record.lane, record.pair
-        if (lane.guarded and self._blocked(lane)) or not self._record_in_context(lane, pair[1]):
+        timed_stream, pair = record.timed_stream, record.pair
+        if (timed_stream.guarded and self._blocked(timed_stream)) or not self._record_in_context(timed_stream, pair[1]):
             record.pair = None
-            lane.pairs.append(pair)
+            timed_stream.pairs.append(pair)
 
     def give_back(self, record: StageRecord) -> None:
         """Return the pair; recording a pending event anew is allowed, so it need not have completed."""
         pair, record.pair = record.pair, None
         if pair is not None:
-            record.lane.pairs.append(pair)
+            record.timed_stream.pairs.append(pair)
 
-    def _blocked(self, lane: Lane) -> bool:
+    def _blocked(self, timed_stream: TimedStream) -> bool:
         # The legacy default stream can't be captured, but while any blocking stream is, recording on it would
         # invalidate that capture. This question is allowed, and is answered with an error then.
-        with self.driver.current(lane.context):
-            if self.driver.stream_is_capturing(lane.handle, ctypes.byref(ctypes.c_int())) == SUCCESS:
+        with self.driver.current(timed_stream.context):
+            if self.driver.stream_is_capturing(timed_stream.handle, ctypes.byref(ctypes.c_int())) == SUCCESS:
                 return False
         self._count_untimed("foreign_capture")
         return True
 
-    def _open_lane(self, index: int, raw: int) -> Lane | None:
+    def _open_stream(self, index: int, raw: int) -> TimedStream | None:
         with self._lock:
             if index not in self._contexts:
                 context = self.driver.active_context(index)
@@ -209,34 +209,34 @@ class CudaDevice:
                     self._count_untimed("device_not_in_use")
                     return None
                 self._contexts[index] = (context, [])
-            return self._lanes[index].setdefault(raw, Lane(index, raw, *self._contexts[index]))
+            return self._streams[index].setdefault(raw, TimedStream(index, raw, *self._contexts[index]))
 
-    def lane_of(self, index: int) -> Lane | None:
-        """Return the lane of the stream that is current on a device in use; of a program that has begun to use CUDA."""
+    def stream_of(self, index: int) -> TimedStream | None:
+        """Return what is current on a device in use, of a program that has begun to use CUDA."""
         if self.driver is None:
             self._open(sys.modules["torch"])
             if self.driver is None:
                 return None
         raw = self._current_stream(index)
-        return self._lanes[index].get(raw) or self._open_lane(index, raw)
+        return self._streams[index].get(raw) or self._open_stream(index, raw)
 
-    def _make_pairs(self, lane: Lane) -> Pair | None:
+    def _make_pairs(self, timed_stream: TimedStream) -> Pair | None:
         with self._lock:
             if self._pairs_made >= self._max_pairs:
                 self._count_untimed("no_free_events")
                 return None
             self._pairs_made += _PAIRS_AT_ONCE
-        with self.driver.current(lane.context):
+        with self.driver.current(timed_stream.context):
             events = [(self.driver.new_event(), self.driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
         new = [(start, end, start.value, end.value) for start, end in events]
         pair = new.pop()
-        lane.pairs.extend(new)
+        timed_stream.pairs.extend(new)
         return pair
 
-    def _record_in_context(self, lane: Lane, event: Handle) -> bool:
-        """Record with the lane's context current: needed where the thread has none yet, or another device's."""
-        with self.driver.current(lane.context):
-            if self.driver.event_record(event, lane.handle) == SUCCESS:
+    def _record_in_context(self, timed_stream: TimedStream, event: Handle) -> bool:
+        """Record with the stream's context current: needed where the thread has none yet, or another device's."""
+        with self.driver.current(timed_stream.context):
+            if self.driver.event_record(event, timed_stream.handle) == SUCCESS:
                 return True
         self._count_untimed("event_failed")
         return False
@@ -253,18 +253,20 @@ class CudaDevice:
             self._millis = ctypes.c_float()
             self._millis_ref = ctypes.byref(self._millis)
         if any(name in sys.modules for name in _FOREIGN_CAPTURERS):
-            for table in self._lanes:
+            for table in self._streams:
                 if 0 in table:
                     table[0].guarded = True
 
-    def is_capturing(self, lane: Lane) -> bool:
+    def is_capturing(self, timed_stream: TimedStream) -> bool:
         """Also true where it can't be told: the default stream, while some blocking stream is captured."""
         if not self._relaxed:
             self.attach()  # The program began to use CUDA after this pass had begun.
         # The default stream is that of the current context, and this thread has none by itself.
-        self.driver.call("cuCtxSetCurrent", lane.context)
+        self.driver.call("cuCtxSetCurrent", timed_stream.context)
         status = ctypes.c_int()
-        return self.driver.stream_is_capturing(lane.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
+        return (
+            self.driver.stream_is_capturing(timed_stream.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
+        )
 
     def query(self, record: StageRecord) -> str:
         """Ask about the end event, in about 0.5 µs."""
@@ -281,14 +283,14 @@ class CudaDevice:
             return None
         return self._millis.value
 
-    def calibrate(self, lane: Lane, keep: Anchor | None) -> Anchor | None:
-        """Take a new anchor on the lane's device, with another event than that of the one to keep."""
-        return self._anchors.take(lane.index, lane.context, keep)
+    def calibrate(self, timed_stream: TimedStream, keep: Anchor | None) -> Anchor | None:
+        """Take a new anchor on the stream's device, with another event than that of the one to keep."""
+        return self._anchors.take(timed_stream.index, timed_stream.context, keep)
 
-    def facts(self, index: int) -> DeviceFacts:
+    def facts(self, index: int) -> DeviceInfo:
         """Name and UUID of a device."""
         name, uuid = self.driver.device_name_and_uuid(index)
-        return DeviceFacts(index, name, uuid)
+        return DeviceInfo(index, name, uuid)
 
     def close(self) -> None:
         """Record nothing from now on; events and contexts are left to the end of the process."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gpuscope._data.record import ErrorFacts, Site, ThreadFacts
+    from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 
 
 class RowFlag(IntFlag):
@@ -38,7 +38,7 @@ class RowFlag(IntFlag):
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceFacts:
+class DeviceInfo:
     """The GPU that a stage ran on."""
 
     index: int
@@ -48,12 +48,12 @@ class DeviceFacts:
 
 
 @dataclass(slots=True)
-class Details:
+class SpanDetails:
     """What few stages have; keyed by row in `StageBatch.details`."""
 
     attributes: Mapping[str, Any] | None = None
     """Set by the application for this run; values of any type."""
-    error: ErrorFacts | None = None
+    error: ExceptionInfo | None = None
     name: str | None = None
     """Set through OpenTelemetry's `Span.update_name`."""
     status: tuple[str, str | None] | None = None
@@ -73,8 +73,8 @@ class StageBatch:
     """
 
     sites: tuple[Site, ...]
-    threads: tuple[ThreadFacts, ...]
-    devices: Mapping[int, DeviceFacts]
+    threads: tuple[ThreadInfo, ...]
+    devices: Mapping[int, DeviceInfo]
     site: NDArray[np.int32]
     """Index into `sites`."""
     root: NDArray[np.int32]
@@ -99,7 +99,7 @@ class StageBatch:
     """The raw CUDA stream handle."""
     flags: NDArray[np.uint32]
     """Of `RowFlag`."""
-    details: Mapping[int, Details]
+    details: Mapping[int, SpanDetails]
     live: tuple[Any, ...] | None = None
     """The lazy spans, one a row (None for a stage inside a graph), when the application's own TracerProvider is
     exported to; else None."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._data.batch import DeviceFacts
+    from gpuscope._data.batch import DeviceInfo
     from gpuscope._data.record import StageRecord
 
 
@@ -32,7 +32,7 @@ class Device(Protocol):
     """What the hot path and the collector need of GPUs. `gpuscope.testing.FakeDevice` is another one."""
 
     begin: Callable[[StageRecord, Any], None]
-    """Record the start event on the given stream or the current one: sets `lane` and `pair`, or neither."""
+    """Record the start event on the given stream or the current one: sets `timed_stream` and `pair`, or neither."""
 
     end: Callable[[StageRecord], None]
     """Record the end event, or take `pair` away."""
@@ -43,8 +43,8 @@ class Device(Protocol):
     def attach(self) -> None:
         """Prepare the collector's thread for one pass."""
 
-    def is_capturing(self, lane: Any) -> bool:
-        """Tell whether the lane's stream is being captured: then none of its events may be asked about."""
+    def is_capturing(self, timed_stream: Any) -> bool:
+        """Tell whether the stream is being captured: then none of its events may be asked about."""
 
     def query(self, record: StageRecord) -> str:
         """Tell about the end event: DONE, PENDING, CAPTURED or BROKEN."""
@@ -55,10 +55,10 @@ class Device(Protocol):
     def elapsed_ms(self, first: Any, second: Any) -> float | None:
         """GPU time between two completed events; None if one of them can't be timed."""
 
-    def calibrate(self, lane: Any, keep: Anchor | None) -> Anchor | None:
-        """Take a new anchor on the lane's device, with another event than that of the one to keep."""
+    def calibrate(self, timed_stream: Any, keep: Anchor | None) -> Anchor | None:
+        """Take a new anchor on the stream's device, with another event than that of the one to keep."""
 
-    def facts(self, index: int) -> DeviceFacts:
+    def facts(self, index: int) -> DeviceInfo:
         """Describe a device."""
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ BOUNDS_S = (
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
+class InstrumentSpec:
     """What a metric is, whatever its figures; names, units and kinds are OpenTelemetry's."""
 
     name: str
@@ -29,32 +29,38 @@ class Spec:
     description: str
 
 
-DURATION = Spec(
+DURATION = InstrumentSpec(
     "gpuscope.stage.duration",
     "histogram",
     "s",
     "Duration of stages after their warm-up: on the host, and between a stage's two events on its GPU stream.",
 )
-LAUNCH_DELAY = Spec(
+LAUNCH_DELAY = InstrumentSpec(
     "gpuscope.stage.launch_delay",
     "histogram",
     "s",
     "Time from a stage's start on the host to its start on the GPU, after its warm-up.",
 )
-BUSY = Spec(
+BUSY = InstrumentSpec(
     "gpuscope.gpu.busy_ratio",
     "gauge",
     "1",
     "Part of the last interval in which a stage's events were open on the GPU: at least the part in which stages "
     "kept it busy.",
 )
-IDLE = Spec("gpuscope.gpu.idle_ratio", "gauge", "1", "Part of the last interval in which no stage was on the GPU.")
-RECORDED = Spec("gpuscope.stages.recorded", "sum", "{stage}", "Stages that have ended, sampled or not.")
-EXPORTED = Spec("gpuscope.stages.exported", "sum", "{stage}", "Stages whose spans were delivered.")
-DROPPED = Spec("gpuscope.stages.dropped", "sum", "{stage}", "Stages never to be exported, or refused by a full queue.")
-LOST = Spec("gpuscope.stages.lost", "sum", "{stage}", "Stages that should have been exported and were not.")
-UNTIMED = Spec("gpuscope.stages.untimed", "sum", "{stage}", "Stages without GPU times though a GPU was in use.")
-UNCERTAINTY = Spec(
+IDLE = InstrumentSpec(
+    "gpuscope.gpu.idle_ratio", "gauge", "1", "Part of the last interval in which no stage was on the GPU."
+)
+RECORDED = InstrumentSpec("gpuscope.stages.recorded", "sum", "{stage}", "Stages that have ended, sampled or not.")
+EXPORTED = InstrumentSpec("gpuscope.stages.exported", "sum", "{stage}", "Stages whose spans were delivered.")
+DROPPED = InstrumentSpec(
+    "gpuscope.stages.dropped", "sum", "{stage}", "Stages never to be exported, or refused by a full queue."
+)
+LOST = InstrumentSpec("gpuscope.stages.lost", "sum", "{stage}", "Stages that should have been exported and were not.")
+UNTIMED = InstrumentSpec(
+    "gpuscope.stages.untimed", "sum", "{stage}", "Stages without GPU times though a GPU was in use."
+)
+UNCERTAINTY = InstrumentSpec(
     "gpuscope.clock.uncertainty", "gauge", "s", "Half the bracket of the latest anchor, the largest over the GPUs."
 )
 SPECS = (DURATION, LAUNCH_DELAY, BUSY, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY)
@@ -83,7 +89,7 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class DataPoint:
     """One series of a metric."""
 
     attributes: Mapping[str, str | int]
@@ -96,5 +102,5 @@ class Snapshot:
 
     start_ns: int
     time_ns: int
-    points: Mapping[Spec, Sequence[Point]]
+    points: Mapping[InstrumentSpec, Sequence[DataPoint]]
     """Metrics of which nothing is known yet may be missing or empty."""

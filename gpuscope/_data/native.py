@@ -18,9 +18,9 @@ if wants_native():
         native = None
 
 if TYPE_CHECKING or native is None:
-    from gpuscope._data.record import LaneFields, RecorderFields, StageRecord, Trace
+    from gpuscope._data.record import RecorderFields, StageRecord, TimedStreamFields, Trace
 else:
-    LaneFields, RecorderFields, StageRecord = native.LaneFields, native.RecorderFields, native.StageRecord
+    TimedStreamFields, RecorderFields, StageRecord = native.TimedStreamFields, native.RecorderFields, native.StageRecord
     Trace = native.Trace
 
-__all__ = ["LaneFields", "RecorderFields", "StageRecord", "Trace", "native"]
+__all__ = ["RecorderFields", "StageRecord", "TimedStreamFields", "Trace", "native"]

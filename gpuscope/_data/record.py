@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Site:
     """What is known of a stage before it runs: made once per name and attributes, shared by all its records."""
 
-    __slots__ = ("attributes", "calls", "function", "graph", "name", "nvtx", "rehearsal", "warmup")
+    __slots__ = ("attributes", "calls", "function", "graph", "name", "nvtx", "warms_up", "warmup")
 
     def __init__(self, name: str, attributes: Mapping[str, Any], function: str | None = None) -> None:
         self.name = name
@@ -29,13 +29,13 @@ class Site:
         """Resolved calls so far; counted by the collector, for the warm-up flag."""
         self.warmup: int | None = None
         """How many of them are warm-up, where that is not left to the configuration."""
-        self.rehearsal = False
+        self.warms_up = False
         """Whether everything inside it is warm-up."""
         self.graph = True
         """Whether it adds nodes to CUDA graphs that it is captured into."""
 
 
-class Unnamed(Site):
+class UnnamedSite(Site):
     """The stage of `stage()` without a name, which a function that it decorates does not take over."""
 
     __slots__ = ()
@@ -44,7 +44,7 @@ class Unnamed(Site):
         super().__init__("stage", {})
 
 
-class ThreadFacts:
+class ThreadInfo:
     """The thread that a stage ran on: `threading.get_ident()`, which is `thread.id`, and its name."""
 
     __slots__ = ("ident", "name")
@@ -82,19 +82,19 @@ class StageRecord:
 
     __slots__ = (
         "attributes",
+        "context_before",
         "end_ns",
         "error",
-        "lane",
         "outer",
         "pair",
         "range",
         "recorder",
-        "restore",
         "site",
         "span",
         "span_id",
         "start_ns",
         "thread",
+        "timed_stream",
         "trace",
     )
     site: Site
@@ -105,23 +105,23 @@ class StageRecord:
     span_id: int
     span: Any
     """The lazy span that stands for this stage in the application's OpenTelemetry context, or None."""
-    restore: Any
+    context_before: Any
     """The OpenTelemetry context to put back, or None."""
-    thread: ThreadFacts
+    thread: ThreadInfo
     start_ns: int
     end_ns: int
     """0 while the stage runs."""
-    lane: Any
+    timed_stream: Any
     """The device door's handle of (device, stream), or None."""
     pair: Any
     """The device door's start and end event, or None."""
     range: Any
     """The open NVTX range, or None."""
     attributes: dict[str, Any] | None
-    error: ErrorFacts | None
+    error: ExceptionInfo | None
 
 
-class LaneFields:
+class TimedStreamFields:
     """A stream of a device, and the pool of event pairs that it draws on."""
 
     __slots__ = ("context", "guarded", "handle", "index", "pairs", "raw")
@@ -172,7 +172,7 @@ class RecorderFields:
     """The queue's."""
 
 
-class ErrorFacts(NamedTuple):
+class ExceptionInfo(NamedTuple):
     """An exception that left a stage: no reference to it or to its frames is kept, they may hold GPU memory."""
 
     type: str

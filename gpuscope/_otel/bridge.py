@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span
 
-from gpuscope._data.batch import Details
+from gpuscope._data.batch import SpanDetails
 from gpuscope._data.native import Trace
 from gpuscope._otel.contexts import (
     SPAN_KEY,
@@ -81,7 +81,7 @@ class Bridge(Identities):
             self._adopt(record, span)
         if self.visible:
             record.span = lazy = LazySpan(self, record)
-            record.restore = previous
+            record.context_before = previous
             lazy._attached = context = Context({**previous, SPAN_KEY: lazy})
             attach(context)
 
@@ -92,24 +92,24 @@ class Bridge(Identities):
         if lazy is None or lazy._attached is None:
             return
         if current is lazy._attached:
-            attach(record.restore)
+            attach(record.context_before)
         else:
             _leave_otherwise(record, current)
 
-    def details(self, record: StageRecord) -> Details | None:
+    def details(self, record: StageRecord) -> SpanDetails | None:
         """Return what few stages have: attributes of this run, an error, and what was said to the current span."""
         notes = None if record.span is None else record.span._notes
         # Copied, for another thread that has the span at hand may be about to add one more.
         attributes = dict(record.attributes) if record.attributes else None
         if notes is None:
-            return Details(attributes, record.error) if attributes or record.error is not None else None
-        return Details(attributes, record.error, notes.name, notes.status, tuple(notes.events), tuple(notes.links))
+            return SpanDetails(attributes, record.error) if attributes or record.error is not None else None
+        return SpanDetails(attributes, record.error, notes.name, notes.status, tuple(notes.events), tuple(notes.links))
 
     def _adopt(self, record: StageRecord, span: Any) -> None:
         """Make the stage a child of the span in the context, unless that is above the enclosing stage too."""
         while type(span) is LazySpan and span._record.recorder is not record.recorder:
             # Of a recorder that was shut down, or of the process that this one was forked from.
-            span = span_in(span._record.restore)
+            span = span_in(span._record.context_before)
         if not isinstance(span, Span):
             return
         outer, stage = record.outer, span._record if type(span) is LazySpan else None
@@ -125,7 +125,7 @@ class Bridge(Identities):
             # A stage's decision holds; whether an application's span's does is for the sampler to say.
             sampled=None if stage is None else context.trace_flags.sampled,
         )
-        record.restore = get_current()
+        record.context_before = get_current()
         record.outer = running_stage(outer)
 
     def _follow(self, record: StageRecord, outer: StageRecord) -> None:
@@ -156,15 +156,15 @@ def _is_above(outer: StageRecord, context: SpanContext, stage: StageRecord | Non
 
 
 def _leave_otherwise(record: StageRecord, current: Context) -> None:
-    lazy, below = record.span, span_in(record.restore)
+    lazy, below = record.span, span_in(record.context_before)
     span = span_in(current)
     if span is lazy:
         # The application put something else, baggage say, into the context and has not taken it out yet.
         attach(with_span(current, below))
         return
     # A stage that was entered inside this one ends after it; this one must not come back when it does.
-    while type(span) is LazySpan and (seen := span._record.restore) is not None:
+    while type(span) is LazySpan and (seen := span._record.context_before) is not None:
         if span_in(seen) is lazy:
-            span._record.restore = with_span(seen, below)
+            span._record.context_before = with_span(seen, below)
             return
         span = span_in(seen)

@@ -114,9 +114,9 @@ class Identities:
 
     def seen_by(self, record: StageRecord) -> Span:
         """Return the application's span above the stage, or an invalid one."""
-        span = span_in(record.restore)
+        span = span_in(record.context_before)
         while type(span) is LazySpan:
-            span = span_in(span._record.restore)
+            span = span_in(span._record.context_before)
         return span if isinstance(span, api.Span) else INVALID_SPAN
 
     def lazy(self, record: StageRecord) -> LazySpan:
@@ -160,7 +160,7 @@ class Identities:
             record.trace.sampled = True  # Out of turn: no other answer is possible.
         if lazy is None and not self.sdk and record.trace.sampled is not None:
             # Nobody asked, and nobody else makes ids: the common case, in a fifth of the time.
-            outer, record.restore = record.outer, None
+            outer, record.context_before = record.outer, None
             trace = record.trace
             if outer is None or (outer.trace is trace and outer.span is None):
                 parent_id = trace.parent_id if outer is None else outer.span_id
@@ -170,7 +170,7 @@ class Identities:
         outer = parent_stage(record)
         parent_id = record.trace.parent_id if outer is None else ids_of(outer)[1]
         # A task that starts its successor inside its stage would otherwise hold every context before it.
-        record.restore = None
+        record.context_before = None
         if lazy is not None:
             lazy._attached = None
         return trace_id, span_id, parent_id, sampled
@@ -260,9 +260,9 @@ class Identities:
         """Return what the stage's span starts in: the context at its entry, with its parent as the current span."""
         outer = parent_stage(record)
         if outer is None:
-            return with_parent_of(record.trace, record.restore)
+            return with_parent_of(record.trace, record.context_before)
         above = self._lazy(outer)
-        return with_span(record.restore, above if above._real is None else above._real.span)
+        return with_span(record.context_before, above if above._real is None else above._real.span)
 
     def _epoch_ns(self, at_ns: int) -> int:
         if at_ns == 0:  # Its entry failed before it had a time.
@@ -287,7 +287,7 @@ def ids_of(record: StageRecord) -> tuple[int, int]:
 
 def _trace_state(record: StageRecord) -> TraceState | None:
     """Return the vendors' part of a trace that came from elsewhere: whoever passes a trace on must pass it on."""
-    span = span_in(root_stage(record).restore)
+    span = span_in(root_stage(record).context_before)
     if type(span) is LazySpan:
         return None if span._context is None else span._context.trace_state
     return span.get_span_context().trace_state if isinstance(span, api.Span) else None

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpuscope._overlap.graphed import Graphs
-from gpuscope._overlap.in_flight import Flight, Streams, Timed
+from gpuscope._overlap.graphed import GraphedFunction
+from gpuscope._overlap.in_flight import InFlightBatch, Streams, Timed
 from gpuscope._overlap.report import Account, OverlapReport
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ class DoubleBuffer:
         self.depth = depth
         self._prepare, self._post = prepare, post
         self._device = _device(device)
-        self._graphs = Graphs(infer) if graph and self._device.type == "cuda" else None
+        self._graphs = GraphedFunction(infer) if graph and self._device.type == "cuda" else None
         self._infer = self._graphs or infer
         self._no_graph = "there is no GPU" if graph else "off"
         self._prefix = f"{name}." if name else ""
         self._streams = Streams(self._device) if self._device.type == "cuda" else None
-        self._free: list[Flight] = [Flight(self._device, self._streams, self._name) for _ in range(depth)]
-        self._flights: deque[tuple[Flight, Future[Any] | None]] = deque()
+        self._free: list[InFlightBatch] = [InFlightBatch(self._device, self._streams, self._name) for _ in range(depth)]
+        self._flights: deque[tuple[InFlightBatch, Future[Any] | None]] = deque()
         self._account = Account(depth, time.perf_counter_ns, on_gpu=self._streams is not None)
         self._workers = ThreadPoolExecutor(workers, "gpuscope-post") if workers else None
         self._closed = False
@@ -100,7 +100,7 @@ class DoubleBuffer:
         try:
             flight.start(batch, self._prepare, self._infer)
         except BaseException:  # A KeyboardInterrupt: the slot is used again, so what was launched has to end first.
-            flight.land()
+            flight.release()
             raise
         self._free.pop()
         future = None
@@ -124,7 +124,7 @@ class DoubleBuffer:
             self._account.add(flight.phases)
             return result
         finally:
-            flight.land()
+            flight.release()
             self._free.append(flight)
 
     def ready(self) -> bool:
@@ -160,7 +160,7 @@ class DoubleBuffer:
             flight, future = self._flights.popleft()
             if future is not None and not future.cancel():
                 future.exception()  # Waits. What went wrong is given up with the batch.
-            flight.land()
+            flight.release()
         self._free.clear()
         if self._workers is not None:
             self._workers.shutdown()
@@ -173,7 +173,7 @@ class DoubleBuffer:
         """Close."""
         self.close()
 
-    def _result(self, flight: Flight) -> Any:
+    def _result(self, flight: InFlightBatch) -> Any:
         flight.wait()
         if flight.error is not None:
             raise flight.error
@@ -188,10 +188,10 @@ class DoubleBuffer:
         return self._prefix + phase
 
 
-def _in_mode_of_caller(function: Callable[[Flight], Any]) -> Callable[[Flight], Any]:
+def _in_mode_of_caller(function: Callable[[InFlightBatch], Any]) -> Callable[[InFlightBatch], Any]:
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
-    def run(flight: Flight) -> Any:
+    def run(flight: InFlightBatch) -> Any:
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
             return function(flight)
 

@@ -27,7 +27,7 @@ MAX_GRAPHS = 16
 """Inputs of further shapes, or at further addresses, are not captured: each graph holds memory."""
 
 
-class Graphs:
+class GraphedFunction:
     """
     Calls a function by graphs.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gpuscope._overlap.report import Phases
-from gpuscope._overlap.slots import Leaves, Slot, Tree
+from gpuscope._overlap.slots import FlatTree, Slot, Tree
 from gpuscope._recording.stage import stage
 from gpuscope.pinned._memory import survives_forks
 
@@ -59,7 +59,7 @@ def _event() -> Any:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-class Flight:
+class InFlightBatch:
     """
     A slot and its events, used for one batch after another.
 
@@ -92,13 +92,13 @@ class Flight:
                     batch = prepare(batch)
                 self.phases.prepare = timed.spent_ms
             with Timed(self._names["pin"]) as timed:
-                staged = self.slot.stage(batch)
+                pinned_batch = self.slot.stage(batch)
             self.phases.pin = timed.spent_ms
-            self._kept = staged
+            self._kept = pinned_batch
             if self._streams is None:
-                self._run_here(staged, infer)
+                self._run_here(pinned_batch, infer)
             else:
-                self._launch(staged, infer, self._streams)
+                self._launch(pinned_batch, infer, self._streams)
         except Exception as error:  # It belongs to this batch, whose turn comes after those before it.
             self.error = error
 
@@ -113,30 +113,30 @@ class Flight:
             if self.error is None:
                 self._measure()
 
-    def land(self) -> None:
+    def release(self) -> None:
         """Wait until nothing of the batch is under way, and let go of it."""
         if self._recorded:
             self._events[-1].synchronize()
         self.outputs = self._kept = self.error = None
         self._recorded = False
 
-    def _run_here(self, staged: Leaves, infer: Callable[[Tree], Tree]) -> None:
+    def _run_here(self, pinned_batch: FlatTree, infer: Callable[[Tree], Tree]) -> None:
         with Timed(self._names["infer"]) as timed:
-            self.outputs = infer(staged.tree())
+            self.outputs = infer(pinned_batch.tree())
         self.phases.compute = timed.spent_ms
 
-    def _launch(self, staged: Leaves, infer: Callable[[Tree], Tree], streams: Streams) -> None:
+    def _launch(self, pinned_batch: FlatTree, infer: Callable[[Tree], Tree], streams: Streams) -> None:
         # Streams are named in each call: to look the current one up costs more than what is done on it.
         up_start, up_end, start, end, down_start, down_end = self._events
         compute = torch.cuda.current_stream(self._device)
-        if self.slot.reserve(staged):
+        if self.slot.reserve(pinned_batch):
             # The allocator gave what work enqueued on the current stream may still use.
             streams.up.wait_stream(compute)
         outputs: Tree = None
         try:
             with on(streams.up), stage(self._names["upload"]):
                 up_start.record(streams.up)
-                inputs = self.slot.upload(staged)
+                inputs = self.slot.upload(pinned_batch)
                 up_end.record(streams.up)
             compute.wait_event(up_end)
             start.record(compute)
@@ -146,7 +146,7 @@ class Flight:
         finally:
             # Also after an exception: the slot is free only when all that was launched has ended.
             end.record(compute)
-            self._kept = staged, outputs
+            self._kept = pinned_batch, outputs
             streams.down.wait_event(end)
             with on(streams.down), stage(self._names["download"]):
                 down_start.record(streams.down)

@@ -23,7 +23,7 @@ LOOKED_THROUGH = 1000
 """Longer lists and tuples in a result are not searched for tensors that lie in a slot's memory."""
 
 
-class Memory:
+class GrowingBuffer:
     """Bytes on the host or on a device, of which each use gets as many as it needs."""
 
     def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
@@ -65,7 +65,7 @@ def _empty(size: int, device: torch.device, *, pinned: bool) -> torch.Tensor:
     return torch.empty(size, dtype=torch.uint8, device=device)
 
 
-class Leaves(NamedTuple):
+class FlatTree(NamedTuple):
     """A tree taken apart."""
 
     leaves: list[Any]
@@ -76,9 +76,9 @@ class Leaves(NamedTuple):
         return self.leaves[0] if self.structure is None else pytree.tree_unflatten(self.leaves, self.structure)
 
 
-def taken_apart(tree: Tree) -> Leaves:
+def taken_apart(tree: Tree) -> FlatTree:
     """Return the leaves of a tree; of a lone tensor, which most trees are, at once."""
-    return Leaves([tree], None) if type(tree) is torch.Tensor else Leaves(*pytree.tree_flatten(tree))
+    return FlatTree([tree], None) if type(tree) is torch.Tensor else FlatTree(*pytree.tree_flatten(tree))
 
 
 class Slot:
@@ -93,22 +93,22 @@ class Slot:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._cuda = device.type == "cuda"
-        self._host: list[Memory] = []
-        self._inputs: list[Memory] = []
-        self._outputs: list[Memory] = []
+        self._host: list[GrowingBuffer] = []
+        self._inputs: list[GrowingBuffer] = []
+        self._outputs: list[GrowingBuffer] = []
 
-    def stage(self, batch: Tree) -> Leaves:
+    def stage(self, batch: Tree) -> FlatTree:
         """Copy what is to be uploaded into pinned memory; what is pinned already, or on the device, stays as it is."""
         found = taken_apart(batch)
-        return found._replace(leaves=self._each(found.leaves, self._host, self._staged))
+        return found._replace(leaves=self._each(found.leaves, self._host, self._pinned))
 
-    def reserve(self, staged: Leaves) -> bool:
+    def reserve(self, pinned_batch: FlatTree) -> bool:
         """Have the memory that `upload` needs; return whether some of it is new."""
-        return any(self._each(staged.leaves, self._inputs, self._reserved))
+        return any(self._each(pinned_batch.leaves, self._inputs, self._reserved))
 
-    def upload(self, staged: Leaves) -> Tree:
+    def upload(self, pinned_batch: FlatTree) -> Tree:
         """Enqueue the copies to the device on the current stream; return what is there."""
-        return staged._replace(leaves=self._each(staged.leaves, self._inputs, self._uploaded)).tree()
+        return pinned_batch._replace(leaves=self._each(pinned_batch.leaves, self._inputs, self._uploaded)).tree()
 
     def download(self, outputs: Tree) -> Tree:
         """Enqueue the copies of what is on the device on the current stream; return the outputs on the host."""
@@ -119,16 +119,16 @@ class Slot:
         """Return the result, in it copies of those tensors and arrays that lie in this slot's memory."""
         return pytree.tree_map(self._apart, result, is_leaf=_is_long)
 
-    def _each(self, leaves: list[Any], memories: list[Memory], function: Any) -> list[Any]:
-        if len(memories) < len(leaves):
-            pinned = memories is not self._inputs and self._cuda
-            where = self.device if memories is self._inputs else torch.device("cpu")
-            memories += [Memory(where, pinned=pinned) for _ in range(len(leaves) - len(memories))]
-        return list(map(function, leaves, memories))
+    def _each(self, leaves: list[Any], buffers: list[GrowingBuffer], function: Any) -> list[Any]:
+        if len(buffers) < len(leaves):
+            pinned = buffers is not self._inputs and self._cuda
+            where = self.device if buffers is self._inputs else torch.device("cpu")
+            buffers += [GrowingBuffer(where, pinned=pinned) for _ in range(len(leaves) - len(buffers))]
+        return list(map(function, leaves, buffers))
 
-    def _staged(self, leaf: Any, memory: Memory) -> Any:
+    def _pinned(self, leaf: Any, buffer: GrowingBuffer) -> Any:
         if isinstance(leaf, np.ndarray):
-            host = memory.shaped(leaf.shape, _torch_dtype(leaf))
+            host = buffer.shaped(leaf.shape, _torch_dtype(leaf))
             np.copyto(host.numpy(), leaf)
             return host
         if not isinstance(leaf, torch.Tensor) or not leaf.is_cpu:
@@ -136,29 +136,29 @@ class Slot:
         _check(leaf, "a batch")
         if self._cuda and leaf.is_contiguous() and leaf.is_pinned():
             return leaf.detach()
-        host = memory.shaped(leaf.shape, leaf.dtype)
+        host = buffer.shaped(leaf.shape, leaf.dtype)
         copy_on_host(host, leaf.detach())
         # What `infer` gets without a GPU is a tensor of its own, whose shape it may change.
         return host if self._cuda else host.view(host.shape)
 
-    def _reserved(self, leaf: Any, memory: Memory) -> bool:
+    def _reserved(self, leaf: Any, buffer: GrowingBuffer) -> bool:
         if not _is_on_host(leaf):
             return False
-        memory.shaped(leaf.shape, leaf.dtype)
-        return memory.grew
+        buffer.shaped(leaf.shape, leaf.dtype)
+        return buffer.grew
 
-    def _uploaded(self, leaf: Any, memory: Memory) -> Any:
+    def _uploaded(self, leaf: Any, buffer: GrowingBuffer) -> Any:
         if not _is_on_host(leaf):
             return leaf
-        there = memory.shaped(leaf.shape, leaf.dtype)
+        there = buffer.shaped(leaf.shape, leaf.dtype)
         there.copy_(leaf, non_blocking=True)
         return there.view(there.shape)
 
-    def _downloaded(self, leaf: Any, memory: Memory) -> Any:
+    def _downloaded(self, leaf: Any, buffer: GrowingBuffer) -> Any:
         if not isinstance(leaf, torch.Tensor) or not leaf.is_cuda:
             return leaf
         _check(leaf, "the outputs of `infer`")
-        host = memory.shaped(leaf.shape, leaf.dtype)
+        host = buffer.shaped(leaf.shape, leaf.dtype)
         host.copy_(leaf.detach() if leaf.requires_grad else leaf, non_blocking=True)
         return host.view(host.shape)
 
@@ -170,7 +170,7 @@ class Slot:
         return leaf
 
     def _holds(self, address: int) -> bool:
-        return any(memory.holds(address) for memory in (*self._host, *self._outputs))
+        return any(buffer.holds(address) for buffer in (*self._host, *self._outputs))
 
 
 def _is_long(node: Any) -> bool:

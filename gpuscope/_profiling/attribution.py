@@ -15,7 +15,7 @@ from gpuscope._profiling.kineto import COPY
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from gpuscope._profiling.kineto import Call, Lane, Range, Trace, Work
+    from gpuscope._profiling.kineto import Call, HostThread, Range, Trace, Work
 
 WAITS = frozenset(
     {
@@ -99,12 +99,12 @@ def attribute(trace: Trace) -> Attribution:
     """Give every call to the innermost stage on its thread, and every piece of GPU work to its call."""
     runs = _runs(trace)
     linked = _linked_calls(trace)
-    by_lane: dict[Lane, list[int]] = defaultdict(list)
+    by_thread: dict[HostThread, list[int]] = defaultdict(list)
     for index, run in enumerate(runs):
-        by_lane[run.stage.lane].append(index)
+        by_thread[run.stage.thread].append(index)
     outside: list[LinkedCall] = []
-    for lane, calls in linked.items():
-        indices = by_lane.get(lane, [])
+    for thread, calls in linked.items():
+        indices = by_thread.get(thread, [])
         places = _innermost([runs[index].stage for index in indices], [each.call for each in calls])
         for each, place in zip(calls, places, strict=True):
             (runs[indices[place]].calls if place >= 0 else outside).append(each)
@@ -114,7 +114,7 @@ def attribute(trace: Trace) -> Attribution:
 
 def _runs(trace: Trace) -> list[Run]:
     runs: list[Run] = []
-    for ranges in _by_lane(trace.stages).values():
+    for ranges in _by_thread(trace.stages).values():
         open_runs: list[int] = []
         for stage in ranges:
             while open_runs and runs[open_runs[-1]].stage.end_ns <= stage.start_ns:
@@ -130,16 +130,16 @@ def _runs(trace: Trace) -> list[Run]:
     return runs
 
 
-def _linked_calls(trace: Trace) -> dict[Lane, list[LinkedCall]]:
+def _linked_calls(trace: Trace) -> dict[HostThread, list[LinkedCall]]:
     work: dict[int, list[Work]] = defaultdict(list)
     for each in trace.work:
         work[each.correlation].append(each)
-    operators, found = _by_lane(trace.operators), {}
-    for lane, calls in _by_lane(trace.calls).items():
-        around = operators.get(lane, [])
+    operators, found = _by_thread(trace.operators), {}
+    for thread, calls in _by_thread(trace.calls).items():
+        around = operators.get(thread, [])
         inner, outer = _innermost(around, calls), _innermost(_outermost(around), calls)
         tops = _outermost(around)
-        found[lane] = [
+        found[thread] = [
             LinkedCall(
                 call,
                 around[low] if low >= 0 else None,
@@ -154,11 +154,11 @@ def _linked_calls(trace: Trace) -> dict[Lane, list[LinkedCall]]:
 Placed = TypeVar("Placed", "Range", "Call")
 
 
-def _by_lane(ranges: Iterable[Placed]) -> dict[Lane, list[Placed]]:
+def _by_thread(ranges: Iterable[Placed]) -> dict[HostThread, list[Placed]]:
     """Return ranges or calls by thread, each in order of start, the longer first."""
-    found: dict[Lane, list[Placed]] = defaultdict(list)
+    found: dict[HostThread, list[Placed]] = defaultdict(list)
     for each in sorted(ranges, key=lambda one: (one.start_ns, -one.end_ns)):
-        found[each.lane].append(each)
+        found[each.thread].append(each)
     return found
 
 

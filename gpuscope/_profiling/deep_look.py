@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._profiling.session import DONE, Look
+from gpuscope._profiling.session import DONE, ProfilingSession
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class DeepLook:
 
     """
 
-    def __init__(self, look: Look, period: Callable[[Config], AbstractContextManager[Any]]) -> None:
+    def __init__(self, look: ProfilingSession, period: Callable[[Config], AbstractContextManager[Any]]) -> None:
         self._period = period
         self._look = look
         self._entered = contextlib.ExitStack()

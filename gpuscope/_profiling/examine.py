@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from gpuscope._profiling.attribution import LinkedCall
     from gpuscope._profiling.kineto import Work
-    from gpuscope._profiling.measures import Kind
+    from gpuscope._profiling.measures import StageInRequest
 
 SMALL_BYTES = 256
 """A copy to the GPU of at most so many bytes carries numbers, not data."""
@@ -64,7 +64,7 @@ def examine(trace: Mapping[str, Any]) -> DeepFindings:
     return DeepFindings(stages=tuple(looks), notes=tuple(_notes(measures)))
 
 
-def _look(measures: Measures, kind: Kind) -> StageLook:
+def _look(measures: Measures, kind: StageInRequest) -> StageLook:
     calls, count = measures.calls[kind], len(measures.kinds[kind])
     work = [each for call in calls for each in call.work]
     kernels = [each for each in work if each.kind == KERNEL]

@@ -20,7 +20,7 @@ KERNEL, COPY, ON_DEVICE = "kernel", "copy", "memory on the GPU"
 _COPY = re.compile(r"Memcpy (\w+) \((\w+) -> (\w+)\)")
 _BETWEEN_HOST_AND_GPU = ("HtoD", "DtoH")
 
-Lane = tuple[Any, Any]
+HostThread = tuple[Any, Any]
 """Process and thread of the host."""
 
 
@@ -28,7 +28,7 @@ class Range(NamedTuple):
     """An annotation or an operator on a host thread. Times are nanoseconds on the trace's clock, here and below."""
 
     name: str
-    lane: Lane
+    thread: HostThread
     start_ns: int
     end_ns: int
     finished: bool = True
@@ -38,7 +38,7 @@ class Call(NamedTuple):
     """A call of the CUDA runtime or driver."""
 
     name: str
-    lane: Lane
+    thread: HostThread
     start_ns: int
     end_ns: int
     correlation: int
@@ -106,14 +106,14 @@ def _add(found: Trace, event: Mapping[str, Any], names: Collection[str] | None) 
     start_ns = round(float(event["ts"]) * 1e3)
     end_ns = start_ns + round(float(event.get("dur", 0)) * 1e3)
     arguments = event.get("args", {})
-    lane = event.get("pid"), event.get("tid")
+    thread = event.get("pid"), event.get("tid")
     if category == "user_annotation":
         if name in names if names is not None else not name.startswith("ProfilerStep#"):
-            found.stages.append(Range(name, lane, start_ns, end_ns, arguments.get("finished", True) is not False))
+            found.stages.append(Range(name, thread, start_ns, end_ns, arguments.get("finished", True) is not False))
     elif category == "cpu_op":
-        found.operators.append(Range(name, lane, start_ns, end_ns))
+        found.operators.append(Range(name, thread, start_ns, end_ns))
     elif category in ("cuda_runtime", "cuda_driver"):
-        found.calls.append(Call(name, lane, start_ns, end_ns, int(arguments.get("correlation", -1))))
+        found.calls.append(Call(name, thread, start_ns, end_ns, int(arguments.get("correlation", -1))))
     elif category in ("kernel", "gpu_memset", "gpu_memcpy"):
         found.work.append(_work(category, name, start_ns, end_ns, arguments))
 

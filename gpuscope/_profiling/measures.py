@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gpuscope._profiling.attribution import LinkedCall
-    from gpuscope._profiling.kineto import Call, Lane, Range, Trace, Work
+    from gpuscope._profiling.kineto import Call, HostThread, Range, Trace, Work
 
 
 STAGED_BYTES = 2**16
 """So many bytes of pageable memory may be copied aside at once: CUDA Runtime API, "API synchronization behavior"."""
 
 
-class Kind(NamedTuple):
+class StageInRequest(NamedTuple):
     """A stage within a kind of request."""
 
     root: str
@@ -84,44 +84,46 @@ class Measures:
         self.compute = _union(work for work in trace.work if work.kind != COPY)
         linked = [*self.attribution.outside, *(each for run in self.runs for each in run.calls)]
         self.busy = _union([*trace.work, *(each.call for each in linked if _is_staged(each))])
-        calls: dict[Lane, list[LinkedCall]] = defaultdict(list)
+        calls: dict[HostThread, list[LinkedCall]] = defaultdict(list)
         for each in linked:
-            calls[each.call.lane].append(each)
-        self._hosts = {lane: _host(lane, calls[lane], trace) for lane in {run.stage.lane for run in self.runs}}
+            calls[each.call.thread].append(each)
+        self._hosts = {
+            thread: _host(thread, calls[thread], trace) for thread in {run.stage.thread for run in self.runs}
+        }
 
     @cached_property
-    def kinds(self) -> dict[Kind, list[int]]:
+    def kinds(self) -> dict[StageInRequest, list[int]]:
         """The runs of each stage that are wholly in the trace, by index."""
-        found: dict[Kind, list[int]] = defaultdict(list)
+        found: dict[StageInRequest, list[int]] = defaultdict(list)
         for index, run in enumerate(self.runs):
             if run.whole and self.runs[run.root].whole:
-                found[Kind(self.runs[run.root].stage.name, run.stage.name, run.depth)].append(index)
+                found[StageInRequest(self.runs[run.root].stage.name, run.stage.name, run.depth)].append(index)
         return found
 
     @cached_property
-    def calls(self) -> dict[Kind, list[LinkedCall]]:
+    def calls(self) -> dict[StageInRequest, list[LinkedCall]]:
         """The CUDA calls in each stage, those of stages inside included."""
         return {
             kind: [each for index in indices for each in self.attribution.within(index)]
             for kind, indices in self.kinds.items()
         }
 
-    def times(self, kind: Kind) -> Times:
+    def times(self, kind: StageInRequest) -> Times:
         """Return where the time of a stage goes."""
         total = np.zeros(len(Times._fields), np.int64)
-        for lane, indices in self._by_lane(kind).items():
-            total += self._times_on(lane, indices)
+        for thread, indices in self._by_thread(kind).items():
+            total += self._times_on(thread, indices)
         return Times(*total.tolist())
 
-    def _by_lane(self, kind: Kind) -> dict[Lane, list[int]]:
-        found: dict[Lane, list[int]] = defaultdict(list)
+    def _by_thread(self, kind: StageInRequest) -> dict[HostThread, list[int]]:
+        found: dict[HostThread, list[int]] = defaultdict(list)
         for index in self.kinds[kind]:
-            found[self.runs[index].stage.lane].append(index)
+            found[self.runs[index].stage.thread].append(index)
         return found
 
-    def _times_on(self, lane: Lane, indices: Sequence[int]) -> Sequence[int]:
+    def _times_on(self, thread: HostThread, indices: Sequence[int]) -> Sequence[int]:
         host, tail, on = (
-            self._hosts[lane],
+            self._hosts[thread],
             self._tails(indices),
             _intervals(self.runs[index].stage for index in indices),
         )
@@ -153,7 +155,7 @@ class Measures:
         ]
         return Intervals(starts, np.maximum(starts, np.array(ends, np.int64)))
 
-    def gaps(self, kind: Kind) -> int:
+    def gaps(self, kind: StageInRequest) -> int:
         """Return how often the GPU ran out of work within the stage's windows, between two pieces of work."""
         runs = self.kinds[kind]
         tails, found, between = self._tails(runs), 0, gaps(self.busy)
@@ -162,7 +164,7 @@ class Measures:
             found += int(((between.start >= start_ns) & (between.end <= end_ns)).sum())
         return found
 
-    def waits_for(self, kind: Kind) -> tuple[str | None, int]:
+    def waits_for(self, kind: StageInRequest) -> tuple[str | None, int]:
         """Return the other stage whose kernels the host waits for longest, and how long it does so for all others."""
         own = self._kernels(self.calls[kind])
         by_stage: Counter[str] = Counter()
@@ -173,7 +175,7 @@ class Measures:
         name, ns = by_stage.most_common(1)[0] if by_stage else (None, 0)
         return (name if ns else None), everything
 
-    def _nested(self, one: Kind, other: Kind) -> bool:
+    def _nested(self, one: StageInRequest, other: StageInRequest) -> bool:
         """Whether a run of one is inside one of the other, at any depth."""
         for inner, outer in ((one, other), (other, one)):
             around = set(self.kinds[outer])
@@ -185,24 +187,24 @@ class Measures:
                     parent = self.runs[parent].parent
         return False
 
-    def _waits_within(self, kind: Kind, work: Intervals) -> int:
+    def _waits_within(self, kind: StageInRequest, work: Intervals) -> int:
         return sum(
-            _sum(_intervals(self.runs[i].stage for i in indices), intersection(self._hosts[lane].waiting, work))
-            for lane, indices in self._by_lane(kind).items()
+            _sum(_intervals(self.runs[i].stage for i in indices), intersection(self._hosts[thread].waiting, work))
+            for thread, indices in self._by_thread(kind).items()
         )
 
     def _kernels(self, calls: Iterable[LinkedCall]) -> Intervals:
         return _union(work for each in calls for work in each.work if work.kind != COPY)
 
-    def kernel_ns(self, kind: Kind) -> int:
+    def kernel_ns(self, kind: StageInRequest) -> int:
         """Return the time in which at least one of the stage's kernels runs."""
         return length(self._kernels(self.calls[kind]))
 
     def between(self, root: str) -> tuple[int, int]:
         """Return the time from one request to the next on a thread without GPU work, and the time of all of it."""
         idle_ns = total_ns = 0
-        for lane in self._hosts:
-            runs = [run.stage for run in self.runs if run.parent < 0 and run.stage.lane == lane]
+        for thread in self._hosts:
+            runs = [run.stage for run in self.runs if run.parent < 0 and run.stage.thread == thread]
             for one, other in itertools.pairwise(runs):
                 if one.name == other.name == root and other.start_ns >= one.end_ns:
                     gap = Intervals(np.array([one.end_ns]), np.array([other.start_ns]))
@@ -216,11 +218,11 @@ def _is_staged(each: LinkedCall) -> bool:
     return any(work.pageable and work.bytes > STAGED_BYTES for work in each.work)
 
 
-def _host(lane: Lane, calls: Sequence[LinkedCall], trace: Trace) -> _Host:
+def _host(thread: HostThread, calls: Sequence[LinkedCall], trace: Trace) -> _Host:
     waiting = [each for each in calls if each.waits]
     sending = {each.operator for each in calls if any(work.direction == "HtoD" for work in each.work)}
     around = [each.operator or each.call for each in waiting if each.operator is None or each.operator not in sending]
-    operators = [each for each in trace.operators if each.lane == lane]
+    operators = [each for each in trace.operators if each.thread == thread]
     return _Host(
         waiting=_union(each.call for each in waiting),
         around=_union(around),

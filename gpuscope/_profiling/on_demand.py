@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuscope._log import logger
-from gpuscope._profiling.session import Look
+from gpuscope._profiling.session import ProfilingSession
 from gpuscope._settings.environment import variables
 
 REQUESTS = 5
@@ -86,7 +86,7 @@ class OnDemand:
 
     def _look_into(self, folder: Path, recorder: Any) -> None:
         enough = threading.Event()
-        look = Look(REQUESTS, 0, when_enough=enough.set)
+        look = ProfilingSession(REQUESTS, 0, when_enough=enough.set)
         look.attach(recorder)
         if not look.why:
             enough.wait(DEADLINE_S)

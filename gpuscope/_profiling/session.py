@@ -1,8 +1,9 @@
 """
 A deep look at a program that runs: torch.profiler for a few requests, with the stages as ranges in its trace.
 
-While it is on, `Ranges` stands where the recorder's NVTX door was, which the hot path asks about anyway; afterwards the
-door is back and nothing of the look is left. Never raises into the application: why there is no profile is in `why`.
+While it is on, `NvtxTap` stands where the recorder's NVTX door was, which the hot path asks about anyway; afterwards
+the door is back and nothing of the look is left. Never raises into the application: why there is no profile is in
+`why`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _never_closed: list[Any] = []
 """Ranges of stages that were running when their look ended: a few a look, kept for ever."""
 
 
-class _Opened:
+class _OpenRange:
     """What is open of a stage: the range of the door behind, and ours."""
 
     __slots__ = ("inner", "range", "request", "seen")
@@ -42,10 +43,10 @@ class _Opened:
         """Whether the profiler was on at its start."""
 
 
-class Ranges:
+class NvtxTap:
     """Stands for a recorder's NVTX door, opens that one's ranges too, and tells the look of every stage."""
 
-    def __init__(self, look: Look, recorder: Any) -> None:
+    def __init__(self, look: ProfilingSession, recorder: Any) -> None:
         self._look = look
         self._recorder = recorder
         self._door = recorder.nvtx
@@ -62,13 +63,13 @@ class Ranges:
                 return inner
             self._open += 1
         stage = current.get()
-        opened = _Opened(inner, request=getattr(stage, "outer", None) is None and not site.rehearsal)
+        opened = _OpenRange(inner, request=getattr(stage, "outer", None) is None and not site.warms_up)
         self._look.enter(opened, site)
         return opened
 
     def end(self, opened: Any) -> None:
         """Close them. What was opened before the look has no range of ours."""
-        if type(opened) is not _Opened:
+        if type(opened) is not _OpenRange:
             if self._door is not None:
                 self._door.end(opened)
             return
@@ -92,7 +93,7 @@ class Ranges:
             self._recorder.nvtx = self._door
 
 
-class Look:
+class ProfilingSession:
     """
     Counts requests, and has the profiler on for some of them: all on the threads of the requests, between two of them.
 
@@ -113,7 +114,7 @@ class Look:
         self.profiler: Profiler | None = None
         self._passed = 0
         self._when_enough = when_enough
-        self._ranges: list[Ranges] = []
+        self._taps: list[NvtxTap] = []
         self._names: set[str] = set()
         self._roots: set[str] = set()
         self._lock = threading.RLock()
@@ -124,14 +125,14 @@ class Look:
     def attach(self, recorder: Any) -> None:
         """Take part in a recorder's stages. There may be several recorders, one after the other."""
         with self._lock:
-            if isinstance(recorder.nvtx, Ranges):
+            if isinstance(recorder.nvtx, NvtxTap):
                 self._give_up("another deep look is on, or stages of one are; end it first. The program goes on.")
             if self.state == WAITING:
                 self._advance()
             if self.state != DONE:
-                self._ranges.append(Ranges(self, recorder))
+                self._taps.append(NvtxTap(self, recorder))
 
-    def enter(self, opened: _Opened, site: Site) -> None:
+    def enter(self, opened: _OpenRange, site: Site) -> None:
         """Take notice of a stage that begins."""
         profiler = self._go_in()
         if profiler is None:
@@ -148,7 +149,7 @@ class Look:
             opened.range, why = None, f"torch.profiler failed: {error!r}."
         self._come_out(why)
 
-    def leave(self, opened: _Opened) -> None:
+    def leave(self, opened: _OpenRange) -> None:
         """Take notice of a stage that ends."""
         if opened.range is not None:
             self._close(opened.range)
@@ -191,7 +192,7 @@ class Look:
             time.sleep(0.001)
         return state
 
-    def _count(self, opened: _Opened) -> None:
+    def _count(self, opened: _OpenRange) -> None:
         with self._lock:
             if self.state == WAITING:
                 self._passed += 1
@@ -238,8 +239,8 @@ class Look:
                 self.why = self.why or f"{seen}; give more, or a smaller `warmup`."
             if not self.profiled:
                 self.why = self.why or "no request (outermost stage) ran from its start to its end while it was on."
-            for ranges in self._ranges:
-                ranges.retire()
+            for taps in self._taps:
+                taps.retire()
 
     def save(self, path: str) -> None:
         """Write the trace of a look that has ended well: once."""
@@ -255,5 +256,5 @@ class Look:
                 with contextlib.suppress(Exception):  # It has failed already, and that is what is said.
                     profiler.stop({})
             logger.warning("no deep look: %s", why)
-            for ranges in self._ranges:
-                ranges.retire()
+            for taps in self._taps:
+                taps.retire()

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._data.native import StageRecord, Trace, native
-from gpuscope._data.record import ErrorFacts, ThreadFacts
+from gpuscope._data.record import ExceptionInfo, ThreadInfo
 from gpuscope._recording.ancestry import running_stage
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=N
 
 
 class _Threads(threading.local):
-    facts: ThreadFacts
+    facts: ThreadInfo
 
 
 _threads = _Threads()
@@ -44,7 +44,9 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
     record.recorder = recorder
     record.site = site
     record.start_ns = record.end_ns = 0
-    record.outer = record.span = record.restore = record.lane = record.pair = record.range = record.error = None
+    record.outer = record.span = record.context_before = record.timed_stream = record.pair = record.range = (
+        record.error
+    ) = None
     try:
         outer = current.get()
         if outer is not None and outer.recorder is recorder:
@@ -61,7 +63,7 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
         try:
             record.thread = _threads.facts
         except AttributeError:
-            record.thread = facts_of_thread()
+            record.thread = thread_info()
         current.set(record)
         look = recorder.look_for_provider or _first_sight_of_otel(recorder)
         if look is not None and (
@@ -77,10 +79,10 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
         _begin_failed(recorder, record)
 
 
-def facts_of_thread() -> ThreadFacts:
+def thread_info() -> ThreadInfo:
     """Return what is known of this thread."""
     if not hasattr(_threads, "facts"):
-        _threads.facts = ThreadFacts(threading.get_ident(), threading.current_thread().name)
+        _threads.facts = ThreadInfo(threading.get_ident(), threading.current_thread().name)
     return _threads.facts
 
 
@@ -115,7 +117,7 @@ def end_in_python(record: StageRecord, error: BaseException | None) -> None:
         if record.span is not None:
             recorder.bridge.leave(record)
         if error is not None:
-            record.error = _error_facts(error)
+            record.error = _exception_info(error)
         if current.get() is record:
             outer = record.outer
             current.set(outer if outer is None or not outer.end_ns else running_stage(outer))
@@ -133,7 +135,7 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
     if record.range is not None:
         with contextlib.suppress(Exception):
             recorder.nvtx.end(record.range)
-    if record.restore is not None:
+    if record.context_before is not None:
         with contextlib.suppress(Exception):
             recorder.bridge.leave(record)
     if current.get() is record:
@@ -141,7 +143,7 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
     recorder.ledger.fail("stage_error")
 
 
-def _error_facts(error: BaseException) -> ErrorFacts | None:
+def _exception_info(error: BaseException) -> ExceptionInfo | None:
     if isinstance(error, GeneratorExit):
         return None
     kind = type(error)
@@ -158,7 +160,7 @@ def _error_facts(error: BaseException) -> ErrorFacts | None:
         code = traceback.tb_frame.f_code
         frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
         traceback = traceback.tb_next
-    return ErrorFacts(name, message, tuple(frames))
+    return ExceptionInfo(name, message, tuple(frames))
 
 
 begin: Callable[[Recorder, StageRecord, Site, Any, int], None] = begin_in_python
@@ -168,11 +170,11 @@ if native is not None:
     native.prepare(
         current=current,
         perf_counter=time.perf_counter_ns,
-        facts_of_thread=facts_of_thread,
+        thread_info=thread_info,
         see_otel=_first_sight_of_otel,
         begin_failed=_begin_failed,
         end_the_rest=_end_what_is_left,
-        error_facts=_error_facts,
+        exception_info=_exception_info,
         running=running_stage,
     )
     begin, start, end = native.begin, native.start, native.end

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope._data.native import native
-from gpuscope._data.record import Unnamed
+from gpuscope._data.record import UnnamedSite
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 _MAY_SUSPEND = 1
 _sites = state.sites
-_off_stages: dict[str, OffStage] = state.off_stages
+_off_stages: dict[str, DisabledStage] = state.off_stages
 """What `stage` hands out while nothing is recorded, by name."""
 
 
-class NoStage:
+class NoopStage:
     """
     A stage that records nothing: inside a region that `torch.compile` traces.
 
@@ -75,20 +75,20 @@ class NoStage:
 
 if TYPE_CHECKING or native is None:
 
-    class OffStage(NoStage):
+    class DisabledStage(NoopStage):
         """What is handed out while nothing is recorded."""
 
         __slots__ = ()
 
 else:
 
-    class OffStage(native.Quiet, NoStage):
+    class DisabledStage(native.NoopBlock, NoopStage):
         """The same, entered and left in C."""
 
         __slots__ = ()
 
 
-class IdleStage(OffStage):
+class IdleStage(DisabledStage):
     """A stage that records nothing yet; a function that it decorates can be recorded later."""
 
     __slots__ = ("attributes", "graph", "name", "stream", "warmup")
@@ -115,7 +115,7 @@ class Stage(StageBlock):
     def __call__(self, function: F) -> F:
         """Wrap the function so that each call of it is a stage."""
         site = self.site
-        name = None if isinstance(site, Unnamed) else site.name
+        name = None if isinstance(site, UnnamedSite) else site.name
         return cast("F", stage_of(function, name, self.attributes, self.stream, site.warmup, graph=site.graph))
 
     def set_attribute(self, key: str, value: Any) -> None:
@@ -156,7 +156,7 @@ def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, Any] | N
     return stage
 
 
-_NO_STAGE = OffStage()
+_DISABLED_STAGE = DisabledStage()
 
 
 @overload
@@ -209,7 +209,7 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
     # First and alone: Dynamo takes this call for a constant, and nothing below it is traced, guarded or run.
     if dynamo.is_dynamo_compiling():
         dynamo.gpuscope_left_out()
-        return NoStage()
+        return NoopStage()
     recorder = state.recorder
     if attributes is None and stream is None and warmup is None and graph:
         try:
@@ -234,11 +234,11 @@ def _uncommon(
     if recorder is None:
         if name is not None and attributes is None and stream is None and warmup is None and graph:
             return _off_stage(name)
-        return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _NO_STAGE
+        return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _DISABLED_STAGE
     if name is not None:
         site = _sites.get(name) or new_site(name)
     else:
-        site = state.unnamed if warmup is None and graph else Unnamed()
+        site = state.unnamed if warmup is None and graph else UnnamedSite()
     if warmup is not None:
         site.warmup = warmup
     if not graph:
@@ -254,8 +254,8 @@ def _idle_stage(
     return idle
 
 
-def _off_stage(name: str) -> OffStage:
-    off = _idle_stage(name, None, None, None) if state.may_toggle else _NO_STAGE
+def _off_stage(name: str) -> DisabledStage:
+    off = _idle_stage(name, None, None, None) if state.may_toggle else _DISABLED_STAGE
     return _off_stages.setdefault(name, off) if len(_off_stages) < MAX_SITES else off
 
 

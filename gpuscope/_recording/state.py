@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._data.record import Site, Unnamed
+from gpuscope._data.record import Site, UnnamedSite
 
 if TYPE_CHECKING:
     import logging
@@ -29,7 +29,7 @@ class State:
         self.may_toggle = False
         self.sites: dict[str, Site] = {}
         self.off_stages: dict[str, Any] = {}
-        self.unnamed = Unnamed()
+        self.unnamed = UnnamedSite()
         self.engine: Any = None
         """The period of recording that is on, or the last one. `Any`: the engine is built on this module."""
         self.meters: dict[Any, Any] = {}

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuscope.analysis._structure.kinds import Kind
+    from gpuscope.analysis._structure.kinds import StageInRequest
     from gpuscope.analysis.recording import Recording
 
 MIN_CALLS = 20
 """Fewer, and the interval of a median is nearly all that was seen."""
 FASTER, SLOWER, NOISE, FEW = "faster", "slower", "within noise", "too few"
-LANES = {"host": "on the host", "gpu": "on the GPU"}
+SIDES = {"host": "on the host", "gpu": "on the GPU"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def compare(before: Recording, after: Recording) -> Comparison:
     both = _Calls(before), _Calls(after)
     # In the order of the recording before; what is new, after that.
     keys = list(dict.fromkeys(key for calls in both for key in calls.kinds))
-    stages = [stage for key in keys for lane in LANES if (stage := _stage(*both, key, lane))]
+    stages = [stage for key in keys for lane in SIDES if (stage := _stage(*both, key, lane))]
     roots = [key for key in keys if key[0] == key[1]]
     return Comparison(
         requests=tuple(_request(*both, key, [stage for stage in stages if stage.root == key[1]]) for key in roots),
@@ -111,7 +111,7 @@ class _Calls:
     """The calls of one recording that count."""
 
     def __init__(self, recording: Recording) -> None:
-        self.kinds: dict[Key, Kind] = {(kind.name, kind.root): kind for kind in kinds(recording)}
+        self.kinds: dict[Key, StageInRequest] = {(kind.name, kind.root): kind for kind in kinds(recording)}
         self._end_to_end_ns = end_to_end_ns(recording)
         self._recording, self._warmup = recording, recording.in_warmup_request
         self._lanes = {
@@ -169,12 +169,12 @@ def _effect(before: _Calls, after: _Calls, key: Key, lane: str) -> float | None:
 
 def _request(before: _Calls, after: _Calls, key: Key, stages: list[StageChange]) -> RequestChange:
     change = _change(before.requests(key), after.requests(key))
-    lanes = {lane: [stage for stage in stages if stage.lane == lane] for lane in LANES}
+    lanes = {lane: [stage for stage in stages if stage.lane == lane] for lane in SIDES}
     return RequestChange(
         name=key[0],
         change=change,
         effects_ms={lane: _sum(inside) for lane, inside in lanes.items()},
-        remarks=tuple(remark for lane, inside in lanes.items() if (remark := _remark(LANES[lane], change, inside))),
+        remarks=tuple(remark for lane, inside in lanes.items() if (remark := _remark(SIDES[lane], change, inside))),
     )
 
 

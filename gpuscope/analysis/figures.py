@@ -19,7 +19,7 @@ from gpuscope.analysis._structure.replays import outside_ns
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuscope.analysis._structure.kinds import Kind
+    from gpuscope.analysis._structure.kinds import StageInRequest
     from gpuscope.analysis.recording import Losses, Recording
 
 SLOWEST = 5
@@ -150,7 +150,7 @@ class _Counting:
         self._requests: dict[str, NDArray[np.int64]] = {}
         """Rows of the requests that count, by kind; known from its root on."""
 
-    def stage(self, kind: Kind) -> StageFigures:
+    def stage(self, kind: StageInRequest) -> StageFigures:
         """Return the figures of one stage; a kind's root before all others of the kind."""
         if kind.depth == 0:
             self._requests[kind.name] = self._counted(self._outermost(kind))
@@ -177,7 +177,7 @@ class _Counting:
             outside_share=self._share(kind, around, self._outside_ns),
         )
 
-    def request(self, kind: Kind) -> RequestFigures:
+    def request(self, kind: StageInRequest) -> RequestFigures:
         """Return the figures of the requests of one kind."""
         rows = self._outermost(kind)
         counted = self._counted(rows)
@@ -190,7 +190,7 @@ class _Counting:
             slowest=tuple(self._reference(row) for row in slowest.tolist()),
         )
 
-    def _outermost(self, kind: Kind) -> NDArray[np.int64]:
+    def _outermost(self, kind: StageInRequest) -> NDArray[np.int64]:
         """Return the rows of a root stage without those inside another call of it."""
         return kind.rows[self._recording.parent[kind.rows] < 0]
 
@@ -207,7 +207,7 @@ class _Counting:
             "errors": int(self._recording.error[rows].sum()),
         }
 
-    def _share(self, kind: Kind, rows: NDArray[np.int64], durations_ns: NDArray[np.int64]) -> float | None:
+    def _share(self, kind: StageInRequest, rows: NDArray[np.int64], durations_ns: NDArray[np.int64]) -> float | None:
         """Return a stage's part of its requests' host time, had its warm-up calls in them been like the others."""
         requests = self._requests[kind.root]
         request_ns = float(self._host_ns[requests].sum())

@@ -39,7 +39,7 @@ from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gpuscope.analysis._verdicts.calls import Calls
+    from gpuscope.analysis._verdicts.calls import CallsOfStage
     from gpuscope.analysis._verdicts.decide import Doubt
     from gpuscope.analysis.recording import Recording
 
@@ -77,7 +77,7 @@ def _notes(recording: Recording) -> Iterator[str]:
         yield "No GPU times at all: nothing can be said about the GPU."
 
 
-def _judge_calls(calls: Calls, doubt: Doubt | None) -> dict[str, Any]:
+def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> dict[str, Any]:
     """Return the fields of a `StageVerdict`."""
     evidence = calls.material.evidence
     doubt = doubt or doubt_about(calls)
@@ -97,7 +97,7 @@ def _judge_calls(calls: Calls, doubt: Doubt | None) -> dict[str, Any]:
     }
 
 
-def _judge_replayed(calls: Calls, doubt: Doubt | None) -> StageVerdict:
+def _judge_replayed(calls: CallsOfStage, doubt: Doubt | None) -> StageVerdict:
     """Return the verdict on a stage inside a graph: no host is in it, so it is the GPU's or nobody's."""
     recording, doubt = calls.material.recording, doubt or doubt_about_replayed(calls)
     gpu_ms = calls.median_ms(recording.gpu_end_ns - recording.gpu_start_ns, timed=True)
@@ -117,7 +117,7 @@ def _judge_replayed(calls: Calls, doubt: Doubt | None) -> StageVerdict:
     )
 
 
-def _figures(calls: Calls) -> dict[str, Any]:
+def _figures(calls: CallsOfStage) -> dict[str, Any]:
     material, recording, evidence = calls.material, calls.material.recording, calls.material.evidence
     host_ns = recording.host_end_ns - recording.host_start_ns
     return {
@@ -138,7 +138,7 @@ def _figures(calls: Calls) -> dict[str, Any]:
     }
 
 
-def _gain_ns(calls: Calls, verdict: str) -> float:
+def _gain_ns(calls: CallsOfStage, verdict: str) -> float:
     evidence, recording, rows = calls.material.evidence, calls.material.recording, calls.judged
     wait_ns, idle_ns = evidence.wait_ns[rows], evidence.idle_ns[rows]
     if verdict == GPU_BOUND:
@@ -150,7 +150,7 @@ def _gain_ns(calls: Calls, verdict: str) -> float:
     return float(np.minimum(gain_ns, calls.material.duration_ns[rows]).sum())
 
 
-def _because(calls: Calls, verdict: str) -> str:
+def _because(calls: CallsOfStage, verdict: str) -> str:
     evidence = calls.material.evidence
     wait, idle, copy, unproven = (
         calls.share(each) for each in (evidence.wait_ns, evidence.idle_ns, evidence.copy_ns, evidence.unproven_ns)
@@ -174,7 +174,7 @@ def _because(calls: Calls, verdict: str) -> str:
     )
 
 
-def _cost(calls: Calls, verdict: str) -> tuple[Fit | None, str]:
+def _cost(calls: CallsOfStage, verdict: str) -> tuple[Fit | None, str]:
     """Return the cost per call and per item, of the GPU where it is behind, else of the host; or why there is none."""
     recording, rows = calls.material.recording, calls.timed if verdict == GPU_BOUND else calls.judged
     sizes = [sizes_in(shape_of(recording, row)) for row in rows.tolist()]
@@ -193,7 +193,7 @@ def _cost(calls: Calls, verdict: str) -> tuple[Fit | None, str]:
     return None, "; ".join(refused) or "no attribute says how much it is given (`batch_size`, `tokens`, `bytes`)"
 
 
-def _advice(calls: Calls, verdict: str, cost: Fit | None) -> tuple[str, ...]:
+def _advice(calls: CallsOfStage, verdict: str, cost: Fit | None) -> tuple[str, ...]:
     evidence, attributes = calls.material.evidence, calls.material.recording.attributes
     return advise(
         verdict,
@@ -206,7 +206,7 @@ def _advice(calls: Calls, verdict: str, cost: Fit | None) -> tuple[str, ...]:
     )
 
 
-def _judge_requests(calls: Calls, doubt: Doubt | None) -> RequestVerdict:
+def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> RequestVerdict:
     facts, idle, rhythm = _judge_calls(calls, doubt), _idle(calls), _rhythm(calls)
     slowest = next((cause.stage for cause in idle if cause.cause == HOST_NOT_READY), None)
     if facts["verdict"] == CPU_BOUND and slowest not in (None, calls.name):
@@ -219,7 +219,7 @@ def _judge_requests(calls: Calls, doubt: Doubt | None) -> RequestVerdict:
     return RequestVerdict(**facts, idle=tuple(idle), period_ms=rhythm.period_ms if rhythm else None)
 
 
-def _idle(calls: Calls) -> list[IdleCause]:
+def _idle(calls: CallsOfStage) -> list[IdleCause]:
     """Return where inside a request the GPU has nothing to do, longest first, down to a thousandth of its time."""
     if not len(calls.timed):
         return []  # Of a GPU without times nothing is known, and so not that it had nothing to do.
@@ -243,7 +243,7 @@ class _Rhythm(NamedTuple):
     gain_share: float
 
 
-def _rhythm(calls: Calls) -> _Rhythm | None:
+def _rhythm(calls: CallsOfStage) -> _Rhythm | None:
     """Return the rhythm of the requests that are followed by another."""
     evidence, recording = calls.material.evidence, calls.material.recording
     rows = calls.judged[evidence.gap_ns[calls.judged] >= 0]

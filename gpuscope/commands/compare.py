@@ -28,7 +28,7 @@ EPILOG = (
     "Exit codes: 0 nothing is slower than allowed; 1 with --fail-if-slower, a kind of request is; 2 bad usage, nothing "
     "to read, or too few requests to answer --fail-if-slower."
 )
-LANES = {"host": "host", "gpu": "GPU"}
+SIDES = {"host": "host", "gpu": "GPU"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,10 +89,10 @@ def _table(request: RequestChange, stages: list[StageChange]) -> Table:
     table = _console.make_table(*columns)
     for stage in stages:
         name = _console.indented(stage.name, stage.depth) if stage.lane == "host" else ""
-        table.add_row(name, LANES[stage.lane], *_cells(stage.change, stage.effect_ms))
+        table.add_row(name, SIDES[stage.lane], *_cells(stage.change, stage.effect_ms))
     table.add_section()
     for lane, effect_ms in request.effects_ms.items():
-        table.add_row("sum of stages", LANES[lane], *[""] * 5, _console.ms(effect_ms, "+"))
+        table.add_row("sum of stages", SIDES[lane], *[""] * 5, _console.ms(effect_ms, "+"))
     change = request.change
     table.add_row(f"{_console.printable(request.name)}, end to end", "", *_cells(change, change.change_ms))
     return table

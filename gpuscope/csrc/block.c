@@ -1,6 +1,6 @@
 /*
  * A `with` block: a record that begins when it is entered and ends when it is left. The twin is `StageBlock` of
- * `_recording/block.py`; `Quiet`'s is `OffStage` of `_recording/stage.py`.
+ * `_recording/block.py`; `NoopBlock`'s is `DisabledStage` of `_recording/stage.py`.
  */
 #include "native.h"
 
@@ -111,7 +111,7 @@ static PyType_Spec spec = {
     .slots = slots,
 };
 
-/* ---- Quiet: what `stage` hands out while nothing is recorded */
+/* ---- NoopBlock: what `stage` hands out while nothing is recorded */
 
 static PyObject *enter_quietly(PyObject *self, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(self); }
 
@@ -132,7 +132,7 @@ static PyType_Slot quiet_slots[] = {
 };
 
 static PyType_Spec quiet_spec = {
-    .name = "gpuscope._native.Quiet",
+    .name = "gpuscope._native.NoopBlock",
     .basicsize = sizeof(PyObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .slots = quiet_slots,

@@ -2,74 +2,78 @@
  * The common path of `CudaDevice`: an event of a pool recorded on the current stream, by the driver's own function.
  * The twins are `begin` and `end` in `CudaDevice._fast_paths` of `_cuda/cuda_device.py`.
  *
- * Keeps the GIL during the call, as `_cuda/driver.py` explains. Any answer but success, and whatever is not common, goes to the
- * slow path in Python.
+ * Keeps the GIL during the call, as `_cuda/driver.py` explains. Any answer but success, and whatever is not common,
+ * goes to the slow path in Python.
  */
 #include "native.h"
 
 typedef int (*record_function)(void *event, void *stream);
 
-/* `EventRecorder(function, lanes, current_device, current_stream, begin_slowly, end_slowly)` */
+/* `EventRecorder(function, streams, current_device, current_stream, begin_slowly, end_slowly)` */
 typedef struct {
     PyObject_HEAD
     record_function record;
-    PyObject *lanes, *current_device, *current_stream, *begin_slowly, *end_slowly;
+    PyObject *streams, *current_device, *current_stream, *begin_slowly, *end_slowly;
 } EventRecorder;
 
 static PyObject *str_cuda_stream, *str_device_index, *zero;
 
 /* The newest pair of the pool, or null. A list that shrinks by one needs no new memory. */
-static PyObject *take_pair(const Lane *lane) {
-    PyObject *pairs = lane->pairs;
+static PyObject *take_pair(const TimedStream *timed_stream) {
+    PyObject *pairs = timed_stream->pairs;
     Py_ssize_t size = pairs != NULL && PyList_CheckExact(pairs) ? PyList_GET_SIZE(pairs) : 0;
     if (size == 0) return NULL;
     Py_SET_SIZE(pairs, size - 1);
     return PyList_GET_ITEM(pairs, size - 1);
 }
 
-static int return_pair(const Lane *lane, PyObject *pair) {
-    return lane->pairs == NULL || PyList_Append(lane->pairs, pair) ? -1 : 0;
+static int return_pair(const TimedStream *timed_stream, PyObject *pair) {
+    return timed_stream->pairs == NULL || PyList_Append(timed_stream->pairs, pair) ? -1 : 0;
 }
 
-/* The lane of a device and stream, borrowed, or null: with an exception, or without where the slow path has to open it. */
-static Lane *find_lane(EventRecorder *self, PyObject *device, PyObject *raw) {
+/*
+ * What was opened for a stream of a device, borrowed, or null: with an exception, or without where the slow path has to
+ * open it.
+ */
+static TimedStream *find_stream(EventRecorder *self, PyObject *device, PyObject *raw) {
     Py_ssize_t index = PyLong_AsSsize_t(device);
-    if (index < 0 || index >= PyList_GET_SIZE(self->lanes)) return NULL;
-    PyObject *table = PyList_GET_ITEM(self->lanes, index);
-    PyObject *lane = PyDict_Check(table) ? PyDict_GetItemWithError(table, raw) : NULL;
-    return lane != NULL && PyObject_TypeCheck(lane, lane_type) ? (Lane *)lane : NULL;
+    if (index < 0 || index >= PyList_GET_SIZE(self->streams)) return NULL;
+    PyObject *table = PyList_GET_ITEM(self->streams, index);
+    PyObject *timed_stream = PyDict_Check(table) ? PyDict_GetItemWithError(table, raw) : NULL;
+    if (timed_stream == NULL || !PyObject_TypeCheck(timed_stream, timed_stream_type)) return NULL;
+    return (TimedStream *)timed_stream;
 }
 
-static Lane *current_lane(EventRecorder *self) {
-    PyObject *device = PyList_GET_SIZE(self->lanes) == 1 ? Py_NewRef(zero) : PyObject_CallNoArgs(self->current_device);
+static TimedStream *stream_now(EventRecorder *self) {
+    PyObject *device = PyList_GET_SIZE(self->streams) == 1 ? Py_NewRef(zero) : PyObject_CallNoArgs(self->current_device);
     PyObject *raw = device == NULL ? NULL : PyObject_CallOneArg(self->current_stream, device);
-    Lane *lane = raw == NULL ? NULL : find_lane(self, device, raw);
+    TimedStream *timed_stream = raw == NULL ? NULL : find_stream(self, device, raw);
     Py_XDECREF(device);
     Py_XDECREF(raw);
-    return lane;
+    return timed_stream;
 }
 
-/* The lane of a stream that was given. Not that of a default stream: its handle means one of the current context. */
-static Lane *lane_of(EventRecorder *self, PyObject *stream) {
+/* The same for a stream that was given. Not that of a default stream: its handle means one of the current context. */
+static TimedStream *stream_of(EventRecorder *self, PyObject *stream) {
     PyObject *device = PyObject_GetAttr(stream, str_device_index), *raw = PyObject_GetAttr(stream, str_cuda_stream);
-    Lane *lane = device == NULL || raw == NULL ? NULL : find_lane(self, device, raw);
+    TimedStream *timed_stream = device == NULL || raw == NULL ? NULL : find_stream(self, device, raw);
     Py_XDECREF(device);
     Py_XDECREF(raw);
-    return lane != NULL && lane->raw ? lane : NULL;
+    return timed_stream != NULL && timed_stream->raw ? timed_stream : NULL;
 }
 
 /* 1: done; 0: a case for the slow path; -1: an exception. */
 static int begin_fast(EventRecorder *self, StageRecord *record, PyObject *stream) {
-    Lane *lane = stream == Py_None ? current_lane(self) : lane_of(self, stream);
-    if (lane == NULL) return PyErr_Occurred() ? -1 : 0;
-    PyObject *pair = lane->guarded ? NULL : take_pair(lane);
+    TimedStream *timed_stream = stream == Py_None ? stream_now(self) : stream_of(self, stream);
+    if (timed_stream == NULL) return PyErr_Occurred() ? -1 : 0;
+    PyObject *pair = timed_stream->guarded ? NULL : take_pair(timed_stream);
     if (pair == NULL) return 0;
-    if (self->record(event_of(pair, START_ADDRESS), (void *)(uintptr_t)lane->raw)) {
-        int failed = return_pair(lane, pair);
+    if (self->record(event_of(pair, START_ADDRESS), (void *)(uintptr_t)timed_stream->raw)) {
+        int failed = return_pair(timed_stream, pair);
         Py_DECREF(pair);
         return failed;
     }
-    put(&record->lane, Py_NewRef((PyObject *)lane));
+    put(&record->timed_stream, Py_NewRef((PyObject *)timed_stream));
     put(&record->pair, pair);
     return 1;
 }
@@ -95,25 +99,26 @@ static PyObject *begin(EventRecorder *self, PyObject *const *args, Py_ssize_t co
 static PyObject *end(EventRecorder *self, PyObject *argument) {
     if (check(argument)) return NULL;
     StageRecord *record = (StageRecord *)argument;
-    if (record->lane == NULL || record->pair == NULL) {
-        PyErr_SetString(PyExc_TypeError, "the record has no lane or no pair");
+    if (record->timed_stream == NULL || record->pair == NULL) {
+        PyErr_SetString(PyExc_TypeError, "the record has no stream or no pair");
         return NULL;
     }
-    if (PyObject_TypeCheck(record->lane, lane_type)) {
-        const Lane *lane = (Lane *)record->lane;
-        if (!lane->guarded && !self->record(event_of(record->pair, END_ADDRESS), (void *)(uintptr_t)lane->raw)) Py_RETURN_NONE;
+    if (PyObject_TypeCheck(record->timed_stream, timed_stream_type)) {
+        const TimedStream *timed_stream = (TimedStream *)record->timed_stream;
+        void *stream = (void *)(uintptr_t)timed_stream->raw;
+        if (!timed_stream->guarded && !self->record(event_of(record->pair, END_ADDRESS), stream)) Py_RETURN_NONE;
     }
     return PyObject_CallOneArg(self->end_slowly, argument);
 }
 
 static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    PyObject *function, *lanes, *device, *stream, *begin_slowly, *end_slowly;
+    PyObject *function, *streams, *device, *stream, *begin_slowly, *end_slowly;
     if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
         PyErr_SetString(PyExc_TypeError, "EventRecorder takes no keyword arguments");
         return NULL;
     }
     if (!PyArg_ParseTuple(
-            args, "O!O!OOOO:EventRecorder", &PyLong_Type, &function, &PyList_Type, &lanes, &device, &stream,
+            args, "O!O!OOOO:EventRecorder", &PyLong_Type, &function, &PyList_Type, &streams, &device, &stream,
             &begin_slowly, &end_slowly
         ))
         return NULL;
@@ -125,7 +130,7 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     EventRecorder *self = (EventRecorder *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
     self->record = (record_function)pointer;
-    self->lanes = Py_NewRef(lanes);
+    self->streams = Py_NewRef(streams);
     self->current_device = Py_NewRef(device);
     self->current_stream = Py_NewRef(stream);
     self->begin_slowly = Py_NewRef(begin_slowly);
@@ -135,7 +140,7 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
 
 static int traverse(EventRecorder *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->lanes);
+    Py_VISIT(self->streams);
     Py_VISIT(self->current_device);
     Py_VISIT(self->current_stream);
     Py_VISIT(self->begin_slowly);
@@ -144,7 +149,7 @@ static int traverse(EventRecorder *self, visitproc visit, void *arg) {
 }
 
 static int clear(EventRecorder *self) {
-    Py_CLEAR(self->lanes);
+    Py_CLEAR(self->streams);
     Py_CLEAR(self->current_device);
     Py_CLEAR(self->current_stream);
     Py_CLEAR(self->begin_slowly);

@@ -1,10 +1,11 @@
 /*
- * What the files of `gpuscope._native` share: the record of a stage, and the doors between them.
+ * What the files of `gpuscope._native` share: the record of a stage, and the functions between them.
  *
  * Everything here has a twin in Python that says what it does at more length and is used where this was not built: in
- * `_data/record.py`, `_recording/hot_path.py`, `_recording/block.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_collecting/resolve.py`, `analysis/_structure/replays.py`, `_collecting/batch_builder.py`,
- * `_data/row.py` and `exporters/_encoding/otlp_bytes.py`. The common path is here; what is rare is handed back to the Python functions
- * that `prepare` was given.
+ * `_data/record.py`, `_data/row.py`, `_recording/hot_path.py`, `_recording/block.py`, `_cuda/driver.py`,
+ * `_cuda/cuda_device.py`, `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
+ * `exporters/_encoding/otlp_bytes.py`. The common path is here; rare cases are handed back to the Python functions that
+ * `prepare` was given.
  */
 #ifndef GPUSCOPE_NATIVE_H
 #define GPUSCOPE_NATIVE_H
@@ -18,7 +19,7 @@
 /* One run of a stage: `StageRecord` of `_data/record.py`. A null object is None where it may be absent. */
 typedef struct {
     PyObject_HEAD
-    PyObject *attributes, *error, *lane, *outer, *pair, *range, *restore, *span;
+    PyObject *attributes, *error, *timed_stream, *outer, *pair, *range, *context_before, *span;
     PyObject *recorder, *site, *thread, *trace;
     long long start_ns, end_ns;
     unsigned long long span_id;
@@ -41,14 +42,14 @@ typedef struct {
     unsigned long long random[4], last_span_id;
 } Recorder;
 
-/* A stream of a device: `LaneFields` of `_data/record.py`. */
+/* A stream of a device: `TimedStreamFields` of `_data/record.py`. */
 typedef struct {
     PyObject_HEAD
     PyObject *context, *handle, *pairs;
     unsigned long long raw;
     Py_ssize_t index;
     char guarded;
-} Lane;
+} TimedStream;
 
 /* A `with stage(...)` block: `StageBlock` of `_recording/block.py`. */
 typedef struct {
@@ -57,7 +58,7 @@ typedef struct {
     char uses;
 } StageBlock;
 
-extern PyTypeObject *record_type, *recorder_type, *trace_type, *lane_type, *block_type;
+extern PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type, *block_type;
 
 static inline int is_present(const PyObject *object) { return object != NULL && object != Py_None; }
 

@@ -5,7 +5,7 @@
 
 #include <stddef.h>
 
-static PyObject *str_calls, *str_index, *str_raw, *str_rehearsal, *str_warmup;
+static PyObject *str_calls, *str_index, *str_raw, *str_warms_up, *str_warmup;
 
 /* One row of a batch. The twin is `ROW` of `_data/row.py`. */
 typedef struct {
@@ -48,7 +48,7 @@ static int own_identity(const Packing *packing, StageRecord *record, const Trace
     cells->trace_high = trace->high;
     cells->trace_low = trace->low;
     cells->span_id = record->span_id;
-    put(&record->restore, NULL);
+    put(&record->context_before, NULL);
     return 1;
 }
 
@@ -86,10 +86,10 @@ static int count_call(const Packing *packing, PyObject *site, Cells *cells) {
 }
 
 static int fill_tables(const Packing *packing, StageRecord *record, PyObject *root, Cells *cells) {
-    PyObject *rehearsal = PyObject_GetAttr(root, str_rehearsal);
-    if (rehearsal == NULL) return -1;
-    if (rehearsal != Py_False) cells->flags |= packing->warmup_flag;
-    Py_DECREF(rehearsal);
+    PyObject *warms_up = PyObject_GetAttr(root, str_warms_up);
+    if (warms_up == NULL) return -1;
+    if (warms_up != Py_False) cells->flags |= packing->warmup_flag;
+    Py_DECREF(warms_up);
     cells->site = position(packing->sites, record->site);
     cells->root = cells->site < 0 ? -1 : position(packing->sites, root);
     cells->thread = cells->root < 0 ? -1 : position(packing->threads, record->thread);
@@ -99,10 +99,10 @@ static int fill_tables(const Packing *packing, StageRecord *record, PyObject *ro
 static int fill_device(StageRecord *record, Cells *cells) {
     cells->device = -1;
     if (cells->gpu_end_ns == 0) return 0;
-    PyObject *index = record->lane == NULL ? NULL : PyObject_GetAttr(record->lane, str_index);
+    PyObject *index = record->timed_stream == NULL ? NULL : PyObject_GetAttr(record->timed_stream, str_index);
     cells->device = index == NULL ? -1 : PyLong_AsLongLong(index);
     Py_XDECREF(index);
-    return index == NULL || PyErr_Occurred() || read_id(record->lane, str_raw, &cells->stream) ? -1 : 0;
+    return index == NULL || PyErr_Occurred() || read_id(record->timed_stream, str_raw, &cells->stream) ? -1 : 0;
 }
 
 /* The record of a row `(record, GPU start, GPU end, uncertainty, flags)`, or null and an exception. */
@@ -221,7 +221,7 @@ int add_pack(PyObject *module) {
     str_calls = PyUnicode_InternFromString("calls");
     str_index = PyUnicode_InternFromString("index");
     str_raw = PyUnicode_InternFromString("raw");
-    str_rehearsal = PyUnicode_InternFromString("rehearsal");
+    str_warms_up = PyUnicode_InternFromString("warms_up");
     str_warmup = PyUnicode_InternFromString("warmup");
     if (PyErr_Occurred() || PyModule_AddFunctions(module, functions)) return -1;
     PyObject *layout = row_layout();

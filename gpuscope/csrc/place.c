@@ -25,7 +25,8 @@ Distance *distances_of(PyObject *records, Py_ssize_t count) {
 
 static int give_back(StageRecord *record) {
     if (record->pair == NULL) return 0; /* Another thread had the GIL meanwhile; nothing of ours takes a pair away. */
-    PyObject *pair = record->pair, *pairs = record->lane == NULL ? NULL : PyObject_GetAttr(record->lane, str_pairs);
+    PyObject *pair = record->pair, *stream = record->timed_stream;
+    PyObject *pairs = stream == NULL ? NULL : PyObject_GetAttr(stream, str_pairs);
     record->pair = NULL;
     int failed = pairs == NULL || PyList_Append(pairs, pair);
     Py_XDECREF(pairs);

@@ -2,8 +2,8 @@
  * `EventReader`: what the collector asks the driver, without the GIL.
  *
  * The driver may make it wait for a lock, for as long as a copy from pageable memory takes: no thread of the program
- * may then wait for the GIL. The twins are `Resolver._collect_lane` of `_collecting/resolve.py`, `Replays._measure` of
- * `analysis/_structure/replays.py` and `Anchors._bracket` of `_cuda/anchors.py`.
+ * may then wait for the GIL. The twins are `Resolver._collect_stream` of `_collecting/resolve.py`,
+ * `ReplayResolver._measure` of `_cuda/graphs/resolve.py` and `Anchors._bracket` of `_cuda/anchors.py`.
  */
 #include "native.h"
 

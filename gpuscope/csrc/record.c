@@ -1,12 +1,12 @@
 /*
- * The record of one run of a stage, its trace, its lane, and the recorder: plain members, nothing that acts. The twins
+ * The record of one run of a stage, its trace, its stream, and the recorder: plain members, nothing that acts. The twins
  * are in `_data/record.py`.
  */
 #include "native.h"
 
-PyTypeObject *record_type, *recorder_type, *trace_type, *lane_type;
+PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type;
 
-#define OPTIONAL_IN_RECORD(X) X(attributes) X(error) X(lane) X(outer) X(pair) X(range) X(restore) X(span)
+#define OPTIONAL_IN_RECORD(X) X(attributes) X(error) X(timed_stream) X(outer) X(pair) X(range) X(context_before) X(span)
 #define REQUIRED_IN_RECORD(X) X(recorder) X(site) X(thread) X(trace)
 #define OPTIONAL_IN_RECORDER(X) X(bridge) X(current_context) X(look_for_provider) X(nvtx)
 #define REQUIRED_IN_RECORDER(X) X(capacity) X(clock) X(device) X(ledger) X(queue) X(random_bits) X(span_ids) X(waiting)
@@ -137,19 +137,19 @@ static PyType_Spec trace_spec = {
     .slots = trace_slots,
 };
 
-/* ---- LaneFields */
+/* ---- TimedStreamFields */
 
-static PyMemberDef lane_members[] = {
-    {"context", T_OBJECT, offsetof(Lane, context), 0, NULL},
-    {"handle", T_OBJECT, offsetof(Lane, handle), 0, NULL},
-    {"pairs", T_OBJECT, offsetof(Lane, pairs), 0, NULL},
-    {"raw", T_ULONGLONG, offsetof(Lane, raw), 0, NULL},
-    {"index", T_PYSSIZET, offsetof(Lane, index), 0, NULL},
-    {"guarded", T_BOOL, offsetof(Lane, guarded), 0, NULL},
+static PyMemberDef timed_stream_members[] = {
+    {"context", T_OBJECT, offsetof(TimedStream, context), 0, NULL},
+    {"handle", T_OBJECT, offsetof(TimedStream, handle), 0, NULL},
+    {"pairs", T_OBJECT, offsetof(TimedStream, pairs), 0, NULL},
+    {"raw", T_ULONGLONG, offsetof(TimedStream, raw), 0, NULL},
+    {"index", T_PYSSIZET, offsetof(TimedStream, index), 0, NULL},
+    {"guarded", T_BOOL, offsetof(TimedStream, guarded), 0, NULL},
     {NULL},
 };
 
-static int traverse_lane(Lane *self, visitproc visit, void *arg) {
+static int traverse_timed_stream(TimedStream *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->context);
     Py_VISIT(self->handle);
@@ -157,35 +157,35 @@ static int traverse_lane(Lane *self, visitproc visit, void *arg) {
     return 0;
 }
 
-static int clear_lane(Lane *self) {
+static int clear_timed_stream(TimedStream *self) {
     Py_CLEAR(self->context);
     Py_CLEAR(self->handle);
     Py_CLEAR(self->pairs);
     return 0;
 }
 
-static void free_lane(Lane *self) {
+static void free_timed_stream(TimedStream *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    clear_lane(self);
+    clear_timed_stream(self);
     type->tp_free(self);
     Py_DECREF(type);
 }
 
-static PyType_Slot lane_slots[] = {
+static PyType_Slot timed_stream_slots[] = {
     {Py_tp_doc, "A stream of a device, and the pool of event pairs that it draws on."},
-    {Py_tp_members, lane_members},
-    {Py_tp_traverse, traverse_lane},
-    {Py_tp_clear, clear_lane},
-    {Py_tp_dealloc, free_lane},
+    {Py_tp_members, timed_stream_members},
+    {Py_tp_traverse, traverse_timed_stream},
+    {Py_tp_clear, clear_timed_stream},
+    {Py_tp_dealloc, free_timed_stream},
     {0, NULL},
 };
 
-static PyType_Spec lane_spec = {
-    .name = "gpuscope._native.LaneFields",
-    .basicsize = sizeof(Lane),
+static PyType_Spec timed_stream_spec = {
+    .name = "gpuscope._native.TimedStreamFields",
+    .basicsize = sizeof(TimedStream),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    .slots = lane_slots,
+    .slots = timed_stream_slots,
 };
 
 /* ---- RecorderFields */
@@ -239,5 +239,5 @@ static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
 
 int add_record(PyObject *module) {
     if (add_type(module, &record_spec, &record_type) || add_type(module, &recorder_spec, &recorder_type)) return -1;
-    return add_type(module, &trace_spec, &trace_type) || add_type(module, &lane_spec, &lane_type) ? -1 : 0;
+    return add_type(module, &trace_spec, &trace_type) || add_type(module, &timed_stream_spec, &timed_stream_type) ? -1 : 0;
 }

@@ -10,7 +10,7 @@
 
 /* What `prepare` gave. */
 static PyObject *current, *perf_counter;
-static PyObject *facts_of_thread, *see_otel, *begin_failed, *end_the_rest, *error_facts, *running;
+static PyObject *thread_info, *see_otel, *begin_failed, *end_the_rest, *exception_info, *running;
 
 static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_give_back, *str_leave, *str_otel, *str_put;
 
@@ -67,7 +67,7 @@ static int find_thread(StageRecord *record) {
     static _Thread_local uint64_t owner;
     uint64_t thread = PyThreadState_GetID(PyThreadState_Get());
     if (facts == NULL || owner != thread) {
-        PyObject *found = PyObject_CallNoArgs(facts_of_thread);
+        PyObject *found = PyObject_CallNoArgs(thread_info);
         if (found == NULL) return -1;
         facts = found;
         owner = thread;
@@ -225,7 +225,7 @@ static int try_end(Recorder *recorder, StageRecord *record, PyObject *error) {
     if (read_clock(recorder, &record->end_ns) || leave_range(recorder, record)) return -1;
     if (is_present(record->span) && tell(recorder->bridge, str_leave, record, NULL)) return -1;
     if (is_present(error)) {
-        PyObject *facts = PyObject_CallOneArg(error_facts, error);
+        PyObject *facts = PyObject_CallOneArg(exception_info, error);
         if (facts == NULL) return -1;
         put(&record->error, facts);
     }
@@ -290,10 +290,10 @@ static PyObject *end(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
 }
 
 static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"current", "perf_counter", "facts_of_thread", "see_otel", "begin_failed", "end_the_rest",
-                            "error_facts", "running", NULL};
-    PyObject **kept[] = {&current, &perf_counter, &facts_of_thread, &see_otel, &begin_failed, &end_the_rest,
-                         &error_facts, &running};
+    static char *names[] = {"current", "perf_counter", "thread_info", "see_otel", "begin_failed", "end_the_rest",
+                            "exception_info", "running", NULL};
+    PyObject **kept[] = {&current, &perf_counter, &thread_info, &see_otel, &begin_failed, &end_the_rest,
+                         &exception_info, &running};
     PyObject *given[8];
     if (!PyArg_ParseTupleAndKeywords(
             args, kwargs, "$OOOOOOOO:prepare", names, &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],

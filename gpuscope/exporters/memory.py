@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpuscope.exporters._encoding.details import Extra
+from gpuscope.exporters._encoding.details import CleanDetails
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.delivery import Delivery
-    from gpuscope._data.record import ErrorFacts
+    from gpuscope._data.record import ExceptionInfo
     from gpuscope.exporters._encoding.rows import SpanRow
-    from gpuscope.exporters._encoding.spans import Facts
+    from gpuscope.exporters._encoding.spans import SpanTemplate
 
 _STATUS: tuple[Literal["UNSET", "OK", "ERROR"], ...] = ("UNSET", "OK", "ERROR")
-_NOTHING = Extra()
+_NOTHING = CleanDetails()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class CapturedSpan:
     """(name, nanoseconds, attributes)."""
     links: tuple[tuple[int, int, dict[str, Any]], ...] = ()
     """(trace id, span id, attributes)."""
-    error: ErrorFacts | None = field(default=None)
+    error: ExceptionInfo | None = field(default=None)
     """The exception that left the stage."""
 
     @property
@@ -59,7 +59,7 @@ class MemoryExporter:
 
     def __init__(self, spans: list[CapturedSpan]) -> None:
         self._spans = spans
-        self._facts: dict[Any, tuple[Facts | None, Facts | None]] = {}
+        self._facts: dict[Any, tuple[SpanTemplate | None, SpanTemplate | None]] = {}
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
         """Append the batch's spans, a stage's GPU span after its host span."""
@@ -80,10 +80,10 @@ class MemoryExporter:
         """Do nothing: the list is the caller's."""
 
 
-def _captured(row: SpanRow[Facts], kind: Literal["host", "gpu"]) -> CapturedSpan:
-    facts, extra = row.shared, row.extra or _NOTHING
+def _captured(row: SpanRow[SpanTemplate], kind: Literal["host", "gpu"]) -> CapturedSpan:
+    facts, details = row.shared, row.details or _NOTHING
     measured = zip(facts.measured, row.measured, strict=True)
-    code, description = extra.status
+    code, description = details.status
     return CapturedSpan(
         name=facts.name,
         kind=kind,
@@ -92,10 +92,10 @@ def _captured(row: SpanRow[Facts], kind: Literal["host", "gpu"]) -> CapturedSpan
         parent_id=row.parent_id,
         start_ns=row.start_ns,
         end_ns=row.end_ns,
-        attributes={**facts.attributes, **dict(measured), **extra.attributes},
+        attributes={**facts.attributes, **dict(measured), **details.attributes},
         status=_STATUS[code],
         description=description,
-        events=tuple(extra.events),
-        links=tuple(extra.links),
-        error=extra.error,
+        events=tuple(details.events),
+        links=tuple(details.links),
+        error=details.error,
     )

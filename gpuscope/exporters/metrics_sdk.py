@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.metrics import Meter, Observation
 
-    from gpuscope._data.metrics import Point, Snapshot, Spec
+    from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
 
     Source: TypeAlias = Callable[[], Snapshot]
 
@@ -78,7 +78,7 @@ class Instruments:
         """Show nothing: this process is a fork's child, and the figures are its parent's."""
         self._source = self._last = self._taken = None
 
-    def _make(self, meter: Meter, spec: Spec, *, fresh: bool) -> None:
+    def _make(self, meter: Meter, spec: InstrumentSpec, *, fresh: bool) -> None:
         if spec.kind == "histogram":
             for suffix, observe in (("bucket", _buckets), ("sum", _sums), ("count", _counts)):
                 callback = self._callback(spec, observe, fresh=fresh and suffix == "bucket")
@@ -89,7 +89,7 @@ class Instruments:
             create(spec.name, [self._callback(spec, _numbers, fresh=fresh)], spec.unit, spec.description)
 
     def _callback(
-        self, spec: Spec, observe: Callable[[Sequence[Point]], Iterator[Observation]], *, fresh: bool
+        self, spec: InstrumentSpec, observe: Callable[[Sequence[DataPoint]], Iterator[Observation]], *, fresh: bool
     ) -> Callable[[Any], list[Observation]]:
         def callback(_: Any) -> list[Observation]:
             try:
@@ -110,7 +110,7 @@ class Instruments:
         return taken[0]
 
 
-def _buckets(points: Sequence[Point]) -> Iterator[Observation]:
+def _buckets(points: Sequence[DataPoint]) -> Iterator[Observation]:
     from opentelemetry.metrics import Observation
 
     for point, value in _histograms(points):
@@ -118,23 +118,23 @@ def _buckets(points: Sequence[Point]) -> Iterator[Observation]:
             yield Observation(count, {**point.attributes, "le": le})
 
 
-def _sums(points: Sequence[Point]) -> Iterator[Observation]:
+def _sums(points: Sequence[DataPoint]) -> Iterator[Observation]:
     from opentelemetry.metrics import Observation
 
     return (Observation(value.sum_s, point.attributes) for point, value in _histograms(points))
 
 
-def _counts(points: Sequence[Point]) -> Iterator[Observation]:
+def _counts(points: Sequence[DataPoint]) -> Iterator[Observation]:
     from opentelemetry.metrics import Observation
 
     return (Observation(sum(value.counts), point.attributes) for point, value in _histograms(points))
 
 
-def _numbers(points: Sequence[Point]) -> Iterator[Observation]:
+def _numbers(points: Sequence[DataPoint]) -> Iterator[Observation]:
     from opentelemetry.metrics import Observation
 
     return (Observation(point.value, point.attributes) for point in points if not isinstance(point.value, Histogram))
 
 
-def _histograms(points: Sequence[Point]) -> Iterator[tuple[Point, Histogram]]:
+def _histograms(points: Sequence[DataPoint]) -> Iterator[tuple[DataPoint, Histogram]]:
     return ((point, point.value) for point in points if isinstance(point.value, Histogram))

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from gpuscope._data.delivery import Delivery
     from gpuscope._otel.bridge import Bridge
     from gpuscope._otel.lazy_span import LazySpan, RealSpan
-    from gpuscope.exporters._encoding.details import Extra
-    from gpuscope.exporters._encoding.spans import Facts
+    from gpuscope.exporters._encoding.details import CleanDetails
+    from gpuscope.exporters._encoding.spans import SpanTemplate
 
 _CODES = (StatusCode.UNSET, StatusCode.OK, StatusCode.ERROR)
 
@@ -50,7 +50,7 @@ class SdkExporter:
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._cache: dict[Any, tuple[Facts | None, Facts | None]] = {}
+        self._cache: dict[Any, tuple[SpanTemplate | None, SpanTemplate | None]] = {}
         self._flusher = _Flusher()
         self._succeeded = False
 
@@ -103,22 +103,24 @@ class SdkExporter:
         facts = resolve(spans, self._cache, lambda host, gpu: (host, gpu))
         for row, ((host, gpu), seconds) in enumerate(zip(facts, measured, strict=True)):
             host_time, gpu_time = next(host_times), next(gpu_times)
-            host_row = None if host is None else _Row(host, seconds[:3], host_time, spans.extras.get(row))
+            host_row = None if host is None else _Row(host, seconds[:3], host_time, spans.details_by_row.get(row))
             yield host_row, None if gpu is None else _Row(gpu, seconds[1:], gpu_time, None)
 
 
 class _Row:
     """One span to be ended; plain Python values, for the SDK turns numpy's into text."""
 
-    __slots__ = ("attributes", "end_ns", "extra", "name", "start_ns")
+    __slots__ = ("attributes", "details", "end_ns", "name", "start_ns")
 
-    def __init__(self, facts: Facts, seconds: tuple[float, ...], times: tuple[int, int], extra: Extra | None) -> None:
+    def __init__(
+        self, facts: SpanTemplate, seconds: tuple[float, ...], times: tuple[int, int], details: CleanDetails | None
+    ) -> None:
         attributes = {**facts.attributes, **dict(zip(facts.measured, seconds, strict=False))}
-        if extra is not None:
-            attributes.update(extra.attributes)
+        if details is not None:
+            attributes.update(details.attributes)
         # The SDK exports no null, and older versions warn of one.
         self.attributes = {key: value for key, value in attributes.items() if value is not None}
-        self.name, self.extra = facts.name, extra
+        self.name, self.details = facts.name, details
         self.start_ns = max(1, times[0])
         self.end_ns = max(self.start_ns, times[1])
 
@@ -157,8 +159,8 @@ class _Inside:
 def _finish(tracer: Tracer, real: RealSpan, host: _Row, gpu: _Row | None) -> None:
     span = real.span
     span.set_attributes(host.attributes)
-    if host.extra is not None:
-        _add(span, host.name, host.extra)
+    if host.details is not None:
+        _add(span, host.name, host.details)
     if gpu is not None:
         context = set_span_in_context(span, real.parent_context)
         child = tracer.start_span(gpu.name, context=context, start_time=gpu.start_ns, attributes=gpu.attributes)
@@ -166,14 +168,14 @@ def _finish(tracer: Tracer, real: RealSpan, host: _Row, gpu: _Row | None) -> Non
     span.end(end_time=max(host.end_ns, real.start_ns))
 
 
-def _add(span: Span, name: str, extra: Extra) -> None:
+def _add(span: Span, name: str, details: CleanDetails) -> None:
     span.update_name(name)
-    for event, at_ns, attributes in extra.events:
+    for event, at_ns, attributes in details.events:
         span.add_event(event, attributes, timestamp=max(1, at_ns))
-    for trace_id, span_id, attributes in extra.links:
+    for trace_id, span_id, attributes in details.links:
         ids = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
         span.add_link(ids, attributes)
-    code, description = extra.status
+    code, description = details.status
     if code:
         span.set_status(Status(_CODES[code], description or None))
 

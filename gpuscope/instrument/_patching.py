@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpuscope._errors import MissingError, UnsuitableError
 from gpuscope._log import WarnOnce, logger
-from gpuscope.instrument._pre_hook import layer
-from gpuscope.instrument._wrapping import staged
+from gpuscope.instrument._pre_hook import with_pre_hook
+from gpuscope.instrument._wrapping import as_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -113,7 +113,7 @@ class Patches:
             self.say("%s cannot be replaced: %s.", target.path, error)
 
     def _stage_of(self, target: Target, found: Any, name: str) -> Any:
-        now = staged(target, found)
+        now = as_stage(target, found)
         function, takes_class = _function(found), isinstance(found, classmethod)
         if not target.subclasses or isinstance(found, staticmethod) or not isinstance(function, FunctionType):
             return now
@@ -129,7 +129,7 @@ class Patches:
             called = getattr(called, "__func__", called)  # Of a class method.
             return stage if called is wrapper or id(called) not in self.by_identity else function
 
-        wrapper = layer(function, prepare)
+        wrapper = with_pre_hook(function, prepare)
         return wrapper
 
     def _follow(self, target: Target, owner: type, name: str) -> None:

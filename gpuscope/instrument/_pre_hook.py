@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     """Takes a call's arguments, and returns what is to be called with them."""
 
 
-def layer(function: Any, prepare: Prepare) -> Any:
+def with_pre_hook(function: Any, prepare: Prepare) -> Any:
     """Return a function that calls what `prepare` returns; for what Dynamo traces, the function itself."""
     wrapper_for = by_kind(
         function, plain=_plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator

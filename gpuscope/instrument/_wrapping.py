@@ -19,13 +19,13 @@ from gpuscope._recording.hot_path import current
 from gpuscope._recording.stage import stage
 from gpuscope._recording.state import state
 from gpuscope.instrument import _expressions
-from gpuscope.instrument._pre_hook import layer
+from gpuscope.instrument._pre_hook import with_pre_hook
 
 if TYPE_CHECKING:
     from gpuscope.instrument._targets import Target
 
 
-def staged(target: Target, found: Any) -> Any:
+def as_stage(target: Target, found: Any) -> Any:
     """
     Return what is found under a name, a class's attribute unbound, as a stage of the same kind.
 
@@ -34,14 +34,14 @@ def staged(target: Target, found: Any) -> Any:
 
     """
     if isinstance(found, staticmethod | classmethod):
-        return type(found)(staged(target, found.__func__))
+        return type(found)(as_stage(target, found.__func__))
     if isinstance(found, functools.partialmethod):
-        return functools.partialmethod(staged(target, found.func), *found.args, **found.keywords)
+        return functools.partialmethod(as_stage(target, found.func), *found.args, **found.keywords)
     _check(found)
-    notes = _Notes(target, found)
+    notes = _ArgumentAttributes(target, found)
     if not isinstance(found, FunctionType):
         return _staged_object(target, found, notes)
-    return stage(target.stage)(layer(found, notes.prepared(found)) if notes.readers else found)
+    return stage(target.stage)(with_pre_hook(found, notes.prepared(found)) if notes.readers else found)
 
 
 def _check(found: Any) -> None:
@@ -64,7 +64,7 @@ class _StagedObject(wrapt.FunctionWrapper):  # type: ignore[misc,type-arg,unused
         return self.__wrapped__.__reduce_ex__(protocol)
 
 
-def _staged_object(target: Target, found: Any, notes: _Notes) -> Any:
+def _staged_object(target: Target, found: Any, notes: _ArgumentAttributes) -> Any:
     def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         with stage(target.stage):
             notes.take(args if instance is None else (instance, *args), kwargs)
@@ -73,7 +73,7 @@ def _staged_object(target: Target, found: Any, notes: _Notes) -> Any:
     return _StagedObject(found, call)
 
 
-class _Notes:
+class _ArgumentAttributes:
     """Reads a target's attributes from a call's arguments, and notes them in the record of the stage that runs."""
 
     def __init__(self, target: Target, function: Any) -> None:

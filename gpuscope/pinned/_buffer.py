@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from gpuscope.pinned._stock import Stock
+    from gpuscope.pinned._stock import BlockPool
 
 
 class PinnedBuffer:
@@ -47,19 +47,19 @@ class PinnedBuffer:
         self._hold(HostMemory(checks.checked_shape(shape), checks.checked_dtype(dtype)), None)
 
     @classmethod
-    def _of_stock(cls, stock: Stock, memory: HostMemory) -> Self:
+    def _of_stock(cls, pool: BlockPool, memory: HostMemory) -> Self:
         """Return a buffer on memory that goes back to a pool's stock."""
         buffer = cls.__new__(cls)
-        buffer._hold(memory, stock)
+        buffer._hold(memory, pool)
         return buffer
 
-    def _hold(self, memory: HostMemory, stock: Stock | None) -> None:
+    def _hold(self, memory: HostMemory, pool: BlockPool | None) -> None:
         self._memory: HostMemory | None = memory
-        self._stock = stock
+        self._stock = pool
         self._finalizer: weakref.finalize[[], PinnedBuffer] | None = None
-        if stock is not None:
+        if pool is not None:
             # Only counted back and not reused: somebody may hold its `array` still.
-            self._finalizer = weakref.finalize(self, stock.forget)
+            self._finalizer = weakref.finalize(self, pool.forget)
             self._finalizer.atexit = False
         tensor = memory.tensor
         self.shape, self.dtype, self.nbytes = tuple(tensor.shape), tensor.dtype, tensor.nbytes

@@ -16,7 +16,7 @@ from gpuscope._errors import PoolExhaustedError
 from gpuscope.pinned._buffer import PinnedBuffer
 from gpuscope.pinned._checks import checked_dtype, checked_shape
 from gpuscope.pinned._memory import HostMemory
-from gpuscope.pinned._stock import PoolStatistics, Stock
+from gpuscope.pinned._stock import BlockPool, PoolStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ class PinnedPool:
         sizes, found = checked_shape(shape), checked_dtype(dtype)
         self.shape, self.dtype = sizes, found
         self._blocks, self._timeout_s = when_exhausted == "block", timeout_s
-        self._stock = Stock(
+        self._stock = BlockPool(
             lambda: HostMemory(sizes, found), math.prod(sizes) * found.itemsize, maximum=max_buffers, step=step
         )
 

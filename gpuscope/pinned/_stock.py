@@ -42,7 +42,7 @@ class PoolStatistics(NamedTuple):
     allocated_bytes: int
 
 
-class Stock:
+class BlockPool:
     """Blocks of memory, all alike: the idle ones, and the count of those handed out."""
 
     def __init__(self, make: Callable[[], HostMemory], block_bytes: int, *, maximum: int, step: int) -> None:

@@ -102,12 +102,12 @@ class TestResolving:
         with stage("before"):
             pass
         bench.collect()
-        lane = bench.device.lanes[0, 7]
-        lane.capturing = True
+        timed_stream = bench.device.lanes[0, 7]
+        timed_stream.capturing = True
         with stage("inside"):
             pass
         assert bench.named("inside") == []
-        lane.capturing = False
+        timed_stream.capturing = False
         with stage("after"):
             pass
         (inside,) = bench.named("inside")
@@ -229,8 +229,8 @@ class Accounting(RuleBasedStateMachine):
     @rule(capturing=st.booleans())
     def capture(self, capturing):
         """Begin or end a capture."""
-        for lane in self.device.lanes.values():
-            lane.capturing = capturing
+        for timed_stream in self.device.lanes.values():
+            timed_stream.capturing = capturing
 
     @rule(seconds=st.floats(0, 10))
     def wait(self, seconds):

@@ -108,7 +108,7 @@ class TestWay:
         """Metrics follow the spans to `otlp`, unless only spans were given an endpoint or somebody says otherwise."""
         engine = make_engine(**{"otlp_base_endpoint": receiver.endpoint, **settings})
         engine.collector.step()
-        assert engine.collector.metering.way == way
+        assert engine.collector.metrics_pipeline.way == way
 
     @pytest.mark.parametrize(
         ("settings", "way"),
@@ -118,14 +118,14 @@ class TestWay:
         """The application's provider comes first, wherever spans go, unless something else was asked for."""
         engine = make_engine(otlp_base_endpoint=receiver.endpoint, **settings)
         run(engine)
-        assert engine.collector.metering.way == way
+        assert engine.collector.metrics_pipeline.way == way
         assert bool(read(reader)) == (way == "sdk")
 
     def test_none_counts_nothing(self, make_engine):
         """Where metrics are off for good, not even the counting is done."""
         engine = make_engine(metrics="none")
         run(engine)
-        assert not engine.collector.metering.snapshot().points[DURATION]
+        assert not engine.collector.metrics_pipeline.snapshot().points[DURATION]
 
     def test_a_provider_that_comes_late_gets_everything(self, make_engine, monkeypatch):
         """What was recorded before the application set its provider up counts too."""
@@ -204,7 +204,7 @@ class TestCounting:
         """Cold calls would spoil every percentile; that they happened is not kept quiet."""
         engine = make_engine(warmup=2)
         run(engine, "first called here", 5)
-        points = engine.collector.metering.snapshot().points
+        points = engine.collector.metrics_pipeline.snapshot().points
         assert sum(points[DURATION][0].value.counts) == 3
         assert points[RECORDED][0].value == 5
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gpuscope._collecting.aggregation.metrics import MAX_STAGES, StageMetrics, account_points
 from gpuscope._collecting.aggregation.summary import OTHER
-from gpuscope._data.batch import DeviceFacts, RowFlag
+from gpuscope._data.batch import DeviceInfo, RowFlag
 from gpuscope._data.metrics import BOUNDS_S, BUSY, DROPPED, DURATION, IDLE, LAUNCH_DELAY, RECORDED, UNCERTAINTY
 from gpuscope._data.record import Site
 from gpuscope._data.statistics import Statistics
@@ -19,7 +19,7 @@ from gpuscope._data.statistics import Statistics
 from ..exporters.batches import NOW_NS, Row, make_batch
 
 SECOND_NS = 1_000_000_000
-DEVICES = {index: DeviceFacts(index, "Fake GPU", f"GPU-{index}") for index in (0, 1)}
+DEVICES = {index: DeviceInfo(index, "Fake GPU", f"GPU-{index}") for index in (0, 1)}
 A, B = Site("a", {}), Site("b", {})
 
 
@@ -67,7 +67,7 @@ class TestHistograms:
     @settings(max_examples=60, deadline=None)
     @given(rows=st.lists(ROWS, min_size=1, max_size=30), parts=st.integers(1, 5), ask_between=st.booleans())
     def test_counts_are_those_of_numpy_however_stages_are_batched(self, rows, parts, ask_between):
-        """Each stage that is no warm-up is in one bucket of its stage, lane and device, whatever came with it."""
+        """Each stage that is no warm-up is in one bucket of its stage, stream and device, whatever came with it."""
         metrics = StageMetrics(0)
         for part in np.array_split(np.arange(len(rows)), parts):
             if part.size:
@@ -107,7 +107,7 @@ class TestHistograms:
         assert counts[bucket : bucket + 2] == (1, 1)
 
     def test_the_slowest_sampled_stage_is_the_exemplar_once(self):
-        """An exemplar links to a span that is exported: of its lane the slowest since the last were taken."""
+        """An exemplar links to a span that is exported: of its stream the slowest since the last were taken."""
         metrics = StageMetrics(0)
         metrics.add(batch_of(Row(A, host_ns=9 * SECOND_NS), sampled=False))
         metrics.add(batch_of(Row(A, span_id=1, host_ns=5), Row(A, span_id=2, host_ns=7), Row(A, span_id=3, host_ns=6)))

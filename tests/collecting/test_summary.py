@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from gpuscope._collecting.aggregation.statistics import StageStatistics
 from gpuscope._collecting.aggregation.summary import OTHER
 from gpuscope._collecting.aggregation.tally import Ring
-from gpuscope._data.batch import Details, DeviceFacts, RowFlag, StageBatch
-from gpuscope._data.record import ErrorFacts, Site, ThreadFacts
+from gpuscope._data.batch import DeviceInfo, RowFlag, SpanDetails, StageBatch
+from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 
 EPOCH_NS = 1_700_000_000_000_000_000
 MS = 1_000_000
@@ -59,8 +59,8 @@ def batch_of(rows):
     zeros = np.zeros(len(rows), np.int64)
     return StageBatch(
         sites=tuple(sites.values()),
-        threads=(ThreadFacts(1, "MainThread"),),
-        devices={0: DeviceFacts(0, "a GPU", "GPU-0")},
+        threads=(ThreadInfo(1, "MainThread"),),
+        devices={0: DeviceInfo(0, "a GPU", "GPU-0")},
         site=np.array([names.index(each["name"]) for each in rows], np.int32),
         root=np.array([names.index(each["root"]) for each in rows], np.int32),
         thread=zeros.astype(np.int32),
@@ -186,10 +186,10 @@ class TestFigures:
     def test_errors_are_counted(self):
         """An exception and an error status set by the application count as errors; a status of OK does not."""
         outcomes = [
-            Details(error=ErrorFacts("ValueError", "no", ())),
-            Details(status=("ERROR", "bad")),
-            Details(status=("OK", None)),
-            Details(attributes={"batch_size": 8}),
+            SpanDetails(error=ExceptionInfo("ValueError", "no", ())),
+            SpanDetails(status=("ERROR", "bad")),
+            SpanDetails(status=("OK", None)),
+            SpanDetails(attributes={"batch_size": 8}),
             None,
         ]
         rows = [row("infer", "infer", span=n + 1, details=details) for n, details in enumerate(outcomes)]
@@ -245,7 +245,7 @@ class TestBounds:
     def test_stages_beyond_the_limit_share_a_line(self):
         """Stages that come after the limit of names are counted together, so that memory stays bounded."""
         rows = [row(f"stage {n}", f"stage {n}", span=n + 1) for n in range(50)]
-        failed = row("stage 49", "stage 49", span=99, details=Details(error=ErrorFacts("ValueError", "no", ())))
+        failed = row("stage 49", "stage 49", span=99, details=SpanDetails(error=ExceptionInfo("ValueError", "no", ())))
         summary = summary_of(rows, [failed], max_stages=10)
         other = by_name(summary)[OTHER]
         assert len(summary.stages) == 11
@@ -386,7 +386,7 @@ class TestText:
 
     def test_errors_have_a_column_only_when_there_are_any(self):
         """The column of errors appears with the first error."""
-        failed = row("infer", "infer", span=2, details=Details(error=ErrorFacts("ValueError", "no", ())))
+        failed = row("infer", "infer", span=2, details=SpanDetails(error=ExceptionInfo("ValueError", "no", ())))
         assert "errors" not in str(summary_of([row("infer", "infer", span=1)]))
         assert "errors" in str(summary_of([failed]))
 

@@ -15,7 +15,7 @@ from gpuscope._cuda.graphs.resolve import Placed, largest_crowd, place
 from gpuscope._cuda.graphs.rows import InnerRows
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import Anchor
-from gpuscope._data.record import Site, ThreadFacts
+from gpuscope._data.record import Site, ThreadInfo
 from gpuscope._data.row import ROW
 
 ANCHOR_NS = 10**12
@@ -107,31 +107,31 @@ def test_stages_that_share_nodes_meet():
     assert (end_ns[:, 2] == end_ns[:, 0]).all()
 
 
-class Lane(NamedTuple):
+class TimedStream(NamedTuple):
     """A stream of a GPU."""
 
     index: int
     raw: int
 
 
-def on_lane(lane, *times_us):
-    """Replays of one stage on a lane, each (start, end)."""
+def on_stream(timed_stream, *times_us):
+    """Replays of one stage on a stream, each (start, end)."""
     times_ns = np.array(times_us, np.int64).reshape(-1, 2) * 1000
-    replays = [SimpleNamespace(lane=lane)] * len(times_us)
+    replays = [SimpleNamespace(timed_stream=timed_stream)] * len(times_us)
     return Placed(None, replays, times_ns[:, :1], times_ns[:, 1:], times_ns[:, :1], np.zeros(len(times_us), np.bool_))
 
 
 def test_replays_at_once_are_counted_by_device():
     """As many as overlap on one GPU; those that follow each other, on one stream or several, are one."""
-    first, second, third = (Lane(0, raw) for raw in range(3))
-    other = Lane(1, 0)
+    first, second, third = (TimedStream(0, raw) for raw in range(3))
+    other = TimedStream(1, 0)
     assert largest_crowd([]) == 0
-    assert largest_crowd([on_lane(first, (0, 100), (99, 200))]) == 1
-    assert largest_crowd([on_lane(first, (0, 100)), on_lane(second, (100, 200))]) == 1
-    assert largest_crowd([on_lane(first, (0, 100)), on_lane(other, (50, 200))]) == 1
-    crowd = [on_lane(first, (0, 100), (99, 200)), on_lane(second, (50, 150)), on_lane(third, (140, 160))]
+    assert largest_crowd([on_stream(first, (0, 100), (99, 200))]) == 1
+    assert largest_crowd([on_stream(first, (0, 100)), on_stream(second, (100, 200))]) == 1
+    assert largest_crowd([on_stream(first, (0, 100)), on_stream(other, (50, 200))]) == 1
+    crowd = [on_stream(first, (0, 100), (99, 200)), on_stream(second, (50, 150)), on_stream(third, (140, 160))]
     assert largest_crowd(crowd) == 3
-    assert largest_crowd([*crowd, on_lane(first)]) == 3
+    assert largest_crowd([*crowd, on_stream(first)]) == 3
 
 
 ATTENTION, MLP, REQUEST = Site("attention", {}), Site("mlp", {}), Site("request", {})
@@ -152,8 +152,8 @@ def new_placed(replays):
     launched = [
         SimpleNamespace(
             outer=SimpleNamespace(trace=trace, span_id=100 + number),
-            lane=SimpleNamespace(raw=7, index=1),
-            thread=ThreadFacts(number, "main"),
+            timed_stream=SimpleNamespace(raw=7, index=1),
+            thread=ThreadInfo(number, "main"),
             launched_ns=1000 + number,
         )
         for number in range(replays)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from gpuscope._data.batch import Details, DeviceFacts, RowFlag, StageBatch
-from gpuscope._data.record import Site, ThreadFacts
+from gpuscope._data.batch import DeviceInfo, RowFlag, SpanDetails, StageBatch
+from gpuscope._data.record import Site, ThreadInfo
 
 NOW_NS = 1_700_000_000_000_000_000
 SITE = Site("infer", {"model": "vit"}, "app.model.infer")
-THREAD = ThreadFacts(140_000_000_000_123, "MainThread")
-DEVICE = DeviceFacts(0, "NVIDIA H200", "GPU-01234567-89ab-cdef-0123-456789abcdef")
+THREAD = ThreadInfo(140_000_000_000_123, "MainThread")
+DEVICE = DeviceInfo(0, "NVIDIA H200", "GPU-01234567-89ab-cdef-0123-456789abcdef")
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Row:
     """One stage; without a GPU part unless `gpu_span_id` is set."""
 
     site: Site = SITE
-    thread: ThreadFacts = THREAD
+    thread: ThreadInfo = THREAD
     trace_id: int = 0x0AF7651916CD43DD8448EB211C80319C
     span_id: int = 0xB7AD6B7169203331
     parent_id: int = 0
@@ -36,10 +36,10 @@ class Row:
     device: int = 0
     stream: int = 7
     flags: int = 0
-    details: Details | None = field(default=None)
+    details: SpanDetails | None = field(default=None)
 
 
-def make_batch(*rows: Row, devices: dict[int, DeviceFacts] | None = None) -> StageBatch:
+def make_batch(*rows: Row, devices: dict[int, DeviceInfo] | None = None) -> StageBatch:
     """Return the rows as columns."""
     sites = list(dict.fromkeys(row.site for row in rows))
     threads = list(dict.fromkeys(row.thread for row in rows))
@@ -147,7 +147,7 @@ VALUES = st.recursive(
 KEYS = st.sampled_from(["batch_size", "model", "thread.name", "error.type", "gpuscope.stage", "é", 5])
 ATTRIBUTES = st.dictionaries(KEYS, VALUES, max_size=4)
 DETAILS = st.builds(
-    Details,
+    SpanDetails,
     attributes=st.none() | ATTRIBUTES,
     name=st.none() | st.text(max_size=5),
     status=st.none() | st.tuples(st.sampled_from(["OK", "ERROR", "UNSET"]), st.none() | st.text(max_size=5)),
@@ -162,7 +162,7 @@ SITES = st.builds(
 )
 ROWS = st.builds(
     Row,
-    thread=st.sampled_from([THREAD, ThreadFacts(2, "worker")]),
+    thread=st.sampled_from([THREAD, ThreadInfo(2, "worker")]),
     trace_id=id_numbers(128),
     span_id=id_numbers(64),
     parent_id=st.just(0) | id_numbers(64),

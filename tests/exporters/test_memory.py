@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpuscope._data.batch import Details, RowFlag
-from gpuscope._data.record import ErrorFacts, Site
+from gpuscope._data.batch import RowFlag, SpanDetails
+from gpuscope._data.record import ExceptionInfo, Site
 from gpuscope.exporters.memory import MemoryExporter
 
 from .batches import DEVICE, NOW_NS, SITE, THREAD, Row, make_batch
@@ -84,7 +84,7 @@ def test_an_unknown_device_costs_its_facts_only(capture):
 
 def test_a_runs_attributes_are_its_own(capture):
     """What a run sets replaces the site's value for that run, and does not leak to its neighbours."""
-    first, second = capture(Row(details=Details(attributes={"model": "other", "batch_size": 8})), Row())
+    first, second = capture(Row(details=SpanDetails(attributes={"model": "other", "batch_size": 8})), Row())
     assert (first.attributes["model"], first.attributes["batch_size"]) == ("other", 8)
     assert second.attributes["model"] == "vit"
     assert "batch_size" not in second.attributes
@@ -92,7 +92,7 @@ def test_a_runs_attributes_are_its_own(capture):
 
 def test_values_that_are_equal_but_not_the_same_stay_apart(capture):
     """1, True and 1.0 hash alike and yet keep their types."""
-    spans = capture(*(Row(details=Details(attributes={"x": value})) for value in (1, True, 1.0)))
+    spans = capture(*(Row(details=SpanDetails(attributes={"x": value})) for value in (1, True, 1.0)))
     assert [type(span.attributes["x"]) for span in spans] == [int, bool, float]
 
 
@@ -100,7 +100,7 @@ def test_values_that_are_equal_but_not_the_same_stay_apart(capture):
 def test_what_is_measured_cannot_be_replaced(capture, where):
     """An attribute of the application's with the name of a measurement gives way; other names are its own."""
     attributes = {"gpuscope.host.duration": "x", "thread.name": "mine"}
-    row = Row(site=Site("s", attributes)) if where == "site" else Row(details=Details(attributes=attributes))
+    row = Row(site=Site("s", attributes)) if where == "site" else Row(details=SpanDetails(attributes=attributes))
     (span,) = capture(row)
     assert span.attributes["gpuscope.host.duration"] == 0.001
     assert span.attributes["thread.name"] == "mine"
@@ -108,8 +108,8 @@ def test_what_is_measured_cannot_be_replaced(capture, where):
 
 def test_an_error_is_status_event_and_type(capture):
     """A stage left by an exception has what the SDK would give it."""
-    facts = ErrorFacts("ValueError", "bad image", (("app.py", 3, "main"), ("model.py", 7, "infer")))
-    host, gpu = capture(Row(gpu_span_id=9, details=Details(error=facts)))
+    facts = ExceptionInfo("ValueError", "bad image", (("app.py", 3, "main"), ("model.py", 7, "infer")))
+    host, gpu = capture(Row(gpu_span_id=9, details=SpanDetails(error=facts)))
     assert (host.status, host.description, host.error) == ("ERROR", "ValueError: bad image", facts)
     assert host.attributes["error.type"] == "ValueError"
     ((name, at_ns, attributes),) = host.events
@@ -125,25 +125,25 @@ def test_an_error_is_status_event_and_type(capture):
 
 def test_a_status_of_ok_is_final(capture):
     """A status of OK that the application set outlasts an exception; an error's description goes with errors only."""
-    error = ErrorFacts("E", "m", ())
+    error = ExceptionInfo("E", "m", ())
     spans = capture(
-        Row(details=Details(error=error, status=("OK", "ignored"))),
-        Row(details=Details(status=("ERROR", "mine"))),
-        Row(details=Details(status=("UNSET", "ignored"))),
+        Row(details=SpanDetails(error=error, status=("OK", "ignored"))),
+        Row(details=SpanDetails(status=("ERROR", "mine"))),
+        Row(details=SpanDetails(status=("UNSET", "ignored"))),
     )
     assert [(span.status, span.description) for span in spans] == [("OK", ""), ("ERROR", "mine"), ("UNSET", "")]
 
 
 def test_a_new_name_names_both_spans(capture):
     """A span renamed through OpenTelemetry has its GPU span renamed with it; the stage stays what it was."""
-    host, gpu, other = capture(Row(gpu_span_id=9, details=Details(name="renamed")), Row())
+    host, gpu, other = capture(Row(gpu_span_id=9, details=SpanDetails(name="renamed")), Row())
     assert (host.name, gpu.name, other.name) == ("renamed", "renamed [gpu]", "infer")
     assert host.attributes["gpuscope.stage"] == "infer"
 
 
 def test_events_and_links_pass(capture):
     """Events and links of the application's are those of the host span."""
-    details = Details(events=(("token", NOW_NS + 5, {"n": 1}),), links=((1, 2, {"why": "batched"}),))
+    details = SpanDetails(events=(("token", NOW_NS + 5, {"n": 1}),), links=((1, 2, {"why": "batched"}),))
     (span,) = capture(Row(details=details))
     assert span.events == (("token", NOW_NS + 5, {"n": 1}),)
     assert span.links == ((1, 2, {"why": "batched"}),)

@@ -11,7 +11,17 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 
-from gpuscope._data.metrics import BOUNDS_S, DURATION, LOST, SPECS, UNCERTAINTY, Exemplar, Histogram, Point, Snapshot
+from gpuscope._data.metrics import (
+    BOUNDS_S,
+    DURATION,
+    LOST,
+    SPECS,
+    UNCERTAINTY,
+    DataPoint,
+    Exemplar,
+    Histogram,
+    Snapshot,
+)
 from gpuscope._settings.config import Config
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.metrics_message import request_bytes
@@ -21,7 +31,7 @@ from gpuscope.exporters.metrics_otlp import OtlpMetrics
 from .receiver import Answer, rejects
 
 RESOURCE = {"service.name": "tests"}
-ACCOUNT = {LOST: [Point({"gpuscope.reason": "shut\u00e9"}, 2**40)], UNCERTAINTY: [Point({}, 3.5e-6)]}
+ACCOUNT = {LOST: [DataPoint({"gpuscope.reason": "shut\u00e9"}, 2**40)], UNCERTAINTY: [DataPoint({}, 3.5e-6)]}
 
 
 def snapshot(lost=1):
@@ -30,8 +40,8 @@ def snapshot(lost=1):
     histogram = Histogram((1, *[0] * (len(BOUNDS_S) - 1), 2), 40.5, exemplar)
     where = {"gpuscope.stage": "infer", "gpuscope.device.index": 0}
     points = {spec: [] for spec in SPECS}
-    points |= {DURATION: [Point(where, histogram)], UNCERTAINTY: [Point({}, 3.5e-6)]}
-    return Snapshot(100, 1000, {**points, LOST: [Point({"gpuscope.reason": "shutdown"}, lost)]})
+    points |= {DURATION: [DataPoint(where, histogram)], UNCERTAINTY: [DataPoint({}, 3.5e-6)]}
+    return Snapshot(100, 1000, {**points, LOST: [DataPoint({"gpuscope.reason": "shutdown"}, lost)]})
 
 
 @pytest.fixture

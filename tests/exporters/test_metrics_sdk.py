@@ -12,7 +12,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpuscope._data.metrics import BOUNDS_S, BUSY, DURATION, LOST, RECORDED, UNCERTAINTY, Histogram, Point, Snapshot
+from gpuscope._data.metrics import BOUNDS_S, BUSY, DURATION, LOST, RECORDED, UNCERTAINTY, DataPoint, Histogram, Snapshot
 from gpuscope.exporters.metrics_sdk import Instruments
 
 INFER = {"gpuscope.stage": "infer", "gpuscope.lane": "host"}
@@ -23,11 +23,11 @@ def snapshot(recorded=9, seconds=(0.001,)):
     """Some metrics of a moment."""
     counts = np.bincount(np.searchsorted(BOUNDS_S, seconds), minlength=len(BOUNDS_S) + 1)
     points = {
-        DURATION: [Point(INFER, Histogram(tuple(counts.tolist()), float(sum(seconds))))],
-        BUSY: [Point({"gpuscope.device.index": 0}, 0.25)],
-        RECORDED: [Point({}, recorded)],
-        LOST: [Point({"gpuscope.reason": "shutdown"}, 2)],
-        UNCERTAINTY: [Point({}, 3.5e-6)],
+        DURATION: [DataPoint(INFER, Histogram(tuple(counts.tolist()), float(sum(seconds))))],
+        BUSY: [DataPoint({"gpuscope.device.index": 0}, 0.25)],
+        RECORDED: [DataPoint({}, recorded)],
+        LOST: [DataPoint({"gpuscope.reason": "shutdown"}, 2)],
+        UNCERTAINTY: [DataPoint({}, 3.5e-6)],
     }
     return Snapshot(1, 2, points)
 

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 
-from gpuscope._data.batch import Details, RowFlag
+from gpuscope._data.batch import RowFlag, SpanDetails
 from gpuscope._data.record import Site
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
@@ -197,7 +197,7 @@ def cyclic():
 )
 def test_values_of_every_kind_arrive(value, shown):
     """No value that an application may set costs it the span, and what can be kept of a value is kept."""
-    batch = make_batch(Row(details=Details(attributes={"value": value})))
+    batch = make_batch(Row(details=SpanDetails(attributes={"value": value})))
     (span,) = captured(batch)
     assert span.attributes["value"] == shown
     assert type(span.attributes["value"]) is type(shown)
@@ -211,20 +211,20 @@ def test_cycles_and_depth_are_bounded():
     for _ in range(60):
         doubling = [doubling, doubling]
     for value in (cyclic(), doubling):
-        (span,) = decoded(make_batch(Row(details=Details(attributes={"value": value}))))
+        (span,) = decoded(make_batch(Row(details=SpanDetails(attributes={"value": value}))))
         assert span.ByteSize() < 20_000
 
 
 @pytest.mark.parametrize("attributes", [{5: "x"}, {None: 1}, {("a", 1): 2}])
 def test_keys_that_are_not_text_become_text(attributes):
     """An attribute's key of another type is shown as text."""
-    (span,) = decoded(make_batch(Row(details=Details(attributes=attributes))))
+    (span,) = decoded(make_batch(Row(details=SpanDetails(attributes=attributes))))
     assert str(next(iter(attributes))) in [item.key.replace("['a', 1]", "('a', 1)") for item in span.attributes]
 
 
 def test_odd_names_and_times_of_events_arrive():
     """Names that are no text and times that fit no 64 bits are made to fit."""
-    details = Details(name=5, events=((None, -3, {}), ("late", 2**70, None)), status=("ERROR", 7))
+    details = SpanDetails(name=5, events=((None, -3, {}), ("late", 2**70, None)), status=("ERROR", 7))
     host, gpu = decoded(make_batch(Row(gpu_span_id=3, details=details)))
     assert (host.name, gpu.name, host.status.message) == ("5", "5 [gpu]", "7")
     assert [(event.name, event.time_unix_nano) for event in host.events] == [("None", 0), ("late", 2**64 - 1)]
@@ -232,7 +232,7 @@ def test_odd_names_and_times_of_events_arrive():
 
 def test_an_attribute_appears_once():
     """An attribute that site and run both set is written once, with the run's value."""
-    row = Row(site=Site("s", {"model": "a", "thread.id": 1}), details=Details(attributes={"model": "b"}))
+    row = Row(site=Site("s", {"model": "a", "thread.id": 1}), details=SpanDetails(attributes={"model": "b"}))
     (span,) = decoded(make_batch(row))
     keys = [item.key for item in span.attributes]
     assert len(keys) == len(set(keys))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpuscope._data.batch import Details, RowFlag
-from gpuscope._data.record import ErrorFacts, Site
+from gpuscope._data.batch import RowFlag, SpanDetails
+from gpuscope._data.record import ExceptionInfo, Site
 from gpuscope._settings.config import Config
 from gpuscope.exporters.otlp import OtlpExporter
 
@@ -16,10 +16,10 @@ BATCH = make_batch(
     Row(span_id=1, gpu_span_id=2, flags=RowFlag.WARMUP | RowFlag.CLAMPED),
     Row(span_id=3, parent_id=1, gpu_span_id=4, site=Site("größe", {"list": [1, 2.5, "x"], "none": True})),
     Row(span_id=5, parent_id=2**63 + 1, flags=RowFlag.REMOTE_PARENT | RowFlag.CAPTURED, trace_id=2**128 - 1),
-    Row(span_id=6, details=Details(attributes={"batch_size": 8, "raw": b"\x00\xff", "map": {"a": [None, False]}})),
-    Row(span_id=7, details=Details(error=ErrorFacts("ValueError", "bad", (("a.py", 1, "f"),)))),
-    Row(span_id=8, details=Details(events=(("token", NOW_NS + 1, {"n": 1}),), links=((9, 10, {"why": "batch"}),))),
-    Row(span_id=9, details=Details(name="renamed", status=("OK", None))),
+    Row(span_id=6, details=SpanDetails(attributes={"batch_size": 8, "raw": b"\x00\xff", "map": {"a": [None, False]}})),
+    Row(span_id=7, details=SpanDetails(error=ExceptionInfo("ValueError", "bad", (("a.py", 1, "f"),)))),
+    Row(span_id=8, details=SpanDetails(events=(("token", NOW_NS + 1, {"n": 1}),), links=((9, 10, {"why": "batch"}),))),
+    Row(span_id=9, details=SpanDetails(name="renamed", status=("OK", None))),
     *(Row(span_id=100 + number, gpu_span_id=1000 + number, parent_id=1) for number in range(50)),
 )
 

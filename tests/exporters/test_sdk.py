@@ -17,12 +17,12 @@ from opentelemetry.trace import StatusCode
 from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.native import StageRecord, Trace
-from gpuscope._data.record import ErrorFacts, Site, ThreadFacts
+from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 from gpuscope._otel.bridge import Bridge
 from gpuscope._recording.ledger import Ledger
 from gpuscope._settings.config import Config
 from gpuscope.exporters.sdk import SdkExporter
-from gpuscope.testing import FakeDevice, FakeLane, ManualClock
+from gpuscope.testing import FakeDevice, FakeStream, ManualClock
 
 EPOCH_NS = 1_700_000_000 * 10**9
 
@@ -53,8 +53,10 @@ class Service:
             Site(name, attributes or {}, function="app.run"),
             outer,
         )
-        record.span = record.restore = record.lane = record.pair = record.range = record.attributes = None
-        record.error, record.end_ns, record.thread = error, 0, ThreadFacts(41, "main")
+        record.span = record.context_before = record.timed_stream = record.pair = record.range = record.attributes = (
+            None
+        )
+        record.error, record.end_ns, record.thread = error, 0, ThreadInfo(41, "main")
         record.start_ns, record.span_id = self.bridge._clock() + 1_000_000, next(self.span_ids)
         record.trace = outer.trace if outer is not None else Trace()
         if outer is None:
@@ -72,7 +74,7 @@ class Service:
         rows = []
         for record in records:
             start = record.start_ns + 500_000 if gpu else 0
-            record.lane = FakeLane(0, 7) if gpu else None
+            record.timed_stream = FakeStream(0, 7) if gpu else None
             rows.append((record, start, start + 2_000_000 if gpu else 0, 3_500 if gpu else 0, flags))
         self.builder.add(rows, self.bridge)
         return self.builder.finish(self.bridge)
@@ -157,7 +159,7 @@ class TestSpans:
 
     def test_error(self, service):
         """An exception is an event, the status and `error.type`."""
-        error = ErrorFacts("ValueError", "bad image", (("app.py", 12, "run"),))
+        error = ExceptionInfo("ValueError", "bad image", (("app.py", 12, "run"),))
         host = service.export(service.run(error=error))["infer"]
         assert (host.status.status_code, host.status.description) == (StatusCode.ERROR, "ValueError: bad image")
         assert host.attributes["error.type"] == "ValueError"
@@ -177,7 +179,7 @@ class TestSpans:
             span.update_name("infer vit")
             span.set_status(StatusCode.OK)
 
-        host = service.export(service.run(inside=inside, error=ErrorFacts("E", "m", ())))["infer vit"]
+        host = service.export(service.run(inside=inside, error=ExceptionInfo("E", "m", ())))["infer vit"]
         assert host.attributes["user"] == "ada"
         assert [(event.name, event.timestamp) for event in host.events] == [
             ("hit", EPOCH_NS + 5),
@@ -235,7 +237,7 @@ class TestSpans:
         """After the export a stage holds neither the context that it ran in nor the provider's span."""
         record = service.run()
         service.export(record, gpu=True)
-        assert record.restore is None
+        assert record.context_before is None
         assert record.span._real is None
         assert record.span._attached is None
 

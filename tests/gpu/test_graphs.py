@@ -251,10 +251,10 @@ def test_a_graph_destroyed_while_it_runs_is_read():
 
     with capture() as spans:
         come_and_go(10)
-        (stock,) = gpuscope._runtime.state.graphs._stocks.values()
-        held = len(stock._spare), len(stock._unread)
+        (pool,) = gpuscope._runtime.state.graphs._pools.values()
+        held = len(pool._spare), len(pool._unread)
         come_and_go(10)
-        spare, unread = len(stock._spare), len(stock._unread)
+        spare, unread = len(pool._spare), len(pool._unread)
     assert [len(inner) for inner in by_request(spans)] == [2] * 60
     # Four events a replay, of which all 30 may be on their way at once; three of each graph, one after the other.
     assert spare - held[0] <= 30 * 4

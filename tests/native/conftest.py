@@ -111,8 +111,12 @@ class Machine:
 
     @property
     def lanes(self):
-        """All lanes that were opened, by device and stream."""
-        return {(lane.index, lane.raw): lane for table in self.engine.recorder.device._lanes for lane in table.values()}
+        """All streams that were opened, by device and stream."""
+        return {
+            (timed_stream.index, timed_stream.raw): timed_stream
+            for table in self.engine.recorder.device._streams
+            for timed_stream in table.values()
+        }
 
     @property
     def untimed(self):

@@ -79,7 +79,7 @@ def test_event_that_is_refused_costs_the_gpu_span_alone(machine):
 
 
 def test_event_that_is_refused_once_is_recorded_in_the_context(machine):
-    """A thread without a context gets error 201 first; the second try, in the lane's context, succeeds."""
+    """A thread without a context gets error 201 first; the second try, in the stream's context, succeeds."""
     run()
     machine.library.fake_answer(201, 1)
     run("again")

@@ -334,9 +334,9 @@ def test_events_of_a_graph_that_is_gone_are_used_again(machine, new_graph):
         del graph
         gc.collect()
         machine.collect()
-    (stock,) = _runtime.state.graphs._stocks.values()
-    assert len(stock._spare) == 3
-    assert len(stock._unread) == 2
+    (pool,) = _runtime.state.graphs._pools.values()
+    assert len(pool._spare) == 3
+    assert len(pool._unread) == 2
     assert len(inner(machine.collect())["attention [gpu]"]) == 20
 
 
@@ -350,8 +350,8 @@ def test_a_graph_destroyed_before_it_was_read_is_read(machine, new_graph):
     gc.collect()
     machine.library.fake_work(1000)
     assert len(inner(machine.collect())["attention [gpu]"]) == 1
-    (stock,) = _runtime.state.graphs._stocks.values()
-    assert len(stock._spare) == 3
+    (pool,) = _runtime.state.graphs._pools.values()
+    assert len(pool._spare) == 3
 
 
 def test_a_stage_may_opt_out(machine, new_graph):
@@ -543,8 +543,8 @@ def test_events_of_an_unread_replay_are_not_lost_with_the_recording(machine, new
     assert account(machine).lost == {"shutdown": 3}
     del graph
     gc.collect()
-    (stock,) = _runtime.state.graphs._stocks.values()
-    assert len(stock._spare) == 3
+    (pool,) = _runtime.state.graphs._pools.values()
+    assert len(pool._spare) == 3
 
 
 def test_a_shutdown_gives_up_what_the_gpu_has_not_done(machine, new_graph):

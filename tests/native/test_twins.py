@@ -23,10 +23,10 @@ from gpuscope import stage
 from gpuscope._collecting.batch_builder import BatchBuilder, own_identity
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.clock import GpuClock
-from gpuscope._cuda.cuda_device import Lane
+from gpuscope._cuda.cuda_device import TimedStream
 from gpuscope._data.interfaces import Anchor
 from gpuscope._data.native import StageRecord, native
-from gpuscope._data.record import Site, ThreadFacts
+from gpuscope._data.record import Site, ThreadInfo
 from gpuscope._data.row import FORMAT, ROW
 from gpuscope._otel.bridge import _new_trace
 from gpuscope._recording import hot_path
@@ -75,8 +75,8 @@ def test_variable_chooses_the_twins():
 def new_record(trace, site, outer=None, **facts):
     """Return a record that has ended."""
     record = StageRecord()
-    record.trace, record.site, record.outer, record.thread = trace, site, outer, ThreadFacts(1, "main")
-    record.attributes = record.error = record.span = record.restore = record.lane = record.pair = None
+    record.trace, record.site, record.outer, record.thread = trace, site, outer, ThreadInfo(1, "main")
+    record.attributes = record.error = record.span = record.context_before = record.timed_stream = record.pair = None
     record.span_id, record.start_ns, record.end_ns = facts.get("span_id", 1), facts.get("start", 0), facts.get("end", 0)
     return record
 
@@ -101,7 +101,7 @@ def rows(draw):
             record = new_record(trace, draw(st.sampled_from(sites)), outer, span_id=span_id, start=start, end=end)
             record.attributes = draw(st.sampled_from([None, {"n": 1}]))
             gpu_end = draw(st.sampled_from([0, 2**41]))
-            record.lane = SimpleNamespace(raw=2**64 - 9, index=3, pairs=[]) if gpu_end else None
+            record.timed_stream = SimpleNamespace(raw=2**64 - 9, index=3, pairs=[]) if gpu_end else None
             found.append((record, draw(TIMES) if gpu_end else 0, gpu_end, draw(TIMES), draw(st.sampled_from([0, 2]))))
             outer = record
     return found
@@ -176,7 +176,7 @@ class NumbersForEvents:
         milliseconds[0] = 0.0 if code else (end - start) / 1e6
         return code
 
-    def is_capturing(self, lane):
+    def is_capturing(self, timed_stream):
         """Answer as `CudaDevice` does."""
         return self.capturing
 
@@ -191,27 +191,27 @@ class NumbersForEvents:
 
     def give_back(self, record):
         """Take the pair back."""
-        record.lane.pairs.append(record.pair)
+        record.timed_stream.pairs.append(record.pair)
         record.pair = None
 
 
 def calibrated(device):
-    """A resolver on a device, whose clock has two anchors; and a lane."""
+    """A resolver on a device, whose clock has two anchors; and a stream."""
     clock = GpuClock()
     clock.calibrate(Anchor(2**32, 10**12, 3500), None)
     clock.calibrate(Anchor(ctypes.c_void_p(2**32 + 10**9), 10**12 + 10**9 + 1500, 3300), 1000.0)
     ledger = SimpleNamespace(untimed=lambda reason: None)
     resolver = Resolver(device, ledger, None, clock=lambda: 10**12, event_deadline_ns=2**62, max_pending=99)
     resolver._clocks[0] = clock
-    return resolver, Lane(0, 7, ctypes.c_void_p(5), [])
+    return resolver, TimedStream(0, 7, ctypes.c_void_p(5), [])
 
 
-def waiting(lane, pairs, launched=()):
-    """Records on the lane with these pairs of events."""
+def waiting(timed_stream, pairs, launched=()):
+    """Records on the stream with these pairs of events."""
     records = []
     for i, (start, end) in enumerate(pairs):
         record = new_record(None, None, start=10**12 + (launched[i] if launched else 0))
-        record.lane, record.pair = lane, (start, end, start, end)
+        record.timed_stream, record.pair = timed_stream, (start, end, start, end)
         records.append(record)
     return records
 
@@ -233,12 +233,12 @@ def test_stages_are_resolved_alike(stages, now, capturing, give_up):
             position += 1
         device = NumbersForEvents(max(now, 2**32 + 10**9), captured, capturing)
         device.captured.discard(2**32 + 10**9)
-        resolver, lane = calibrated(device.in_c() if in_c else device)
-        records = waiting(lane, pairs, [launched for _, _, launched, _ in stages])
+        resolver, timed_stream = calibrated(device.in_c() if in_c else device)
+        records = waiting(timed_stream, pairs, [launched for _, _, launched, _ in stages])
         resolver.accept(records)
         rows = resolver.collect(99, give_up=give_up)
         assert [row[0] for row in rows] == records[: len(rows)]
-        assert len(lane.pairs) == len(rows)
+        assert len(timed_stream.pairs) == len(rows)
         assert resolver.pending == len(records) - len(rows)
         results.append([row[1:] for row in rows])
     assert results[0] == results[1]
@@ -248,11 +248,13 @@ def test_stages_are_resolved_alike(stages, now, capturing, give_up):
 def test_few_questions_find_what_is_done():
     """Of many stages that wait for a busy GPU not each is asked about."""
     device = NumbersForEvents(now=2**32 + 10**9 + 500).in_c()
-    resolver, lane = calibrated(device)
-    resolver.accept(waiting(lane, [(2**32 + 10**9 + i, 2**32 + 10**9 + i) for i in range(1, 99)], [-(10**9)] * 98))
+    resolver, timed_stream = calibrated(device)
+    resolver.accept(
+        waiting(timed_stream, [(2**32 + 10**9 + i, 2**32 + 10**9 + i) for i in range(1, 99)], [-(10**9)] * 98)
+    )
     assert len(resolver.collect(99)) == 98
     device.now, device.asked = 1, 0
-    resolver.accept(waiting(lane, [(i, i) for i in range(2, 99)]))
+    resolver.accept(waiting(timed_stream, [(i, i) for i in range(2, 99)]))
     assert resolver.collect(99) == []
     assert device.asked < 10
 
@@ -299,7 +301,7 @@ NONSENSE = {
     "pack what never began": lambda: native.pack([(StageRecord(), 0, 0, 0, 0)], {}, {}, own_identity, 2, 0, 1, 2),
     "pack numbers that are none": lambda: native.pack([(StageRecord(), "", 0, 0, 0)], {}, {}, own_identity, 2, 0, 1, 2),
 }
-FUNCTIONS = ("facts_of_thread", "see_otel", "begin_failed", "end_the_rest", "error_facts", "running")
+FUNCTIONS = ("thread_info", "see_otel", "begin_failed", "end_the_rest", "exception_info", "running")
 PREPARED = ("current", "perf_counter", *FUNCTIONS)
 
 

@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased,
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
 from gpuscope._data.native import StageRecord, Trace
-from gpuscope._data.record import ErrorFacts, Site, ThreadFacts
+from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 from gpuscope._otel.bridge import Bridge
 from gpuscope._settings.config import Config
 
@@ -49,7 +49,7 @@ class Program:
         try:
             yield record
         except Exception as error:
-            record.error = ErrorFacts(type(error).__name__, str(error), ())
+            record.error = ExceptionInfo(type(error).__name__, str(error), ())
             raise
         finally:
             self.end(record)
@@ -58,9 +58,9 @@ class Program:
         """Begin a stage, as the hot path does."""
         record = StageRecord()
         record.recorder, record.site, record.outer = self.recorder, site, self.current.get()
-        record.span = record.restore = record.lane = record.pair = record.range = record.error = None
+        record.span = record.context_before = record.timed_stream = record.pair = record.range = record.error = None
         record.attributes, record.start_ns, record.end_ns = None, 0, 0
-        record.thread, record.span_id = ThreadFacts(1, "main"), next(self.ids)
+        record.thread, record.span_id = ThreadInfo(1, "main"), next(self.ids)
         record.trace = record.outer.trace if record.outer is not None else self.new_trace(site)
         self.bridge.enter(record)
         self.current.set(record)
@@ -337,7 +337,7 @@ class TestIds:
         assert stages["s899"][1] == innermost.span_id
         assert all(stages[f"s{n}"][2] == stages[f"s{n - 1}"][1] for n in range(1, 900))
         assert len({identity[0] for identity in stages.values()}) == 1
-        assert all(record.restore is None for record in records)
+        assert all(record.context_before is None for record in records)
 
     def test_two_threads_ask_at_once(self, exporters):
         """Threads that ask a stage for its ids at the same moment get the same ones, of one span."""
@@ -576,7 +576,7 @@ class TestContexts:
         identities = [program.bridge.identify(record) for record in program.ended]
         assert [each[2] for each in identities] == [0, *(each[1] for each in identities[:-1])]
         assert len({each[0] for each in identities}) == 1
-        assert all(record.outer is None and record.restore is None for record in program.ended)
+        assert all(record.outer is None and record.context_before is None for record in program.ended)
 
 
 class TestSampling:

@@ -356,7 +356,7 @@ def wait_for_look(on_demand, recorder):
 BUSY = """
 import sys, threading, torch, gpuscope
 from gpuscope import _runtime
-from gpuscope._profiling.session import Look
+from gpuscope._profiling.session import ProfilingSession
 
 gpuscope.enable(exporters="none")
 ones, done = torch.ones(8, 8), threading.Event()
@@ -372,7 +372,7 @@ for thread in threads:
 recorder, looks = _runtime.state.recorder, 0
 while looks < 8:
     enough = threading.Event()
-    look = Look(3, 0, when_enough=enough.set)
+    look = ProfilingSession(3, 0, when_enough=enough.set)
     look.attach(recorder)
     if not look.why:
         enough.wait(30)

@@ -28,8 +28,8 @@ from gpuscope._data.metrics import (
     RECORDED,
     UNCERTAINTY,
     UNTIMED,
+    DataPoint,
     Histogram,
-    Point,
 )
 from gpuscope._data.values import as_text
 
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 
     from gpuscope._collecting.aggregation.joined_columns import Columns
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.metrics import Spec
+    from gpuscope._data.metrics import InstrumentSpec
     from gpuscope._data.record import Site
     from gpuscope._data.statistics import Statistics
 
-    Points = dict[Spec, Sequence[Point]]
+    Points = dict[InstrumentSpec, Sequence[DataPoint]]
 
 MAX_STAGES = 48
 """Stages with series of their own; those that come later share one. OpenTelemetry's SDK keeps 2,000 points of an
 instrument, which the 20 buckets of 49 stages on the host and on one GPU just fit into."""
-_LANE = MAX_STAGES + 1
-"""Series of one lane, which are numbered lane by lane."""
+_BLOCK = MAX_STAGES + 1
+"""Series of one block, which are numbered block by block."""
 _HOST, _NOWHERE, _DEVICES = 0, 1, 3
-"""The first lane of each kind. A device has two, for durations and for launch delays. What has no GPU part has the
-device -1, and so its durations, which are none, are counted in two lanes that nobody looks at: cheaper than a mask."""
+"""The first block of each kind. A device has two, for durations and for launch delays. What has no GPU part has the
+device -1, and so its durations, which are none, are counted in two blocks that nobody looks at: cheaper than a mask."""
 _ROWS_AT_ONCE, _BATCHES_AT_ONCE = 1024, 8
 """So many rows take some 0.4 ms of the GIL, and half as long a row as a quarter of them."""
 _WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
@@ -91,10 +91,10 @@ class StageMetrics:
         rows = join(self._uncounted)
         self._uncounted, self._uncounted_rows = [], 0
         series, times_ns = np.empty((3, len(rows.stage)), np.int64), np.empty((3, len(rows.stage)), np.int64)
-        series[0] = rows.stage + np.where(rows.flags & _IN_GRAPH, _NOWHERE, _HOST) * _LANE
-        series[1] = rows.stage + (rows.device * 2 + _DEVICES) * _LANE
-        series[2] = series[1] + _LANE
-        series[:, np.flatnonzero(rows.flags & _WARMUP)] = _NOWHERE * _LANE
+        series[0] = rows.stage + np.where(rows.flags & _IN_GRAPH, _NOWHERE, _HOST) * _BLOCK
+        series[1] = rows.stage + (rows.device * 2 + _DEVICES) * _BLOCK
+        series[2] = series[1] + _BLOCK
+        series[:, np.flatnonzero(rows.flags & _WARMUP)] = _NOWHERE * _BLOCK
         times_ns[0] = rows.host_end_ns - rows.host_start_ns
         times_ns[1] = rows.gpu_end_ns - rows.gpu_start_ns
         times_ns[2] = rows.gpu_start_ns - rows.host_start_ns
@@ -119,22 +119,22 @@ class StageMetrics:
         with self._lock:
             self._count()
             slowest = self._histograms.take_exemplars() if exemplars else {}
-            points: dict[Spec, list[Point]] = {DURATION: [], LAUNCH_DELAY: [], BUSY: [], IDLE: []}
+            points: dict[InstrumentSpec, list[DataPoint]] = {DURATION: [], LAUNCH_DELAY: [], BUSY: [], IDLE: []}
             for number, counts, sum_s in self._histograms.counts():
-                lane, stage = divmod(number, _LANE)
-                if not _NOWHERE <= lane < _DEVICES:
-                    spec, attributes = self._describe(lane, stage)
-                    points[spec].append(Point(attributes, Histogram(counts, sum_s, slowest.get(number))))
+                block, stage = divmod(number, _BLOCK)
+                if not _NOWHERE <= block < _DEVICES:
+                    spec, attributes = self._describe(block, stage)
+                    points[spec].append(DataPoint(attributes, Histogram(counts, sum_s, slowest.get(number))))
             for index, ratio in self._occupancy.ratios.items():
-                points[BUSY].append(Point(self._where(index), ratio))
-                points[IDLE].append(Point(self._where(index), 1.0 - ratio))
+                points[BUSY].append(DataPoint(self._where(index), ratio))
+                points[IDLE].append(DataPoint(self._where(index), 1.0 - ratio))
             return dict(points)
 
-    def _describe(self, lane: int, stage: int) -> tuple[Spec, dict[str, str | int]]:
+    def _describe(self, block: int, stage: int) -> tuple[InstrumentSpec, dict[str, str | int]]:
         name: dict[str, str | int] = {STAGE: list(self._stages)[stage]}
-        if lane == _HOST:
+        if block == _HOST:
             return DURATION, {**name, LANE: "host"}
-        index, is_delay = divmod(lane - _DEVICES, 2)
+        index, is_delay = divmod(block - _DEVICES, 2)
         where = self._where(index)
         return (LAUNCH_DELAY, {**name, **where}) if is_delay else (DURATION, {**name, LANE: "gpu", **where})
 
@@ -151,9 +151,9 @@ class StageMetrics:
 
 def account_points(statistics: Statistics) -> Points:
     """Return the account of every stage, and how well GPU times are placed."""
-    points: Points = {RECORDED: [Point({}, statistics.recorded)], EXPORTED: [Point({}, statistics.exported)]}
+    points: Points = {RECORDED: [DataPoint({}, statistics.recorded)], EXPORTED: [DataPoint({}, statistics.exported)]}
     for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
-        points[spec] = [Point({REASON: reason}, count) for reason, count in sorted(counts.items())]
+        points[spec] = [DataPoint({REASON: reason}, count) for reason, count in sorted(counts.items())]
     if statistics.clock_uncertainty_ns is not None:
-        points[UNCERTAINTY] = [Point({}, statistics.clock_uncertainty_ns / 1e9)]
+        points[UNCERTAINTY] = [DataPoint({}, statistics.clock_uncertainty_ns / 1e9)]
     return points

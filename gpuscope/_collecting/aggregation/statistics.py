@@ -21,7 +21,7 @@ from gpuscope._data.stage_order import in_order
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuscope._data.batch import Details, StageBatch
+    from gpuscope._data.batch import SpanDetails, StageBatch
 
 _FIRST_ROW = attrgetter("row")
 
@@ -113,5 +113,5 @@ def _percentiles(durations_ms: NDArray[np.float32]) -> Percentiles:
     return Percentiles(*np.percentile(durations_ms.astype(np.float64), (50, 90, 99)).tolist())
 
 
-def _is_error(details: Details) -> bool:
+def _is_error(details: SpanDetails) -> bool:
     return details.error is not None or (details.status is not None and details.status[0] == "ERROR")

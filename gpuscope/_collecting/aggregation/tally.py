@@ -61,7 +61,7 @@ class Ring:
         return np.array(self._block[:, : self.size])
 
 
-class Calls:
+class CallTotals:
     """Calls of one stage, either the warm-up calls or the others: totals since the start, and the last ones."""
 
     __slots__ = ("count", "gpu_ms", "host_ms", "recent", "requests", "requests_ms")
@@ -92,8 +92,8 @@ class Tally(Place):
     def __init__(self, name: str, root: str, first_start_ns: int) -> None:
         super().__init__(name, root, first_start_ns)
         self.errors = 0
-        self.steady = Calls(RECENT_CALLS)
-        self.warmup = Calls(RECENT_WARMUPS)
+        self.steady = CallTotals(RECENT_CALLS)
+        self.warmup = CallTotals(RECENT_WARMUPS)
         self.awaited_id = 0
         """Span id of the stage around one call, whose row has not come yet; 0: none is awaited."""
         self.awaited_start_ns = 0
@@ -105,7 +105,7 @@ class Tally(Place):
         return self.steady.count + self.warmup.count
 
     @property
-    def measured(self) -> Calls:
+    def measured(self) -> CallTotals:
         """The calls to judge by: those after the warm-up, if there are any."""
         return self.steady if self.steady.count else self.warmup
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._cuda.driver import Driver, Handle
-    from gpuscope._cuda.graphs.events import EventStock
+    from gpuscope._cuda.graphs.events import EventPool
     from gpuscope._data.record import Site, StageRecord
     from gpuscope._recording.ledger import Ledger
 
@@ -46,15 +46,15 @@ class Capture:
     once hold each other up (`benchmarks/bench_graphs.py`). Stages that meet share a node.
 
     Args:
-        stock: where events come from.
+        pool: where events come from.
         inline: whether the nodes stand in line.
 
     """
 
-    def __init__(self, stock: EventStock, *, inline: bool = False) -> None:
+    def __init__(self, pool: EventPool, *, inline: bool = False) -> None:
         self.unfinished = 0
         """Stages that were not left before it ended."""
-        self._stock = stock
+        self._pool = pool
         self._inline = inline
         self._nodes: list[tuple[int, Handle]] = []
         self._latest: dict[int, tuple[tuple[int, ...], int]] = {}
@@ -76,24 +76,24 @@ class Capture:
 
     def _mark(self, record: StageRecord) -> int:
         """Have the graph record an event here, and return the node's place."""
-        driver, lane = self._stock.driver, record.lane
-        with driver.current(lane.context):
-            position = driver.capture_position(lane.handle)
-            last_position, last = self._latest.get(lane.raw, (None, -1))
+        driver, timed_stream = self._pool.driver, record.timed_stream
+        with driver.current(timed_stream.context):
+            position = driver.capture_position(timed_stream.handle)
+            last_position, last = self._latest.get(timed_stream.raw, (None, -1))
             if position == last_position:
                 return last
-            (event,) = self._stock.take_unread(1)
+            (event,) = self._pool.take_unread(1)
             if self._inline:
-                node = driver.add_record_node(event, lane.handle)
+                node = driver.add_record_node(event, timed_stream.handle)
                 position = (node,)
             else:
-                node = self._add_beside(event, lane.handle, position, last)
+                node = self._add_beside(event, timed_stream.handle, position, last)
         self._nodes.append((node, event))
-        self._latest[lane.raw] = position, len(self._nodes) - 1
+        self._latest[timed_stream.raw] = position, len(self._nodes) - 1
         return len(self._nodes) - 1
 
     def _add_beside(self, event: Handle, stream: Handle, position: tuple[int, ...], last: int) -> int:
-        driver = self._stock.driver
+        driver = self._pool.driver
         if last >= 0:
             driver.set_capture_position(stream, (*position, self._nodes[last][0]))
         try:
@@ -121,14 +121,14 @@ class Capture:
                 around = around.around
             parent = -1 if around is None else places[id(around)]
             stages.append(InnerStage(begun.site, parent, begun.start, begun.end))
-        return GraphStages(stages, self._nodes, self._stock)
+        return GraphStages(stages, self._nodes, self._pool)
 
     def abandon(self) -> None:
         """Let go of the events: the capture failed, or no whole stage is in it."""
-        self._stock.give_back_unread([event for _, event in self._nodes])
+        self._pool.give_back_unread([event for _, event in self._nodes])
 
 
-class Captures:
+class OpenCaptures:
     """
     The captures that are open on one device door.
 
@@ -200,5 +200,5 @@ class Captures:
     def _capture_of(self, record: StageRecord) -> Capture | str | None:
         if record.pair is None:
             return None  # No events left, or a stream that must not be asked about.
-        ident = self._device.driver.capture_of(record.lane.handle)
+        ident = self._device.driver.capture_of(record.timed_stream.handle)
         return None if ident is None else self._open.get(ident)

@@ -51,7 +51,7 @@ def pack(handles: Sequence[Handle]) -> bytes:
     return Struct(f"={len(handles)}Q").pack(*(handle.value or 0 for handle in handles))
 
 
-class EventStock:
+class EventPool:
     """
     Events for the graphs of one context: as many as were ever needed at once, up to a limit.
 
@@ -119,11 +119,11 @@ class GraphStages:
         stages: those that were both entered and left during the capture, in the order of their entries.
         nodes: the addresses of all record nodes, each with the event that it recorded when it was captured, which
             nobody reads.
-        stock: where further events come from.
+        pool: where further events come from.
 
     """
 
-    def __init__(self, stages: Sequence[InnerStage], nodes: Sequence[tuple[int, Handle]], stock: EventStock) -> None:
+    def __init__(self, stages: Sequence[InnerStage], nodes: Sequence[tuple[int, Handle]], pool: EventPool) -> None:
         self.lock = threading.RLock()
         """Held from the exchange of events to the launch, which are one act."""
         self.sites = tuple(stage.site for stage in stages)
@@ -131,7 +131,7 @@ class GraphStages:
         self.starts = tuple(stage.start for stage in stages)
         """Places of the nodes that record the stages' starts."""
         self.ends = tuple(stage.end for stage in stages)
-        self.index = stock.index
+        self.index = pool.index
         """Of the device."""
         self.executable = 0
         """The address of the graph as it is launched; 0 while it is not known."""
@@ -142,7 +142,7 @@ class GraphStages:
         """What a launch would record into; None where that is not known."""
         self._nodes = [node for node, _ in nodes]
         self._packed_nodes = pack([Handle(node) for node in self._nodes])
-        self._stock = stock
+        self._pool = pool
         self._free: list[EventSet] = []
         self._retired = False
 
@@ -159,7 +159,7 @@ class GraphStages:
         """Return events for one replay, or None where so many replays have not been read yet."""
         if self._free:
             return self._free.pop()
-        events = self._stock.take(len(self._nodes) + 1)
+        events = self._pool.take(len(self._nodes) + 1)
         return None if events is None else EventSet(events)
 
     def give_back(self, events: EventSet) -> None:
@@ -180,11 +180,11 @@ class GraphStages:
         """
         if self._current is events:
             return
-        self._current, driver = None, self._stock.driver
+        self._current, driver = None, self._pool.driver
         if native is None:
             driver.set_node_events(self.executable, self._nodes, events.events)
         else:
-            code = native.exchange(self._stock.set_event, self.executable, self._packed_nodes, events.addresses)
+            code = native.exchange(self._pool.set_event, self.executable, self._packed_nodes, events.addresses)
             driver.check("cuGraphExecEventRecordNodeSetEvent", code)
         self._current = events
 
@@ -198,9 +198,9 @@ class GraphStages:
             return
         self._retired = True
         self._empty()
-        self._stock.give_back_unread(self.scratch.events)
+        self._pool.give_back_unread(self.scratch.events)
 
     def _empty(self) -> None:
         while self._free:
             with contextlib.suppress(IndexError):  # Another thread took the last.
-                self._stock.give_back(self._free.pop().events)
+                self._pool.give_back(self._free.pop().events)

@@ -17,7 +17,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._cuda.graphs.capture import TIMED, Capture
-from gpuscope._cuda.graphs.events import EventStock
+from gpuscope._cuda.graphs.events import EventPool
 from gpuscope._cuda.graphs.launch import Launcher
 from gpuscope._data.native import StageRecord
 from gpuscope._log import COUNTED, WarnOnce
@@ -25,9 +25,9 @@ from gpuscope._log import COUNTED, WarnOnce
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._cuda.cuda_device import Lane
+    from gpuscope._cuda.cuda_device import TimedStream
     from gpuscope._cuda.driver import Driver
-    from gpuscope._cuda.graphs.capture import Captures
+    from gpuscope._cuda.graphs.capture import OpenCaptures
     from gpuscope._cuda.graphs.events import GraphStages
     from gpuscope._recording.recorder import Recorder
 
@@ -46,7 +46,7 @@ class _Watched:
         """Whether PyTorch keeps the graph that was captured, without which its nodes have no names."""
         self.ours = ours
         """Whether it does so because we said so."""
-        self.captures: Captures | None = None
+        self.captures: OpenCaptures | None = None
         """What was told of its capture, as long as that lasts."""
         self.ident = 0
         self.capture: Capture | None = None
@@ -66,7 +66,7 @@ class GraphHooks:
         self.warnings = WarnOnce(COUNTED)
         self._look = look
         self._launcher = Launcher(self.warnings)
-        self._stocks: dict[int, EventStock] = {}
+        self._pools: dict[int, EventPool] = {}
         self._originals: dict[str, Any] = {}
         self._kind: Any = None
         self._refusal = ""
@@ -127,9 +127,9 @@ class GraphHooks:
     def _forget(self) -> None:
         """Touch no graph of before any more: this process is a fork's child."""
         self._process = object()
-        for stock in self._stocks.values():
-            stock.forget()
-        self._stocks = {}
+        for pool in self._pools.values():
+            pool.forget()
+        self._pools = {}
 
     # ---- the wrappers
 
@@ -149,10 +149,10 @@ class GraphHooks:
     def _new_capture_begin(self, original: Any) -> Any:
         def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
             recorder = self._recorder_now()
-            lane = None if recorder is None else self._guarded(self._lane_before_capture, recorder)
+            timed_stream = None if recorder is None else self._guarded(self._stream_before_capture, recorder)
             result = original(graph, *args, **kwargs)
-            if lane is not None:
-                self._guarded(self._begin_capture, graph, recorder, lane)
+            if timed_stream is not None:
+                self._guarded(self._begin_capture, graph, recorder, timed_stream)
             return result
 
         return capture_begin
@@ -224,18 +224,18 @@ class GraphHooks:
 
     # ---- captures
 
-    def _lane_before_capture(self, recorder: Recorder) -> Lane | None:
+    def _stream_before_capture(self, recorder: Recorder) -> TimedStream | None:
         # As a stage begins: where this is the first, the driver is loaded, and events are made.
         record = StageRecord()
-        record.lane = record.pair = None
+        record.timed_stream = record.pair = None
         recorder.device.begin(record, None)
         recorder.device.give_back(record)
-        lane: Lane | None = record.lane
-        return lane if getattr(recorder.device, "driver", None) is not None else None
+        timed_stream: TimedStream | None = record.timed_stream
+        return timed_stream if getattr(recorder.device, "driver", None) is not None else None
 
-    def _begin_capture(self, graph: Any, recorder: Recorder, lane: Lane) -> None:
+    def _begin_capture(self, graph: Any, recorder: Recorder, timed_stream: TimedStream) -> None:
         driver, captures = recorder.device.driver, recorder.captures
-        ident = driver.capture_of(lane.handle)
+        ident = driver.capture_of(timed_stream.handle)
         if ident is None or captures is None:
             return
         watched = self._watched(graph)
@@ -245,17 +245,17 @@ class GraphHooks:
         refusal = self._refusal or ("" if driver.can_time_graphs else "driver_too_old")
         if not refusal and not watched.keeps:
             refusal = "made_before_recording"
-        watched.capture = None if refusal else Capture(self._stock(driver, lane), inline=captures.inline)
+        watched.capture = None if refusal else Capture(self._pool(driver, timed_stream), inline=captures.inline)
         watched.captures, watched.ident = captures, ident
         captures.open(ident, watched.capture or refusal)
 
-    def _stock(self, driver: Driver, lane: Lane) -> EventStock:
-        key = lane.context.value or 0
-        if key not in self._stocks:
-            self._stocks[key] = EventStock(driver, lane.context, lane.index, limit=4 * self._max_stages)
-        return self._stocks[key]
+    def _pool(self, driver: Driver, timed_stream: TimedStream) -> EventPool:
+        key = timed_stream.context.value or 0
+        if key not in self._pools:
+            self._pools[key] = EventPool(driver, timed_stream.context, timed_stream.index, limit=4 * self._max_stages)
+        return self._pools[key]
 
-    def _end_capture(self, graph: Any, watched: _Watched, captures: Captures, whole: bool) -> None:
+    def _end_capture(self, graph: Any, watched: _Watched, captures: OpenCaptures, whole: bool) -> None:
         capture, watched.capture, watched.captures = watched.capture, None, None
         captures.close(watched.ident)
         if capture is None:

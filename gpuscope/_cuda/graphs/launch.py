@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._cuda.driver import SUCCESS
 from gpuscope._cuda.graphs.replay import Replay
 from gpuscope._data.record import Site
-from gpuscope._recording.hot_path import current, end, facts_of_thread, start
+from gpuscope._recording.hot_path import current, end, start, thread_info
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._cuda.cuda_device import Lane
+    from gpuscope._cuda.cuda_device import TimedStream
     from gpuscope._cuda.graphs.events import EventSet, GraphStages
     from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
@@ -49,40 +49,46 @@ class Launcher:
         """
         if recorder is None and stages.is_quiet:
             return launch()
-        lane = None if recorder is None else self._lane_of(recorder, stages)
-        if recorder is None or lane is None:
+        timed_stream = None if recorder is None else self._stream_of(recorder, stages)
+        if recorder is None or timed_stream is None:
             with stages.lock:
                 self._exchange(graph, stages, stages.scratch)
                 return launch()
         outer = current.get()
         if outer is not None and outer.recorder is recorder and not outer.end_ns:
-            return self._launch_in(outer, graph, stages, lane, launch)
+            return self._launch_in(outer, graph, stages, timed_stream, launch)
         # A stage of its own, so that those inside have one around them, and what is in none of them is seen.
         around = start(recorder, self._site, None, 0)
         try:
-            result = self._launch_in(around, graph, stages, lane, launch)
+            result = self._launch_in(around, graph, stages, timed_stream, launch)
         except BaseException as error:
             end(around, error)
             raise
         end(around, None)
         return result
 
-    def _lane_of(self, recorder: Recorder, stages: GraphStages) -> Lane | None:
+    def _stream_of(self, recorder: Recorder, stages: GraphStages) -> TimedStream | None:
         """Return where the graph is launched; None if that is not known, or if it becomes part of another graph."""
         device, captures = recorder.device, recorder.captures
-        lane: Lane | None = None
+        timed_stream: TimedStream | None = None
         try:
-            lane = device.lane_of(stages.index)
-            if lane is not None and captures is not None and captures.includes(device.driver, lane.handle):
+            timed_stream = device.stream_of(stages.index)
+            if (
+                timed_stream is not None
+                and captures is not None
+                and captures.includes(device.driver, timed_stream.handle)
+            ):
                 return None
         except Exception as error:  # The graph is launched as without us, and its stages are counted.
             self._warnings.warn("graphs", "finding the stream of a CUDA graph failed: %r.", error)
-            lane = None
-        if lane is None:
+            timed_stream = None
+        if timed_stream is None:
             recorder.ledger.refuse("overwritten", len(stages))
-        return lane
+        return timed_stream
 
-    def _launch_in(self, outer: StageRecord, graph: Any, stages: GraphStages, lane: Lane, launch: Any) -> Any:
+    def _launch_in(
+        self, outer: StageRecord, graph: Any, stages: GraphStages, timed_stream: TimedStream, launch: Any
+    ) -> Any:
         recorder = outer.recorder
         with stages.lock:
             events = self._events_for(graph, stages, recorder)
@@ -95,8 +101,8 @@ class Launcher:
                     recorder.ledger.refuse("replay_failed", len(stages))
                 raise
             if events is not None:
-                thread = facts_of_thread()
-                replay = Replay(stages, events, lane, launched_ns=launched_ns, outer=outer, thread=thread)
+                thread = thread_info()
+                replay = Replay(stages, events, timed_stream, launched_ns=launched_ns, outer=outer, thread=thread)
                 self._hand_over(replay, recorder)
         return result
 
@@ -143,11 +149,11 @@ class Launcher:
 
 
 def _record_fence(driver: Any, replay: Replay) -> bool:
-    fence, lane = replay.events.fence, replay.lane
-    if driver.event_record(fence, lane.handle) == SUCCESS:
+    fence, timed_stream = replay.events.fence, replay.timed_stream
+    if driver.event_record(fence, timed_stream.handle) == SUCCESS:
         return True
-    with driver.current(lane.context):
-        return bool(driver.event_record(fence, lane.handle) == SUCCESS)
+    with driver.current(timed_stream.context):
+        return bool(driver.event_record(fence, timed_stream.handle) == SUCCESS)
 
 
 def _executable(graph: Any) -> int:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._cuda.graphs.events import EventSet, GraphStages
-    from gpuscope._data.record import StageRecord, ThreadFacts
+    from gpuscope._data.record import StageRecord, ThreadInfo
 
 _MANY = 64
 """So many replays are handed over before the collector's next pass is due, if they come fast."""
@@ -22,23 +22,23 @@ _MANY = 64
 class Replay:
     """One launch of a graph with stages inside, as the application's thread saw it."""
 
-    __slots__ = ("events", "graph", "lane", "launched_ns", "outer", "pair", "thread")
+    __slots__ = ("events", "graph", "launched_ns", "outer", "pair", "thread", "timed_stream")
 
     def __init__(
         self,
         graph: GraphStages,
         events: EventSet,
-        lane: Any,
+        timed_stream: Any,
         *,
         launched_ns: int,
         outer: StageRecord,
-        thread: ThreadFacts,
+        thread: ThreadInfo,
     ) -> None:
         self.graph = graph
         self.events = events
         self.pair = events.fence, events.fence
         """What a device asks about, as of a record."""
-        self.lane = lane
+        self.timed_stream = timed_stream
         self.launched_ns = launched_ns
         self.outer = outer
         """The stage around it."""

@@ -48,8 +48,8 @@ class Placed(NamedTuple):
     """A replay each: began before its launch by more than the uncertainty, and was moved to it."""
 
 
-class Replays:
-    """Holds the replays that are not done yet: one deque per lane, oldest first."""
+class ReplayResolver:
+    """Holds the replays that are not done yet: one deque per stream, oldest first."""
 
     def __init__(
         self,
@@ -85,20 +85,20 @@ class Replays:
 
         Args:
             limit: how many.
-            clock_of: returns the clock of a lane's device, if it is calibrated.
+            clock_of: returns the clock of a stream's device, if it is calibrated.
             may_ask: whether the device may be asked at all on this thread.
             give_up: whether to count those that are not done as lost.
 
         """
         for replay in self._ledger.take(self._queue.drain, stages_in):
-            self._waiting.setdefault(replay.lane, deque()).append(replay)
+            self._waiting.setdefault(replay.timed_stream, deque()).append(replay)
             self._held += len(replay.graph)
         placed: list[Placed] = []
-        for lane, waiting in list(self._waiting.items()):
+        for timed_stream, waiting in list(self._waiting.items()):
             try:
-                clock = clock_of(lane) if may_ask and waiting else None
+                clock = clock_of(timed_stream) if may_ask and waiting else None
                 if clock is not None:
-                    placed += self._collect_lane(lane, waiting, clock, limit)
+                    placed += self._collect_stream(timed_stream, waiting, clock, limit)
             except Exception as error:  # A device that raises costs the replays' inner stages, and no more.
                 self._warnings.warn("device", "asking the GPU about replays failed: %r.", error)
                 self._lose(waiting, "device_error")
@@ -113,14 +113,14 @@ class Replays:
             )
         return placed
 
-    def _collect_lane(self, lane: Any, waiting: deque[Replay], clock: GpuClock, limit: int) -> list[Placed]:
+    def _collect_stream(self, timed_stream: Any, waiting: deque[Replay], clock: GpuClock, limit: int) -> list[Placed]:
         window, stages = [], 0
         for replay in waiting:
             if stages >= limit:
                 break
             window.append(replay)
             stages += len(replay.graph)
-        said, distances = self._measure(lane, clock, window)
+        said, distances = self._measure(timed_stream, clock, window)
         groups: dict[GraphStages, tuple[list[Replay], list[NDArray[np.float32]]]] = {}
         for row in distances:
             replay = self._next(waiting)
@@ -141,22 +141,29 @@ class Replays:
         self._held -= len(waiting[0].graph)
         return waiting.popleft()
 
-    def _measure(self, lane: Any, clock: GpuClock, window: list[Replay]) -> tuple[str, list[NDArray[np.float32]]]:
+    def _measure(
+        self, timed_stream: Any, clock: GpuClock, window: list[Replay]
+    ) -> tuple[str, list[NDArray[np.float32]]]:
         """Return what is known of the first that is not done, and what the driver says of those before it."""
         reader, anchor = self._device.reader, clock.anchor
         if reader is None or anchor is None:
-            return self._measure_in_python(lane, anchor, window)
+            return self._measure_in_python(timed_stream, anchor, window)
         code, done, distances = reader.read_replays(
-            [replay.events.addresses for replay in window], lane.context.value, lane.raw, anchor.event.value
+            [replay.events.addresses for replay in window],
+            timed_stream.context.value,
+            timed_stream.raw,
+            anchor.event.value,
         )
         sizes = [len(replay.events.events) for replay in window[:done]]
         values = np.frombuffer(distances, np.float32)[: sum(sizes)]
         rows = np.split(values, np.cumsum(sizes)[:-1]) if done else []
         return DONE if code == 0 else PENDING if code in PENDING_CODES else str(code), rows
 
-    def _measure_in_python(self, lane: Any, anchor: Any, window: list[Replay]) -> tuple[str, list[NDArray[np.float32]]]:
+    def _measure_in_python(
+        self, timed_stream: Any, anchor: Any, window: list[Replay]
+    ) -> tuple[str, list[NDArray[np.float32]]]:
         device, rows = self._device, list[Any]()
-        if anchor is None or device.is_capturing(lane):
+        if anchor is None or device.is_capturing(timed_stream):
             return PENDING, rows
         for replay in window:
             said = device.query(replay)  # type: ignore[arg-type]
@@ -196,12 +203,12 @@ def largest_crowd(placed: list[Placed]) -> int:
     devices: dict[int, list[Placed]] = {}
     for group in placed:
         if group.replays:
-            devices.setdefault(group.replays[0].lane.index, []).append(group)
+            devices.setdefault(group.replays[0].timed_stream.index, []).append(group)
     return max(map(_most_at_once, devices.values()), default=0)
 
 
 def _most_at_once(groups: list[Placed]) -> int:
-    if len({group.replays[0].lane for group in groups}) == 1:
+    if len({group.replays[0].timed_stream for group in groups}) == 1:
         return 1
     start_ns = np.concatenate([group.start_ns.min(axis=1) for group in groups])
     # Those of one stream follow each other, but for rounding.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._cuda.graphs.resolve import Placed
-    from gpuscope._data.record import Site, StageRecord, ThreadFacts
+    from gpuscope._data.record import Site, StageRecord, ThreadInfo
 
 _WARMUP, _CLAMPED, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.CLAMPED), int(RowFlag.IN_GRAPH)
 _LOW = (1 << 64) - 1
@@ -49,7 +49,7 @@ class InnerRows:
         self,
         placed: Placed,
         sites: dict[Site, int],
-        threads: dict[ThreadFacts, int],
+        threads: dict[ThreadInfo, int],
         settle: Callable[[StageRecord], tuple[int, int, bool]],
     ) -> bytes:
         """
@@ -74,7 +74,7 @@ class InnerRows:
         cells["site"] = [sites.setdefault(site, len(sites)) for site in graph.sites]
         cells["gpu_start_ns"], cells["gpu_end_ns"] = placed.start_ns, placed.end_ns
         cells["uncertainty_ns"] = placed.uncertainty_ns
-        rehearsed = np.array([replay.outer.trace.root.rehearsal for replay in replays])
+        rehearsed = np.array([replay.outer.trace.root.warms_up for replay in replays])
         warm = rehearsed[:, np.newaxis] | self._count_calls(graph.sites, len(replays))
         cells["flags"] = _IN_GRAPH + warm * _WARMUP + placed.clamped[:, np.newaxis] * _CLAMPED
         return cells.tobytes()
@@ -105,7 +105,7 @@ class InnerRows:
 def _shared_by(
     replay: Any,
     sites: dict[Site, int],
-    threads: dict[ThreadFacts, int],
+    threads: dict[ThreadInfo, int],
     settle: Callable[[StageRecord], tuple[int, int, bool]],
 ) -> tuple[int, ...]:
     """Return what the stages of one replay share, in the order of `_SHARED`."""
@@ -115,11 +115,11 @@ def _shared_by(
         trace_id >> 64,
         trace_id & _LOW,
         span_id,
-        replay.lane.raw,
+        replay.timed_stream.raw,
         sites.setdefault(root, len(sites)),
         threads.setdefault(replay.thread, len(threads)),
         int(sampled),
         replay.launched_ns,
         replay.launched_ns,
-        replay.lane.index,
+        replay.timed_stream.index,
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpuscope.analysis.recording import Recording
 
 
-class Kind(NamedTuple):
+class StageInRequest(NamedTuple):
     """One stage within one kind of request."""
 
     name: str
@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     rows: NDArray[np.int64]
 
 
-def kinds(recording: Recording) -> Iterator[Kind]:
+def kinds(recording: Recording) -> Iterator[StageInRequest]:
     """Yield the stages of each kind of request from its root, in the order in which they first started."""
     places: dict[tuple[int, int], Place] = {}
     # Stages of one replay are told apart in time by the GPU.
@@ -50,7 +50,7 @@ def kinds(recording: Recording) -> Iterator[Kind]:
         places[stage, root] = place
         rows_of[place] = rows
     for place, parent, depth in in_order(places.values()):
-        yield Kind(place.name, place.root, parent.name if parent else None, depth, rows_of[place])
+        yield StageInRequest(place.name, place.root, parent.name if parent else None, depth, rows_of[place])
 
 
 def _groups(recording: Recording) -> list[NDArray[np.int64]]:

@@ -22,7 +22,7 @@ OUTSIDE = "in the graph, outside any stage"
 """What is left of the time of a stage around replays, for people."""
 
 
-class Replays(NamedTuple):
+class ReplayIntervals(NamedTuple):
     """Replays with stages inside, columns of one length."""
 
     caller: NDArray[np.int64]
@@ -41,7 +41,7 @@ def callers(recording: Recording) -> NDArray[np.int64]:
     return caller
 
 
-def replays_of(recording: Recording) -> Replays:
+def replays_of(recording: Recording) -> ReplayIntervals:
     """Return the replays: rows launched in one stage at one moment are of one."""
     rows = np.flatnonzero(recording.in_graph & (recording.stream >= 0))
     keys = np.stack([callers(recording)[rows], recording.host_start_ns[rows], recording.stream[rows]])
@@ -49,7 +49,7 @@ def replays_of(recording: Recording) -> Replays:
     start_ns, end_ns = np.full(kept.shape[1], 2**63 - 1), np.zeros(kept.shape[1], np.int64)
     np.minimum.at(start_ns, replay.ravel(), recording.gpu_start_ns[rows])
     np.maximum.at(end_ns, replay.ravel(), recording.gpu_end_ns[rows])
-    return Replays(kept[0], kept[2].astype(np.int32), start_ns, end_ns)
+    return ReplayIntervals(kept[0], kept[2].astype(np.int32), start_ns, end_ns)
 
 
 def outside_ns(recording: Recording) -> dict[int, int]:

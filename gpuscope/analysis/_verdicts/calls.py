@@ -14,7 +14,7 @@ import numpy as np
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.replays import callers
-from gpuscope.analysis._verdicts.evidence import Kind
+from gpuscope.analysis._verdicts.evidence import Activity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Material:
         ns: NDArray[np.int64] = np.maximum(self.evidence.end_ns - self.recording.host_start_ns, 1)
         return ns
 
-    def calls(self) -> Iterator[Calls]:
+    def calls(self) -> Iterator[CallsOfStage]:
         """Yield the calls of each stage in each kind of request: by the kind's judged time in all, then the stage's."""
         recording = self.recording
         kinds = recording.stage[recording.root].astype(np.int64) * len(recording.names) + recording.stage
@@ -53,7 +53,7 @@ class Material:
         # A stage may also run inside itself, or be outermost in one place and inner, or in a graph, in another.
         place = np.where(recording.parent < 0, 0, np.where(recording.in_graph, 2, 1))
         split = [rows[place[rows] == each] for rows in groups for each in range(3)]
-        found = [Calls(self, rows) for rows in split if len(rows)]
+        found = [CallsOfStage(self, rows) for rows in split if len(rows)]
         host_ns = recording.host_end_ns - recording.host_start_ns
         whole = {calls.root: int(host_ns[calls.judged].sum()) for calls in found if calls.outermost}
         yield from sorted(
@@ -63,7 +63,7 @@ class Material:
 
 
 @dataclass(frozen=True, eq=False)
-class Calls:
+class CallsOfStage:
     """The calls of one stage in one kind of request."""
 
     material: Material
@@ -171,19 +171,19 @@ class Calls:
         stages = recording.stage[evidence.segments.owner[segments]].tolist()
         idle = evidence.segment_idle_ns[segments].tolist()
         for kind, stage, ns in zip(evidence.kind[segments].tolist(), stages, idle, strict=True):
-            key = _CAUSES[Kind(kind)], recording.names[stage]
+            key = _CAUSES[Activity(kind)], recording.names[stage]
             found[key] = found.get(key, 0) + ns
         return found
 
 
 HOST_NOT_READY = "host not ready"
 _CAUSES = {
-    Kind.UNTIMED: "unclear",
-    Kind.AHEAD: HOST_NOT_READY,
-    Kind.WAITS: "waiting at a synchronisation",
-    Kind.COPIES: "waiting for a copy",
-    Kind.PACED: HOST_NOT_READY,
-    Kind.UNCLEAR: "unclear",
+    Activity.UNTIMED: "unclear",
+    Activity.AHEAD: HOST_NOT_READY,
+    Activity.WAITS: "waiting at a synchronisation",
+    Activity.COPIES: "waiting for a copy",
+    Activity.PACED: HOST_NOT_READY,
+    Activity.UNCLEAR: "unclear",
 }
 """Why the GPU has nothing to do in a segment of each kind."""
 

@@ -27,7 +27,7 @@ from gpuscope.analysis._verdicts.evidence import SEVERAL_DEVICES
 from gpuscope.analysis._verdicts.findings import CPU_BOUND, GPU_BOUND, PIPELINE_BOUND
 
 if TYPE_CHECKING:
-    from gpuscope.analysis._verdicts.calls import Calls
+    from gpuscope.analysis._verdicts.calls import CallsOfStage
     from gpuscope.analysis.recording import Recording
 
 MIN_CALLS = 10
@@ -64,7 +64,7 @@ def decide(wait_share: Any, idle_share: Any) -> Any:
     return np.where(idle_share < ENOUGH, GPU_BOUND, verdict)
 
 
-def rests_on_pace(calls: Calls) -> bool:
+def rests_on_pace(calls: CallsOfStage) -> bool:
     """Return whether the verdict would be another if the host waited for the GPU wherever it seems to set the pace."""
     evidence = calls.material.evidence
     wait, idle, paced = (calls.share(each) for each in (evidence.wait_ns, evidence.idle_ns, evidence.paced_ns))
@@ -81,7 +81,7 @@ def doubt_about_all(recording: Recording) -> Doubt | None:
     return Doubt(f"{lost:,} stages ({share:.1%}) are missing from the files, and may hide work.", (RECORD_MORE,))
 
 
-def doubt_about(calls: Calls) -> Doubt | None:
+def doubt_about(calls: CallsOfStage) -> Doubt | None:
     """Return why there can be no verdict on these calls, the strongest reason first."""
     evidence, count = calls.material.evidence, len(calls.judged)
     timed = len(calls.timed) >= (1 - MAX_HIDDEN) * count and calls.share(evidence.untimed_ns) <= MAX_HIDDEN
@@ -99,7 +99,7 @@ def doubt_about(calls: Calls) -> Doubt | None:
     return _ambiguous(calls)
 
 
-def doubt_about_replayed(calls: Calls) -> Doubt | None:
+def doubt_about_replayed(calls: CallsOfStage) -> Doubt | None:
     """Return why nothing can be said about calls inside replays, of which the GPU's own times are all there is."""
     count, timed = len(calls.judged), calls.timed
     if count < MIN_CALLS:
@@ -112,7 +112,7 @@ def doubt_about_replayed(calls: Calls) -> Doubt | None:
     return None
 
 
-def _ambiguous(calls: Calls) -> Doubt | None:
+def _ambiguous(calls: CallsOfStage) -> Doubt | None:
     evidence = calls.material.evidence
     wait, idle, unclear, unproven = (
         calls.share(each) for each in (evidence.wait_ns, evidence.idle_ns, evidence.unclear_ns, evidence.unproven_ns)

@@ -4,7 +4,7 @@ What the host and the GPU were doing, as far as stages can show it: what verdict
 The reasoning rests on one fact. A stage's events are executed when the stream comes to them, so at each start or end of
 a stage it is known how far the GPU was *behind*: the time from the host's being there to the stream's. While it is
 behind, the GPU has work; where it is not, all that was launched before is done. Everything here follows from that and
-from the host's times; what happens between two such points is a reading, and `Kind` says which.
+from the host's times; what happens between two such points is a reading, and `Activity` says which.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpuscope.analysis._structure.segments import segments_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuscope.analysis._structure.replays import Replays
+    from gpuscope.analysis._structure.replays import ReplayIntervals
     from gpuscope.analysis._structure.segments import Segments
     from gpuscope.analysis.recording import Recording
 
@@ -43,7 +43,7 @@ NO_DEVICE = -1
 SEVERAL_DEVICES = -2
 
 
-class Kind(IntEnum):
+class Activity(IntEnum):
     """What the host and the GPU did in a segment."""
 
     UNTIMED = 0
@@ -67,7 +67,7 @@ class Evidence:
 
     segments: Segments
     kind: NDArray[np.int8]
-    """Of `Kind`, one a segment."""
+    """Of `Activity`, one a segment."""
     segment_idle_ns: NDArray[np.int64]
     """One a segment: how long the device of the request had nothing to do, as far as is known."""
     waited_for: NDArray[np.int64]
@@ -107,7 +107,7 @@ def gather(recording: Recording) -> Evidence:
     device, row_device = _devices(recording)
     replays = replays_of(recording)
     proven = _busy(segments, replays, device)
-    busy = _busy(segments, replays, device, (kind == Kind.AHEAD) & segments.one_stream)
+    busy = _busy(segments, replays, device, (kind == Activity.AHEAD) & segments.one_stream)
     root_device = row_device[recording.root]
     end_ns = _ends(recording)
     whole = Intervals(recording.host_start_ns, end_ns)
@@ -124,14 +124,14 @@ def gather(recording: Recording) -> Evidence:
         tangled=tangled,
         device=root_device,
         end_ns=end_ns,
-        wait_ns=_summed(recording, segments, host_ns * np.isin(kind, (Kind.WAITS, Kind.COPIES))),
-        copy_ns=_summed(recording, segments, host_ns * (kind == Kind.COPIES)),
-        waits=_summed(recording, segments, kind == Kind.WAITS),
+        wait_ns=_summed(recording, segments, host_ns * np.isin(kind, (Activity.WAITS, Activity.COPIES))),
+        copy_ns=_summed(recording, segments, host_ns * (kind == Activity.COPIES)),
+        waits=_summed(recording, segments, kind == Activity.WAITS),
         idle_ns=idle_ns,
         unproven_ns=_idle(whole, root_device, proven) - idle_ns,
-        paced_ns=_summed(recording, segments, segment_idle_ns * (kind == Kind.PACED)),
-        unclear_ns=_summed(recording, segments, segment_idle_ns * (kind == Kind.UNCLEAR)),
-        untimed_ns=_summed(recording, segments, host_ns * (kind == Kind.UNTIMED)),
+        paced_ns=_summed(recording, segments, segment_idle_ns * (kind == Activity.PACED)),
+        unclear_ns=_summed(recording, segments, segment_idle_ns * (kind == Activity.UNCLEAR)),
+        untimed_ns=_summed(recording, segments, host_ns * (kind == Activity.UNTIMED)),
         gap_ns=np.where(gap.end > 0, gap.end - gap.start, -1),
         gap_idle_ns=_idle(gap, root_device, busy),
     )
@@ -155,10 +155,10 @@ def _kinds(recording: Recording, segments: Segments) -> NDArray[np.int8]:
             ~is_behind & copied,
             was_behind & ~is_behind & (behind_ns >= MET_SHARE * host_ns),
         ],
-        [Kind.UNTIMED, Kind.AHEAD, Kind.WAITS, Kind.COPIES, Kind.UNCLEAR],
-        Kind.PACED,
+        [Activity.UNTIMED, Activity.AHEAD, Activity.WAITS, Activity.COPIES, Activity.UNCLEAR],
+        Activity.PACED,
     )
-    kind[(kind == Kind.PACED) & _may_hide_the_wait(recording, segments, kind)] = Kind.UNCLEAR
+    kind[(kind == Activity.PACED) & _may_hide_the_wait(recording, segments, kind)] = Activity.UNCLEAR
     return kind.astype(np.int8)
 
 
@@ -182,7 +182,7 @@ def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[n
     a stage are those of one that works on the host. Any stage may be that one, the last most likely.
     """
     shown = np.zeros(len(recording.stage), np.bool_)
-    shown[recording.root[segments.owner[np.isin(kind, (Kind.AHEAD, Kind.WAITS, Kind.COPIES))]]] = True
+    shown[recording.root[segments.owner[np.isin(kind, (Activity.AHEAD, Activity.WAITS, Activity.COPIES))]]] = True
     last_ns = np.zeros(len(recording.stage), np.int64)
     np.maximum.at(last_ns, recording.root[recording.leaf], recording.host_start_ns[recording.leaf])
     root = recording.root[segments.owner]
@@ -203,7 +203,7 @@ def _devices(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 def _busy(
-    segments: Segments, replays: Replays, device: NDArray[np.int64], through: NDArray[np.bool_] | None = None
+    segments: Segments, replays: ReplayIntervals, device: NDArray[np.int64], through: NDArray[np.bool_] | None = None
 ) -> dict[int, Intervals]:
     """
     Return the time in which each device had work: from each point where the GPU is behind until it has caught up.
@@ -259,9 +259,9 @@ def _waited_for(recording: Recording, segments: Segments, kind: NDArray[np.int8]
     """Return for each waiting segment the stage that launched GPU work last before it in its request, else -1."""
     gpu_ns = segments.gpu_end_ns - segments.gpu_start_ns
     place = np.arange(len(kind))
-    last = np.maximum.accumulate(np.where((kind == Kind.AHEAD) & (gpu_ns > BEHIND_NS), place, -1))
+    last = np.maximum.accumulate(np.where((kind == Activity.AHEAD) & (gpu_ns > BEHIND_NS), place, -1))
     owner = np.where(last >= 0, segments.owner[last], -1)
-    known = (kind == Kind.WAITS) & (last >= 0) & (recording.root[owner] == recording.root[segments.owner])
+    known = (kind == Activity.WAITS) & (last >= 0) & (recording.root[owner] == recording.root[segments.owner])
     return np.where(known, owner, -1)
 
 

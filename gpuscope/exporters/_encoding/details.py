@@ -13,30 +13,30 @@ from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, E
 from gpuscope._data.values import as_text, clean_mapping
 
 if TYPE_CHECKING:
-    from gpuscope._data.batch import Details
-    from gpuscope._data.record import ErrorFacts
+    from gpuscope._data.batch import SpanDetails
+    from gpuscope._data.record import ExceptionInfo
 
 _OK, _ERROR = 1, 2
 _STATUS = {"UNSET": 0, "OK": _OK, "ERROR": _ERROR}
 
 
 @dataclass(slots=True)
-class Extra:
+class CleanDetails:
     """What one span has besides its group's facts; all values are clean."""
 
     attributes: dict[str, Any] = field(default_factory=dict)
     events: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
     links: list[tuple[int, int, dict[str, Any]]] = field(default_factory=list)
     status: tuple[int, str] = (0, "")
-    error: ErrorFacts | None = None
+    error: ExceptionInfo | None = None
 
 
-def make_extra(details: Details, end_ns: int) -> Extra:
+def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
     """Return a row's details in clean form; `end_ns` is when its exception, if any, left the stage."""
     attributes = clean_mapping(details.attributes or {})
     for name in OURS.intersection(attributes):
         del attributes[name]
-    extra = Extra(attributes)
+    extra = CleanDetails(attributes)
     if details.status is not None:
         code, description = details.status
         extra.status = _STATUS.get(code, 0), as_text(description or "") if code == "ERROR" else ""
@@ -49,7 +49,7 @@ def make_extra(details: Details, end_ns: int) -> Extra:
     return extra
 
 
-def _add_error(extra: Extra, error: ErrorFacts, end_ns: int) -> None:
+def _add_error(extra: CleanDetails, error: ExceptionInfo, end_ns: int) -> None:
     """Add what the SDK adds when an exception leaves a span."""
     kind, message = as_text(error.type), as_text(error.message)
     extra.error = error

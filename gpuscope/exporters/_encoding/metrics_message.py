@@ -21,7 +21,7 @@ from gpuscope.exporters._encoding.resource import DISTRIBUTION
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gpuscope._data.metrics import Exemplar, Point, Snapshot, Spec
+    from gpuscope._data.metrics import DataPoint, Exemplar, InstrumentSpec, Snapshot
 
 _CUMULATIVE = pb.AGGREGATION_TEMPORALITY_CUMULATIVE
 
@@ -36,7 +36,7 @@ def request_bytes(snapshot: Snapshot, resource: Mapping[str, Any]) -> bytes:
     return bytes(ExportMetricsServiceRequest(resource_metrics=[of_process]).SerializeToString())
 
 
-def _metric(spec: Spec, points: Sequence[Point], snapshot: Snapshot) -> Any:
+def _metric(spec: InstrumentSpec, points: Sequence[DataPoint], snapshot: Snapshot) -> Any:
     metric = pb.Metric(name=spec.name, unit=spec.unit, description=spec.description)
     if spec.kind == "histogram":
         metric.histogram.aggregation_temporality = _CUMULATIVE
@@ -49,7 +49,7 @@ def _metric(spec: Spec, points: Sequence[Point], snapshot: Snapshot) -> Any:
     return metric
 
 
-def _common(point: Point, snapshot: Snapshot) -> dict[str, Any]:
+def _common(point: DataPoint, snapshot: Snapshot) -> dict[str, Any]:
     return {
         "attributes": key_values(point.attributes),
         "start_time_unix_nano": snapshot.start_ns,
@@ -57,12 +57,12 @@ def _common(point: Point, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _number(point: Point, snapshot: Snapshot) -> Any:
+def _number(point: DataPoint, snapshot: Snapshot) -> Any:
     value: Any = {"as_int" if isinstance(point.value, int) else "as_double": point.value}
     return pb.NumberDataPoint(**_common(point, snapshot), **value)
 
 
-def _histogram(point: Point, snapshot: Snapshot) -> Any:
+def _histogram(point: DataPoint, snapshot: Snapshot) -> Any:
     value: Any = point.value
     return pb.HistogramDataPoint(
         **_common(point, snapshot),

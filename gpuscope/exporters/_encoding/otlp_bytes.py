@@ -15,14 +15,14 @@ import numpy as np
 
 from gpuscope._data.attributes import GPU_MEASURED, HOST_MEASURED
 from gpuscope._data.native import native
-from gpuscope.exporters._encoding.otlp_message import extra_bytes, facts_bytes, varint
+from gpuscope.exporters._encoding.otlp_message import details_bytes, template_bytes, varint
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope.exporters._encoding.spans import Facts, Spans
+    from gpuscope.exporters._encoding.spans import Spans, SpanTemplate
 
 _SPAN = b"\x12"
 """The tag of `ScopeSpans.spans`."""
@@ -116,8 +116,8 @@ class SpanEncoder:
         """Do the first half of the work: who is of which group."""
         spans = spans_of(batch)
         templates = resolve(spans, self._templates, _template)
-        for row, extra in spans.extras.items():
-            templates[row] = _extended(templates[row], extra_bytes(extra, self._attributes))
+        for row, details in spans.details_by_row.items():
+            templates[row] = _extended(templates[row], details_bytes(details, self._attributes))
         return spans, templates
 
     def join(self, spans: Spans, templates: list[_Template]) -> bytes:
@@ -177,13 +177,13 @@ def _fill_gpu(cells: NDArray[np.void], spans: Spans) -> None:
         cells[f"gpu.{name}"] = column
 
 
-def _template(host: Facts | None, gpu: Facts | None) -> _Template:
-    after = b"" if gpu is None else facts_bytes(gpu)
+def _template(host: SpanTemplate | None, gpu: SpanTemplate | None) -> _Template:
+    after = b"" if gpu is None else template_bytes(gpu)
     of_gpu = b"" if gpu is None else _SPAN + varint(_LAYOUT.size_of(_GPU) + len(after))
     if host is None:
         return b"", _NONE, of_gpu, _NONE if gpu is None else _GPU, after, 0
     kind = _WITHOUT_PARENT * (not host.child) + _WITH_GPU * (gpu is not None)
-    shared = facts_bytes(host)
+    shared = template_bytes(host)
     size = _LAYOUT.size_of(kind) + len(shared)
     return _SPAN + varint(size), kind, shared + of_gpu, _NONE if gpu is None else _GPU, after, size
 

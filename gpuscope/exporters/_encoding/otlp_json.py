@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.metrics import Point, Snapshot, Spec
-    from gpuscope.exporters._encoding.details import Extra
+    from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
+    from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.rows import SpanRow
-    from gpuscope.exporters._encoding.spans import Facts
+    from gpuscope.exporters._encoding.spans import SpanTemplate
 
 _INTERNAL = 1
 """`SPAN_KIND_INTERNAL`."""
@@ -66,7 +66,7 @@ class JsonEncoder:
         return f"{self._before_metrics}{','.join(texts)}]}}]}}]}}"
 
 
-def _shared(facts: Facts | None) -> _Shared | None:
+def _shared(facts: SpanTemplate | None) -> _Shared | None:
     if facts is None:
         return None
     flags = PARENT_KNOWN | PARENT_REMOTE * facts.remote
@@ -77,7 +77,7 @@ def _shared(facts: Facts | None) -> _Shared | None:
 
 def _span(row: SpanRow[_Shared]) -> str:
     parent = f'"parentSpanId":"{row.parent_id:016x}",' if row.parent_id else ""
-    more, rest = _extra(row.extra) if row.extra is not None else ("", "")
+    more, rest = _details(row.details) if row.details is not None else ("", "")
     return (
         f'{{"traceId":"{row.trace_id:032x}","spanId":"{row.span_id:016x}",{parent}'
         f'"startTimeUnixNano":"{row.start_ns}","endTimeUnixNano":"{row.end_ns}",'
@@ -85,30 +85,30 @@ def _span(row: SpanRow[_Shared]) -> str:
     )
 
 
-def _extra(extra: Extra) -> tuple[str, str]:
+def _details(details: CleanDetails) -> tuple[str, str]:
     """Return further attributes, and what follows them, each from its comma on."""
-    more = f",{_attributes(extra.attributes)}" if extra.attributes else ""
+    more = f",{_attributes(details.attributes)}" if details.attributes else ""
     rest = ""
-    if extra.events:
+    if details.events:
         events = (
             f'{{"timeUnixNano":"{at}","name":{json.dumps(name)},"attributes":[{_attributes(attributes)}]}}'
-            for name, at, attributes in extra.events
+            for name, at, attributes in details.events
         )
         rest += f',"events":[{",".join(events)}]'
-    if extra.links:
+    if details.links:
         links = (
             f'{{"traceId":"{trace_id:032x}","spanId":"{span_id:016x}","flags":{PARENT_KNOWN},'
             f'"attributes":[{_attributes(attributes)}]}}'
-            for trace_id, span_id, attributes in extra.links
+            for trace_id, span_id, attributes in details.links
         )
         rest += f',"links":[{",".join(links)}]'
-    code, description = extra.status
+    code, description = details.status
     if code:
         rest += f',"status":{json.dumps({"code": code, "message": description})}'
     return more, rest
 
 
-def _metric(spec: Spec, points: Sequence[Point], snapshot: Snapshot) -> str:
+def _metric(spec: InstrumentSpec, points: Sequence[DataPoint], snapshot: Snapshot) -> str:
     times = f'"startTimeUnixNano":"{snapshot.start_ns}","timeUnixNano":"{snapshot.time_ns}"'
     data: dict[type, str] = {int: '"asInt":"%s"', float: '"asDouble":%r'}
     numbers = ",".join(

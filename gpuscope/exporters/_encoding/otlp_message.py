@@ -23,8 +23,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuscope.exporters._encoding.details import Extra
-    from gpuscope.exporters._encoding.spans import Facts
+    from gpuscope.exporters._encoding.details import CleanDetails
+    from gpuscope.exporters._encoding.spans import SpanTemplate
 
 PARENT_KNOWN = 0x100
 PARENT_REMOTE = 0x200
@@ -41,7 +41,7 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def facts_bytes(facts: Facts) -> bytes:
+def template_bytes(facts: SpanTemplate) -> bytes:
     """Return the fields of a `Span` that a whole group shares, to be joined to the others' bytes."""
     return _serialized(
         Span(
@@ -53,11 +53,11 @@ def facts_bytes(facts: Facts) -> bytes:
     )
 
 
-def extra_bytes(extra: Extra, cache: dict[Any, bytes]) -> bytes:
+def details_bytes(details: CleanDetails, cache: dict[Any, bytes]) -> bytes:
     """Return the fields that one span has alone: joined bytes of messages are the messages merged."""
-    pieces = [_attribute_bytes(key, value, cache) for key, value in extra.attributes.items()]
-    if extra.events or extra.links or extra.status[0]:
-        pieces.append(_serialized(_odd_span(extra)))
+    pieces = [_attribute_bytes(key, value, cache) for key, value in details.attributes.items()]
+    if details.events or details.links or details.status[0]:
+        pieces.append(_serialized(_detailed_span(details)))
     return b"".join(pieces)
 
 
@@ -107,14 +107,14 @@ def _attribute_bytes(key: str, value: Any, cache: dict[Any, bytes]) -> bytes:
     return encoded
 
 
-def _odd_span(extra: Extra) -> Span:
-    code, description = extra.status
+def _detailed_span(details: CleanDetails) -> Span:
+    code, description = details.status
     return Span(
         events=[
             Span.Event(name=name, time_unix_nano=at, attributes=key_values(attributes))
-            for name, at, attributes in extra.events
+            for name, at, attributes in details.events
         ],
-        links=[_link(*link) for link in extra.links],
+        links=[_link(*link) for link in details.links],
         status=Status(code=Status.StatusCode.Name(code), message=description) if code else None,
     )
 

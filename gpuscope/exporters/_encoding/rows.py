@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuscope.exporters._encoding.details import Extra
+    from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.spans import Spans
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class SpanRow(Generic[T]):
 
     shared: T
     """What was made of the facts that it shares with its group."""
-    extra: Extra | None
+    details: CleanDetails | None
     """What it has alone; None for nearly all."""
     trace_id: int
     span_id: int
@@ -63,8 +63,8 @@ def rows_of(
         host_row = gpu_row = None
         if for_host is not None:
             measured = (host_s,) if for_gpu is None else (host_s, gpu_s, launch_s)
-            extra = spans.extras.get(row)
-            host_row = SpanRow(for_host, extra, trace_id, span_id, parent_id, start_ns, end_ns, measured)
+            details = spans.details_by_row.get(row)
+            host_row = SpanRow(for_host, details, trace_id, span_id, parent_id, start_ns, end_ns, measured)
         if for_gpu is not None:
             of_gpu = (gpu_s, launch_s, uncertainty_s)
             gpu_row = SpanRow(for_gpu, None, trace_id, gpu_span_id, gpu_parent_id, gpu_start_ns, gpu_end_ns, of_gpu)

@@ -31,15 +31,15 @@ from gpuscope._data.attributes import (
 )
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.values import as_text, clean_mapping
-from gpuscope.exporters._encoding.details import Extra, make_extra
+from gpuscope.exporters._encoding.details import CleanDetails, clean_details
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from gpuscope._data.batch import Details, StageBatch
-    from gpuscope._data.record import Site, ThreadFacts
+    from gpuscope._data.batch import SpanDetails, StageBatch
+    from gpuscope._data.record import Site, ThreadInfo
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ _KEY_DTYPE = np.dtype(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Facts:
+class SpanTemplate:
     """What the spans of one group share. The attributes are clean."""
 
     name: str
@@ -87,7 +87,7 @@ class Spans:
     """Whether the row has a GPU span."""
     gpu_parent_id: NDArray[np.uint64]
     """Its own host span, or the stage around it where there is none."""
-    extras: dict[int, Extra]
+    details_by_row: dict[int, CleanDetails]
     """By row: what the host span has alone."""
     host_s: NDArray[np.float64]
     gpu_s: NDArray[np.float64]
@@ -100,15 +100,15 @@ def spans_of(batch: StageBatch) -> Spans:
     """Return the batch's spans."""
     gpu = batch.gpu_span_id != 0
     keys: list[Any] = _keys(batch, gpu)
-    extras = {}
+    details_by_row = {}
     for row, details in batch.details.items():
-        keys[row], extras[row] = _own(keys[row], details, int(batch.host_end_ns[row]))
+        keys[row], details_by_row[row] = _own(keys[row], details, int(batch.host_end_ns[row]))
     return Spans(
         batch=batch,
         keys=keys,
         gpu=gpu,
         gpu_parent_id=np.where(batch.flags & _IN_GRAPH, batch.parent_id, batch.span_id),
-        extras=extras,
+        details_by_row=details_by_row,
         host_s=(batch.host_end_ns - batch.host_start_ns) / 1e9,
         gpu_s=(batch.gpu_end_ns - batch.gpu_start_ns) / 1e9,
         launch_s=(batch.gpu_start_ns - batch.host_start_ns) / 1e9,
@@ -116,7 +116,9 @@ def spans_of(batch: StageBatch) -> Spans:
     )
 
 
-def resolve(spans: Spans, cache: dict[Any, T], make: Callable[[Facts | None, Facts | None], T]) -> list[T]:
+def resolve(
+    spans: Spans, cache: dict[Any, T], make: Callable[[SpanTemplate | None, SpanTemplate | None], T]
+) -> list[T]:
     """
     Return for each row what `make` makes of its facts, made once and kept in a bounded cache.
 
@@ -149,11 +151,11 @@ def _keys(batch: StageBatch, gpu: NDArray[np.bool_]) -> list[Any]:
     return keys
 
 
-def _own(key: bytes, details: Details, end_ns: int) -> tuple[tuple[Any, ...], Extra]:
-    """Return the key and the extra of a row with details: what the run says replaces the group's facts."""
-    extra = make_extra(details, end_ns)
+def _own(key: bytes, details: SpanDetails, end_ns: int) -> tuple[tuple[Any, ...], CleanDetails]:
+    """Return the key and the clean details of a row that has some: what the run says replaces the group's facts."""
+    clean = clean_details(details, end_ns)
     name = None if details.name is None else as_text(details.name)
-    return (key, name, tuple(extra.attributes)), extra
+    return (key, name, tuple(clean.attributes)), clean
 
 
 def _identity(batch: StageBatch, key: Any) -> tuple[Any, ...]:
@@ -164,7 +166,7 @@ def _identity(batch: StageBatch, key: Any) -> tuple[Any, ...]:
     return batch.sites[site], batch.threads[thread], flags, child, where, name, replaced
 
 
-def _shared(site: Site, thread: ThreadFacts, flags: int, names: Mapping[RowFlag, str]) -> dict[str, Any]:
+def _shared(site: Site, thread: ThreadInfo, flags: int, names: Mapping[RowFlag, str]) -> dict[str, Any]:
     flagged = {name: True for flag, name in names.items() if flags & flag}
     return {STAGE: site.name, **flagged, THREAD_ID: thread.ident, THREAD_NAME: thread.name}
 
@@ -175,13 +177,13 @@ def _of_site(site: Site) -> dict[str, Any]:
     return named | {key: value for key, value in clean_mapping(site.attributes).items() if key not in OURS}
 
 
-def _host_facts(identity: tuple[Any, ...]) -> Facts | None:
+def _host_facts(identity: tuple[Any, ...]) -> SpanTemplate | None:
     site, thread, flags, child, where, name, replaced = identity
     if flags & _IN_GRAPH:
         return None
     attributes = _shared(site, thread, flags, HOST_FLAGS) | _of_site(site)
     attributes = clean_mapping({key: value for key, value in attributes.items() if key not in replaced})
-    return Facts(
+    return SpanTemplate(
         name=as_text(site.name) if name is None else name,
         attributes=attributes,
         child=child,
@@ -190,7 +192,7 @@ def _host_facts(identity: tuple[Any, ...]) -> Facts | None:
     )
 
 
-def _gpu_facts(identity: tuple[Any, ...]) -> Facts | None:
+def _gpu_facts(identity: tuple[Any, ...]) -> SpanTemplate | None:
     site, thread, flags, _, where, name, _ = identity
     if where is None:
         return None
@@ -201,7 +203,7 @@ def _gpu_facts(identity: tuple[Any, ...]) -> Facts | None:
         attributes |= {HW_ID: device.uuid, HW_NAME: device.name}
     if flags & _IN_GRAPH:
         attributes = _of_site(site) | attributes
-    return Facts(
+    return SpanTemplate(
         name=(as_text(site.name) if name is None else name) + " [gpu]",
         attributes=clean_mapping(attributes),
         child=True,

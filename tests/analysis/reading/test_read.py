@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gpuscope._data.batch import Details, DeviceFacts, RowFlag
-from gpuscope._data.record import ErrorFacts, Site, ThreadFacts
+from gpuscope._data.batch import DeviceInfo, RowFlag, SpanDetails
+from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 from gpuscope._settings.config import Config
 from gpuscope.analysis.read import list_files, read
 from gpuscope.analysis.recording import Losses
@@ -110,7 +110,7 @@ class TestRows:
 
     def test_flags_errors_and_attributes(self, write):
         """Flags of both spans, an exception, and the application's attributes reach the row; ours do not repeat."""
-        error = Details(attributes={"batch_size": 8, "shape": [1, 2]}, error=ErrorFacts("ValueError", "no", ()))
+        error = SpanDetails(attributes={"batch_size": 8, "shape": [1, 2]}, error=ExceptionInfo("ValueError", "no", ()))
         rows = [
             Row(span_id=1, gpu_span_id=1, flags=RowFlag.WARMUP | RowFlag.CLAMPED, details=error),
             Row(span_id=2, flags=RowFlag.CAPTURED, start_ns=NOW_NS + 1),
@@ -141,13 +141,13 @@ class TestRows:
 
     def test_threads_streams_and_devices_are_told_apart(self, write):
         """Two threads, two streams of one device and a stream of another are two threads and three streams."""
-        device = DeviceFacts(1, "NVIDIA H200", "GPU-1")
+        device = DeviceInfo(1, "NVIDIA H200", "GPU-1")
         rows = [
             Row(span_id=1, gpu_span_id=1, stream=0),
-            Row(span_id=2, gpu_span_id=1, stream=9, thread=ThreadFacts(5, "worker"), start_ns=NOW_NS + 1),
+            Row(span_id=2, gpu_span_id=1, stream=9, thread=ThreadInfo(5, "worker"), start_ns=NOW_NS + 1),
             Row(span_id=3, gpu_span_id=1, stream=0, device=1, start_ns=NOW_NS + 2),
         ]
-        recording = read([write(rows, devices={0: DeviceFacts(0, "NVIDIA H200", "GPU-0"), 1: device})])
+        recording = read([write(rows, devices={0: DeviceInfo(0, "NVIDIA H200", "GPU-0"), 1: device})])
         assert recording.thread.tolist() == [0, 1, 0]
         assert recording.stream.tolist() == [0, 1, 2]
         assert [(stream.device, stream.handle) for stream in recording.streams] == [(0, 0), (0, 9), (1, 0)]

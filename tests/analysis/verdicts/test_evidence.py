@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.segments import segments_of
-from gpuscope.analysis._verdicts.evidence import NO_DEVICE, SEVERAL_DEVICES, Kind, gather
+from gpuscope.analysis._verdicts.evidence import NO_DEVICE, SEVERAL_DEVICES, Activity, gather
 
 from ..recordings import Stage, recording, repeat
 from .simulate import Machine
 from .workloads import WORKLOADS
 
 
-def kinds(*stages: Stage, name: str = "x") -> list[Kind]:
+def kinds(*stages: Stage, name: str = "x") -> list[Activity]:
     """Kinds of the segments that belong to stages of a name."""
     stored = recording(*stages)
     evidence = gather(stored)
     owners = stored.stage[evidence.segments.owner]
-    return [Kind(kind) for kind, owner in zip(evidence.kind, owners, strict=True) if stored.names[owner] == name]
+    return [Activity(kind) for kind, owner in zip(evidence.kind, owners, strict=True) if stored.names[owner] == name]
 
 
 def request(*inside: Stage, end: float = 1000, gpu: tuple[float, float] | None = None) -> Stage:
@@ -66,20 +66,20 @@ def test_requests_whose_stages_overlap_have_no_segments():
 @pytest.mark.parametrize(
     ("stage", "kind"),
     [
-        (Stage("x", 100, 200, gpu=(104, 800)), Kind.AHEAD),
-        (Stage("x", 100, 800, gpu=(104, 803)), Kind.PACED),
-        (Stage("x", 100, 800, gpu=(104, 815)), Kind.PACED),
-        (Stage("x", 100, 800, gpu=(104, 820)), Kind.PACED),
-        (Stage("x", 100, 800, gpu=(780, 801)), Kind.WAITS),
-        (Stage("x", 100, 800, gpu=(400, 801)), Kind.UNCLEAR),
-        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": 5_000_000}), Kind.COPIES),
-        (Stage("x", 100, 800, gpu=(400, 803), attributes={"bytes": 5_000_000}), Kind.COPIES),
-        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": 5000}), Kind.PACED),
-        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": "many"}), Kind.PACED),
-        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": float("nan")}), Kind.PACED),
-        (Stage("x", 100, 800), Kind.UNTIMED),
-        (Stage("x", 100, 800, gpu=(104, 803), flags=RowFlag.CLAMPED), Kind.UNTIMED),
-        (Stage("x", 100, 800, gpu=(130, 801), uncertainty=50), Kind.PACED),
+        (Stage("x", 100, 200, gpu=(104, 800)), Activity.AHEAD),
+        (Stage("x", 100, 800, gpu=(104, 803)), Activity.PACED),
+        (Stage("x", 100, 800, gpu=(104, 815)), Activity.PACED),
+        (Stage("x", 100, 800, gpu=(104, 820)), Activity.PACED),
+        (Stage("x", 100, 800, gpu=(780, 801)), Activity.WAITS),
+        (Stage("x", 100, 800, gpu=(400, 801)), Activity.UNCLEAR),
+        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": 5_000_000}), Activity.COPIES),
+        (Stage("x", 100, 800, gpu=(400, 803), attributes={"bytes": 5_000_000}), Activity.COPIES),
+        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": 5000}), Activity.PACED),
+        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": "many"}), Activity.PACED),
+        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": float("nan")}), Activity.PACED),
+        (Stage("x", 100, 800), Activity.UNTIMED),
+        (Stage("x", 100, 800, gpu=(104, 803), flags=RowFlag.CLAMPED), Activity.UNTIMED),
+        (Stage("x", 100, 800, gpu=(130, 801), uncertainty=50), Activity.PACED),
     ],
 )
 def test_a_segment_is_read_by_how_far_the_gpu_is_behind_at_its_ends(stage, kind):
@@ -90,15 +90,15 @@ def test_a_segment_is_read_by_how_far_the_gpu_is_behind_at_its_ends(stage, kind)
 def test_the_last_stage_of_a_request_without_a_visible_wait_is_unclear():
     """The program waits for the GPU somewhere; where no stage shows it, the last one may be it, and what follows."""
     paced = Stage("x", 100, 800, gpu=(104, 803))
-    assert kinds(request(Stage("y", 10, 90, gpu=(13, 93)), paced)) == [Kind.UNCLEAR]
-    assert kinds(request(paced, AFTER)) == [Kind.PACED]
-    assert kinds(request(Stage("y", 10, 20, gpu=(13, 93)), paced)) == [Kind.PACED]
+    assert kinds(request(Stage("y", 10, 90, gpu=(13, 93)), paced)) == [Activity.UNCLEAR]
+    assert kinds(request(paced, AFTER)) == [Activity.PACED]
+    assert kinds(request(Stage("y", 10, 20, gpu=(13, 93)), paced)) == [Activity.PACED]
 
 
 def test_time_outside_inner_stages_is_read_like_a_stage():
     """A request that waits in its own code, after a stage that left the GPU behind, is seen to wait."""
     stages = request(Stage("infer", 10, 50, gpu=(13, 990)), end=1000, gpu=(3, 1001))
-    assert kinds(stages, name="request") == [Kind.PACED, Kind.WAITS]
+    assert kinds(stages, name="request") == [Activity.PACED, Activity.WAITS]
 
 
 def test_gpu_work_on_two_streams_at_a_time_counts_once():
@@ -135,7 +135,7 @@ def test_a_wait_is_for_the_stage_that_launched_last():
     )
     stored = recording(stages)
     evidence = gather(stored)
-    (waiting,) = (evidence.kind == Kind.WAITS).nonzero()[0]
+    (waiting,) = (evidence.kind == Activity.WAITS).nonzero()[0]
     assert stored.names[stored.stage[evidence.waited_for[waiting]]] == "large"
 
 
