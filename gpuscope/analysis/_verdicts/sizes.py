@@ -6,7 +6,6 @@ Reads names and values, and compares nothing. What a request says holds for the 
 
 from __future__ import annotations
 
-import math
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 SIZE_WORDS = frozenset({"size", "batch", "tokens", "bytes", "items", "length", "len", "count"})
 """An attribute whose name ends in one of these, `batch_size` or `gen_ai.usage.input_tokens`, is a size if a number."""
+_MAX_SIZE = 2.0**53
+"""Beyond it a float no longer holds every whole number, and what is computed from it may overflow: not a size."""
 SHAPE_WORDS = SIZE_WORDS | {"shape", "height", "width", "resolution", "dtype"}
 
 Shape: TypeAlias = "tuple[tuple[str, float | str], ...]"
@@ -34,11 +35,11 @@ def shape_of(recording: Recording, row: int) -> Shape:
 
 
 def sizes_in(shape: Shape) -> dict[str, float]:
-    """Return those attributes of a shape that are numbers of something."""
+    """Return those attributes of a shape that are numbers of something, and finite."""
     return {
         name: float(value)
         for name, value in shape
-        if isinstance(value, (int, float)) and math.isfinite(value) and _last_word(name) in SIZE_WORDS
+        if isinstance(value, (int, float)) and abs(value) <= _MAX_SIZE and _last_word(name) in SIZE_WORDS
     }
 
 

@@ -113,3 +113,9 @@ def test_sizes_and_shapes_are_told_by_the_last_word_of_a_name():
         "input_shape": "[1, 3]",
     }
     assert sizes_in(shape) == {"batch_size": 8, "gen_ai.usage.input_tokens": 7}
+
+
+@pytest.mark.parametrize("value", [2.0**60, -(2.0**60), float("inf"), float("nan"), 10**400])
+def test_what_no_float_can_count_is_not_a_size(value):
+    """A number so large that sums of it overflow says nothing about the work."""
+    assert sizes_in((("batch_size", value), ("tokens", 2**53))) == {"tokens": 2**53}
