@@ -25,6 +25,7 @@ from gpuscope._recording.recorder import Recorder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._data.interfaces import Bridge, Device, Nvtx
     from gpuscope._data.record import StageRecord
     from gpuscope._data.statistics import Statistics
     from gpuscope._settings.config import Config
@@ -74,8 +75,8 @@ class Engine:
         self,
         config: Config,
         *,
-        device: Any = None,
-        nvtx: Any = None,
+        device: Device | None = None,
+        nvtx: Nvtx | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
         epoch_clock: Callable[[], int] = time.time_ns,
         exporters: tuple[Exporter, ...] = (),
@@ -120,12 +121,12 @@ class Engine:
             meters=meters,
         )
 
-    def _open_bridge(self) -> Any:
-        from gpuscope._otel.bridge import Bridge
+    def _open_bridge(self) -> Bridge:
+        from gpuscope._otel import bridge
 
         # Exporters handed in, as in tests, should see what the application's spans see.
         visible = True if self._extra_exporters else None
-        return Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock, visible=visible)
+        return bridge.Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock, visible=visible)
 
     def start(self) -> None:
         """Start the collector's thread, unless it runs or has ended."""

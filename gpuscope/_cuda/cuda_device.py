@@ -22,6 +22,7 @@ from gpuscope._cuda.driver import (
     Handle,
     load_driver,
 )
+from gpuscope._cuda.entry_points import EntryPoints
 from gpuscope._data.batch import DeviceInfo
 from gpuscope._data.interfaces import BROKEN, CAPTURED, DONE, PENDING
 from gpuscope._data.native import TimedStreamFields, native
@@ -29,6 +30,7 @@ from gpuscope._data.native import TimedStreamFields, native
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._cuda.entry_points import Begin, End
     from gpuscope._data.interfaces import Anchor
     from gpuscope._data.record import StageRecord
 
@@ -64,7 +66,7 @@ class TimedStream(TimedStreamFields):
         """Whether recording needs a question first: see `_FOREIGN_CAPTURERS`."""
 
 
-class CudaDevice:
+class CudaDevice(EntryPoints):
     """
     NVIDIA GPUs as PyTorch uses them in this process.
 
@@ -75,8 +77,7 @@ class CudaDevice:
     """
 
     def __init__(self, count_untimed: Callable[[str], None], *, max_pairs: int) -> None:
-        self.begin: Callable[[StageRecord, Any], None] = self._begin_unready
-        self.end: Callable[[StageRecord], None] = self._end_never
+        self._become(self._begin_unready, self._end_never)
         self.unusable: str | None = None
         self.reader: Any = None
         self._is_initialized: Any = None
@@ -96,8 +97,8 @@ class CudaDevice:
         cuda = getattr(sys.modules.get("torch"), "cuda", None)
         self._is_initialized = getattr(cuda, "is_initialized", None)
         if self._is_initialized is not None:
-            self.begin = self._begin_uninitialized
-            self.begin(record, stream)
+            self._become(self._begin_uninitialized, self._end_never)
+            self._begin_uninitialized(record, stream)
 
     def _begin_uninitialized(self, record: StageRecord, stream: Any) -> None:
         """Until the program uses CUDA; in a forked child whose parent did, for ever."""
@@ -105,8 +106,8 @@ class CudaDevice:
             self._open(sys.modules["torch"])
             # PyTorch's answer to what stream is current would itself create a context, if it is the first question.
             if self.driver is not None and (stream is not None or self.driver.is_in_use(self._current_device())):
-                self.begin, self.end = self._fast_paths(self.driver.event_record)
-                self.begin(record, stream)
+                self._become(*self._fast_paths(self.driver.event_record))
+                self.usual[0](record, stream)
 
     def _open(self, torch: Any) -> None:
         with self._lock:
@@ -115,7 +116,7 @@ class CudaDevice:
             driver = load_driver()
             if driver is None:
                 self.unusable = "the CUDA driver library can't be loaded (gpuscope needs an NVIDIA GPU)"
-                self.begin = self._begin_never
+                self._become(self._begin_never, self._end_never)
                 return
             count = torch.cuda.device_count()
             self._streams = [{} for _ in range(count)]
@@ -127,7 +128,7 @@ class CudaDevice:
             self._anchors = Anchors(driver, self.reader)
             self.driver = driver
 
-    def _fast_paths(self, record_event: Any) -> tuple[Any, Any]:
+    def _fast_paths(self, record_event: Any) -> tuple[Begin, End]:
         # Closures, not methods: what they need is a cell away, which makes up for a quarter of a microsecond a stage.
         tables, current_device, current_stream = self._streams, self._current_device, self._current_stream
         begin_slowly, end_slowly, only_device = self._begin_slowly, self._end_slowly, len(self._streams) == 1
@@ -294,4 +295,4 @@ class CudaDevice:
 
     def close(self) -> None:
         """Record nothing from now on; events and contexts are left to the end of the process."""
-        self.begin, self.end = self._begin_never, self._end_never
+        self._become(self._begin_never, self._end_never)

@@ -18,9 +18,8 @@ if wants_native():
         native = None
 
 if TYPE_CHECKING or native is None:
-    from gpuscope._data.record import RecorderFields, StageRecord, TimedStreamFields, Trace
+    from gpuscope._data.record import StageRecord, TimedStreamFields, Trace
 else:
-    TimedStreamFields, RecorderFields, StageRecord = native.TimedStreamFields, native.RecorderFields, native.StageRecord
-    Trace = native.Trace
+    StageRecord, TimedStreamFields, Trace = native.StageRecord, native.TimedStreamFields, native.Trace
 
-__all__ = ["RecorderFields", "StageRecord", "TimedStreamFields", "Trace", "native"]
+__all__ = ["StageRecord", "TimedStreamFields", "Trace", "native"]

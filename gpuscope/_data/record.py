@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
 
 class Site:
@@ -99,6 +99,7 @@ class StageRecord:
     )
     site: Site
     recorder: Any
+    """The `Recorder`, which is built on this file: hence `Any`; `begin` and `end` give it its type."""
     outer: StageRecord | None
     """The enclosing stage."""
     trace: Trace
@@ -134,42 +135,6 @@ class TimedStreamFields:
     pairs: list[Any]
     raw: int
     """The stream's address."""
-
-
-class RecorderFields:
-    """What recording needs, in slots: of a `Recorder`, which fills and changes it."""
-
-    __slots__ = (
-        "bridge",
-        "capacity",
-        "clock",
-        "current_context",
-        "device",
-        "ledger",
-        "look_for_provider",
-        "nvtx",
-        "queue",
-        "random_bits",
-        "span_ids",
-        "waiting",
-    )
-    bridge: Any
-    """The door to OpenTelemetry, or None."""
-    capacity: int
-    """Of `waiting`; 0 until the first record has started the collector."""
-    clock: Callable[[], int]
-    current_context: Any
-    """Once there is a bridge: returns the application's OpenTelemetry context, false where it holds nothing."""
-    device: Any
-    ledger: Any
-    look_for_provider: Callable[[], Any] | None
-    """The bridge's, once there is one."""
-    nvtx: Any
-    queue: Any
-    random_bits: Callable[[int], int]
-    span_ids: Iterator[int]
-    waiting: Any
-    """The queue's."""
 
 
 class ExceptionInfo(NamedTuple):

@@ -68,9 +68,9 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
         look = recorder.look_for_provider or _first_sight_of_otel(recorder)
         if look is not None and (
             # Even with no provider, its parent may be a remote span or a stage that has already ended.
-            look() is not None or (recorder.current_context() if outer is None else outer.end_ns)
+            look() is not None or (recorder.current_context() if outer is None else outer.end_ns)  # type: ignore[misc]
         ):
-            recorder.bridge.enter(record)
+            recorder.bridge.enter(record)  # type: ignore[union-attr]  # `look` is its question, so it is there.
         if recorder.nvtx is not None:
             record.range = recorder.nvtx.begin(site, suspends)
         record.start_ns = recorder.clock()
@@ -106,16 +106,16 @@ def start_in_python(recorder: Recorder, site: Site, stream: Any, suspends: int) 
 
 def end_in_python(record: StageRecord, error: BaseException | None) -> None:
     """Finish a run: on the way out of the stage, whether it returns or raises."""
-    recorder = record.recorder
+    recorder: Recorder = record.recorder
     try:
         if record.pair is not None:
             recorder.device.end(record)
         record.end_ns = recorder.clock()
         if record.range is not None:
             opened, record.range = record.range, None
-            recorder.nvtx.end(opened)
+            recorder.nvtx.end(opened)  # type: ignore[union-attr]  # It has opened this range.
         if record.span is not None:
-            recorder.bridge.leave(record)
+            recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
         if error is not None:
             record.error = _exception_info(error)
         if current.get() is record:
@@ -134,10 +134,10 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
     record.end_ns = record.end_ns or record.start_ns
     if record.range is not None:
         with contextlib.suppress(Exception):
-            recorder.nvtx.end(record.range)
+            recorder.nvtx.end(record.range)  # type: ignore[union-attr]  # It has opened this range.
     if record.context_before is not None:
         with contextlib.suppress(Exception):
-            recorder.bridge.leave(record)
+            recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
     if current.get() is record:
         current.set(running_stage(record.outer))
     recorder.ledger.fail("stage_error")

@@ -9,15 +9,22 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._data.native import RecorderFields
+from gpuscope._data.native import native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._data.interfaces import Bridge, Device, Queue
     from gpuscope._recording.ledger import Ledger
     from gpuscope._recording.queue import RecordQueue
+
+if TYPE_CHECKING or native is None:
+    from gpuscope._data.interfaces import RecorderFields
+else:
+    RecorderFields = native.RecorderFields
 
 
 class Recorder(RecorderFields):
@@ -34,12 +41,19 @@ class Recorder(RecorderFields):
     """
 
     __slots__ = ("_open", "captures", "replays")
+    ledger: Ledger
 
     def __init__(
-        self, queue: Any, *, replays: Any, device: Any, ledger: Ledger, open_bridge: Callable[[], Any]
+        self,
+        queue: Queue,
+        *,
+        replays: Any,
+        device: Device,
+        ledger: Ledger,
+        open_bridge: Callable[[], Bridge],
     ) -> None:
         self.queue = queue
-        self.waiting = ()
+        self.waiting = deque()
         self.capacity = 0
         self.replays = replays
         self.device = device

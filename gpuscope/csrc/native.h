@@ -33,7 +33,7 @@ typedef struct {
     char remote;
 } Trace;
 
-/* What recording needs: `RecorderFields` of `_data/record.py`. */
+/* What recording needs: `RecorderFields` of `_data/interfaces.py`. */
 typedef struct {
     PyObject_HEAD
     PyObject *bridge, *capacity, *clock, *current_context, *device, *ledger, *look_for_provider, *nvtx, *queue;

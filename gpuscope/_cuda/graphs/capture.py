@@ -144,7 +144,6 @@ class OpenCaptures:
         self.ledger = ledger
         self.inline = inline
         self._open: dict[int, Capture | str] = {}
-        self._usual: tuple[Any, Any] = device.begin, device.end
         self._lock = threading.Lock()
 
     def open(self, ident: int, capture: Capture | str) -> None:
@@ -156,25 +155,23 @@ class OpenCaptures:
             capture: takes the stages, or says why none can be timed in it.
 
         """
-        device = self._device
         with self._lock:
             if not self._open:
-                self._usual = device.begin, device.end
-                device.begin, device.end = self._begin, self._end
+                self._device.swap(self._begin, self._end)
             self._open[ident] = capture
 
     def close(self, ident: int) -> None:
         """Take none any more; with the last capture that is open, the hot code has its way again."""
         with self._lock:
             if self._open.pop(ident, None) is not None and not self._open:
-                self._device.begin, self._device.end = self._usual
+                self._device.swap()
 
     def includes(self, driver: Driver, stream: Handle) -> bool:
         """Tell whether a stream takes part in a capture, in a tenth of a microsecond where none is open."""
         return bool(self._open) and driver.capture_of(stream) is not None
 
     def _begin(self, record: StageRecord, stream: Any) -> None:
-        self._usual[0](record, stream)
+        self._device.usual[0](record, stream)
         capture = self._capture_of(record)
         if capture is None:
             return
@@ -189,7 +186,7 @@ class OpenCaptures:
         capture = self._capture_of(record)
         if isinstance(capture, Capture):
             self._guarded(capture.end, record)
-        self._usual[1](record)
+        self._device.usual[1](record)
 
     def _guarded(self, act: Callable[[StageRecord], None], record: StageRecord) -> None:
         try:

@@ -234,7 +234,8 @@ class GraphHooks:
         return timed_stream if getattr(recorder.device, "driver", None) is not None else None
 
     def _begin_capture(self, graph: Any, recorder: Recorder, timed_stream: TimedStream) -> None:
-        driver, captures = recorder.device.driver, recorder.captures
+        captures = recorder.captures
+        driver: Any = getattr(recorder.device, "driver", None)
         ident = driver.capture_of(timed_stream.handle)
         if ident is None or captures is None:
             return

@@ -69,7 +69,8 @@ class Launcher:
 
     def _stream_of(self, recorder: Recorder, stages: GraphStages) -> TimedStream | None:
         """Return where the graph is launched; None if that is not known, or if it becomes part of another graph."""
-        device, captures = recorder.device, recorder.captures
+        captures = recorder.captures
+        device: Any = recorder.device
         timed_stream: TimedStream | None = None
         try:
             timed_stream = device.stream_of(stages.index)
@@ -137,7 +138,7 @@ class Launcher:
 
     def _hand_over(self, replay: Replay, recorder: Recorder) -> None:
         try:
-            recorded = _record_fence(recorder.device.driver, replay)
+            recorded = _record_fence(recorder.device.driver, replay)  # type: ignore[attr-defined]
         except Exception as error:  # Without a fence nobody knows when to read.
             self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %r.", error)
             recorded = False
