@@ -30,7 +30,7 @@ GRAPH_OUTSIDE = "gpuscope.graph.outside"
 CUDA_STREAM = "gpuscope.cuda.stream"
 DEVICE_INDEX = "gpuscope.device.index"
 
-LANE = "gpuscope.stream"
+LANE = "gpuscope.lane"
 """Of a metric: whether the duration is that on the `host` or on the `gpu`."""
 REASON = "gpuscope.reason"
 """Of a metric: why stages were dropped or lost, or have no GPU times."""
