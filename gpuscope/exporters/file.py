@@ -1,14 +1,14 @@
 """
 The `file` exporter: OTLP JSON lines in a file that rotates by size.
 
-Each line is whole and carries its resource, so any part of the file can be read alone, also while it is written.
-Waits for nothing but the disk.
+Each line is whole and carries its resource, so that it can be read alone, also while the file is being written. Waits
+only for the disk.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._data.metrics import RECORDED
 from gpuscope._log import COUNTED, WarnOnce, logger
@@ -18,37 +18,38 @@ from gpuscope.exporters._encoding.resource import resource_attributes
 from gpuscope.exporters._transport.line_file import LineFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.delivery import Delivery
-    from gpuscope._data.metrics import Snapshot
+    from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
     from gpuscope._settings.config import Config
+    from gpuscope.exporters._encoding.details import Clean
 
 
 class FileExporter:
     """
-    Writes to `config.file`, of which `{pid}` becomes the process id. Creates it with the first batch.
+    Writes to `config.file`, in which `{pid}` becomes the process id. Creates the file with the first batch.
 
     Args:
-        config: Of which the `file` settings are used.
-        resource: The process's attributes; found out if not given.
+        config: its `file` settings are used.
+        resource: the process's attributes; by default `resource_attributes()`.
 
     """
 
     name = "file"
 
-    def __init__(self, config: Config, resource: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, config: Config, resource: Mapping[str, Clean] | None = None) -> None:
         attributes = resource_attributes() if resource is None else resource
         self.path = config.file.replace("{pid}", str(os.getpid()))
         self._encoder = JsonEncoder(attributes, __version__)
         self._file = LineFile(self.path, config.file_max_bytes, config.file_backups)
         self._succeeded = self._ended = False
         self._warnings = WarnOnce(COUNTED)
-        self._account: Any = None
+        self._account: Mapping[InstrumentSpec, Sequence[DataPoint]] | None = None
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
-        """Write the batch as one line, or settle it as lost where the disk refuses."""
+        """Write the batch as one line, or settle it as lost (`disk`) where that fails."""
         if not len(batch.site):
             delivery.settle(0)
             return
@@ -65,7 +66,7 @@ class FileExporter:
         delivery.settle(delivery.stages)
 
     def account(self, snapshot: Snapshot) -> None:
-        """Write the account of stages, if it has changed, so that readers know what is not in the file and why."""
+        """Write the account of stages if it has changed, so that readers know what is missing from the file and why."""
         recorded = any(point.value for point in snapshot.points[RECORDED])
         if not recorded or snapshot.points == self._account:
             return
@@ -78,11 +79,11 @@ class FileExporter:
             self._file.close()
 
     def flush(self, timeout_s: float) -> bool:  # noqa: ARG002
-        """Return True: every batch is with the system as soon as it is exported."""
+        """Return True: each batch is handed to the operating system as it is exported."""
         return True
 
     def shutdown(self, timeout_s: float) -> None:  # noqa: ARG002
-        """Close the file; only a last account may still be written."""
+        """Close the file; only the last account may still be written."""
         self._ended = True
         self._file.close()
 

@@ -1,13 +1,13 @@
 """
 The `memory` exporter: spans as objects in a list, for tests and notebooks.
 
-Unbounded, so not for production.
+The list is unbounded, so this is not for production.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from gpuscope.exporters._encoding.details import CleanDetails
 from gpuscope.exporters._encoding.rows import rows_of
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from gpuscope._data.delivery import Delivery
     from gpuscope._data.record import ExceptionInfo
     from gpuscope.exporters._encoding.rows import SpanRow
-    from gpuscope.exporters._encoding.spans import SpanTemplate
+    from gpuscope.exporters._encoding.spans import Group, SpanTemplate
 
 _STATUS: tuple[Literal["UNSET", "OK", "ERROR"], ...] = ("UNSET", "OK", "ERROR")
 _NOTHING = CleanDetails()
+Attributes: TypeAlias = dict[str, Any]
+"""Values as OTLP can carry them. `Any`, so that a test may compare them and compute with them as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,13 @@ class CapturedSpan:
     parent_id: int
     start_ns: int
     end_ns: int
-    attributes: dict[str, Any]
+    attributes: Attributes
     status: Literal["UNSET", "OK", "ERROR"] = "UNSET"
     description: str = ""
     """Of the status."""
-    events: tuple[tuple[str, int, dict[str, Any]], ...] = ()
-    """(name, nanoseconds, attributes)."""
-    links: tuple[tuple[int, int, dict[str, Any]], ...] = ()
+    events: tuple[tuple[str, int, Attributes], ...] = ()
+    """(name, nanoseconds since the epoch, attributes)."""
+    links: tuple[tuple[int, int, Attributes], ...] = ()
     """(trace id, span id, attributes)."""
     error: ExceptionInfo | None = field(default=None)
     """The exception that left the stage."""
@@ -53,18 +55,18 @@ class CapturedSpan:
 
 
 class MemoryExporter:
-    """Appends to a list."""
+    """Appends `CapturedSpan`s to a list of the caller's."""
 
     name = "memory"
 
     def __init__(self, spans: list[CapturedSpan]) -> None:
         self._spans = spans
-        self._facts: dict[Any, tuple[SpanTemplate | None, SpanTemplate | None]] = {}
+        self._templates: dict[Group, tuple[SpanTemplate | None, SpanTemplate | None]] = {}
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
-        """Append the batch's spans, a stage's GPU span after its host span."""
+        """Append the batch's spans, each stage's GPU span after its host span."""
         spans = spans_of(batch)
-        shared = resolve(spans, self._facts, lambda host, gpu: (host, gpu))
+        shared = resolve(spans, self._templates, lambda host, gpu: (host, gpu))
         for host, gpu in rows_of(spans, shared):
             if host is not None:
                 self._spans.append(_captured(host, "host"))
@@ -81,18 +83,18 @@ class MemoryExporter:
 
 
 def _captured(row: SpanRow[SpanTemplate], kind: Literal["host", "gpu"]) -> CapturedSpan:
-    facts, details = row.shared, row.details or _NOTHING
-    measured = zip(facts.measured, row.measured, strict=True)
+    template, details = row.shared, row.details or _NOTHING
+    measured = zip(template.measured, row.measured, strict=True)
     code, description = details.status
     return CapturedSpan(
-        name=facts.name,
+        name=template.name,
         kind=kind,
         trace_id=row.trace_id,
         span_id=row.span_id,
         parent_id=row.parent_id,
         start_ns=row.start_ns,
         end_ns=row.end_ns,
-        attributes={**facts.attributes, **dict(measured), **details.attributes},
+        attributes={**template.attributes, **dict(measured), **details.attributes},
         status=_STATUS[code],
         description=description,
         events=tuple(details.events),

@@ -1,15 +1,15 @@
 """
 Metrics to OTLP/HTTP, from a thread of their own.
 
-Makes nobody wait. Figures are cumulative, so only the newest snapshot is held, and one that could not be sent is made
-good by the next: each is tried once.
+Makes nobody wait, except in `flush` and `shutdown`. Figures are cumulative, so the next snapshot makes good one that
+could not be sent: only the newest is held, and each is tried once.
 """
 
 from __future__ import annotations
 
 import contextlib
 from threading import Condition, Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._log import SUPPRESSED, WarnOnce, logger
 from gpuscope._version import __version__
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     from gpuscope._data.metrics import Snapshot
     from gpuscope._settings.config import Config
+    from gpuscope.exporters._encoding.details import Clean
 
 _NO_METRICS = ("http_404", "http_405", "http_501")
-"""What an endpoint says that takes spans only, as Jaeger does."""
+"""The answers of an endpoint that takes spans only, as Jaeger does."""
 
 
 class OtlpMetrics:
@@ -33,12 +34,12 @@ class OtlpMetrics:
     Posts snapshots to `config.metrics_url`. Starts its thread at once.
 
     Args:
-        config: of which the `otlp_metrics_` settings are used.
+        config: its `otlp_metrics_` settings are used.
         resource: the process's attributes.
 
     """
 
-    def __init__(self, config: Config, resource: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, resource: Mapping[str, Clean]) -> None:
         once = Event()
         once.set()
         self._client = HttpClient(Endpoint.for_metrics(config), once, version=__version__)
@@ -49,12 +50,12 @@ class OtlpMetrics:
         self._closing = False
         self._succeeded = False
         self._warnings = WarnOnce(SUPPRESSED)
-        # At once, for at exit Python starts no more threads.
+        # Started at once, because Python 3.12 and later start no thread once the interpreter has begun to exit.
         self._thread = Thread(target=self._run, name="gpuscope-metrics", daemon=True)
         self._thread.start()
 
     def put(self, snapshot: Snapshot) -> None:
-        """Have a snapshot sent, in place of one that still waits."""
+        """Have a snapshot sent, in place of the one that still waits, if any."""
         with self._changed:
             if not self._closing:
                 self._next = snapshot
@@ -62,7 +63,7 @@ class OtlpMetrics:
                 self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until what was put has been tried, or the time is over."""
+        """Wait until what was put has been tried, for at most `timeout_s` seconds."""
         with self._changed:
             target = self._put
             self._changed.wait_for(lambda: self._done >= target or self._closing, timeout_s)
@@ -84,7 +85,7 @@ class OtlpMetrics:
             snapshot, number = taken
             try:
                 outcome = self._client.post(request_bytes(snapshot, self._resource))
-            except Exception as error:  # Whatever it is, the next snapshot may do better.
+            except Exception as error:  # Whatever it is, the next snapshot may fare better.
                 outcome = Outcome("error", f"{type(error).__name__}: {error}")
             # The application's log handlers may raise, and the thread must outlive them.
             with contextlib.suppress(Exception):
@@ -108,7 +109,7 @@ class OtlpMetrics:
             finally:
                 self._close()
         elif outcome.reason or rejected:
-            detail = outcome.detail or f"{rejected} points rejected: {message}"
+            detail = outcome.detail or f"{rejected} data points rejected: {message or 'the endpoint does not say why'}"
             reason = outcome.reason or "rejected"
             self._warnings.warn(reason, "cannot export metrics to %s: %s (%s).", self._client.shown_url, reason, detail)
         elif not self._succeeded:

@@ -1,10 +1,10 @@
 """
-Metrics through the application's own MeterProvider: instruments that its readers ask, and nothing is pushed.
+Metrics through the application's own MeterProvider: its readers ask our instruments, and nothing is pushed.
 
-Public API only; never sets a provider up, never loads one, never flushes one or shuts one down. A synchronous
-`Histogram.record` costs 12 to 17 µs a value, so histograms go as observable counters in Prometheus' classic form,
-`..._bucket` with the attribute `le`, `..._sum` and `..._count`. They are of the kind that may go down, or a Prometheus
-exporter would append `_total` to the names.
+Uses OpenTelemetry's public API, except to find the provider. Never sets a provider up, loads one, flushes one or shuts
+one down. A synchronous `Histogram.record` costs 12 to 17 µs per value, so histograms go as observable counters in
+Prometheus' classic form: `..._bucket` with the attribute `le`, `..._sum` and `..._count`. They are up-down counters,
+because a Prometheus exporter would append `_total` to the names of others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gpuscope._version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from opentelemetry.metrics import Meter, Observation
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
     from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
 
@@ -36,7 +36,8 @@ def find_provider() -> Any:
     """
     Return the application's MeterProvider, or None.
 
-    `get_meter_provider()` won't do: where there is none it loads the one that the environment names.
+    `get_meter_provider()` won't do: where there is none, it loads the one that the environment names. `Any`, because
+    what is private has no type, and applications' providers need not derive from OpenTelemetry's.
     """
     internal = sys.modules.get("opentelemetry.metrics._internal")
     return None if internal is None else vars(internal).get("_METER_PROVIDER")
@@ -44,13 +45,13 @@ def find_provider() -> Any:
 
 class Instruments:
     """
-    Our instruments of one provider, made once: it has no way to remove them.
+    Our instruments of one provider, made once because a provider cannot remove them.
 
-    They show the figures of one recording at a time, and after its end its last, since the application's readers
-    collect once more when the process ends.
+    They show the figures of one period of recording at a time. After its end they show its last figures, because the
+    application's readers collect once more when the process ends.
     """
 
-    def __init__(self, provider: Any) -> None:
+    def __init__(self, provider: MeterProvider) -> None:
         self._provider = provider
         self._source: Source | None = None
         self._last: Snapshot | None = None
@@ -58,24 +59,24 @@ class Instruments:
         self._warnings = WarnOnce(COUNTED)
         meter = provider.get_meter("gpuscope", __version__)
         for spec in SPECS:
-            # The first that a reader asks takes a snapshot, which the others then show too.
+            # The instrument that a reader asks first takes a snapshot, which the others then show too.
             self._make(meter, spec, fresh=spec is SPECS[0])
         logger.info("metrics go through the application's %s.", type(provider).__name__)
 
     def follow(self, source: Source) -> bool:
-        """Show a recording, unless they show another that has not ended; return whether they show it."""
+        """Show a period of recording, unless another that they show has not ended; return whether they show it."""
         if self._source is None:
             self._source, self._last, self._taken = source, None, None
         return self._source == source
 
     def leave(self, source: Source, last: Snapshot) -> None:
-        """Show the last sums of a recording that they showed; gauges are of a present that it has no more."""
+        """Keep showing the last sums of a period that has ended. Gauges end with it: they are of the present."""
         if self._source == source:
             lasting = {spec: points for spec, points in last.points.items() if spec.kind != "gauge"}
             self._source, self._last = None, replace(last, points=lasting)
 
     def forget(self) -> None:
-        """Show nothing: this process is a fork's child, and the figures are its parent's."""
+        """Show nothing: this process is the child of a fork, and the figures are its parent's."""
         self._source = self._last = self._taken = None
 
     def _make(self, meter: Meter, spec: InstrumentSpec, *, fresh: bool) -> None:
@@ -90,12 +91,12 @@ class Instruments:
 
     def _callback(
         self, spec: InstrumentSpec, observe: Callable[[Sequence[DataPoint]], Iterator[Observation]], *, fresh: bool
-    ) -> Callable[[Any], list[Observation]]:
-        def callback(_: Any) -> list[Observation]:
+    ) -> Callable[[CallbackOptions], list[Observation]]:
+        def callback(_: CallbackOptions) -> list[Observation]:
             try:
                 snapshot = self._snapshot(fresh=fresh)
                 return [] if snapshot is None else list(observe(snapshot.points.get(spec, ())))
-            except Exception as error:  # It is the application's reader that asks: it gets an answer or none.
+            except Exception as error:  # The application's reader asks: it gets an answer or none.
                 self._warnings.warn("metrics", "metrics could not be observed: %r.", error)
                 return []
 

@@ -1,13 +1,13 @@
 """
-The `otlp` exporter: batches straight to OTLP/HTTP in protobuf, without a span object.
+The `otlp` exporter: batches straight to OTLP/HTTP in protobuf, without span objects.
 
-Puts the parts together. `export` encodes and hands over; only the sender's thread waits for the network.
+Only puts the parts together. `export` encodes and hands over, and never waits: the sender's thread posts.
 """
 
 from __future__ import annotations
 
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.delivery import Delivery
     from gpuscope._settings.config import Config
+    from gpuscope.exporters._encoding.details import Clean
 
 
 class OtlpExporter:
@@ -29,10 +30,10 @@ class OtlpExporter:
     Sends spans to `config.traces_url`. Starts its thread at once.
 
     Args:
-        config: Of which the `otlp_` settings and the schedule delay are used.
-        resource: The process's attributes; found out if not given.
-        backoff_s: The first wait before a payload is sent again.
-        limits: How much is sent at once and how much is held; from `config` if not given.
+        config: its `otlp_` settings and `schedule_delay_s` are used.
+        resource: the process's attributes; by default `resource_attributes()`.
+        backoff_s: the first wait before a payload is sent again, in seconds.
+        limits: how much is sent at once and how much is held; the delay is `config`'s by default.
 
     """
 
@@ -41,7 +42,7 @@ class OtlpExporter:
     def __init__(
         self,
         config: Config,
-        resource: Mapping[str, Any] | None = None,
+        resource: Mapping[str, Clean] | None = None,
         *,
         backoff_s: float = 1.0,
         limits: Limits | None = None,
@@ -56,7 +57,7 @@ class OtlpExporter:
 
     @property
     def pending_stages(self) -> int:
-        """Stages encoded and not yet settled."""
+        """The stages that are encoded and not yet settled."""
         return self._sender.pending_stages
 
     def export(self, batch: StageBatch, delivery: Delivery) -> Iterator[None]:
@@ -80,7 +81,7 @@ class OtlpExporter:
 class Envelope:
     """What is put around spans to make an `ExportTraceServiceRequest`: the same resource and scope each time."""
 
-    def __init__(self, resource: Mapping[str, Any], version: str) -> None:
+    def __init__(self, resource: Mapping[str, Clean], version: str) -> None:
         self._resource = resource_bytes(resource)
         self._scope = scope_bytes(DISTRIBUTION, version)
 

@@ -241,7 +241,7 @@ class TestTimes:
             receiver.wait_for(1)
         (request,) = metrics_requests(receiver)
         assert request.metrics[RECORDED.name].sum.data_points[0].as_int == 1
-        assert "its time was over" in caplog.text
+        assert "the time ran out" in caplog.text
 
 
 class TestFile:

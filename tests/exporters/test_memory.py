@@ -75,7 +75,7 @@ def test_flags_show_only_where_they_hold(capture):
     assert shown(plain) == shown(plain_gpu) == set()
 
 
-def test_an_unknown_device_costs_its_facts_only(capture):
+def test_an_unknown_device_costs_its_description_only(capture):
     """A GPU span of a device that nobody described lacks the description and nothing else."""
     _, gpu = capture(Row(gpu_span_id=9, device=3))
     assert gpu.attributes["gpuscope.device.index"] == 3
@@ -108,9 +108,9 @@ def test_what_is_measured_cannot_be_replaced(capture, where):
 
 def test_an_error_is_status_event_and_type(capture):
     """A stage left by an exception has what the SDK would give it."""
-    facts = ExceptionInfo("ValueError", "bad image", (("app.py", 3, "main"), ("model.py", 7, "infer")))
-    host, gpu = capture(Row(gpu_span_id=9, details=SpanDetails(error=facts)))
-    assert (host.status, host.description, host.error) == ("ERROR", "ValueError: bad image", facts)
+    info = ExceptionInfo("ValueError", "bad image", (("app.py", 3, "main"), ("model.py", 7, "infer")))
+    host, gpu = capture(Row(gpu_span_id=9, details=SpanDetails(error=info)))
+    assert (host.status, host.description, host.error) == ("ERROR", "ValueError: bad image", info)
     assert host.attributes["error.type"] == "ValueError"
     ((name, at_ns, attributes),) = host.events
     assert (name, at_ns) == ("exception", host.end_ns)
@@ -149,7 +149,7 @@ def test_events_and_links_pass(capture):
     assert span.links == ((1, 2, {"why": "batched"}),)
 
 
-def test_facts_hold_across_batches(account):
+def test_templates_hold_across_batches(account):
     """An exporter that has seen one batch does not take another's sites and threads for those it knows."""
     spans = []
     exporter = MemoryExporter(spans)
@@ -167,4 +167,4 @@ def test_more_groups_than_are_remembered(account):
         batch = make_batch(*rows[first : first + 500])
         exporter.export(batch, account.open(batch))
     assert [span.name for span in spans] == [row.site.name for row in rows]
-    assert len(exporter._facts) <= 2048
+    assert len(exporter._templates) <= 2048

@@ -1,19 +1,19 @@
 """
 A snapshot of metrics as OpenTelemetry's protobuf message.
 
-Cumulative, with true histograms. Every value given to it is clean.
+Sums and histograms are cumulative; histograms have explicit bounds. Every value given to it is clean.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.metrics.v1 import metrics_pb2 as pb
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from gpuscope._data.metrics import BOUNDS_S
+from gpuscope._data.metrics import BOUNDS_S, Histogram
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_message import key_values
 from gpuscope.exporters._encoding.resource import DISTRIBUTION
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gpuscope._data.metrics import DataPoint, Exemplar, InstrumentSpec, Snapshot
+    from gpuscope.exporters._encoding.details import Clean
+    from gpuscope.exporters._encoding.otlp_message import Fields
 
 _CUMULATIVE = pb.AGGREGATION_TEMPORALITY_CUMULATIVE
 
 
-def request_bytes(snapshot: Snapshot, resource: Mapping[str, Any]) -> bytes:
+def request_bytes(snapshot: Snapshot, resource: Mapping[str, Clean]) -> bytes:
     """Return the `ExportMetricsServiceRequest` of a snapshot."""
     scope = pb.ScopeMetrics(
         scope=InstrumentationScope(name=DISTRIBUTION, version=__version__),
@@ -36,11 +38,13 @@ def request_bytes(snapshot: Snapshot, resource: Mapping[str, Any]) -> bytes:
     return bytes(ExportMetricsServiceRequest(resource_metrics=[of_process]).SerializeToString())
 
 
-def _metric(spec: InstrumentSpec, points: Sequence[DataPoint], snapshot: Snapshot) -> Any:
+def _metric(spec: InstrumentSpec, points: Sequence[DataPoint], snapshot: Snapshot) -> pb.Metric:
     metric = pb.Metric(name=spec.name, unit=spec.unit, description=spec.description)
     if spec.kind == "histogram":
         metric.histogram.aggregation_temporality = _CUMULATIVE
-        metric.histogram.data_points.extend(_histogram(point, snapshot) for point in points)
+        metric.histogram.data_points.extend(
+            _histogram(point, point.value, snapshot) for point in points if isinstance(point.value, Histogram)
+        )
     elif spec.kind == "sum":
         metric.sum.aggregation_temporality, metric.sum.is_monotonic = _CUMULATIVE, True
         metric.sum.data_points.extend(_number(point, snapshot) for point in points)
@@ -49,7 +53,7 @@ def _metric(spec: InstrumentSpec, points: Sequence[DataPoint], snapshot: Snapsho
     return metric
 
 
-def _common(point: DataPoint, snapshot: Snapshot) -> dict[str, Any]:
+def _common(point: DataPoint, snapshot: Snapshot) -> Fields:
     return {
         "attributes": key_values(point.attributes),
         "start_time_unix_nano": snapshot.start_ns,
@@ -57,13 +61,12 @@ def _common(point: DataPoint, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _number(point: DataPoint, snapshot: Snapshot) -> Any:
-    value: Any = {"as_int" if isinstance(point.value, int) else "as_double": point.value}
+def _number(point: DataPoint, snapshot: Snapshot) -> pb.NumberDataPoint:
+    value: Fields = {"as_int" if isinstance(point.value, int) else "as_double": point.value}
     return pb.NumberDataPoint(**_common(point, snapshot), **value)
 
 
-def _histogram(point: DataPoint, snapshot: Snapshot) -> Any:
-    value: Any = point.value
+def _histogram(point: DataPoint, value: Histogram, snapshot: Snapshot) -> pb.HistogramDataPoint:
     return pb.HistogramDataPoint(
         **_common(point, snapshot),
         count=sum(value.counts),
@@ -74,7 +77,7 @@ def _histogram(point: DataPoint, snapshot: Snapshot) -> Any:
     )
 
 
-def _exemplar(exemplar: Exemplar) -> Any:
+def _exemplar(exemplar: Exemplar) -> pb.Exemplar:
     return pb.Exemplar(
         time_unix_nano=exemplar.time_ns,
         as_double=exemplar.seconds,

@@ -1,7 +1,7 @@
 """
 Batches into the bytes of OTLP's `ScopeSpans.spans`, by templates.
 
-What differs from row to row has a fixed width: ids, times and doubles, written column by column with numpy. What a
+What differs from row to row has a fixed width: ids, times and doubles, which numpy writes column by column. What a
 group shares is encoded once. Knows the wire format of exactly these fields, and nothing of HTTP.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope.exporters._encoding.spans import Spans, SpanTemplate
+    from gpuscope.exporters._encoding.otlp_message import AttributeKey
+    from gpuscope.exporters._encoding.spans import Group, Spans, SpanTemplate
 
 _SPAN = b"\x12"
 """The tag of `ScopeSpans.spans`."""
 
-# The slices of a row that a span may be: 0 to 3 are host spans, by the sum of what holds.
+# The slices of a row that a span may be. 0 to 3 are host spans: the sum of the first two, as they hold.
 _WITHOUT_PARENT, _WITH_GPU, _GPU, _NONE = 1, 2, 4, 5
 
 
@@ -35,8 +36,8 @@ class _Layout:
     """
     Where the columns lie in a row's bytes: those of the host span, then those of the GPU span.
 
-    A span's optional fields are at its two ends, the parent first and the GPU's doubles last, so that what a span
-    has is always one slice of the row.
+    A span's optional fields are at its two ends, the parent first and the GPU's doubles last. What a span has is
+    therefore always one slice of the row.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,7 @@ class _Layout:
         )
 
     def _add_span(self, span: str, measured: tuple[str, ...]) -> list[int]:
-        """Add a span's columns and return where it begins, with and without a parent, and where each double ends."""
+        """Add a span's columns. Return where it begins with a parent and without one, and where each double ends."""
         bounds = [len(self._row)]
         self._add(b"\x22\x08", (f"{span}.parent_id", ">u8"))
         bounds.append(len(self._row))
@@ -92,28 +93,27 @@ _LAYOUT = _Layout()
 
 _Template = tuple[bytes, int, bytes, int, bytes, int]
 """
-What is written for a row: constant bytes around two slices of it, the second empty without a GPU part, the first with
-nothing but one.
+What is written for a row: constant bytes around two slices of it. A slice is empty where the row has no such span.
 
-The host span's tag and length; its slice; what the host spans share and the GPU span's tag and length; its slice; what
-the GPU spans share; and the bytes of the host span in all. No class: a named tuple takes three times as long to unpack.
+The host span's tag and length; its slice; what the host spans share, and the GPU span's tag and length; its slice; what
+the GPU spans share; and the size of the host span. Not a class: a named tuple takes three times as long to unpack.
 """
 _KINDS = itemgetter(1, 3)
 
 
 @dataclass(slots=True, eq=False)
 class SpanEncoder:
-    """Encodes batches, and remembers what it encoded of the groups. For one thread."""
+    """Encodes batches, and remembers what it encoded of their groups. For one thread only."""
 
-    _templates: dict[Any, _Template] = field(default_factory=dict)
-    _attributes: dict[Any, bytes] = field(default_factory=dict)
+    _templates: dict[Group, _Template] = field(default_factory=dict)
+    _attributes: dict[AttributeKey, bytes] = field(default_factory=dict)
 
     def encode(self, batch: StageBatch) -> bytes:
         """Return the batch's spans as the fields `spans` of a `ScopeSpans`."""
         return self.join(*self.prepare(batch))
 
     def prepare(self, batch: StageBatch) -> tuple[Spans, list[_Template]]:
-        """Do the first half of the work: who is of which group."""
+        """Do the first half of the work: find each row's template."""
         spans = spans_of(batch)
         templates = resolve(spans, self._templates, _template)
         for row, details in spans.details_by_row.items():
@@ -121,7 +121,7 @@ class SpanEncoder:
         return spans, templates
 
     def join(self, spans: Spans, templates: list[_Template]) -> bytes:
-        """Do the second half: what differs from row to row."""
+        """Do the second half: write what differs from row to row, and join it with the templates."""
         cells = _cells(spans)
         if native is None:
             return _join_in_python(cells, templates)
@@ -132,14 +132,14 @@ class SpanEncoder:
 def _join_in_python(cells: NDArray[np.void], templates: list[_Template]) -> bytes:
     slices = _slices(cells, templates)
     pieces: list[bytes] = []
-    # The one loop over rows; what it costs does not depend on the number of groups.
+    # The only loop over rows; its cost does not depend on the number of groups.
     for row, (before, host, between, gpu, after, _) in enumerate(templates):
         pieces += (before, slices[host][row], between, slices[gpu][row], after)
     return b"".join(pieces)
 
 
 def _slices(cells: NDArray[np.void], templates: list[_Template]) -> list[list[bytes]]:
-    """Return each row's bytes for every slice that is in use."""
+    """Return, for every slice that is in use, each row's bytes."""
     count = len(templates)
     rows = cells.view(np.uint8).reshape(count, len(_LAYOUT.row))
     slices: list[list[bytes]] = [[]] * _NONE + [[b""] * count]
@@ -151,7 +151,7 @@ def _slices(cells: NDArray[np.void], templates: list[_Template]) -> list[list[by
 
 
 def _cells(spans: Spans) -> NDArray[np.void]:
-    """Return every row's bytes, whole."""
+    """Return every row's bytes, with all columns filled in."""
     batch = spans.batch
     cells: NDArray[np.void] = np.frombuffer(bytearray(_LAYOUT.row * len(spans.keys)), dtype=_LAYOUT.dtype)
     for name in ("parent_id", "trace_high", "trace_low", "span_id"):

@@ -1,8 +1,8 @@
 """
-Batches into OTLP's JSON: one `ExportTraceServiceRequest` a batch, on one line; and the account of stages likewise.
+Batches into OTLP's JSON: one `ExportTraceServiceRequest` per batch, on one line; and the account of stages likewise.
 
-Ids are hexadecimal, 64-bit integers are text and enumerations are numbers, as the protocol's JSON mapping says.
-Knows nothing of files.
+Ids are hexadecimal, 64-bit integers are text and enumerations are numbers, as OTLP's JSON mapping says. Knows nothing
+of files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gpuscope.exporters._encoding.otlp_message import PARENT_KNOWN, PARENT_REMOTE
 from gpuscope.exporters._encoding.resource import DISTRIBUTION
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
-    from gpuscope.exporters._encoding.details import CleanDetails
+    from gpuscope.exporters._encoding.details import Clean, CleanDetails
     from gpuscope.exporters._encoding.rows import SpanRow
-    from gpuscope.exporters._encoding.spans import SpanTemplate
+    from gpuscope.exporters._encoding.spans import Group, SpanTemplate
+
+    Json: TypeAlias = dict[str, object]
 
 _INTERNAL = 1
 """`SPAN_KIND_INTERNAL`."""
@@ -33,7 +35,7 @@ _CUMULATIVE = 2
 
 
 class _Shared(NamedTuple):
-    """The text that the spans of one group share."""
+    """The text that the spans of one group share: a `SpanTemplate` in JSON."""
 
     head: str
     """From the name to the middle of the list of attributes."""
@@ -42,16 +44,16 @@ class _Shared(NamedTuple):
 
 
 class JsonEncoder:
-    """Encodes batches, and remembers what it encoded of the groups. For one thread."""
+    """Encodes batches, and remembers what it encoded of their groups. For one thread only."""
 
-    def __init__(self, resource: Mapping[str, Any], version: str) -> None:
+    def __init__(self, resource: Mapping[str, Clean], version: str) -> None:
         scope = json.dumps({"name": DISTRIBUTION, "version": version})
         self._before, self._before_metrics = (
             f'{{"resource{what}":[{{"resource":{{"attributes":[{_attributes(resource)}]}},'
             f'"scope{what}":[{{"scope":{scope},"{what.lower()}":['
             for what in ("Spans", "Metrics")
         )
-        self._groups: dict[Any, tuple[_Shared | None, _Shared | None]] = {}
+        self._groups: dict[Group, tuple[_Shared | None, _Shared | None]] = {}
 
     def encode(self, batch: StageBatch) -> str:
         """Return the batch's request, without an end of line."""
@@ -66,13 +68,13 @@ class JsonEncoder:
         return f"{self._before_metrics}{','.join(texts)}]}}]}}]}}"
 
 
-def _shared(facts: SpanTemplate | None) -> _Shared | None:
-    if facts is None:
+def _shared(template: SpanTemplate | None) -> _Shared | None:
+    if template is None:
         return None
-    flags = PARENT_KNOWN | PARENT_REMOTE * facts.remote
-    head = f'"flags":{flags},"kind":{_INTERNAL},"name":{json.dumps(facts.name)},"attributes":['
-    doubles = ",".join(f'{{"key":"{name}","value":{{"doubleValue":%r}}}}' for name in facts.measured)
-    return _Shared(f"{head}{_attributes(facts.attributes)},", doubles)
+    flags = PARENT_KNOWN | PARENT_REMOTE * template.remote
+    head = f'"flags":{flags},"kind":{_INTERNAL},"name":{json.dumps(template.name)},"attributes":['
+    doubles = ",".join(f'{{"key":"{name}","value":{{"doubleValue":%r}}}}' for name in template.measured)
+    return _Shared(f"{head}{_attributes(template.attributes)},", doubles)
 
 
 def _span(row: SpanRow[_Shared]) -> str:
@@ -86,7 +88,7 @@ def _span(row: SpanRow[_Shared]) -> str:
 
 
 def _details(details: CleanDetails) -> tuple[str, str]:
-    """Return further attributes, and what follows them, each from its comma on."""
+    """Return further attributes, and the fields after the attributes; each begins with its comma."""
     more = f",{_attributes(details.attributes)}" if details.attributes else ""
     rest = ""
     if details.events:
@@ -119,31 +121,31 @@ def _metric(spec: InstrumentSpec, points: Sequence[DataPoint], snapshot: Snapsho
     return f'{{"name":"{spec.name}","unit":"{spec.unit}","{spec.kind}":{{{how}"dataPoints":[{numbers}]}}}}'
 
 
-def _attributes(attributes: Mapping[str, Any]) -> str:
+def _attributes(attributes: Mapping[str, Clean]) -> str:
     return ",".join(
         f'{{"key":{json.dumps(key)},"value":{json.dumps(_any(value))}}}' for key, value in attributes.items()
     )
 
 
-def _any(value: Any) -> dict[str, Any]:
-    """Return an `AnyValue`."""
+def _any(value: Clean) -> Json:
+    """Return an `AnyValue` of a clean value."""
     return {} if value is None else _ANY[type(value)](value)
 
 
-def _double(value: float) -> dict[str, Any]:
+def _double(value: float) -> Json:
     return {"doubleValue": value if math.isfinite(value) else _NOT_FINITE[str(value)]}
 
 
-def _list(value: list[Any]) -> dict[str, Any]:
+def _list(value: list[Clean]) -> Json:
     return {"arrayValue": {"values": [_any(item) for item in value]}}
 
 
-def _dict(value: dict[str, Any]) -> dict[str, Any]:
+def _dict(value: dict[str, Clean]) -> Json:
     return {"kvlistValue": {"values": [{"key": key, "value": _any(item)} for key, item in value.items()]}}
 
 
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
-_ANY: dict[type, Callable[[Any], dict[str, Any]]] = {
+_ANY: dict[type, Callable[..., Json]] = {
     bool: lambda value: {"boolValue": value},
     int: lambda value: {"intValue": str(value)},
     float: _double,
@@ -152,3 +154,4 @@ _ANY: dict[type, Callable[[Any], dict[str, Any]]] = {
     list: _list,
     dict: _dict,
 }
+"""Each takes a value of its type."""

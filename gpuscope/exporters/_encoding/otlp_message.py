@@ -1,14 +1,14 @@
 """
-OpenTelemetry's protobuf messages, made with its own classes: resources, what a group shares, what one span has alone.
+OpenTelemetry's protobuf messages, made with its own classes: resources, templates and details of spans.
 
-Every value given to it is clean. Encodes no times and no ids: those are columns.
+Every value given to it is clean. Encodes no times and no ids of spans: those are columns.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped, unused-ignore]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.common.v1.common_pb2 import (
     AnyValue,
@@ -23,12 +23,16 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuscope.exporters._encoding.details import CleanDetails
+    from gpuscope.exporters._encoding.details import Clean, CleanDetails
     from gpuscope.exporters._encoding.spans import SpanTemplate
 
 PARENT_KNOWN = 0x100
 PARENT_REMOTE = 0x200
 _ATTRIBUTES_CACHED = 4096
+Fields: TypeAlias = dict[str, Any]
+"""Arguments of a message by name. `Any`, because each field of a message has a type of its own."""
+AttributeKey: TypeAlias = "tuple[type, str, Clean]"
+"""Type, name and value of an attribute. The type is needed because 1 == True."""
 
 
 def varint(value: int) -> bytes:
@@ -41,27 +45,27 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def template_bytes(facts: SpanTemplate) -> bytes:
-    """Return the fields of a `Span` that a whole group shares, to be joined to the others' bytes."""
+def template_bytes(template: SpanTemplate) -> bytes:
+    """Return the fields of a `Span` that a whole group shares, to be joined with the bytes of the others."""
     return _serialized(
         Span(
-            name=facts.name,
+            name=template.name,
             kind=Span.SPAN_KIND_INTERNAL,
-            attributes=key_values(facts.attributes),
-            flags=PARENT_KNOWN | PARENT_REMOTE * facts.remote,
+            attributes=key_values(template.attributes),
+            flags=PARENT_KNOWN | PARENT_REMOTE * template.remote,
         )
     )
 
 
-def details_bytes(details: CleanDetails, cache: dict[Any, bytes]) -> bytes:
-    """Return the fields that one span has alone: joined bytes of messages are the messages merged."""
+def details_bytes(details: CleanDetails, cache: dict[AttributeKey, bytes]) -> bytes:
+    """Return the fields that only one span has. They can be appended, because joined protobuf messages are merged."""
     pieces = [_attribute_bytes(key, value, cache) for key, value in details.attributes.items()]
     if details.events or details.links or details.status[0]:
         pieces.append(_serialized(_detailed_span(details)))
     return b"".join(pieces)
 
 
-def resource_bytes(attributes: Mapping[str, Any]) -> bytes:
+def resource_bytes(attributes: Mapping[str, Clean]) -> bytes:
     """Return the field `resource` of a `ResourceSpans`."""
     body = _serialized(Resource(attributes=key_values(attributes)))
     return b"\x0a" + varint(len(body)) + body
@@ -73,37 +77,39 @@ def scope_bytes(name: str, version: str) -> bytes:
     return b"\x0a" + varint(len(body)) + body
 
 
-def key_values(attributes: Mapping[str, Any]) -> list[KeyValue]:
+def key_values(attributes: Mapping[str, Clean]) -> list[KeyValue]:
     """Return attributes, whose values are clean, as messages."""
     return [KeyValue(key=key, value=_any(value)) for key, value in attributes.items()]
 
 
 def rejected_spans(body: bytes) -> tuple[int, str]:
-    """Return how many spans a receiver says it rejected, and its words; 0 where the body is no such answer."""
+    """
+    Return how many spans a receiver says it rejected, and its message; 0 and "" where the body does not say so.
+
+    The answer to metrics has the same fields, so this counts rejected data points too.
+    """
     try:
         partial = ExportTraceServiceResponse.FromString(body).partial_success
-    except DecodeError:  # The status said that the request was accepted, whatever the answer is.
+    except DecodeError:  # Whatever the body is, the status said that the request was accepted.
         return 0, ""
     return max(partial.rejected_spans, 0), partial.error_message
 
 
-def _serialized(message: Any) -> bytes:
-    # `Any`, for protobuf itself comes without types.
+def _serialized(message: Message) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def _attribute_bytes(key: str, value: Any, cache: dict[Any, bytes]) -> bytes:
+def _attribute_bytes(key: str, value: Clean, cache: dict[AttributeKey, bytes]) -> bytes:
     kind = type(value)
     if kind is not str and kind is not int and kind is not bool:
-        # Not floats: 0.0 equals -0.0, and NaN is never found again.
+        # Floats are not cached: 0.0 equals -0.0, and NaN is never found again.
         return _serialized(Span(attributes=key_values({key: value})))
-    # The type belongs to the key, for 1 == True.
-    identity = (kind, key, value)
-    encoded = cache.get(identity)
+    attribute = (kind, key, value)
+    encoded = cache.get(attribute)
     if encoded is None:
         if len(cache) >= _ATTRIBUTES_CACHED:
             cache.clear()
-        encoded = cache[identity] = _serialized(Span(attributes=key_values({key: value})))
+        encoded = cache[attribute] = _serialized(Span(attributes=key_values({key: value})))
     return encoded
 
 
@@ -119,7 +125,7 @@ def _detailed_span(details: CleanDetails) -> Span:
     )
 
 
-def _link(trace_id: int, span_id: int, attributes: Mapping[str, Any]) -> Span.Link:
+def _link(trace_id: int, span_id: int, attributes: Mapping[str, Clean]) -> Span.Link:
     return Span.Link(
         trace_id=trace_id.to_bytes(16, "big"),
         span_id=span_id.to_bytes(8, "big"),
@@ -128,14 +134,15 @@ def _link(trace_id: int, span_id: int, attributes: Mapping[str, Any]) -> Span.Li
     )
 
 
-def _any(value: Any) -> AnyValue:
+def _any(value: Clean) -> AnyValue:
     if value is None:
         return AnyValue()
     if isinstance(value, list):
         return AnyValue(array_value=ArrayValue(values=[_any(item) for item in value]))
     if isinstance(value, dict):
         return AnyValue(kvlist_value=KeyValueList(values=key_values(value)))
-    return AnyValue(**{_FIELDS[type(value)]: value})
+    chosen: Fields = {_FIELDS[type(value)]: value}
+    return AnyValue(**chosen)
 
 
 _FIELDS = {

@@ -1,7 +1,7 @@
 """
 The attributes of the process that spans come from, after OpenTelemetry's rules.
 
-OpenTelemetry's SDK reads its variables, so that they mean here what they mean there.
+OpenTelemetry's SDK reads its variables, so that they mean here what they mean there. Knows no format.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ import os
 import socket
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gpuscope._data.attributes import HOST_NAME, LOCAL_RANK, PROCESS_PID, RANK, SERVICE_INSTANCE_ID, WORLD_SIZE
 from gpuscope._data.values import clean_mapping
 from gpuscope._settings.environment import variables
 from gpuscope._version import __version__
 
+if TYPE_CHECKING:
+    from gpuscope.exporters._encoding.details import Clean
+
 DISTRIBUTION = "gpuscope"
 _RANKS = {"RANK": RANK, "LOCAL_RANK": LOCAL_RANK, "WORLD_SIZE": WORLD_SIZE}
-"""What `torchrun` and its like tell each process, and the attribute that it becomes; OpenTelemetry has none for it."""
+"""The variables by which `torchrun` and its like tell each process its place, and the attributes that they become."""
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
 
-def resource_attributes() -> dict[str, Any]:
+def resource_attributes() -> dict[str, Clean]:
     """
-    Return the resource of this process, as it is now: a fork has another.
+    Return the resource of this process, as it is now: after a fork, the child has another.
 
     Takes milliseconds, and imports OpenTelemetry's SDK. What the user's variables say comes first.
     """
@@ -34,8 +37,8 @@ def resource_attributes() -> dict[str, Any]:
     return clean_mapping({**_found_here(), **Resource.create().attributes})
 
 
-def _found_here() -> dict[str, Any]:
-    attributes = {
+def _found_here() -> dict[str, Clean]:
+    attributes: dict[str, Clean] = {
         # Jaeger moves a GPU span that outlasts its parent unless the resource says that both are of one host.
         HOST_NAME: socket.gethostname(),
         PROCESS_PID: os.getpid(),

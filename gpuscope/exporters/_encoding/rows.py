@@ -1,23 +1,26 @@
 """
 A batch's spans one by one, as plain Python values, for exporters that cannot work by columns.
 
-A few microseconds a span, so not for the default path. Knows no format.
+Costs a few microseconds per span, so it is not for the default path. Knows no format.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.spans import Spans
 
 T = TypeVar("T")
+Cell: TypeAlias = Any
+"""A whole number or a float, as its column has it: numpy's `tolist` does not say which."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,13 +28,13 @@ class SpanRow(Generic[T]):
     """One span."""
 
     shared: T
-    """What was made of the facts that it shares with its group."""
+    """What was made of the template that it shares with its group."""
     details: CleanDetails | None
-    """What it has alone; None for nearly all."""
+    """What only it has; None for nearly all spans."""
     trace_id: int
     span_id: int
     parent_id: int
-    """0: none."""
+    """0 where there is no parent."""
     start_ns: int
     end_ns: int
     measured: tuple[float, ...]
@@ -46,7 +49,7 @@ def rows_of(
 
     Args:
         spans: of a batch.
-        shared: what `resolve` made of each row's facts, for the host span and for the GPU span.
+        shared: what `resolve` made of each row's templates, for the host span and for the GPU span.
 
     """
     batch = spans.batch
@@ -71,5 +74,5 @@ def rows_of(
         yield host_row, gpu_row
 
 
-def _lists(columns: Iterable[NDArray[Any]]) -> Iterator[tuple[Any, ...]]:
+def _lists(columns: Iterable[NDArray[np.generic]]) -> Iterator[tuple[Cell, ...]]:
     return zip(*(column.tolist() for column in columns), strict=True)

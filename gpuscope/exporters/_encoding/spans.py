@@ -1,15 +1,15 @@
 """
-A batch as spans: which columns a span has, and which facts it shares with many others.
+A batch as spans: which columns a span has, and which `SpanTemplate` it shares with many others.
 
-Knows the names of the spans and of their attributes, and no format. Never makes an object for each span: `Spans`
-holds columns, and for each row a key of the facts that are encoded once and used again.
+Knows the names of the spans and of their attributes, and no format. Never makes an object per span: `Spans` holds
+columns and, for each row, the key of its group, whose templates are encoded once and used again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -38,15 +38,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuscope._data.batch import SpanDetails, StageBatch
+    from gpuscope._data.batch import DeviceInfo, SpanDetails, StageBatch
     from gpuscope._data.record import Site, ThreadInfo
+    from gpuscope.exporters._encoding.details import Clean
 
 T = TypeVar("T")
+Key: TypeAlias = "bytes | tuple[bytes, str | None, tuple[str, ...]]"
+"""A row's group, in its batch only. For a row with details: the bytes, its new name, and the attributes it sets."""
+Where: TypeAlias = "tuple[int, int, DeviceInfo | None]"
+"""Of a GPU span: the device's index, the stream's address, and the device."""
+Group: TypeAlias = "tuple[Site, ThreadInfo, int, bool, Where | None, str | None, tuple[str, ...]]"
+"""
+The same as a key, in terms that hold across batches.
+
+Site, thread, flags, whether there is a parent, where the GPU span is, a new name, and the attributes that the run sets.
+Plain, because it is hashed at every look-up.
+"""
 
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
 _CACHE_SIZE = 2048
 
-# A row's key is these bytes: one structured array and one hash of 26 bytes cost a third of a tuple of seven numbers.
+# A row's key is these bytes: one structured array and a hash of 26 bytes cost a third of a tuple of seven numbers.
 _KEY = Struct("=QiiiI??")
 _KEY_DTYPE = np.dtype(
     {
@@ -63,7 +75,7 @@ class SpanTemplate:
     """What the spans of one group share. The attributes are clean."""
 
     name: str
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, Clean]
     child: bool
     """Whether there is a parent at all."""
     remote: bool
@@ -75,23 +87,23 @@ class SpanTemplate:
 @dataclass(frozen=True, slots=True, eq=False)
 class Spans:
     """
-    The spans of one batch: a host span a row and, where the row has a GPU part, a GPU span.
+    The spans of one batch: one host span per row and, where the row has a GPU part, a GPU span.
 
-    A stage inside a replay of a CUDA graph has a GPU span alone.
+    A stage inside a replay of a CUDA graph has a GPU span only.
     """
 
     batch: StageBatch
-    keys: list[Any]
-    """A row's group, in this batch only: `resolve` turns it into facts."""
+    keys: list[Key]
+    """One per row. `resolve` turns them into what an exporter makes of their groups' templates."""
     gpu: NDArray[np.bool_]
     """Whether the row has a GPU span."""
     gpu_parent_id: NDArray[np.uint64]
     """Its own host span, or the stage around it where there is none."""
     details_by_row: dict[int, CleanDetails]
-    """By row: what the host span has alone."""
+    """By row: what only its host span has."""
     host_s: NDArray[np.float64]
     gpu_s: NDArray[np.float64]
-    """This and the following are meaningless where the row has no GPU span."""
+    """This and the following two are meaningless where the row has no GPU span."""
     launch_s: NDArray[np.float64]
     uncertainty_s: NDArray[np.float64]
 
@@ -99,10 +111,11 @@ class Spans:
 def spans_of(batch: StageBatch) -> Spans:
     """Return the batch's spans."""
     gpu = batch.gpu_span_id != 0
-    keys: list[Any] = _keys(batch, gpu)
+    packed = _packed_keys(batch, gpu)
+    keys: list[Key] = [*packed]
     details_by_row = {}
     for row, details in batch.details.items():
-        keys[row], details_by_row[row] = _own(keys[row], details, int(batch.host_end_ns[row]))
+        keys[row], details_by_row[row] = _with_details(packed[row], details, int(batch.host_end_ns[row]))
     return Spans(
         batch=batch,
         keys=keys,
@@ -117,71 +130,71 @@ def spans_of(batch: StageBatch) -> Spans:
 
 
 def resolve(
-    spans: Spans, cache: dict[Any, T], make: Callable[[SpanTemplate | None, SpanTemplate | None], T]
+    spans: Spans, cache: dict[Group, T], make: Callable[[SpanTemplate | None, SpanTemplate | None], T]
 ) -> list[T]:
     """
-    Return for each row what `make` makes of its facts, made once and kept in a bounded cache.
+    Return for each row what `make` makes of its group's templates, made once per group and kept in a bounded cache.
 
     Args:
         spans: of a batch.
-        cache: of the exporter, which is added to.
-        make: takes the facts of the host span and of the GPU span, each None where the row has no such span.
+        cache: of the exporter. New groups are added to it.
+        make: takes the templates of the host span and of the GPU span, each None where the row has no such span.
 
     """
-    local: dict[Any, T] = {}
+    local: dict[Key, T] = {}
     for key in set(spans.keys):
-        identity = _identity(spans.batch, key)
-        made = cache.get(identity)
+        group = _group(spans.batch, key)
+        made = cache.get(group)
         if made is None:
             if len(cache) >= _CACHE_SIZE:
-                # To start anew costs some microseconds a group; to order by use would cost at every hit.
+                # Starting anew costs some microseconds per group; an order of use would cost at every hit.
                 cache.clear()
-            made = cache[identity] = make(_host_facts(identity), _gpu_facts(identity))
+            made = cache[group] = make(_host_template(group), _gpu_template(group))
         local[key] = made
     return list(map(local.__getitem__, spans.keys))
 
 
-def _keys(batch: StageBatch, gpu: NDArray[np.bool_]) -> list[Any]:
+def _packed_keys(batch: StageBatch, gpu: NDArray[np.bool_]) -> list[bytes]:
     cells = np.zeros(len(batch.site), _KEY_DTYPE)
     for name in ("stream", "site", "thread", "device", "flags"):
         cells[name] = getattr(batch, name)
     cells["child"] = batch.parent_id
     cells["gpu"] = gpu
-    keys: list[Any] = cells.view(f"V{_KEY.size}").tolist()
+    keys: list[bytes] = cells.view(f"V{_KEY.size}").tolist()
     return keys
 
 
-def _own(key: bytes, details: SpanDetails, end_ns: int) -> tuple[tuple[Any, ...], CleanDetails]:
-    """Return the key and the clean details of a row that has some: what the run says replaces the group's facts."""
+def _with_details(key: bytes, details: SpanDetails, end_ns: int) -> tuple[Key, CleanDetails]:
+    """Return the key and the clean details of a row that has some: what the run sets replaces the site's values."""
     clean = clean_details(details, end_ns)
     name = None if details.name is None else as_text(details.name)
     return (key, name, tuple(clean.attributes)), clean
 
 
-def _identity(batch: StageBatch, key: Any) -> tuple[Any, ...]:
-    """Return the same as the key, in terms that hold across batches."""
+def _group(batch: StageBatch, key: Key) -> Group:
     packed, name, replaced = key if isinstance(key, tuple) else (key, None, ())
     stream, site, thread, device, flags, child, gpu = _KEY.unpack(packed)
     where = (device, stream, batch.devices.get(device)) if gpu else None
     return batch.sites[site], batch.threads[thread], flags, child, where, name, replaced
 
 
-def _shared(site: Site, thread: ThreadInfo, flags: int, names: Mapping[RowFlag, str]) -> dict[str, Any]:
+def _common(site: Site, thread: ThreadInfo, flags: int, names: Mapping[RowFlag, str]) -> dict[str, Clean]:
+    """Return what both spans of a row say, and the flags that `names` has."""
     flagged = {name: True for flag, name in names.items() if flags & flag}
     return {STAGE: site.name, **flagged, THREAD_ID: thread.ident, THREAD_NAME: thread.name}
 
 
-def _of_site(site: Site) -> dict[str, Any]:
-    """Return what is known of a stage before it runs, which one of its spans shows."""
-    named = {FUNCTION: site.function} if site.function else {}
+def _of_site(site: Site) -> dict[str, Clean]:
+    """Return what is known of a stage before it runs; only one of its spans shows it."""
+    named: dict[str, Clean] = {FUNCTION: site.function} if site.function else {}
     return named | {key: value for key, value in clean_mapping(site.attributes).items() if key not in OURS}
 
 
-def _host_facts(identity: tuple[Any, ...]) -> SpanTemplate | None:
-    site, thread, flags, child, where, name, replaced = identity
+def _host_template(group: Group) -> SpanTemplate | None:
+    site, thread, flags, child, where, name, replaced = group
     if flags & _IN_GRAPH:
         return None
-    attributes = _shared(site, thread, flags, HOST_FLAGS) | _of_site(site)
+    attributes = _common(site, thread, flags, HOST_FLAGS) | _of_site(site)
     attributes = clean_mapping({key: value for key, value in attributes.items() if key not in replaced})
     return SpanTemplate(
         name=as_text(site.name) if name is None else name,
@@ -192,12 +205,12 @@ def _host_facts(identity: tuple[Any, ...]) -> SpanTemplate | None:
     )
 
 
-def _gpu_facts(identity: tuple[Any, ...]) -> SpanTemplate | None:
-    site, thread, flags, _, where, name, _ = identity
+def _gpu_template(group: Group) -> SpanTemplate | None:
+    site, thread, flags, _, where, name, _ = group
     if where is None:
         return None
     index, stream, device = where
-    attributes = _shared(site, thread, flags, GPU_FLAGS)
+    attributes = _common(site, thread, flags, GPU_FLAGS)
     attributes |= {CUDA_STREAM: stream, DEVICE_INDEX: index, HW_TYPE: "gpu"}
     if device is not None:
         attributes |= {HW_ID: device.uuid, HW_NAME: device.name}

@@ -1,8 +1,8 @@
 """
-One payload to one OTLP/HTTP endpoint, with the retries that the protocol prescribes.
+Sends one payload to one OTLP/HTTP endpoint, with the retries that the protocol prescribes.
 
-The only code that talks to a network. Knows bytes and outcomes; nothing of stages, buffers or threads. Used by one
-thread; waits only as long as the payload's time allows, and a set `interrupt` ends its waiting between two attempts.
+The only code that talks to a network. It knows bytes and outcomes, and nothing of stages, buffers or threads. It waits
+only as long as the payload's time allows, and not between attempts once `interrupt` is set. For one thread only.
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ if TYPE_CHECKING:
 
 _RETRYABLE = frozenset((429, 502, 503, 504))
 _ANSWER_BYTES = 65_536
-"""What is read of an answer; a receiver has no reason to say more."""
+"""The most that is read of an answer; a receiver has no reason to say more."""
 _BACKOFF_MAX_S = 30.0
 _SPEED_LEVEL = 1
-"""Of gzip: spans are so repetitive that the slower levels gain little and hold a core for longer."""
+"""Of gzip. Spans are so repetitive that slower levels gain little and keep a core busy for longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it went: `reason` is empty when the endpoint took the payload."""
+    """What became of a payload."""
 
     reason: str = ""
+    """Empty when the endpoint took it; else what lost stages are counted under: `tls`, `timeout`, `unreachable`,
+    `invalid_request`, `http_503` and the like, or `error`."""
     detail: str = ""
-    """For the log."""
+    """What the log says beside the reason."""
     body: bytes = b""
     """The endpoint's answer, if it took the payload."""
     retry: bool = False
+    """Whether another attempt may help."""
     retry_after_s: float | None = None
-    """What the endpoint asked for."""
+    """How long the endpoint asks to be left alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +55,17 @@ class Endpoint:
     url: str
     headers: Mapping[str, str]
     timeout_s: float
+    """For one payload, all attempts included."""
     compression: str
+    """`gzip`, or anything else for none."""
     certificate: str
+    """This and the following two are paths, or empty."""
     client_certificate: str
     client_key: str
 
     @classmethod
     def for_traces(cls, config: Config) -> Endpoint:
-        """Return the one for spans."""
+        """Return the endpoint for spans."""
         return cls(
             url=config.traces_url,
             headers=config.otlp_headers,
@@ -72,7 +78,7 @@ class Endpoint:
 
     @classmethod
     def for_metrics(cls, config: Config) -> Endpoint:
-        """Return the one for metrics."""
+        """Return the endpoint for metrics."""
         return cls(
             url=config.metrics_url,
             headers=config.otlp_metrics_headers,
@@ -86,12 +92,13 @@ class Endpoint:
 
 class HttpClient:
     """
-    Posts payloads to an endpoint; `shown_url` is that for the log.
+    Posts payloads to an endpoint, whose URL without secrets is `shown_url`.
 
     Args:
-        endpoint: Where to.
-        interrupt: Ends the waits between attempts: one last attempt is made at once.
-        backoff_s: The first wait, doubled by each further one.
+        endpoint: where they go.
+        interrupt: once set, ends the waits between attempts: one last attempt is made at once.
+        version: of gpuscope, for the header `User-Agent`.
+        backoff_s: the first wait in seconds. Each further one is twice as long, up to 30 s.
 
     """
 
@@ -113,7 +120,7 @@ class HttpClient:
         self._cert = (certificate, key) if certificate and key else certificate or None
 
     def post(self, payload: bytes) -> Outcome:
-        """Send the payload, again where that may help, all within the time for one request."""
+        """Send the payload, and again where that may help, within the endpoint's `timeout_s`."""
         deadline = monotonic() + self._timeout_s
         body = gzip.compress(payload, _SPEED_LEVEL) if self._gzip else payload
         attempt = 0
@@ -124,7 +131,7 @@ class HttpClient:
                 return outcome
             wait_s = self._wait_s(attempt, outcome.retry_after_s)
             if monotonic() + wait_s >= deadline:
-                # To wait and then have no time left to ask would only delay the verdict.
+                # There would be no time left for another attempt after this wait.
                 return outcome
             self._interrupt.wait(wait_s)
             attempt += 1
@@ -136,16 +143,16 @@ class HttpClient:
     def _wait_s(self, attempt: int, asked_s: float | None) -> float:
         if asked_s is not None:
             return asked_s
-        # Jitter, lest all workers of a restarted service come back at one moment. Cryptography is not at stake,
-        # and the global generator is left alone: frameworks seed it and count on its sequence.
+        # Jitter, so that the workers of a restarted service do not all come back at once. It needs no cryptography,
+        # and the global generator is left alone, because frameworks seed it and count on its sequence.
         longest_s: float = min(self._backoff_s * 2.0**attempt, _BACKOFF_MAX_S)
         return longest_s * _JITTER.uniform(0.5, 1.0)
 
     def _attempt(self, body: bytes, deadline: float) -> Outcome:
         remaining_s = max(deadline - monotonic(), 0.001)
         try:
-            # Redirects are not followed: as the library does it a POST becomes a GET, and the headers,
-            # which hold keys, go to whoever is named.
+            # Redirects are not followed: the library would make the POST a GET, and would send the headers, which hold
+            # keys, to whatever host is named.
             with self._session.post(
                 self._url,
                 data=body,
@@ -163,8 +170,8 @@ class HttpClient:
         except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
             return Outcome("unreachable", _cause(error), retry=True)
         except (requests.exceptions.RequestException, ValueError, OSError) as error:
-            # To ask again does not help. The message stays out of the log, for it quotes headers, which hold keys.
-            detail = f"{type(error).__name__}: look at the endpoint, the headers and the certificate files"
+            # Another attempt would not help. The message stays out of the log, because it quotes headers with keys.
+            detail = f"{type(error).__name__}: check the endpoint's URL, the headers and the certificate files"
             return Outcome("invalid_request", detail)
 
 
@@ -176,12 +183,12 @@ def _without_secrets(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
-        return "an endpoint that is no URL"
+        return "an endpoint that is not a valid URL"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _cause(error: BaseException) -> str:
-    """Return what was at the root of it: the outer messages are long and quote the whole URL."""
+    """Describe the root cause: the outer messages are long and quote the whole URL."""
     while error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {error}"
@@ -199,11 +206,11 @@ def _judge(response: requests.Response, deadline: float) -> Outcome:
 
 
 def _read(response: requests.Response, deadline: float) -> bytes:
-    """Return the answer, or what of it came in time and in shape: the payload is accepted already."""
+    """Return what of the answer came in time, or nothing if it is broken: the payload is accepted already."""
     answer = bytearray()
     try:
-        # Byte by byte, which costs nothing for the usual answer of none to sixty, for a longer read returns only
-        # when it is complete: an endpoint that drips would hold the thread past the deadline.
+        # Byte by byte: a longer read returns only when it is complete, so an endpoint that drips would hold the thread
+        # past the deadline. It costs nothing for the usual answer of none to sixty bytes.
         for piece in response.iter_content(1):
             answer += piece
             if len(answer) >= _ANSWER_BYTES or monotonic() >= deadline:

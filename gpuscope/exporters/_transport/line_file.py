@@ -1,7 +1,7 @@
 """
 A file of whole lines that rotates by size.
 
-Knows bytes and nothing of what they mean. Raises what the system raises, and never waits but for the disk.
+Knows bytes and nothing of what they mean. Raises what the system raises, and waits only for the disk.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import os
 import stat
 from pathlib import Path
 
-# Not blocking: a pipe that nobody reads must refuse, not hold the collector. Files ignore it.
+# Not blocking: a pipe that nobody reads must refuse, not hold the collector up. Files ignore the flag.
 _OPEN_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class LineFile:
     """
-    A file to append whole lines to; at `max_bytes` it becomes `PATH.1`, that `PATH.2`, up to `backups` of them.
+    A file to which whole lines are appended.
 
-    Opens the file when it is first written to, and anew when somebody else moved or removed it.
+    A line that would bring it to `max_bytes` begins a new file: the old one becomes `PATH.1`, that one `PATH.2`, and so
+    on, up to `backups` of them. Opens the file at the first write, and anew when somebody else moved or removed it.
     """
 
     def __init__(self, path: str, max_bytes: int, backups: int) -> None:
@@ -31,10 +32,10 @@ class LineFile:
 
     def write(self, line: bytes) -> None:
         """
-        Append the line, which must not have an end.
+        Append the line, which comes without its line end.
 
         Raises:
-            OSError: from the system. No part of the line is left, or the next write begins on a line of its own.
+            OSError: from the system. Either no part of the line is left, or the next write begins on a new line.
 
         """
         self._open()
@@ -44,8 +45,8 @@ class LineFile:
             size = self._size()
         written, data = 0, b"\n" * self._torn + line + b"\n"
         try:
-            # One call, normally: lines of several processes in one file do not mix. Unbuffered, so that a reader
-            # sees the line now and that what failed is not tried again behind our back.
+            # One call, normally: lines of several processes in one file do not mix. Unbuffered, so that a reader sees
+            # the line now and nothing that failed is tried again behind our back.
             while written < len(data):
                 written += os.write(self._fd, data[written:])
             self._torn = False
@@ -76,7 +77,7 @@ class LineFile:
         return os.path.samestat(there, os.fstat(self._fd))
 
     def _ends_torn(self) -> bool:
-        """Whether a process that died left part of a line; True too if that cannot be read."""
+        """Whether a process that died left part of a line; True also where that cannot be read."""
         if not self._size():
             return False
         try:
@@ -88,11 +89,11 @@ class LineFile:
 
     def _size(self) -> int:
         status = os.fstat(self._fd)
-        # A pipe or a terminal has no size, and is not rotated.
+        # A pipe or a terminal has no size and is not rotated.
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def _take_back(self, size: int, written: int) -> None:
-        """Remove what was written of a line; where that cannot be done, the next line begins with an end."""
+        """Remove the written part of a line; where that cannot be done, the next write ends that line first."""
         self._torn = True
         if self._size() == size + written:
             os.ftruncate(self._fd, size)

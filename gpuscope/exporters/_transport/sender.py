@@ -1,7 +1,8 @@
 """
-The thread that sends encoded spans: a bounded buffer before it, a verdict for every delivery after it.
+The thread that sends encoded spans, with a bounded buffer before it.
 
-Never looks inside the bytes, never makes its caller wait for the network, and settles each delivery exactly once.
+Never looks inside the bytes, and never makes its caller wait for the network, except in `flush` and `shutdown`, which
+take a timeout. Settles each delivery exactly once.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
 
 SUPPRESS = "suppress_instrumentation"
 """The key in OpenTelemetry's context by which its instrumentation of HTTP clients leaves a thread alone."""
+_REFUSED = {
+    "buffer_full": "the endpoint takes spans more slowly than they are recorded",
+    "shutdown": "the exporter is shut down already",
+}
+"""Why `put` takes no batch, for the log."""
 
 
 class Chunk(NamedTuple):
-    """One batch's encoded spans and the account they belong to."""
+    """One batch's encoded spans, and the delivery to settle for them."""
 
     body: bytes
     delivery: Delivery
@@ -38,10 +44,12 @@ class Limits:
     """How much is sent at once and how much is held."""
 
     delay_s: float
-    """How long the first stage of a payload waits for others."""
+    """How long the first batch of a payload waits for others."""
     payload_stages: int = 2048
+    """This and the following bound a payload; a batch that exceeds them is sent alone."""
     payload_bytes: int = 1 << 20
     buffer_bytes: int = 32 << 20
+    """Of all that is held, the request in progress included; what comes on top is lost as `buffer_full`."""
 
 
 class Sender:
@@ -49,10 +57,10 @@ class Sender:
     Holds chunks and sends them, several at a time, from a daemon thread of its own.
 
     Args:
-        client: Sends one payload. Used by the thread alone.
-        interrupt: Set at shutdown, to end the client's waits.
-        wrap: Makes a payload of chunks' bytes.
-        limits: Bounds and delay.
+        client: sends one payload. Only the sender's thread uses it.
+        interrupt: is set at shutdown, to end the client's waits.
+        wrap: makes a payload of the bytes of several chunks.
+        limits: bounds and delay.
 
     """
 
@@ -74,14 +82,14 @@ class Sender:
         self._closing = False
         self._succeeded = False
         self._warnings = WarnOnce(COUNTED)
-        # Started here and not when there is something to send: from Python 3.12 on, no thread can be started
-        # once the interpreter has begun to exit, which is when the last spans come.
+        # Started here and not when there is something to send: Python 3.12 and later start no thread once the
+        # interpreter has begun to exit, which is when the last spans come.
         self._thread = Thread(target=self._run, name="gpuscope-sender", daemon=True)
         self._thread.start()
 
     @property
     def pending_stages(self) -> int:
-        """Stages held, those in a request included."""
+        """The stages held, those in the request in progress included."""
         with self._changed:
             return self._stages + sum(chunk.delivery.stages for chunk in self._in_flight)
 
@@ -94,12 +102,12 @@ class Sender:
                 self._bytes += len(body)
                 self._stages += delivery.stages
                 self._put += 1
-                # The first starts the clock, and enough of them end it; between the two nobody need wake.
+                # The first chunk starts the delay and a full payload ends it; in between, nobody needs to wake.
                 if len(self._waiting) == 1 or self._is_due():
                     self._changed.notify_all()
         if reason:
             # First the log: if a handler of the application's raises, the caller settles the delivery.
-            self._warn(reason, "the endpoint takes less than is recorded" if reason == "buffer_full" else "too late")
+            self._warn(reason, _REFUSED[reason])
             _lose([delivery], reason)
 
     def flush(self, timeout_s: float) -> bool:
@@ -116,8 +124,8 @@ class Sender:
             self._interrupt.set()
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._settled >= self._put, timeout_s)
-            # A request in progress cannot be called back. Whoever takes its chunks off the list settles them, so
-            # the thread, which stays behind if the endpoint hangs, will find none.
+            # A request in progress cannot be called back. Whoever takes its chunks off the list settles them, so the
+            # thread, which stays behind if the endpoint hangs, will find none.
             abandoned = [*self._take_in_flight(), *self._waiting]
             self._waiting.clear()
             self._bytes = self._stages = 0
@@ -125,7 +133,7 @@ class Sender:
             self._changed.notify_all()
         if abandoned:
             _lose([chunk.delivery for chunk in abandoned], "shutdown")
-            self._warn("shutdown", "its time was over")
+            self._warn("shutdown", "the time ran out with spans unsent")
 
     def _refusal(self, size: int) -> str:
         if self._closing:
@@ -142,12 +150,12 @@ class Sender:
         while chunks := self._next_payload():
             try:
                 self._conclude(self._client.post(self._wrap([chunk.body for chunk in chunks])))
-            except Exception as error:  # Whatever it is, the thread must outlive it, or all that follows is lost.
+            except Exception as error:  # Whatever it is, the thread must outlive it, or all later spans are lost.
                 self._conclude(Outcome("error", f"{type(error).__name__}: {error}"))
         self._client.close()
 
     def _next_payload(self) -> list[Chunk]:
-        """Wait until a payload is due and return its chunks; return none when all is done."""
+        """Wait until a payload is due and return its chunks; return none once all is done."""
         with self._changed:
             while not (self._waiting and self._is_due()):
                 if self._closing:
@@ -186,7 +194,7 @@ class Sender:
         return taken
 
     def _conclude(self, outcome: Outcome) -> None:
-        """Settle what was in flight, if shutdown has not; log last, for the application's handlers may raise."""
+        """Settle what was in flight, if shutdown has not; log last, because the application's handlers may raise."""
         rejected, message = rejected_spans(outcome.body) if outcome.body else (0, "")
         with self._changed:
             chunks = self._take_in_flight()
@@ -200,7 +208,8 @@ class Sender:
             self._settled += len(chunks)
             self._changed.notify_all()
         if outcome.reason or rejected:
-            self._warn(outcome.reason or "rejected", outcome.detail or f"{rejected} spans rejected: {message}")
+            detail = outcome.detail or f"{rejected} spans rejected: {message or 'the endpoint does not say why'}"
+            self._warn(outcome.reason or "rejected", detail)
         elif not self._succeeded:
             self._succeeded = True
             logger.info("exporting spans to %s.", self._client.shown_url)
@@ -216,14 +225,14 @@ def _lose(deliveries: list[Delivery], reason: str) -> None:
 
 def _settle(deliveries: list[Delivery], rejected: int) -> None:
     for delivery in deliveries:
-        # Which spans were rejected is not said, and a stage has up to two: count as many stages as it can be.
+        # The endpoint does not say which spans it rejected, and a stage has one or two: assume a stage for each.
         missing = min(rejected, delivery.stages)
         rejected -= missing
         delivery.settle(delivery.stages - missing, {"rejected": missing} if missing else None)
 
 
 def suppress_instrumentation() -> None:
-    """Keep the application's instrumentation of `requests` from making spans of our requests, and so on for ever."""
+    """Keep the application's instrumentation of `requests` from making spans of our requests, and so on forever."""
     from opentelemetry import context
 
     private = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS)
