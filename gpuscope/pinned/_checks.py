@@ -85,9 +85,7 @@ def check_dense(name: str, tensor: object, shape: tuple[int, ...], dtype: torch.
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} has the layout {tensor.layout}: expected a dense tensor; call `.to_dense()` first.")
     if tensor.dtype != dtype:
-        raise TypeError(
-            f"{name} is of {tensor.dtype}, the buffer of {dtype}: convert it first, with `tensor.to(...)`."
-        )
+        raise TypeError(f"{name} is of {tensor.dtype}, the buffer of {dtype}: convert it first, with `tensor.to(...)`.")
     _check_shape(name, tuple(tensor.shape), shape)
 
 
