@@ -49,8 +49,8 @@ class DoubleBuffer:
             already pinned are uploaded from where they are, and must not change until their batch has a result.
         depth: batches in flight at most, each with memory for inputs and outputs. 2 or more to overlap anything.
         device: where `infer` runs; None: the current GPU, or the CPU if there is no GPU.
-        graph: whether to replay `infer` as a CUDA graph. A graph is captured per set of shapes after three calls,
-            which waits for the device. What can't be captured is called as it is, and `report().graph` says why.
+        graph: whether to replay `infer` as a CUDA graph. A graph is captured per set of shapes after three calls;
+            capturing waits for the device. What can't be captured is called as it is, and `report().graph` says why.
         workers: threads that call `post`, all at once; this helps if `post` releases the GIL. With 0, `get` calls it.
         name: a prefix of the stages: `name.prepare`, `.pin`, `.upload`, `.infer`, `.download` and `.post`.
 
