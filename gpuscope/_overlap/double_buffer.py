@@ -1,7 +1,7 @@
 """
 `DoubleBuffer`: several batches in flight, in order. What one of them does is in `_overlap.in_flight`.
 
-Waits for single copies only, never for a stream, nor, captures of graphs apart, for a device. For one thread, and the
+Waits for single copies, never for a stream; only the capture of a graph waits for the device. For one thread, and the
 workers that it starts itself.
 """
 
@@ -11,44 +11,47 @@ import contextvars
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from gpuscope._overlap.graphed import GraphedFunction
 from gpuscope._overlap.in_flight import InFlightBatch, Streams, Timed
-from gpuscope._overlap.report import Account, OverlapReport
+from gpuscope._overlap.report import OverlapReport, PhaseTotals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Self
 
+    from gpuscope._overlap.in_flight import Batch
     from gpuscope._overlap.slots import Tree
+
+Result: TypeAlias = Any
+"""What the program's `post` returns, or a `Tree` without that."""
 
 
 class DoubleBuffer:
     """
-    Up to `depth` batches in flight, for loops that drive themselves: `put` one, `get` the oldest result.
+    Up to `depth` batches in flight, for loops of your own: `put` a batch, `get` the oldest result.
 
     `put` returns as soon as the batch is on its way; `get` waits for its results and calls `post` with them. An
-    exception of `prepare` or `infer` is raised by the `get` of its batch. For one thread. Without a GPU `put` does all
-    but `post`.
+    exception of `prepare` or `infer` is kept with its batch, and raised by the `get` of that batch. For one thread.
+    Without a GPU `put` does everything but `post`.
 
     Args:
-        infer: takes the inputs on the device and returns outputs: containers of containers (dicts, lists, tuples, and
-            what `torch.utils._pytree` knows besides) of dense tensors. Runs on the stream, in the autocast and in the
-            inference mode that are current at `put`. What it gets is overwritten by a later batch.
-        post: takes the outputs on the host, which hold until it returns. What it returns is the result, with copies
-            of tensors and arrays that lie in those outputs; without it the result is such a copy of the outputs.
+        infer: takes the inputs on the device and returns outputs: nested containers (dicts, lists, tuples, and whatever
+            else `torch.utils._pytree` knows) of dense tensors. Runs on the stream, in the autocast and in the inference
+            mode that are current at `put`. Later batches overwrite its inputs.
+        post: takes the outputs on the host, which are valid until it returns. What it returns is the result, with
+            tensors and arrays that lie in those outputs copied; without `post` the result is a copy of the outputs.
         prepare: takes a batch and returns such containers of tensors or numpy arrays on the host. Tensors that are
-            pinned already are uploaded from where they are, and must not change until their batch has a result.
+            already pinned are uploaded from where they are, and must not change until their batch has a result.
         depth: batches in flight at most, each with memory for inputs and outputs. 2 or more to overlap anything.
-        device: where `infer` runs; the current GPU, or the CPU where there is none.
-        graph: whether to replay `infer` as a CUDA graph, captured for each set of shapes after three calls, when
-            PyTorch waits for the device. What can't be captured is called as before; `report().graph` says why.
-        workers: threads that call `post`, as many at once as there are, for one that gives up the GIL. With 0 it is
-            called by `get`.
+        device: where `infer` runs; None: the current GPU, or the CPU if there is no GPU.
+        graph: whether to replay `infer` as a CUDA graph. A graph is captured per set of shapes after three calls;
+            capturing waits for the device. What can't be captured is called as it is, and `report().graph` says why.
+        workers: threads that call `post`, all at once; this helps if `post` releases the GIL. With 0, `get` calls it.
         name: a prefix of the stages: `name.prepare`, `.pin`, `.upload`, `.infer`, `.download` and `.post`.
 
     Raises:
@@ -60,9 +63,9 @@ class DoubleBuffer:
     def __init__(
         self,
         infer: Callable[[Tree], Tree],
-        post: Callable[[Tree], Any] | None = None,
+        post: Callable[[Tree], Result] | None = None,
         *,
-        prepare: Callable[[Any], Tree] | None = None,
+        prepare: Callable[[Batch], Tree] | None = None,
         depth: int = 2,
         device: torch.device | str | None = None,
         graph: bool = False,
@@ -79,12 +82,12 @@ class DoubleBuffer:
         self._prefix = f"{name}." if name else ""
         self._streams = Streams(self._device) if self._device.type == "cuda" else None
         self._free: list[InFlightBatch] = [InFlightBatch(self._device, self._streams, self._name) for _ in range(depth)]
-        self._flights: deque[tuple[InFlightBatch, Future[Any] | None]] = deque()
-        self._account = Account(depth, time.perf_counter_ns, on_gpu=self._streams is not None)
+        self._in_flight: deque[tuple[InFlightBatch, Future[Result] | None]] = deque()
+        self._totals = PhaseTotals(depth, time.perf_counter_ns, on_gpu=self._streams is not None)
         self._workers = ThreadPoolExecutor(workers, "gpuscope-post") if workers else None
         self._closed = False
 
-    def put(self, batch: Any) -> None:
+    def put(self, batch: Batch) -> None:
         """
         Send a batch on its way.
 
@@ -96,71 +99,71 @@ class DoubleBuffer:
             raise RuntimeError("This `DoubleBuffer` is closed; make a new one.")
         if self.full:
             raise RuntimeError(f"All {self.depth} slots are in flight; `get` a result before the next `put`.")
-        flight = self._free[-1]
+        started = self._free[-1]
         try:
-            flight.start(batch, self._prepare, self._infer)
-        except BaseException:  # A KeyboardInterrupt: the slot is used again, so what was launched has to end first.
-            flight.release()
+            started.start(batch, self._prepare, self._infer)
+        except BaseException:  # A KeyboardInterrupt: what was launched has to end before the slot is used again.
+            started.release()
             raise
         self._free.pop()
         future = None
         if self._workers is not None:
-            future = self._workers.submit(contextvars.copy_context().run, _in_mode_of_caller(self._result), flight)
-        self._flights.append((flight, future))
+            future = self._workers.submit(contextvars.copy_context().run, _in_mode_of_caller(self._result), started)
+        self._in_flight.append((started, future))
 
-    def get(self) -> Any:
+    def get(self) -> Result:
         """
-        Wait for the oldest batch and return its result, or raise what was raised for it.
+        Wait for the oldest batch and return its result, or raise the exception that was raised for it.
 
         Raises:
             RuntimeError: if no batch is in flight.
 
         """
-        if not self._flights:
+        if not self._in_flight:
             raise RuntimeError("No batch is in flight; `put` one first.")
-        flight, future = self._flights.popleft()
+        oldest, future = self._in_flight.popleft()
         try:
-            result = self._result(flight) if future is None else future.result()
-            self._account.add(flight.phases)
+            result = self._result(oldest) if future is None else future.result()
+            self._totals.add(oldest.phases)
             return result
         finally:
-            flight.release()
-            self._free.append(flight)
+            oldest.release()
+            self._free.append(oldest)
 
     def ready(self) -> bool:
         """Tell whether `get` would return without waiting for the GPU or for a worker."""
-        if not self._flights:
+        if not self._in_flight:
             return False
-        flight, future = self._flights[0]
-        return flight.is_done() if future is None else future.done()
+        oldest, future = self._in_flight[0]
+        return oldest.is_done() if future is None else future.done()
 
     @property
     def full(self) -> bool:
         """Whether `depth` batches are in flight."""
-        return len(self._flights) >= self.depth
+        return len(self._in_flight) >= self.depth
 
     def __len__(self) -> int:
-        """The batches in flight."""
-        return len(self._flights)
+        """The number of batches in flight."""
+        return len(self._in_flight)
 
     def report(self) -> OverlapReport:
         """Return where the time goes, how much of it is hidden, and what bounds the loop."""
         if self._graphs is None:
-            return self._account.report(graph=self._no_graph)
-        return self._account.report(graph=self._graphs.state)
+            return self._totals.report(graph=self._no_graph)
+        return self._totals.report(graph=self._graphs.state)
 
     def resumed(self) -> None:
-        """Take the time since the last result for the program's own; for the report."""
-        self._account.resumed()
+        """Count the time since the last result as the program's own, in `report`."""
+        self._totals.resumed()
 
     def close(self) -> None:
-        """Give up the batches in flight, and return when nothing of them is under way. May be called again."""
+        """Give up the batches in flight, and return once nothing of them is under way. May be called again."""
         self._closed = True
-        while self._flights:
-            flight, future = self._flights.popleft()
+        while self._in_flight:
+            oldest, future = self._in_flight.popleft()
             if future is not None and not future.cancel():
-                future.exception()  # Waits. What went wrong is given up with the batch.
-            flight.release()
+                future.exception()  # Waits for the worker. An exception is given up with its batch.
+            oldest.release()
         self._free.clear()
         if self._workers is not None:
             self._workers.shutdown()
@@ -173,27 +176,27 @@ class DoubleBuffer:
         """Close."""
         self.close()
 
-    def _result(self, flight: InFlightBatch) -> Any:
-        flight.wait()
-        if flight.error is not None:
-            raise flight.error
+    def _result(self, started: InFlightBatch) -> Result:
+        started.wait()
+        if started.error is not None:
+            raise started.error
         if self._post is None:
-            return flight.slot.apart(flight.outputs)
+            return started.slot.apart(started.outputs)
         with Timed(self._name("post")) as timed:
-            result = flight.slot.apart(self._post(flight.outputs))
-        flight.phases.post = timed.spent_ms
+            result = started.slot.apart(self._post(started.outputs))
+        started.phases.post = timed.spent_ms
         return result
 
     def _name(self, phase: str) -> str:
         return self._prefix + phase
 
 
-def _in_mode_of_caller(function: Callable[[InFlightBatch], Any]) -> Callable[[InFlightBatch], Any]:
+def _in_mode_of_caller(function: Callable[[InFlightBatch], Result]) -> Callable[[InFlightBatch], Result]:
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
-    def run(flight: InFlightBatch) -> Any:
+    def run(started: InFlightBatch) -> Result:
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
-            return function(flight)
+            return function(started)
 
     return run
 
@@ -207,7 +210,7 @@ def _device(device: torch.device | str | None) -> torch.device:
     return found
 
 
-def _check(infer: Any, post: Any, prepare: Any, depth: Any, workers: Any) -> None:
+def _check(infer: object, post: object, prepare: object, depth: int, workers: int) -> None:
     for name, function in (("infer", infer), ("post", post), ("prepare", prepare)):
         if not callable(function) and (function is not None or name == "infer"):
             raise TypeError(f"`{name}` is {function!r}: expected a function of one argument.")

@@ -1,14 +1,14 @@
 """
-A function of device tensors as CUDA graphs, one for each set of shapes, so that its dispatch costs next to nothing.
+A function of device tensors as CUDA graphs, one per set of inputs, so that its dispatch costs next to nothing.
 
-Falls back to calling the function, with the reason, where it can't be captured.
+A function that can't be captured is called as it is, and `reason` says why. Only a capture waits for the device.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -20,62 +20,75 @@ from gpuscope.pinned._memory import survives_forks
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from torch.cuda import _POOL_HANDLE
+
+    from gpuscope._overlap.slots import Leaf, Tree
+
 REHEARSALS = 3
-"""Calls before a capture, on a stream beside: what first calls allocate, tune and compile can't be captured. As in
+"""Calls on a side stream before a capture: what first calls allocate, tune and compile can't be captured. As in
 https://docs.pytorch.org/docs/stable/notes/cuda.html#whole-network-capture."""
 MAX_GRAPHS = 16
-"""Inputs of further shapes, or at further addresses, are not captured: each graph holds memory."""
+"""Inputs of further shapes, or at further addresses, are not captured, because each graph holds memory."""
+
+
+class CapturedCall(NamedTuple):
+    """One call of the function as a graph."""
+
+    structure: pytree.TreeSpec
+    """Of the inputs."""
+    graph: torch.cuda.CUDAGraph
+    outputs: Tree
 
 
 class GraphedFunction:
     """
-    Calls a function by graphs.
+    Calls a function by replaying CUDA graphs.
 
-    A graph belongs to the addresses of its inputs, and its results are overwritten by the next call with the same. All
-    graphs share one pool of memory, so calls must not overlap on the GPU.
+    A graph belongs to the addresses of its inputs. Its results are overwritten by the next call with the same inputs.
+    All graphs share one pool of memory, so calls must not overlap on the GPU.
 
     Args:
         function: takes one tree of tensors on the device and returns one.
 
     """
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[[Tree], Tree]) -> None:
         self.reason = ""
-        """Why the function is called without a graph."""
+        """Why the function is called without a graph; empty if it isn't."""
         self._full = False
         self._function = function
-        self._pool: Any = None
-        self._captured: dict[Hashable, list[tuple[Any, torch.cuda.CUDAGraph, Any]]] = {}
-        """Structure of the inputs, graph and outputs, by what is known of each tensor of the inputs."""
+        self._pool: _POOL_HANDLE | None = None
+        self._captured: dict[Hashable, list[CapturedCall]] = {}
+        """By the keys of the inputs' leaves; the few with the same keys differ in structure."""
         survives_forks(self)
 
     @property
     def state(self) -> str:
-        """What to tell people: `on`, for what, or why not."""
-        return self.reason or (f"on, for the first {MAX_GRAPHS} of more different inputs" if self._full else "on")
+        """`on`, with a limit that was reached, or why not; for people."""
+        return self.reason or (f"on, for the first {MAX_GRAPHS} different inputs only" if self._full else "on")
 
-    def __call__(self, inputs: Any) -> Any:
+    def __call__(self, inputs: Tree) -> Tree:
         """Return the function's results, on the current stream."""
         if self.reason:
             return self._function(inputs)
         leaves, structure = pytree.tree_flatten(inputs)
-        key = tuple(map(_facts, leaves))
+        key = tuple(map(_key_of, leaves))
+        captured: CapturedCall | None
         for captured in self._captured.get(key, ()):
-            if captured[0] == structure:
+            if captured.structure == structure:
                 break
         else:
             captured = self._capture(key, structure, inputs)
         if captured is None:
             return self._function(inputs)
-        _, graph, outputs = captured
-        graph.replay()
-        return outputs
+        captured.graph.replay()
+        return captured.outputs
 
-    def _capture(self, key: Hashable, structure: Any, inputs: Any) -> Any:
+    def _capture(self, key: Hashable, structure: pytree.TreeSpec, inputs: Tree) -> CapturedCall | None:
         if sum(map(len, self._captured.values())) >= MAX_GRAPHS:
             self._full = True
             return None
-        # What autocast keeps of a capture would be memory of the graph's.
+        # What autocast caches during a capture would lie in the graph's memory.
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         try:
@@ -84,10 +97,10 @@ class GraphedFunction:
         finally:
             torch.set_autocast_cache_enabled(cached)
 
-    def _rehearse(self, inputs: Any) -> None:
+    def _rehearse(self, inputs: Tree) -> None:
         current = torch.cuda.current_stream()
         beside = _stream_beside(current.device.index)
-        # Copies, for the function may work in place, and what is replayed afterwards must find the inputs as they are.
+        # On copies: the function may work in place, and the replay afterwards must find the inputs as they are.
         copies = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
         beside.wait_stream(current)
         with torch.cuda.stream(beside):
@@ -95,7 +108,7 @@ class GraphedFunction:
                 self._function(copies)
         current.wait_stream(beside)
 
-    def _try_to_capture(self, key: Hashable, structure: Any, inputs: Any) -> Any:
+    def _try_to_capture(self, key: Hashable, structure: pytree.TreeSpec, inputs: Tree) -> CapturedCall | None:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
@@ -103,35 +116,36 @@ class GraphedFunction:
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=beside, capture_error_mode="thread_local"):
                 outputs = self._function(inputs)
-        except Exception as error:  # Whatever it did that a capture does not allow.
-            torch.cuda.set_stream(current)  # PyTorch leaves that of the capture.
+        except Exception as error:  # Whatever the function did that a capture does not allow.
+            torch.cuda.set_stream(current)  # PyTorch leaves the capture's stream current.
             _end_for_good(graph, beside)
-            return self._give_up(f"its capture failed: {error!r}")
-        captured = structure, graph, outputs
+            self._give_up(f"its capture failed: {error!r}")
+            return None
+        captured = CapturedCall(structure, graph, outputs)
         self._captured.setdefault(key, []).append(captured)
         return captured
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
-        logger.warning("no CUDA graph: %s. It is called as before.", reason)
+        logger.warning("no CUDA graph of `infer`: %s; calling it without one.", reason)
 
 
 @functools.cache
 def _stream_beside(device: int) -> torch.cuda.Stream:
-    """One for all rehearsals and captures on a device: PyTorch keeps a workspace of cuBLAS for each stream for ever."""
+    """One for all rehearsals and captures on a device: PyTorch keeps a cuBLAS workspace per stream for ever."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _end_for_good(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
     """
-    End a capture that was invalidated, for PyTorch as well: its `capture_end` raises before it has tidied up.
+    End an invalidated capture for PyTorch as well, whose `capture_end` raises before it has tidied up.
 
-    Else the whole program would suffer from then on: `torch.randn` raises, since the generator takes itself for
-    captured, and the allocators of device and pinned memory keep what was used on several streams. So the stream is
-    captured once more, which can't fail, and `capture_end` is called again.
+    Otherwise the whole program would suffer from then on: `torch.randn` raises, because its generator believes that it
+    is being captured, and the allocators of device and pinned memory never reuse what several streams used. So the
+    stream is captured once more, which can't fail, and `capture_end` is called again.
     """
     with contextlib.suppress(RuntimeError):
-        graph.pool()  # Raises until the capture has ended well, as it has after an exception of the program's own.
+        graph.pool()  # Raises unless the capture ended well, as it did if the exception was the program's own.
         return
     spare = torch.empty(1, device=stream.device)
     driver = load_driver()
@@ -139,12 +153,12 @@ def _end_for_good(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Non
         return
     with contextlib.suppress(RuntimeError), torch.cuda.stream(stream):
         driver.call("cuStreamBeginCapture_v2", Handle(stream.cuda_stream), CAPTURE_MODE_RELAXED)
-        spare.zero_()  # An empty graph would be warned of.
+        spare.zero_()  # PyTorch warns of an empty graph.
         graph.capture_end()
 
 
-def _facts(leaf: Any) -> Hashable:
-    """Return what a graph depends on: a tensor's address, shape and type, and the value of whatever is none."""
+def _key_of(leaf: Leaf) -> Hashable:
+    """Return what a graph depends on: address, shape, strides and dtype of a tensor, the value of any other leaf."""
     if isinstance(leaf, torch.Tensor):
         return leaf.data_ptr(), tuple(leaf.shape), leaf.stride(), leaf.dtype
     return repr(leaf)

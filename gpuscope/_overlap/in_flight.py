@@ -1,13 +1,13 @@
 """
-One batch in flight: the way from the program's data to results on the host, on the GPU's streams or without a GPU.
+One batch in flight: its way from the program's data to results on the host, over the GPU's streams or without a GPU.
 
-Enqueues and waits for events of its own; decides no order, and calls `infer` but never `post`.
+Waits only for events of its own. Decides no order among batches, and calls `prepare` and `infer` but never `post`.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -18,14 +18,20 @@ from gpuscope.pinned._memory import survives_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Self
+
+    from gpuscope.pinned._memory import Event
+
+Batch: TypeAlias = Any
+"""What the program gives for a batch: whatever its `prepare` takes, or a `Tree` without that."""
 
 _STREAMS_ARE_CONTEXTS = hasattr(torch.Stream, "__enter__")
 
 
 class Timed:
-    """A block as a stage, and afterwards its time on the host."""
+    """A block as a stage, whose time on the host is `spent_ms` afterwards."""
 
     __slots__ = ("_stage", "_start_ns", "spent_ms")
 
@@ -43,19 +49,19 @@ class Timed:
         self.spent_ms = (time.perf_counter_ns() - self._start_ns) / 1e6
 
 
-def on(stream: torch.cuda.Stream) -> Any:
-    """Return a context in which the stream is the current one: itself from PyTorch 2.7 on, at a tenth of the cost."""
+def on(stream: torch.cuda.Stream) -> AbstractContextManager[object]:
+    """Return a context in which the stream is current: from PyTorch 2.7 on the stream itself, a tenth of the cost."""
     return stream if _STREAMS_ARE_CONTEXTS else torch.cuda.stream(stream)
 
 
 class Streams:
-    """The streams that copies of a device go on: one for each direction, beside that which is current."""
+    """The streams for copies to and from a device: one per direction, beside the current one, which computes."""
 
     def __init__(self, device: torch.device) -> None:
         self.up, self.down = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
 
 
-def _event() -> Any:
+def _event() -> Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
@@ -63,10 +69,14 @@ class InFlightBatch:
     """
     A slot and its events, used for one batch after another.
 
+    The upload stream waits for the compute stream only if the slot's memory on the device is new. The compute stream
+    waits for the event after the upload, and the download stream for the event after the compute. The host waits only
+    for the event after the download, and reuses the slot only then: so no event has to say that the slot is free.
+
     Args:
         device: where `infer` runs.
         streams: for copies; None without a GPU.
-        name: returns a phase's name as a stage.
+        name: returns the name of a phase's stage.
 
     """
 
@@ -79,12 +89,12 @@ class InFlightBatch:
         self._streams = streams
         self._names = {phase: name(phase) for phase in ("prepare", "pin", "upload", "infer", "download")}
         self._kept: Tree = None
-        self._events: list[Any] = [_event() for _ in range(6)] if streams else []
+        self._events: list[Event] = [_event() for _ in range(6)] if streams else []
         self._recorded = False
         survives_forks(self)
 
-    def start(self, batch: Tree, prepare: Callable[[Any], Tree] | None, infer: Callable[[Tree], Tree]) -> None:
-        """Do all that the host has to do before `post`. An exception is kept for when the results are asked for."""
+    def start(self, batch: Batch, prepare: Callable[[Batch], Tree] | None, infer: Callable[[Tree], Tree]) -> None:
+        """Do all that the host has to do before `post`. An exception is kept as `error` until the batch's turn."""
         self.phases, self.error, self.outputs, self._recorded = Phases(), None, None, False
         try:
             if prepare is not None:
@@ -92,14 +102,14 @@ class InFlightBatch:
                     batch = prepare(batch)
                 self.phases.prepare = timed.spent_ms
             with Timed(self._names["pin"]) as timed:
-                pinned_batch = self.slot.stage(batch)
+                pinned = self.slot.pin(batch)
             self.phases.pin = timed.spent_ms
-            self._kept = pinned_batch
+            self._kept = pinned
             if self._streams is None:
-                self._run_here(pinned_batch, infer)
+                self._run_here(pinned, infer)
             else:
-                self._launch(pinned_batch, infer, self._streams)
-        except Exception as error:  # It belongs to this batch, whose turn comes after those before it.
+                self._launch(pinned, infer, self._streams)
+        except Exception as error:  # It belongs to this batch, and the results before it come first.
             self.error = error
 
     def is_done(self) -> bool:
@@ -114,29 +124,29 @@ class InFlightBatch:
                 self._measure()
 
     def release(self) -> None:
-        """Wait until nothing of the batch is under way, and let go of it."""
+        """Wait until nothing of the batch is under way, and drop its data."""
         if self._recorded:
             self._events[-1].synchronize()
         self.outputs = self._kept = self.error = None
         self._recorded = False
 
-    def _run_here(self, pinned_batch: FlatTree, infer: Callable[[Tree], Tree]) -> None:
+    def _run_here(self, pinned: FlatTree, infer: Callable[[Tree], Tree]) -> None:
         with Timed(self._names["infer"]) as timed:
-            self.outputs = infer(pinned_batch.tree())
+            self.outputs = infer(pinned.tree())
         self.phases.compute = timed.spent_ms
 
-    def _launch(self, pinned_batch: FlatTree, infer: Callable[[Tree], Tree], streams: Streams) -> None:
-        # Streams are named in each call: to look the current one up costs more than what is done on it.
+    def _launch(self, pinned: FlatTree, infer: Callable[[Tree], Tree], streams: Streams) -> None:
+        # Each call names its stream, because looking up the current one costs more than the call.
         up_start, up_end, start, end, down_start, down_end = self._events
         compute = torch.cuda.current_stream(self._device)
-        if self.slot.reserve(pinned_batch):
-            # The allocator gave what work enqueued on the current stream may still use.
+        if self.slot.reserve(pinned):
+            # Work already enqueued on the current stream may still use memory that the allocator gave out again.
             streams.up.wait_stream(compute)
         outputs: Tree = None
         try:
             with on(streams.up), stage(self._names["upload"]):
                 up_start.record(streams.up)
-                inputs = self.slot.upload(pinned_batch)
+                inputs = self.slot.upload(pinned)
                 up_end.record(streams.up)
             compute.wait_event(up_end)
             start.record(compute)
@@ -144,9 +154,9 @@ class InFlightBatch:
                 outputs = infer(inputs)
             self.phases.launch = timed.spent_ms
         finally:
-            # Also after an exception: the slot is free only when all that was launched has ended.
+            # Also after an exception, because the slot is free only when all that was launched has ended.
             end.record(compute)
-            self._kept = pinned_batch, outputs
+            self._kept = pinned, outputs
             streams.down.wait_event(end)
             with on(streams.down), stage(self._names["download"]):
                 down_start.record(streams.down)

@@ -1,7 +1,7 @@
 """
-`overlap`: uploads, `infer`, downloads and work on the host, of several batches at once, as an iterator of results.
+`overlap`: an iterator of results, which overlaps the copies, `infer` and the host's work of several batches.
 
-Only the loop; what is in flight is `DoubleBuffer`'s.
+Only the loop: it starts no copy and waits for no event itself, `DoubleBuffer` does.
 """
 
 from __future__ import annotations
@@ -10,34 +10,37 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._overlap.double_buffer import DoubleBuffer
+from gpuscope._overlap.double_buffer import DoubleBuffer, Result
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     import torch
 
+    from gpuscope._overlap.in_flight import Batch
     from gpuscope._overlap.report import OverlapReport
     from gpuscope._overlap.slots import Tree
 
 __all__ = ["DoubleBuffer", "Overlap", "overlap"]
 
 _PAUSE_S = 0.0005
-"""Between two looks of `async for` whether a result is there."""
+"""How long `async for` sleeps before it asks again whether a result is ready."""
 
 
-class Overlap(Iterator[Any]):
-    """What `overlap` returns: an iterator of results, also for `async for`. Let go, it ends what is under way."""
+class Overlap(Iterator[Result]):
+    """What `overlap` returns: an iterator of results, also for `async for`. Once let go, it ends what is under way."""
 
-    def __init__(self, batches: Iterable[Any] | AsyncIterable[Any], buffer: DoubleBuffer) -> None:
+    def __init__(self, batches: Iterable[Batch] | AsyncIterable[Batch], buffer: DoubleBuffer) -> None:
         self._batches = batches
         self._buffer = buffer
-        self._results: Any = self._run()
+        self._results = self._run()
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Result:
         """Return the next result."""
         return next(self._results)
 
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        """Yield the results; while the GPU works the event loop goes on. `prepare`, `infer` and `post` run in it."""
+    async def __aiter__(self) -> AsyncIterator[Result]:
+        """Yield the results. `prepare`, `infer` and `post` run in the event loop, which goes on while the GPU works."""
         buffer, source = self._buffer, _Source(self._batches)
         try:
             while await source.has_more_to_await():
@@ -57,11 +60,11 @@ class Overlap(Iterator[Any]):
         return self._buffer.report()
 
     def close(self) -> None:
-        """End: give up the batches in flight, and wait until nothing of them is under way."""
-        self._results.close()  # Ends what has begun; what has not yet, the next line does.
+        """End the loop: give up the batches in flight, and wait until nothing of them is under way."""
+        self._results.close()  # Does nothing to a loop that has not begun; the next line covers that.
         self._buffer.close()
 
-    def _run(self) -> Iterator[Any]:
+    def _run(self) -> Generator[Result, None, None]:
         buffer, source = self._buffer, _Source(self._batches)
         try:
             while source.has_more():
@@ -76,18 +79,18 @@ class Overlap(Iterator[Any]):
         finally:
             buffer.close()
 
-    async def _arrived(self) -> Any:
+    async def _arrived(self) -> Result:
         while not self._buffer.ready():  # noqa: ASYNC110 - a GPU sets no `asyncio.Event`
             await asyncio.sleep(_PAUSE_S)
         return self._buffer.get()
 
 
 def overlap(
-    batches: Iterable[Any] | AsyncIterable[Any],
+    batches: Iterable[Batch] | AsyncIterable[Batch],
     infer: Callable[[Tree], Tree],
-    post: Callable[[Tree], Any] | None = None,
+    post: Callable[[Tree], Result] | None = None,
     *,
-    prepare: Callable[[Any], Tree] | None = None,
+    prepare: Callable[[Batch], Tree] | None = None,
     depth: int = 2,
     device: torch.device | str | None = None,
     graph: bool = False,
@@ -95,12 +98,12 @@ def overlap(
     name: str = "",
 ) -> Overlap:
     """
-    Return an iterator over `post(infer(prepare(batch)))`, in order, with copies and host work beside the GPU's.
+    Return an iterator over `post(infer(prepare(batch)))`, in order, with copies and host work beside the GPU's work.
 
-    While the GPU works on a batch, the host does `post` of the one before and `prepare` of the next, and copies go
-    over streams of their own. An exception surfaces at its batch, after the results before it, and ends the
-    iteration; so does leaving the loop, and then nothing is under way any more. Each phase is a stage. Without a GPU
-    the same runs in turn.
+    While the GPU works on a batch, the host does `post` of the previous one and `prepare` of the next, and copies use
+    streams of their own. An exception surfaces at its batch, after the results before it. It ends the iteration, as
+    leaving the loop does, and then nothing is under way any more. Each phase is a stage. Without a GPU the phases run
+    one after another.
 
     Examples:
         ```
@@ -109,7 +112,7 @@ def overlap(
         ```
 
     Args:
-        batches: an iterable, or for `async for` also an asynchronous one. Read at most `depth` batches ahead.
+        batches: an iterable; for `async for` it may be asynchronous. It is read at most `depth` batches ahead.
         infer: see `DoubleBuffer`, as for all that follow.
         post: the same.
         prepare: the same.
@@ -131,12 +134,13 @@ def overlap(
 
 
 class _Source:
-    """The batches; what they raise is kept until the results before it have been returned."""
+    """The batches. An exception of their iterator is kept until the results before it have been returned."""
 
-    def __init__(self, batches: Iterable[Any] | AsyncIterable[Any]) -> None:
-        self.batch: Any = None
-        self._batches: Any = batches
-        self._iterator: Any = None
+    def __init__(self, batches: Iterable[Batch] | AsyncIterable[Batch]) -> None:
+        self.batch: Batch = None
+        self._batches: Any = batches  # `Any`: a plain `for` leaves it to `iter` to refuse asynchronous ones.
+        self._iterator: Iterator[Batch] | None = None
+        self._async_iterator: AsyncIterator[Batch] | None = None
         self._error: Exception | None = None
 
     def has_more(self) -> bool:
@@ -146,7 +150,7 @@ class _Source:
             self.batch = next(self._iterator)
         except StopIteration:
             return False
-        except Exception as error:  # The program's own; its turn comes after the results before it.
+        except Exception as error:  # The program's own; the results before it come first.
             self._error = error
             return False
         return True
@@ -155,12 +159,12 @@ class _Source:
         if not isinstance(self._batches, AsyncIterable):
             return self.has_more()
         try:
-            if self._iterator is None:
-                self._iterator = aiter(self._batches)
-            self.batch = await anext(self._iterator)
+            if self._async_iterator is None:
+                self._async_iterator = aiter(self._batches)
+            self.batch = await anext(self._async_iterator)
         except StopAsyncIteration:
             return False
-        except Exception as error:  # The program's own; its turn comes after the results before it.
+        except Exception as error:  # The program's own; the results before it come first.
             self._error = error
             return False
         return True

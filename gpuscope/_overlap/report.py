@@ -1,7 +1,7 @@
 """
-How much of the copying and of the host's work an overlapped loop hid under the GPU's, and what bounds it now.
+How much of the copies and of the host's work an overlapped loop hid behind the GPU's work, and what bounds it now.
 
-Adds up what it is told; reads one clock and asks no device.
+Adds up what it is told. Reads one clock, and asks no device.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Phases:
-    """What one batch took, in milliseconds; of the GPU by events on the streams, of the host by its clock."""
+    """What one batch took, in milliseconds: on the host by its clock, on the GPU by events on the streams."""
 
     prepare: float = 0.0
     pin: float = 0.0
     launch: float = 0.0
+    """The stage `infer` on the host, which launches the GPU's work; 0 without a GPU."""
     post: float = 0.0
     upload: float = 0.0
     compute: float = 0.0
+    """The stage `infer` on the GPU; without a GPU, on the host."""
     download: float = 0.0
 
     @property
@@ -31,13 +33,13 @@ class Phases:
 
 
 class OverlapReport(NamedTuple):
-    """Where the time of an overlapped loop goes: milliseconds a batch, the first `depth` batches left out."""
+    """Where the time of an overlapped loop goes, in mean milliseconds per batch, without the first `depth` batches."""
 
     batches: int
     wall_ms: float
     """From one result to the next."""
     compute_ms: float
-    """`infer` on the GPU, or on the CPU where there is none."""
+    """`infer` on the GPU, or on the CPU if there is no GPU."""
     upload_ms: float
     download_ms: float
     prepare_ms: float
@@ -47,11 +49,11 @@ class OverlapReport(NamedTuple):
     """`infer` on the host."""
     post_ms: float
     elsewhere_ms: float
-    """On the host between two calls: what the program does with a result."""
+    """On the host between two results: what the program does with one."""
     overlap_ratio: float
-    """The part of copies and host work that the wall time does not show beyond `compute_ms`: 1 if all is hidden."""
+    """The part of copies and host work by which `wall_ms` does not exceed `compute_ms`: 1 if all of it is hidden."""
     bound: str
-    """`gpu-bound`, `cpu-bound` or `transfer-bound`: which of these takes longest."""
+    """`gpu-bound`, `cpu-bound` or `transfer-bound`: what takes longest; copies up and down run beside each other."""
     graph: str
     """Whether `infer` is replayed as a CUDA graph: `on`, `off`, or why not."""
 
@@ -68,14 +70,14 @@ class OverlapReport(NamedTuple):
         )
 
 
-class Account:
+class PhaseTotals:
     """
-    Adds up batches.
+    Adds up the phases of batches.
 
     Args:
-        skip: how many first batches do not count.
-        clock: nanoseconds.
-        on_gpu: whether `infer` runs on a GPU; else nothing overlaps, and its time is the host's.
+        skip: how many of the first batches do not count.
+        clock: returns nanoseconds.
+        on_gpu: whether `infer` runs on a GPU; otherwise nothing overlaps, and its time is the host's.
 
     """
 
@@ -97,7 +99,7 @@ class Account:
             self._done.append(phases)
 
     def resumed(self) -> None:
-        """Take the time since the last result for the program's own."""
+        """Count the time since the last result as the program's own."""
         if self._ended_ns:
             self._elsewhere_ns += self._clock() - self._ended_ns
 

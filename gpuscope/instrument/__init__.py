@@ -1,4 +1,4 @@
-"""Stages by name: functions of programs and frameworks, made stages from outside when their module is imported."""
+"""Stages by name: functions of programs and frameworks become stages from outside, when their module is imported."""
 
 from gpuscope.instrument._instrumentation import Target, instrument, uninstrument
 

@@ -1,8 +1,8 @@
 """
 Attributes from arguments: expressions over a call's arguments, made into functions that read them.
 
-Names of arguments, attributes, items by a constant, `len(...)` and constants; parsed by `ast`, and nothing is evaluated
-as code. What comes out never refers to the GPU, and nothing here waits for it.
+An expression has names of arguments, attributes, items by a constant, `len(...)` and constants. `ast` parses it, and
+nothing is evaluated as code. No value refers to the GPU, and nothing here waits for it.
 """
 
 from __future__ import annotations
@@ -11,24 +11,27 @@ import ast
 import contextlib
 import difflib
 import numbers
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Callable
 
-    Arguments = tuple[Any, ...]
-    Reader = Callable[[Arguments, dict[str, Any]], Any]
+Value: TypeAlias = Any
+"""What a call was given. `Any`, because its attributes and items are looked up by name at run time."""
+Reader: TypeAlias = Callable[[tuple[Value, ...], dict[str, Value]], Value]
+"""Takes a call's `args` and `kwargs`, and returns what an expression says of them."""
+Plain: TypeAlias = "str | bool | int | float"
 
 FORM = "names of arguments, attributes, items by a constant, `len(...)` and constants, as in `len(batch['ids'])`"
 MAX_ITEMS = 64
-"""Of a list or tuple; a longer one is no attribute of a span."""
+"""Items of the longest list or tuple that becomes an attribute."""
 _AS_TEXT = ("torch.dtype", "torch.device")
 
 
 def check(text: str) -> None:
     """
-    Raise where a text is no expression.
+    Raise if a text is not an expression.
 
     Raises:
         ValueError: with what was seen and what is allowed.
@@ -39,20 +42,20 @@ def check(text: str) -> None:
 
 def reader(text: str, signature: inspect.Signature | None) -> Reader:
     """
-    Return a function of a call's `args` and `kwargs` that gives the expression's value, or raises what reading raises.
+    Return a function of a call's `args` and `kwargs` that returns the expression's value, and raises what reading does.
 
     Args:
         text: the expression.
         signature: of the function that is called; None to check the form alone.
 
     Raises:
-        ValueError: for what is no expression, or a name that is no parameter.
+        ValueError: if the text is not an expression, or if it has a name that is not a parameter.
 
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError):
-        raise ValueError(f"{text!r} is no expression of {FORM}.") from None
+        raise ValueError(f"Invalid expression {text!r}: expected {FORM}.") from None
     return _build(tree, text, signature)
 
 
@@ -71,27 +74,27 @@ def _build(node: ast.expr, text: str, signature: inspect.Signature | None) -> Re
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "len" and len(node.args) == 1 and not node.keywords:
         of = _build(node.args[0], text, signature)
         return lambda args, kwargs: len(of(args, kwargs))
-    raise ValueError(f"{text!r} has {ast.unparse(node)!r} in it: an attribute is made of {FORM}.")
+    raise ValueError(f"Invalid expression {text!r}, at {ast.unparse(node)!r}: expected {FORM}.")
 
 
-def _constant(node: ast.expr, text: str) -> Any:
+def _constant(node: ast.expr, text: str) -> str | int:
     with contextlib.suppress(ValueError):
         key = ast.literal_eval(node)
         if isinstance(key, str | int):
             return key
-    raise ValueError(f"{text!r} has the index {ast.unparse(node)!r}: expected a whole number or a text.")
+    raise ValueError(f"Invalid index {ast.unparse(node)!r} in {text!r}: expected an integer or a string.")
 
 
 def _argument(name: str, signature: inspect.Signature | None) -> Reader:
-    """Return what finds one argument, by position or by name, its default included."""
+    """Return what finds one argument, by position or by name, or its default."""
     parameters = {} if signature is None else signature.parameters
     if name in parameters:
         return _parameter(parameters[name], list(parameters).index(name), frozenset(parameters))
     if signature is None or any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return lambda _args, kwargs: kwargs[name]
     close = difflib.get_close_matches(name, parameters, 1)
-    hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(map(repr, parameters)) or 'none'}."
-    raise ValueError(f"it has no parameter {name!r}; {hint}")
+    hint = f"did you mean `{close[0]}`?" if close else f"expected {', '.join(map(repr, parameters)) or 'none'}."
+    raise ValueError(f"the function has no parameter {name!r}; {hint}")
 
 
 def _parameter(parameter: inspect.Parameter, index: int, named: frozenset[str]) -> Reader:
@@ -105,12 +108,12 @@ def _parameter(parameter: inspect.Parameter, index: int, named: frozenset[str]) 
     return lambda args, kwargs: args[index] if index < len(args) else kwargs.get(name, default)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Plain | tuple[Plain, ...] | None:
     """
-    Return a value as one that a span may carry without asking the GPU for anything.
+    Return a value in a form that a span may carry, without asking the GPU for anything.
 
     Text, numbers and booleans stay; a list or tuple of them becomes a tuple; a tensor or an array becomes its shape; a
-    `torch.dtype` or `torch.device` its name. None stays None, which is no attribute.
+    `torch.dtype` or `torch.device` becomes its name. None stays None, and makes no attribute.
 
     Raises:
         TypeError: for anything else.
@@ -127,12 +130,15 @@ def plain(value: Any) -> Any:
     return _number_or_text(value)
 
 
-def _number_or_text(value: Any) -> Any:
+def _number_or_text(value: object) -> Plain:
     if isinstance(value, str | bool | int | float):
         return value
-    # numpy's scalars say that they are such, and live on the host; a tensor is none, whatever its shape.
+    # numpy's scalars register as numbers, and live on the host; a tensor does not, whatever its shape.
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
-    raise TypeError(f"a `{type(value).__name__}` is no attribute: expected text, numbers, few of them, or a tensor")
+    raise TypeError(
+        f"a `{type(value).__name__}` cannot be an attribute; expected text, a number, up to {MAX_ITEMS} of them, or a "
+        "tensor."
+    )

@@ -1,7 +1,7 @@
 """
-The files of `integrations/`, found by name, and imported once their framework is.
+The files of `integrations/`: found by name, and imported once their framework is imported.
 
-Knows no framework.
+Knows no framework, and imports none to find a file.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ import importlib.util
 import pkgutil
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import ModuleType
 
 _PACKAGE = "gpuscope.integrations"
 _MODULE = re.compile(r'^MODULE = "([\w.]+)"', re.MULTILINE)
 _ALSO = re.compile(r'^ALSO = "([\w, ]+)"', re.MULTILINE)
-"""Other names for a file, that people would try."""
+"""Other names that people would try for a file."""
 
 
 def modules_of(names: Iterable[str]) -> dict[str, str]:
     """
-    Return the module of each framework that is named, `all` being every one, without importing anything of it.
+    Return the module of each framework that is named, without importing it; `all` names every framework.
 
     Raises:
-        ValueError: for a name that is no framework's.
+        ValueError: for a name that is not a framework's.
 
     """
     names = list(names)
@@ -38,18 +39,18 @@ def modules_of(names: Iterable[str]) -> dict[str, str]:
         name = others.get(given, given)
         if name != "all" and name not in known:
             close = difflib.get_close_matches(name, [*known, *others], 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)} and all."
-            raise ValueError(f"{name!r} is no framework that gpuscope knows; {hint}")
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}, or all."
+            raise ValueError(f"Unknown framework {name!r}: {hint}")
         found.update(known if name == "all" else {name: known[name]})
     return found
 
 
 def _known() -> tuple[dict[str, str], dict[str, str]]:
-    """Return the module by the name of each file, and the file by each other name."""
+    """Return the module by the name of its file, and the name of the file by each of its other names."""
     modules, others = {}, {}
     for folder in importlib.import_module(_PACKAGE).__path__:
         for file in pkgutil.iter_modules([folder]):
-            # Its text is read, for importing it would import the framework.
+            # Its text is read, because importing it would import the framework.
             text = Path(folder, f"{file.name}.py").read_text(encoding="utf-8")
             if (match := _MODULE.search(text)) is not None:
                 modules[file.name] = match[1]
@@ -58,6 +59,6 @@ def _known() -> tuple[dict[str, str], dict[str, str]]:
     return dict(sorted(modules.items())), others
 
 
-def load(name: str) -> Any:
+def load(name: str) -> ModuleType:
     """Import a framework's file."""
     return importlib.import_module(f"{_PACKAGE}.{name}")

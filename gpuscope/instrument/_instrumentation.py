@@ -1,8 +1,8 @@
 """
-Stages by name: functions of programs and frameworks, made stages from outside when their module is imported.
+Stages by name: functions of programs and frameworks become stages from outside, when their module is imported.
 
-`instrument` is loud about what it is given, and quiet afterwards: what turns out not to be there is said once, and the
-program runs on.
+`instrument` is loud about what it is given, and quiet afterwards: it warns once of what turns out to be missing, and
+never raises into an import.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import functools
 import importlib
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import wrapt
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Target", "instrument", "uninstrument"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 def instrument(
     stages: str | Iterable[Target] | Mapping[str, str] = (),
@@ -40,19 +43,19 @@ def instrument(
     frameworks: str | Iterable[str] = (),
 ) -> None:
     """
-    Make stages of functions by their names, now where their module is imported, else when it will be.
+    Make stages of functions by their names: now if their module is imported, otherwise when it is.
 
-    A name that does not exist is warned of, with the closest that does. Names that `from x import f` has copied
-    already stay as they are. Where gpuscope is off for good nothing happens.
+    A name that does not exist brings a warning that names the closest one that does. Copies that `from x import f` has
+    made already stay as they are. With gpuscope off for good (`GPUSCOPE` unset or 0), the arguments are only checked.
 
     Args:
         stages: `"infer=app:Model.forward{batch_size=len(images)}, ..."`, a mapping of stages to paths, or `Target`s.
         file: path of a TOML file with a table `stages` and a list `frameworks`.
-        frameworks: names of files in `gpuscope.integrations`, as a list or with commas; `all` for every one.
+        frameworks: names of files in `gpuscope.integrations`, as a list or separated by commas; `all` for every one.
 
     Raises:
         TypeError: for stages of another type.
-        ValueError: for what is malformed, or a framework that is not known.
+        ValueError: for malformed stages or files, and for unknown frameworks.
         OSError: for a file that cannot be read.
 
     """
@@ -66,7 +69,7 @@ def instrument(
     if state.recorder is None and not state.may_toggle:
         return
     current = _instrumentation()
-    # What the user names comes first: a function is one stage.
+    # What the user names comes first, because a function is one stage only.
     for target in targets:
         current.add(target)
     for name, module in modules.items():
@@ -74,14 +77,14 @@ def instrument(
 
 
 def uninstrument() -> None:
-    """Put back every function that `instrument` replaced, and forget those whose module was not imported yet."""
+    """Put back every function that `instrument` replaced, and forget those whose module is not imported yet."""
     if state.instrumentation is not None:
         state.instrumentation.undo()
         state.instrumentation = None
 
 
 def follow_environment() -> None:
-    """Do what the variables say; a mistake in them is warned of, and the program runs on."""
+    """Do what the environment variables say; a mistake in one brings a warning, and the program runs on."""
     config = state.config
     for variable, arguments in (
         ("GPUSCOPE_STAGES", {"stages": config.stages}),
@@ -95,18 +98,19 @@ def follow_environment() -> None:
 
 
 class Instrumentation:
-    """What is to be stages, and what is done about it. One at a time; `uninstrument` ends it."""
+    """The targets, and what has become of them. There is one at a time; `uninstrument` ends it."""
 
     def __init__(self) -> None:
         self.patches = Patches()
         self.waiting: dict[Target, bool] = {}
-        """Every target, and whether it has not been found yet."""
+        """Every target, and whether it is still to be found."""
         self.frameworks: dict[str, Callable[[], None] | None] = {}
+        """What undoes each framework's file, if it has been imported and has something to undo."""
         self.active = True
         wrapt.when_imported("multiprocessing.spawn")(self._follow_children)
 
     def add(self, target: Target) -> None:
-        """Make a stage of the target, now or later. Once more for one whose module was reloaded."""
+        """Make the target a stage, now or later; again if its module has been reloaded."""
         is_new = target not in self.waiting
         self.waiting.setdefault(target, True)
         error = self._look_in_main(target) if _main_module.means_main(target.module) else None
@@ -119,41 +123,41 @@ class Instrumentation:
             wrapt.when_imported(target.module)(functools.partial(self._imported, target))
 
     def add_framework(self, name: str, module: str) -> None:
-        """Use a framework's file, once the framework is imported."""
+        """Use a framework's file once the framework is imported."""
         if name not in self.frameworks:
             self.frameworks[name] = None
             wrapt.when_imported(module)(functools.partial(self._framework_imported, name))
 
     def undo(self) -> None:
-        """Restore what was."""
+        """Put back everything that was replaced."""
         self.active = False
-        for name, undo in reversed(self.frameworks.items()):  # Two may have replaced one thing.
+        for name, undo in reversed(self.frameworks.items()):  # Two may have replaced the same thing.
             try:
                 if undo is not None:
                     undo()
             except Exception:  # A framework's own way of undoing.
-                logger.warning("%s could not be undone.", name, exc_info=True)
+                logger.warning("%s is still instrumented: undoing it failed.", name, exc_info=True)
         self.patches.undo()
 
     def names_in_main(self) -> set[str]:
-        """Return the names that the main module has to define for the targets in it."""
+        """Return the names that the main module must define for its targets."""
         return {target.first_name for target in self._in_main()}
 
     def look_in_main(self) -> None:
-        """Make stages of what the main module has defined by now."""
+        """Make stages of what the main module has defined so far."""
         for target in self._in_main():
             error = self._look_in_main(target)
             if error is not None and hasattr(sys.modules[_main_module.MAIN], target.first_name) and not _is_child():
                 self._say_missing(target, error)
 
     def say_what_main_lacks(self, names: Iterable[str]) -> None:
-        """Warn of targets in the main module, of which these names are all that there is."""
+        """Warn of targets that the main module will not have: `names` are all that it defines."""
         for target in self._in_main():
             if target.module == _main_module.MAIN and (name := target.first_name) not in names:
                 self._say_missing(target, MissingError(f"the program has no `{name}`{closest(name, names)}"))
 
     def say_what_never_came(self) -> None:
-        """Warn, at exit, of what was not found, and of modules that resemble one that was imported."""
+        """Warn, at exit, of what was not found, and of modules that were never imported but resemble one that was."""
         for target in [
             target for target, is_waiting in list(self.waiting.items()) if is_waiting and not target.optional
         ]:
@@ -166,7 +170,7 @@ class Instrumentation:
                 self.patches.say("%s was never imported; did you mean `%s`?", target.module, close[0])
 
     def _in_main(self) -> list[Target]:
-        # A copy, which is made at once: another thread may import a framework.
+        # A copy, made in one step, because another thread may import a framework.
         return [target for target in list(self.waiting) if _main_module.means_main(target.module)]
 
     def _look_in_main(self, target: Target) -> MissingError | None:
@@ -180,7 +184,7 @@ class Instrumentation:
 
     def _say_that_main_lacks(self, target: Target, error: MissingError) -> None:
         if _main_module.has_begun():
-            advice = "To have it found, call `instrument` below its definition, or start with `gpuscope run`."
+            advice = "Call `instrument` below its definition, or start with `gpuscope run`."
             self._say_missing(target, MissingError(f"{error} {advice}"))
 
     def _say_missing(self, target: Target, error: MissingError) -> None:
@@ -199,31 +203,31 @@ class Instrumentation:
             else:
                 self._try_again(target, module)
 
-    def _apply(self, target: Target, module: ModuleType) -> None:
+    def _apply(self, target: Target, module: object) -> None:
         try:
             self.patches.apply(target, module)
         except MissingError:
             raise
-        except Exception as error:  # To look something up may run any code of the program, whose import goes on.
+        except Exception as error:  # A lookup may run any code of the program, whose import must go on.
             self.patches.say("%s is not instrumented: %r", target.path, error)
         self.waiting[target] = False
 
     def _try_again(self, target: Target, module: ModuleType) -> None:
-        """Wait, in a thread, for a module that imported gpuscope before it defined what is named."""
+        """Wait, in a thread, for a module that called `instrument` before it defined what is named."""
 
         def wait() -> None:
-            with contextlib.suppress(Exception):  # It was raised where the module was imported first.
+            with contextlib.suppress(Exception):  # The program sees it where it imports the module.
                 self._imported(target, importlib.import_module(module.__name__))
 
-        with contextlib.suppress(RuntimeError):  # The program ends.
+        with contextlib.suppress(RuntimeError):  # No thread starts any more: the program ends.
             threading.Thread(target=wait, name="gpuscope-instrument", daemon=True).start()
 
-    def _follow_children(self, spawn: Any) -> None:
-        """Look in the main module of a child of multiprocessing once that has been run again there."""
+    def _follow_children(self, spawn: ModuleType) -> None:
+        """In a child of multiprocessing, look in the main module once it has been run again there."""
         for name in ("prepare", "import_main_path") if self.active else ():
             self.patches.put(spawn, name, _then(getattr(spawn, name), self.look_in_main))
 
-    def _framework_imported(self, name: str, _module: Any) -> None:
+    def _framework_imported(self, name: str, _module: object) -> None:
         if not self.active:
             return
         try:
@@ -233,13 +237,13 @@ class Instrumentation:
                 self.add(target)
             if hasattr(file, "install"):
                 self.frameworks[name] = file.install()
-        except Exception:  # Written for other versions, perhaps; the program goes on with this one.
+        except Exception:  # The file may be written for other versions; the program goes on with this one.
             logger.warning("%s is not instrumented.", name, exc_info=True)
 
 
-def _then(function: Callable[..., Any], action: Callable[[], None]) -> Callable[..., Any]:
+def _then(function: Callable[P, R], action: Callable[[], None]) -> Callable[P, R]:
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         result = function(*args, **kwargs)
         action()
         return result
@@ -262,6 +266,6 @@ def _at_exit() -> None:
 
 
 def _is_child() -> bool:
-    """Tell whether this is a child of multiprocessing, which would say once more what its parent has said."""
+    """Tell whether this is a child of multiprocessing, which would repeat its parent's warnings."""
     process = sys.modules.get("multiprocessing.process")
     return process is not None and process.parent_process() is not None

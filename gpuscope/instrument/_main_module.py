@@ -1,7 +1,7 @@
 """
-The program's main module: which names mean it, what it has defined, and its code with a call after what it defines.
+The program's main module: which names mean it, where its definitions are, and its code with calls after them.
 
-Changes nothing of the program by itself.
+Puts no stage anywhere: it yields modules, and changes only the syntax tree that it is given.
 """
 
 from __future__ import annotations
@@ -9,26 +9,27 @@ from __future__ import annotations
 import ast
 import sys
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from types import ModuleType
 
 MAIN = "__main__"
 _IN_CHILD = "__mp_main__"
-"""What `multiprocessing` calls the main module where it runs it again, in a child that is spawned."""
+"""The name under which `multiprocessing` runs the main module again in a spawned child."""
 
 
-def _main() -> Any:
+def _main() -> ModuleType | None:
     main = sys.modules.get(MAIN)
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None) or ""
-    # `gpuscope run` is not the program yet.
+    # While `gpuscope run` itself is the main module, there is no program yet.
     is_ours = spec.name == "gpuscope.__main__" if spec else PurePath(file).stem == "gpuscope"
     return None if is_ours else main
 
 
 def means_main(module: str) -> bool:
-    """Tell whether the main module is meant, or would have this name if imported: `app.serve` for `app/serve.py`."""
+    """Tell whether a name means the main module, also the name for importing it: `app.serve` for `app/serve.py`."""
     if module == MAIN:
         return True
     main = _main()
@@ -41,38 +42,38 @@ def means_main(module: str) -> bool:
 
 
 def has_begun() -> bool:
-    """Tell whether the main program runs already, or has run."""
+    """Tell whether the main program runs, or has run."""
     return hasattr(_main(), "__file__")
 
 
-def namespaces() -> Iterator[Any]:
-    """Yield the main module and, in a child that was spawned, the original of which it is a copy."""
+def namespaces() -> Iterator[ModuleType | Namespace]:
+    """Yield the main module and, in a spawned child, the original of which it is a copy."""
     main = _main()
     if main is None:
         return
     yield main
     if sys.modules.get(_IN_CHILD) is main:
         originals = {id(names): names for value in vars(main).values() if (names := _globals_in_child(value))}
-        yield from map(_Namespace, originals.values())
+        yield from map(Namespace, originals.values())
 
 
-def _globals_in_child(value: Any) -> dict[str, Any] | None:
+def _globals_in_child(value: object) -> dict[str, object] | None:
     names = getattr(value, "__globals__", None)
     return names if isinstance(names, dict) and names.get("__name__") == _IN_CHILD else None
 
 
-class _Namespace:
-    """A dictionary as an object with attributes, which are set in it."""
+class Namespace:
+    """A dictionary as an object: its items are the attributes, and setting an attribute sets an item."""
 
-    def __init__(self, names: dict[str, Any]) -> None:
+    def __init__(self, names: dict[str, object]) -> None:
         self.__dict__ = names
 
 
 def with_calls(tree: ast.Module, names: Collection[str], call: str) -> set[str]:
     """
-    Put a call after each statement of a module, not of its functions, that binds one of these names.
+    Put a call after each statement of a module, outside functions and classes, that binds one of these names.
 
-    Lines stay what they are. Returns the names that are bound somewhere, `*` for those that another module brings.
+    Line numbers stay what they are. Returns the names that the module binds, and `*` for `from x import *`.
     """
     bound: set[str] = set()
     for node in [tree, *_blocks(tree)]:

@@ -1,7 +1,8 @@
 """
-Puts stages where the program has functions, and what was there back.
+Replaces functions of the program by stages, and puts them back.
 
-Nothing here raises into the program: what cannot be done is said once, and left.
+What cannot be replaced is logged once, and left. Callers handle names that are missing (`MissingError`), and whatever
+the program's own code raises while a name is looked up.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import difflib
 import sys
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._errors import MissingError, UnsuitableError
 from gpuscope._log import WarnOnce, logger
@@ -20,7 +21,9 @@ from gpuscope.instrument._wrapping import as_stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from gpuscope.instrument._pre_hook import Function
     from gpuscope.instrument._targets import Target
+    from gpuscope.instrument._wrapping import Member
 
 _NOTHING = object()
 
@@ -29,17 +32,17 @@ _NOTHING = object()
 class Patch:
     """One attribute that was replaced."""
 
-    owner: Any
+    owner: object
     name: str
-    now: Any
-    before: Any
+    now: Member
+    before: Member
     """What the owner itself had, or `_NOTHING`."""
-    found: Any
-    """What was made a stage, which may be inherited."""
+    found: Member
+    """What was made a stage; the owner may inherit it."""
     stage: str | None
 
     def undo(self) -> None:
-        """Put back what was; what somebody else has put there since stays."""
+        """Put back what was there, unless somebody else has replaced it since."""
         if vars(self.owner).get(self.name) is not self.now:
             return
         if self.before is _NOTHING:
@@ -49,22 +52,22 @@ class Patch:
 
 
 class Patches:
-    """All attributes that are replaced, and the classes whose subclasses are followed."""
+    """All attributes that are replaced, and the classes whose subclasses are watched."""
 
     def __init__(self) -> None:
         self.all: list[Patch] = []
         self.by_identity: dict[int, Patch] = {}
         self.followed: dict[type, list[tuple[Target, str]]] = {}
         self.yielding: set[Target] = set()
-        """Targets that give way to what the user named without a word."""
+        """Targets that silently give way to what the user named: those of frameworks."""
         self._warnings = WarnOnce()
 
-    def apply(self, target: Target, module: ModuleType) -> None:
+    def apply(self, target: Target, module: object) -> None:
         """
-        Make the target's function a stage, in a module that is there.
+        Make the target's function a stage, in its module or in what stands for that (`_main_module.Namespace`).
 
         Raises:
-            MissingError: where there is no such name.
+            MissingError: if there is no such name.
 
         """
         owner, name = _find(module, target.qualified_name)
@@ -72,9 +75,9 @@ class Patches:
         if target.subclasses and isinstance(owner, type):
             self._follow(target, owner, name)
 
-    def put(self, owner: Any, name: str, now: Any, found: Any = None, stage: str | None = None) -> None:
+    def put(self, owner: object, name: str, now: Member, found: Member = None, stage: str | None = None) -> None:
         """Replace an attribute, and remember what was there."""
-        if now is found:  # gpuscope is off for good.
+        if now is found:  # gpuscope is off for good, so `stage` returned what it was given.
             return
         before = vars(owner).get(name, _NOTHING)
         setattr(owner, name, now)
@@ -83,7 +86,7 @@ class Patches:
         self.by_identity[id(now)] = self.by_identity[id(_function(now))] = patch
 
     def undo(self) -> None:
-        """Restore everything, the newest first."""
+        """Put everything back, the newest first."""
         while self.all:
             self.all.pop().undo()
         self.by_identity.clear()
@@ -94,12 +97,12 @@ class Patches:
         text = message % arguments
         self._warnings.warn(text, "%s", text)
 
-    def _replace(self, target: Target, owner: Any, name: str) -> None:
+    def _replace(self, target: Target, owner: object, name: str) -> None:
         found, before = _look_up(owner, name), vars(owner).get(name, _NOTHING)
         known = self.by_identity.get(id(found))
         if known is not None and found is before:
             if known.stage != target.stage and target not in self.yielding:
-                self.say("%s is the stage %r already, and not %r as well.", target.path, known.stage, target.stage)
+                self.say("%s is already the stage %r; it cannot be %r as well.", target.path, known.stage, target.stage)
             return
         if known is not None:
             found = known.found
@@ -109,10 +112,10 @@ class Patches:
             self.put(owner, name, self._stage_of(target, found, name), found, target.stage)
         except UnsuitableError as error:
             self.say("%s cannot be a stage: %s", target.path, error)
-        except (TypeError, AttributeError) as error:  # A class in C, slots.
+        except (TypeError, AttributeError) as error:  # A class written in C, or slots.
             self.say("%s cannot be replaced: %s.", target.path, error)
 
-    def _stage_of(self, target: Target, found: Any, name: str) -> Any:
+    def _stage_of(self, target: Target, found: Member, name: str) -> Member:
         now = as_stage(target, found)
         function, takes_class = _function(found), isinstance(found, classmethod)
         if not target.subclasses or isinstance(found, staticmethod) or not isinstance(function, FunctionType):
@@ -120,16 +123,16 @@ class Patches:
         wrapper = self._outermost_only(function, _function(now), name, takes_class)
         return classmethod(wrapper) if takes_class else wrapper
 
-    def _outermost_only(self, function: Any, stage: Any, name: str, takes_class: bool) -> Any:
-        """Return the stage as one only where it is what the object's class has: not below `super()`."""
+    def _outermost_only(self, function: Function, stage: Function, name: str, takes_class: bool) -> Function:
+        """Return a function that is a stage only where the object's class has it itself, and not below `super()`."""
 
-        def prepare(args: tuple[Any, ...], _kwargs: dict[str, Any]) -> Any:
+        def hook(args: tuple[object, ...], _kwargs: dict[str, object]) -> Function:
             kind = (args[0] if takes_class else type(args[0])) if args else None
             called = getattr(kind, name, wrapper)
             called = getattr(called, "__func__", called)  # Of a class method.
             return stage if called is wrapper or id(called) not in self.by_identity else function
 
-        wrapper = with_pre_hook(function, prepare)
+        wrapper = with_pre_hook(function, hook)
         return wrapper
 
     def _follow(self, target: Target, owner: type, name: str) -> None:
@@ -151,42 +154,43 @@ class Patches:
 def _init_subclass(owner: type, override: Callable[[type, type], None]) -> Callable[..., None]:
     before = vars(owner).get("__init_subclass__")
 
-    def __init_subclass__(cls: type, **keywords: Any) -> None:  # noqa: N807
+    def __init_subclass__(cls: type, **keywords: object) -> None:  # noqa: N807
         if before is None:
             super(owner, cls).__init_subclass__(**keywords)  # type: ignore[arg-type,misc,unused-ignore]
         else:
             before.__get__(None, cls)(**keywords)
         try:
             override(owner, cls)
-        except Exception:  # The class must come into being as it would without us.
+        except Exception:  # The class must come into being as it does without us.
             logger.warning("%s is not instrumented.", cls, exc_info=True)
 
     return __init_subclass__
 
 
-def _function(attribute: Any) -> Any:
-    """Return what a class or static method is made of; anything else as it is."""
+def _function(attribute: Member) -> Member:
+    """Return the function of a class method or static method; anything else as it is."""
     return attribute.__func__ if isinstance(attribute, staticmethod | classmethod) else attribute
 
 
-def _subclasses(owner: Any) -> Iterator[type]:
-    for subclass in type.__subclasses__(owner):
+def _subclasses(owner: type) -> Iterator[type]:
+    subclasses: list[type] = type.__subclasses__(owner)  # Not `owner.__subclasses__`: the owner may be a metaclass.
+    for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)
 
 
-def _find(module: ModuleType, qualified_name: str) -> tuple[Any, str]:
-    """Return the owner of a name, and its last part."""
+def _find(module: object, qualified_name: str) -> tuple[object, str]:
+    """Return the owner of a name, and the last part of the name."""
     *outer, name = qualified_name.split(".")
-    owner: Any = module
+    owner = module
     for part in outer:
         owner = _look_up(owner, part, unbound=False)
     _look_up(owner, name)
     return owner, name
 
 
-def _look_up(owner: Any, name: str, *, unbound: bool = True) -> Any:
-    """Return an attribute; a class's as it is in the class, for what is bound is not what can be put back."""
+def _look_up(owner: object, name: str, *, unbound: bool = True) -> Member:
+    """Return an attribute; that of a class unbound, because only this can be put back."""
     if unbound and isinstance(owner, type):
         for kind in owner.__mro__:
             if name in vars(kind):
@@ -201,7 +205,7 @@ def _look_up(owner: Any, name: str, *, unbound: bool = True) -> Any:
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """Return the end of a sentence about a name that is not there."""
+    """Return the end of a sentence about a missing name."""
     close = difflib.get_close_matches(name, names, 1)
     return f"; did you mean `{close[0]}`?" if close else "."
 

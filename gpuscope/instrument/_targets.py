@@ -1,7 +1,7 @@
 """
-`Target`, a function that is to be a stage, and the three ways to write several: text, mapping, TOML file.
+`Target`, a function that is to become a stage, and the three ways to write several: text, mapping, TOML file.
 
-Pure: knows no module that is named, and imports none.
+Pure: never imports the modules that are named, nor looks at them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from gpuscope.instrument import _expressions
 
-FORM = "`stage=package.module:function`, or `:Class.method`, several with commas"
+FORM = "`stage=package.module:function` or `stage=package.module:Class.method`, several separated by commas"
 _PATH = re.compile(r"([\w.]+):([\w.]+)")
 _NAMED = re.compile(r"(?s)([^=]+)=([^{]+)(?:\{(.*)\})?")
 _KEYS = {"path": str, "attributes": dict, "subclasses": bool, "optional": bool}
@@ -26,19 +25,19 @@ _OPENING, _CLOSING = "([{", ")]}"
 @dataclass(frozen=True)
 class Target:
     """
-    A function that is to be a stage, by its name.
+    A function that is to become a stage, by its name.
 
     Args:
         stage: name of the stage.
         path: `package.module:function` or `package.module:Class.method`; `__main__:function` is in the program itself.
-        attributes: attributes of its spans, each an expression over the call's arguments, such as `len(images)`,
-            `self.model.name`, `inputs[0].shape`.
-        subclasses: also where a subclass overrides the method, whenever that class is made. What such a method calls by
-            `super()` is not a second stage.
-        optional: nothing is said where it does not exist, as in other versions of a framework.
+        attributes: attributes of its spans by name, each an expression over the call's arguments, such as
+            `len(images)`, `self.model.name`, `inputs[0].shape`.
+        subclasses: whether methods of subclasses that override it become stages too, whenever the subclass is made.
+            What such a method calls by `super()` is not a second stage.
+        optional: whether to give no warning if the function does not exist, as in other versions of a framework.
 
     Raises:
-        ValueError: for a path or an expression that is none.
+        ValueError: if the stage has no name, or the path or an expression is malformed.
 
     """
 
@@ -50,7 +49,7 @@ class Target:
 
     def __post_init__(self) -> None:
         if not self.stage or not _PATH.fullmatch(self.path):
-            raise ValueError(f"the stage {self.stage!r} is {self.path!r}: expected {FORM}.")
+            raise ValueError(f"Invalid stage {f'{self.stage}={self.path}'!r}: expected {FORM}.")
         for expression in self.attributes.values():
             _expressions.check(expression)
 
@@ -66,17 +65,17 @@ class Target:
 
     @property
     def first_name(self) -> str:
-        """What of that the module itself has: the function, or the outermost class."""
+        """The part of it that the module itself defines: the function, or the outermost class."""
         return self.qualified_name.partition(".")[0]
 
 
 def targets_of(stages: str | Iterable[Target] | Mapping[str, str]) -> list[Target]:
     """
-    Return the targets that are written in any form but a file.
+    Return the targets of a text, a mapping or a list.
 
     Raises:
-        TypeError: for another type.
-        ValueError: for a text that is malformed.
+        TypeError: for items of a list that are not a `Target`.
+        ValueError: for a malformed text.
 
     """
     if isinstance(stages, str):
@@ -86,14 +85,16 @@ def targets_of(stages: str | Iterable[Target] | Mapping[str, str]) -> list[Targe
     targets = list(stages)
     for target in targets:
         if not isinstance(target, Target):
-            raise TypeError(f"{target!r} is no `Target`; write `Target('infer', 'app.vision:Detector.forward')`.")
+            raise TypeError(
+                f"Expected a `Target`, got {target!r}; write `Target('infer', 'app.vision:Detector.forward')`."
+            )
     return targets
 
 
 def _parse(item: str) -> Target:
     match = _NAMED.fullmatch(item.strip())
     if match is None:
-        raise ValueError(f"{item!r} is no stage: expected {FORM}; attributes follow as `{{batch_size=len(images)}}`.")
+        raise ValueError(f"Invalid stage {item!r}: expected {FORM}; attributes follow as `{{batch_size=len(images)}}`.")
     stage, path, attributes = match.groups(default="")
     return Target(stage.strip(), path.strip(), dict(map(_attribute, _split(attributes))))
 
@@ -101,12 +102,12 @@ def _parse(item: str) -> Target:
 def _attribute(item: str) -> tuple[str, str]:
     name, sign, expression = item.partition("=")
     if not sign or not name.strip():
-        raise ValueError(f"{item!r} is no attribute: expected `name=expression`, as in `batch_size=len(images)`.")
+        raise ValueError(f"Invalid attribute {item!r}: expected `name=expression`, as in `batch_size=len(images)`.")
     return name.strip(), expression.strip()
 
 
 def _split(text: str) -> list[str]:
-    """Split at commas and line ends, but not within brackets or quotes."""
+    """Split at commas and line ends, except within brackets and quotes."""
     parts, quote, depth = [""], "", 0
     for letter in text:
         if letter in ",\n" and not depth and not quote:
@@ -125,34 +126,41 @@ def read_file(path: str | Path) -> tuple[list[Target], list[str]]:
     Return the targets and the names of frameworks in a TOML file.
 
     Raises:
-        OSError: where it cannot be read.
-        ValueError: where it is malformed.
+        OSError: if the file cannot be read.
+        ValueError: if it is malformed.
 
     """
     tables = _toml(Path(path).read_text(encoding="utf-8"))
     stages, frameworks = tables.pop("stages", {}), tables.pop("frameworks", [])
-    if tables or not isinstance(stages, dict) or not isinstance(frameworks, list):
-        raise ValueError(f"expected a table `stages` and a list `frameworks`, and not {', '.join(tables) or 'these'}.")
+    if tables:
+        raise ValueError(f"Unknown keys {', '.join(tables)}: expected a table `stages` and a list `frameworks`.")
+    if not isinstance(stages, dict) or not isinstance(frameworks, list):
+        raise ValueError(  # noqa: TRY004 - whatever a file says wrong is one kind of error
+            f"`stages` is {stages!r} and `frameworks` is {frameworks!r}: expected a table and a list."
+        )
     targets = []
     for stage, entries in stages.items():
         targets += [_entry(stage, entry) for entry in (entries if isinstance(entries, list) else [entries])]
     return targets, [str(name) for name in frameworks]
 
 
-def _toml(text: str) -> dict[str, Any]:
+def _toml(text: str) -> dict[str, object]:
     try:
         toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     except ImportError:
-        raise ValueError("reading TOML takes Python 3.11, or the package `tomli`.") from None
+        raise ValueError(
+            "Reading TOML needs Python 3.11 or later, or the package `tomli`; install one of them."
+        ) from None
     return dict(toml.loads(text))
 
 
-def _entry(stage: str, entry: Any) -> Target:
+def _entry(stage: str, entry: object) -> Target:
     if isinstance(entry, str):
         return _parse(f"{stage}={entry}")
     if not isinstance(entry, dict) or "path" not in entry:
-        raise ValueError(f"the stage {stage!r} is {entry!r}: expected a path, or a table with one.")
+        raise ValueError(f"Invalid stage {stage!r} with {entry!r}: expected a path, or a table with the key `path`.")
     bad = {key: value for key, value in entry.items() if not isinstance(value, _KEYS.get(key, ()))}
     if bad:
-        raise ValueError(f"the stage {stage!r} has {bad}: expected {', '.join(_KEYS)}, each of its type.")
+        allowed = ", ".join(f"`{key}` ({kind.__name__})" for key, kind in _KEYS.items())
+        raise ValueError(f"Invalid stage {stage!r} with {bad}: expected {allowed}.")
     return Target(stage, **entry)

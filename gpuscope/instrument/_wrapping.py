@@ -1,7 +1,7 @@
 """
-What is put in a function's place: the same function, as a stage with attributes from its arguments.
+What replaces a function: the same function as a stage, with attributes read from its arguments.
 
-Changes nothing of the program; that is done by `instrument._patching`.
+Changes nothing in the program; `instrument._patching` does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import wrapt
 
@@ -22,15 +22,22 @@ from gpuscope.instrument import _expressions
 from gpuscope.instrument._pre_hook import with_pre_hook
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import SupportsIndex
+
+    from gpuscope.instrument._pre_hook import Function, PreHook
     from gpuscope.instrument._targets import Target
 
+Member: TypeAlias = Any
+"""What a module or class has under a name. `Any`, because its kind is asked for at run time, and kept."""
 
-def as_stage(target: Target, found: Any) -> Any:
+
+def as_stage(target: Target, found: Member) -> Member:
     """
-    Return what is found under a name, a class's attribute unbound, as a stage of the same kind.
+    Return what was found under a name, as a stage of the same kind; an attribute of a class is taken unbound.
 
     Raises:
-        UnsuitableError: for what is no function.
+        UnsuitableError: if it is not a function.
 
     """
     if isinstance(found, staticmethod | classmethod):
@@ -38,47 +45,54 @@ def as_stage(target: Target, found: Any) -> Any:
     if isinstance(found, functools.partialmethod):
         return functools.partialmethod(as_stage(target, found.func), *found.args, **found.keywords)
     _check(found)
-    notes = _ArgumentAttributes(target, found)
+    attributes = _ArgumentAttributes(target, found)
     if not isinstance(found, FunctionType):
-        return _staged_object(target, found, notes)
-    return stage(target.stage)(with_pre_hook(found, notes.prepared(found)) if notes.readers else found)
+        return _wrapped_object(target, found, attributes)
+    return stage(target.stage)(with_pre_hook(found, attributes.pre_hook(found)) if attributes.readers else found)
 
 
-def _check(found: Any) -> None:
+def _check(found: Member) -> None:
     if isinstance(found, type):
         raise UnsuitableError(f"it is a class; name one of its methods, as in `{found.__name__}.__call__`.")
     if isinstance(found, property | functools.cached_property):
         raise UnsuitableError("it is a property; name the function that it calls.")
     if not callable(found):
-        raise UnsuitableError(f"it is a `{type(found).__name__}`, which cannot be called.")
+        raise UnsuitableError(f"it is of type `{type(found).__name__}`, which cannot be called; name a function.")
     if not inspect.isroutine(found) and not hasattr(type(found), "__get__"):
-        # In its place no other object will do: programs ask what it is, and keep it in lists of children.
+        # No other object can take its place: programs ask for its type, and keep it in lists of children.
         raise UnsuitableError(f"it is an instance; name its method, as in `{type(found).__name__}.__call__`.")
 
 
-class _StagedObject(wrapt.FunctionWrapper):  # type: ignore[misc,type-arg,unused-ignore]
-    """A callable in C, or with attributes that count (`functools.lru_cache`): everything but the call is its own."""
+class _StageObject(wrapt.FunctionWrapper):  # type: ignore[misc,type-arg,unused-ignore]
+    """
+    A callable written in C, or one whose attributes matter (`functools.lru_cache`), as a stage.
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    Everything but the call is the callable's own.
+    """
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
         """Pickle it as what it stands for: nearly always as its name."""
-        return self.__wrapped__.__reduce_ex__(protocol)
+        reduced: str | tuple[object, ...] = self.__wrapped__.__reduce_ex__(protocol)
+        return reduced
 
 
-def _staged_object(target: Target, found: Any, notes: _ArgumentAttributes) -> Any:
-    def call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+def _wrapped_object(target: Target, found: Function, attributes: _ArgumentAttributes) -> Member:
+    def call(
+        wrapped: Callable[..., object], instance: object, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
         with stage(target.stage):
-            notes.take(args if instance is None else (instance, *args), kwargs)
+            attributes.note(args if instance is None else (instance, *args), kwargs)
             return wrapped(*args, **kwargs)
 
-    return _StagedObject(found, call)
+    return _StageObject(found, call)
 
 
 class _ArgumentAttributes:
-    """Reads a target's attributes from a call's arguments, and notes them in the record of the stage that runs."""
+    """Reads a target's attributes from a call's arguments, and notes them in the record of the running stage."""
 
-    def __init__(self, target: Target, function: Any) -> None:
+    def __init__(self, target: Target, function: Function) -> None:
         self.target = target
-        self.readers = {}
+        self.readers: dict[str, _expressions.Reader] = {}
         self._warnings = WarnOnce()
         for key, expression in target.attributes.items():
             try:
@@ -86,19 +100,19 @@ class _ArgumentAttributes:
             except (TypeError, ValueError) as error:
                 self._leave_out(key, error)
 
-    def prepared(self, function: Any) -> Any:
-        """Return the form that a layer takes."""
+    def pre_hook(self, function: Function) -> PreHook[..., Any]:
+        """Return a pre-hook that notes the attributes of a call and then has the function called."""
 
-        def prepare(args: Any, kwargs: Any) -> Any:
-            self.take(args, kwargs)
+        def hook(args: tuple[object, ...], kwargs: dict[str, object]) -> Function:
+            self.note(args, kwargs)
             return function
 
-        return prepare
+        return hook
 
-    def take(self, args: Any, kwargs: Any) -> None:
+    def note(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Note the attributes of one call. Never raises."""
         record = current.get()
-        # Not where recording is off, or has failed to begin this stage.
+        # Does nothing where recording is off, or where this stage has failed to begin.
         if state.recorder is None or record is None or record.site.name != self.target.stage:
             return
         values = dict(record.attributes or ())

@@ -1,4 +1,4 @@
-"""Page-locked host memory that is allocated once and reused: `PinnedBuffer`, and `PinnedPool`, which lends many."""
+"""Page-locked host memory that is allocated once and reused: `PinnedBuffer`, and `PinnedPool`, which lends buffers."""
 
 from gpuscope.pinned._pool import PinnedBuffer, PinnedPool, PoolExhaustedError, PoolStatistics
 

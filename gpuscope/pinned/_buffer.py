@@ -1,13 +1,14 @@
 """
 `PinnedBuffer`: page-locked host memory that is filled, copied and read, again and again.
 
-Checks everything before anything is copied. Waits for its own copy only, never for a stream or a device.
+Checks everything before anything is copied. Waits for its own copy only, never for a stream or a device; only releasing
+a buffer without a pool may.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from gpuscope.pinned._memory import HostMemory, copy_on_host, give_back
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
     from typing_extensions import Self
 
-    from gpuscope.pinned._stock import BlockPool
+    from gpuscope.pinned._blocks import BlockPool
+    from gpuscope.pinned._checks import Array, DeviceLike, DTypeLike
 
 
 class PinnedBuffer:
@@ -28,37 +31,37 @@ class PinnedBuffer:
     Page-locked host memory of one shape and dtype, for one thread at a time; a context manager that releases it.
 
     Copies of one buffer follow each other, whatever their streams. `wait` and `ready` are about the buffer's own last
-    copy only. Until that copy from a device is done, what `tensor` and `array` show is garbage; until a copy to a
-    device is done, writing through them changes what arrives. `fill_from` waits by itself.
+    copy only. Until a copy from a device is done, `tensor` and `array` show garbage; until a copy to a device is done,
+    writing through them changes what arrives. `fill_from` waits by itself.
 
     Args:
-        shape: the sizes, or one number; () and sizes of 0 are allowed.
-        dtype: of torch, or one of numpy that torch has too.
+        shape: the sizes, or one number for a vector; () and sizes of 0 are allowed.
+        dtype: one of torch, or one of numpy that torch has too.
 
     Raises:
-        TypeError: for a shape or dtype that is none, or that torch can't copy on the host.
+        TypeError: for an invalid shape, and for a dtype that torch doesn't have or can't copy on the host.
         ValueError: for a negative size.
 
     """
 
-    __slots__ = ("__weakref__", "_finalizer", "_memory", "_stock", "dtype", "is_pinned", "nbytes", "shape")
+    __slots__ = ("__weakref__", "_finalizer", "_memory", "_pool", "dtype", "is_pinned", "nbytes", "shape")
 
-    def __init__(self, shape: int | Sequence[int], dtype: Any) -> None:
+    def __init__(self, shape: int | Sequence[int], dtype: DTypeLike) -> None:
         self._hold(HostMemory(checks.checked_shape(shape), checks.checked_dtype(dtype)), None)
 
     @classmethod
-    def _of_stock(cls, pool: BlockPool, memory: HostMemory) -> Self:
-        """Return a buffer on memory that goes back to a pool's stock."""
+    def _of_pool(cls, pool: BlockPool, memory: HostMemory) -> Self:
+        """Return a buffer on memory that goes back to a pool."""
         buffer = cls.__new__(cls)
         buffer._hold(memory, pool)
         return buffer
 
     def _hold(self, memory: HostMemory, pool: BlockPool | None) -> None:
         self._memory: HostMemory | None = memory
-        self._stock = pool
+        self._pool = pool
         self._finalizer: weakref.finalize[[], PinnedBuffer] | None = None
         if pool is not None:
-            # Only counted back and not reused: somebody may hold its `array` still.
+            # Its memory is only counted back, not reused: somebody may still hold the buffer's `array`.
             self._finalizer = weakref.finalize(self, pool.forget)
             self._finalizer.atexit = False
         tensor = memory.tensor
@@ -67,17 +70,26 @@ class PinnedBuffer:
 
     def _held(self) -> HostMemory:
         if self._memory is None:
-            raise RuntimeError("The buffer was released: its memory may be another's by now. Acquire or make another.")
+            raise RuntimeError(
+                "The buffer was released, and its memory may be in use elsewhere: acquire or make a new one."
+            )
         return self._memory
 
     @property
     def tensor(self) -> torch.Tensor:
-        """The memory as a tensor on the host; don't use it after the release."""
+        """The memory as a tensor on the host. Don't use it after the release."""
         return self._held().tensor
 
     @property
-    def array(self) -> np.ndarray[Any, Any]:
-        """The memory as a numpy array, without a copy; TypeError for dtypes that numpy lacks, such as bfloat16."""
+    def array(self) -> Array:
+        """
+        The memory as a numpy array, without a copy. Don't use it after the release.
+
+        Raises:
+            TypeError: for dtypes that numpy lacks, such as bfloat16.
+            RuntimeError: after the release.
+
+        """
         try:
             return self.tensor.numpy()
         except TypeError:
@@ -86,11 +98,11 @@ class PinnedBuffer:
                 f"numpy has no {self.dtype}: use `.tensor`, or its bits, `.tensor.view(torch.{bits}).numpy()`."
             ) from None
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         array = self.array
         if copy or (dtype is not None and array.dtype != dtype):
             if copy is False:
-                raise ValueError(f"The buffer is of {array.dtype}: as {np.dtype(dtype)} it can only be copied.")
+                raise ValueError(f"The buffer has dtype {array.dtype}: as {np.dtype(dtype)} it can only be copied.")
             return array.astype(array.dtype if dtype is None else dtype)
         return array
 
@@ -98,12 +110,12 @@ class PinnedBuffer:
         kind = "released" if self._memory is None else "pinned" if self.is_pinned else "pageable"
         return f"PinnedBuffer({self.shape}, {self.dtype}, {kind})"
 
-    def fill_from(self, source: np.ndarray[Any, Any] | torch.Tensor) -> Self:
+    def fill_from(self, source: Array | torch.Tensor) -> Self:
         """
-        Copy from elsewhere on the host; waits first for this buffer's own copy.
+        Copy from elsewhere on the host, after waiting for this buffer's own last copy. Returns itself.
 
         Args:
-            source: a numpy array or a tensor on the CPU, of the buffer's shape and dtype, with any strides.
+            source: a numpy array, or a tensor on the CPU, of the buffer's shape and dtype, with any strides.
 
         Raises:
             TypeError: for anything else, or another dtype.
@@ -125,33 +137,33 @@ class PinnedBuffer:
             np.copyto(self.array, source)
         return self
 
-    def _check_on_host(self, source: Any) -> None:
+    def _check_on_host(self, source: object) -> None:
         if not isinstance(source, torch.Tensor):
             raise TypeError(
                 f"`fill_from` was given a `{type(source).__name__}`: expected a numpy array or a tensor on the CPU; "
-                "`numpy.asarray(...)` makes an array of most things."
+                "`numpy.asarray(...)` makes arrays of most things."
             )
         checks.check_dense("The tensor", source, self.shape, self.dtype)
         if source.device.type != "cpu":
             raise ValueError(f"The tensor is on {source.device}: expected one on the CPU. Use `copy_from_device`.")
 
     def to_device(
-        self, device: Any, stream: torch.cuda.Stream | None = None, *, out: torch.Tensor | None = None
+        self, device: DeviceLike, stream: torch.cuda.Stream | None = None, *, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
         Start a copy to a GPU, and return the tensor there, which the current stream may use at once.
 
-        With a stream of its own, a copy to a new tensor runs beside everything; one to `out` starts behind what the
-        current stream has been given so far, which may be using it. Inside `with torch.cuda.stream(...)` that stream is
-        the current one: nothing waits for another, and the order is yours to keep.
+        On a stream of its own, a copy to a new tensor runs beside everything; one to `out` starts after what the
+        current stream has been given so far, because that may be using `out`. Inside `with torch.cuda.stream(...)` that
+        stream is the current one: no stream waits for another, and the order is up to you.
 
         Args:
-            device: a CUDA device; without an index the current one. Where there is no CUDA, "cpu": copied at once.
+            device: a CUDA device; without an index, the current one. Where there is no CUDA, "cpu": copied at once.
             stream: one of that device to copy on; None: its current one.
-            out: contiguous, of the buffer's shape and dtype and on that device, instead of a new tensor.
+            out: a contiguous tensor to copy into, of the buffer's shape and dtype and on that device; None: a new one.
 
         Raises:
-            TypeError: for what is no stream or tensor, or another dtype.
+            TypeError: if `stream` is not a stream, `out` is not a tensor, or `out` has another dtype.
             ValueError: for another shape, layout or device.
             RuntimeError: after the release, or while the current stream is captured into a CUDA graph.
 
@@ -172,17 +184,17 @@ class PinnedBuffer:
 
     def copy_from_device(self, tensor: torch.Tensor, stream: torch.cuda.Stream | None = None) -> Self:
         """
-        Start a copy from a GPU; the contents are garbage until `wait` or `result`, or until `ready` says so.
+        Start a copy from a GPU. The contents are garbage until `wait` or `result` returns, or `ready` is true.
 
-        The tensor may be let go at once: its memory stays until the copy is done.
+        The tensor may be let go at once: its memory stays until the copy is done. Returns the buffer itself.
 
         Args:
             tensor: contiguous, of the buffer's shape and dtype, on a CUDA device; on the CPU where there is no CUDA.
-            stream: one of that device to copy on, behind what its current stream has been given so far; None: the
+            stream: one of that device to copy on, after what its current stream has been given so far; None: the
                 current one.
 
         Raises:
-            TypeError: for what is no tensor or stream, or another dtype.
+            TypeError: if `tensor` is not a tensor, `stream` is not a stream, or `tensor` has another dtype.
             ValueError: for another shape, layout or device.
             RuntimeError: after the release, or while the current stream is captured into a CUDA graph.
 
@@ -200,7 +212,7 @@ class PinnedBuffer:
         return self
 
     def ready(self) -> bool:
-        """Return whether the buffer's last copy is done; does not wait. True if there was none."""
+        """Return whether the buffer's last copy is done, without waiting. True if there was none."""
         return self._held().ready()
 
     def wait(self) -> None:
@@ -214,21 +226,21 @@ class PinnedBuffer:
 
     def release(self) -> None:
         """
-        Give the buffer back to its pool at once, whose next user gets it when its copy is done.
+        Give the buffer back to its pool at once; its next user gets it once its copy is done.
 
-        One without a pool waits for its copy and gives its memory back to the system.
+        A buffer without a pool waits for its copy and gives its memory back to the system.
 
         Raises:
-            RuntimeError: if it was released already.
+            RuntimeError: if it was already released.
 
         """
         memory, self._memory = self._held(), None
-        if self._stock is None:
+        if self._pool is None:
             give_back([memory])
             return
         if self._finalizer is not None:
             self._finalizer.detach()
-        self._stock.give(memory)
+        self._pool.give(memory)
 
     def __enter__(self) -> Self:
         self._held()

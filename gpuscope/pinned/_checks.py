@@ -1,7 +1,7 @@
 """
-What the pinned buffers refuse, and in which words.
+Argument checks of the pinned buffers.
 
-Looks only at types, shapes, layouts and devices, and never at what is in the memory: every error comes before any copy.
+They look only at types, shapes, layouts and devices, never at contents, so that every error comes before any copy.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import functools
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,10 +19,17 @@ from torch import Tensor, strided
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
+
+Array: TypeAlias = "npt.NDArray[Any]"
+"""A numpy array. `Any`, because its dtype is known at run time only."""
+DTypeLike: TypeAlias = "torch.dtype | npt.DTypeLike"
+DeviceLike: TypeAlias = "torch.device | str | int"
+
 
 @functools.cache
 def has_cuda() -> bool:
-    """Return whether CUDA can be used; asked once, and without creating a context."""
+    """Return whether CUDA can be used. Asks once, and creates no context."""
     return torch.cuda.is_available()
 
 
@@ -35,23 +42,23 @@ def checked_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
             f"`shape` is {shape!r}: expected a number or a sequence of numbers, such as (3, 224)."
         ) from None
     if any(size < 0 for size in sizes):
-        raise ValueError(f"`shape` is {shape!r}: expected no size below 0.")
+        raise ValueError(f"`shape` is {shape!r}: expected sizes of 0 or more.")
     return sizes
 
 
-def checked_dtype(dtype: Any) -> torch.dtype:
-    """Return the torch dtype that is meant by one of torch's or numpy's."""
+def checked_dtype(dtype: DTypeLike) -> torch.dtype:
+    """Return a dtype of torch or numpy as one of torch."""
     if not isinstance(dtype, torch.dtype):
         return _dtype_from_numpy(dtype)
     try:
         torch.empty(1, dtype=dtype, device="cpu").clone()
     except RuntimeError as error:
-        raise TypeError(f"`dtype` is {dtype}, which torch can't copy on the host: {error}") from None
+        raise TypeError(f"`dtype` is {dtype}: expected one that torch can copy on the host ({error}).") from None
     return dtype
 
 
-def _dtype_from_numpy(dtype: Any) -> torch.dtype:
-    if dtype is not None:  # Which numpy takes for float64.
+def _dtype_from_numpy(dtype: npt.DTypeLike) -> torch.dtype:
+    if dtype is not None:  # numpy takes None for float64.
         with contextlib.suppress(TypeError, ValueError):
             return torch.from_numpy(np.empty(0, dtype)).dtype
     raise TypeError(
@@ -60,10 +67,10 @@ def _dtype_from_numpy(dtype: Any) -> torch.dtype:
     )
 
 
-def check_array(array: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def check_array(array: Array, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Refuse a numpy array that is not of this shape and dtype."""
     try:
-        seen: Any = torch.from_numpy(np.empty(0, array.dtype)).dtype
+        seen: torch.dtype | str = torch.from_numpy(np.empty(0, array.dtype)).dtype
     except (TypeError, ValueError):
         seen = f"numpy's {array.dtype.str!r}"
     if seen != dtype:
@@ -71,20 +78,20 @@ def check_array(array: np.ndarray[Any, Any], shape: tuple[int, ...], dtype: torc
     _check_shape("The array", tuple(array.shape), shape)
 
 
-def check_dense(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Refuse what is no dense tensor of this shape and dtype."""
+def check_dense(name: str, tensor: object, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Refuse what is not a dense tensor of this shape and dtype."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} is of type `{type(tensor).__name__}`: expected a `torch.Tensor`.")
     if tensor.layout != torch.strided:
-        raise ValueError(f"{name} has the layout {tensor.layout}: expected a dense one; call `.to_dense()` first.")
+        raise ValueError(f"{name} has the layout {tensor.layout}: expected a dense tensor; call `.to_dense()` first.")
     if tensor.dtype != dtype:
         raise TypeError(f"{name} is of {tensor.dtype}, the buffer of {dtype}: convert it first, with `tensor.to(...)`.")
     _check_shape(name, tuple(tensor.shape), shape)
 
 
-def check_transfer(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def check_transfer(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Refuse also what one transfer can't fill or read: PyTorch would copy through temporary memory and wait."""
-    # Nearly always all is well, and what is asked before a copy delays it.
+    # First the usual case, in which all is well: whatever is asked before a copy delays it.
     if (
         isinstance(tensor, Tensor)
         and tensor.dtype is dtype
@@ -106,11 +113,15 @@ def check_transfer(name: str, tensor: Any, shape: tuple[int, ...], dtype: torch.
 
 def _check_shape(name: str, seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
     if seen != shape:
-        hint = "reshape it first." if math.prod(seen) == math.prod(shape) else "use a buffer of its shape, or a part."
+        hint = (
+            "reshape it first."
+            if math.prod(seen) == math.prod(shape)
+            else "use a buffer of that shape, or copy a part."
+        )
         raise ValueError(f"{name} has the shape {seen}, the buffer {shape}: {hint}")
 
 
-def checked_device(device: Any) -> torch.device:
+def checked_device(device: DeviceLike) -> torch.device:
     """Return the device of a copy: a CUDA device with its index, or the CPU where there is no CUDA."""
     try:
         found = _known_devices[device]
@@ -119,8 +130,8 @@ def checked_device(device: Any) -> torch.device:
     return _cuda_device(torch.cuda.current_device()) if found is None else found
 
 
-_known_devices: dict[Any, torch.device | None] = {}
-"""What copies went to so far; None for the current CUDA device. Looking one up costs a tenth of taking it apart."""
+_known_devices: dict[DeviceLike, torch.device | None] = {}
+"""The devices of copies so far, None for the current CUDA device. A look-up costs a tenth of checking one."""
 
 
 @functools.cache
@@ -128,7 +139,7 @@ def _cuda_device(index: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _found_device(device: Any) -> torch.device | None:
+def _found_device(device: DeviceLike) -> torch.device | None:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
@@ -139,7 +150,7 @@ def _found_device(device: Any) -> torch.device | None:
     elif found.type != "cuda":
         raise ValueError(f"`device` is {found}: expected a CUDA device. `buffer.tensor.clone()` copies on the host.")
     elif found.index is not None and found.index >= torch.cuda.device_count():
-        raise ValueError(f"`device` is {found}: expected one of the {torch.cuda.device_count()} that there are.")
+        raise ValueError(f"`device` is {found}: expected an index below {torch.cuda.device_count()}.")
     known = None if found.type == "cuda" and found.index is None else found
     if isinstance(device, str | torch.device):
         _known_devices[device] = known
@@ -153,27 +164,26 @@ def check_on_device(name: str, tensor: torch.Tensor, device: torch.device) -> No
 
 
 def check_on_gpu(tensor: torch.Tensor) -> None:
-    """Refuse what is no source of `copy_from_device`."""
+    """Refuse a tensor that `copy_from_device` can't copy from, because of where it is."""
     if tensor.is_cuda != has_cuda() or not (tensor.is_cuda or tensor.is_cpu):
         expected = "cuda" if has_cuda() else "cpu"
         hint = " `fill_from` copies on the host." if tensor.device.type == "cpu" else ""
         raise ValueError(f"The tensor is on {tensor.device}: expected a device of type {expected!r}.{hint}")
 
 
-def check_stream(stream: Any, device: torch.device) -> None:
-    """Refuse what is no stream of the device."""
+def check_stream(stream: object, device: torch.device) -> None:
+    """Refuse what is not a stream of the device."""
     if not isinstance(stream, torch.cuda.Stream):
         raise TypeError(f"`stream` is of type `{type(stream).__name__}`: expected a `torch.cuda.Stream` or None.")
     if stream.device != device:
-        raise ValueError(
-            f"`stream` is one of {stream.device}, the copy is one of {device}: expected a stream of {device}."
-        )
+        raise ValueError(f"`stream` belongs to {stream.device}, the copy to {device}: expected a stream of {device}.")
 
 
 def check_no_capture() -> None:
-    """Refuse a copy while the current stream is captured: a replay would copy without the buffer's knowledge."""
+    """Refuse a copy while the current stream is captured, because the buffer would not know of replays."""
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
-            "The current stream is being captured into a CUDA graph, whose replays a buffer can't know of: copy before "
-            "the capture, or copy to or from `buffer.tensor` yourself and keep the buffer for as long as the graph."
+            "The current stream is being captured into a CUDA graph, and the buffer would not know of its replays: "
+            "copy before the capture, or copy to or from `buffer.tensor` yourself and keep the buffer for as long "
+            "as the graph."
         )

@@ -1,7 +1,8 @@
 """
 Page-locked memory of one shape and dtype, with the event of its last copy.
 
-Checks nothing: callers have. Asks about and waits for its own event only, never a stream or a device.
+Checks nothing, because callers have. Asks about and waits for its own event only, never a stream or a device; only
+`give_back` may wait for the GPU.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -19,39 +20,41 @@ from gpuscope.pinned._checks import has_cuda
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-ONE_THREAD_BYTES = 1_000_000
-"""From here on several threads copy faster than one."""
+Event: TypeAlias = Any
+"""A `torch.cuda.Event`. `Any`, because its methods have no types."""
 
-_cuda: Any = torch.cuda  # Its events have no types.
+ONE_THREAD_BYTES = 1_000_000
+"""From this size on several threads copy faster than one."""
+
 _memmove = ctypes.PyDLL(None).memmove
 _warnings = WarnOnce()
-_PAGEABLE = ": buffers are of pageable memory, from which copies are slower and may wait."
-_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+_PAGEABLE = ": using pageable memory instead; copies are slower and may block."
+_holders: weakref.WeakSet[object] = weakref.WeakSet()
 
 
 def survives_forks(holder: object) -> None:
-    """Have an object that holds CUDA events or graphs outlive a fork's child: destroying them there would abort it."""
+    """Never destroy an object that holds CUDA events or graphs in the child of a fork: that would abort the child."""
     _holders.add(holder)
 
 
 class HostMemory:
     """
-    One block of host memory and the copy that is under way, if any.
+    One block of host memory, and the copy that is under way, if any.
 
-    Copies follow each other on the GPU, whatever their streams, so that the event of the last tells of all.
+    Copies follow each other on the GPU, whatever their streams, so that the event of the last one tells of all.
     """
 
     __slots__ = ("__weakref__", "_copy", "_events", "_source", "is_pinned", "tensor")
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.tensor, self.is_pinned = _allocate(shape, dtype)
-        self._events: dict[int, Any] = {}  # By device: an event belongs to that of its first stream.
-        self._copy: Any = None
+        self._events: dict[int, Event] = {}  # By device: an event belongs to the device of its first stream.
+        self._copy: Event | None = None
         self._source: torch.Tensor | None = None
         survives_forks(self)
 
     def ready(self) -> bool:
-        """Return whether the last copy is done; does not wait."""
+        """Return whether the last copy is done, without waiting."""
         if self._copy is not None and self._copy.query():
             self._copy = self._source = None
         return self._copy is None
@@ -74,7 +77,7 @@ class HostMemory:
         with torch.cuda.stream(stream):
             if out is not None:
                 stream.wait_stream(current)
-            # A new tensor is of this stream's memory: that of the current one may be in use by kernels not yet run.
+            # A new tensor comes from this stream's memory; the current stream's may be in use by kernels yet to run.
             result = self._send(device, out)
             event = self._sent(stream)
         for user in (current, stream):
@@ -92,13 +95,14 @@ class HostMemory:
             stream = torch.cuda.current_stream(source.device)
             self._sent(stream)
         else:
-            # Where both are one stream, it waits for what it has done by then.
+            # If both are the same stream, this waits for nothing new.
             stream.wait_stream(torch.cuda.current_stream(source.device))
             with torch.cuda.stream(stream):
                 self._follow(source.device)
                 self.tensor.copy_(source, non_blocking=True)
                 self._sent(stream)
-        # The first for memory of PyTorch's allocator, also if the buffer is let go; the reference for any other.
+        # Both keep the source's memory: `record_stream` that of PyTorch's allocator, even if this buffer is let go;
+        # the reference any other.
         source.record_stream(stream)
         self._source = source
 
@@ -108,19 +112,19 @@ class HostMemory:
             self._copy.wait(torch.cuda.current_stream(device))
 
     def _send(self, device: torch.device, out: torch.Tensor | None) -> torch.Tensor:
-        """Copy to the device on its current stream; what comes before this call delays the copy."""
+        """Queue the copy on the device's current stream. Whatever a caller does before this delays the copy."""
         self._follow(device)
         if out is None:
             return self.tensor.to(device, non_blocking=True)
         (out.detach() if out.requires_grad else out).copy_(self.tensor, non_blocking=True)
         return out
 
-    def _sent(self, stream: torch.cuda.Stream) -> Any:
+    def _sent(self, stream: torch.cuda.Stream) -> Event:
         """Record the event behind a copy on a stream."""
         index = stream.device.index
         event = self._events.get(index)
         if event is None:
-            event = self._events[index] = _cuda.Event()
+            event = self._events[index] = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
         self._copy = event
         return event
@@ -128,16 +132,16 @@ class HostMemory:
 
 def copy_on_host(target: torch.Tensor, source: torch.Tensor) -> None:
     """
-    Copy between dense tensors of one shape and dtype, `target` contiguous; by several threads where that gains much.
+    Copy between dense tensors of one shape and dtype, `target` contiguous; with several threads where that gains much.
 
-    PyTorch uses all that it has from 128 kB on. For what one thread copies in 50 us they gain nothing, and once asleep
-    they have to be woken first: on a shared machine one copy in ten, of 0.6 MB, took over 4 ms. So short ones are made
-    here, with the GIL: to have it back from a thread that computes would take 5 ms.
+    PyTorch uses all its threads from 128 kB on. They gain nothing on what one thread copies in 50 us, and once asleep
+    they must be woken first: on a shared machine, one in ten copies of 0.6 MB took over 4 ms. So short copies are made
+    here. They keep the GIL, because to get it back from a thread that computes would take 5 ms.
     """
     plain = type(source) is torch.Tensor and source.is_contiguous() and not (source.is_neg() or source.is_conj())
     if plain and 0 < source.nbytes < ONE_THREAD_BYTES:
         pointers = target.data_ptr(), source.data_ptr()
-        if all(pointers):  # Storage can be taken away from under a tensor.
+        if all(pointers):  # A tensor's storage may have been freed under it.
             _memmove(*map(ctypes.c_void_p, pointers), ctypes.c_size_t(source.nbytes))
             return
     target.copy_(source)
@@ -147,7 +151,7 @@ def give_back(memories: Iterable[HostMemory]) -> None:
     """
     Give memory back to the system, each block once its copy is done.
 
-    PyTorch keeps pinned blocks for itself until its cache is emptied; freeing them may wait for the GPU.
+    PyTorch caches pinned blocks, so its cache is emptied; freeing them may wait for the GPU.
     """
     pinned = False
     for memory in memories:
@@ -159,7 +163,7 @@ def give_back(memories: Iterable[HostMemory]) -> None:
 
 
 def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor, bool]:
-    # Not under the caller's inference mode, outside of which the tensor could not be written to.
+    # Not in the caller's inference mode: outside that the tensor could not be written to.
     with torch.inference_mode(mode=False):
         if has_cuda():
             try:

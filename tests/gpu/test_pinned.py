@@ -299,7 +299,7 @@ class TestPool:
         with pool.acquire() as buffer:
             hold_up(torch.cuda.current_stream())
             buffer.to_device("cuda")
-        with pytest.raises(TimeoutError, match="1 released whose copies still run"):
+        with pytest.raises(TimeoutError, match="1 released but still copying"):
             pool.acquire()
 
     def test_a_free_buffer_is_preferred_to_waiting(self):
@@ -421,7 +421,7 @@ class TestTwoDevices:
 
     def test_a_stream_of_the_other_device_is_refused(self):
         """With both devices named."""
-        with pytest.raises(ValueError, match="`stream` is one of cuda:1, the copy is one of cuda:0"):
+        with pytest.raises(ValueError, match="`stream` belongs to cuda:1, the copy to cuda:0"):
             filled(5).to_device("cuda:0", torch.cuda.Stream(1))
 
     @pytest.mark.parametrize("index", [0, 1])

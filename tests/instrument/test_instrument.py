@@ -337,7 +337,7 @@ class TestNotThere:
             ("Outer.Inner.zzz", "`Inner` has no `zzz`."),
             ("Outer.Inner", "it is a class; name one of its methods"),
             ("Outer.prop", "it is a property; name the function that it calls"),
-            ("NUMBER", "it is a `int`, which cannot be called"),
+            ("NUMBER", "it is of type `int`, which cannot be called; name a function"),
             ("instance", "it is an instance; name its method, as in `Call.__call__`"),
         ],
     )
@@ -419,7 +419,7 @@ class TestUndo:
         instrument(f"other={module.__name__}:plain")
         module.plain([])
         assert [span.name for span in host_spans(bench)] == ["plain"]
-        assert "is the stage 'plain' already, and not 'other' as well" in caplog.text
+        assert "is already the stage 'plain'; it cannot be 'other' as well" in caplog.text
 
     def test_an_inherited_method_is_a_stage_of_its_own(self, bench, load):
         """Two classes may give one inherited function two names."""
@@ -516,11 +516,14 @@ class TestForms:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            ({"stages": "app:f"}, "'app:f' is no stage: expected `stage=package.module:function`"),
-            ({"stages": "a=app.f"}, "the stage 'a' is 'app.f'"),
-            ({"stages": "a=app:f{n}"}, "'n' is no attribute: expected `name=expression`"),
-            ({"stages": "a=app:f{n=open(x)}"}, r"'open\(x\)' has 'open\(x\)' in it"),
-            ({"frameworks": "transformer"}, "'transformer' is no framework"),
+            ({"stages": "app:f"}, "Invalid stage 'app:f': expected `stage=package.module:function`"),
+            ({"stages": "a=app.f"}, "Invalid stage 'a=app.f': expected `stage=package.module:function`"),
+            ({"stages": "a=app:f{n}"}, "Invalid attribute 'n': expected `name=expression`"),
+            (
+                {"stages": "a=app:f{n=open(x)}"},
+                r"Invalid expression 'open\(x\)', at 'open\(x\)': expected names of arguments",
+            ),
+            ({"frameworks": "transformer"}, "Unknown framework 'transformer': did you mean 'transformers'"),
         ],
     )
     def test_mistakes_in_calls_raise(self, arguments, said):
@@ -530,7 +533,7 @@ class TestForms:
 
     def test_other_types_are_refused(self):
         """A list holds targets and nothing else."""
-        with pytest.raises(TypeError, match="is no `Target`"):
+        with pytest.raises(TypeError, match="Expected a `Target`, got 'a=app:f'; write"):
             instrument(["a=app:f"])
 
     @pytest.mark.parametrize("text", ["stage = 1", "stages = 1", "[stages]\na = 1", "[stages.a]\npath='m:f'\nname='x'"])
@@ -631,7 +634,10 @@ class TestEnvironment:
         assert done.returncode == 0
         said = done.stderr.splitlines()
         assert "ignoring GPUSCOPE_STAGES_FILE: [Errno 2] No such file or directory: 'missing.toml'" in said
-        assert any(line.startswith("ignoring GPUSCOPE_FRAMEWORKS: 'nothing' is no framework") for line in said)
+        assert any(
+            line.startswith("ignoring GPUSCOPE_FRAMEWORKS: Unknown framework 'nothing': expected one of ")
+            for line in said
+        )
         assert "app:cachd does not exist: `app` has no `cachd`; did you mean `cached`?" in said
         assert len(said) == 3
 
@@ -659,7 +665,7 @@ class TestEnvironment:
         assert done.stdout == "1\n"
         first, second = done.stderr.splitlines()
         assert "__main__:late does not exist" in first
-        assert "call `instrument` below its definition, or start with `gpuscope run`" in first
+        assert "Call `instrument` below its definition, or start with `gpuscope run`" in first
         assert "__main__:earlyy does not exist: `__main__` has no `earlyy`; did you mean `early`?" in second
 
     @pytest.mark.parametrize(

@@ -198,8 +198,8 @@ class TestAsWithoutIt:
         ("arguments", "said"),
         [
             (("missing.py",), "cannot read 'missing.py'"),
-            (("--stage", "a=b", "missing.py"), "the stage 'a' is 'b': expected"),
-            (("--framework", "nothing", "missing.py"), "'nothing' is no framework"),
+            (("--stage", "a=b", "missing.py"), "Invalid stage 'a=b': expected"),
+            (("--framework", "nothing", "missing.py"), "Unknown framework 'nothing': expected one of"),
             (("--report", "nowhere/r.html", "-c", "1"), "there is no folder"),
             ((), "PROGRAM"),
         ],

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gpuscope
-from gpuscope._overlap.report import Account, Phases
+from gpuscope._overlap.report import Phases, PhaseTotals
 
 PHASES = ("prepare", "infer", "post", "source")
 Pair = namedtuple("Pair", "first second")  # noqa: PYI024 - a container that callers have
@@ -325,7 +325,7 @@ def test_without_a_gpu_there_is_no_graph():
 def account(batches, *, wall_ms, **phases):
     """The report of batches that took so long each."""
     now = [10**9]
-    made = Account(1, lambda: now[0])
+    made = PhaseTotals(1, lambda: now[0])
     made.add(Phases(**phases))
     for _ in range(batches):
         now[0] += int(wall_ms * 1e6)

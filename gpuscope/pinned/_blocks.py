@@ -1,7 +1,7 @@
 """
-The memory of a pool: who may have which block, and when. Thread-safe, bounded.
+The blocks of memory of a pool: who may have which block, and when. Thread-safe and bounded.
 
-Allocates outside its lock, because pinning takes milliseconds, and never hands out a block whose copy still runs.
+Allocates outside its lock, because pinning takes milliseconds. Never hands out a block whose copy still runs.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from gpuscope.pinned._memory import HostMemory
 
 _ASK_S = 0.0002
-"""How often a waiting thread asks about copies: an event can't be waited for together with a release, or for a time."""
-_LOOK_S = 0.05
-"""How often it looks for buffers that were let go without a release: a finalizer must not take the lock."""
+"""How often a waiting thread asks about copies: waiting for an event takes no timeout, and would miss a release."""
+_COUNT_S = 0.05
+"""How often it counts back buffers let go without a release: a finalizer must not take the lock, so it wakes nobody."""
 
 
 class PoolStatistics(NamedTuple):
-    """The account of a pool at one moment."""
+    """The counts of a pool at one moment, in buffers unless a name says bytes."""
 
     allocated: int
     """Buffers that exist; at most `max_buffers`."""
     in_use: int
-    """Of these, acquired and not released."""
+    """Of the allocated, those acquired and not released."""
     copying: int
-    """Of these, released, but their last copy still runs."""
+    """Of the allocated, those released whose last copy still runs."""
     peak_in_use: int
     acquired: int
     """Calls of `acquire` that returned a buffer."""
@@ -43,12 +43,21 @@ class PoolStatistics(NamedTuple):
 
 
 class BlockPool:
-    """Blocks of memory, all alike: the idle ones, and the count of those handed out."""
+    """
+    Blocks of memory, all alike: the idle ones, and the count of those handed out.
+
+    Args:
+        make: allocates one block.
+        block_bytes: size of a block.
+        maximum: blocks at once.
+        step: blocks that are made together.
+
+    """
 
     def __init__(self, make: Callable[[], HostMemory], block_bytes: int, *, maximum: int, step: int) -> None:
         self._make, self._block_bytes = make, block_bytes
         self._maximum, self._step = maximum, step
-        # Its lock is reentrant: the garbage collector may release a buffer while this thread holds it.
+        # A condition's lock is reentrant: the garbage collector may release a buffer while this thread holds it.
         self._changed = threading.Condition()
         self._idle: deque[HostMemory] = deque()
         self._forgotten: deque[None] = deque()
@@ -56,7 +65,7 @@ class BlockPool:
         self._allocated = self._in_use = self._peak_in_use = self._acquired = self._waited = 0
 
     def take(self, *, block: bool, timeout_s: float | None) -> HostMemory:
-        """Return a block that nobody uses: an idle one, a new one, or one that was waited for."""
+        """Return a block that nobody uses: an idle one, a new one, or, with `block`, the first that comes free."""
         with self._changed:
             memory, planned = self._find(block=block, timeout_s=timeout_s)
             self._allocated += planned
@@ -78,7 +87,7 @@ class BlockPool:
             if memory is not None or planned:
                 return memory, planned
             if not block:
-                raise PoolExhaustedError(f"{self._state()} Release buffers sooner, or raise `max_buffers`.")
+                raise PoolExhaustedError(f"{self._state()} Release buffers sooner, or increase `max_buffers`.")
             self._waited += not waits
             waits = True
             self._pause(deadline_s, timeout_s)
@@ -91,21 +100,21 @@ class BlockPool:
         return None
 
     def _pause(self, deadline_s: float | None, timeout_s: float | None) -> None:
-        longest_s = _ASK_S if self._idle else _LOOK_S
+        longest_s = _ASK_S if self._idle else _COUNT_S
         if deadline_s is not None:
             longest_s = min(longest_s, deadline_s - time.monotonic())
             if longest_s <= 0:
                 raise TimeoutError(
-                    f"{self._state()} None came free in {timeout_s} s: release buffers sooner, or raise `max_buffers` "
-                    "or `timeout_s`."
+                    f"{self._state()} None came free in {timeout_s} s: release buffers sooner, or increase "
+                    "`max_buffers` or `timeout_s`."
                 )
         self._changed.wait(longest_s)
 
     def _grow(self, planned: int) -> HostMemory:
-        """Make blocks that are counted already; return the first."""
+        """Make blocks that `take` has counted already; return the first."""
         try:
             memory, *others = [self._make() for _ in range(planned)]
-        except BaseException:  # Counted before, so that others make no more than may be.
+        except BaseException:  # `take` counted them first, so that other threads make no more than `maximum`.
             with self._changed:
                 self._allocated -= planned
                 self._in_use -= 1
@@ -135,7 +144,7 @@ class BlockPool:
         give_back(surplus)
 
     def forget(self) -> None:
-        """Note that a block was let go without a release; takes no lock, so a finalizer may call it at any moment."""
+        """Note that a block was let go without a release. Takes no lock, so a finalizer may call it at any moment."""
         self._forgotten.append(None)
 
     def _count_back(self) -> None:
@@ -145,7 +154,7 @@ class BlockPool:
             self._in_use -= 1
 
     def trim(self) -> int:
-        """Give back the blocks that are idle and done; return how many bytes that were."""
+        """Give the idle blocks whose copy is done back to the system; return how many bytes."""
         with self._changed:
             done = [memory for memory in self._idle if memory.ready()]
             self._idle = deque(memory for memory in self._idle if memory not in done)
@@ -155,7 +164,7 @@ class BlockPool:
         return len(done) * self._block_bytes
 
     def close(self) -> None:
-        """Give back every idle block, those in use when they are released, and refuse to hand out more."""
+        """Give back every idle block now, and each other one when it is released; hand out no more."""
         with self._changed:
             self._closed = True
             idle, self._idle = self._idle, deque()
@@ -164,7 +173,7 @@ class BlockPool:
         give_back(idle)
 
     def statistics(self) -> PoolStatistics:
-        """Return the account of this moment."""
+        """Return the counts of this moment."""
         with self._changed:
             self._count_back()
             return PoolStatistics(
@@ -179,10 +188,10 @@ class BlockPool:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("The pool is closed: acquire before `close`, or make another `PinnedPool`.")
+            raise RuntimeError("The pool is closed: acquire before `close`, or make a new `PinnedPool`.")
 
     def _state(self) -> str:
         return (
             f"All {self._maximum} buffers of the pool are taken: {self._in_use} in use, {len(self._idle)} released "
-            "whose copies still run."
+            "but still copying."
         )
