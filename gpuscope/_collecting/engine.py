@@ -104,7 +104,7 @@ class Engine:
         )
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
-        if config.graph_stages:
+        if config.graph_stages and isinstance(device, CudaDevice):  # Other devices know no graphs.
             self.recorder.captures = OpenCaptures(device, self.ledger, inline=config.graph_stages == "inline")
         self._epoch_clock = epoch_clock
         self._extra_exporters = exporters
