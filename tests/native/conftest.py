@@ -31,7 +31,7 @@ def driver_file(tmp_path_factory):
     if compiler is None:
         pytest.skip("needs a C compiler")
     path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", path, SOURCE], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-pthread", "-O1", "-o", path, SOURCE], check=True)
     return path
 
 
@@ -58,6 +58,7 @@ class Machine:
         machine, library, module = self, self.library, ModuleType("torch.cuda.graphs")
         for name in ("fake_end_capture", "fake_instantiate"):
             getattr(library, name).restype = ctypes.c_void_p
+        unlocked = ctypes.CDLL(library._name)  # Lets go of the GIL, as PyTorch does to launch and to destroy.
 
         class CUDAGraph:
             """Behaves as PyTorch's, as far as graphs of record nodes go."""
@@ -88,9 +89,11 @@ class Machine:
             def replay(self):
                 if self.error is not None:
                     raise self.error
+                if self.template is None:
+                    raise RuntimeError("capture it first")
                 if self.executable is None:
                     self.executable = ctypes.c_void_p(library.fake_instantiate(self.template))
-                library.fake_launch(self.executable)
+                unlocked.fake_launch(self.executable)
 
             def raw_cuda_graph_exec(self):
                 if self.executable is None:
@@ -98,6 +101,8 @@ class Machine:
                 return self.executable.value
 
             def reset(self):
+                if self.executable is not None:
+                    unlocked.fake_destroy_executable(self.executable)
                 self.template = self.executable = None
 
         module.CUDAGraph = CUDAGraph

@@ -5,7 +5,13 @@
  * Events remember when they were recorded. `fake_answer` sets what the next calls of `cuEventRecord` answer,
  * `fake_capture` says which stream is being captured, and `fake_hold` holds the GPU up, until `fake_work` has it do so
  * many pieces of work. Graphs consist of kernels, `fake_kernel`, that take 50 µs each, and of nodes that record events.
+ *
+ * Where CUDA forbids something this counts it: `fake_overlaps` says how often a thread touched an executable graph while
+ * another was inside a call about it.
  */
+#define _GNU_SOURCE /* Recursive mutexes. */
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -27,6 +33,7 @@ typedef struct {
     int count;
     Node *nodes[MOST_NODES];
     Event *events[MOST_NODES];
+    atomic_int inside; /* Threads in calls about it. */
 } Graph;
 
 typedef enum { NOW, FIRST_NODE, LATER_NODE } Place;
@@ -62,18 +69,33 @@ static void do_one(void) {
     one->event->awaited -= one->awaited;
 }
 
+/* A launch runs without the GIL, and other threads record meanwhile. */
+static pthread_mutex_t queue = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+static atomic_int overlaps;
+
+int fake_overlaps(void) { return overlaps; }
+
+static void enter(Graph *graph) {
+    if (atomic_fetch_add(&graph->inside, 1)) overlaps++;
+}
+static void leave(Graph *graph) { atomic_fetch_sub(&graph->inside, 1); }
+
 static void enqueue(Event *event, int awaited, Place place) {
+    pthread_mutex_lock(&queue);
     if (event != NULL) event->awaited += awaited;
     work[last_work++ % MOST] = (Work){event, awaited, place};
     if (!held) do_one();
+    pthread_mutex_unlock(&queue);
 }
 
 void fake_answer(int code, int calls) { answer = code, answers_left = calls; }
 void fake_capture(void *stream) { captured_stream = stream; }
 void fake_hold(void) { held = 1; }
 void fake_work(int pieces) {
+    pthread_mutex_lock(&queue);
     while (first_work < last_work && pieces-- > 0) do_one();
     held = first_work < last_work;
+    pthread_mutex_unlock(&queue);
 }
 long long fake_records(void) { return records; }
 int fake_contexts_pushed(void) { return contexts_pushed; }
@@ -120,7 +142,7 @@ Graph *fake_end_capture(void) {
 
 Graph *fake_instantiate(Graph *graph) {
     Graph *executable = calloc(1, sizeof(Graph));
-    *executable = *graph;
+    memcpy(executable, graph, sizeof *graph);
     for (int i = 0; i < graph->count; i++) executable->events[i] = graph->nodes[i]->event;
     return executable;
 }
@@ -131,7 +153,16 @@ void fake_destroy_graph(Graph *graph) {
 
 /* A node's event does not wait for its record, as one of a stream does: asked about before, it tells of the record before. */
 void fake_launch(Graph *executable) {
+    enter(executable);
+    pthread_mutex_lock(&queue); /* Its nodes follow each other, whatever else is recorded. */
     for (int i = 0; i < executable->count; i++) enqueue(executable->events[i], 0, i ? LATER_NODE : FIRST_NODE);
+    pthread_mutex_unlock(&queue);
+    leave(executable);
+}
+
+void fake_destroy_executable(Graph *executable) {
+    enter(executable);
+    leave(executable);
 }
 
 int cuEventCreate(void **event, unsigned flags) {
@@ -179,11 +210,13 @@ int cuStreamGetCaptureInfo_v2(
 }
 
 int cuGraphExecEventRecordNodeSetEvent(Graph *executable, Node *node, Event *event) {
+    int code = INVALID_VALUE;
     exchanges++;
-    if (exchange_answer) return exchange_answer;
+    enter(executable);
     for (int i = 0; i < executable->count; i++)
-        if (executable->nodes[i] == node && !node->destroyed) return executable->events[i] = event, SUCCESS;
-    return INVALID_VALUE;
+        if (executable->nodes[i] == node && !node->destroyed) executable->events[i] = event, code = SUCCESS;
+    leave(executable);
+    return exchange_answer ? exchange_answer : code;
 }
 
 int cuEventQuery(Event *event) { return event->captured ? INVALID_VALUE : event->awaited ? NOT_READY : SUCCESS; }
