@@ -45,7 +45,7 @@ class Device(Protocol):
     """Record the start event on the given stream or the current one: sets `timed_stream` and `pair`, or neither."""
 
     end: Callable[[StageRecord], None]
-    """Record the end event, or take `pair` away."""
+    """Record the end event, or take `pair` away; `timed_stream` is `CAPTURED` then, if the stream was."""
 
     def give_back(self, record: StageRecord) -> None:
         """Return a record's events to the pool."""
@@ -54,7 +54,7 @@ class Device(Protocol):
         """Prepare the collector's thread for one pass."""
 
     def is_capturing(self, timed_stream: TimedStreamOfDevice) -> bool:
-        """Tell whether the stream is being captured: then none of its events may be asked about."""
+        """Tell whether the stream is being captured: then none of its events may be asked about yet."""
 
     def query(self, record: StageRecord) -> str:
         """Tell about the end event: DONE, PENDING, CAPTURED or BROKEN."""

@@ -113,7 +113,7 @@ class StageRecord:
     end_ns: int
     """0 while the stage runs."""
     timed_stream: Any
-    """The device door's handle of (device, stream), or None."""
+    """The device door's handle of (device, stream), or None; without a pair `CAPTURED`, if the stream was."""
     pair: Any
     """The device door's start and end event, or None."""
     range: Any
@@ -125,8 +125,10 @@ class StageRecord:
 class TimedStreamFields:
     """A stream of a device, and the pool of event pairs that it draws on."""
 
-    __slots__ = ("context", "guarded", "handle", "index", "pairs", "raw")
+    __slots__ = ("context", "foreign", "guarded", "handle", "index", "pairs", "raw")
     context: Any
+    foreign: bool
+    """Whether it may be destroyed: then nothing but its events is asked about later."""
     guarded: bool
     """Whether recording needs a question first."""
     handle: Any

@@ -49,7 +49,7 @@ typedef struct {
     PyObject *context, *handle, *pairs;
     unsigned long long raw;
     Py_ssize_t index;
-    char guarded;
+    char foreign, guarded;
 } TimedStream;
 
 /* A `with stage(...)` block: `StageBlock` of `_recording/block.py`. */

@@ -7,7 +7,7 @@
  * many pieces of work. Graphs consist of kernels, `fake_kernel`, that take 50 µs each, and of nodes that record events.
  *
  * Where CUDA forbids something this counts it: `fake_overlaps` says how often a thread touched an executable graph while
- * another was inside a call about it.
+ * another was inside a call about it, `fake_crashes` how often a stream was used or asked about after it was destroyed.
  */
 #define _GNU_SOURCE /* Recursive mutexes. */
 #include <pthread.h>
@@ -102,6 +102,30 @@ int fake_contexts_pushed(void) { return contexts_pushed; }
 int fake_exchanges(void) { return exchanges; }
 void fake_refuse_exchanges(int code) { exchange_answer = code; }
 
+/* Streams of other libraries: the address of one that is destroyed is used again for the next. */
+enum { FIRST_STREAM = 0x10000, MOST_STREAMS = 8192 };
+static char is_gone[MOST_STREAMS];
+static int streams, crashes;
+
+int fake_new_stream(void) {
+    for (int i = 0; i < streams; i++)
+        if (is_gone[i] == 2) return is_gone[i] = 0, FIRST_STREAM + 16 * i;
+    return FIRST_STREAM + 16 * streams++;
+}
+/* With `again` its address is used again for the next. */
+void fake_destroy_stream(long stream, int again) { is_gone[(stream - FIRST_STREAM) / 16] = again ? 2 : 1; }
+int fake_crashes(void) {
+    int found = crashes;
+    crashes = 0;
+    return found;
+}
+static int crashed(void *stream) {
+    long i = ((long)stream - FIRST_STREAM) / 16;
+    int gone = (long)stream >= FIRST_STREAM && i < streams && is_gone[i];
+    crashes += gone;
+    return gone;
+}
+
 static const char *refused; /* The call about nodes of a capture that is answered with an error. */
 void fake_refuse(const char *call) { refused = call == NULL ? NULL : strdup(call); }
 static int refuses(const char *call) { return refused != NULL && strcmp(call, refused) == 0; }
@@ -165,13 +189,19 @@ void fake_destroy_executable(Graph *executable) {
     leave(executable);
 }
 
+static int events_left = -1; /* Then the driver is out of memory. */
+void fake_make_events(int count) { events_left = count; }
+
 int cuEventCreate(void **event, unsigned flags) {
+    if (events_left == 0) return 2;
+    events_left -= events_left > 0;
     *event = calloc(1, sizeof(Event));
     return SUCCESS;
 }
 
 int cuEventRecord(Event *event, void *stream) {
     records++;
+    if (crashed(stream)) return INVALID_HANDLE;
     if (answers_left > 0) {
         answers_left--;
         return answer;
@@ -200,6 +230,7 @@ int cuStreamGetCaptureInfo_v2(
     void *stream, int *status, unsigned long long *id, void **graph, Node ***nodes, size_t *count
 ) {
     *status = captured_stream != NULL && stream == captured_stream;
+    if (crashed(stream)) return INVALID_HANDLE;
     if (!*status) return SUCCESS;
     if (id != NULL) *id = capture_id;
     if (graph != NULL) *graph = captured_graph;
@@ -228,7 +259,12 @@ int cuEventElapsedTime(float *ms, Event *start, Event *end) {
     return SUCCESS;
 }
 
+static int questions;
+int fake_questions(void) { return questions; }
+
 int cuStreamIsCapturing(void *stream, int *status) {
+    questions++;
+    if (crashed(stream)) return INVALID_HANDLE;
     *status = captured_stream != NULL && stream == captured_stream;
     return SUCCESS;
 }

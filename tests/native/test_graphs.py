@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import sys
@@ -264,7 +265,7 @@ def test_a_replay_whose_stream_is_unknown_is_counted(machine, new_graph, monkeyp
     def fails(index):
         raise RuntimeError("no stream")
 
-    monkeypatch.setattr(machine.engine.recorder.device, "_current_stream", fails)
+    monkeypatch.setattr(machine.engine.recorder.device.open_streams, "current_stream", fails)
     graph.replay()
     assert inner(machine.collect()) == {}
     assert account(machine).dropped == {"overwritten": 1}
@@ -280,6 +281,28 @@ def test_several_graphs_on_several_streams(machine, new_graph):
     found = inner(machine.collect())
     for name in graphs:
         assert [span.attributes["gpuscope.cuda.stream"] for span in found[f"{name} [gpu]"]] == [0x70, 0x80, 0x90]
+
+
+def test_a_replay_on_a_stream_that_is_gone_before_it_is_read(machine, new_graph):
+    """It has its times: nothing is asked about the stream of another library, only the events."""
+    graph = new_graph("attention")
+    stream = machine.new_external()
+    machine.streams[0] = stream.cuda_stream
+    replay(graph)
+    machine.streams[0] = 0x70
+    machine.library.fake_destroy_stream(stream.cuda_stream, 0)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 1
+
+
+def test_a_replay_that_another_library_captures_is_none(machine, new_graph):
+    """On a stream that may be gone it is asked at the replay whether that is captured, by whomever."""
+    graph = new_graph("attention")
+    stream = machine.new_external()
+    machine.streams[0] = stream.cuda_stream
+    machine.library.fake_capture(ctypes.c_void_p(stream.cuda_stream))
+    replay(graph)
+    assert inner(machine.collect()) == {}
+    assert account(machine).pending == 0
 
 
 def test_a_graph_captured_on_one_thread_is_replayed_on_others(machine, new_graph):
