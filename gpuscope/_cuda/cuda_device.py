@@ -170,9 +170,9 @@ class CudaDevice(EntryPoints):
         if timed_stream.foreign and self._is_captured(timed_stream):
             record.pair, record.timed_stream = None, CAPTURED
             timed_stream.pairs.append(pair)
-        elif (timed_stream.guarded and self._blocked(timed_stream)) or not self._record_in_context(
-            timed_stream, pair[1]
-        ):
+            return
+        blocked = timed_stream.guarded and self._blocked(timed_stream)
+        if blocked or not self._record_in_context(timed_stream, pair[1]):
             record.pair = None
             timed_stream.pairs.append(pair)
 
