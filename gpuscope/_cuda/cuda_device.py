@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from gpuscope._data.record import StageRecord
 
 
+_PAIR_SIZE = 4
+"""What the program put in a record's place for a pair does not come into the pool."""
+
+
 class CudaDevice(EntryPoints):
     """
     NVIDIA GPUs as PyTorch uses them in this process.
@@ -179,7 +183,7 @@ class CudaDevice(EntryPoints):
     def give_back(self, record: StageRecord) -> None:
         """Return the pair; recording a pending event anew is allowed, so it need not have completed."""
         pair, record.pair = record.pair, None
-        if pair is not None:
+        if type(pair) is tuple and len(pair) == _PAIR_SIZE:
             record.timed_stream.pairs.append(pair)
 
     def _blocked(self, timed_stream: TimedStream) -> bool:

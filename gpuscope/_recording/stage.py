@@ -194,8 +194,8 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
         name: of the stage; of low cardinality, since NVTX keeps every name for ever. A decorator may leave it out:
             then it is the function's qualified name.
         attributes: of each of its host spans.
-        stream: a `torch.cuda.Stream` whose work is to be timed instead of the current one's. It has to exist until the stage is
-            left.
+        stream: a `torch.cuda.Stream` whose work is to be timed instead of the current one's. It has to exist
+            until the stage is left.
         warmup: how many first calls of this stage are flagged as warm-up and left out of statistics, instead of
             `GPUSCOPE_WARMUP`.
         graph: whether this stage, inside a CUDA graph that is captured, is timed in each replay, for which it adds up

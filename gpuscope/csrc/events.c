@@ -86,12 +86,19 @@ static int check(PyObject *record) {
     return -1;
 }
 
+/* The garbage collector takes apart what it collects. */
+static int check_whole(const EventRecorder *self) {
+    if (self->streams && self->current_device && self->current_stream && self->begin_slowly && self->end_slowly) return 0;
+    PyErr_SetString(PyExc_RuntimeError, "the EventRecorder was collected");
+    return -1;
+}
+
 static PyObject *begin(EventRecorder *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "begin takes a record and a stream");
         return NULL;
     }
-    if (check(args[0])) return NULL;
+    if (check(args[0]) || check_whole(self)) return NULL;
     int done = begin_fast(self, (StageRecord *)args[0], args[1]);
     if (done < 0) return NULL;
     if (done == 0) return PyObject_Vectorcall(self->begin_slowly, args, 2, NULL);
@@ -105,7 +112,7 @@ static int is_captured(const EventRecorder *self, const TimedStream *timed_strea
 }
 
 static PyObject *end(EventRecorder *self, PyObject *argument) {
-    if (check(argument)) return NULL;
+    if (check(argument) || check_whole(self)) return NULL;
     StageRecord *record = (StageRecord *)argument;
     if (record->timed_stream == NULL || record->pair == NULL) {
         PyErr_SetString(PyExc_TypeError, "the record has no stream or no pair");

@@ -250,9 +250,13 @@ int cuGraphExecEventRecordNodeSetEvent(Graph *executable, Node *node, Event *eve
     return exchange_answer ? exchange_answer : code;
 }
 
-int cuEventQuery(Event *event) { return event->captured ? INVALID_VALUE : event->awaited ? NOT_READY : SUCCESS; }
+int cuEventQuery(Event *event) {
+    if (event == NULL) return INVALID_HANDLE;
+    return event->captured ? INVALID_VALUE : event->awaited ? NOT_READY : SUCCESS;
+}
 
 int cuEventElapsedTime(float *ms, Event *start, Event *end) {
+    if (start == NULL || end == NULL) return INVALID_HANDLE;
     if (start->captured || end->captured) return INVALID_VALUE;
     if (start->awaited || end->awaited) return NOT_READY;
     *ms = (float)((double)(end->recorded_ns - start->recorded_ns) / 1e6);

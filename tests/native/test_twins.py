@@ -302,7 +302,7 @@ NONSENSE = {
     "pack numbers that are none": lambda: native.pack([(StageRecord(), "", 0, 0, 0)], {}, {}, own_identity, 2, 0, 1, 2),
 }
 FUNCTIONS = ("thread_info", "see_otel", "begin_failed", "end_the_rest", "exception_info", "running")
-PREPARED = ("current", "perf_counter", *FUNCTIONS)
+PREPARED = ("keeps_threads", "current", "perf_counter", *FUNCTIONS)
 
 
 def _entered():
