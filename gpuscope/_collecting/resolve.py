@@ -99,8 +99,8 @@ class Resolver:
         return rows
 
     def clock_of(self, timed_stream: TimedStreamOfDevice) -> GpuClock | None:
-        """Return the clock of a stream's device, or None where it cannot be calibrated now."""
-        return self._clocks[timed_stream.index] if self._calibrated(timed_stream) else None
+        """Return the clock of a stream's device, which may be lost; None where it cannot be calibrated now."""
+        return self._clocks[timed_stream.index] if self._may_tell(timed_stream) else None
 
     def collect(self, limit: int, *, may_ask: bool = True, give_up: bool = False) -> list[Row]:
         """

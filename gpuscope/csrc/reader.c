@@ -115,7 +115,8 @@ static PyObject *read_events(EventReader *self, PyObject *args) {
 static int measure_replay(const EventReader *self, void *anchor, void *const *events, Py_ssize_t count, float *distances) {
     /* Until the fence is done, the nodes' events may be those of an earlier launch. */
     Py_ssize_t fence = count - 1;
-    int code = self->elapsed(&distances[fence], anchor, events[fence]);
+    int code = anchor != NULL ? self->elapsed(&distances[fence], anchor, events[fence]) : ask(self, events[fence]);
+    if (anchor == NULL) distances[fence] = 0;
     for (Py_ssize_t i = 0; code == 0 && i < fence; i++) {
         /* NaN where it can't be told: only the replay that it belongs to is left out. */
         if (self->elapsed(&distances[i], events[i], events[fence])) distances[i] = Py_NAN;

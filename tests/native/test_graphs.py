@@ -305,6 +305,22 @@ def test_a_replay_that_another_library_captures_is_none(machine, new_graph):
     assert account(machine).pending == 0
 
 
+def test_a_replay_on_a_gpu_whose_clock_can_not_be_read(machine, new_graph, monkeypatch):
+    """Its stages have their durations and begin at the launch, and say so."""
+    monkeypatch.setattr(machine.engine.recorder.device, "calibrate", lambda *_: None)
+    graph = new_graph("attention", "mlp")
+    replay(graph)
+    while not inner(machine.collect()):
+        pass
+    found = inner(machine.spans)
+    for name in ("attention [gpu]", "mlp [gpu]"):
+        (span,) = found[name]
+        assert microseconds(span) == KERNEL_US
+        assert span.attributes["gpuscope.unplaced"]
+    assert found["attention [gpu]"][0].end_ns == found["mlp [gpu]"][0].start_ns
+    assert account(machine).dropped == {}
+
+
 def test_a_graph_captured_on_one_thread_is_replayed_on_others(machine, new_graph):
     """Eight threads that replay one graph at once yield as many spans as replays, each in its own request."""
     graph = new_graph("attention")
