@@ -85,7 +85,7 @@ def place(
 
     """
     host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = clock.terms if clock.anchor else _NO_CLOCK
-    right: NDArray[np.bool_] = ~np.isnan(distances).any(axis=1)
+    right: NDArray[np.bool_] = np.logical_not(np.isnan(distances).any(axis=1))
     distances = np.nan_to_num(distances)
     to_fence_ms, fence_ms = distances[:, :-1], distances[:, -1:]
     fence_ns = host_ns + (fence_ms * host_ns_per_ms).astype(np.int64)
@@ -99,9 +99,10 @@ def place(
     right &= (to_fence_ms >= 0).all(axis=1) & (start_ns <= end_ns).all(axis=1)
     early = early_ns[:, np.newaxis]
     if clock.anchor is None:
-        return right, start_ns + early, end_ns + early, (seen_ns - end_ns - early).clip(min=1), early_ns
-    right &= early_ns <= uncertainty_ns.max(axis=1) + _IMPOSSIBLE_NS
-    # Launches of one graph follow each other.
-    in_order = start_ns.min(axis=1)[1:] >= end_ns.max(axis=1)[:-1] - _ROUNDING_NS
-    right[1:] &= in_order | ~right[:-1]
+        uncertainty_ns = (seen_ns - end_ns - early).clip(min=1)
+    else:
+        right &= early_ns <= uncertainty_ns.max(axis=1) + _IMPOSSIBLE_NS
+        # Launches of one graph follow each other.
+        in_order = start_ns.min(axis=1)[1:] >= end_ns.max(axis=1)[:-1] - _ROUNDING_NS
+        right[1:] &= in_order | ~right[:-1]
     return right, start_ns + early, end_ns + early, uncertainty_ns, early_ns
