@@ -498,6 +498,42 @@ def test_a_graph_destroyed_before_it_was_read_is_read(machine, new_graph):
     assert len(pool._spare) == 3
 
 
+def test_events_that_can_not_be_made_cost_their_replays_alone(machine, new_graph):
+    """However often the driver fails to make events for a replay, the next one is timed once it can again."""
+    graph = new_graph("attention")
+    (pool,) = _runtime.state.graphs._pools.values()
+    left = pool._left
+    machine.library.fake_make_events(0)
+    for _ in range(3):
+        replay(graph)
+    assert pool._left == left
+    machine.library.fake_make_events(-1)
+    replay(graph)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 1
+    assert account(machine).dropped == {"overwritten": 3}
+
+
+def test_a_forked_child_waits_for_no_lock_of_its_parent(machine, new_graph):
+    """A graph that a thread of the parent was launching is replayed in the child as without us."""
+    graph = new_graph("attention")
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with graph._gpuscope.lock:
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    _runtime.state.graphs._forget()  # What happens in a forked child.
+    replay(graph)
+    graph.reset()
+    done.set()
+    thread.join()
+    assert inner(machine.collect()) == {}
+
+
 def test_a_stage_may_opt_out(machine, new_graph):
     """A stage with `graph=False` adds no node, as block and as decorator, and says why it is not timed."""
 
