@@ -128,7 +128,8 @@ def _recording(lines: Lines) -> Recording:
         error=error.astype(np.bool_),
         trace_id=tuple(row.key[0] for row in rows),
         span_id=tuple(row.key[1] for row in rows),
-        attributes={place[key]: values for key, values in lines.attributes.items()},
+        # Of a stage inside a replay whose caller is missing there are attributes, and no row.
+        attributes={place[key]: values for key, values in lines.attributes.items() if key in place},
         losses=_losses(lines, _orphans(rows, parent)),
     )
 

@@ -170,8 +170,10 @@ class Lines:
     def _take_host(self, process: int, span: dict[str, Any], values: dict[str, Any], key: SpanKey) -> None:
         start_ns, end_ns = _interval(span)
         if GRAPH in values:
-            # A stage inside a graph has no host span; on the host there is but the launch.
+            # A stage inside a graph has no host span: all that the host did was to launch the graph.
             start_ns = end_ns = start_ns - round(plain(values[LAUNCH_TO_START]) * 1e9)
+            if not 0 < start_ns < _END_OF_TIME:
+                raise ValueError(start_ns)
         flags = _flags(values) | (RowFlag.REMOTE_PARENT if span.get("flags", 0) & _PARENT_REMOTE else 0)
         failed = "status" in span and span["status"].get("code") == _ERROR
         parent = _id(span["parentSpanId"], 16) if span.get("parentSpanId") else ""
