@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from gpuscope._recording.ledger import Ledger
     from gpuscope._settings.config import Config
     from gpuscope.exporters import Exporter
+    from gpuscope.exporters._encoding.details import Clean
 
 
-def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, object]]) -> Exporter:
+def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
 
@@ -57,12 +58,12 @@ class ActiveExporters:
         self._extra = extra
         self._seen: tuple[Bridge | None, object] = None, None
         """The bridge and the application's provider for which the exporters were last chosen."""
-        self._resource: Mapping[str, object] = {}
+        self._resource: Mapping[str, Clean] = {}
         self._made: dict[str, Exporter] = {}
         self._failed: set[str] = set()
         self._active: list[Exporter] = list(extra)
 
-    def resource(self) -> Mapping[str, object]:
+    def resource(self) -> Mapping[str, Clean]:
         """Return the attributes of the process, which are the same for everything that is sent."""
         if not self._resource:
             from gpuscope.exporters._encoding.resource import resource_attributes

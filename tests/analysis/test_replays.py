@@ -163,7 +163,7 @@ class TestVerdicts:
         """It is the GPU's, by a sentence that says how much of its graph it is, and no gain is promised."""
         found = of_stage(judge(requests), "mlp")
         assert found.verdict == "gpu-bound"
-        assert found.because == "It is 50% of the time on the GPU of `decode`, in whose CUDA graph it is."
+        assert found.because == "It takes 50% of the time on the GPU of `decode`, whose CUDA graph contains it."
         assert (found.gain_ms, found.host_ms, found.idle_share, found.assumes) == (None, None, None, None)
         assert found.duration_ms == pytest.approx(0.3)
 
