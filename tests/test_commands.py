@@ -293,7 +293,7 @@ class TestDoctor:
         done = run("doctor", "--json", GPUSCOPE_EXPORTER="none", CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0
         assert "host spans only" in findings(done)["GPU"]["seen"]
-        assert re.match(r"\d+\.\d\d us a stage", findings(done)["cost"]["seen"])
+        assert re.match(r"\d+\.\d\d us per stage", findings(done)["cost"]["seen"])
 
     def test_file_exporter(self, run, tmp_path):
         """The file exporter's folder is looked at and nothing is written into it."""
