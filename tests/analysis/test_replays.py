@@ -8,7 +8,7 @@ import pytest
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.kinds import kinds
-from gpuscope.analysis._structure.replays import OUTSIDE, callers, outside_ns, replays_of
+from gpuscope.analysis._structure.replays import callers, outside_ns, replays_of
 from gpuscope.analysis._verdicts.evidence import gather
 from gpuscope.analysis.compare import compare
 from gpuscope.analysis.figures import figures
@@ -17,7 +17,7 @@ from gpuscope.analysis.perfetto import events
 from gpuscope.analysis.read import read
 from gpuscope.analysis.timeline import timeline_data
 from gpuscope.analysis.verdict import judge
-from gpuscope.commands.report import _notes, _table
+from gpuscope.commands.report import OUTSIDE, _notes, _table
 
 from .recordings import EPOCH_NS, Stage, recording, repeat
 from .verdicts.simulate import Machine, serve

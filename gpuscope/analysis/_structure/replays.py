@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from gpuscope.analysis.recording import Recording
 
-OUTSIDE = "in the graph, outside any stage"
-"""The name that people see for the time of a stage around replays that no stage inside covers."""
-
 
 class ReplayIntervals(NamedTuple):
     """Replays with stages inside, columns of one length."""
