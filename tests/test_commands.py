@@ -270,7 +270,7 @@ class TestDoctor:
         assert done.returncode == 1
         seen = findings(done)["settings"]["seen"]
         assert "ignoring GPUSCOPE_QUEUE_SIZE='lots'" in seen
-        assert "using 8192" in seen
+        assert "using the default, 8192" in seen
 
     def test_settings_in_effect(self, run):
         """Settings that differ from their defaults are listed, but credentials in headers are not shown."""

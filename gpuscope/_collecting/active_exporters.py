@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.interfaces import Bridge
     from gpuscope._data.metrics import Snapshot
+    from gpuscope._data.values import Clean
     from gpuscope._log import WarnOnce
     from gpuscope._otel.bridge import Bridge as SdkBridge
     from gpuscope._recording.ledger import Ledger
     from gpuscope._settings.config import Config
     from gpuscope.exporters import Exporter
-    from gpuscope.exporters._encoding.details import Clean
 
 
 def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:

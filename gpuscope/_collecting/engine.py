@@ -43,7 +43,7 @@ def _warn_of_gevent() -> None:
 
 
 class StartingQueue:
-    """Stands in for a recorder's queue until the first record, which starts the collector."""
+    """Stands in for a recorder's queue until the first record, which starts the collector: see `_recording.queue`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.delivery import Delivery
+    from gpuscope._data.values import Clean
     from gpuscope._otel.bridge import Bridge
     from gpuscope._otel.lazy_span import LazySpan, RealSpan
-    from gpuscope.exporters._encoding.details import Clean, CleanDetails
+    from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.rows import SpanRow
     from gpuscope.exporters._encoding.spans import Group, SpanTemplate
 
