@@ -17,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
 from gpuscope._log import logger
+from gpuscope._otel.lazy_span import let_go_of_span
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class SdkExporter:
             lost["not_recording"] += 1
         else:
             _finish(tracer, real, *spans)
-        _release(lazy)
+        let_go_of_span(lazy)
 
     def flush(self, timeout_s: float) -> bool:
         """Ask the provider to flush, and wait for it no longer than the timeout, which itself often ignores."""
@@ -178,11 +179,6 @@ def _add(span: Span, name: str, details: CleanDetails) -> None:
     code, description = details.status
     if code:
         span.set_status(Status(_CODES[code], description or None))
-
-
-def _release(lazy: LazySpan) -> None:
-    # The ids stay; the span and its context would keep the request's objects alive as long as a task keeps the context.
-    lazy._real = None
 
 
 class _Flusher:
