@@ -129,7 +129,7 @@ class GraphedFunction:
                 _no_autocast_cache(),
                 torch.cuda.graph(graph, pool=pool.handle, stream=beside, capture_error_mode="thread_local"),
             ):
-                outputs = pytree.tree_map_only(torch.Tensor, _without_lazy_bits, self._function(inputs))
+                outputs = pytree.tree_map_only(torch.Tensor, _without_lazy_bits, self._function(_views_of(flat)))
         except Exception as error:  # Whatever the function did that a capture does not allow.
             torch.cuda.set_stream(current)  # PyTorch leaves the capture's stream current.
             _end_for_good(graph, beside)
@@ -191,6 +191,12 @@ def _why_not(outputs: FlatTree) -> str:
         elif leaf.requires_grad:
             return "its outputs require gradients; run the loop under `torch.no_grad()` or `torch.inference_mode()`"
     return ""
+
+
+def _views_of(inputs: FlatTree) -> Tree:
+    """Return the inputs as new tensors, so that it shows if the program keeps one."""
+    leaves = inputs.leaves
+    return inputs._replace(leaves=[x.view(x.shape) if isinstance(x, torch.Tensor) else x for x in leaves]).tree()
 
 
 def _without_lazy_bits(tensor: torch.Tensor) -> torch.Tensor:
