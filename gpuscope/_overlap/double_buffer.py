@@ -125,11 +125,8 @@ class DoubleBuffer:
             started.release()
             self._free.append(started)
             raise
-        future = None
-        if self._workers is not None:
-            run = in_modes_of_this_thread(self._result)
-            future = self._workers.submit(contextvars.copy_context().run, run, started)
-        self._in_flight.append((started, future))
+        # Not by a name here: an exception of `infer` holds this frame, and the future holds the exception.
+        self._in_flight.append((started, self._given_to_workers(started)))
 
     def wait_for_upload(self) -> None:
         """Wait until the data of the newest batch has been read; nothing to wait for unless that was pinned already."""
@@ -146,17 +143,17 @@ class DoubleBuffer:
         """
         if not self._in_flight:
             raise RuntimeError("No batch is in flight; `put` one first.")
-        oldest, future = self._in_flight.popleft()
+        oldest, future = self._in_flight[0]
+        if future is not None:
+            future.exception()  # Waits for the worker. An interrupt leaves the batch in flight: `post` reads its slot.
+        self._in_flight.popleft()
         try:
             result = self._result(oldest) if future is None else future.result()
             self._totals.add(oldest.phases)
             return result
         finally:
-            if future is None or future.done():
-                oldest.release()
-                self._free.append(oldest)
-            else:  # An interrupt, while `post` still reads the slot.
-                self._in_flight.appendleft((oldest, future))
+            oldest.release()
+            self._free.append(oldest)
             del future  # Its exception would hold this frame, and this frame it.
 
     def ready(self) -> bool:
@@ -210,6 +207,12 @@ class DoubleBuffer:
         """Close; what is under way still uses the memory."""
         if not self._closed:
             self.close()
+
+    def _given_to_workers(self, started: InFlightBatch) -> Future[Result] | None:
+        if self._workers is None:
+            return None
+        run = in_modes_of_this_thread(self._result)
+        return self._workers.submit(contextvars.copy_context().run, run, started)
 
     def _result(self, started: InFlightBatch) -> Result:
         started.wait()

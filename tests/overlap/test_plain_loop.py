@@ -1,4 +1,4 @@
-"""`overlap` and `DoubleBuffer` give what the plain loop gives, whatever memory `infer` uses and whatever holds results."""
+"""`overlap` and `DoubleBuffer` give what the plain loop gives, whatever memory `infer` uses and what holds results."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def plain(infer, batches, post):
 @pytest.mark.parametrize("name", NAMES)
 @given(count=st.integers(0, 7), depth=st.integers(1, 4), workers=st.integers(0, 2), post=st.booleans())
 def test_any_memory_of_infer(name, count, depth, workers, post):
-    """Static outputs, views, state, kept inputs, arrays and lazy bits: every result is the plain loop's, bit for bit."""
+    """Static outputs, views, state, kept inputs, arrays, lazy bits: every result is the plain loop's, bit for bit."""
     function = (lambda outputs: [outputs]) if post else None
     results = list(gpuscope.overlap(batches_of(count), getattr(Models(), name), function, depth=depth, workers=workers))
     expected = plain(getattr(Models(), name), batches_of(count), lambda outputs: outputs)
@@ -155,7 +155,7 @@ HOLDERS = {
     "storage": (lambda y: y.untyped_storage(), lambda r: torch.tensor(r, dtype=torch.uint8).view(torch.float32)[0]),
     "set": (lambda y: {y}, lambda r: next(iter(r))[0]),
     "shared memory": (lambda y: y.share_memory_(), lambda r: r[0]),
-    "capsule": (lambda y: torch.utils.dlpack.to_dlpack(y), lambda r: torch.utils.dlpack.from_dlpack(r)[0]),
+    "capsule": (torch.utils.dlpack.to_dlpack, lambda r: torch.utils.dlpack.from_dlpack(r)[0]),
 }
 
 
@@ -201,7 +201,7 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it(holder):
 def test_objects_of_infer_that_may_hold_tensors_are_refused(wrap):
     """Nobody can copy them, and later calls may overwrite what they hold; whoever knows better says so."""
     batches = batches_of(4)
-    with pytest.raises(TypeError, match="may hold tensors.*copy_outputs=False"):
+    with pytest.raises(TypeError, match=r"may hold tensors.*copy_outputs=False"):
         list(gpuscope.overlap(batches, wrap))
     assert len(list(gpuscope.overlap(batches, lambda x: [wrap(x)], copy_outputs=False))) == 4
 
