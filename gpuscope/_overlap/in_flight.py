@@ -34,8 +34,6 @@ Batch: TypeAlias = Any
 """What the program gives for a batch: whatever its `prepare` takes, or a `Tree` without that."""
 
 _STREAMS_ARE_CONTEXTS = hasattr(torch.Stream, "__enter__")
-_has_deleter: Callable[[int], bool] | None = getattr(torch._C, "_has_Standard_Deleter", None)
-"""Whether PyTorch's allocator frees a storage; only CUDA builds have it."""
 
 
 class Work(NamedTuple):
@@ -88,7 +86,7 @@ class InFlightBatch:
 
     The upload stream waits for the compute stream only if the slot's memory on the device is new. The compute stream
     waits for the event after the upload, and the download stream for the event after the compute, which includes the
-    copies of outputs into the slot: from then on `infer` may overwrite what it returned. The host waits only for the
+    copies of outputs: from then on `infer` may overwrite what it returned. The host waits only for the
     event after the download, and reuses the slot only then: so no event has to say that the slot is free.
 
     Args:
@@ -215,7 +213,7 @@ class InFlightBatch:
             end.record(compute)
             end.synchronize()
         staged = self.slot.stage(returned, pinned)
-        self._kept = pinned, [leaf for leaf in returned.leaves if not _frees_in_order(leaf, compute)]
+        self._kept = pinned, returned
         return staged
 
     def _download(self, outputs: FlatTree | None, down: torch.cuda.Stream) -> None:
@@ -244,17 +242,3 @@ def _is_pinned(leaf: object) -> bool:
         except (TypeError, ValueError):  # Of a dtype or strides that PyTorch does not have, so that nobody can tell.
             return True
     return isinstance(leaf, torch.Tensor) and leaf.is_cpu and leaf.layout is torch.strided and leaf.is_pinned()
-
-
-def _frees_in_order(leaf: object, stream: torch.cuda.Stream) -> bool:
-    """
-    Have PyTorch's allocator keep the memory of an output for as long as the stream reads it.
-
-    Return False if the memory is not the allocator's or on another GPU: then somebody has to hold it.
-    """
-    if not isinstance(leaf, torch.Tensor) or not leaf.is_cuda:
-        return True
-    if leaf.device != stream.device or _has_deleter is None or not _has_deleter(leaf.untyped_storage()._cdata):
-        return False
-    leaf.record_stream(stream)
-    return True

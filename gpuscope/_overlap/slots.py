@@ -42,8 +42,6 @@ class Slot:
         self._cuda = device.type == "cuda"
         self._host: list[GrowingBuffer] = []
         self._inputs: list[GrowingBuffer] = []
-        self._staged: list[GrowingBuffer] = []
-        """For outputs on the device, where later calls of `infer` can't overwrite them."""
         self._outputs: list[GrowingBuffer] = []
 
     def pin(self, batch: Tree) -> FlatTree:
@@ -69,15 +67,16 @@ class Slot:
 
     def stage(self, outputs: FlatTree, given: FlatTree) -> FlatTree:
         """
-        Copy outputs on GPUs into this slot's memory, on the current stream of its device, and others into new memory.
+        Return copies of the outputs, those on GPUs on this slot's device, enqueued on its current stream.
 
-        From another GPU, PyTorch has the current streams of both wait for each other. Objects of the batch as it was
+        From another GPU, PyTorch has the current streams of both wait for each other. The outputs themselves have to be
+        held until the copies are done, because their memory may be another stream's. Objects of the batch as it was
         `given` pass as they are.
         """
         for leaf in outputs.leaves:
             if not isinstance(leaf, _COPIED) and not any(leaf is each for each in given.leaves):
                 known.check_object(leaf)
-        return outputs._replace(leaves=self._each(outputs.leaves, self._staged, self._stage_one))
+        return outputs._replace(leaves=list(map(self._staged, outputs.leaves)))
 
     def download(self, outputs: FlatTree) -> FlatTree:
         """Enqueue the copies from the device on the current stream; return the outputs on the host."""
@@ -101,9 +100,8 @@ class Slot:
     ) -> list[T]:
         """Call a function with each leaf and the buffer of its place."""
         if len(buffers) < len(leaves):
-            on_device = buffers is self._inputs or buffers is self._staged
-            where = self.device if on_device else torch.device("cpu")
-            pinned = self._cuda and not on_device
+            pinned = buffers is not self._inputs and self._cuda
+            where = self.device if buffers is self._inputs else torch.device("cpu")
             buffers += [GrowingBuffer(where, pinned=pinned) for _ in range(len(leaves) - len(buffers))]
         return list(map(function, leaves, buffers))
 
@@ -142,7 +140,7 @@ class Slot:
         there.copy_(leaf, non_blocking=True)
         return there.view(there.shape)
 
-    def _stage_one(self, leaf: Leaf, buffer: GrowingBuffer) -> Leaf:
+    def _staged(self, leaf: Leaf) -> Leaf:
         if isinstance(leaf, np.ndarray):
             if leaf.dtype.hasobject:
                 known.check_object(leaf.ravel().tolist())
@@ -153,9 +151,8 @@ class Slot:
         if not (self._cuda and leaf.is_cuda):
             return _cloned(leaf)
         known.check_output(leaf)
-        staged = buffer.shaped(leaf.shape, leaf.dtype, known.dense_strides(leaf))
-        staged.copy_(leaf.detach(), non_blocking=True)  # Resolves a lazy conjugate or negative bit.
-        return staged
+        leaf = leaf.detach()
+        return leaf.clone() if leaf.device == self.device else leaf.to(self.device, non_blocking=True)
 
     def _downloaded(self, leaf: Leaf, buffer: GrowingBuffer) -> Leaf:
         if not isinstance(leaf, torch.Tensor) or not leaf.is_cuda:
