@@ -73,6 +73,8 @@ class DoubleBuffer:
 
     """
 
+    _closed = True  # There is nothing to close until a constructor has ended.
+
     def __init__(
         self,
         infer: Callable[[Tree], Tree],
@@ -86,7 +88,6 @@ class DoubleBuffer:
         workers: int = 0,
         name: str = "",
     ) -> None:
-        self._closed = True  # Nothing to close if what follows raises.
         _check(infer, post, prepare, depth, workers)
         self.depth = depth
         self._post = post

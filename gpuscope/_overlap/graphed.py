@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from gpuscope._cuda.driver import CAPTURE_MODE_RELAXED, Handle, load_driver
 from gpuscope._log import logger
 from gpuscope._overlap.kept import Pool, can_tell, counts_of, without_collecting
-from gpuscope._overlap.leaves import ATOMS, PLAIN, taken_apart
+from gpuscope._overlap.leaves import PLAIN, is_atom, taken_apart
 from gpuscope._overlap.modes import modes_of_thread
 from gpuscope.pinned._memory import survives_forks
 
@@ -182,7 +182,7 @@ def _why_not(outputs: FlatTree) -> str:
     """Return why replays would not give such outputs; empty if they do."""
     for leaf in outputs.leaves:
         if not isinstance(leaf, torch.Tensor):
-            if not isinstance(leaf, ATOMS):
+            if not is_atom(leaf):
                 return f"it returns a `{type(leaf).__qualname__}`, which replays would not renew"
         elif type(leaf) not in PLAIN:
             return f"it returns a tensor of the subclass `{type(leaf).__qualname__}`"
@@ -249,7 +249,7 @@ def _kind_of(leaf: Leaf) -> Hashable:
         bits = leaf.is_conj(), leaf.is_neg(), leaf.requires_grad
         return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, bits
     # By text, because 0.0 and -0.0 are equal, and a NaN is not.
-    return (type(leaf), repr(leaf)) if isinstance(leaf, ATOMS) else None
+    return (type(leaf), repr(leaf)) if is_atom(leaf) else None
 
 
 def _address_of(leaf: Leaf) -> int:

@@ -6,7 +6,6 @@ Refuses with a sentence what can't be copied. Copies nothing, and knows no strea
 
 from __future__ import annotations
 
-import array
 import enum
 import gc
 import types
@@ -25,27 +24,13 @@ Leaf: TypeAlias = object
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """What a copy keeps whole. Other subclasses may carry more than their elements."""
-ATOMS = (
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    type(None),
-    enum.Enum,
-    range,
-    np.generic,
-    torch.dtype,
-    torch.device,
-    torch.layout,
-    torch.memory_format,
-)
-"""Types whose values never change and hold no tensor."""
 MAX_SEARCHED = 1000
 """Objects that are searched for tensors; what holds more is taken to hold one."""
 
-_MEMORY = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage, np.ndarray, memoryview, bytearray, array.array)
-_LEFT_OUT = (*ATOMS, type, types.ModuleType, types.BuiltinFunctionType, types.CodeType)
+_PYTHONS = (int, float, complex, bool, str, bytes, range, type(None), type(...), type(NotImplemented))
+_ATOMS = frozenset((*_PYTHONS, torch.dtype, torch.device, torch.layout, torch.memory_format))
+_MEMORY = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage, np.ndarray, np.void)
+_LEFT_OUT = (type, types.ModuleType, types.CodeType)
 
 
 class FlatTree(NamedTuple):
@@ -62,6 +47,11 @@ class FlatTree(NamedTuple):
 def taken_apart(tree: Tree) -> FlatTree:
     """Take a tree apart; a lone tensor, as most trees are, needs no search."""
     return FlatTree([tree], None) if type(tree) is torch.Tensor else FlatTree(*pytree.tree_flatten(tree))
+
+
+def is_atom(leaf: Leaf) -> bool:
+    """Tell whether a value never changes and holds no tensor. Subclasses may hold anything."""
+    return type(leaf) in _ATOMS or (isinstance(leaf, np.generic | enum.Enum) and not isinstance(leaf, np.void))
 
 
 def check_input(tensor: torch.Tensor) -> None:
@@ -88,7 +78,7 @@ def check_type(tensor: torch.Tensor) -> None:
 
 def check_object(leaf: Leaf) -> None:
     """Refuse an object from `infer` that may hold tensors, because later calls of `infer` may overwrite those."""
-    if not isinstance(leaf, ATOMS) and may_hold_tensors(leaf):
+    if not is_atom(leaf) and may_hold_tensors(leaf):
         raise TypeError(
             f"`infer` returned an object of type `{type(leaf).__qualname__}`, which may hold tensors that its later "
             "calls overwrite: return tensors in dicts, lists, tuples or other containers that `torch.utils._pytree` "
@@ -101,10 +91,10 @@ def may_hold_tensors(thing: object) -> bool:
     waiting, seen = [thing], {id(thing)}
     while waiting:
         found = waiting.pop()
-        if isinstance(found, _MEMORY) or _lends_memory(type(found)) or len(seen) > MAX_SEARCHED:
+        if isinstance(found, _MEMORY) or _lends_memory(found) or len(seen) > MAX_SEARCHED:
             return True
         for held in _held_by(found):
-            if id(held) not in seen and not isinstance(held, _LEFT_OUT):
+            if id(held) not in seen and not is_atom(held) and not isinstance(held, _LEFT_OUT):
                 seen.add(id(held))
                 waiting.append(held)
     return False
@@ -117,9 +107,15 @@ def _held_by(thing: object) -> list[object]:
     return gc.get_referents(thing)
 
 
-def _lends_memory(kind: type) -> bool:
+def _lends_memory(thing: object) -> bool:
     # On the type, because to ask an object may run code of the program.
-    return hasattr(kind, "__dlpack__") or hasattr(kind, "__cuda_array_interface__")
+    if hasattr(type(thing), "__dlpack__") or hasattr(type(thing), "__cuda_array_interface__"):
+        return True
+    try:
+        memoryview(thing).release()  # type: ignore[arg-type]
+    except Exception:  # A `TypeError` of all that has no buffer.
+        return False
+    return True
 
 
 def dense_strides(tensor: torch.Tensor) -> tuple[int, ...] | None:

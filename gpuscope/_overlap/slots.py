@@ -74,7 +74,8 @@ class Slot:
         `given` pass as they are.
         """
         for leaf in outputs.leaves:
-            if not isinstance(leaf, _COPIED) and not any(leaf is each for each in given.leaves):
+            copied = isinstance(leaf, _COPIED) or known.is_atom(leaf)
+            if not copied and not any(leaf is each for each in given.leaves):
                 known.check_object(leaf)
         return outputs._replace(leaves=list(map(self._staged, outputs.leaves)))
 

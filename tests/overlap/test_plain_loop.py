@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import enum
 import types
 
 import numpy as np
@@ -22,6 +24,21 @@ class Detections:
     """A result that PyTorch's trees do not know."""
 
     boxes: torch.Tensor
+
+
+class Label(str):  # noqa: SLOT000 - as programs have them
+    """A text that holds a tensor."""
+
+    def __new__(cls, text, tensor):
+        label = super().__new__(cls, text)
+        label.tensor = tensor
+        return label
+
+
+class Color(enum.Enum):
+    """A value of the program."""
+
+    RED = 1
 
 
 class Image(torch.Tensor):
@@ -194,6 +211,11 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it(holder):
         lambda x: (each for each in [x]),
         lambda x: np.array([x, None], object),
         lambda x: bytearray(4),
+        lambda x: (ctypes.c_float * 4)(),
+        lambda x: np.zeros(2, [("a", "f4")])[0],
+        lambda x: x.add,
+        lambda x: Label("text", x),
+        lambda x: map(abs, x),
         lambda x: torch.nn.Linear(2, 2),
         lambda x: types.SimpleNamespace(many=[[i] for i in range(5000)]),
     ],
@@ -207,7 +229,20 @@ def test_objects_of_infer_that_may_hold_tensors_are_refused(wrap):
 
 
 @pytest.mark.parametrize(
-    "leaf", [None, 3, "text", b"bytes", 2.5, torch.float32, np.float32(1), int, len, types.SimpleNamespace(n=[1, "a"])]
+    "leaf",
+    [
+        Color.RED,
+        None,
+        3,
+        "text",
+        b"bytes",
+        2.5,
+        torch.float32,
+        np.float32(1),
+        int,
+        len,
+        types.SimpleNamespace(n=[1, "a"]),
+    ],
 )
 def test_objects_of_infer_without_tensors_pass(leaf):
     """Numbers, texts, types, and objects that hold nothing else."""
