@@ -19,6 +19,7 @@ import argparse
 import importlib
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -46,7 +47,7 @@ TESTS = {
     "_cuda/graphs/launch.py": GRAPHS,
     "_cuda/graphs/resolve.py": f"{GRAPHS} {COLLECTING}",
     "_collecting/resolve.py": f"{COLLECTING} {NATIVE}",
-    "_collecting/intake.py": f"{COLLECTING} tests/native/test_graphs.py",
+    "_collecting/intake.py": f"tests/collecting/test_intake.py {COLLECTING}",
     "_collecting/batch_builder.py": f"{COLLECTING} tests/recording/test_stage.py tests/exporters/test_memory.py",
     "_collecting/collector.py": f"{COLLECTING} tests/process/test_lifecycle.py tests/collecting/test_metering.py",
     "_collecting/aggregation/groups.py": METRICS,
@@ -93,18 +94,23 @@ class Copy:
         shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True, symlinks=True)
         self.path = folder / "gpuscope" / module
         self.source = self.path.read_text()
+        self.twins = (False, True) if re.search(r"\bnative\b", self.source) else (False,)
+        """Whether the tests run with the twins in Python, too."""
 
     def is_noticed(self, source: str) -> bool:
         """Return whether a test fails, or the time is over, with this text of the module."""
         self.path.write_text(source)
         for stale in (self.path.parent / "__pycache__").glob(f"{self.path.stem}.*"):
             stale.unlink()
+        return any(self._fails(twins=twins, keeps=source == self.source) for twins in self.twins)
+
+    def _fails(self, *, twins: bool, keeps: bool) -> bool:
         child = os.fork()
         if not child:
-            self._run_tests(keeps=source == self.source)
+            self._run_tests(twins=twins, keeps=keeps)
         return _status(child, self.limit_s) != 0
 
-    def _run_tests(self, *, keeps: bool) -> None:
+    def _run_tests(self, *, twins: bool, keeps: bool) -> None:
         code = 3
         try:
             os.setpgid(0, 0)
@@ -112,7 +118,7 @@ class Copy:
             output = os.open("output.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            os.environ["PYTHONPATH"] = str(self.folder)
+            os.environ.update({"PYTHONPATH": str(self.folder)}, **({"GPUSCOPE_NATIVE": "0"} if twins else {}))
             sys.path[0] = str(self.folder)
             # What the unchanged module compiles serves all changed ones.
             sys.dont_write_bytecode = not keeps
