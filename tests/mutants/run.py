@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = "tests/native/test_device.py"
 GRAPHS = "tests/native/test_graphs.py tests/cuda/test_replays.py"
 COLLECTING = "tests/collecting/test_collector.py"
-METRICS = "tests/collecting/test_metrics.py tests/collecting/test_summary.py tests/collecting/test_metering.py"
+METRICS = "tests/collecting/test_metrics.py tests/collecting/test_summary.py tests/collecting/test_groups.py"
 OVERLAP = "tests/overlap"
 VERDICTS = "tests/analysis/verdicts"
 TESTS = {
@@ -48,7 +48,7 @@ TESTS = {
     "_cuda/graphs/resolve.py": f"{GRAPHS} {COLLECTING}",
     "_collecting/resolve.py": f"{COLLECTING} {NATIVE}",
     "_collecting/intake.py": f"tests/collecting/test_intake.py {COLLECTING}",
-    "_collecting/batch_builder.py": f"{COLLECTING} tests/recording/test_stage.py tests/exporters/test_memory.py",
+    "_collecting/batch_builder.py": "tests/collecting/test_batch_builder.py",
     "_collecting/collector.py": f"{COLLECTING} tests/process/test_lifecycle.py tests/collecting/test_metering.py",
     "_collecting/aggregation/groups.py": METRICS,
     "_collecting/aggregation/histograms.py": METRICS,
