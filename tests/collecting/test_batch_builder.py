@@ -16,7 +16,7 @@ from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 from gpuscope.testing import FakeDevice, FakeStream, ManualClock
 
 OFFSET_NS = 1_700_000_000_000_000_000
-TRACE_ID = 0x0AF7651916CD43DD_8448EB211C80319C
+TRACE_ID = 0x0AF7651916CD43DD_8448EB211C80319D
 GPU_BIT = 1 << 63
 MAIN, OTHER = ThreadInfo(1, "main"), ThreadInfo(2, "other")
 ERROR = ExceptionInfo("ValueError", "bad", ())
@@ -228,6 +228,13 @@ class TestBridge:
         assert (batch.span_id.tolist(), batch.parent_id.tolist()) == ([35, 36], [4, 4])
         assert batch.sampled.tolist() == [True, False]
 
+    @pytest.mark.parametrize("sampled", [True, None])
+    def test_is_asked_where_it_has_a_say(self, build, bridge, sampled):
+        """About every stage with the application's tracer, and otherwise while the sampling is not decided."""
+        batch = build(row(span_id=6, trace=new_trace(sampled=sampled)), bridge=bridge)
+        if bridge.sdk or sampled is None:
+            assert (batch.span_id.tolist(), batch.sampled.tolist()) == ([36], [False])
+
     def test_has_the_offset_of_the_batch(self, make_builder, bridge):
         """So that both place a stage at the same nanosecond."""
         builder = make_builder()
@@ -274,6 +281,7 @@ def test_stages_inside_replays_are_rows(make_builder):
     assert (batch.host_start_ns - OFFSET_NS).tolist() == [1000, 1000]
     assert batch.gpu_span_id.tolist() == batch.span_id.tolist()
     assert batch.parent_id.tolist() == [100, 100]
+    assert batch.sampled.tolist() == [True, True]
     assert batch.live is None
 
 
@@ -325,7 +333,7 @@ class TestFailures:
 def test_epoch_is_the_tightest_of_three_readings(monkeypatch):
     """It is read once a batch, between two readings of the other clock, and again for the next one."""
     clock = iter([0, 100, 200, 300, 400, 420, 1000, 1010, 1100, 1200, 1300, 1400])
-    epoch = iter([5050, 5250, 5411, 7005, 7150, 7350])
+    epoch = iter([9050, 5250, 5411, 7005, 7150, 9350])
     builder = BatchBuilder(None, warmup=0, clock=lambda: next(clock), epoch_clock=lambda: next(epoch))
     for offset_ns in (5001, 6000):
         builder.add([row()], None)
