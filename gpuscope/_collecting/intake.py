@@ -6,7 +6,6 @@ A slice holds the GIL for some 0.3 ms, or longer where there is a backlog; then 
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,7 +39,7 @@ _MAX_BATCH_ROWS = 4096
 exceed it."""
 _BACKLOG_ROWS = 512
 """A slice grows by its usual size for every 512 records that wait."""
-_BATCH_DELAY_S = 0.5
+_BATCH_DELAY_NS = 500_000_000
 """From a batch's first row until it is exported, however small it is."""
 
 T = TypeVar("T")
@@ -91,7 +90,7 @@ class Intake:
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
         )
-        self._due_s = 0.0
+        self._due_ns = 0
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
@@ -115,7 +114,7 @@ class Intake:
     @property
     def is_due(self) -> bool:
         """Whether the batch is full or old enough."""
-        return self.is_full or time.monotonic() > self._due_s
+        return self.is_full or self._recorder.clock() > self._due_ns
 
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
         """Add a few stages to the batch; return whether there is more to do right away."""
@@ -130,7 +129,7 @@ class Intake:
             self._add(replays.start_ns.size, self._builder.add_replays, replays)
             inner += replays.start_ns.size
         if len(self._builder) and not before:
-            self._due_s = time.monotonic() + _BATCH_DELAY_S
+            self._due_ns = recorder.clock() + _BATCH_DELAY_NS
         return len(self._queue) > 0 or len(rows) >= limit or inner >= limit * _INNER_FOR_ONE
 
     def finish(self) -> StageBatch:
