@@ -232,7 +232,7 @@ def _settle(deliveries: list[Delivery], rejected: int) -> None:
 
 
 def suppress_instrumentation() -> None:
-    """Keep the application's instrumentation of `requests` from making spans of our requests, and so on forever."""
+    """Keep the application's instrumentation of HTTP clients from making spans of our requests, and so on forever."""
     from opentelemetry import context
 
     private = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS)
