@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
+from gpuscope._settings.shown import shown_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,8 +24,8 @@ def _setting(default: Any, variables: str, parser: Callable[[str], Any], text: s
     """One place for a setting's variables (the first that is set wins), parser, default and sentence."""
     metadata = {"variables": variables.split(), "parse": parser, "text": text, "shown": shown or str(default)}
     if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=dict, repr=False, metadata=metadata)
+    return field(default=default, repr=not variables.endswith("ENDPOINT"), metadata=metadata)
 
 
 def _for_metrics(spans: Any) -> Any:
@@ -32,7 +33,7 @@ def _for_metrics(spans: Any) -> Any:
     variables = [variable.replace("_TRACES_", "_METRICS_") for variable in spans.metadata["variables"]]
     metadata = {**spans.metadata, "variables": variables, "text": "The same for metrics."}
     if spans.default is MISSING:
-        return field(default_factory=spans.default_factory, metadata=metadata)
+        return field(default_factory=spans.default_factory, repr=False, metadata=metadata)
     return field(default=spans.default, metadata=metadata)
 
 
@@ -245,9 +246,12 @@ class Config:
                     continue
                 try:
                     values[setting.name] = setting.metadata["parse"](text)
+                except parse.PartlyError as error:
+                    values[setting.name] = error.value
+                    complaints.append(f"{variable}: expected {error}; the others are used.")
                 except ValueError as error:
                     shown = setting.metadata["shown"]
-                    complaints.append(f"ignoring {variable}={text!r}: expected {error}; using {shown}.")
+                    complaints.append(f"ignoring {variable}={shown_text(text)}: expected {error}; using {shown}.")
                 break
         # A variable of spans and metrics alike is read for both, and complained of once.
         return cls(**values), list(dict.fromkeys(complaints))
@@ -270,7 +274,8 @@ class Config:
                 try:
                     keywords[name] = known[name].metadata["parse"](text)
                 except ValueError as error:
-                    raise ValueError(f"`{name}` is {value!r}: expected {error}.") from None
+                    partly = isinstance(error, parse.PartlyError)
+                    raise ValueError(f"`{name}`{'' if partly else f' is {value!r}'}: expected {error}.") from None
         return replace(self, **keywords)
 
     @property
