@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TraceState
 
     from gpuscope._data.record import StageRecord, Trace
+    from gpuscope._data.wall_clock import WallClock
     from gpuscope._settings.config import Config
 
 T = TypeVar("T")
@@ -67,6 +68,8 @@ class Identities:
         """Whether the application's provider makes the ids. The collector may set it; see `uses_sdk`."""
         self.offset_ns: int | None = None
         """Epoch less the records' clock, where the collector shares its own, so that both place a stage alike."""
+        self.wall: WallClock | None = None
+        """The same where the wall clock was set anew, for stages of requests that began before."""
         self.warnings = WarnOnce(SUPPRESSED)
         """What of the application's raised, by kind."""
         self._auto = "auto" in config.exporters and config.traces_exporter.strip().lower() != "none"
@@ -108,9 +111,9 @@ class Identities:
         self._retired = True
         self._lock, self._holder = threading.Lock(), 0
 
-    def now_ns(self) -> int:
-        """Return the time since the epoch."""
-        return self._epoch_clock()
+    def now_ns(self, record: StageRecord) -> int:
+        """Return the time since the epoch, as the stage's own times are placed."""
+        return self._epoch_ns(record, self._clock())
 
     def seen_by(self, record: StageRecord) -> Span:
         """Return the application's span above the stage, or an invalid one."""
@@ -224,7 +227,7 @@ class Identities:
             each._context = self._own_context(each._record) if real is None else real.span.get_span_context()
 
     def _start(self, tracer: Tracer, record: StageRecord) -> RealSpan:
-        context, start_ns = self._parent_context(record), max(1, self._epoch_ns(record.start_ns))
+        context, start_ns = self._parent_context(record), max(1, self._epoch_ns(record, record.start_ns))
         span = tracer.start_span(
             record.site.name, context=context, start_time=start_ns, attributes=plain_attributes(record)
         )
@@ -264,11 +267,13 @@ class Identities:
         above = self._lazy(outer)
         return with_span(record.context_before, above if above._real is None else above._real.span)
 
-    def _epoch_ns(self, at_ns: int) -> int:
+    def _epoch_ns(self, record: StageRecord, at_ns: int) -> int:
         if at_ns == 0:  # Its entry failed before it had a time.
             return self._epoch_clock()
         if self.offset_ns is None:
             return self._epoch_clock() - self._clock() + at_ns
+        if self.wall is not None and self.wall.has_stepped:
+            return at_ns + self.wall.offset_of(record)
         return at_ns + self.offset_ns
 
     def _ask(self, kind: str, question: Callable[[], T], otherwise: T) -> T:
