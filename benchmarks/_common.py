@@ -1,7 +1,7 @@
 """
-What every benchmark shares: the machine's facts, interleaved rounds, percentiles, a table, goals, a JSON file.
+What every benchmark shares: facts about the machine, interleaved rounds, percentiles, a table, goals, a JSON file.
 
-Measures nothing itself, and never starts CUDA: the device's facts are read only when it is in use already.
+Measures nothing itself, and creates no CUDA context.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Goal:
 def arguments(description: str) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few short rounds: does it run, not what does it cost")
+    parser.add_argument(
+        "--quick", action="store_true", help="few short rounds, to see that it runs; the figures mean nothing"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the JSON file")
     return parser
 
@@ -70,7 +72,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
 def interleave(
     cases: Mapping[str, Callable[[], T]], rounds: int, *, warmup: int = 1, seed: int = 0
 ) -> dict[str, list[T]]:
-    """Run every case once a round, in a new random order each time; the first rounds are not kept."""
+    """Run every case once per round, in a new random order each time; the `warmup` rounds are not kept."""
     order, shuffler = list(cases), random.Random(seed)
     raw: dict[str, list[T]] = {name: [] for name in order}
     for done in range(warmup + rounds):
@@ -87,7 +89,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of them do not exceed; `ordered` is sorted."""
+    """The smallest value that at least `share` of the values do not exceed; `ordered` is sorted."""
     if not ordered:
         return float("nan")
     rank = -int(-(share * len(ordered)) // 1)
@@ -118,7 +120,7 @@ def facts() -> dict[str, Any]:
 
 
 def save(name: str, out: Path, *, goals: Sequence[Goal] = (), **content: Any) -> Path:
-    """Write `NAME.json` with the machine's facts, and print the goals, the last words of every benchmark."""
+    """Print the goals, which every benchmark prints last, and write `NAME.json` with the machine's facts."""
     for goal in goals:
         print(goal)
     out.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ def save(name: str, out: Path, *, goals: Sequence[Goal] = (), **content: Any) ->
 
 
 def environment(changes: Mapping[str, str | None]) -> dict[str, str]:
-    """The variables of a new process: none of ours or OpenTelemetry's but `changes`; this checkout can be imported."""
+    """The variables of a new process: of ours and OpenTelemetry's only `changes`; this checkout can be imported."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("GPUSCOPE", "OTEL_")) and k not in changes}
     environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environ.get("PYTHONPATH")]))
     return environ | {variable: value for variable, value in changes.items() if value is not None}
@@ -152,7 +154,7 @@ def child(arguments: Sequence[str], changes: Mapping[str, str | None], timeout_s
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"`{' '.join(arguments)}` ended with {done.returncode}:\n{done.stdout}")
+        raise SystemExit(f"`{' '.join(arguments)}` exited with {done.returncode}:\n{done.stdout}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

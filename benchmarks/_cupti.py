@@ -2,7 +2,7 @@
 What CUPTI saw of a stretch of the program, through torch.profiler; and spinning kernels to hold stages against.
 
 CUPTI's timestamps are an independent clock, not the truth: it converts GPU time to host time by readings of its own,
-and Kineto converts those to the epoch; a few microseconds of every difference may be theirs. Used by the tests too.
+and Kineto converts those to the epoch; a few microseconds of every difference may be theirs. The tests use this too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Window:
     """
     A context in which CUPTI records; its activities are there afterwards.
 
-    With `waits=True` CUPTI also reports synchronisations itself, whichever interface they were asked for through.
+    With `waits=True` CUPTI also reports synchronisations, whichever interface asked for them.
     """
 
     def __init__(self, *, waits: bool = False) -> None:
@@ -49,7 +49,7 @@ class Window:
         from torch.profiler import ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-        # Not for timing: it makes CUPTI watch events as well.
+        # Not while timing: it makes CUPTI watch events as well.
         config = torch._C._profiler._ExperimentalConfig(enable_cuda_sync_events=True) if self._waits else None
         self._profiler = profile(activities=activities, experimental_config=config)
         self._profiler.start()
@@ -144,13 +144,13 @@ class Spins:
 
 def pairs(window: Window, indices: list[int]) -> tuple[dict[int, Activity], int]:
     """
-    The kernel of each stage launched in the window, by the stage's number; and how many can't be compared.
+    The kernel of each stage launched in the window, by the stage's number; and how many cannot be compared.
 
     A stage whose kernel was launched after the kernel before it had ended measures the host's delay too.
     """
     spins, launches = window.kernels("spin"), window.launches()
     if len(spins) != 2 * len(indices):
-        raise ValueError(f"CUPTI saw {len(spins)} spinning kernels of {2 * len(indices)}; this window can't be used.")
+        raise ValueError(f"CUPTI saw {len(spins)} of {2 * len(indices)} spinning kernels; this window cannot be used.")
     found, late = {}, 0
     for index, lead, kernel in zip(indices, spins[::2], spins[1::2], strict=True):
         launch = launches.get(kernel.correlation)
@@ -163,7 +163,7 @@ def pairs(window: Window, indices: list[int]) -> tuple[dict[int, Activity], int]
 
 def differences(spans: list[Any], kernels: dict[int, Activity]) -> tuple[list[Difference], int]:
     """
-    Hold the captured spans against the kernels, in the order of the numbers; and how many can't be compared.
+    The captured spans' differences to the kernels, in the order of the numbers; and how many cannot be compared.
 
     A stage that the host left after its kernel had ended measures the host's delay too.
     """

@@ -1,7 +1,7 @@
 """
 CUDA graphs with stages inside, for `bench_graphs`: a transformer block, and spinning kernels.
 
-The rival is what PyTorch has for it: external events, a pair a stage, which each replay overwrites.
+The rival is what PyTorch offers: external events, one pair per stage, which each replay overwrites.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Layer:
 
 
 class Block:
-    """Four layers: with a stage a layer, or one for each of its four parts, or none."""
+    """Four layers: with one stage per layer, one for each of its four parts, or none."""
 
     def __init__(self, stages: int, mark: Mark) -> None:
         import torch
@@ -141,12 +141,12 @@ def graph_of(work: Callable[[], None]) -> Any:
 
 
 def block(stages: int) -> Any:
-    """Return the block as a graph, with so many stages."""
+    """Return the block as a graph with this many stages."""
     return graph_of(Block(stages, gpuscope.stage))
 
 
 def block_with_events(stages: int) -> tuple[Any, Events]:
-    """Return the block as a graph, with so many pairs of events, which each run of it makes anew."""
+    """Return the block as a graph with this many pairs of events; each run of the block makes new ones."""
     events = Events()
     graph = graph_of(Block(stages, events))
     events.pairs = events.pairs[-stages:]
@@ -154,7 +154,7 @@ def block_with_events(stages: int) -> tuple[Any, Events]:
 
 
 class Columns:
-    """An exporter that keeps the columns of batches, and makes no object a span."""
+    """An exporter that keeps the columns of batches, and makes no objects per span."""
 
     name = "columns"
 
@@ -172,7 +172,7 @@ class Columns:
         del timeout_s
 
     def replays(self) -> tuple[int, dict[int, np.ndarray]]:
-        """How many stages `replay` there are; and of each, by its id, the starts, ends and uncertainties inside."""
+        """How many stages `replay` there are; and for each, by its id, the starts, ends and uncertainties inside."""
         from gpuscope._data.batch import RowFlag
 
         count, found = 0, {}
@@ -190,7 +190,7 @@ class Columns:
 
 @contextlib.contextmanager
 def recording(placed: str = "beside") -> Iterator[Columns]:
-    """Record into `Columns`, the nodes of graphs that are captured meanwhile placed so."""
+    """Record into `Columns`; `placed` is where the nodes of graphs captured meanwhile stand."""
     from gpuscope import _runtime
 
     columns = Columns()
@@ -212,7 +212,7 @@ def recorder(wanted: Any) -> Iterator[None]:
 
 
 def paced(graph: Any, rate: int, replays: int) -> float:
-    """Replay so many times a second, each in a stage; return how many a second it were."""
+    """Replay `rate` times per second, each in a stage; return the rate that was reached."""
     began = time.perf_counter()
     for number in range(replays):
         while time.perf_counter() - began < number / rate:

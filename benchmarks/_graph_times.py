@@ -12,7 +12,7 @@ import gpuscope
 
 CLOSE_NS = 3_000
 FIRST = 5
-"""Replays in a window that do not count: CUPTI holds the first up, for some 0.4 ms within the graph."""
+"""Replays in a window that do not count: CUPTI holds up the first, for some 0.4 ms within the graph."""
 
 
 def kernels_of_parts() -> list[int]:
@@ -31,12 +31,12 @@ def kernels_of_parts() -> list[int]:
 
 
 def of_stages(window: Any, replays: int, parts: list[int], stages: int) -> tuple[np.ndarray, np.ndarray] | str:
-    """When CUPTI saw the first kernel of each stage begin and the last end, a row a replay; or what is wrong."""
+    """When CUPTI saw the first kernel of each stage begin and the last end, one row per replay; or what is wrong."""
     kernels = sorted(window.kernels(""), key=lambda kernel: kernel.start_ns)
     sizes = parts * LAYERS if stages > LAYERS else [sum(parts)] * LAYERS
     expected = sum(sizes) * (FIRST + replays)
     if len(kernels) != expected:
-        return f"CUPTI saw {len(kernels)} kernels of {expected}"
+        return f"CUPTI saw {len(kernels)} of {expected} kernels"
     kernels = kernels[sum(sizes) * FIRST :]
     ends = np.cumsum(sizes * replays)
     starts = ends - np.array(sizes * replays)
@@ -48,7 +48,7 @@ def of_stages(window: Any, replays: int, parts: list[int], stages: int) -> tuple
 
 
 def against_kernels(rate: int, replays: int, parts: list[int], stages: int, placed: str = "beside") -> dict[str, Any]:
-    """Differences of inner stages to their kernels, by CUPTI's timestamps, in nanoseconds."""
+    """Differences between inner stages and their kernels, by CUPTI's timestamps, in nanoseconds."""
     import torch
     from _cupti import Window
 
@@ -78,7 +78,7 @@ def against_kernels(rate: int, replays: int, parts: list[int], stages: int, plac
 
 
 def events_against_kernels(replays: int, parts: list[int], stages: int) -> dict[str, Any]:
-    """The same of pairs of external events, with a wait after each replay so that they can be read."""
+    """The same for pairs of external events, with a wait after each replay so that they can be read."""
     import torch
     from _cupti import Window
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-NAIVE_SHARE = 4  # the naive rival runs a quarter of the iterations: it is slow, and a figure is per iteration anyway
+NAIVE_SHARE = 4  # the naive rival runs a quarter of the iterations: it is slow, and figures are per iteration anyway
 
 
 @dataclass
@@ -140,7 +140,7 @@ class CudaRoutes:
             record(start, stream)
             status = record(end, stream)
         if status:
-            raise RuntimeError(f"cuEventRecord answered {status}, so the figures are of that")
+            raise RuntimeError(f"cuEventRecord returned {status}, so the figures mean nothing")
 
     def _record_bindings(self, lane: Lane) -> None:
         record, stream, status = self.driver.cuEventRecord, lane.driver_stream, (0,)
@@ -148,7 +148,7 @@ class CudaRoutes:
             record(start, stream)
             status = record(end, stream)
         if status[0] != 0:
-            raise RuntimeError(f"cuEventRecord answered {status}, so the figures are of that")
+            raise RuntimeError(f"cuEventRecord returned {status}, so the figures mean nothing")
 
 
 def _record_torch(lane: Lane) -> None:
@@ -203,14 +203,14 @@ def spans(tracer: Any) -> Callable[[Lane], None]:
 
 @dataclass
 class Sample:
-    """One timed block. Nanoseconds an iteration, but for `drain_ns`."""
+    """One timed block. Nanoseconds per iteration, except for `drain_ns`."""
 
     thread_ns: float
     """Mean over the threads of each one's own time from its first iteration to its last."""
     wall_ns: float
     """From the first thread's start to the last one's end, over all iterations of all threads."""
     drain_ns: float
-    """How long the GPU still worked afterwards. Milliseconds here would mean that the launch queue was filling up."""
+    """How long the GPU went on afterwards. Milliseconds here would mean that the launch queue was filling up."""
 
 
 class Crew:

@@ -1,8 +1,9 @@
 """
 The service of `bench_service.py`: FastAPI, a vision transformer, photographs in, five classes out.
 
-Each worker process obeys signals, since a request to switch recording would reach one worker of several: SIGUSR1
-records, SIGUSR2 does not. It answers by a file named after its process, in the folder that SERVICE_STATE names.
+Each worker process obeys signals, because a request to switch recording would reach only one of several workers:
+SIGUSR1 switches it on, SIGUSR2 off. A worker answers with a file named after its process, in the folder that
+SERVICE_STATE names.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def model() -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def steps() -> dict[str, Callable[[Any], Any]]:
-    """What a request does, each step fed by the one before."""
+    """What a request does; each step takes the result of the one before."""
     infer = model()
     kind = torch.float16 if DEVICE.type == "cuda" else torch.float32
     mean = torch.tensor([0.485, 0.456, 0.406], device=DEVICE).view(1, 3, 1, 1)
@@ -94,7 +95,7 @@ class Service:
         assert self.staged is not staged, "the benchmark needs GPUSCOPE=idle"
 
     def say(self, state: str, **more: Any) -> None:
-        """Answer, by a rename, so that nobody reads half of it."""
+        """Answer with a file that appears by a rename, so that nobody reads half of it."""
         draft = STATE.with_suffix(".draft")
         draft.write_text(json.dumps({"state": state, **more}))
         draft.rename(STATE)
@@ -135,5 +136,5 @@ async def body_of(request: Request) -> bytes:
 
 @app.post("/classify")
 def classify(request: Request, body: Annotated[bytes, Depends(body_of)]) -> list[int]:
-    """Runs in the thread pool, as endpoints that are no coroutines do."""
+    """Runs in the thread pool, as endpoints that are not coroutines do."""
     return request.app.state.service.request(body)

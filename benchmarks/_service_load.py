@@ -4,10 +4,10 @@ The clients of `bench_service.py`, in a process of their own: JSON lines in, JSO
 Connections are opened once and kept for all blocks: which worker of several serves which of them is then the same
 whether recording is on or off.
 
-A `closed` block has every connection ask again as soon as it was answered: it measures the most that the service can
-do. An `open` one has requests fall due at random times at a given rate, whatever the service does, and counts from when
-they were due: it measures how long users wait. A closed loop can't, since slow answers make its clients ask less, and
-at full load its mean is the number of clients over the throughput.
+In a `closed` block every connection asks again as soon as it was answered, which measures the most that the service
+can do. In an `open` block requests fall due at random times at a given rate, whatever the service does, and times count
+from when they were due, which measures how long users wait. A closed loop cannot measure that: slow answers make its
+clients ask less, and at full load its mean is the number of clients over the throughput.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 A process that runs blocks of requests on command, for `bench_tail.py`: JSON lines in, JSON lines out.
 
-A process has one TracerProvider and, once CUPTI was started in it, is never quite the same: hence three kinds.
+A process has one TracerProvider, and is never quite the same once CUPTI was started in it: hence three kinds.
 `bare` runs plain, otlp and naive; `provider`, whose application has a TracerProvider, runs plain and sdk; `profiler`
 runs torch.profiler alone.
 """
@@ -109,7 +109,7 @@ class Worker:
         own = time.thread_time_ns() - own
         after = thread_cpu_ns()
         background = {name: spent - before.get(name, 0) for name, spent in after.items()}
-        # A batch processor's flush works on the thread that asks for it: that, too, is what watching costs.
+        # A batch processor's flush works on the thread that asks for it, which is a cost of watching too.
         background["flush"] = own
         return {"ns": times, "background_ns": background, "stages": len(times) * pipeline.STAGES_A_REQUEST}
 

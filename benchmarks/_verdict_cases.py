@@ -1,8 +1,8 @@
 """
-Programs whose bottleneck is known by construction, and what is to be said of their requests and stages.
+Programs whose bottleneck is known by construction, with the verdicts expected of their requests and stages.
 
-Each is made of real PyTorch work, far from any boundary. Names of stages are there for people: what is said may not
-depend on them. Nothing here measures or prints.
+Each does real PyTorch work, far from any boundary. Names of stages are there for people: no verdict may depend on
+them. Nothing here measures or prints.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Case:
 
     make: Callable[[], Request]
     verdicts: dict[str, str]
-    """What `judge` is to say, by stage."""
+    """What `judge` should say, by stage."""
     looks: dict[str, str]
-    """What the deep look is to say."""
+    """What the deep look should say, by stage."""
     between: Callable[[], object] = lambda: None
     why_unknown: str = ""
     """Why records alone cannot tell, where `unknown` is the right verdict."""
     idle_between: bool = False
-    """Whether the deep look is to say that the GPU is idle between requests."""
+    """Whether the deep look should say that the GPU is idle between requests."""
 
 
 def spin(milliseconds: float) -> None:
-    """Work on the host, in nothing of PyTorch."""
+    """Work on the host, outside PyTorch."""
     end = time.perf_counter() + milliseconds / 1e3
     while time.perf_counter() < end:
         pass

@@ -1,7 +1,7 @@
 """
 How fast copies to and from a GPU are through pinned buffers, beside the bare `copy_` and the usual ways to copy.
 
-All ways of a size and direction are interleaved; a sample is one or, for short copies, several copies, each waited for.
+All ways to copy one size in one direction are interleaved. A sample is one copy or several short ones, each waited for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ QUICK_SIZES_MB = (0.5, 6)
 FROM_MB = 6
 """From here on a copy is bound by the bus, and the helpers are to be as fast as the bare copy."""
 SAMPLE_MB = 64
-"""A sample copies about as much in all, so that a short copy is not lost in the clock's noise."""
+"""How much a sample copies in all, so that a short copy is not lost in the clock's noise."""
 HELPER, RAW = "PinnedBuffer", "pinned copy_"
 
 
@@ -85,7 +85,7 @@ def d2h(count: int) -> dict[str, Callable[[], Any]]:
 
 
 def sample(copy: Callable[[], Any], copies: int) -> float:
-    """Return what one copy took, in seconds, with all of them one after the other."""
+    """Return how long one of several copies in a row took, in seconds."""
     start_ns = time.perf_counter_ns()
     for _ in range(copies):
         copy()
@@ -105,13 +105,13 @@ def rates(ways: Callable[[int], dict[str, Callable[[], Any]]], size_mb: float, r
 
 
 def ratio(found: dict[str, list[float]]) -> float:
-    """Return how fast the helper is, of the bare copy: the median over the rounds, the slower of its forms."""
+    """Return the helper's speed over that of the bare copy: the median over the rounds, of its slower form."""
     forms = [name for name in found if name.startswith(HELPER)]
     return min(median([ours / bare for ours, bare in zip(found[name], found[RAW], strict=True)]) for name in forms)
 
 
 def show(direction: str, found: dict[float, dict[str, list[float]]]) -> None:
-    """Print a table: a row a way, a column a size."""
+    """Print a table: one row per way, one column per size."""
     sizes = list(found)
     rows = [[name, *(median(found[size][name]) for size in sizes)] for name in found[sizes[0]]]
     print(table([f"{direction}, GB/s", *(f"{size:g} MB" for size in sizes)], rows), end="\n\n")
@@ -128,7 +128,7 @@ def main() -> None:
         found = {size: rates(ways, size, rounds) for size in sizes}
         show(direction, found)
         least = min(ratio(found[size]) for size in sizes if size >= FROM_MB)
-        text = f"{direction} through `{HELPER}`, of the bare `copy_`, least from {FROM_MB} MB up"
+        text = f"{direction} through `{HELPER}` over the bare `copy_`, least from {FROM_MB} MB up"
         goals.append(Goal(text, least, 0.95, at_least=True))
         raw[direction] = {f"{size:g} MB": by_way for size, by_way in found.items()}
     save("copies", options.out, goals=goals, unit="GB/s", raw=raw)

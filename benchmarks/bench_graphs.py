@@ -2,9 +2,9 @@
 What stages inside a CUDA graph cost, and whether each replay has its own times.
 
 A transformer block of 40 kernels is captured with 0, 4 and 16 stages inside, and with as many pairs of PyTorch's
-external events. Replay times are taken interleaved; stages are held against CUPTI's timestamps of their kernels; at
-100, 1,000 and 5,000 replays a second it is counted which replays have inner times, and whether any interval begins in
-one replay and ends in another; and several graphs are replayed at once.
+external events. Replays of all are timed interleaved. Stages are held against CUPTI's timestamps of their kernels. At
+100, 1,000 and 5,000 replays per second it counts which replays have inner times, and which intervals begin in one
+replay and end in another. Last, several graphs are replayed at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STAGES = (4, 16)
 PLACED = ("beside", "inline")
 """Where nodes stand, as `GPUSCOPE_GRAPH_STAGES` says."""
 IN_A_ROW, BLOCKS = 10, 20
-"""Replays between two readings, few enough for the launch queue, which record nodes fill as well; and readings."""
+"""Replays between two readings: few enough for the launch queue, which record nodes fill as well. And readings."""
 RATES = (100, 1_000, 5_000)
 AT_ONCE = (1, 2, 4, 8)
 
@@ -53,7 +53,7 @@ AT_ONCE = (1, 2, 4, 8)
 
 
 def timed(graph: Any, wanted: Any) -> tuple[float, float]:
-    """Microseconds a replay on the host and on the GPU, in a row of replays in one stage."""
+    """Microseconds per replay on the host and on the GPU, for replays in a row in one stage."""
     import torch
 
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -102,7 +102,7 @@ def show_costs(raw: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
         host, gpu = (median([one[i] for one in rounds]) for i in (0, 1))
         added[name] = median([one[1] - plain[1] for one, plain in zip(rounds, raw["plain"], strict=True)])
         rows.append([name, host, host - plain_host, gpu, gpu - plain_gpu])
-    print(table(["µs a replay", "host", "more", "GPU", "more"], rows))
+    print(table(["µs per replay", "host", "more", "GPU", "more"], rows))
     return added
 
 
@@ -110,7 +110,7 @@ def show_costs(raw: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
 
 
 def at_rate(rate: int, seconds: float, stages: int) -> dict[str, Any]:
-    """Of some seconds' replays, how many have inner times, and how many intervals are of two replays."""
+    """How many of some seconds' replays have inner times, and how many intervals are of two replays."""
     import torch
 
     replays = int(rate * seconds)
@@ -130,8 +130,8 @@ def at_rate(rate: int, seconds: float, stages: int) -> dict[str, Any]:
     whole = np.array([rows for rows in inner if len(rows) == stages])
     lengths = whole[..., 1] - whole[..., 0]
     usual = np.median(lengths, axis=0)
-    # Stages follow each other without a gap, and replays do not overlap: one time of another replay makes the stage
-    # before it or the one after it negative, or at either end of the graph has two replays overlap.
+    # Stages follow each other without a gap, and replays do not overlap. So a time of another replay makes the stage
+    # before or after it negative or, at either end of the graph, makes two replays overlap.
     mixed = lengths <= 0
     mixed[1:] |= whole[1:, :, 0] < whole[:-1, -1:, 1] - 2 * whole[1:, :, 2]
     longer = float(usual[0] - np.median(usual[stages // LAYERS :: stages // LAYERS])) / 1000
@@ -139,9 +139,7 @@ def at_rate(rate: int, seconds: float, stages: int) -> dict[str, Any]:
     print(
         f"{rate:6d}/s, {stages} stages: reached {reached:,.0f}/s; {right} of {replays} replays have right inner times;"
     )
-    print(
-        f"        {int(mixed.sum())} mixed; lost {lost}; the graph's first stage {longer:+.1f} µs beside those like it"
-    )
+    print(f"        {int(mixed.sum())} mixed; lost {lost}; first stage {longer:+.1f} µs longer than those like it")
     return {
         "rate": rate,
         "stages": stages,
@@ -176,7 +174,7 @@ def wall_us(graphs: list[Any], streams: list[Any], wanted: Any) -> float:
 
 
 def at_once(count: int, rounds: int) -> dict[str, Any]:
-    """So many graphs at once: how long they take together, and the lengths of their stages."""
+    """Graphs replayed at once: how long they take together, and the lengths of their stages."""
     import torch
 
     from gpuscope import _runtime
@@ -218,12 +216,12 @@ def show_at_once(crowds: list[dict[str, Any]]) -> None:
             lengths = np.array(one["lengths_ns"][kind]) / 1000
             row = [f"{one['graphs']} at once, {kind}", median(one["us"][kind]) / plain, *spread(lengths)]
             rows.append(row)
-    print(table(["graphs", "time, of plain", "stage, µs: least", "p1", "p50", "p99", "most"], rows))
+    print(table(["graphs", "time over plain", "stage, µs: least", "p1", "p50", "p99", "most"], rows))
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--seconds", type=float, default=4, help="how long at each rate")
+    parser.add_argument("--seconds", type=float, default=4, help="how long to replay at each rate")
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     if options.quick:
@@ -248,7 +246,7 @@ def main() -> None:
     rivals = [one for one in rivals if "problem" not in one]
     show_differences(held + rivals)
     for problem in problems:
-        print("a window that can't be used:", problem)
+        print("a window that cannot be used:", problem)
     rates = [at_rate(rate, options.seconds, stages) for rate in RATES for stages in STAGES]
     crowds = [at_once(count, options.rounds) for count in AT_ONCE]
     show_at_once(crowds)

@@ -1,8 +1,8 @@
 """
 What a stage costs the thread that runs it, against bare events, against spans made by hand, and when off.
 
-Each section is a process of its own, because a process has one state; within it all cases are interleaved.
-Sections: `gpu` (needs CUDA), `host` (no GPU part), both also below an application's TracerProvider, `idle`, `absent`.
+Each section is a process of its own, because a process has only one state; within it all cases are interleaved.
+Sections: `gpu` (needs CUDA) and `host` (no GPU part), both also with an application's TracerProvider; `idle`; `absent`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def tracer_provider() -> Any:
 
 
 def settle_gpuscope() -> None:
-    """Outside the timing: the collector takes all there is, and nothing may have been dropped."""
+    """Outside the timing: have the collector take all there is, and exit if anything was dropped."""
     import gpuscope
 
     if not gpuscope.flush(timeout=60):
@@ -72,7 +72,7 @@ def settle_gpuscope() -> None:
     statistics = gpuscope.statistics()
     refused = {reason: n for reason, n in statistics.dropped.items() if "queue" in reason}
     if refused or statistics.untimed:
-        raise SystemExit(f"stages were refused or not timed, so the figures are of that: {statistics}")
+        raise SystemExit(f"stages were refused or not timed, so the figures mean nothing: {statistics}")
 
 
 def stage_cases(settle: Callable[[], None] = settle_gpuscope) -> dict[str, hot.Case]:
@@ -166,7 +166,7 @@ def run_section(name: str, rounds: int, size: int) -> dict[str, Any]:
 
 
 def net(cases: dict[str, list[Any]], column: int) -> dict[str, float]:
-    """Median nanoseconds an iteration, the empty loop subtracted from all alike."""
+    """Median nanoseconds per iteration, with the empty loop subtracted from all alike."""
     medians = {name: median([sample[column] for sample in samples]) for name, samples in cases.items()}
     loop = medians.pop("loop")
     return {name: value - loop for name, value in medians.items()}
@@ -215,7 +215,7 @@ def off_goals(sections: dict[str, Any]) -> list[Goal]:
 
 
 def show(name: str, section: dict[str, Any]) -> None:
-    """One row a case; a column for each number of threads and stream, in each thread's own time and in wall time."""
+    """One row per case; one column per number of threads, stream and clock: the threads' own time, or wall time."""
     cases = section["cases"]
     columns = [(key, column, unit) for key in cases for column, unit in ((0, "thread"), (1, "wall"))]
     columns = [c for c in columns if c[1] == 0 or not c[0].startswith("1 ")]
@@ -223,21 +223,21 @@ def show(name: str, section: dict[str, Any]) -> None:
     rows = [
         [case, *(figures[key][column][case] / 1000 for key, column, _ in columns)] for case in figures[columns[0][0]][0]
     ]
-    print(f"\n{name}: median µs an iteration, empty loop subtracted (threads, stream, clock)")
+    print(f"\n{name}: median µs per iteration, empty loop subtracted (threads, stream, clock)")
     print(table(["case", *(f"{key} {unit}" for key, _, unit in columns)], rows))
     if name.startswith("gpu"):
         floors = [samples for case in cases.values() for row, samples in case.items() if row.startswith("floor")]
         lags = [median([sample[2] for sample in samples]) for samples in floors]
         print(f"GPU work left after a block of the floors, median: {min(lags) / 1e6:.2f} to {max(lags) / 1e6:.2f} ms")
         if max(lags) > QUEUE_FULL_NS:
-            print("The launch queue was full at times, so the floors are the GPU's and not the host's: lower `--size`.")
+            print("The launch queue was full at times, so the floors measure the GPU and not the host: lower `--size`.")
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--section", choices=SECTIONS, help="run one section here and print its JSON")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--size", type=int, default=400, help="iterations a block: the launch queue must hold them")
+    parser.add_argument("--size", type=int, default=400, help="iterations per block; the launch queue must hold them")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.size = 3, 400

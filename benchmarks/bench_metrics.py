@@ -1,7 +1,8 @@
 """
 What metrics cost the background: the collector's work on a request of seven stages, with metrics and without.
 
-On a fake GPU, one collector stepped by hand a case, interleaved; thread time, the least of the rounds and their median.
+On a fake GPU, with one collector per case, stepped by hand, interleaved. In thread time: the least and the median of
+the rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ STAGES = ("load", "decode", "resize", "copy", "infer", "answer")
 
 
 def worker(metrics: str):
-    """Return a function that records requests and answers what it took the collector, in µs a stage."""
+    """Return a function that records requests and returns what they cost the collector, in µs per stage."""
 
     def work() -> float:
         clock = ManualClock()
@@ -50,9 +51,9 @@ def main() -> None:
     options = arguments(__doc__).parse_args()
     raw = interleave({name: worker(name) for name in ("none", "sdk")}, 3 if options.quick else 15)
     rows = [[f"metrics {name}", min(values), median(values)] for name, values in raw.items()]
-    print(table(["collector, µs a stage", "least", "median"], rows))
+    print(table(["collector, µs per stage", "least", "median"], rows))
     cost = median([after - before for before, after in zip(raw["none"], raw["sdk"], strict=True)])
-    save("metrics", options.out, goals=[Goal("metrics, µs a stage", cost, 0.5, " µs")], cost_us=cost, raw=raw)
+    save("metrics", options.out, goals=[Goal("metrics, µs per stage", cost, 0.5, " µs")], cost_us=cost, raw=raw)
 
 
 if __name__ == "__main__":

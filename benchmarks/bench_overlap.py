@@ -1,8 +1,8 @@
 """
-What `overlap` wins back: the sequential loop, the deque loop that everybody writes, `overlap`, `overlap(graph=True)`.
+What `overlap` wins over the sequential loop and over the deque loop that everybody writes, without and with a graph.
 
-ViT-B/16 over photographs, uploaded and downloaded in earnest, with work on the host of 0.25, 1 and 2 times the GPU's.
-All in one process, interleaved; a figure is the wall time of a loop over its steps, the first ones left out.
+ViT-B/16 on photographs, with real uploads and downloads, and work on the host of 0.25, 1 and 2 times the GPU's time.
+All in one process, interleaved. A figure is the wall time of a loop divided by its steps, the first ones left out.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 SHARES = (0.25, 1.0, 2.0)
 FIRST = 3
-"""Steps of each loop that do not count: memory is allocated in them, and graphs captured."""
+"""Steps of each loop that do not count, because they allocate memory and capture graphs."""
 SEQUENTIAL, DEQUE, OVERLAP, GRAPH = "sequential", "deque", "overlap", "overlap, graph"
 PINNED = "overlap, graph, pinned"
-"""The same with batches that are in pinned memory already, as a `DataLoader` with `pin_memory=True` gives them."""
+"""The same with batches that are already in pinned memory, as from a `DataLoader` with `pin_memory=True`."""
 
 
 class Workload:
@@ -156,7 +156,7 @@ def timed(function: Callable[[Workload], list[float]], work: Workload) -> Callab
 
 
 def gpu_ms(work: Workload) -> float:
-    """The GPU's part of a step: `infer` replayed as a CUDA graph, between two events."""
+    """The GPU's time per step, in milliseconds: `infer` replayed as a CUDA graph, between two events."""
     work.post_ms = 0.0
     replayed = Overlapped(depth=2, graph=True)
     with work.torch.inference_mode():
@@ -172,7 +172,7 @@ def limit_ms(name: str, sample: dict[str, Any], gpu: float) -> float:
 
 
 def measure(work: Workload, share: float, gpu: float, options: argparse.Namespace) -> dict[str, Any]:
-    """All of them with work on the host of so many times the GPU's; checks that they agree."""
+    """Measure all ways, with work on the host of `share` times the GPU's; check that they agree."""
     work.post_ms = share * gpu
     ways = {
         SEQUENTIAL: sequential,
@@ -186,7 +186,7 @@ def measure(work: Workload, share: float, gpu: float, options: argparse.Namespac
     for name, samples in raw.items():
         for sample in samples:
             if not np.allclose(sample.pop("results"), expected, atol=1e-4):
-                raise SystemExit(f"{name} gave other results than the sequential loop")
+                raise SystemExit(f"{name}: its results differ from those of the sequential loop")
             if "report" in sample:
                 sample["limit_ms"] = limit_ms(name, sample, gpu)
     return {"gpu_ms": gpu, "post_ms": work.post_ms, "raw": raw}
@@ -199,7 +199,7 @@ def medians(figures: dict[str, Any], what: str) -> dict[str, float]:
 
 
 def over(figures: dict[str, Any], name: str, other: str | None = None) -> float:
-    """The median over the rounds of a step over its limit, or over another's step of the same round."""
+    """The median over the rounds: a step divided by its limit, or by another way's step of the same round."""
     raw = figures["raw"]
     rivals = [sample["step_ms"] for sample in raw[other]] if other else [each["limit_ms"] for each in raw[name]]
     return median([sample["step_ms"] / rival for sample, rival in zip(raw[name], rivals, strict=True)])
@@ -219,11 +219,13 @@ def goals(figures: dict[str, Any], what: str, one_batch: int, depth: int) -> lis
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--depth", type=int, default=2, help="batches in flight; 3 where host and GPU take as long")
+    parser.add_argument(
+        "--depth", type=int, default=2, help="batches in flight; 3 where host and GPU take equally long"
+    )
     options = parser.parse_args()
     cuda = has_cuda()
     if not cuda:
-        print("Without a GPU nothing overlaps: a small run, to see that this works.")
+        print("Without a GPU nothing overlaps; this is a small run, to see that it works.")
     small = options.quick or not cuda
     options.rounds, steps, size = (2, 6, 224 if cuda else 32) if small else (options.rounds, 40, 224)
     found, wanted, rows = {}, [], []
@@ -237,7 +239,7 @@ def main() -> None:
             rows.append([f"{batch}", f"{share:g}x", gpu, *medians(figures, "step_ms").values(), *limits.values()])
             wanted += goals(figures, what, one_batch, options.depth) if cuda else []
     heads = ["batch", "post", "GPU", SEQUENTIAL, DEQUE, OVERLAP, GRAPH, PINNED, "limit", "limit, graph", "pinned"]
-    print("ms a step, median over the rounds")
+    print("ms per step, median over the rounds")
     print(table(heads, rows))
     save("overlap", options.out, goals=wanted, depth=options.depth, steps=steps, cases=found)
 

@@ -1,8 +1,8 @@
 """
 What a report costs: reading a recording of 100,000 stages, its figures and verdicts, and each file for viewers.
 
-Records the stages with the real exporter and a fake GPU, then times each step of `gpuscope report` on its own: by the
-processor's time, as all steps are one thread and others may be on the machine.
+Records the stages with the real exporter and a fake GPU, then times each step of `gpuscope report` on its own. In CPU
+time, because every step is one thread, and others may use the machine.
 """
 
 from __future__ import annotations

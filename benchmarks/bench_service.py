@@ -1,8 +1,8 @@
 """
 What watching costs a web service: FastAPI, ViT-B/16, concurrent clients; with threads, then with workers.
 
-The same server is asked with recording off, on, and off again, in a new random order each round. Its most is measured
-with clients that ask again at once, the times that users wait with requests at six tenths of that (`_service_load.py`).
+The same server runs with recording off, on, and off again, in a new random order each round. Clients that ask again at
+once measure its throughput; requests at six tenths of that measure how long users wait (`_service_load.py`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 VARIANTS = {"off": "off", "off again": "off", "on": "on"}
 LOAD = 0.6
-"""Of the most that the service can do: what `open` blocks ask for."""
+"""The share of the service's throughput that `open` blocks ask for."""
 SIGNALS = {"on": signal.SIGUSR1, "off": signal.SIGUSR2}
 STARTS_IN_S = 120
 SHARE_CLOSED = 0.4
-"""Of a block's time, for the throughput; the rest is for the times."""
+"""The share of a block's time that measures the throughput; the rest measures the times."""
 
 
 class Server:
@@ -53,7 +53,7 @@ class Server:
         self._wait("off")
 
     def switch(self, state: str) -> list[dict[str, Any]]:
-        """Have every worker record, or not; return what each says then."""
+        """Have every worker record, or not; return their answers."""
         for path in self._states():
             path.unlink()
             os.kill(int(path.name), SIGNALS[state])
@@ -70,7 +70,7 @@ class Server:
         deadline = time.monotonic() + STARTS_IN_S
         while len(paths := self._states()) < self._workers:
             if time.monotonic() > deadline or self._process.poll() is not None:
-                raise SystemExit(f"the service did not get to `{state}`")
+                raise SystemExit(f"the service did not reach the state `{state}` within {STARTS_IN_S} s")
             time.sleep(0.01)
         answers = [json.loads(path.read_text()) for path in paths]
         assert all(answer["state"] == state for answer in answers), answers
@@ -102,7 +102,7 @@ class Clients:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"the clients ended with {self._process.wait()}")
+            raise SystemExit(f"the clients' process exited with {self._process.wait()}")
         return dict(json.loads(line))
 
 
@@ -131,7 +131,7 @@ def measure(workers: int, options: Any, seconds: float, receiver: str) -> dict[s
             shuffler.shuffle(order)
             for name in order:
                 server.switch(VARIANTS[name])
-                # What switching leaves behind, new threads' first steps say, is not in the block.
+                # What switching leaves behind, such as the first steps of new threads, stays out of the block.
                 clients.block("closed", seconds=0.2)
                 closed = clients.block("closed", seconds=options.block * SHARE_CLOSED)
                 waits = clients.block("open", seconds=options.block * (1 - SHARE_CLOSED), rate=LOAD * most)
@@ -209,7 +209,9 @@ def goals_of(way: str, summary: dict[str, Any]) -> list[Goal]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--seconds", type=float, default=80, help="of rounds, both ways together; starting is extra")
+    parser.add_argument(
+        "--seconds", type=float, default=80, help="of all rounds, for both ways together, without starting"
+    )
     parser.add_argument("--block", type=float, default=4, help="seconds of requests in a block")
     parser.add_argument("--clients", type=int, default=16, help="connections")
     parser.add_argument("--workers", type=int, default=4, help="processes in the second way")

@@ -50,7 +50,7 @@ class Process:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"a worker ended with {self._process.wait()}")
+            raise SystemExit(f"a worker exited with {self._process.wait()}")
         return dict(json.loads(line))
 
     def block(self, variant: str, seconds: float) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def pooled(blocks: list[Any]) -> list[float]:
 
 
 def ratio(blocks: dict[str, list[Any]], name: str, share: float, rounds: list[int]) -> float:
-    """A percentile of a variant over the same of what it is compared with, over the given rounds."""
+    """A variant's percentile divided by that of what it is compared with, in the given rounds."""
     own = percentile(pooled([blocks[name][i] for i in rounds]), share)
     others = percentile(pooled([blocks[base][i] for base in VARIANTS[name][2] for i in rounds]), share)
     return own / others
@@ -106,7 +106,7 @@ def interval(blocks: dict[str, list[Any]], name: str, share: float, draws: int) 
 
 
 def background_us(blocks: list[Any]) -> float:
-    """Background CPU a stage, microseconds."""
+    """Background CPU time per stage, in microseconds."""
     stages = sum(block["stages"] for block in blocks)
     return sum(sum(block["background_ns"].values()) for block in blocks) / 1000 / max(1, stages)
 
@@ -139,10 +139,18 @@ def show(summary: dict[str, Any]) -> None:
         figures = [f"{entry[label]:,.0f}" for label in (*SHARES, "max")]
         changes = [change(entry, "p50"), change(entry, "p99")]
         rows.append([name, str(entry["requests"]), *figures, *changes, f"{entry['background_us']:.1f}"])
-    headers = ["µs a request", "requests", *SHARES, "max", "p50 change, %", "p99 change, %", "background µs/stage"]
+    headers = [
+        "µs per request",
+        "requests",
+        *SHARES,
+        "max",
+        "p50 change, %",
+        "p99 change, %",
+        "background µs per stage",
+    ]
     print(table(headers, rows))
-    print("Changes are against plain requests of the same process (torch.profiler: of the first process), pooled,")
-    print("with nine-tenths intervals over rounds; `plain again` against `plain` is the noise of this machine.")
+    print("Changes are against plain requests of the same process (torch.profiler: of the first process), pooled over")
+    print("rounds, with 90 % intervals; `plain again` against `plain` is the noise of this machine.")
 
 
 def goals_of(summary: dict[str, Any]) -> list[Goal]:
@@ -150,16 +158,18 @@ def goals_of(summary: dict[str, Any]) -> list[Goal]:
     return [
         Goal("otlp: p50 against uninstrumented", otlp["p50 ratio"], 1.01, "x"),
         Goal("otlp: p99 against uninstrumented", otlp["p99 ratio"], 1.05, "x"),
-        Goal("otlp: background CPU a stage", otlp["background_us"], 10, " µs"),
+        Goal("otlp: background CPU per stage", otlp["background_us"], 10, " µs"),
         Goal("sdk: p99 against uninstrumented", sdk["p99 ratio"], 1.25, "x"),
     ]
 
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--seconds", type=float, default=200, help="total duration")
+    parser.add_argument("--seconds", type=float, default=200, help="seconds of rounds in all")
     parser.add_argument("--block", type=float, default=3, help="seconds of requests in a block")
-    parser.add_argument("--schedule-delay", type=float, default=1, help="seconds between two requests of `otlp`")
+    parser.add_argument(
+        "--schedule-delay", type=float, default=1, help="seconds between two payloads of the `otlp` exporter"
+    )
     options = parser.parse_args()
     if options.quick:
         options.seconds, options.block = 5, 0.5

@@ -1,8 +1,8 @@
 """
-Whether what gpuscope says is right: programs whose bottleneck is known by construction, judged twice.
+Whether gpuscope's verdicts are right: programs whose bottleneck is known by construction, judged twice.
 
-Each runs for real on the GPU: once recorded to a file, for the verdicts of `gpuscope report`, and once under the deep
-look. The table has what was to be said beside what was. Ends with 1 if anything is wrong.
+Each runs on a real GPU: once recorded to a file, for the verdicts of `gpuscope report`, and once under the deep look.
+The table has what was expected beside what was said. Exits with 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -41,26 +41,28 @@ class Said(NamedTuple):
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--only", default="", help="cases with this in their name")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the recordings and the profiles there")
+    parser.add_argument("--only", default="", help="run only the programs with this in their names")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep the recordings and the profiles in this folder"
+    )
     options = parser.parse_args()
     from _verdict_cases import CASES, WITHOUT_GPU
 
     cases = CASES if has_cuda() else WITHOUT_GPU
     if cases is WITHOUT_GPU:
-        print("Without a GPU nothing can be judged: one program, to see that this runs.")
+        print("Without a GPU nothing can be judged; this runs one program, to see that it works.")
     chosen = {name: case for name, case in cases.items() if options.only in name}
     rows, failed, requests = [], {}, 20 if options.quick else 60
     for name, case in chosen.items():
         if options.quick and name == "compiled model":
-            print(f"{name}: left out, its compilation takes longer than all the rest")
+            print(f"{name}: left out, because its compilation takes longer than all the rest")
             continue
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as temporary:
             folder = (options.keep or Path(temporary)) / re.sub(r"\W+", "-", name).strip("-")
             try:
                 rows += run(name, case, requests, folder)
-            except Exception as error:  # one program that cannot run here should not hide the others
+            except Exception as error:  # one program that cannot run here must not hide the others
                 failed[name] = repr(error)
         print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
     show(rows, chosen)
@@ -128,7 +130,7 @@ def examine(request: Request, case: Case, folder: Path) -> Any:
 
 
 def show(rows: list[Said], cases: dict[str, Case]) -> None:
-    """Print what was expected beside what was said, and why where it is not that."""
+    """Print what was expected beside what was said, and the reasons where they differ."""
     by_stage: dict[tuple[str, str], dict[str, Said]] = {}
     for row in rows:
         by_stage.setdefault((row.case, row.stage), {})[row.method] = row

@@ -1,8 +1,8 @@
 """
-What a fleet sends and what its collectors pay: spans and bytes a stage, and the CPU time of a real collector a span.
+What a fleet sends and what its collectors pay: bytes per span, and the CPU time of a real OpenTelemetry Collector.
 
 Requests of seven stages on a fake GPU, through the real recorder, collector and OTLP exporter to the real receiver,
-plain and with gzip. Then the same payloads through `rotel`, an OTLP collector of one process, to the same receiver.
+plain and with gzip. Then the same payloads through `rotel`, an OTLP collector in one process, to the same receiver.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Sent:
 
 
 def record(endpoint: str, compression: str, stages: int) -> Sent:
-    """Record and export so many stages; the queue never overflows, since every thousand are waited for."""
+    """Record and export this many stages; the queue never overflows, because each thousand is waited for."""
     sent, clock, chance = Sent(compression), ManualClock(), random.Random(0)
     config = Config().changed(mode="on", exporters="none", otlp_base_endpoint=endpoint, otlp_compression=compression)
     exporter = OtlpExporter(config, RESOURCE)
@@ -95,7 +95,7 @@ def record(endpoint: str, compression: str, stages: int) -> Sent:
 
 
 def request(number: int, clock: ManualClock, device: FakeDevice, chance: random.Random) -> None:
-    """Times on host and GPU of any number of nanoseconds, as real ones are: regular ones would compress to half."""
+    """Record one request. Its times are irregular, as real ones are: regular ones would compress to half the size."""
     with gpuscope.stage("request", attributes={"model": "vit"}) as outer:
         outer.set_attribute("batch_size", 1 + number % 8)
         for name in INNER:
@@ -158,7 +158,7 @@ def peak_mb(pid: int) -> float:
 
 
 def through_rotel(sent: Sent, spans: int) -> dict[str, float]:
-    """Send the payloads until so many spans have gone through; return what that took the collector."""
+    """Send the payloads until this many spans have gone through; return what that cost the collector."""
     headers = {"Content-Type": "application/x-protobuf"}
     if sent.compression != "none":
         headers["Content-Encoding"] = sent.compression
@@ -168,7 +168,7 @@ def through_rotel(sent: Sent, spans: int) -> dict[str, float]:
             for payload in sent.payloads:
                 session.post(endpoint + PATH, data=payload, headers=headers, timeout=30).raise_for_status()
             passed += sent.spans
-            # Not more than a round ahead of the receiver, which is Python, or the collector holds or drops the rest.
+            # At most one round ahead of the receiver, which is Python: otherwise the collector holds or drops the rest.
             wait_for(lambda expected=passed: sum(receiver.counts().values()) >= expected)
         taken_s = time.monotonic() - start
         return {
@@ -180,7 +180,7 @@ def through_rotel(sent: Sent, spans: int) -> dict[str, float]:
 
 
 def volumes(sent: list[Sent]) -> list[dict[str, float]]:
-    """What processes with so many stages a second send in all."""
+    """What processes send in all, at several rates of stages per second."""
     return [
         {
             "stages_a_second": rate,
@@ -203,14 +203,14 @@ def main() -> None:
         received = receiver.counts()
     assert received == {"volume": sum(item.spans for item in sent)}, received
     rows = [[s.compression, str(s.spans), s.bytes_a_span(), s.sender_s / s.spans * 1e6] for s in sent]
-    print(table(["compression", "spans", "bytes a span", "sending, CPU µs a span"], rows))
+    print(table(["compression", "spans", "bytes per span", "sending, CPU µs per span"], rows))
     rates = volumes(sent)
     print(table(list(rates[0]), [[str(line["stages_a_second"]), *list(line.values())[1:]] for line in rates]))
     collector = {}
     if find_spec("rotel"):
         collector = {item.compression: through_rotel(item, passing) for item in sent}
         rows = [[name, *figures.values()] for name, figures in collector.items()]
-        print(table(["rotel", "spans", "CPU s per million spans", "spans a second", "peak MB"], rows))
+        print(table(["rotel", "spans", "CPU s per million spans", "spans per second", "peak MB"], rows))
     save(
         "volume",
         options.out,

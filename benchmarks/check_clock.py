@@ -1,8 +1,8 @@
 """
-Whether GPU times are right for as long as a service runs: every stage of a window against CUPTI's kernel timestamps.
+Whether GPU times stay right while a service runs: stages against CUPTI's timestamps of their kernels.
 
-Runs stages with known kernels on several streams for seven minutes with recording on throughout, and CUPTI on for one
-second of every ten. Ends with 1 if a duration or a placement is off by more than is allowed.
+Runs stages with known kernels on several streams for seven minutes, with recording on throughout and CUPTI on for one
+second in every ten. Exits with 1 if too many durations or placements are off by more than is allowed.
 """
 
 from __future__ import annotations
@@ -118,8 +118,10 @@ def show(held: list[tuple[float, Any]]) -> None:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--minutes", type=float, default=7)
-    parser.add_argument("--period", type=float, default=10, help="seconds from window to window")
-    parser.add_argument("--share", type=float, default=0.999, help="share of stages that must hold, to allow for CUPTI")
+    parser.add_argument("--period", type=float, default=10, help="seconds from one window to the next")
+    parser.add_argument(
+        "--share", type=float, default=0.999, help="share of stages that must be right; the rest is for CUPTI's errors"
+    )
     options = parser.parse_args()
     if options.quick:
         options.minutes, options.period = 0.25, 4
@@ -130,7 +132,10 @@ def main() -> None:
     held, late = compare(spans, found)
     show(held)
     problems = [window["problem"] for window in found if window["problem"]]
-    print(f"{len(held)} stages in {len(found)} windows; {late} left out because the host was late; {problems}")
+    print(
+        f"{len(held)} stages in {len(found)} windows; {late} left out because the host was late; "
+        f"problems: {problems or 'none'}"
+    )
     durations = sum(d.is_right_duration() for _, d in held) / len(held)
     places = sum(d.is_right_place() for _, d in held) / len(held)
     goals = [

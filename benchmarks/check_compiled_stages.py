@@ -1,10 +1,10 @@
 """
 Whether a stage inside a compiled region could be timed without changing the program: the evidence for leaving it out.
 
-A stage would be two marks, calls of an operator that records an event. One that reads a tensor and carries an ordered
-effect is not removed; one that hands a copy of the tensor on has work before and after it as well. Each check compiles
-the same function with and without marks, and says whether the marked one is still the program that it was. Ends with 1
-if it is not in any of them. Nothing of gpuscope is used.
+A stage would be two marks: calls of an operator that records an event. A mark that reads a tensor and carries an
+ordered effect is not removed; a mark that hands on a copy of the tensor also has work before and after it. Each check
+compiles the same function with and without marks, and tells whether the marked one is still the same program. Exits
+with 1 if any check fails. Uses nothing of gpuscope.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WORDS = {True: "holds  ", False: "FAILS  ", None: "not run"}
 SEEN: list[tuple[int, float]] = []
 """(which mark, sum of the tensor as it was then), in the order of execution."""
 CALLS = r"^ +(?:((?:buf\d+ = )?torch\.ops\.stagemark)|\w+_fused_\w+[.(])"
-"""Of marks, which are a group, and of kernels, in the code that the default backend generates."""
+"""Finds marks, which are a group, and kernels in the code that the default backend generates."""
 EVENTS: list[torch.cuda.Event] = []
 
 
@@ -103,14 +103,14 @@ def steps(function: Function, device: str) -> str:
 
 
 def order(device: str) -> Found:
-    """The work of the stage is between its marks, and other work is not."""
+    """The work of the stage is between its marks, and no other work is."""
     found = {function.__name__: steps(function, device) for function in (plain, marked, threaded)}
     told = ", ".join(f"{name} {taken}" for name, taken in found.items())
     return found["marked"] == "k|k|k", f"{told} (k: a kernel, |: a mark)"
 
 
 def values(device: str) -> Found:
-    """Marks run in their order, and see the tensor that is there."""
+    """Marks run in order, and see the right tensors."""
     x = torch.linspace(0, 1, 64, device=device)
     with fresh():
         run = torch.compile(marked, fullgraph=True)
@@ -118,7 +118,7 @@ def values(device: str) -> Found:
         SEEN.clear()
         run(x)
     if device == "cuda":
-        return len(EVENTS) == 4, f"{len(EVENTS)} events of 4 recorded"
+        return len(EVENTS) == 4, f"{len(EVENTS)} of 4 events recorded"
     expected = [(1, float(torch.sin(x).sum())), (2, float((torch.sin(x) * 2 + 1).sum()))]
     right = [which for which, _ in SEEN] == [1, 2] and all(
         abs(a - b) < 1e-3 for (_, a), (_, b) in zip(SEEN, expected, strict=True)
@@ -127,7 +127,7 @@ def values(device: str) -> Found:
 
 
 def results(device: str) -> Found:
-    """Outputs and gradients are those without marks."""
+    """Outputs and gradients are the same as without marks."""
     found = []
     for function in (plain, marked):
         x = torch.linspace(-1, 1, 64, device=device, requires_grad=True)
@@ -140,13 +140,13 @@ def results(device: str) -> Found:
 
 
 def fusion(device: str) -> Found:
-    """As many kernels as without marks."""
+    """There are as many kernels as without marks."""
     found = [steps(function, device).count("k") for function in (plain, marked, threaded)]
     return len(set(found)) == 1, "{} without, {} with marks that read, {} with marks that hand on".format(*found)
 
 
 def shapes(device: str) -> Found:
-    """Dynamic shapes compile as often."""
+    """Dynamic shapes do not compile more often."""
     often = []
     for function in (plain, marked):
         with fresh():
@@ -158,7 +158,7 @@ def shapes(device: str) -> Found:
 
 
 def caching(device: str) -> Found:
-    """The caches of compiled programs still hold it."""
+    """The caches of compiled programs still work."""
     found = []
     for function in (plain, marked):
         with fresh():
@@ -212,7 +212,7 @@ def control_flow(device: str) -> Found:
 
 
 def export(device: str) -> Found:
-    """An exported program does not know of it."""
+    """An exported program has no marks in it."""
 
     class Net(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def cuda_graphs(device: str) -> Found:
 
 
 def launches(device: str) -> Found:
-    """The GPU runs as many kernels for as long, within a tenth."""
+    """The GPU runs as many kernels for as long, to within a tenth."""
     if device != "cuda":
         return None, "needs a GPU"
     from torch.profiler import ProfilerActivity, profile

@@ -1,5 +1,5 @@
 """
-Prints the figures of the README from `results/`: nothing there is typed by hand.
+Prints the figures of the README from `results/`: none of them is typed by hand.
 
 `python benchmarks/readme_figures.py` prints the block; a test compares it with the README.
 """
@@ -20,7 +20,7 @@ def load(name: str) -> Any:
 
 
 def us(cases: dict[str, list[Any]], name: str) -> float:
-    """Median microseconds an iteration of a case, the empty loop subtracted."""
+    """Median microseconds per iteration of a case, with the empty loop subtracted."""
     loop = median(sample[0] for sample in cases["loop"])
     return (median(sample[0] for sample in cases[name]) - loop) / 1000
 
@@ -41,7 +41,7 @@ def cost(hot: Any) -> list[str]:
         ("on, with GPU events", us(gpu, "stage, decorator"), us(gpu, "stage, with")),
         ("on, host only", us(host, "stage, decorator"), us(host, "stage, with")),
     ]
-    lines = [f"| calling thread, µs a stage ({device(hot)}) | decorator | `with` |", "|---|---:|---:|"]
+    lines = [f"| calling thread, µs per stage ({device(hot)}) | decorator | `with` |", "|---|---:|---:|"]
     lines += [f"| {text} | {first:.2f} | {second:.2f} |" for text, first, second in rows]
     naive = us(gpu, "naive: new events, SDK span, NVTX")
     lines += [
@@ -53,9 +53,9 @@ def cost(hot: Any) -> list[str]:
 
 
 def tail(result: Any) -> list[str]:
-    service = f"a launch-bound ResNet-50 service, batch 1, 7 stages a request ({device(result)})"
+    service = f"a launch-bound ResNet-50 service, batch 1, 7 stages per request ({device(result)})"
     lines = [
-        f"| {service} | p50 µs | p90 µs | p99 µs | p99 change | background µs a stage |",
+        f"| {service} | p50 µs | p90 µs | p99 µs | p99 change | background µs per stage |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["summary"].items():
@@ -93,7 +93,7 @@ def verdicts(result: Any) -> list[str]:
 def overlapped(result: Any) -> list[str]:
     ways = ["sequential", "deque", "overlap", "overlap, graph"]
     lines = [
-        f"| ViT-B/16, ms a step ({device(result)}) | GPU | host work | {' | '.join(ways)} |",
+        f"| ViT-B/16, ms per step ({device(result)}) | GPU | host work | {' | '.join(ways)} |",
         f"|---|---:|---:{'|---:' * len(ways)}|",
     ]
     for name, case in result["cases"].items():
@@ -117,9 +117,9 @@ def copies(result: Any) -> list[str]:
 
 
 def service(result: Any) -> list[str]:
-    model = f"FastAPI, ViT-B/16, 7 stages a request ({device(result)})"
+    model = f"FastAPI, ViT-B/16, 7 stages per request ({device(result)})"
     lines = [
-        f"| {model} | requests a second | change | p50 ms at six tenths of that | p99 ms | change |",
+        f"| {model} | requests per second | change | p50 ms at six tenths of that | p99 ms | change |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for way, measured in result["ways"].items():
@@ -142,7 +142,7 @@ def graphs(result: Any) -> list[str]:
 
     host, gpu = replay("plain")
     lines = [
-        f"| a graph of 40 kernels, µs a replay ({device(result)}) | GPU | more | launch | more |",
+        f"| a graph of 40 kernels, µs per replay ({device(result)}) | GPU | more | launch | more |",
         "|---|---:|---:|---:|---:|",
         f"| as it is | {gpu:.1f} | | {host:.1f} | |",
     ]
@@ -166,11 +166,11 @@ def graphs(result: Any) -> list[str]:
     errors = ", ".join(f"{count}: {_error(crowd, count, 'beside')}" for count in crowd)
     inline = ", ".join(f"{count}: {_error(crowd, count, 'inline')}" for count in crowd)
     text = (
-        "By how many µs what is inside is longer than its kernels by CUPTI's timestamps, median: "
+        "Excess over the length of the kernels inside, by CUPTI's timestamps, median in µs: "
         f"{told}. A stage that begins a graph begins with its launch, here {first[0]:.0f} to {first[-1]:.0f} µs early. "
-        f"At 100, 1,000 and 5,000 replays a second {right:,} of {replays:,} replays have the times of their stages; "
-        f"{mixed} intervals are of two replays. Several graphs at once, by how many µs up to 99 of 100 "
-        f"stages differ from the usual: {errors}; with `inline` {inline}."
+        f"At 100, 1,000 and 5,000 replays per second {right:,} of {replays:,} replays have the times of their stages; "
+        f"{mixed} intervals are of two replays. With several graphs at once, 99 of 100 stages differ from their usual "
+        f"length by at most this many µs, by the number of graphs: {errors}; with `inline` {inline}."
     )
     return [*lines, "", text]
 

@@ -1,5 +1,5 @@
 """
-An inference script as somebody had it, with its stages made visible.
+An existing inference script, with its stages made visible.
 
 All that was added is `import gpuscope`, the lines with `@gpuscope.stage` or `gpuscope.stage(`, and the last two prints.
 
@@ -62,7 +62,7 @@ def main() -> None:
     images = [torch.randint(0, 256, (3, 160, 160), dtype=torch.uint8) for _ in range(8)]
     for _ in range(30):
         kinds = classifier.classify(images)
-    print("The last batch is of kinds", kinds)
+    print("Kinds in the last batch:", kinds)
 
     gpuscope.flush(5)
     print(f"\n{gpuscope.summary()}")

@@ -1,5 +1,5 @@
 """
-Draws a picture of the timeline of a recording, with one request in view, as the README shows it.
+Draws a picture of a recording's timeline with one request in view, as in the README.
 
     GPUSCOPE=1 GPUSCOPE_EXPORTER=file GPUSCOPE_FILE=spans.jsonl gpuscope demo
     python examples/draw_timeline.py spans.jsonl timeline.png
@@ -28,7 +28,7 @@ SHOW = """async ([first, selected]) => {
     view.set({ selected: selected ? { row: row(selected), side: "host" } : null });
     await new Promise(done => setTimeout(done, 300));
 }"""
-"""Until the texts have followed the picture."""
+"""Shows the request, and waits until the texts have followed the picture."""
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ class TestDecorateExisting:
     def test_without_the_variable(self, run, tmp_path):
         """Without the variable the script does its work, records nothing and writes nothing."""
         done = run("decorate_existing.py")
-        assert "The last batch is of kinds" in done.stdout
+        assert "Kinds in the last batch:" in done.stdout
         assert "No stages recorded" in done.stdout
         assert not list(tmp_path.iterdir())
 
@@ -120,7 +120,7 @@ class TestDetection:
         for version in ("as_written", "compiled"):
             numbers = [line_with(done.stdout, version, stage)[0] for stage in self.STAGES]
             assert numbers == sorted(numbers)
-        line_with(done.stdout, "compiled", "99 % interval", "of 30 and 30 requests")
+        line_with(done.stdout, "compiled", "99 % interval", "from 30 and 30 requests")
         line_with(done.stdout, "Outputs are equal", "0 in compiled")
         figures = json.loads((tmp_path / "detection.json").read_text())
         assert figures["device"]["type"] == "cpu"
@@ -133,7 +133,7 @@ class TestDetection:
         done = run(*self.QUICK, "--requests", 3, "--rounds", 1, **missing)
         line_with(done.stdout, "Note: compiled runs without torch.compile (", "Error")
         line_with(done.stdout, "Outputs are equal", "0 in compiled")
-        line_with(done.stdout, "compiled", "too few, of 3 and 3 requests")
+        line_with(done.stdout, "compiled", "too few, from 3 and 3 requests")
 
     @pytest.mark.skipif(not hasattr(gpuscope, "overlap"), reason="needs `gpuscope.overlap`")
     def test_with_helpers(self, run, tmp_path):

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TOP, THRESHOLD = 100, 0.5
-"""Detections of an image that are looked at, and the score above which they are given out."""
+"""How many detections per image are considered, and the score above which they are returned."""
 SCORE_TOLERANCE, EDGE_TOLERANCE_PX = 0.01, 1.0
-"""Two detections are alike if the label is the same and score and every edge of the box differ by no more."""
+"""Two detections match if they have the same label and their scores and all edges of their boxes differ by no more."""
 
 
 class Detection(NamedTuple):
@@ -37,7 +37,7 @@ class Detection(NamedTuple):
 
 
 Answer = list[list[Detection]]
-"""Of each photograph of a request."""
+"""The detections in each photograph of a request."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Size:
     """Height and width of the photographs."""
     batch: int
     threshold_logit: float
-    """So high that the random head gives out some ten detections a photograph."""
+    """So high that the random head returns some ten detections per photograph."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Of the model; what is not here is as in RF-DETR-base."""
 
@@ -102,7 +102,7 @@ class Detector:
 
 
 def build(size: Size, device: str) -> Detector:
-    """Make the model, on every machine with the same weights."""
+    """Make the model, with the same weights on every machine."""
     torch.manual_seed(0)
     model = RfDetrForObjectDetection(RfDetrConfig(num_labels=91, **size.settings)).eval()
     with torch.no_grad():
@@ -116,8 +116,8 @@ def _spread(model: RfDetrForObjectDetection, threshold_logit: float) -> None:
     model.class_embed.weight.mul_(gain)
     model.class_embed.bias.fill_(-gain * threshold_logit)
     model.bbox_embed.layers[-1].weight.normal_(std=1.0)
-    # RF-DETR ranks its proposals and gives each rank a query of its own. Scores of random proposals nearly
-    # tie; were the queries different, a rounding error that swaps two would give other detections altogether.
+    # RF-DETR ranks its proposals and gives each rank a query of its own. Scores of random proposals nearly tie: with
+    # different queries, a rounding error that swaps two would give altogether different detections.
     model.model.query_feat.weight.zero_()
     model.model.reference_point_embed.weight.zero_()
 
@@ -146,12 +146,12 @@ def _files() -> list[Path]:
 
 
 def batches(frames: Sequence[np.ndarray], size: Size, count: int) -> list[list[np.ndarray]]:
-    """Return so many requests, each with other photographs than the one before."""
+    """Return this many requests, each with other photographs than the one before."""
     return [[frames[(first + place) % len(frames)] for place in range(size.batch)] for first in range(count)]
 
 
 def without_a_like(expected: Sequence[Answer], found: Sequence[Answer]) -> int:
-    """Return how many detections, of either side, have none like them on the other."""
+    """Return how many detections on either side have no match on the other."""
     missing = 0
     for one, other in zip(expected, found, strict=True):
         for ours, theirs in zip(one, other, strict=True):

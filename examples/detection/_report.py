@@ -1,7 +1,7 @@
 """
 The recordings of the three versions, read back and compared by gpuscope's own analysis.
 
-Only arranges figures; every one is from `gpuscope.analysis`.
+Only arranges figures, all of which are from `gpuscope.analysis`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 STAGES = ("preprocess", "inference", "postprocess")
 LANES = ("host", "gpu")
 PUBLISHED_MS = {"preprocess": (2.47, 1.70), "postprocess": (1.11, 0.74)}
-"""Before and after, of somebody else's pipeline of this kind, on hardware of theirs."""
+"""Before and after, as published for another pipeline of this kind on other hardware."""
 ON_HOST_ALONE = {"with_helpers": ("preprocess", "postprocess")}
-"""Stages that launch nothing: what passes between their events on the stream is the work of other requests."""
+"""Stages that launch nothing: between their events the stream does the work of other requests."""
 
 
 def measured(paths: Mapping[str, Path]) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def _request(before: Recording, after: Recording) -> Change:
     """
     Return the change of the time from one answer to the next.
 
-    Of a request on the host, that is. The end of its GPU work, which `gpuscope compare` includes, would not do here:
-    where requests overlap, a part of what ends then is the next request's.
+    That is, of a request on the host. The end of its GPU work, which `gpuscope compare` includes, is of no use here:
+    where requests overlap, some of that work belongs to the next request.
     """
     stages = compare(before, after).stages
     return next(each.change for each in stages if each.name == "request" and each.lane == "host")
@@ -102,11 +102,11 @@ def _effect(change: dict[str, Any] | None) -> str:
         low, high = (100 * change[end] / change["before_ms"] for end in ("low_ms", "high_ms"))
         interval = f" (99 % interval {low:+.1f} .. {high:+.1f} %)"
     before, after = change["calls"]
-    return f"{_percent(change['relative']).strip()}{interval}: {change['verdict']}, of {before} and {after} requests"
+    return f"{_percent(change['relative']).strip()}{interval}: {change['verdict']}, from {before} and {after} requests"
 
 
 def _published() -> Iterator[str]:
-    yield "To compare with, published by others, of a pipeline and a GPU of theirs (not measured here):"
+    yield "For comparison, published by others for their own pipeline and GPU (not measured here):"
     for stage, (before, after) in PUBLISHED_MS.items():
         yield f"{stage:14}{before:.2f} -> {after:.2f} ms ({100 * (1 - after / before):.0f} % less)"
 

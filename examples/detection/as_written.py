@@ -2,7 +2,7 @@
 The pipeline as it is commonly written: clear, correct, and full of small waits.
 
 Photographs are resized one by one and normalised on the CPU, copied from pageable memory, and the results are read
-number by number. Constants, sizes and names are made and looked up anew in every call.
+number by number. Constants are made and names looked up again in every call.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Compiled:
             self._compile()
 
     def _compile(self) -> None:
-        """Compile now, or go on without where that is not possible, as without a C++ compiler on a CPU."""
+        """Compile now, or go on uncompiled where that is not possible, for example on a CPU without a C++ compiler."""
         self._preprocess, self._postprocess = (torch.compile(stage, dynamic=False) for stage in self._eager)
         try:
             with torch.inference_mode():
@@ -94,7 +94,7 @@ class Compiled:
 
     @torch.inference_mode()
     def _upload(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
-        # No copy out of this memory is under way: the answer before was waited for, and it came after that copy.
+        # No copy out of this memory is under way: the last answer came after that copy, and was waited for.
         for host, frame in zip(self._host, frames, strict=True):
             host.copy_(torch.from_numpy(frame))
         return self._preprocess(self._host.to(self.detector.device, non_blocking=True))

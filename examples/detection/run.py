@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 FLUSH_TIMEOUT_S = 30.0
 AHEAD = 2
 """
-Requests at both ends of each turn that are answered unrecorded, as many as `overlap` has in flight: the first answer
-of a pipeline that fills comes later than those of a steady one, and the last ones of one that runs empty come sooner.
+Requests at each end of a turn that are not recorded, as many as `overlap` has in flight: while a pipeline fills,
+answers come later than from a steady one, and while it runs empty, sooner.
 """
 WARM_UP = 5
-"""Requests of each version before the first turn, unrecorded."""
+"""Requests of each version before the first turn, which are not recorded."""
 MISSING = 0.01
-"""The part of all detections that may lack their like: of those next to the threshold, rounding decides."""
+"""The share of all detections that may lack a match, because rounding decides next to the threshold."""
 
 
 def main() -> int:
     options = _options()
     if torch.device(options.device).type == "cpu":
-        # Threads that wait for one another are slowed tenfold by one busy neighbour.
+        # One busy neighbour slows threads that wait for one another tenfold.
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     size = _common.QUICK if options.quick else _common.BASE
     detector = _common.build(size, options.device)
@@ -67,9 +67,9 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
-    parser.add_argument("--requests", type=int, metavar="N", help="recorded in each turn (50; quick: 15)")
+    parser.add_argument("--requests", type=int, metavar="N", help="requests recorded per turn (50; quick: 15)")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of each version (5; quick: 2)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few requests: does it run?")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few requests, to see that it runs")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave `torch.compile` out")
     parser.add_argument("--out", type=Path, default=Path("detection-figures"), metavar="FOLDER", help="(%(default)s)")
     options = parser.parse_args()
@@ -79,7 +79,7 @@ def _options() -> argparse.Namespace:
 
 
 def _versions(detector: _common.Detector, *, compile_stages: bool) -> tuple[dict[str, Any], list[str]]:
-    """Return the versions that can run here, the first to compare with, and what is to be said about them."""
+    """Return the versions that can run here, of which the first is the one to compare with, and notes about them."""
     compiled = Compiled(detector, compile_stages=compile_stages)
     versions: dict[str, Any] = {"as_written": AsWritten(detector)}
     notes = []
@@ -95,7 +95,7 @@ def _versions(detector: _common.Detector, *, compile_stages: bool) -> tuple[dict
 def _measure(
     versions: dict[str, Any], requests: Sequence[list[np.ndarray]], options: argparse.Namespace
 ) -> dict[str, list[_common.Answer]]:
-    """Record the versions in turn, in a new order each round; return the answers of the last one."""
+    """Record the versions in turn, in a new order each round; return the answers of the last round."""
     options.out.mkdir(parents=True, exist_ok=True)
     for name, version in versions.items():
         _recording(options.out, name).unlink(missing_ok=True)
@@ -130,7 +130,7 @@ def _agreement(answers: dict[str, list[_common.Answer]]) -> dict[str, Any]:
     """Return how well each version agrees with the first."""
     first, *others = answers
     total = sum(len(image) for answer in answers[first] for image in answer)
-    # A detection that moved lacks its like on both sides, and counts twice.
+    # A detection that moved lacks a match on both sides, and counts twice.
     missing = {name: _common.without_a_like(answers[first], answers[name]) for name in others}
     return {
         "compared_with": first,
@@ -146,8 +146,8 @@ def _sentence(agreement: dict[str, Any]) -> str:
     verdict = "Outputs are equal" if agreement["equal"] else "OUTPUTS DIFFER"
     missing = ", ".join(f"{count} in {name}" for name, count in agreement["without_a_like"].items())
     return (
-        f"{verdict}: of {agreement['detections']} detections, those without one of the same label, a score within "
-        f"{agreement['score_tolerance']} and edges within {agreement['edge_tolerance_px']:g} px: {missing}."
+        f"{verdict}: of {agreement['detections']} detections, without a match (same label, score within "
+        f"{agreement['score_tolerance']}, edges within {agreement['edge_tolerance_px']:g} px): {missing}."
     )
 
 

@@ -1,8 +1,8 @@
 """
-The pipeline as it was written, handed to `gpuscope.overlap`: not a line of its arithmetic is changed.
+The pipeline as it was written, handed to `gpuscope.overlap`: not a line of its arithmetic has changed.
 
-What was copied from pageable memory now goes through pinned memory on a stream of its own, and while the GPU infers
-one request the host prepares the next and reads the one before. Results come down in one copy, not number by number.
+Copies from pageable memory now go through pinned memory on a stream of their own. While the GPU infers one request, the
+host prepares the next and reads the one before. Results come down in one copy, not number by number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class WithHelpers:
-    """Requests beside each other: a longer way for each, and more of them in the same time."""
+    """Several requests at a time: each takes longer, and more of them are done in the same time."""
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector

@@ -1,25 +1,29 @@
 """
-Which exporters are in use, from the configuration and from whether the application has a TracerProvider.
+Which exporters are in use: chosen by the configuration and by whether the application has a TracerProvider.
 
-Makes exporters and hands batches to them; knows nothing of records. Runs on the collector's thread.
+Makes exporters and hands batches to them. Knows nothing of records, and waits only to flush and to shut down. Runs on
+the collector's thread; any thread may read `names`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gpuscope._data.batch import StageBatch
+    from gpuscope._data.interfaces import Bridge
     from gpuscope._data.metrics import Snapshot
+    from gpuscope._data.values import Clean
     from gpuscope._log import WarnOnce
+    from gpuscope._otel.bridge import Bridge as SdkBridge
     from gpuscope._recording.ledger import Ledger
     from gpuscope._settings.config import Config
     from gpuscope.exporters import Exporter
 
 
-def _make(name: str, config: Config, bridge: Any, resource: Callable[[], dict[str, Any]]) -> Exporter:
+def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
 
@@ -27,14 +31,24 @@ def _make(name: str, config: Config, bridge: Any, resource: Callable[[], dict[st
     if name == "sdk":
         from gpuscope.exporters.sdk import SdkExporter
 
-        return SdkExporter(bridge)
+        # The collector opens the bridge before it chooses exporters, and opens no other kind.
+        return SdkExporter(cast("SdkBridge", bridge))
     from gpuscope.exporters.file import FileExporter
 
     return FileExporter(config, resource())
 
 
 class ActiveExporters:
-    """The exporters of one period of recording, and the account of what they take."""
+    """
+    The exporters of one period of recording.
+
+    Args:
+        config: the settings.
+        ledger: counts what becomes of each batch.
+        warnings: logs each kind of failure once.
+        extra: more exporters than `config` names.
+
+    """
 
     def __init__(self, config: Config, ledger: Ledger, warnings: WarnOnce, *, extra: tuple[Exporter, ...] = ()) -> None:
         self.names: tuple[str, ...] = ()
@@ -42,28 +56,30 @@ class ActiveExporters:
         self._ledger = ledger
         self._warnings = warnings
         self._extra = extra
-        self._seen: tuple[Any, Any] = None, None
-        """The bridge, and the application's provider, for which the exporters were chosen."""
-        self._resource: dict[str, Any] = {}
+        self._seen: tuple[Bridge | None, object] = None, None
+        """The bridge and the application's provider for which the exporters were last chosen."""
+        self._resource: Mapping[str, Clean] = {}
         self._made: dict[str, Exporter] = {}
         self._failed: set[str] = set()
         self._active: list[Exporter] = list(extra)
 
-    def resource(self) -> dict[str, Any]:
-        """Return the attributes of the process, the same for all that is sent."""
+    def resource(self) -> Mapping[str, Clean]:
+        """Return the attributes of the process, which are the same for everything that is sent."""
         if not self._resource:
             from gpuscope.exporters._encoding.resource import resource_attributes
 
             self._resource = resource_attributes()
         return self._resource
 
-    def refresh(self, bridge: Any) -> None:
-        """Choose the exporters anew: `auto` follows the application's provider, which may come at any time."""
+    def refresh(self, bridge: Bridge | None) -> None:
+        """Choose the exporters again: `auto` follows the application's provider, which may appear at any time."""
         provider = None if bridge is None else bridge.provider
         if self._active and bridge is self._seen[0] and provider is self._seen[1]:
             return
         names, self._seen = self._wanted(bridge), (bridge, provider)
         if bridge is not None:
+            # The bridge reads it wherever it gives a stage its ids: with `sdk` the application's provider makes them.
+            # Apart from this line only the bridge sets it: when it is made, and in `uses_sdk`.
             bridge.sdk = "sdk" in names
         if names == self.names and self._active:
             return
@@ -71,7 +87,7 @@ class ActiveExporters:
         found = (self._exporter(name, bridge) for name in names)
         self._active = [*self._extra, *(exporter for exporter in found if exporter is not None)]
 
-    def _wanted(self, bridge: Any) -> tuple[str, ...]:
+    def _wanted(self, bridge: Bridge | None) -> tuple[str, ...]:
         config, names = self._config, self._config.exporters
         if "auto" in names:
             provided = bridge is not None and bridge.provider is not None
@@ -80,17 +96,17 @@ class ActiveExporters:
         off = {"none"} | ({"otlp", "sdk"} if config.sdk_disabled else set())
         return tuple(name for name in names if name not in off)
 
-    def _exporter(self, name: str, bridge: Any) -> Exporter | None:
+    def _exporter(self, name: str, bridge: Bridge | None) -> Exporter | None:
         if name not in self._made and name not in self._failed:
             try:
                 self._made[name] = _make(name, self._config, bridge, self.resource)
-            except Exception as error:  # Not tried again; with no other, `exporter_set_up` counts.
+            except Exception as error:  # Not tried again; `export` counts what that costs.
                 self._failed.add(name)
-                self._warnings.warn(name, "the exporter %r can't be set up: %r.", name, error)
+                self._warnings.warn(name, "the exporter %r cannot be set up: %r.", name, error)
         return self._made.get(name)
 
     def export(self, batch: StageBatch, breathe: Callable[[], None]) -> None:
-        """Hand a batch of sampled stages to each exporter, breathing after every piece of work."""
+        """Hand a batch of sampled stages to each exporter, and call `breathe` after every piece of work."""
         stages = len(batch.site)
         if not self._active:
             reason = "no_exporter" if not self._failed else "exporter_set_up"
@@ -101,31 +117,32 @@ class ActiveExporters:
             try:
                 for _ in exporter.export(batch, delivery) or ():
                     breathe()
-            except Exception as error:  # An exporter's failure is its own; the others still get the batch.
+            except Exception as error:  # One exporter's failure; the others still get the batch.
                 delivery.settle(0, {"exporter_error": stages})
                 self._warnings.warn(exporter.name, "the exporter %r failed: %r.", exporter.name, error)
             breathe()
 
     def flush(self, remaining_s: Callable[[], float]) -> bool:
-        """Flush each exporter that was ever made, within the time that remains."""
+        """Flush every exporter made so far, in use or not, within the time that remains; return whether all did."""
         results = [self._try(exporter, "flush", remaining_s()) for exporter in self._all()]
         return all(results)
 
     def account(self, snapshot: Snapshot) -> None:
-        """Give the account of stages to the exporters that keep one."""
+        """Give the account of stages to the exporters that write it down."""
         for exporter in self._all():
+            # `account` is an optional method: the protocol `Exporter` only describes it. Of ours only `file` has it.
             if hasattr(exporter, "account"):
                 self._try(exporter, "account", snapshot)
 
     def shutdown(self, remaining_s: Callable[[], float]) -> None:
-        """Shut each exporter down, within the time that remains."""
+        """Shut down every exporter made so far, in use or not, within the time that remains."""
         for exporter in self._all():
             self._try(exporter, "shutdown", remaining_s())
 
     def _all(self) -> list[Exporter]:
         return [*self._extra, *self._made.values()]
 
-    def _try(self, exporter: Exporter, action: str, argument: Any) -> bool:
+    def _try(self, exporter: Exporter, action: str, argument: float | Snapshot) -> bool:
         try:
             return getattr(exporter, action)(argument) is not False
         except Exception as error:  # As in `export`.

@@ -1,7 +1,8 @@
 """
 From rows to columns: makes the `StageBatch` that exporters and reports see.
 
-Asks no device and exports nothing. Works on a few hundred rows at a time, so that it never holds the GIL for long.
+Exports nothing, and asks a device nothing but to describe itself. Packs a few hundred rows at a time, so that it never
+holds the GIL for long.
 """
 
 from __future__ import annotations
@@ -26,20 +27,30 @@ if TYPE_CHECKING:
 
     from gpuscope._collecting.resolve import Row
     from gpuscope._cuda.graphs.resolve import Placed
-    from gpuscope._data.interfaces import Device
+    from gpuscope._data.interfaces import Bridge, Device, Identity
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
 
 _LOW = (1 << 64) - 1
 _GPU_BIT = np.uint64(1 << 63)
-"""Our span ids are below it, so that a host span's id with it is another unique id: its GPU span's."""
+"""Our own ids of host spans lie below it. A host span's id with this bit flipped is the id of its GPU span."""
 _pack = struct.Struct(FORMAT).pack
-"""The columns of `ROW`, in their order."""
+"""Packs one row: the columns of `ROW`, in their order."""
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
 _TABLES = ("sites", "threads", "devices", "details", "live")
+"""Fields of `StageBatch` that are not columns."""
 
 
 class BatchBuilder:
-    """Makes batches, and remembers what they need of devices and of each stage's first calls."""
+    """
+    Makes batches, one after another, and counts each stage's calls to flag its first ones as warm-up.
+
+    Args:
+        device: the GPUs, which are asked for their names.
+        warmup: how many calls of a stage are flagged as warm-up.
+        clock: nanoseconds, monotonic; the clock of the records.
+        epoch_clock: nanoseconds since the epoch.
+
+    """
 
     def __init__(
         self,
@@ -52,7 +63,7 @@ class BatchBuilder:
         self._device = device
         self._warmup = warmup
         self._wall = WallClock(clock, epoch_clock)
-        self._facts: dict[int, DeviceInfo] = {}
+        self._device_infos: dict[int, DeviceInfo] = {}
         self._inner = InnerRows(warmup)
         self._begin()
 
@@ -71,22 +82,22 @@ class BatchBuilder:
         """The rows of the batch so far."""
         return self._count
 
-    def add(self, rows: list[Row], bridge: Any) -> None:
+    def add(self, rows: list[Row], bridge: Bridge | None) -> None:
         """
         Add a few rows to the batch: all of them or, if anything fails, none.
 
         Args:
             rows: resolved stages.
-            bridge: knows the ids of stages that the application's tracer has a part in; or None.
+            bridge: knows the ids of stages in the application's traces; None without OpenTelemetry.
 
         """
         self._fix_offset(bridge)
-        packed, odd_rows = (self._pack_in_python if native is None else self._pack_natively)(rows, bridge)
+        packed, with_details = (self._pack_in_python if native is None else self._pack_natively)(rows, bridge)
         details = {}
-        for index in odd_rows:
-            odd = _details(rows[index][0], bridge)
-            if odd is not None:
-                details[self._count + index] = odd
+        for index in with_details:
+            found = _details(rows[index][0], bridge)
+            if found is not None:
+                details[self._count + index] = found
         self._packed.append(packed)
         self._place(row[0] for row in rows)
         self._details.update(details)
@@ -94,8 +105,8 @@ class BatchBuilder:
         if bridge is not None and bridge.sdk:
             self._records += [row[0] for row in rows]
 
-    def add_replays(self, placed: Placed, bridge: Any) -> None:
-        """Add the stages inside replays of a graph, likewise."""
+    def add_replays(self, placed: Placed, bridge: Bridge | None) -> None:
+        """Add the stages inside replays of a graph: all of them or, if anything fails, none."""
         self._fix_offset(bridge)
         settle = _own_ids if bridge is None else bridge.settle
         self._packed.append(self._inner.cells(placed, self._sites, self._threads, settle))
@@ -104,30 +115,33 @@ class BatchBuilder:
         if bridge is not None and bridge.sdk:
             self._records += [None] * placed.start_ns.size
 
-    def _fix_offset(self, bridge: Any) -> None:
+    def _fix_offset(self, bridge: Bridge | None) -> None:
+        """Read the epoch's offset, once per batch, and share it with the bridge."""
         if self._offset_ns is None:
             self._offset_ns = self._wall.read()
             self._offsets_ns = [] if self._wall.has_stepped else None
             if bridge is not None:
-                # Spans that the application's provider makes start at the same nanosecond.
+                # The bridge starts the spans of the application's provider. With the same offset both place a stage at
+                # the same nanosecond. Set here and nowhere else; until the first batch the bridge reads the clocks.
                 bridge.wall, bridge.offset_ns = self._wall, self._offset_ns
 
     def _place(self, records: Iterable[StageRecord]) -> None:
         if self._offsets_ns is not None:
             self._offsets_ns += map(self._wall.offset_of, records)
 
-    def _pack_natively(self, rows: list[Row], bridge: Any) -> tuple[bytes, list[int]]:
+    def _pack_natively(self, rows: list[Row], bridge: Bridge | None) -> tuple[bytes, list[int]]:
         identify, own = (bridge.identify, 0 if bridge.sdk else 1) if bridge is not None else (own_identity, 2)
         packed: tuple[bytes, list[int]] = native.pack(
             rows, self._sites, self._threads, identify, own, self._warmup, _WARMUP, _REMOTE_PARENT
         )
         return packed
 
-    def _pack_in_python(self, rows: list[Row], bridge: Any) -> tuple[bytes, list[int]]:
+    def _pack_in_python(self, rows: list[Row], bridge: Bridge | None) -> tuple[bytes, list[int]]:
+        """Return the rows as bytes, and the places of those with details."""
         identify = bridge.identify if bridge is not None else own_identity
         sites, threads = self._sites, self._threads
         packed: list[bytes] = []
-        odd: list[int] = []
+        with_details: list[int] = []
         for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
             trace_id, span_id, parent_id, sampled = identify(record)
             trace, site, timed_stream = record.trace, record.site, record.timed_stream
@@ -138,34 +152,36 @@ class BatchBuilder:
                 flags |= _REMOTE_PARENT  # noqa: PLW2901
             stream, device = (timed_stream.raw, timed_stream.index) if gpu_end_ns else (0, -1)
             if record.attributes or record.error is not None or record.span is not None:
-                odd.append(len(packed))
+                with_details.append(len(packed))
             packed.append(_pack(
                 trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream,
                 sites.setdefault(site, len(sites)), sites.setdefault(trace.root, len(sites)),
                 threads.setdefault(record.thread, len(threads)), sampled, record.start_ns, record.end_ns,
                 gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
             ))  # fmt: skip
-        return b"".join(packed), odd
+        return b"".join(packed), with_details
 
-    def finish(self, bridge: Any) -> StageBatch:
+    def finish(self, bridge: Bridge | None) -> StageBatch:
         """Return the batch, which has at least one row, and begin another, whatever happens."""
         try:
             return self._assemble(bridge)
         finally:
             self._begin()
 
-    def _assemble(self, bridge: Any) -> StageBatch:
+    def _assemble(self, bridge: Bridge | None) -> StageBatch:
         rows = np.frombuffer(b"".join(self._packed), ROW)
         offset_ns = np.array(self._offsets_ns or self._offset_ns or 0, np.int64)
         has_gpu = rows["gpu_end_ns"] != 0
         span_id, device = rows["span_id"].copy(), rows["device"].astype(np.int32)
         gpu_span_id = np.where(rows["flags"] & _IN_GRAPH, span_id, span_id ^ _GPU_BIT)
-        live = bridge is not None and bridge.sdk
-        # Copies, so that the batch has no column with gaps, nor holds what it has no use for.
+        live = None
+        if bridge is not None and bridge.sdk:
+            live = tuple(record and bridge.lazy(record) for record in self._records)
+        # Copies, so that columns are contiguous and the batch does not keep the rows alive.
         return StageBatch(
             sites=tuple(self._sites),
             threads=tuple(self._threads),
-            devices={index: self._device_facts(index) for index in set(device.tolist()) if index >= 0},
+            devices={index: self._device_info(index) for index in set(device.tolist()) if index >= 0},
             site=rows["site"].astype(np.int32),
             root=rows["root"].astype(np.int32),
             thread=rows["thread"].astype(np.int32),
@@ -184,44 +200,44 @@ class BatchBuilder:
             stream=rows["stream"].copy(),
             flags=rows["flags"].astype(np.uint32),
             details=self._details,
-            live=tuple(record and bridge.lazy(record) for record in self._records) if live else None,
+            live=live,
         )
 
-    def _device_facts(self, index: int) -> DeviceInfo:
-        if index not in self._facts:
+    def _device_info(self, index: int) -> DeviceInfo:
+        if index not in self._device_infos:
             try:
-                self._facts[index] = self._device.facts(index)
-            except Exception:  # A name is not worth a batch; it is asked for again with the next.
+                self._device_infos[index] = self._device.facts(index)
+            except Exception:  # A name is not worth a batch; the next batch asks again.
                 return DeviceInfo(index, "unknown", "unknown")
-        return self._facts[index]
+        return self._device_infos[index]
 
 
-def own_identity(record: StageRecord) -> tuple[int, int, int, bool]:
-    """Return (trace id, span id, parent id, sampled) of a stage that no application's tracer has a part in."""
+def own_identity(record: StageRecord) -> Identity:
+    """Return (trace id, span id, parent id, sampled) of a stage without a bridge to OpenTelemetry."""
     outer, trace = record.outer, record.trace
     inside = outer is not None and outer.trace is trace
     return trace.trace_id, record.span_id, outer.span_id if inside and outer else trace.parent_id, True
 
 
 def _own_ids(record: StageRecord) -> tuple[int, int, bool]:
-    """Return (trace id, span id, sampled) of such a stage, which may still run."""
+    """Return (trace id, span id, sampled) of such a stage; it may still run."""
     return record.trace.trace_id, record.span_id, True
 
 
-def _details(record: StageRecord, bridge: Any) -> SpanDetails | None:
+def _details(record: StageRecord, bridge: Bridge | None) -> SpanDetails | None:
     if record.span is not None and bridge is not None:
-        found: SpanDetails | None = bridge.details(record)
-        return found
+        return bridge.details(record)
     return SpanDetails(attributes=record.attributes, error=record.error)
 
 
 def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:
     """Return the rows of a batch for which the mask holds."""
     kept = np.flatnonzero(mask)
+    # `Any`, because `replace` wants a type of its own for each field.
     changes: dict[str, Any] = {
         field.name: getattr(batch, field.name)[kept] for field in fields(batch) if field.name not in _TABLES
     }
     positions = {int(old): new for new, old in enumerate(kept)}
-    changes["details"] = {positions[row]: odd for row, odd in batch.details.items() if row in positions}
+    changes["details"] = {positions[row]: details for row, details in batch.details.items() if row in positions}
     changes["live"] = tuple(batch.live[row] for row in kept) if batch.live is not None else None
     return replace(batch, **changes)

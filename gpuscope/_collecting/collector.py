@@ -1,16 +1,17 @@
 """
-The loop on our one thread of work: drain, ask, resolve, export, give events back.
+The loop on the collector's thread: drain, ask, resolve, export, give events back.
 
-Never waits for the GPU or for a network, and works in short slices with real pauses between them: every PyTorch
-operator gives up the GIL and takes it again, so a thread of ours that is busy for milliseconds would make the
-application wait for it, again and again.
+Never waits for the GPU. Never waits for a network either, except to flush and to shut down within a deadline: while it
+waited, the anchors would age and the queue would fill. Works in short slices with real pauses between them, because
+every PyTorch operator gives up the GIL and takes it again: a thread of ours that is busy for milliseconds would make
+the application wait for it, again and again.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,22 +24,27 @@ from gpuscope._log import COUNTED, WarnOnce, logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._collecting.aggregation.statistics import StageStatistics
     from gpuscope._data.statistics import Statistics
-    from gpuscope._recording.ledger import Ledger
     from gpuscope._recording.queue import RecordQueue
     from gpuscope._recording.recorder import Recorder
     from gpuscope._settings.config import Config
     from gpuscope.exporters import Exporter
+    from gpuscope.exporters.metrics_sdk import Instruments
 
 _PAUSE_S = 0.004
+"""Between slices: much longer than a slice takes, so that the application has the GIL most of the time."""
 _FLUSH_PAUSE_S = 0.002
+"""Between passes while somebody waits for a flush, or for the end."""
 _SHARE_FOR_GPU = 0.6
-"""Of the time that a shutdown has, how much may be spent on GPU work that has not ended."""
+"""The share of a shutdown's time in which GPU work that has not ended is still asked about."""
 _SHARE_FOR_METRICS = 0.1
-"""Of the time that is then left, how much an endpoint that hangs must leave to the metrics."""
+"""The share of the remaining time that is kept for the metrics, in case an endpoint for spans hangs."""
 
 
 class _Flush:
+    """One call of `flush` that waits for its answer."""
+
     def __init__(self, deadline_s: float, *, send: bool) -> None:
         self.deadline_s = deadline_s
         self.send = send
@@ -54,6 +60,19 @@ class Collector:
     Turns a recorder's queue into exported batches, on a daemon thread named `gpuscope-collector`.
 
     `step` does one bounded piece of work and can be called without the thread, as the tests do.
+
+    Args:
+        config: the settings.
+        recorder: whose stages they are.
+        queue: where its records wait.
+        wake: has the thread come before its time; set by whoever cannot wait for the next pass.
+        summary: is given every batch.
+        extra_exporters: more exporters than `config` names.
+        on_provider: called when a TracerProvider or a MeterProvider of the application's is first seen.
+        on_pass: called about once per pass, with the recorder.
+        epoch_clock: nanoseconds since the epoch.
+        meters: the instruments made so far in this process, by the `id` of the application's MeterProvider.
+
     """
 
     def __init__(
@@ -63,12 +82,12 @@ class Collector:
         *,
         queue: RecordQueue,
         wake: threading.Event,
-        summary: Any,
+        summary: StageStatistics,
         extra_exporters: tuple[Exporter, ...] = (),
         on_provider: Callable[[], None] = lambda: None,
         on_pass: Callable[[Recorder], None] | None = None,
         epoch_clock: Callable[[], int] = time.time_ns,
-        meters: dict[Any, Any] | None = None,
+        meters: dict[int, Instruments] | None = None,
     ) -> None:
         self._config = config
         self._recorder = recorder
@@ -76,7 +95,7 @@ class Collector:
         self._summary = summary
         self._on_provider = on_provider
         self._on_pass = on_pass
-        self._provider: Any = None
+        self._provider: object = None
         self.warnings = WarnOnce(COUNTED)
         self.active_exporters = ActiveExporters(config, recorder.ledger, self.warnings, extra=extra_exporters)
         self.metrics_pipeline = MetricsPipeline(
@@ -95,7 +114,7 @@ class Collector:
         self._may_ask = False
         self._stop_at_s: float | None = None
         self.ready = threading.Event()
-        """Set once the exporters are made: imports and connections that the end of the interpreter would refuse."""
+        """Set once the exporters are made: that takes imports and threads, which the interpreter refuses at its end."""
         self.stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpuscope-collector", daemon=True)
 
@@ -107,8 +126,7 @@ class Collector:
 
     def statistics(self) -> Statistics:
         """Return the account of this moment."""
-        ledger: Ledger = self._recorder.ledger
-        return ledger.statistics(
+        return self._recorder.ledger.statistics(
             self._queue,
             self._recorder.replays,
             uncertainty_ns=self._intake.uncertainty_ns,
@@ -116,7 +134,7 @@ class Collector:
         )
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
-        """Have everything recorded so far resolved, and sent, too; return whether that was done in time."""
+        """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         request = _Flush(time.monotonic() + timeout_s, send=send)
         self._flushes.append(request)
         self._wake.set()
@@ -139,33 +157,33 @@ class Collector:
                 self._drain()
                 self._serve_flushes()
             self._finish(self._stop_at_s)
-        except Exception:  # The last line: it must not print a traceback into the application's stderr.
-            logger.warning("the collector failed and recording ends.", exc_info=True)
+        except Exception:  # Nobody is left to catch it: it would become a traceback in the application's stderr.
+            logger.warning("the collector failed; nothing more is exported.", exc_info=True)
         finally:
             self.stopped.set()
 
     def _set_up(self) -> None:
         try:
-            self._look_around()
-        except Exception as error:  # As in `step`, which tries again.
-            self.warnings.warn("pass", "setting the collector up failed: %r.", error)
+            self._refresh()
+        except Exception as error:  # Not fatal: each pass does the same again.
+            self.warnings.warn("pass", "setting up the collector failed: %r.", error)
         self.ready.set()
 
     def _prepare(self) -> None:
         self._may_ask = False
         try:
-            self._look_around()
+            self._refresh()
             self._recorder.device.attach()
             self._may_ask = True
-        except Exception as error:  # Stages go on; unless the thread is prepared, no GPU is asked about them.
+        except Exception as error:  # The pass goes on, but asks no GPU, for which the thread may not be prepared.
             self.warnings.warn("pass", "preparing a pass of the collector failed: %r.", error)
 
     def _tell_of_pass(self) -> None:
         try:
             if self._on_pass is not None:
                 self._on_pass(self._recorder)
-        except Exception as error:  # A look that cannot begin is no reason to stop collecting.
-            self.warnings.warn("look", "looking for a wish for a deep look failed: %r.", error)
+        except Exception as error:  # A deep look that cannot begin is not a reason to stop collecting.
+            self.warnings.warn("look", "checking whether a deep look was asked for failed: %r.", error)
 
     def _drain(self) -> None:
         self._prepare()
@@ -173,7 +191,7 @@ class Collector:
         while self._intake.slice(may_ask=self._may_ask) and self._stop_at_s is None:
             if self._intake.is_full:
                 self._export()
-                self._tell_of_pass()  # Under a constant load a pass has no end.
+                self._tell_of_pass()  # Here as well, because under constant load a pass does not end.
             self._breathe()
         if self._flushes or self._intake.is_due:
             self._export()
@@ -184,13 +202,14 @@ class Collector:
             time.sleep(_PAUSE_S)  # An event's `wait` would cost three times as much CPU.
 
     def step(self, *, give_up: bool = False) -> bool:
-        """Do one slice and export what came of it; return whether there is more that can be done at once."""
+        """Do one slice and export its rows; return whether there is more to do right away."""
         self._prepare()
         more = self._intake.slice(may_ask=self._may_ask, give_up=give_up)
         self._export()
         return more
 
-    def _look_around(self) -> None:
+    def _refresh(self) -> None:
+        """Follow the application: has it imported OpenTelemetry, has it set a provider, are metrics due?"""
         bridge = self._recorder.bridge
         if bridge is None and self._recorder.open_bridge():
             bridge = self._recorder.bridge
@@ -202,7 +221,7 @@ class Collector:
         self.metrics_pipeline.refresh()
 
     def _export(self) -> None:
-        """Finish the batch and hand it on, breathing between the parts."""
+        """Finish the batch and hand it on, with a pause after each part."""
         stages = left = len(self._intake)
         if not stages:
             return
@@ -222,7 +241,7 @@ class Collector:
             if sampled:
                 left = 0
                 self.active_exporters.export(batch, self._breathe)
-        except Exception as error:  # As in `_slice`.
+        except Exception as error:  # It costs this batch's stages, which are counted as lost; the loop goes on.
             ledger.lose("internal_error", left)
             self.warnings.warn("batch", "making a batch failed: %r.", error)
 
@@ -240,6 +259,12 @@ class Collector:
             request.done.set()
 
     def _finish(self, deadline_s: float) -> None:
+        """
+        Export what can be exported, with one deadline for everything.
+
+        First keep asking about GPU work that has not ended. Stages whose work is still pending then go out without GPU
+        times. The rest of the time belongs to the exporters of spans, then to the metrics.
+        """
         started_s = time.monotonic()
         give_up_s = started_s + _SHARE_FOR_GPU * max(0.0, deadline_s - started_s)
         while time.monotonic() < deadline_s and (
@@ -251,7 +276,7 @@ class Collector:
         share = _SHARE_FOR_METRICS if self.metrics_pipeline.way == "otlp" else 0.0
         spans_s = deadline_s - share * max(0.0, deadline_s - time.monotonic())
         self.active_exporters.shutdown(lambda: max(0.0, spans_s - time.monotonic()))
-        # What has no fate by now has one here, lest the last account leave it out.
+        # Count whatever is still open as lost, so that the final account is complete.
         self._recorder.ledger.close("shutdown", self._queue, self._recorder.replays)
         self.metrics_pipeline.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
         for request in self._flushes:

@@ -1,7 +1,7 @@
 """
 One period of recording, from its first stage to its shutdown: makes the recorder and its collector, and ends them.
 
-Knows nothing of what came before or comes after; `_runtime` decides that.
+Does not know what came before or what comes after; `_runtime` decides that.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._collecting.aggregation.statistics import StageStatistics
 from gpuscope._collecting.collector import Collector
@@ -30,19 +30,20 @@ if TYPE_CHECKING:
     from gpuscope._data.statistics import Statistics
     from gpuscope._settings.config import Config
     from gpuscope.exporters import Exporter
+    from gpuscope.exporters.metrics_sdk import Instruments
 
 
 def _warn_of_gevent() -> None:
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
         logger.warning(
-            "gevent has patched `threading`, which is unsupported: gpuscope's threads are greenlets, which take turns "
-            "with the program's, and NVTX ranges of greenlets close each other."
+            "gevent has patched `threading`, which is unsupported: gpuscope's threads become greenlets that take turns "
+            "with the program's, and NVTX ranges of different greenlets close each other."
         )
 
 
 class StartingQueue:
-    """Stands where a recorder's queue will be until the first record, which starts the collector."""
+    """Stands in for a recorder's queue until the first record, which starts the collector: see `_recording.queue`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -56,18 +57,18 @@ class StartingQueue:
 
 class Engine:
     """
-    A recorder and its collector. Its thread starts with the first record.
+    A recorder and its collector, whose thread starts with the first record.
 
     Args:
         config: the settings.
         device: the GPUs; by default CUDA's.
-        nvtx: the NVTX door; by default the package's where `config` wants it.
+        nvtx: opens and closes NVTX ranges; by default the package `nvtx`, where `config` wants it.
         clock: nanoseconds, monotonic.
         epoch_clock: nanoseconds since the epoch.
         exporters: more exporters than `config` names.
-        on_provider: called when a provider of the application's is first seen.
-        on_pass: called by the collector once per pass, with the recorder.
-        meters: instruments made by former periods of recording, by the application's MeterProvider.
+        on_provider: called when a TracerProvider or a MeterProvider of the application's is first seen.
+        on_pass: called by the collector about once per pass, with the recorder.
+        meters: instruments that earlier periods of recording made, by the `id` of the application's MeterProvider.
 
     """
 
@@ -82,7 +83,7 @@ class Engine:
         exporters: tuple[Exporter, ...] = (),
         on_provider: Callable[[], None] = lambda: None,
         on_pass: Callable[[Recorder], None] | None = None,
-        meters: dict[Any, Any] | None = None,
+        meters: dict[int, Instruments] | None = None,
     ) -> None:
         self.config = config
         self.queue = RecordQueue(config.queue_size)
@@ -91,7 +92,7 @@ class Engine:
         self.ended = False
         self._lock = threading.Lock()
         self._started = False
-        # As many event pairs as stages can be waiting in the queue and with the collector.
+        # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
         device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
         wake = threading.Event()
         self.replays = ReplayQueue(wake.set)
@@ -104,7 +105,7 @@ class Engine:
         )
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
-        if config.graph_stages:
+        if config.graph_stages and isinstance(device, CudaDevice):  # Other devices know no graphs.
             self.recorder.captures = OpenCaptures(device, self.ledger, inline=config.graph_stages == "inline")
         self._epoch_clock = epoch_clock
         self._extra_exporters = exporters
@@ -124,12 +125,12 @@ class Engine:
     def _open_bridge(self) -> Bridge:
         from gpuscope._otel import bridge
 
-        # Exporters handed in, as in tests, should see what the application's spans see.
+        # With exporters handed in, as in tests, stages stand in the application's context, whatever `config` names.
         visible = True if self._extra_exporters else None
         return bridge.Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock, visible=visible)
 
     def start(self) -> None:
-        """Start the collector's thread, unless it runs or has ended."""
+        """Start the collector's thread, unless it is running or has ended."""
         with self._lock:
             starts = not self._started and not self.ended
             if starts:
@@ -139,16 +140,16 @@ class Engine:
             _warn_of_gevent()
 
     def wait_until_ready(self) -> None:
-        """Wait for a collector that has just started to make its exporters."""
+        """Wait until a collector that has just started has made its exporters."""
         if self._started and not self.ended:
             self.collector.ready.wait(self.config.shutdown_timeout_s)
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
-        """Have everything recorded so far resolved, and sent, too; return whether that was done in time."""
+        """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         return self.collector.flush(timeout_s, send=send) if self._started and not self.ended else True
 
     def shutdown(self, timeout_s: float) -> bool:
-        """Export what can be exported in time, count the rest as lost, and end."""
+        """Export what can be exported in time and count the rest as lost; return whether it ended and lost nothing."""
         with self._lock:
             if self.ended:
                 return True
@@ -164,9 +165,10 @@ class Engine:
         return finished and not lost
 
     def abandon(self) -> None:
-        """Touch nothing any more: this process is a fork's child, and the engine is its parent's."""
+        """Do nothing more: this process is the child of a fork, and the engine is its parent's."""
         self.ended = True
         self.recorder.device.close()
+        # The hot path reads both: no range is opened any more, and no record finds room.
         self.recorder.nvtx = None
         self.recorder.accept(RecordQueue(0))
         self._retire_bridge()

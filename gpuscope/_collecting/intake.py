@@ -1,14 +1,14 @@
 """
-From the queues to the batch, a slice at a time: asks which stages and replays are done, and adds them.
+From the queues to the batch, one slice at a time: asks which stages and replays are done, and adds them.
 
-Works in slices of some 0.3 ms of the GIL, between which the collector pauses. Exports nothing.
+A slice holds the GIL for some 0.3 ms, or longer where there is a backlog; then the collector pauses. Exports nothing.
 """
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.resolve import Resolver
@@ -19,23 +19,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._data.batch import StageBatch
+    from gpuscope._data.interfaces import Bridge
     from gpuscope._log import WarnOnce
     from gpuscope._recording.queue import RecordQueue
     from gpuscope._recording.recorder import Recorder
     from gpuscope._settings.config import Config
 
 _SLICE_ROWS = 32 if native is None else 128
-"""A slice of so many stages holds the GIL for some 0.3 ms; finishing, counting and each of the two halves of encoding a
-batch for about as long. What is fixed in all of them, ten times what a stage takes, and finding the caches cold after
-each pause, wants large ones: with half of both a stage cost the collector a third more."""
+"""A slice of this many stages holds the GIL for some 0.3 ms. So does finishing a batch, counting it, and each half of
+encoding it. Fixed costs (about ten stages' worth) and cold caches after each pause favour large slices and batches;
+halving both sizes made a stage a third dearer for the collector."""
 _SLICE_ROWS_SDK = 4
-"""Each of these starts a span of the application's tracer, at 15 to 30 µs."""
+"""With the `sdk` exporter: each stage starts a span of the application's tracer, which takes 15 to 30 µs."""
 _INNER_FOR_ONE = 4
-"""Stages inside replays that cost what one record does: they come as columns."""
+"""This many stages inside replays cost what one record does, because they come as columns."""
 _BATCH_ROWS = 512
+"""Rows at which a batch is exported."""
 _MAX_BATCH_ROWS = 4096
+"""The most where replays wait: `_BATCH_ROWS` more for every 4,096 stages inside them, up to this. The last slice may
+exceed it."""
 _BACKLOG_ROWS = 512
+"""A slice grows by its usual size for every 512 records that wait."""
 _BATCH_DELAY_S = 0.5
+"""From a batch's first row until it is exported, however small it is."""
+
+T = TypeVar("T")
 
 
 class Intake:
@@ -46,7 +54,7 @@ class Intake:
         config: the settings.
         recorder: whose stages they are.
         queue: where its records wait.
-        warnings: says each kind of failure once.
+        warnings: logs each kind of failure once.
         epoch_clock: nanoseconds since the epoch.
 
     """
@@ -96,21 +104,21 @@ class Intake:
 
     @property
     def pending(self) -> int:
-        """The stages whose GPU work is not known to be done."""
+        """How many stages are not known to have ended on the GPU, those inside replays included."""
         return self._resolver.pending + self._replays.pending
 
     @property
     def is_full(self) -> bool:
-        """Whether the batch has enough rows; it grows with the replays that wait."""
+        """Whether the batch has enough rows. The more replays wait, the more rows are enough."""
         return len(self._builder) >= min(_MAX_BATCH_ROWS, _BATCH_ROWS * (1 + self._replays.pending // _MAX_BATCH_ROWS))
 
     @property
     def is_due(self) -> bool:
-        """Whether the batch is full, or old enough."""
+        """Whether the batch is full or old enough."""
         return self.is_full or time.monotonic() > self._due_s
 
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
-        """Add a few stages to the batch; return whether there is more that can be done at once."""
+        """Add a few stages to the batch; return whether there is more to do right away."""
         recorder, limit, before = self._recorder, self._slice_rows(), len(self._builder)
         rows = self._resolver.accept(recorder.ledger.take(partial(self._queue.drain, limit)))
         rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
@@ -129,18 +137,18 @@ class Intake:
         """Return the batch, which has at least one row, and begin another, whatever happens."""
         return self._builder.finish(self._recorder.bridge)
 
-    def _add(self, stages: int, add: Callable[[Any, Any], None], what: Any) -> None:
+    def _add(self, stages: int, add: Callable[[T, Bridge | None], None], resolved: T) -> None:
         if not stages:
             return
         try:
-            add(what, self._recorder.bridge)
-        except Exception as error:  # What can't be made part of a batch is lost, and said to be.
+            add(resolved, self._recorder.bridge)
+        except Exception as error:  # What cannot be added to a batch is lost, and counted.
             self._recorder.ledger.lose("internal_error", stages)
             self._warnings.warn("batch", "adding to a batch failed: %r.", error)
 
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge
         rows = _SLICE_ROWS_SDK if bridge is not None and bridge.sdk else _SLICE_ROWS
-        # A backlog is worked off in larger slices: spans lost would be worse than a pause missed.
+        # Larger slices work off a backlog: losing spans would be worse than holding the GIL for longer.
         backlog = len(self._queue) + self._replays.pending // _INNER_FOR_ONE
         return min(_BATCH_ROWS, rows * (1 + backlog // _BACKLOG_ROWS))

@@ -1,13 +1,14 @@
 """
-Which way metrics go, from the configuration and from whether the application has a MeterProvider; and when.
+Which way metrics go, by the configuration and by whether the application has a MeterProvider; and when.
 
-Aggregates every batch, hands on once an interval. Runs on the collector's thread, but for `snapshot`, which any may
-ask for. A failure of its own costs metrics, never stages.
+Counts every stage of every batch, sampled or not, and hands on one cumulative snapshot per interval. Never flushes the
+application's MeterProvider or shuts it down. Runs on the collector's thread, except for `snapshot`, which any thread
+may call. Its failures cost metrics, never stages.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec
 
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
 from gpuscope._data.metrics import Snapshot
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from gpuscope._data.statistics import Statistics
     from gpuscope._log import WarnOnce
     from gpuscope._settings.config import Config
+    from gpuscope.exporters.metrics_otlp import OtlpMetrics
 
 _ACCOUNT_INTERVAL_NS = 5 * 10**9
+
+P = ParamSpec("P")
 
 
 class MetricsPipeline:
@@ -33,12 +37,12 @@ class MetricsPipeline:
     Args:
         config: the settings.
         active_exporters: the exporters of spans.
-        warnings: where failures are said.
+        warnings: logs each kind of failure once.
         statistics: returns the account of this moment.
-        clock: nanoseconds, monotonic: when exports are due.
+        clock: nanoseconds, monotonic; tells when exports are due.
         epoch_clock: nanoseconds since the epoch.
-        meters: the instruments made so far in this process, by provider.
-        on_provider: called when an application's MeterProvider is first seen.
+        meters: the instruments made so far in this process, by the `id` of the application's MeterProvider.
+        on_provider: called when the application's MeterProvider is first seen.
 
     """
 
@@ -51,10 +55,11 @@ class MetricsPipeline:
         statistics: Callable[[], Statistics],
         clock: Callable[[], int],
         epoch_clock: Callable[[], int],
-        meters: dict[Any, Any],
+        meters: dict[int, Instruments],
         on_provider: Callable[[], None],
     ) -> None:
         self.way = "none"
+        """`otlp`, `sdk` or `none`."""
         self._config = config
         self._active_exporters = active_exporters
         self._warnings = warnings
@@ -64,10 +69,10 @@ class MetricsPipeline:
         self._on_provider = on_provider
         self._start_ns = epoch_clock()
         self._stages = StageMetrics(self._start_ns)
-        self._otlp: Any = None
-        self._instruments: Any = None
-        self._seen: tuple[Any, tuple[str, ...]] | None = None
-        """The application's provider and the exporters of spans when the way was chosen last."""
+        self._otlp: OtlpMetrics | None = None
+        self._instruments: Instruments | None = None
+        self._seen: tuple[object, tuple[str, ...]] | None = None
+        """The application's provider and the names of the exporters of spans when the way was last chosen."""
         self._due_ns = clock() + int(config.metrics_interval_s * 1e9)
         self._account_due_ns = clock() + _ACCOUNT_INTERVAL_NS
 
@@ -77,34 +82,35 @@ class MetricsPipeline:
             self._guarded(self._stages.add, batch)
 
     def refresh(self) -> None:
-        """Choose the way anew, since `auto` follows the application's provider, and hand on what is due."""
+        """Choose the way again, because `auto` follows the application's provider, and hand on what is due."""
         self._guarded(self._choose)
         self._guarded(self._hand_on_what_is_due, self._clock())
 
     def flush(self, remaining_s: Callable[[], float]) -> None:
-        """Hand on what there is, and wait for it within the time; the application's readers ask when they like."""
+        """Hand on what there is, and wait within the time until it has been sent."""
+        # Nothing to do for the application's MeterProvider: its readers ask for instruments when they like, and
+        # `force_flush` would make its Prometheus reader show every series twice.
         self._guarded(self._write_account)
         if self._otlp is not None:
             self._guarded(self._hand_on)
             self._otlp.flush(remaining_s())
 
     def shutdown(self, remaining_s: Callable[[], float]) -> None:
-        """Hand on the last figures, within the time that remains, and end."""
+        """Hand on the last figures within the time that remains, and end."""
         self._guarded(self._end_interval, last=True)
         self.flush(remaining_s)
         if self._otlp is not None:
             self._otlp.shutdown(remaining_s())
-        if self._instruments is not None:
-            self._guarded(self._leave)
+        self._guarded(self._leave)
 
-    def _guarded(self, action: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+    def _guarded(self, action: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> None:
         try:
             action(*arguments, **keywords)
-        except Exception as error:  # It costs metrics; the stages themselves are to be exported none the less.
+        except Exception as error:  # It costs metrics; the stages themselves are exported all the same.
             self._warnings.warn("metrics", "metrics failed: %r.", error)
 
     def snapshot(self, *, exemplars: bool = False) -> Snapshot:
-        """Return all metrics of this moment; with exemplars those since they were last taken."""
+        """Return all metrics as of now; with `exemplars`, those since they were last taken."""
         points = self._stages.points(exemplars=exemplars)
         return self._snapshot({**points, **account_points(self._statistics())})
 
@@ -116,7 +122,7 @@ class MetricsPipeline:
 
     @property
     def _wanted(self) -> bool:
-        """Whether metrics go anywhere, or will where a provider appears."""
+        """Whether metrics go anywhere now, or would once a provider appears."""
         config = self._config
         off = config.metrics == "auto" and config.metrics_exporter.strip().lower() == "none"
         return not (off or config.sdk_disabled or config.metrics == "none")
@@ -136,12 +142,12 @@ class MetricsPipeline:
             way = self._way()
             if way != self.way:
                 self.way = way
-                self._take(way)
+                self._change_to(way)
             self._seen = provider, names
         if self._instruments is not None:
             self._instruments.follow(self.snapshot)
 
-    def _take(self, way: str) -> None:
+    def _change_to(self, way: str) -> None:
         if self._otlp is not None:
             self._otlp.shutdown(0.0)
             self._otlp = None
@@ -151,7 +157,7 @@ class MetricsPipeline:
             self._otlp = OtlpMetrics(self._config, self._active_exporters.resource())
         elif way == "sdk":
             provider = find_provider()
-            # By identity, since Logfire's can't be hashed. Its instruments keep it, so its number is no other's.
+            # By its `id`, because Logfire's cannot be hashed. Its instruments keep it alive, so no other has this `id`.
             if id(provider) not in self._meters:
                 self._meters[id(provider)] = Instruments(provider)
             self._instruments = self._meters[id(provider)]
@@ -165,18 +171,21 @@ class MetricsPipeline:
         if now_ns >= self._due_ns:
             self._due_ns = now_ns + int(self._config.metrics_interval_s * 1e9)
             self._end_interval()
-            if self._otlp is not None:
-                self._hand_on()
+            self._hand_on()
 
     def _end_interval(self, *, last: bool = False) -> None:
         self._stages.settle(self._epoch_clock(), last=last)
         self._stages.end_interval()
 
     def _hand_on(self) -> None:
-        self._otlp.put(self.snapshot(exemplars=True))
+        if self._otlp is not None:
+            self._otlp.put(self.snapshot(exemplars=True))
 
     def _write_account(self) -> None:
         self._active_exporters.account(self._snapshot(account_points(self._statistics())))
 
     def _leave(self) -> None:
-        self._instruments.leave(self.snapshot, self.snapshot())
+        if self._instruments is not None:
+            # The application's readers collect once more when the process ends, after us: the instruments keep the
+            # last sums until another recording begins.
+            self._instruments.leave(self.snapshot, self.snapshot())

@@ -1,14 +1,14 @@
 """
 From records to rows: which stages' GPU work is done, and where in host time it lies.
 
-Asks the device and never waits for it. A record leaves here exactly once, with GPU times or without.
+Asks the device and never waits for a stage's work. A record leaves here exactly once, with GPU times or without.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.driver import PENDING_CODES
@@ -18,20 +18,32 @@ from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._data.interfaces import Device
+    from gpuscope._data.interfaces import Device, TimedStreamOfDevice
     from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
     from gpuscope._recording.ledger import Ledger
 
 
 Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
-"""One resolved stage: record, GPU start and end in host nanoseconds or 0, uncertainty, flags. Plain, for speed."""
+"""One resolved stage: record, GPU start and end in host nanoseconds or 0, uncertainty, flags. A tuple, for speed."""
 
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
 
 
 class Resolver:
-    """Holds the records whose events are not done yet, a deque a stream, oldest first."""
+    """
+    Holds the records whose events are not done yet: one deque per stream, oldest first.
+
+    Args:
+        device: the GPUs.
+        ledger: counts what goes out without GPU times.
+        warnings: logs each kind of failure once.
+        clock: nanoseconds, monotonic; the clock of the records.
+        event_deadline_ns: how long after a stage's end on the host its GPU work may take; then it goes out with host
+            times only.
+        max_pending: how many records may wait here; further ones go out with host times only.
+
+    """
 
     def __init__(
         self,
@@ -50,7 +62,7 @@ class Resolver:
         self._clock = clock
         self._event_deadline_ns = event_deadline_ns
         self._max_pending = max_pending
-        self._waiting: dict[Any, deque[StageRecord]] = {}
+        self._waiting: dict[TimedStreamOfDevice, deque[StageRecord]] = {}
         self._clocks: dict[int, GpuClock] = {}
 
     @property
@@ -75,8 +87,8 @@ class Resolver:
                 self.pending += 1
         return rows
 
-    def clock_of(self, timed_stream: Any) -> GpuClock | None:
-        """Return the clock of a stream's device, or None where it can't be calibrated now."""
+    def clock_of(self, timed_stream: TimedStreamOfDevice) -> GpuClock | None:
+        """Return the clock of a stream's device, or None where it cannot be calibrated now."""
         return self._clocks[timed_stream.index] if self._calibrated(timed_stream) else None
 
     def collect(self, limit: int, *, may_ask: bool = True, give_up: bool = False) -> list[Row]:
@@ -84,9 +96,9 @@ class Resolver:
         Return at most `limit` stages whose GPU work is done.
 
         Args:
-            limit: how many.
-            may_ask: whether the device may be asked at all on this thread.
-            give_up: whether to return those, too, whose work is not done, without GPU times.
+            limit: how many to return at most.
+            may_ask: whether this thread may ask the device at all.
+            give_up: whether to return stages whose work is not done as well, without GPU times.
 
         """
         rows: list[Row] = []
@@ -97,7 +109,7 @@ class Resolver:
             before = len(rows)
             try:
                 self._collect_stream(timed_stream, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
-            except Exception as error:  # A device that raises costs GPU times, never stages.
+            except Exception as error:  # A device that raises costs GPU times, but no stage.
                 self._warnings.warn("device", "asking the GPU about stages failed: %r.", error)
                 left = window - (len(rows) - before)
                 rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
@@ -105,7 +117,13 @@ class Resolver:
         return rows
 
     def _collect_stream(
-        self, timed_stream: Any, work: tuple[deque[StageRecord], int], rows: list[Row], *, may_ask: bool, give_up: bool
+        self,
+        timed_stream: TimedStreamOfDevice,
+        work: tuple[deque[StageRecord], int],
+        rows: list[Row],
+        *,
+        may_ask: bool,
+        give_up: bool,
     ) -> None:
         device, (waiting, window) = self._device, work
         said: str | None = PENDING
@@ -118,7 +136,7 @@ class Resolver:
             state = said or device.query(record)
             row = self._resolve(record, timed_stream.index) if state == DONE else None
             if row is None and state == DONE:
-                # Captured, or queued in another order than recorded: the record's own event tells.
+                # Captured, or not queued in the order of recording: ask the record's own event.
                 state = device.query(record)
                 state = CAPTURED if state == DONE else state
             if row is None:
@@ -128,7 +146,8 @@ class Resolver:
             waiting.popleft()
             rows.append(row)
 
-    def _calibrated(self, timed_stream: Any) -> bool:
+    def _calibrated(self, timed_stream: TimedStreamOfDevice) -> bool:
+        """Return whether the clock of the stream's device has an anchor, after taking a new one where that is due."""
         clock = self._clocks.setdefault(timed_stream.index, GpuClock())
         if clock.is_due(self._clock()):
             if self._device.is_capturing(timed_stream):
@@ -139,14 +158,21 @@ class Resolver:
                 clock.calibrate(anchor, self._device.elapsed_ms(before.event, anchor.event) if before else None)
         return clock.anchor is not None
 
-    def _ask(self, timed_stream: Any, waiting: deque[StageRecord], window: int, rows: list[Row]) -> str | None:
-        """Return what is known of those that wait, or None; with the reader, after those that are done were moved."""
+    def _ask(
+        self, timed_stream: TimedStreamOfDevice, waiting: deque[StageRecord], window: int, rows: list[Row]
+    ) -> str | None:
+        """
+        Return what holds for all that wait, or None if each must be asked.
+
+        The reader, where there is one, has moved those that are done to `rows` before.
+        """
         device, clock = self._device, self._clocks[timed_stream.index]
         if device.reader is None or clock.anchor is None:
             if device.is_capturing(timed_stream):
-                return PENDING
-            # Work on a stream ends in order, so the newest answers for all before it.
+                return PENDING  # Asking about an event of a stream that is being captured would break the capture.
+            # Work on a stream ends in order, so the newest event answers for all before it.
             return DONE if device.query(waiting[window - 1]) == DONE else None
+        # Without the GIL: a copy from pageable memory holds the driver's lock, and nobody may wait for us meanwhile.
         code, done = device.reader.read(
             list(islice(waiting, window)),
             timed_stream.context.value,
@@ -170,7 +196,7 @@ class Resolver:
         flags = 0
         early_ns = record.start_ns - start_ns
         if early_ns > 0:
-            # Nothing runs before it is launched, so the launch is the better reading of the two.
+            # Nothing runs before it is launched, so the launch is the better reading.
             flags = _CLAMPED if early_ns > uncertainty_ns else 0
             start_ns, end_ns = start_ns + early_ns, end_ns + early_ns
         self._device.give_back(record)

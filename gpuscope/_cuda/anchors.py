@@ -1,43 +1,59 @@
 """
 Takes anchors: paired readings of the host's clock and a GPU's.
 
-For the collector's thread alone, which has relaxed its capture mode. Asks and never synchronises.
+For the collector's thread alone, which has relaxed its capture mode. It polls for 50 ms at most and never synchronises.
+The parts in C poll without the GIL, because the driver may hold its lock for as long as a copy from pageable memory
+takes, and no thread of the program may wait for ours meanwhile.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gpuscope._cuda.driver import NOT_READY, Driver, Handle
 from gpuscope._data.interfaces import Anchor
 
+if TYPE_CHECKING:
+    from gpuscope._cuda.driver import EventReader
+
 _TRIES = 5
 _BUSY_NS = 100_000
+"""Where an anchor took longer, the GPU or the driver is busy, and another try would not be better."""
 _LIMIT_NS = 50_000_000
+"""An event that takes longer is given up."""
 
 
 class Anchors:
-    """A private stream and a ring of events on each device that was asked for."""
+    """
+    A private stream and a ring of events on each device that was asked for.
 
-    def __init__(self, driver: Driver, reader: Any = None) -> None:
+    Args:
+        driver: records the events and asks about them.
+        reader: does both in C, where that was built.
+
+    """
+
+    def __init__(self, driver: Driver, reader: EventReader | None = None) -> None:
         self._driver = driver
         self._reader = reader
         self._parts: dict[int, tuple[Handle, deque[Handle]]] = {}
 
     def take(self, device: int, context: Handle, keep: Anchor | None = None) -> Anchor | None:
         """
-        Bracket an event on an idle private stream between two readings of the host's clock; the tightest of several.
+        Bracket an event on an idle private stream between two readings of the host's clock; the tightest of five.
 
-        On an NVIDIA H200 the bracket was 7.6 µs, with the GPU idle or saturated. Where the GPU answers late (another
-        process has its time slice), or the driver does (it copies from pageable memory), the bracket is wide and its
-        half says so.
+        On an NVIDIA H200 the bracket was 7.6 µs wide, with the GPU idle or saturated. It is wide where the GPU answers
+        late (another process has its time slice) or the driver does (it copies from pageable memory).
 
         Args:
-            device: its index.
-            context: its context.
+            device: the device's index.
+            context: the device's context.
             keep: an anchor that is still needed, whose event is not recorded again.
+
+        Returns:
+            The anchor, whose `half_ns` says how far it may be off; None if no event completed within 50 ms.
 
         """
         driver = self._driver

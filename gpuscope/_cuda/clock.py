@@ -1,7 +1,15 @@
 """
 Event distances into host time: arithmetic on anchors.
 
-No I/O, no clock of its own, no CUDA: everything is an argument. Host times are `time.perf_counter_ns()`.
+No I/O, no clock of its own, no CUDA: everything is an argument. Host times are `time.perf_counter_ns()`; the batch
+builder maps them to the epoch.
+
+A stage's GPU duration is the distance between its own two events: stream-elapsed time, waiting for the host included.
+Its place is the distance from an anchor. The uncertainty, which is exported with every GPU span, is half the anchor's
+bracket, plus what drift and rounding may add.
+
+Nothing runs before it is launched. Whoever calls `place` therefore moves a start that lies before its launch to it, and
+flags the stage (`gpuscope.clamped`) if that was by more than the uncertainty.
 """
 
 from __future__ import annotations
@@ -16,13 +24,18 @@ MAX_ANCHOR_AGE_NS = 8_000_000_000
 """`cuEventElapsedTime` gives a 32-bit float of milliseconds, whose step is 0.5 µs at 8 s and 4 µs at a minute."""
 _FIRST_ANCHOR_AGE_NS = 50_000_000
 _RETRY_NS = 20_000_000
-"""After a bracket that was too wide; then twice as long, and so on."""
+"""How soon the next attempt follows a bracket that was too wide; the one after it takes twice as long, and so on."""
 _WIDE_NS = 50_000
-"""Half of a bracket that something held up: undisturbed ones measured 3 to 4 µs on H100 and H200."""
+"""
+Half of a bracket that something held up. Undisturbed ones measured 3 to 4 µs on H100 and H200; one taken during a copy
+from pageable memory, which holds the driver's lock for its whole length, was off by up to 20 ms.
+"""
 _DRIFT_WINDOW_NS = 64_000_000_000
 _UNKNOWN_DRIFT = 50e-6
-"""Assumed until it is measured: GPUs drifted 1.5 (H200) and 15 (H100) parts per million against the host, and the
-host's clock may be slewed besides."""
+"""
+Assumed until it is measured. GPUs drifted 1.5 (H200) and 15 (H100) parts per million against the host, and the host's
+clock may be slewed besides.
+"""
 _IMPLAUSIBLE_DRIFT = 1e-3
 _FLOAT32_STEP = 2.0**-23
 _NO_ANCHOR = "A `GpuClock` needs an anchor to place anything; call `calibrate` first."
@@ -32,7 +45,7 @@ class GpuClock:
     """
     Places one GPU's events in host time.
 
-    An anchor is followed by the next after 50 ms, then after twice as long each time up to 8 s, so that the drift is
+    The second anchor follows the first after 50 ms, and the interval doubles each time up to 8 s, so that the drift is
     known early. The drift is the slope over the anchors of about the last minute.
     """
 
@@ -49,11 +62,12 @@ class GpuClock:
 
     def calibrate(self, anchor: Anchor, elapsed_ms: float | None) -> None:
         """
-        Take a new anchor, unless the one before still tells the time better than this one does.
+        Take a new anchor, unless the previous one still tells the time better.
 
         Args:
             anchor: the new reading.
-            elapsed_ms: GPU time from the anchor before to this one, or None if there was none or it can't be told.
+            elapsed_ms: GPU time in milliseconds from the previous anchor to this one; None if there was none or it
+                can't be told.
 
         """
         before, self._due_ns = self.anchor, anchor.host_ns + self._retry_ns
@@ -80,7 +94,7 @@ class GpuClock:
 
     @property
     def drift(self) -> tuple[float, float]:
-        """Host nanoseconds a GPU nanosecond, less one; and how far that may be off."""
+        """Host nanoseconds per GPU nanosecond, less one; and how far that may be off."""
         best = 0.0, _UNKNOWN_DRIFT
         host_b, gpu_b, half_b = self._readings[-1] if self._readings else (0, 0.0, 0)
         for host_a, gpu_a, half_a in list(self._readings)[:-1]:
@@ -92,21 +106,34 @@ class GpuClock:
 
     @property
     def terms(self) -> tuple[int, int, float, float]:
-        """What `place` computes with, for whoever computes elsewhere; needs an anchor."""
+        """
+        What `place` computes with, for code that computes elsewhere.
+
+        The anchor's host time and half its bracket, in nanoseconds; host nanoseconds per GPU millisecond; and the
+        uncertainty that each GPU millisecond from the anchor adds, in nanoseconds.
+
+        Raises:
+            RuntimeError: if there is no anchor yet.
+
+        """
         if self.anchor is None:
             raise RuntimeError(_NO_ANCHOR)
         return self.anchor.host_ns, self.anchor.half_ns, self._host_ns_per_ms, self._doubt_ns_per_ms
 
     def place(self, end_ms: float, duration_ms: float) -> tuple[int, int, int]:
         """
-        Place a stage by its end, which is the closer of its events to the anchor however long the stage was.
+        Place a stage by its end, which is near the anchor however long the stage was.
 
         Args:
             end_ms: GPU time from the anchor to the stage's end event; negative if that came first.
-            duration_ms: GPU time between the stage's own two events, the more exact of the two.
+            duration_ms: GPU time between the stage's own two events, which is more exact than the distance between
+                two places.
 
         Returns:
             Start, end and uncertainty, in host nanoseconds.
+
+        Raises:
+            RuntimeError: if there is no anchor yet.
 
         """
         host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = self.terms

@@ -1,7 +1,7 @@
 """
-The recording side's only door to PyTorch and CUDA: current stream, event pairs; and the collector's questions to them.
+`CudaDevice`: which of PyTorch's streams is current, event pairs recorded on it, and what the collector asks about them.
 
-Never waits for the GPU, never creates a context, never touches a device that the program has not used itself, never
+Never waits for the GPU, never creates a context, never touches a device that the program has not used itself, and never
 destroys an event.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 from gpuscope._cuda.anchors import Anchors
 from gpuscope._cuda.driver import (
@@ -23,64 +23,50 @@ from gpuscope._cuda.driver import (
     load_driver,
 )
 from gpuscope._cuda.entry_points import EntryPoints
+from gpuscope._cuda.timed_stream import FOREIGN_CAPTURERS, TimedStream
 from gpuscope._data.batch import DeviceInfo
 from gpuscope._data.interfaces import BROKEN, CAPTURED, DONE, PENDING
-from gpuscope._data.native import TimedStreamFields, native
+from gpuscope._data.native import native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
+    from gpuscope._cuda.driver import Driver, EventReader, Function
     from gpuscope._cuda.entry_points import Begin, End
-    from gpuscope._data.interfaces import Anchor
+    from gpuscope._cuda.timed_stream import Pair
+    from gpuscope._data.interfaces import Anchor, Stream
     from gpuscope._data.record import StageRecord
 
-Pair: TypeAlias = "tuple[Handle, Handle, int | None, int | None]"
-"""The start and the end event, and the addresses of both: what `ctypes` takes, and what `native` does."""
-
 _PAIRS_AT_ONCE = 16
-_FOREIGN_CAPTURERS = (
-    "cupy",
-    "cuda.bindings.runtime",
-    "cuda.cudart",
-    "numba.cuda",
-    "onnxruntime",
-    "pycuda",
-    "tensorrt",
-    "torch_tensorrt",
-)
-"""Libraries that may capture a graph on a blocking stream, which PyTorch never does by itself."""
-
-
-class TimedStream(TimedStreamFields):
-    """A stream of a device, and the pool of event pairs that it draws on."""
-
-    __slots__ = ()
-
-    def __init__(self, index: int, raw: int, context: Handle, pairs: list[Pair]) -> None:
-        self.index = index
-        self.raw = raw
-        self.handle = Handle(raw)
-        self.context = context
-        self.pairs = pairs
-        self.guarded = False
-        """Whether recording needs a question first: see `_FOREIGN_CAPTURERS`."""
 
 
 class CudaDevice(EntryPoints):
     """
     NVIDIA GPUs as PyTorch uses them in this process.
 
-    The hot path asks for no capture state, which costs half a microsecond a call. Recording an event on a stream that
-    is being captured is harmless and adds no node; what would invalidate the capture is to *ask* about that event.
-    So the collector asks a stream whether it is being captured before it asks about any event recorded on it, and once
-    the capture is over such an event answers "invalid value", which tells that it was captured.
+    The hot path does not ask for the capture state, which would cost half a microsecond each time. Recording an event
+    on a stream that is being captured is harmless and adds no node. *Asking* about that event invalidates the capture,
+    on whatever thread. So the collector, whose thread is in relaxed mode, asks a stream whether it is being captured
+    before it asks about any event recorded on it. Once the capture is over such an event answers "invalid value", and
+    its stage is exported as `gpuscope.captured`. The legacy default stream is an exception: see `FOREIGN_CAPTURERS`.
+
+    Args:
+        count_untimed: counts a stage without GPU times, by reason.
+        max_pairs: how many event pairs there may be, on all devices together.
+
     """
+
+    driver: Driver | None = None
+    """None until the program has begun to use CUDA."""
+    _driver: Driver
+    """The same, for code that only runs after that."""
+    _is_initialized: Callable[[], bool]
 
     def __init__(self, count_untimed: Callable[[str], None], *, max_pairs: int) -> None:
         self._become(self._begin_unready, self._end_never)
         self.unusable: str | None = None
-        self.reader: Any = None
-        self._is_initialized: Any = None
+        self.reader: EventReader | None = None
         self._count_untimed = count_untimed
         self._max_pairs = max_pairs
         self._lock = threading.Lock()
@@ -88,28 +74,28 @@ class CudaDevice(EntryPoints):
         self._contexts: dict[int, tuple[Handle, list[Pair]]] = {}
         self._pairs_made = 0
         self._relaxed = False
-        self.driver: Any = None
 
     # ---- application threads
 
-    def _begin_unready(self, record: StageRecord, stream: Any) -> None:
-        """Until PyTorch is imported whole."""
+    def _begin_unready(self, record: StageRecord, stream: Stream) -> None:
+        """Until PyTorch is wholly imported."""
         cuda = getattr(sys.modules.get("torch"), "cuda", None)
-        self._is_initialized = getattr(cuda, "is_initialized", None)
-        if self._is_initialized is not None:
+        is_initialized = getattr(cuda, "is_initialized", None)
+        if is_initialized is not None:
+            self._is_initialized = is_initialized
             self._become(self._begin_uninitialized, self._end_never)
             self._begin_uninitialized(record, stream)
 
-    def _begin_uninitialized(self, record: StageRecord, stream: Any) -> None:
+    def _begin_uninitialized(self, record: StageRecord, stream: Stream) -> None:
         """Until the program uses CUDA; in a forked child whose parent did, for ever."""
         if self._is_initialized():
             self._open(sys.modules["torch"])
-            # PyTorch's answer to what stream is current would itself create a context, if it is the first question.
+            # Asking PyTorch which stream is current would itself create a context, if it is the first question.
             if self.driver is not None and (stream is not None or self.driver.is_in_use(self._current_device())):
                 self._become(*self._fast_paths(self.driver.event_record))
                 self.usual[0](record, stream)
 
-    def _open(self, torch: Any) -> None:
+    def _open(self, torch: ModuleType) -> None:
         with self._lock:
             if self.driver is not None or self.unusable:
                 return
@@ -126,10 +112,10 @@ class CudaDevice(EntryPoints):
             )
             self.reader = None if native is None else native.EventReader(*driver.addresses_to_read())
             self._anchors = Anchors(driver, self.reader)
-            self.driver = driver
+            self._driver = self.driver = driver
 
-    def _fast_paths(self, record_event: Any) -> tuple[Begin, End]:
-        # Closures, not methods: what they need is a cell away, which makes up for a quarter of a microsecond a stage.
+    def _fast_paths(self, record_event: Function) -> tuple[Begin, End]:
+        # Closures, not methods: what they need is a cell away, which saves a quarter of a microsecond per stage.
         tables, current_device, current_stream = self._streams, self._current_device, self._current_stream
         begin_slowly, end_slowly, only_device = self._begin_slowly, self._end_slowly, len(self._streams) == 1
         if native is not None:
@@ -137,7 +123,7 @@ class CudaDevice(EntryPoints):
             fast = native.EventRecorder(address, tables, current_device, current_stream, begin_slowly, end_slowly)
             return fast.begin, fast.end
 
-        def begin(record: StageRecord, stream: Any) -> None:
+        def begin(record: StageRecord, stream: Stream) -> None:
             if stream is None:
                 index = 0 if only_device else current_device()
                 timed_stream = tables[index].get(current_stream(index))
@@ -157,13 +143,13 @@ class CudaDevice(EntryPoints):
 
         return begin, end
 
-    def _begin_never(self, record: StageRecord, stream: Any) -> None:
+    def _begin_never(self, record: StageRecord, stream: Stream) -> None:
         pass
 
     def _end_never(self, record: StageRecord) -> None:
         record.pair = None
 
-    def _begin_slowly(self, record: StageRecord, stream: Any) -> None:
+    def _begin_slowly(self, record: StageRecord, stream: Stream) -> None:
         """The first stage of a stream, an empty pool, a thread without a context, a stream that was given."""
         if stream is None:
             index = self._current_device()
@@ -196,8 +182,8 @@ class CudaDevice(EntryPoints):
     def _blocked(self, timed_stream: TimedStream) -> bool:
         # The legacy default stream can't be captured, but while any blocking stream is, recording on it would
         # invalidate that capture. This question is allowed, and is answered with an error then.
-        with self.driver.current(timed_stream.context):
-            if self.driver.stream_is_capturing(timed_stream.handle, ctypes.byref(ctypes.c_int())) == SUCCESS:
+        with self._driver.current(timed_stream.context):
+            if self._driver.stream_is_capturing(timed_stream.handle, ctypes.byref(ctypes.c_int())) == SUCCESS:
                 return False
         self._count_untimed("foreign_capture")
         return True
@@ -205,7 +191,7 @@ class CudaDevice(EntryPoints):
     def _open_stream(self, index: int, raw: int) -> TimedStream | None:
         with self._lock:
             if index not in self._contexts:
-                context = self.driver.active_context(index)
+                context = self._driver.active_context(index)
                 if context is None:
                     self._count_untimed("device_not_in_use")
                     return None
@@ -213,7 +199,7 @@ class CudaDevice(EntryPoints):
             return self._streams[index].setdefault(raw, TimedStream(index, raw, *self._contexts[index]))
 
     def stream_of(self, index: int) -> TimedStream | None:
-        """Return what is current on a device in use, of a program that has begun to use CUDA."""
+        """Return the current stream of a device in use; the program must have begun to use CUDA."""
         if self.driver is None:
             self._open(sys.modules["torch"])
             if self.driver is None:
@@ -221,14 +207,18 @@ class CudaDevice(EntryPoints):
         raw = self._current_stream(index)
         return self._streams[index].get(raw) or self._open_stream(index, raw)
 
+    def capture_of(self, timed_stream: TimedStream) -> int | None:
+        """Return the driver's id of the capture that a stream takes part in, or None."""
+        return self._driver.capture_of(timed_stream.handle)
+
     def _make_pairs(self, timed_stream: TimedStream) -> Pair | None:
         with self._lock:
             if self._pairs_made >= self._max_pairs:
                 self._count_untimed("no_free_events")
                 return None
             self._pairs_made += _PAIRS_AT_ONCE
-        with self.driver.current(timed_stream.context):
-            events = [(self.driver.new_event(), self.driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
+        with self._driver.current(timed_stream.context):
+            events = [(self._driver.new_event(), self._driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
         new = [(start, end, start.value, end.value) for start, end in events]
         pair = new.pop()
         timed_stream.pairs.extend(new)
@@ -236,8 +226,8 @@ class CudaDevice(EntryPoints):
 
     def _record_in_context(self, timed_stream: TimedStream, event: Handle) -> bool:
         """Record with the stream's context current: needed where the thread has none yet, or another device's."""
-        with self.driver.current(timed_stream.context):
-            if self.driver.event_record(event, timed_stream.handle) == SUCCESS:
+        with self._driver.current(timed_stream.context):
+            if self._driver.event_record(event, timed_stream.handle) == SUCCESS:
                 return True
         self._count_untimed("event_failed")
         return False
@@ -245,33 +235,33 @@ class CudaDevice(EntryPoints):
     # ---- the collector's thread
 
     def attach(self) -> None:
-        """Relax this thread's capture mode, once, and look which other libraries may capture."""
+        """Relax this thread's capture mode, once, and see whether other libraries may capture."""
         if self.driver is None:
             return
         if not self._relaxed:
-            self.driver.relax_capture_mode()
+            self._driver.relax_capture_mode()
             self._relaxed = True
             self._millis = ctypes.c_float()
             self._millis_ref = ctypes.byref(self._millis)
-        if any(name in sys.modules for name in _FOREIGN_CAPTURERS):
+        if any(name in sys.modules for name in FOREIGN_CAPTURERS):
             for table in self._streams:
                 if 0 in table:
                     table[0].guarded = True
 
     def is_capturing(self, timed_stream: TimedStream) -> bool:
-        """Also true where it can't be told: the default stream, while some blocking stream is captured."""
+        """Also true where it can't be told: of the default stream, while some blocking stream is being captured."""
         if not self._relaxed:
             self.attach()  # The program began to use CUDA after this pass had begun.
         # The default stream is that of the current context, and this thread has none by itself.
-        self.driver.call("cuCtxSetCurrent", timed_stream.context)
+        self._driver.call("cuCtxSetCurrent", timed_stream.context)
         status = ctypes.c_int()
         return (
-            self.driver.stream_is_capturing(timed_stream.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
+            self._driver.stream_is_capturing(timed_stream.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
         )
 
     def query(self, record: StageRecord) -> str:
         """Ask about the end event, in about 0.5 µs."""
-        code = self.driver.event_query(record.pair[1])
+        code = self._driver.event_query(record.pair[1])
         if code == SUCCESS:
             return DONE
         if code == NOT_READY:
@@ -279,20 +269,20 @@ class CudaDevice(EntryPoints):
         return CAPTURED if code in (INVALID_VALUE, CAPTURED_EVENT, INVALID_HANDLE) else BROKEN
 
     def elapsed_ms(self, first: Handle, second: Handle) -> float | None:
-        """GPU time between two completed events; None if one of them was captured, or is pending."""
-        if self.driver.event_elapsed(self._millis_ref, first, second) != SUCCESS:
+        """GPU time between two completed events, in milliseconds; None if one of them was captured or is pending."""
+        if self._driver.event_elapsed(self._millis_ref, first, second) != SUCCESS:
             return None
         return self._millis.value
 
     def calibrate(self, timed_stream: TimedStream, keep: Anchor | None) -> Anchor | None:
-        """Take a new anchor on the stream's device, with another event than that of the one to keep."""
+        """Take a new anchor on the stream's device; the event of `keep` is not recorded again."""
         return self._anchors.take(timed_stream.index, timed_stream.context, keep)
 
     def facts(self, index: int) -> DeviceInfo:
-        """Name and UUID of a device."""
-        name, uuid = self.driver.device_name_and_uuid(index)
+        """Return the name and the UUID of a device."""
+        name, uuid = self._driver.device_name_and_uuid(index)
         return DeviceInfo(index, name, uuid)
 
     def close(self) -> None:
-        """Record nothing from now on; events and contexts are left to the end of the process."""
+        """Record nothing from now on; the end of the process frees events and contexts."""
         self._become(self._begin_never, self._end_never)

@@ -1,7 +1,7 @@
 """
 `Delivery`: what became of one batch with its exporters.
 
-Counts for one batch; what the counts come to is the ledger's.
+Counts for one batch only. Adding the counts up is the ledger's part.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 class Delivery:
     """
-    One batch on its way through its exporters, each of which calls `settle` exactly once, from any thread.
+    One batch on its way through its exporters. Each of them calls `settle` exactly once, from any thread.
 
     A stage counts as exported when at least one exporter delivered it.
 
     Args:
-        settle: called once, after the last exporter, with the stages, how many of them were exported, and the reasons
-            for the others.
-        stages: in the batch.
-        exporters: how many the batch goes to.
+        settle: called once, after the last exporter has settled: with the number of stages, how many of them were
+            exported, and what the exporters said of the others, by reason.
+        stages: the number of stages in the batch.
+        exporters: the number of exporters that the batch goes to.
 
     """
 
@@ -39,7 +39,7 @@ class Delivery:
         self._reasons: Counter[str] = Counter()
 
     def settle(self, exported: int, lost: Mapping[str, int] | None = None) -> None:
-        """Report how many stages of the batch one exporter delivered, and the others by reason."""
+        """Report how many stages of the batch one exporter delivered, and how many it lost, by reason."""
         with self._lock:
             if not self._outstanding:
                 return

@@ -7,7 +7,6 @@ Data; it counts nothing itself.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,26 +14,29 @@ class Statistics:
     """
     What became of every stage since recording started: recorded = exported + dropped + lost + pending.
 
-    `dropped` counts by reason what was never to be exported or found the queue full; `lost` what should have been
-    exported; `untimed` what went out without GPU times (it has another fate besides).
+    Counts are of stages; dictionaries count them by reason.
     """
 
     recorded: int
     exported: int
     pending: int
     dropped: dict[str, int]
+    """Never meant to be exported (not sampled, for example), or refused because the queue was full."""
     lost: dict[str, int]
+    """Should have been exported and will not be."""
     untimed: dict[str, int]
+    """Went out without GPU times although a GPU is in use. They are counted above as well."""
     clock_uncertainty_ns: int | None
-    """Half the bracket of the latest anchor, the largest over the GPUs; None before the first."""
+    """How far off GPU times may be, plus or minus: half the bracket of the latest anchor, the largest over the GPUs.
+    None before the first anchor."""
     exporters: tuple[str, ...]
     graph_stages: dict[str, int] = field(default_factory=dict)
-    """Stages in captures of CUDA graphs: `timed` in each replay, or why they are not."""
+    """Stages in captures of CUDA graphs: `timed` for those that each replay times, or the reason why it does not."""
     elided: dict[str, int] = field(default_factory=dict)
-    """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function.
-    Of the whole process. They are not among the recorded, for there is nothing left that could be."""
+    """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function,
+    in the whole process. Not part of `recorded`: nothing of them runs."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the same as plain data."""
         return asdict(self)
 

@@ -1,8 +1,8 @@
 """
-The two halves of recording a stage, `begin` and `end`: the hot code, as it is where there is no `native`.
+The two halves of recording a stage, `begin` and `end`: the hot code, and the twin of that in C.
 
-Never locks, logs, formats, imports, reads the environment or does I/O on the common path, and never raises into the
-application: after a failure of any part the others still run, so that no range stays open.
+On the common path it never locks, logs, formats, imports, reads the environment or does I/O. It never raises into the
+application: after one part has failed the others still run, so that no range stays open.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._data.native import StageRecord, Trace, native
 from gpuscope._data.record import ExceptionInfo, ThreadInfo
@@ -21,12 +21,13 @@ from gpuscope._recording.ancestry import running_stage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site
     from gpuscope._recording.recorder import Recorder
 
 _MAX_FRAMES, _MAX_MESSAGE = 64, 4096
 _RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
-"""Raised by activation checkpointing in the function that it computes again, once it has all that it needs."""
+"""Activation checkpointing raises this in the function that it computes again, once it has all that it needs."""
 
 _modules = sys.modules
 current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
@@ -39,8 +40,8 @@ class _Threads(threading.local):
 _threads = _Threads()
 
 
-def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream: Any, suspends: int) -> None:
-    """Start a run of a stage on this thread, in this context. The record's attributes are set by the caller."""
+def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream: Stream, suspends: int) -> None:
+    """Start a run of a stage on this thread, in this context. The caller has set the record's attributes."""
     record.recorder = recorder
     record.site = site
     record.start_ns = record.end_ns = 0
@@ -92,12 +93,12 @@ def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
         record.start_ns = record.start_ns or recorder.clock()
 
 
-def _first_sight_of_otel(recorder: Recorder) -> Any:
+def _first_sight_of_otel(recorder: Recorder) -> Callable[[], object] | None:
     return recorder.look_for_provider if "opentelemetry.trace" in _modules and recorder.open_bridge() else None
 
 
-def start_in_python(recorder: Recorder, site: Site, stream: Any, suspends: int) -> StageRecord:
-    """Return a new record, begun."""
+def start_in_python(recorder: Recorder, site: Site, stream: Stream, suspends: int) -> StageRecord:
+    """Begin a run of a stage with a new record, and return that."""
     record = StageRecord()
     record.attributes = None
     begin(recorder, record, site, stream, suspends)
@@ -105,7 +106,7 @@ def start_in_python(recorder: Recorder, site: Site, stream: Any, suspends: int) 
 
 
 def end_in_python(record: StageRecord, error: BaseException | None) -> None:
-    """Finish a run: on the way out of the stage, whether it returns or raises."""
+    """Finish a run on the way out of the stage, whether it returns or raises."""
     recorder: Recorder = record.recorder
     try:
         if record.pair is not None:
@@ -163,8 +164,8 @@ def _exception_info(error: BaseException) -> ExceptionInfo | None:
     return ExceptionInfo(name, message, tuple(frames))
 
 
-begin: Callable[[Recorder, StageRecord, Site, Any, int], None] = begin_in_python
-start: Callable[[Recorder, Site, Any, int], StageRecord] = start_in_python
+begin: Callable[[Recorder, StageRecord, Site, Stream, int], None] = begin_in_python
+start: Callable[[Recorder, Site, Stream, int], StageRecord] = start_in_python
 end: Callable[[StageRecord, BaseException | None], None] = end_in_python
 if native is not None:
     native.prepare(

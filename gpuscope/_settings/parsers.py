@@ -1,7 +1,7 @@
 """
-Parsers of settings' text: each returns the value, or raises `ValueError` with what is allowed.
+Parsers of settings: each takes a text and returns the value, or raises `ValueError` with what is allowed.
 
-Pure functions of one string; they know no variable's name.
+The text of the error completes "expected ...". Pure functions of one string, which know no variable's name.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ def exporters(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
     bad = [name for name in names if name not in EXPORTERS]
     if bad or not names or ("none" in names and len(names) > 1):
-        raise ValueError("auto, none, or a comma list of otlp, sdk, file")
+        raise ValueError("auto, none, or any of otlp, sdk and file, separated by commas")
     return names
 
 
-def between(low: float, high: float, unit: str) -> Callable[[str], float]:
+def between(low: float, high: float, unit: str = "") -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
         if not low <= value <= high:
-            raise ValueError(f"a number of {unit} from {low:g} to {high:g}")
+            raise ValueError(f"a number{unit and f' of {unit}'} from {low:g} to {high:g}")
         return value
 
     return parse
@@ -106,7 +106,7 @@ def profile(text: str) -> str:
     if word.lower() == "signal":
         return "signal"
     if "/" not in word:
-        raise ValueError("signal, or the path of a file with a / in it")
+        raise ValueError("signal, or the path of a file, with a / in it")
     return word
 
 
@@ -136,7 +136,7 @@ def headers(text: str) -> dict[str, str]:
         elif part.strip():
             bad.append(number)
     if bad:
-        raise PartlyError(pairs, bad, "name=value between commas, in characters of HTTP, values percent-encoded")
+        raise PartlyError(pairs, bad, "name=value pairs, separated by commas, with percent-encoded values")
     return pairs
 
 
@@ -144,7 +144,7 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         word = text.strip().lower()
         if word not in allowed:
-            raise ValueError("one of " + ", ".join(allowed))
+            raise ValueError(f"one of {', '.join(allowed)}" if len(allowed) > 1 else allowed[0])
         return word
 
     return parse

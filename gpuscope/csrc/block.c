@@ -61,7 +61,7 @@ static PyObject *enter(StageBlock *self, PyObject *Py_UNUSED(ignored)) {
 
 static PyObject *leave(StageBlock *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "__exit__ takes the exception's type, the exception and its traceback");
+        PyErr_SetString(PyExc_TypeError, "`__exit__` takes an exception's type, the exception and its traceback");
         return NULL;
     }
     if (self->uses != 1) return PyObject_CallMethodOneArg((PyObject *)self, str_exit_again, args[1]);

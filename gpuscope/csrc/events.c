@@ -32,8 +32,8 @@ static int return_pair(const TimedStream *timed_stream, PyObject *pair) {
 }
 
 /*
- * What was opened for a stream of a device, borrowed, or null: with an exception, or without where the slow path has to
- * open it.
+ * The `TimedStream` of a device's stream, borrowed. Null without an exception if the slow path has to open it; null
+ * with one if looking it up failed.
  */
 static TimedStream *find_stream(EventRecorder *self, PyObject *device, PyObject *raw) {
     Py_ssize_t index = PyLong_AsSsize_t(device);
@@ -53,7 +53,7 @@ static TimedStream *stream_now(EventRecorder *self) {
     return timed_stream;
 }
 
-/* The same for a stream that was given. Not that of a default stream: its handle means one of the current context. */
+/* The same for a stream that was given. Null for a default stream, whose handle means that of the current context. */
 static TimedStream *stream_of(EventRecorder *self, PyObject *stream) {
     PyObject *device = PyObject_GetAttr(stream, str_device_index), *raw = PyObject_GetAttr(stream, str_cuda_stream);
     TimedStream *timed_stream = device == NULL || raw == NULL ? NULL : find_stream(self, device, raw);
@@ -80,7 +80,7 @@ static int begin_fast(EventRecorder *self, StageRecord *record, PyObject *stream
 
 static int check(PyObject *record) {
     if (PyObject_TypeCheck(record, record_type)) return 0;
-    PyErr_Format(PyExc_TypeError, "a StageRecord is needed, not %R", record);
+    PyErr_Format(PyExc_TypeError, "expected a StageRecord, got %R", record);
     return -1;
 }
 

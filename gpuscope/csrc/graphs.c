@@ -7,10 +7,10 @@
 typedef int (*set_event_function)(void *graph, void *node, void *event);
 
 /*
- * exchange(function, graph, nodes, events): have each node record into the event at its place; what the driver answered
- * to the last, or to the first that it refused.
+ * exchange(function, graph, nodes, events): have each node record into the event at its place. Returns the driver's
+ * answer to the first that it refused, or to the last.
  *
- * Keeps the GIL, as `_cuda/driver.py` explains: some 0.2 µs a node.
+ * Keeps the GIL, as `_cuda/driver.py` explains: some 0.2 µs per node.
  */
 static PyObject *exchange(PyObject *Py_UNUSED(module), PyObject *args) {
     unsigned long long function, graph;

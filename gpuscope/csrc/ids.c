@@ -1,5 +1,5 @@
 /*
- * Trace and span ids, from a generator that the recorder's own seeds. The twin is `begin_in_python` of
+ * Trace and span ids, from a generator that is seeded by the recorder's own. The twin is `begin_in_python` of
  * `_recording/hot_path.py`, which draws from the recorder's own each time.
  */
 #include "native.h"

@@ -9,7 +9,7 @@
 /* A template: `(before, host's slice, between, GPU's slice, after, ...)`. */
 enum { BEFORE, HOST, BETWEEN, GPU, AFTER, TEMPLATE_SIZE };
 
-/* The most slices that a layout may have. */
+/* How many slices a layout may have. */
 enum { MAX_SLICES = 16 };
 
 typedef struct {
@@ -21,7 +21,7 @@ typedef struct {
 static int read_slices(PyObject *slices, Layout *layout) {
     layout->slices = PyList_GET_SIZE(slices);
     if (layout->slices > MAX_SLICES) {
-        PyErr_SetString(PyExc_ValueError, "too many slices");
+        PyErr_SetString(PyExc_ValueError, "too many slices: at most 16 are allowed");
         return -1;
     }
     for (Py_ssize_t i = 0; i < layout->slices; i++) {
@@ -45,7 +45,8 @@ static int check(PyObject *template, const Layout *layout) {
             right = PyBytes_CheckExact(item);
         }
     }
-    if (!right && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "that is no template");
+    if (!right && !PyErr_Occurred())
+        PyErr_SetString(PyExc_TypeError, "a template must be a tuple that starts with bytes, slice, bytes, slice, bytes");
     return right ? 0 : -1;
 }
 
@@ -60,7 +61,7 @@ static char *add_slice(char *to, const Layout *layout, Py_ssize_t row, PyObject 
     return to + size;
 }
 
-/* The bytes that a template's row has; -1 and an exception for what is no template. */
+/* How many bytes a template's row has; -1 and an exception for what is not a template. */
 static Py_ssize_t size_of(PyObject *template, const Layout *layout) {
     if (check(template, layout)) return -1;
     Py_ssize_t size = 0;

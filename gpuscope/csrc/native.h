@@ -1,9 +1,10 @@
 /*
  * What the files of `gpuscope._native` share: the record of a stage, and the functions between them.
  *
- * Everything here has a twin in Python that says what it does at more length and is used where this was not built: in
- * `_data/record.py`, `_data/row.py`, `_recording/hot_path.py`, `_recording/block.py`, `_cuda/driver.py`,
- * `_cuda/cuda_device.py`, `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
+ * Everything here has a twin in Python that says at more length what it does, and is used where this was not built. The
+ * twins are in `_data/record.py`, `_data/interfaces.py`, `_data/row.py`, `_recording/hot_path.py`,
+ * `_recording/block.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
+ * `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
  * `exporters/_encoding/otlp_bytes.py`. The common path is here; rare cases are handed back to the Python functions that
  * `prepare` was given.
  */
@@ -71,17 +72,17 @@ static inline void put(PyObject **slot, PyObject *owned) {
 /* Pairs are `(start, end, start's address, end's address)`. */
 enum { START_ADDRESS = 2, END_ADDRESS = 3 };
 
-/* Null, which the driver refuses, for what is no pair. */
+/* Null, which the driver refuses, for what is not a pair. */
 static inline void *event_of(PyObject *pair, Py_ssize_t which) {
     return pair != NULL && PyTuple_CheckExact(pair) && PyTuple_GET_SIZE(pair) == 4
                ? PyLong_AsVoidPtr(PyTuple_GET_ITEM(pair, which))
                : NULL;
 }
 
-/* Null and an exception for what is none. */
+/* Null and an exception for what is not a recorder. */
 Recorder *as_recorder(PyObject *object);
 
-/* Each holds `recorder` itself, and fails only with what is no `Exception`. */
+/* Each holds `recorder` itself, and fails only with what is not an `Exception`. */
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends);
 int end_stage(StageRecord *record, PyObject *error);
 
@@ -90,7 +91,7 @@ int new_trace(Recorder *recorder, StageRecord *record);
 int next_span_id(Recorder *recorder, StageRecord *record);
 int split_trace_id(PyObject *id, unsigned long long *high, unsigned long long *low);
 
-/* What the driver says of a pair, and the terms of a `GpuClock`: see there. */
+/* What the driver says of a pair, and the terms of a `GpuClock` (`_cuda/clock.py`). */
 typedef struct {
     void *start, *end;
     float duration_ms, end_ms;
@@ -101,7 +102,7 @@ typedef struct {
     double host_ns_per_ms, doubt_ns_per_ms;
 } Clock;
 
-/* To be freed by `PyMem_Free`. Null and an exception for what is no list of records. */
+/* To be freed by `PyMem_Free`. Null and an exception for what is not a list of records. */
 Distance *distances_of(PyObject *records, Py_ssize_t count);
 
 /* Rows of the first so many records, whose pairs go back to the pool. */

@@ -1,5 +1,6 @@
 /*
- * Rows into the cells of a batch's columns. The twin is `BatchBuilder._pack_in_python` of `_collecting/batch_builder.py`.
+ * Rows into the cells of a batch's columns. The twin is `BatchBuilder._pack_in_python` of
+ * `_collecting/batch_builder.py`.
  */
 #include "native.h"
 
@@ -15,7 +16,7 @@ typedef struct {
     long long device, flags;
 } Cells;
 
-/* When a stage's ids are its own: never, once its trace's sampling is decided, always. */
+/* When a stage's ids are its own: never (ask), once the sampling of its trace is decided, or always. */
 enum { ASK, DECIDED, OWN };
 
 typedef struct {
@@ -32,7 +33,7 @@ static int read_id(PyObject *object, PyObject *name, unsigned long long *id) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* Whether the ids are the stage's own, and here they are; otherwise `identify` has to say. */
+/* Whether the ids are the stage's own, and then fills them in; otherwise `identify` has to say. */
 static int own_identity(const Packing *packing, StageRecord *record, const Trace *trace, Cells *cells) {
     if (packing->own == ASK || is_present(record->span)) return 0;
     if (packing->own == DECIDED && !is_present(trace->sampled)) return 0;
@@ -109,7 +110,7 @@ static int fill_device(StageRecord *record, Cells *cells) {
 static StageRecord *read_row(PyObject *row, Cells *cells) {
     if (!PyTuple_CheckExact(row) || PyTuple_GET_SIZE(row) != 5 ||
         !PyObject_TypeCheck(PyTuple_GET_ITEM(row, 0), record_type)) {
-        PyErr_SetString(PyExc_TypeError, "a row is a tuple of a StageRecord and four numbers");
+        PyErr_SetString(PyExc_TypeError, "a row must be a tuple of a StageRecord and four numbers");
         return NULL;
     }
     cells->gpu_start_ns = PyLong_AsLongLong(PyTuple_GET_ITEM(row, 1));
@@ -156,7 +157,7 @@ static int note_odd(PyObject *odd, PyObject *row, Py_ssize_t i) {
 /*
  * pack(rows, sites, threads, identify, own, warmup, warmup_flag, remote_flag)
  *
- * The rows' cells as bytes, and the indices of those that have what only few have.
+ * The rows' cells as bytes, and the indices of the odd rows: those with attributes, an error or a span.
  */
 static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *rows;
@@ -188,7 +189,7 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
 #define HAS_SIGN(value) _Generic(value, long long: 1, unsigned long long: 0)
 #define COLUMN(name) {#name, offsetof(Cells, name), sizeof((Cells){0}.name), HAS_SIGN((Cells){0}.name)}
 
-/* The columns of `Cells` in order, for the test that holds its twin against it. */
+/* The columns of `Cells` in order, for the test that compares its twin with it. */
 static PyObject *row_layout(void) {
     const struct {
         const char *name;

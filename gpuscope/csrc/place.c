@@ -12,7 +12,7 @@ Distance *distances_of(PyObject *records, Py_ssize_t count) {
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *record = PyList_GET_ITEM(records, i);
         if (!PyObject_TypeCheck(record, record_type)) {
-            PyErr_Format(PyExc_TypeError, "a StageRecord is needed, not %R", record);
+            PyErr_Format(PyExc_TypeError, "expected a StageRecord, got %R", record);
             PyMem_Free(all);
             return NULL;
         }
@@ -24,7 +24,7 @@ Distance *distances_of(PyObject *records, Py_ssize_t count) {
 }
 
 static int give_back(StageRecord *record) {
-    if (record->pair == NULL) return 0; /* Another thread had the GIL meanwhile; nothing of ours takes a pair away. */
+    if (record->pair == NULL) return 0; /* Another thread had the GIL in between; none of ours takes a pair away. */
     PyObject *pair = record->pair, *stream = record->timed_stream;
     PyObject *pairs = stream == NULL ? NULL : PyObject_GetAttr(stream, str_pairs);
     record->pair = NULL;

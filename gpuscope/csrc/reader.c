@@ -1,9 +1,10 @@
 /*
  * `EventReader`: what the collector asks the driver, without the GIL.
  *
- * The driver may make it wait for a lock, for as long as a copy from pageable memory takes: no thread of the program
- * may then wait for the GIL. The twins are `Resolver._collect_stream` of `_collecting/resolve.py`,
- * `ReplayResolver._measure` of `_cuda/graphs/resolve.py` and `Anchors._bracket` of `_cuda/anchors.py`.
+ * The driver may hold its lock for as long as a copy from pageable memory takes. While the collector waits for that
+ * lock, no thread of the program may have to wait for the GIL. The twins are `Resolver._collect_stream` of
+ * `_collecting/resolve.py`, `ReplayResolver._measure_in_python` of `_cuda/graphs/resolve.py` and `Anchors._bracket` of
+ * `_cuda/anchors.py`.
  */
 #include "native.h"
 
@@ -32,7 +33,7 @@ static long long now_ns(void) {
 static int ask(const EventReader *self, void *event) { return event == NULL ? INVALID_HANDLE : self->query(event); }
 
 /*
- * How many of the events, oldest first, are done; `answer` becomes what the driver said of the next.
+ * How many of the events, oldest first, are done; `answer` becomes what the driver said of the next one.
  *
  * Work on a stream ends in order, so an event that is done answers for all before it.
  */
@@ -52,7 +53,7 @@ static Py_ssize_t count_done(const EventReader *self, const Distance *all, Py_ss
     return done;
 }
 
-/* How many of those that are done can be timed; if not all, `answer` becomes what the driver said of the next. */
+/* How many of the done events can be timed; if not all, `answer` becomes what the driver said of the next one. */
 static Py_ssize_t measure(const EventReader *self, void *anchor, Distance *all, Py_ssize_t done, int *answer) {
     for (Py_ssize_t i = 0; i < done; i++) {
         Distance *one = &all[i];
@@ -69,8 +70,8 @@ static Py_ssize_t measure(const EventReader *self, void *anchor, Distance *all, 
 /*
  * read(records, context, stream, anchor, clamped, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms)
  *
- * Of records of one stream, oldest first: the rows of those that are done and can be timed, up to the first that is not;
- * and before them what the driver said of that one: 0 if there is none, -1 if it was not asked, during a capture.
+ * Takes records of one stream, oldest first. Returns what the driver said of the first one that is not done or can't be
+ * timed (0 if there is none, -1 if the driver was not asked, during a capture), and the rows of those before it.
  */
 static PyObject *read_events(EventReader *self, PyObject *args) {
     PyObject *records;
@@ -105,7 +106,7 @@ static int measure_replay(const EventReader *self, void *anchor, void *const *ev
     Py_ssize_t fence = count - 1;
     int code = self->elapsed(&distances[fence], anchor, events[fence]);
     for (Py_ssize_t i = 0; code == 0 && i < fence; i++) {
-        /* What can't be told is not a number: the one replay that it belongs to is left out. */
+        /* NaN where it can't be told: only the replay that it belongs to is left out. */
         if (self->elapsed(&distances[i], events[i], events[fence])) distances[i] = Py_NAN;
     }
     return code;
@@ -133,7 +134,7 @@ static int read_addresses(PyObject *list, Replays *replays) {
         Py_buffer *buffer = &replays->buffers[replays->count];
         if (PyObject_GetBuffer(PyList_GET_ITEM(list, replays->count), buffer, PyBUF_SIMPLE)) break;
         Py_ssize_t events = buffer->len / (Py_ssize_t)sizeof(void *);
-        if (events == 0) PyErr_SetString(PyExc_ValueError, "a replay has an event for each node, and a fence");
+        if (events == 0) PyErr_SetString(PyExc_ValueError, "a replay must have an event for each node, and a fence");
         replays->distances += events;
     }
     if (!PyErr_Occurred()) return 0;
@@ -141,7 +142,7 @@ static int read_addresses(PyObject *list, Replays *replays) {
     return -1;
 }
 
-/* How many are done, oldest first, and what the driver said of the next. */
+/* How many are done, oldest first; `answer` becomes what the driver said of the next one. */
 static Py_ssize_t measure_replays(const EventReader *self, void *anchor, const Replays *replays, float *distances, int *answer) {
     for (Py_ssize_t i = 0; i < replays->count; i++) {
         void *const *events = replays->buffers[i].buf;
@@ -155,8 +156,8 @@ static Py_ssize_t measure_replays(const EventReader *self, void *anchor, const R
 /*
  * read_replays(replays, context, stream, anchor)
  *
- * Of replays on one stream, oldest first, each the addresses of its nodes' events and of its fence: what the driver
- * said of the first that is not done, as `read` does; how many are done; and the distances of those, as floats.
+ * Takes replays on one stream, oldest first, each as the addresses of its nodes' events and of its fence. Returns what
+ * the driver said of the first one that is not done, as `read` does; how many are done; and their distances, as floats.
  */
 static PyObject *read_replays(EventReader *self, PyObject *args) {
     PyObject *list;
@@ -179,7 +180,7 @@ static PyObject *read_replays(EventReader *self, PyObject *args) {
     return distances == NULL ? NULL : Py_BuildValue("inN", answer, done, distances);
 }
 
-/* bracket(event, stream, limit_ns): the host's clock before and after the event; None if it did not come in time. */
+/* bracket(event, stream, limit_ns): the host's clock before and after the event; None if it was not done in time. */
 static PyObject *bracket(EventReader *self, PyObject *args) {
     unsigned long long event, stream;
     long long limit_ns, before, after;

@@ -1,6 +1,6 @@
 /*
- * The record of one run of a stage, its trace, its stream, and the recorder: plain members, nothing that acts. The twins
- * are in `_data/record.py`.
+ * The record of one run of a stage, its trace, its stream, and the recorder: plain members, nothing that acts. The
+ * twins are in `_data/record.py`; the recorder's is in `_data/interfaces.py`.
  */
 #include "native.h"
 
@@ -105,7 +105,7 @@ int split_trace_id(PyObject *id, unsigned long long *high, unsigned long long *l
 
 static int set_trace_id(Trace *self, PyObject *id, void *Py_UNUSED(closure)) {
     if (id != NULL) return split_trace_id(id, &self->high, &self->low);
-    PyErr_SetString(PyExc_AttributeError, "trace_id cannot be deleted");
+    PyErr_SetString(PyExc_AttributeError, "`trace_id` cannot be deleted");
     return -1;
 }
 

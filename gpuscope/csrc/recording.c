@@ -1,8 +1,8 @@
 /*
- * `begin` and `end`, the two halves of recording a stage: see `_recording/hot_path.py`, whose twins do the same.
+ * `begin` and `end`, the two halves of recording a stage. The twins are in `_recording/hot_path.py`.
  *
- * An exception of any part is swallowed by the Python functions that know what then is left to do. What is no
- * `Exception`, a KeyboardInterrupt, passes.
+ * An exception of any part is swallowed, and Python functions do what is left to do then. What is not an `Exception`,
+ * such as a KeyboardInterrupt, passes.
  */
 #include "native.h"
 
@@ -15,7 +15,7 @@ static PyObject *thread_info, *see_otel, *begin_failed, *end_the_rest, *exceptio
 static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_give_back, *str_leave, *str_otel, *str_put;
 
 /* A required member, as a borrowed reference; null and an exception where it is not set. Whoever calls into Python with
-   one holds it meanwhile: another thread may replace it. */
+   one holds a reference during the call, because another thread may replace the member. */
 static PyObject *member(PyObject *value, const char *name) {
     if (value == NULL) PyErr_SetString(PyExc_AttributeError, name);
     return value;
@@ -23,7 +23,7 @@ static PyObject *member(PyObject *value, const char *name) {
 
 static int read_clock(Recorder *recorder, long long *now_ns) {
 #ifdef __linux__
-    /* What `time.perf_counter_ns` reads there, for a third of the price. */
+    /* What `time.perf_counter_ns` reads on Linux, for a third of the price. */
     if (recorder->clock == perf_counter) {
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
@@ -40,7 +40,7 @@ static int read_clock(Recorder *recorder, long long *now_ns) {
     return *now_ns == -1 && PyErr_Occurred() ? -1 : 0;
 }
 
-/* Calls `part.method(record)` or `part.method(record, more)`, and has no use for what it returns. */
+/* Calls `part.method(record)` or `part.method(record, more)`, and drops the result. */
 static int tell(PyObject *part, PyObject *method, StageRecord *record, PyObject *more) {
     if (Py_XNewRef(member(part, "part")) == NULL) return -1;
     PyObject *function = PyObject_GetAttr(part, method), *args[] = {(PyObject *)record, more};
@@ -62,7 +62,7 @@ static int find_place(Recorder *recorder, StageRecord *record, PyObject *outer) 
 }
 
 static int find_thread(StageRecord *record) {
-    /* Borrowed: Python's own thread-local storage holds it for as long as there is a thread state of that number. */
+    /* Borrowed: Python's own thread-local storage holds it as long as the thread state of that id exists. */
     static _Thread_local PyObject *facts;
     static _Thread_local uint64_t owner;
     uint64_t thread = PyThreadState_GetID(PyThreadState_Get());
@@ -137,7 +137,7 @@ static int try_begin(Recorder *recorder, StageRecord *record, PyObject *stream, 
     return tell(recorder->device, str_begin, record, stream);
 }
 
-/* -1 for what is no `Exception`, which passes. */
+/* -1 for what is not an `Exception`, which passes. */
 static int swallow(void) {
     if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
     PyErr_Clear();
@@ -159,7 +159,7 @@ int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObjec
     if (PyContextVar_Get(current, NULL, &outer)) return -1;
     int failed = try_begin(recorder, record, stream ? stream : Py_None, suspends, outer);
     Py_XDECREF(outer);
-    /* Refers to nothing that refers to it, so the garbage collector need not look at it while it waits. */
+    /* It refers to nothing that refers to it, so the garbage collector need not look at it while it waits. */
     PyObject_GC_UnTrack(record);
     return failed ? recover(begin_failed, recorder, record) : 0;
 }
@@ -175,7 +175,7 @@ static int leave_range(Recorder *recorder, StageRecord *record) {
     return result == NULL ? -1 : 0;
 }
 
-/* The enclosing stage is current again, or the innermost of them that runs. */
+/* Makes the enclosing stage current again, or the innermost of those around it that still runs. */
 static int step_out(StageRecord *record) {
     PyObject *now = NULL;
     if (PyContextVar_Get(current, NULL, &now)) return -1;
@@ -234,7 +234,7 @@ static int try_end(Recorder *recorder, StageRecord *record, PyObject *error) {
 
 Recorder *as_recorder(PyObject *object) {
     if (object != NULL && PyObject_TypeCheck(object, recorder_type)) return (Recorder *)object;
-    PyErr_SetString(PyExc_TypeError, "the recorder is no RecorderFields");
+    PyErr_SetString(PyExc_TypeError, "the recorder is not a RecorderFields");
     return NULL;
 }
 
@@ -252,14 +252,14 @@ int end_stage(StageRecord *record, PyObject *error) {
 
 static StageRecord *as_record(PyObject *object) {
     if (PyObject_TypeCheck(object, record_type)) return (StageRecord *)object;
-    PyErr_Format(PyExc_TypeError, "a StageRecord is needed, not %R", object);
+    PyErr_Format(PyExc_TypeError, "expected a StageRecord, got %R", object);
     return NULL;
 }
 
 /* start(recorder, site, stream, suspends): a new record, begun. */
 static PyObject *start(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
     if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "start takes recorder, site, stream and suspends");
+        PyErr_SetString(PyExc_TypeError, "start takes a recorder, a site, a stream and suspends");
         return NULL;
     }
     Recorder *recorder = as_recorder(args[0]);
@@ -270,7 +270,7 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
 
 static PyObject *begin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
     if (count != 5) {
-        PyErr_SetString(PyExc_TypeError, "begin takes recorder, record, site, stream and suspends");
+        PyErr_SetString(PyExc_TypeError, "begin takes a recorder, a record, a site, a stream and suspends");
         return NULL;
     }
     Recorder *recorder = as_recorder(args[0]);
@@ -281,7 +281,7 @@ static PyObject *begin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
 
 static PyObject *end(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
     if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "end takes record and error");
+        PyErr_SetString(PyExc_TypeError, "end takes a record and an error or None");
         return NULL;
     }
     StageRecord *record = as_record(args[0]);
@@ -301,7 +301,7 @@ static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *
         ))
         return NULL;
     if (!PyContextVar_CheckExact(given[0])) {
-        PyErr_SetString(PyExc_TypeError, "current is a ContextVar");
+        PyErr_SetString(PyExc_TypeError, "current must be a ContextVar");
         return NULL;
     }
     for (int i = 0; i < 8; i++) put(kept[i], Py_NewRef(given[i]));

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.delivery import Delivery
     from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
+    from gpuscope._data.values import Clean
     from gpuscope._settings.config import Config
-    from gpuscope.exporters._encoding.details import Clean
 
 
 class FileExporter:

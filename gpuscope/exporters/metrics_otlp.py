@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuscope._data.metrics import Snapshot
+    from gpuscope._data.values import Clean
     from gpuscope._settings.config import Config
-    from gpuscope.exporters._encoding.details import Clean
 
 _NO_METRICS = ("http_404", "http_405", "http_501")
 """The answers of an endpoint that takes spans only, as Jaeger does."""

@@ -141,7 +141,7 @@ class TestWhole:
         assert request.effects_ms["gpu"] == pytest.approx(-0.09, rel=0.1)
         (remark,) = request.remarks
         assert "`infer` became faster on the GPU" in remark
-        assert re.search(r"gain 0\.0[89]\d ms a request there; the whole request gains at most 0\.0\d\d ms", remark)
+        assert re.search(r"gain 0\.0[89]\d ms per request there; the whole request gains at most 0\.0\d\d ms", remark)
         assert remark.endswith("this is not what it waits for.")
 
     def test_a_gain_that_shows_in_part(self):
@@ -149,7 +149,7 @@ class TestWhole:
         comparison = compare(requests(infer=400, noise=0.01, seed=1), requests(infer=200, rest=150, noise=0.01, seed=2))
         (remark,) = comparison.requests[0].remarks
         assert "`infer` became faster on the host" in remark
-        assert re.search(r"gain 0\.2\d\d ms a request there; the whole request gains at most 0\.0\d\d ms", remark)
+        assert re.search(r"gain 0\.2\d\d ms per request there; the whole request gains at most 0\.0\d\d ms", remark)
 
     def test_a_whole_that_varies_too_much(self):
         """Where noise would hide the gain, the whole is not said to lack it."""

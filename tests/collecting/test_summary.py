@@ -372,7 +372,7 @@ class TestText:
     def test_states_what_percentiles_are_of(self):
         """The text below the table says how many calls the percentiles look back on and what was left out."""
         text = str(summary_of(request_rows(0, flags=RowFlag.WARMUP), request_rows(1)))
-        assert "the last 4,096 calls of each stage at most, warm-up left out (the first 1 of each)" in text
+        assert "at most the last 4,096 calls of each stage, warm-up left out (the first 1 of each)" in text
 
     def test_without_gpu(self):
         """Without any GPU times there are no columns for them, and a line says why."""
@@ -460,4 +460,4 @@ class TestReplays:
 
     def test_table_says_why_the_host_is_missing(self, summary):
         """The text has a dash, and a sentence for it."""
-        assert "runs inside replays of a CUDA graph" in str(summary)
+        assert "runs only inside replays of CUDA graphs" in str(summary)

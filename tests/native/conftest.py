@@ -110,7 +110,7 @@ class Machine:
         return sorted(self.spans, key=lambda span: (span.start_ns, span.kind == "gpu"))
 
     @property
-    def lanes(self):
+    def timed_streams(self):
         """All streams that were opened, by device and stream."""
         return {
             (timed_stream.index, timed_stream.raw): timed_stream

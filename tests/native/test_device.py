@@ -39,7 +39,7 @@ def test_current_device_and_stream_are_followed(machine):
     run("b")
     machine.streams[1] = 0x99
     run("c")
-    assert set(machine.lanes) == {(0, 0x70), (1, 0x71), (1, 0x99)}
+    assert set(machine.timed_streams) == {(0, 0x70), (1, 0x71), (1, 0x99)}
     gpu = [span for span in machine.collect() if span.kind == "gpu"]
     assert [span.attributes["gpuscope.device.index"] for span in gpu] == [0, 1, 1]
     assert [span.attributes["gpuscope.cuda.stream"] for span in gpu] == [0x70, 0x71, 0x99]
@@ -69,7 +69,7 @@ def test_contexts_are_put_back(machine):
 def test_event_that_is_refused_costs_the_gpu_span_alone(machine):
     """A driver that answers with an error, to the second try too, leaves a host span, and the pair goes back."""
     run()
-    pairs = machine.lanes[0, 0x70].pairs
+    pairs = machine.timed_streams[0, 0x70].pairs
     available = len(pairs) + 1  # The one in use comes back when it is collected.
     machine.library.fake_answer(999, 2)
     run("refused")
@@ -110,7 +110,7 @@ def test_pairs_come_back(machine):
     for _ in range(50):
         run()
         machine.collect()
-    assert len(machine.lanes[0, 0x70].pairs) == 16
+    assert len(machine.timed_streams[0, 0x70].pairs) == 16
     assert machine.engine.recorder.device._pairs_made == 16
 
 

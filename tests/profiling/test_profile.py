@@ -372,14 +372,14 @@ for thread in threads:
 recorder, looks = _runtime.state.recorder, 0
 while looks < 8:
     enough = threading.Event()
-    look = ProfilingSession(3, 0, when_enough=enough.set)
-    look.attach(recorder)
-    if not look.why:
+    session = ProfilingSession(3, 0, when_enough=enough.set)
+    session.attach(recorder)
+    if not session.why:
         enough.wait(30)
-    look.finish()
-    if not look.why:
+    session.finish()
+    if not session.why:
         looks += 1
-        look.save("trace.json")
+        session.save("trace.json")
 done.set()
 for thread in threads:
     thread.join()

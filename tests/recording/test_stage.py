@@ -305,7 +305,7 @@ class TestDecorator:
         [
             (int, "Decorate its methods instead"),
             (property(lambda self: 1), "put `@property` above"),
-            (5, "is a `str`, not 5"),
+            (5, "must be a `str`, not 5"),
         ],
     )
     def test_what_cannot_be_a_stage_is_refused_at_once(self, bench, decorated, message):
@@ -315,9 +315,9 @@ class TestDecorator:
 
     def test_wrong_arguments_are_refused_at_once(self, bench):
         """A stream that is none and attributes that are no mapping are refused when given."""
-        with pytest.raises(TypeError, match=r"is a `torch\.cuda\.Stream`"):
+        with pytest.raises(TypeError, match=r"must be a `torch\.cuda\.Stream`"):
             stage("x", stream=3)
-        with pytest.raises(TypeError, match="is a mapping"):
+        with pytest.raises(TypeError, match="must be a mapping"):
             stage("x", attributes=3)
 
 

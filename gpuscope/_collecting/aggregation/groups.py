@@ -1,7 +1,7 @@
 """
 A batch split by stage and kind of request: columns in, columns out.
 
-Arithmetic alone; remembers nothing, and never visits a row in Python but to tell recursion from requests.
+Arithmetic only. Remembers nothing, and never visits a row in Python, except to tell recursion from requests.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
 
 
 class Group(NamedTuple):
-    """The rows of a batch that are calls of one stage within one kind of request, warm-up or not."""
+    """The rows of a batch that are calls of one stage in one kind of request: its warm-up calls, or the others."""
 
     warmup: bool
     row: int
     """The first of its rows in the batch."""
     block: NDArray[np.float64]
-    """Three rows, `HOST`, `GPU` and `DELAY`, one column a call; not a number where there is no such part."""
+    """Three rows, `HOST`, `GPU` and `DELAY`, one column per call; not a number where a call has no such part."""
     host_ms: float
+    """Sum over the calls."""
     gpu_ms: float
+    """Sum over the calls; those without a GPU part add nothing."""
     requests: int
     """How many of the calls are whole requests; 0 unless the stage is a root."""
     requests_ms: float
+    """Host time of those."""
 
 
 def split(batch: StageBatch) -> Iterator[Group]:
@@ -64,7 +67,7 @@ def split(batch: StageBatch) -> Iterator[Group]:
 def _durations(
     batch: StageBatch, order: NDArray[np.int64], starts: list[int]
 ) -> tuple[NDArray[np.float64], list[list[float]]]:
-    """Return the block of all rows in the order asked for, and the host and GPU sums of each group."""
+    """Return the block of all rows in the given order, and the host and the GPU sum of each group."""
     block = np.empty((3, len(order)))
     host_start_ns = batch.host_start_ns
     block[HOST] = (batch.host_end_ns - host_start_ns)[order]
@@ -73,20 +76,20 @@ def _durations(
     block /= 1e6
     replayed = np.flatnonzero(batch.flags[order] & _IN_GRAPH)
     block[HOST, replayed] = 0.0
-    # Both times are 0 without a GPU part, so the sum needs no mask; percentiles do.
+    # Without a GPU part both GPU times are 0, so the sums need no mask. Percentiles do.
     sums = np.add.reduceat(block[: GPU + 1], starts, axis=1).tolist()
     block[GPU:, batch.gpu_end_ns[order] == 0] = np.nan
-    # A stage inside a replay has no time on the host, and no launch of its own.
+    # A stage inside a replay has no host time and no launch of its own.
     block[HOST, replayed] = block[DELAY, replayed] = np.nan
     return block, sums
 
 
 def _inside_themselves(batch: StageBatch, rows: NDArray[np.int64]) -> list[int]:
-    """Return which calls of a root stage are inside another call of it, as far as this batch shows."""
+    """Return which calls of a root stage are inside another call of the same stage, as far as this batch shows."""
     parents = batch.parent_id[rows]
     if not parents.any():
         return []
-    # A parent that is not among these spans is the application's, which batches do not hold. Recursion whose
-    # outer call comes in a later batch is taken for two requests: rare, and cheaper than remembering spans.
+    # A parent that is not among these spans belongs to the application; batches do not hold its spans. Recursion whose
+    # outer call comes in a later batch is taken for two requests, which is rare, and cheaper than remembering spans.
     spans = set(batch.span_id.tolist())
     return [index for index, parent in enumerate(parents.tolist()) if parent in spans]

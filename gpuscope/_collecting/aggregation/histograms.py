@@ -1,7 +1,7 @@
 """
 Histograms of durations: columns in, counts kept.
 
-Arithmetic alone; visits no row in Python but a sampled one that is the slowest so far. Takes no lock.
+Arithmetic only. Visits no row in Python except a sampled one that is the slowest so far. Takes no lock.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BUCKETS = len(BOUNDS_S) + 1
 
 
 class Histograms:
-    """One histogram a series; series are numbers from 0 on."""
+    """One histogram per series; series are numbered from 0."""
 
     def __init__(self) -> None:
         self._counts = np.zeros((0, _BUCKETS), np.int64)
@@ -40,7 +40,7 @@ class Histograms:
             self._slowest_s = np.pad(self._slowest_s, (0, missing))
 
     def add(self, series: NDArray[np.int64], seconds: NDArray[np.float64]) -> None:
-        """Count durations; `series` holds the number of each one's."""
+        """Count durations; `series` holds the number of each one's series."""
         self._make_room(int(series.max()) + 1)
         cells = series * _BUCKETS + _BOUNDS.searchsorted(seconds)
         self._counts += np.bincount(cells, minlength=self._counts.size).reshape(self._counts.shape)
@@ -52,14 +52,14 @@ class Histograms:
         if slower.size:
             slower = slower[rows.sampled[slower % len(rows.sampled)]]
         slower = slower[seconds[slower].argsort()]
-        # The last of each series, which is its slowest.
+        # In a dictionary the last of each series wins, which is the slowest.
         for number, index in dict(zip(series[slower].tolist(), slower.tolist(), strict=True)).items():
             self._slowest_s[number] = seconds[index]
             gpu, row = divmod(index, len(rows.sampled))
             self._exemplars[number] = _exemplar(rows, row, float(seconds[index]), gpu=gpu == 1)
 
     def take_exemplars(self) -> dict[int, Exemplar]:
-        """Return the exemplars, by series, and begin to look for others."""
+        """Return the exemplars by series, and forget them."""
         taken, self._exemplars = self._exemplars, {}
         self._slowest_s[:] = 0.0
         return taken

@@ -1,7 +1,7 @@
 """
-Columns of several batches as one: most of what arithmetic on a few hundred rows costs is the calls.
+Columns of several batches as one, because arithmetic on a few hundred rows costs mostly the calls of numpy.
 
-Data and how to join it, no more.
+Data, and how to join it. Nothing here counts.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Columns(NamedTuple):
-    """What metrics need of stages, one row each; as in `StageBatch` but for the first two."""
+    """What metrics need of stages, one row per stage; as in `StageBatch`, except for the first two."""
 
     stage: NDArray[np.int64]
-    """A number that is the same in all batches."""
+    """Number of the stage, the same in all batches."""
     nested: NDArray[np.bool_]
-    """Whether it is inside a stage of another name."""
+    """Whether its stage differs from the outermost one of its trace."""
     device: NDArray[np.int32]
     flags: NDArray[np.uint32]
     sampled: NDArray[np.bool_]
@@ -40,7 +40,7 @@ class Columns(NamedTuple):
 
 
 def columns_of(batch: StageBatch, numbers: Sequence[int]) -> Columns:
-    """Return a batch's columns; `numbers` are those of its sites."""
+    """Return a batch's columns; `numbers` has the stage's number for each of its sites."""
     stage = np.array(numbers, np.int64)[batch.site]
     return Columns(stage, batch.site != batch.root, *(getattr(batch, name) for name in Columns._fields[2:]))
 

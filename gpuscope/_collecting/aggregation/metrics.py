@@ -1,7 +1,7 @@
 """
 Every stage as a metric, sampled or not: histograms, the GPUs' occupancy, and the account of losses.
 
-Works on batches as the summary does: keeps columns of a few at most, asks no clock, and knows no exporter.
+Keeps the columns of a few batches at most, until it counts them together. Asks no clock, and knows no exporter.
 """
 
 from __future__ import annotations
@@ -45,24 +45,26 @@ if TYPE_CHECKING:
     Points = dict[InstrumentSpec, Sequence[DataPoint]]
 
 MAX_STAGES = 48
-"""Stages with series of their own; those that come later share one. OpenTelemetry's SDK keeps 2,000 points of an
-instrument, which the 20 buckets of 49 stages on the host and on one GPU just fit into."""
+"""Stages with series of their own; later ones share one. OpenTelemetry's SDK keeps 2,000 points per instrument, and the
+20 buckets of 49 stages on the host and on one GPU just fit into that."""
 _BLOCK = MAX_STAGES + 1
-"""Series of one block, which are numbered block by block."""
+"""How many series a block has: one per stage. Series are numbered block by block."""
 _HOST, _NOWHERE, _DEVICES = 0, 1, 3
-"""The first block of each kind. A device has two, for durations and for launch delays. What has no GPU part has the
-device -1, and so its durations, which are none, are counted in two blocks that nobody looks at: cheaper than a mask."""
+"""The first block of each kind. Each device has two blocks, for durations and for launch delays. A row without a GPU
+part has the device -1, so its GPU durations, which mean nothing, are counted in the two blocks before, which nobody
+reads. That is cheaper than a mask. Warm-up calls are counted there too."""
 _ROWS_AT_ONCE, _BATCHES_AT_ONCE = 1024, 8
-"""So many rows take some 0.4 ms of the GIL, and half as long a row as a quarter of them."""
+"""Batches are kept and counted together, because what costs is the number of numpy calls: 1,024 rows take some 0.4 ms
+of the GIL, half as long per row as 256 do."""
 _WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
 
 
 class StageMetrics:
     """
-    Takes every batch, and answers with points at any time, from any thread.
+    Takes every batch, and returns points at any time, on any thread.
 
     Args:
-        start_ns: when recording started, since the epoch.
+        start_ns: when recording started, in nanoseconds since the epoch.
 
     """
 
@@ -76,10 +78,10 @@ class StageMetrics:
         self._occupancy = Occupancy(start_ns)
 
     def add(self, batch: StageBatch) -> None:
-        """Count the rows of a batch; the warm-up calls among them for the occupancy only."""
+        """Count the rows of a batch; its warm-up calls count towards the occupancy only."""
         with self._lock:
-            for index, facts in batch.devices.items():
-                self._uuids[index] = facts.uuid
+            for index, info in batch.devices.items():
+                self._uuids[index] = info.uuid
             self._uncounted.append(columns_of(batch, [self._number(site) for site in batch.sites]))
             self._uncounted_rows += len(batch.site)
             if self._uncounted_rows >= _ROWS_AT_ONCE or len(self._uncounted) >= _BATCHES_AT_ONCE:
@@ -104,18 +106,18 @@ class StageMetrics:
         self._occupancy.add(rows)
 
     def settle(self, now_ns: int, *, last: bool = False) -> None:
-        """Count the GPUs' time for good, up to what is certain; `last`: up to now."""
+        """Count the GPUs' time for good, as far as it is certain; with `last`, up to now."""
         with self._lock:
             self._count()
             self._occupancy.settle(now_ns - (0 if last else self._occupancy.wait_ns))
 
     def end_interval(self) -> None:
-        """End the interval that the busy and idle ratios are of."""
+        """End the interval whose busy and idle ratios the points have."""
         with self._lock:
             self._occupancy.end_interval()
 
     def points(self, *, exemplars: bool = False) -> Points:
-        """Return the points of this moment; with exemplars those since they were last taken."""
+        """Return the points as of now; with `exemplars`, those since they were last taken."""
         with self._lock:
             self._count()
             slowest = self._histograms.take_exemplars() if exemplars else {}
@@ -142,7 +144,7 @@ class StageMetrics:
         return {DEVICE_INDEX: index, HW_ID: self._uuids[index]}
 
     def _number(self, site: Site) -> int:
-        """Return a stage's number by its name, one for all the names beyond the limit."""
+        """Return the number of a stage by its name; names beyond the limit share one."""
         name = as_text(site.name)
         if name not in self._stages and len(self._stages) >= MAX_STAGES:
             name = OTHER
@@ -150,7 +152,7 @@ class StageMetrics:
 
 
 def account_points(statistics: Statistics) -> Points:
-    """Return the account of every stage, and how well GPU times are placed."""
+    """Return the account of stages and the uncertainty of GPU times as points."""
     points: Points = {RECORDED: [DataPoint({}, statistics.recorded)], EXPORTED: [DataPoint({}, statistics.exported)]}
     for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
         points[spec] = [DataPoint({REASON: reason}, count) for reason, count in sorted(counts.items())]

@@ -1,8 +1,8 @@
 """
 For which part of each interval stages were on each GPU: the union of their intervals, never the sum.
 
-What it can't know, it overstates: an event interval is time on the stream, the host's pauses included. Counts leaf
-stages only, for a stage's interval covers those inside it. Takes no lock.
+Overstates what it cannot know: an event interval is time on the stream, the host's pauses included. Counts leaf stages
+only, because a stage's interval covers those inside it, with the pauses between them. Takes no lock, and asks no clock.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ if TYPE_CHECKING:
 
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
 _PARENTS_KEPT = 1024
+"""Parents whose rows have not come yet; beyond it the oldest are forgotten, and would count as leaves."""
 _MIN_WAIT_NS, _MAX_WAIT_NS = 2 * 10**9, 60 * 10**9
 _MAX_PENDING = 16_384
-"""Intervals not settled, a millisecond's work; beyond it, what is older than the shortest wait is settled early."""
-
+"""Intervals not settled yet: a millisecond's work. With more, what is older than the shortest wait is settled early."""
 _MAX_PIECES = 128
+"""Arrays of intervals per device; with more, they are joined to their union."""
 
 
 class Occupancy:
     """
-    Takes every stage, and says for each interval how much of it each device was occupied.
+    Takes every stage, and tells for which part of each interval each device was occupied.
 
-    An interval is known only once it has ended, so what is counted ends some seconds ago: `wait_ns`, which grows
-    with the longest stage seen, up to a minute. Of a longer stage the part before that is not counted.
+    A stage is known only once it has ended. So time is settled `wait_ns` later, when stages as long as those seen so
+    far must have come in: 2 s and one and a half times the longest one, a minute at most. Of a stage that comes later,
+    the part that is already settled is not counted.
 
     Args:
-        start_ns: when the first interval begins.
+        start_ns: when the first interval begins, in nanoseconds since the epoch.
 
     """
 
@@ -46,12 +48,12 @@ class Occupancy:
         self._devices: dict[int, _Device] = {}
         self._begin_ns = self._settled_ns = start_ns
         self._pending = 0
-        # A parent ends after the stages in it, so its span comes after theirs. One that is the application's never
-        # comes: beyond a number those with the lowest ids, which are our oldest, are forgotten.
+        # Span ids of parents. A parent ends after the stages inside it, so its row comes after theirs. One that belongs
+        # to the application never comes. So beyond a number the lowest ids are forgotten: of ours those are the oldest.
         self._awaited = np.zeros(0, np.uint64)
 
     def add(self, rows: Columns) -> None:
-        """Count the GPU intervals of the leaf stages."""
+        """Keep the GPU intervals of the leaf stages until they are settled."""
         leaves = self._leaves(rows)
         if not leaves.size:
             return
@@ -68,7 +70,7 @@ class Occupancy:
             self.settle(int(ends.max()) - _MIN_WAIT_NS)
 
     def settle(self, until_ns: int) -> None:
-        """Count the time up to a moment for good: what comes later of it is left out."""
+        """Count the time up to a moment for good: intervals before it that come later are left out."""
         if until_ns <= self._settled_ns:
             if self._settled_ns - until_ns > _MAX_WAIT_NS:
                 # The wall clock was set back: begin again from there, or nothing would count until it has caught up.
@@ -80,7 +82,7 @@ class Occupancy:
         self._pending = sum(piece.shape[1] for device in self._devices.values() for piece in device.pieces)
 
     def end_interval(self) -> None:
-        """Work out `ratios` of the time settled since the last call, and begin the next interval."""
+        """Compute `ratios` for the time settled since the last call, and begin the next interval."""
         length_ns = self._settled_ns - self._begin_ns
         if length_ns <= 0:
             return
@@ -90,10 +92,10 @@ class Occupancy:
             device.occupied_ns = 0
 
     def _leaves(self, rows: Columns) -> NDArray[np.int64]:
-        """Return which rows have a GPU part, and no other with one inside."""
-        # What is in a graph but in no stage is work as well: of a replay the stage around it counts, as a whole.
+        """Return which rows have a GPU part, and no other row with a GPU part inside."""
+        # Of a replay the stage around it counts, as a whole: work in a graph outside any inner stage is work as well.
         timed = (rows.gpu_end_ns != 0) & ((rows.flags & _IN_GRAPH == 0) | ~rows.nested)
-        # What is above an outermost stage is no stage, and would be awaited for ever.
+        # What is above an outermost stage is not a stage, and would be awaited for ever.
         parents = np.concatenate((self._awaited, rows.parent_id[timed & rows.nested]))
         parents.sort()
         first = np.ones(parents.size, np.bool_)
@@ -112,7 +114,7 @@ class _Device:
     def __init__(self) -> None:
         self.occupied_ns = 0
         self.pieces: list[NDArray[np.int64]] = []
-        """Starts and ends, two rows each, in any order, of what is not settled."""
+        """What is not settled: arrays with a row of starts and a row of ends, in any order."""
 
     def add(self, piece: NDArray[np.int64]) -> None:
         self.pieces.append(piece)
@@ -129,7 +131,7 @@ class _Device:
 
 
 def _is_in(values: NDArray[np.uint64], table: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Tell of each value whether it is in the table, which is sorted; a third of what `np.isin` takes."""
+    """Return which values are in the sorted table; takes a third of the time of `np.isin`."""
     if not table.size:
         return np.zeros(values.shape, np.bool_)
     found: NDArray[np.bool_] = table.take(table.searchsorted(values), mode="clip") == values
@@ -137,7 +139,7 @@ def _is_in(values: NDArray[np.uint64], table: NDArray[np.uint64]) -> NDArray[np.
 
 
 def union(intervals: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return starts and ends of the disjoint intervals that cover the same time; `intervals` has both as rows."""
+    """Return starts and ends of the disjoint intervals that cover the same time; `intervals` has them as two rows."""
     starts, ends = intervals[:, intervals[0].argsort()]
     reach = np.maximum.accumulate(ends)
     first = np.flatnonzero(np.concatenate(([True], starts[1:] > reach[:-1])))

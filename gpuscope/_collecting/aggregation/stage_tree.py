@@ -1,7 +1,8 @@
 """
-Which stage runs inside which: learnt from one call of each stage.
+Which stage runs inside which, learnt from one call of each stage.
 
-Learns from parent ids of batches as they come; once every stage has its place it costs nothing. Sorts nothing.
+Learns from the parent ids of batches as they come. Costs nothing once every stage has its place. Sorts nothing, and
+takes no lock.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ PATIENCE_NS = 60_000_000_000
 
 
 class Family:
-    """The stages that have no parent yet, by the span id that each waits for. A stage waits for one at a time."""
+    """The stages without a known parent, by the span id that each one waits for. A stage waits for one at a time."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, list[Tally]] = {}
 
     def orphan(self, tally: Tally, batch: StageBatch, row: int) -> None:
         """Wait for the stage around this call, unless that of another call is already awaited."""
-        # A stage ends, and so comes, before the one around it, maybe in an earlier batch; the one around it may
-        # also have been dropped, hence the patience.
+        # A stage ends before the one around it, so its row comes first, maybe in an earlier batch. The one around it
+        # may also have been dropped: hence the limit of patience.
         start_ns = begin_ns(batch, row)
         if tally.awaited_id and start_ns - tally.awaited_start_ns < PATIENCE_NS:
             return
@@ -39,18 +40,18 @@ class Family:
         self._await(tally, batch, row)
 
     def learn(self, batch: StageBatch, tally_of: Callable[[StageBatch, int], Tally]) -> None:
-        """Give each stage that waits for a row of this batch its place."""
+        """Give each stage that waits for a row of this batch its place; `tally_of` returns the tally of a row."""
         if not self._waiting:
             return
         rows = {span_id: row for row, span_id in enumerate(batch.span_id.tolist())}
         found = rows.keys() & self._waiting.keys()
         while found:
-            # Each row once, so that no chain of parents, however odd, goes round for ever.
+            # Each row is taken once, so that no chain of parents, however odd, goes round for ever.
             row = rows.pop(span_id := found.pop())
             parent = tally_of(batch, row)
             for tally in self._waiting.pop(span_id):
                 if tally is parent:
-                    # A stage inside itself: its place is where the outer call is.
+                    # A stage inside itself has the place of its outer call.
                     self._await(tally, batch, row)
                     found |= {tally.awaited_id} & rows.keys()
                 else:
@@ -71,13 +72,13 @@ class Family:
 
 
 def begin_ns(batch: StageBatch, row: int) -> int:
-    """Return when a stage began: on the host, or inside a replay, where all were launched at once, on the GPU."""
+    """Return when a stage began: on the host or, inside a replay, whose stages are launched at once, on the GPU."""
     replayed = int(batch.flags[row]) & _IN_GRAPH
     return int((batch.gpu_start_ns if replayed else batch.host_start_ns)[row])
 
 
 def _adopt(tally: Tally, parent: Tally, offset_ns: int) -> None:
-    """Give a stage its parent, unless that closes a circle, as two stages that call each other would."""
+    """Give a stage its parent, unless that closes a circle, as with two stages that call each other."""
     tally.awaited_id = 0
     ancestor: Place | None = parent
     while ancestor is not None:

@@ -1,5 +1,5 @@
 """
-Where the time of a request goes, stage by stage: statistics over every batch.
+Where the time of a request goes, stage by stage: running statistics over every batch.
 
 Counts unsampled stages like any others. Keeps no batch, asks no clock, and knows no exporter.
 """
@@ -7,8 +7,9 @@ Counts unsampled stages like any others. Keeps no batch, asks no clock, and know
 from __future__ import annotations
 
 import threading
+from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,10 +29,10 @@ _FIRST_ROW = attrgetter("row")
 
 class StageStatistics:
     """
-    Takes every batch, and answers with a `Summary` at any time, from any thread.
+    Takes every batch, and returns a `Summary` at any time, on any thread.
 
     Args:
-        max_stages: Stages with a line of their own; those that come later share one.
+        max_stages: how many stages get a line of their own; later ones share one.
 
     """
 
@@ -42,11 +43,11 @@ class StageStatistics:
         self._family = Family()
 
     def add(self, batch: StageBatch) -> None:
-        """Count the rows of a batch: a fraction of a microsecond each, as no row is visited on its own."""
+        """Count the rows of a batch: a fraction of a microsecond per row, because none is visited on its own."""
         if not batch.site.size:
             return
         with self._lock:
-            # The earliest row of each stage first, lest siblings learn their places from different requests.
+            # By the first row of each, so that siblings learn their places from the same request.
             for group in sorted(split(batch), key=_FIRST_ROW):
                 tally = self._tally(batch, group.row)
                 (tally.warmup if group.warmup else tally.steady).add(group)
@@ -61,7 +62,7 @@ class StageStatistics:
         with self._lock:
             lines = [_Line(*place) for place in in_order(self._tallies.values())]
             request_ms = {tally.root: tally.request_ms() for tally in self._tallies.values() if tally.is_root}
-        # Outside the lock, which the collector needs: percentiles of 4,096 calls take about 0.2 ms a stage.
+        # Outside the lock, which the collector needs: percentiles of 4,096 calls take about 0.2 ms per stage.
         return Summary(stages=tuple(line.summarise(request_ms.get(line.root, 0.0)) for line in lines))
 
     def _tally(self, batch: StageBatch, row: int) -> Tally:
@@ -75,31 +76,31 @@ class StageStatistics:
 
 
 class _Line:
-    """A copy of what one line of the summary is computed from, taken while no batch is being added."""
+    """A copy of what one line of the summary is computed from, taken under the lock."""
 
     def __init__(self, tally: Tally, parent: Tally | None, depth: int) -> None:
         measured = tally.measured
         self.root = tally.root
         self._recent = measured.recent.copy()
         self._host_ms, self._gpu_ms = tally.total_ms()
-        self._facts: dict[str, Any] = {
-            "name": tally.name,
-            "root": tally.root,
-            "parent": parent and parent.name,
-            "depth": depth,
-            "calls": tally.calls,
-            "warmup_calls": tally.warmup.count,
-            "errors": tally.errors,
-            "only_warmup": measured is tally.warmup,
-        }
+        self._with_times = partial(
+            StageSummary,
+            name=tally.name,
+            root=tally.root,
+            parent=None if parent is None else parent.name,
+            depth=depth,
+            calls=tally.calls,
+            warmup_calls=tally.warmup.count,
+            errors=tally.errors,
+            only_warmup=measured is tally.warmup,
+        )
 
     def summarise(self, request_ms: float) -> StageSummary:
         host, gpu, delay = self._recent[HOST], self._recent[GPU], self._recent[DELAY]
         has_host, has_gpu, has_delay = ~np.isnan(host), ~np.isnan(gpu), ~np.isnan(delay)
         hosted, timed = bool(has_host.any()), bool(has_gpu.any())
         shared = request_ms > 0 and self.root != OTHER
-        return StageSummary(
-            **self._facts,
+        return self._with_times(
             measured_calls=len(host),
             host_ms=_percentiles(host[has_host]) if hosted else None,
             gpu_ms=_percentiles(gpu[has_gpu]) if timed else None,

@@ -1,7 +1,7 @@
 """
-The summary: what is known of each stage within each kind of request, and the same as a plain table.
+The summary: what is known of each stage within each kind of request, as data and as a plain table.
 
-Data and its text. Counts nothing, and every figure in the table is one of the summary's.
+Counts nothing: every figure in the table is one of the summary's.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from gpuscope._collecting.aggregation.tally import RECENT_CALLS
 
 OTHER = "(other)"
-"""The line that stages beyond the limit share."""
+"""Name of the line that stages beyond the limit share."""
 WIDE_MS = 100.0
-"""From here on a duration is shown with one decimal place instead of three."""
+"""Durations from here on are shown with one decimal place instead of three."""
 NAME_WIDTH = 48
 """Longer names are cut: a table that wraps is not a table."""
 Column = tuple[str, list[str]]
+"""Title, and one cell per row."""
 
 
 class Percentiles(NamedTuple):
@@ -30,32 +31,35 @@ class Percentiles(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StageSummary:
-    """What is known of one stage within one kind of request."""
+    """What is known of one stage within one kind of request. Times are in milliseconds, shares are parts of 1."""
 
     name: str
     root: str
-    """Name of the outermost stage: the kind of request."""
+    """Name of the outermost stage, which is the kind of request."""
     parent: str | None
-    """Name of the stage around it, where it was first seen."""
+    """Name of the stage around it, learnt from one call; until then the outermost one. None for that itself."""
     depth: int
-    """0 for the outermost stage."""
+    """How many stages are around it; 0 for the outermost stage."""
     calls: int
+    """All calls, warm-up included."""
     warmup_calls: int
     """How many of the calls were flagged as warm-up."""
     errors: int
+    """How many calls ended with an exception or were given the status `ERROR`."""
     measured_calls: int
-    """How many calls the percentiles are of."""
+    """How many calls the percentiles are taken from."""
     only_warmup: bool
     """Whether those are warm-up calls, because there have been no others."""
     host_ms: Percentiles | None
-    """None of a stage that has run inside replays of CUDA graphs alone."""
+    """None for a stage that has run only inside replays of CUDA graphs."""
     gpu_ms: Percentiles | None
+    """Between the stage's two events on its stream; None without GPU times."""
     launch_to_start_ms: float | None
-    """Median time from the start of the stage on the host to its start on the GPU."""
+    """Median time from the start of the stage on the host to its start on the GPU; None without both."""
     host_share: float | None
-    """Host time of the stage as a part of the host time of its requests; None until one has ended."""
+    """Host time of the stage over the host time of its requests; None until one of them has ended."""
     gpu_share: float | None
-    """GPU time of the stage as a part of the host time of its requests; None without GPU times."""
+    """GPU time of the stage over the host time of its requests; None without GPU times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,8 @@ class Summary:
     """
     Statistics of all stages so far, in the order in which they run. Print it for a table.
 
-    Percentiles are of the last `recent_calls` calls of each stage, warm-up left out; counts are of all calls, and
-    so are shares, which take the warm-up calls to have been like the others.
+    Percentiles are taken from the last `recent_calls` calls of each stage, without warm-up. Counts and shares cover all
+    calls; shares assume that the warm-up calls took as long as the others.
     """
 
     stages: tuple[StageSummary, ...]
@@ -72,6 +76,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data: dictionaries, lists, strings and numbers."""
+        # `Any`, because JSON has no type that a caller could walk through without casts.
         stages = [asdict(stage) for stage in self.stages]
         for plain in stages:
             for key in ("host_ms", "gpu_ms"):
@@ -83,7 +88,7 @@ class Summary:
 
 
 def _render(summary: Summary) -> str:
-    """Return the table, and below it the sentences without which it could be misread."""
+    """Return the table, and below it the sentences that keep it from being misread."""
     if not summary.stages:
         return "No stages recorded yet."
     groups = [("", _names(summary)), ("", [_counts(summary)]), ("host ms", _host(summary))]
@@ -146,7 +151,7 @@ def _percent(share: float | None) -> str:
 
 
 def _aligned(groups: list[tuple[str, list[Column]]]) -> list[str]:
-    """Return the lines: titles of groups, titles of columns, a rule, and the rows. Names left, numbers right."""
+    """Return the lines: titles of groups, titles of columns, a rule, and the rows; names left, numbers right."""
     above, titles, rule = [], [], []
     rows: list[list[str]] = [[] for _ in groups[0][1][0][1]]
     for group, columns in groups:
@@ -165,14 +170,14 @@ def _aligned(groups: list[tuple[str, list[Column]]]) -> list[str]:
 
 def _notes(summary: Summary) -> list[str]:
     stages = summary.stages
-    recent = f"the last {summary.recent_calls:,} calls of each stage at most"
-    notes = [f"Percentiles are of {recent}, warm-up left out ({_warmups(stages)})."]
+    recent = f"at most the last {summary.recent_calls:,} calls of each stage"
+    notes = [f"Percentiles cover {recent}, warm-up left out ({_warmups(stages)})."]
     if any(stage.only_warmup for stage in stages):
         notes.append("* has made warm-up calls only, so its figures are of those.")
     if any(stage.gpu_ms for stage in stages):
         notes.append("start +ms: from the start on the host to the start on the GPU, median.")
     if any(stage.host_ms is None for stage in stages):
-        notes.append("- under host ms: runs inside replays of a CUDA graph, where the host is not.")
+        notes.append("- under host ms: runs only inside replays of CUDA graphs, which take no host time.")
     if not any(stage.gpu_ms for stage in stages):
         notes.append("No GPU times: these are host times only.")
     return notes

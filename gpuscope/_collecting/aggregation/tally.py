@@ -1,7 +1,7 @@
 """
 Running totals and the last calls of each stage: what a summary is made from.
 
-Bounded in memory however long the program runs. Knows neither batches nor tables, and takes no lock: its owner does.
+Bounded in memory, however long the program runs. Knows neither batches nor tables, and takes no lock: its owner does.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from gpuscope._collecting.aggregation.groups import Group
 
 RECENT_CALLS = 4096
-"""Calls of a stage that percentiles look back on."""
+"""How many calls of a stage percentiles look back on."""
 RECENT_WARMUPS = 64
-"""Warm-up calls that are kept, for stages that have made no others."""
+"""How many warm-up calls are kept, for stages that have made no others."""
 
 
 class Ring:
-    """The last calls of one stage. Starts small, since most of many stages are called seldom."""
+    """The last calls of one stage. Starts small, because of many stages most are seldom called."""
 
     __slots__ = ("_block", "_limit", "_next", "size")
 
     def __init__(self, limit: int) -> None:
-        # 24 bits of mantissa are finer than any clock here, at half the memory.
+        # A mantissa of 24 bits is finer than any clock here, at half the memory.
         self._block = np.empty((3, min(limit, 32)), np.float32)
         self._limit = limit
         self._next = 0
         self.size = 0
 
     def append(self, block: NDArray[np.float64]) -> None:
-        """Add calls, the columns of `block`, in place of the oldest where the ring is full."""
+        """Add calls, the columns of `block`; where the ring is full, they replace the oldest."""
         block = block[:, -self._limit :]
         count = block.shape[1]
         self._make_room(self.size + count)
@@ -62,7 +62,7 @@ class Ring:
 
 
 class CallTotals:
-    """Calls of one stage, either the warm-up calls or the others: totals since the start, and the last ones."""
+    """The warm-up calls of one stage, or the others: totals since the start, and the last calls."""
 
     __slots__ = ("count", "gpu_ms", "host_ms", "recent", "requests", "requests_ms")
 
@@ -95,7 +95,7 @@ class Tally(Place):
         self.steady = CallTotals(RECENT_CALLS)
         self.warmup = CallTotals(RECENT_WARMUPS)
         self.awaited_id = 0
-        """Span id of the stage around one call, whose row has not come yet; 0: none is awaited."""
+        """Span id of the stage around one call, whose row has not come yet; 0 if none is awaited."""
         self.awaited_start_ns = 0
         """When that call started."""
 
@@ -110,13 +110,13 @@ class Tally(Place):
         return self.steady if self.steady.count else self.warmup
 
     def total_ms(self) -> tuple[float, float]:
-        """Return the host and the GPU time of all calls, had the warm-up calls been like the others."""
+        """Return the host and the GPU time of all calls, assuming that the warm-up calls took as long as the others."""
         measured = self.measured
         factor = self.calls / measured.count if measured.count else 0.0
         return measured.host_ms * factor, measured.gpu_ms * factor
 
     def request_ms(self) -> float:
-        """Return the host time of all requests, had the first ones been like the others."""
+        """Return the host time of all requests, assuming that the warm-up calls took as long as the others."""
         measured = self.steady if self.steady.requests else self.warmup
         requests = self.steady.requests + self.warmup.requests
         return measured.requests_ms * requests / measured.requests if measured.requests else 0.0

@@ -1,9 +1,10 @@
 """
-The stages inside one CUDA graph, and the events that its record nodes record into, another set for each replay.
+The stages inside one CUDA graph, and the events that its record nodes record into: another set for each replay.
 
-An event that every replay records anew is overwritten while it is being read; so each replay has events of its own,
-which are used again once they have been read. Calls the driver and nothing else, never waits, and never destroys an
-event.
+An event that every replay records anew is overwritten while it is being read. So each replay has events of its own,
+exchanged before its launch, and used again once they have been read. A launch keeps the events that it was given.
+A launch that is not timed, because recording is off or no events are left, records into the *scratch*, which the nodes
+were captured with and nobody reads. Calls the driver and nothing else, never waits, and never destroys an event.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ class InnerStage(NamedTuple):
 
     site: Site
     parent: int
-    """Place of the stage around it within the graph, or -1."""
+    """Place of the enclosing stage within the graph, or -1."""
     start: int
-    """Place of the node that records its start, among those of the graph; the end's may be the same."""
+    """Place of the node that records its start, among the graph's record nodes."""
     end: int
+    """Place of the node that records its end; the same one where nothing was captured in the stage."""
 
 
 class EventSet:
-    """The events of one replay: that of each node, and the fence, which is recorded after the graph."""
+    """The events of one replay: one per node, and the fence, which is recorded after the graph."""
 
     __slots__ = ("addresses", "events", "fence")
 
@@ -43,11 +45,11 @@ class EventSet:
         self.events = events
         self.fence = events[-1]
         self.addresses = pack(events)
-        """All of them, for the parts in C."""
+        """Of all of them, for the parts in C."""
 
 
 def pack(handles: Sequence[Handle]) -> bytes:
-    """Return addresses as C has them."""
+    """Return the addresses of handles as an array in C."""
     return Struct(f"={len(handles)}Q").pack(*(handle.value or 0 for handle in handles))
 
 
@@ -55,7 +57,15 @@ class EventPool:
     """
     Events for the graphs of one context: as many as were ever needed at once, up to a limit.
 
-    An event is not destroyed with its graph: a launch that is still on its way may be about to record it.
+    Events go from graph to graph. None is destroyed with its graph, because a launch that is still on its way may be
+    about to record it. For the same reason the scratch of a graph that is gone only ever becomes scratch again.
+
+    Args:
+        driver: makes the events.
+        context: in which they are made.
+        index: of the device.
+        limit: how many events to be read there may be.
+
     """
 
     def __init__(self, driver: Driver, context: Handle, index: int, *, limit: int) -> None:
@@ -85,24 +95,24 @@ class EventPool:
             self._spare += events
 
     def take_unread(self, count: int) -> list[Handle]:
-        """Return events that nobody reads, of which each graph has a few: so there is no limit."""
+        """Return events that nobody reads. There is no limit, because each graph has few."""
         with self._lock:
             taken = [self._unread.pop() for _ in range(min(count, len(self._unread)))]
         return taken + self._new(count - len(taken))
 
     def give_back_unread(self, events: list[Handle]) -> None:
-        """Take back what nobody may read now either: launches of a graph that is gone may still record into them."""
+        """Take them back, for scratch alone: launches of a graph that is gone may still record into them."""
         with self._lock:
             self._unread += events
 
     def forget(self) -> None:
-        """Free the lock, which another thread may have held when this process was forked."""
+        """Replace the lock, which another thread may have held when this process was forked."""
         self._lock = threading.RLock()
 
     def _new(self, count: int) -> list[Handle]:
         if not count:
             return []
-        # This thread may be capturing, and not every mode is said to allow this.
+        # This thread may be capturing, and not every capture mode is documented to allow new events.
         before = self.driver.relax_capture_mode()
         try:
             with self.driver.current(self.context):
@@ -117,29 +127,29 @@ class GraphStages:
 
     Args:
         stages: those that were both entered and left during the capture, in the order of their entries.
-        nodes: the addresses of all record nodes, each with the event that it recorded when it was captured, which
-            nobody reads.
+        nodes: the address of each record node, with the event that it was captured with, which nobody reads.
         pool: where further events come from.
 
     """
 
     def __init__(self, stages: Sequence[InnerStage], nodes: Sequence[tuple[int, Handle]], pool: EventPool) -> None:
         self.lock = threading.RLock()
-        """Held from the exchange of events to the launch, which are one act."""
+        """Held from the exchange of events until after the launch: the two are one act."""
         self.sites = tuple(stage.site for stage in stages)
         self.parents = tuple(stage.parent for stage in stages)
         self.starts = tuple(stage.start for stage in stages)
-        """Places of the nodes that record the stages' starts."""
+        """For each stage the place of the node that records its start."""
         self.ends = tuple(stage.end for stage in stages)
         self.index = pool.index
         """Of the device."""
+        self.driver = pool.driver
         self.executable = 0
         """The address of the graph as it is launched; 0 while it is not known."""
         self.is_broken = False
-        """Whether an exchange failed, so that nobody knows which replay has which events."""
+        """Whether an exchange failed: from then on nobody knows which replay has which events."""
         self.scratch = EventSet([event for _, event in nodes])
         self._current: EventSet | None = self.scratch
-        """What a launch would record into; None where that is not known."""
+        """What a launch would record into; None if that is not known."""
         self._nodes = [node for node, _ in nodes]
         self._packed_nodes = pack([Handle(node) for node in self._nodes])
         self._pool = pool
@@ -147,7 +157,7 @@ class GraphStages:
         self._retired = False
 
     def __len__(self) -> int:
-        """The stages."""
+        """Return the number of stages."""
         return len(self.sites)
 
     @property
@@ -156,7 +166,7 @@ class GraphStages:
         return self._current is self.scratch
 
     def take(self) -> EventSet | None:
-        """Return events for one replay, or None where so many replays have not been read yet."""
+        """Return events for one replay, or None if all are held by replays that have not been read yet."""
         if self._free:
             return self._free.pop()
         events = self._pool.take(len(self._nodes) + 1)
@@ -164,15 +174,15 @@ class GraphStages:
 
     def give_back(self, events: EventSet) -> None:
         """Take back the events of a replay that was read, or that nobody will read."""
-        # A launch that was not read may still record into them. So does a later one of the same graph, and after it,
-        # for launches of one graph follow each other: what is read then is the later one's.
+        # A launch that was not read may still record into them. A later launch of the same graph, which is given them,
+        # records after it, because launches of one graph follow each other: what is read then is the later one's.
         self._free.append(events)
         if self._retired:
             self._empty()
 
     def exchange(self, events: EventSet) -> None:
         """
-        Have the next launch record into these events. Under the lock.
+        Have the next launch record into these events. The caller holds the lock.
 
         Raises:
             DriverError: if the driver refuses.
@@ -180,7 +190,7 @@ class GraphStages:
         """
         if self._current is events:
             return
-        self._current, driver = None, self._pool.driver
+        self._current, driver = None, self.driver
         if native is None:
             driver.set_node_events(self.executable, self._nodes, events.events)
         else:
@@ -189,7 +199,7 @@ class GraphStages:
         self._current = events
 
     def forget_executable(self) -> None:
-        """Take notice that the graph was made executable anew: its nodes are as they were captured."""
+        """Take notice that the graph was instantiated anew: its nodes record into the scratch again."""
         self.executable, self._current = 0, self.scratch
 
     def retire(self) -> None:
@@ -202,5 +212,5 @@ class GraphStages:
 
     def _empty(self) -> None:
         while self._free:
-            with contextlib.suppress(IndexError):  # Another thread took the last.
+            with contextlib.suppress(IndexError):  # Another thread took the last one.
                 self._pool.give_back(self._free.pop().events)

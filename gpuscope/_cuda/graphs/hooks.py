@@ -1,11 +1,15 @@
 """
 Takes notice of PyTorch's CUDA graphs: of captures, in which stages become nodes, and of replays, which get events.
 
-Wraps the methods of `torch.cuda.CUDAGraph` itself. So graphs that the program holds, passes on or made elsewhere
-(`torch.cuda.graph`, `make_graphed_callables`, Inductor) are all seen, and nothing that it holds is another object than
-before; a watch that had to be asked for, graph by graph, would miss those that libraries make. The wrappers are plain
-functions, since `wrapt`'s cost half a microsecond a call. A graph without stages inside pays for one look at an
-attribute a replay. Never imports PyTorch, and never raises.
+Wraps the methods of the class `torch.cuda.CUDAGraph`, not its objects. So all graphs are seen, whoever made them
+(`torch.cuda.graph`, `make_graphed_callables`, Inductor) and whoever holds them, and nothing that the program holds is
+another object than before. A watch that the program had to ask for, graph by graph, would miss those that libraries
+make. The wrappers are plain functions, because those of `wrapt` cost half a microsecond per call. A graph without
+stages inside pays for one look at an attribute per replay.
+
+Record nodes have addresses only as long as the graph that was captured exists. So PyTorch is made to keep it
+(`keep_graph=True`), and made to instantiate it when it would have done so by itself. Never imports PyTorch, and never
+raises: what fails is logged once, and the program captures and replays as it would without us.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import contextlib
 import functools
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from gpuscope._cuda.graphs.capture import TIMED, Capture
 from gpuscope._cuda.graphs.events import EventPool
@@ -24,30 +28,38 @@ from gpuscope._log import COUNTED, WarnOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
-    from gpuscope._cuda.cuda_device import TimedStream
+    from gpuscope._cuda.cuda_device import CudaDevice
     from gpuscope._cuda.driver import Driver
     from gpuscope._cuda.graphs.capture import OpenCaptures
     from gpuscope._cuda.graphs.events import GraphStages
+    from gpuscope._cuda.graphs.launch import Graph
+    from gpuscope._cuda.timed_stream import TimedStream
     from gpuscope._recording.recorder import Recorder
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Method: TypeAlias = "Callable[..., object]"
+"""A method of PyTorch's class, or what stands for it. Versions of PyTorch differ in the arguments."""
 
 MODULE = "torch.cuda.graphs"
 _KEY = "_gpuscope"
 
 
 class _Watched:
-    """What is known of one graph of PyTorch's."""
+    """What is known of one of PyTorch's graphs."""
 
     __slots__ = ("capture", "captures", "ident", "keeps", "ours", "process", "stages")
 
     def __init__(self, process: object, *, keeps: bool, ours: bool) -> None:
         self.process = process
         self.keeps = keeps
-        """Whether PyTorch keeps the graph that was captured, without which its nodes have no names."""
+        """Whether PyTorch keeps the graph that was captured, without which its nodes have no addresses."""
         self.ours = ours
         """Whether it does so because we said so."""
         self.captures: OpenCaptures | None = None
-        """What was told of its capture, as long as that lasts."""
+        """What was told of the graph's capture, as long as that lasts."""
         self.ident = 0
         self.capture: Capture | None = None
         self.stages: GraphStages | None = None
@@ -55,23 +67,26 @@ class _Watched:
 
 class GraphHooks:
     """
-    What the wrappers do.
+    The wrappers, and what they do.
 
     Args:
-        look: returns the recorder, or None while nothing is recorded.
+        get_recorder: returns the recorder, or None while nothing is recorded.
 
     """
 
-    def __init__(self, look: Callable[[], Recorder | None]) -> None:
+    def __init__(self, get_recorder: Callable[[], Recorder | None]) -> None:
         self.warnings = WarnOnce(COUNTED)
-        self._look = look
+        self._get_recorder = get_recorder
         self._launcher = Launcher(self.warnings)
         self._pools: dict[int, EventPool] = {}
-        self._originals: dict[str, Any] = {}
-        self._kind: Any = None
+        """By the addresses of their contexts."""
+        self._originals: dict[str, object] = {}
+        """The class's own methods by name; None for those that it inherits."""
+        self._kind: type | None = None
+        """`CUDAGraph`, while it is wrapped."""
         self._refusal = ""
         self._process = object()
-        """Stands for this process: what a fork's child inherits is the parent's."""
+        """Stands for this process: a graph that a forked child inherits has the parent's."""
         self._max_stages = 0
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
@@ -83,18 +98,18 @@ class GraphHooks:
         Wrap the class, now or when PyTorch is imported; once.
 
         Args:
-            max_stages: as many may wait in the queue, and again with the collector; and so twice as many stages may be
-                in replays that are not read yet.
+            max_stages: how many stages may wait in the queue, and how many with the collector; twice as many may be in
+                replays that are not read yet.
 
         """
         self._max_stages = max_stages
         if self._kind is None:
             import wrapt
 
-            wrapt.when_imported(MODULE)(functools.partial(self._guarded, self._wrap))
+            wrapt.when_imported(MODULE)(lambda module: self._guarded(self._wrap, module))
 
-    def _wrap(self, module: Any) -> None:
-        kind = module.CUDAGraph
+    def _wrap(self, module: ModuleType) -> None:
+        kind: type = module.CUDAGraph
         if self._kind is not None or not hasattr(kind, "capture_begin"):
             return
         self._kind = kind
@@ -125,7 +140,7 @@ class GraphHooks:
         self._originals.clear()
 
     def _forget(self) -> None:
-        """Touch no graph of before any more: this process is a fork's child."""
+        """Touch none of the present graphs any more: this process is a forked child."""
         self._process = object()
         for pool in self._pools.values():
             pool.forget()
@@ -133,8 +148,8 @@ class GraphHooks:
 
     # ---- the wrappers
 
-    def _new_init(self, original: Any) -> Any:
-        def __init__(graph: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it stands for one
+    def _new_init(self, original: Method) -> Method:
+        def __init__(graph: Graph, *args: object, **kwargs: object) -> None:  # noqa: N807 - it stands for one
             keeps = bool(kwargs.get("keep_graph", args[0] if args else False))
             ours = not keeps and not self._refusal and self._recorder_now() is not None
             if ours:
@@ -146,26 +161,27 @@ class GraphHooks:
 
         return __init__
 
-    def _new_capture_begin(self, original: Any) -> Any:
-        def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
+    def _new_capture_begin(self, original: Method) -> Method:
+        def capture_begin(graph: Graph, *args: object, **kwargs: object) -> object:
             recorder = self._recorder_now()
-            timed_stream = None if recorder is None else self._guarded(self._stream_before_capture, recorder)
+            captures: OpenCaptures | None = None if recorder is None else recorder.captures
+            timed_stream = None if captures is None else self._guarded(self._stream_before_capture, captures.device)
             result = original(graph, *args, **kwargs)
-            if timed_stream is not None:
-                self._guarded(self._begin_capture, graph, recorder, timed_stream)
+            if captures is not None and timed_stream is not None:
+                self._guarded(self._begin_capture, graph, captures, timed_stream)
             return result
 
         return capture_begin
 
-    def _new_capture_end(self, original: Any) -> Any:
+    def _new_capture_end(self, original: Method) -> Method:
         instantiate = getattr(self._kind, "instantiate", None)
 
-        def capture_end(graph: Any, *args: Any, **kwargs: Any) -> Any:
+        def capture_end(graph: Graph, *args: object, **kwargs: object) -> object:
             watched, whole = self._watched(graph), False
             try:
                 result = original(graph, *args, **kwargs)
                 if watched is not None and watched.ours and instantiate is not None:
-                    instantiate(graph)  # As PyTorch does there for a graph that it need not keep.
+                    instantiate(graph)  # As PyTorch does here for a graph that it need not keep.
                 whole = True
             finally:
                 if watched is not None and watched.captures is not None:
@@ -174,8 +190,8 @@ class GraphHooks:
 
         return capture_end
 
-    def _new_instantiate(self, original: Any) -> Any:
-        def instantiate(graph: Any, *args: Any, **kwargs: Any) -> Any:
+    def _new_instantiate(self, original: Method) -> Method:
+        def instantiate(graph: Graph, *args: object, **kwargs: object) -> object:
             watched = self._watched(graph)
             if watched is None or watched.stages is None:
                 return original(graph, *args, **kwargs)
@@ -186,9 +202,9 @@ class GraphHooks:
 
         return instantiate
 
-    def _new_replay(self, original: Any) -> Any:
-        def replay(graph: Any, *args: Any, **kwargs: Any) -> Any:
-            watched = getattr(graph, _KEY, None)
+    def _new_replay(self, original: Method) -> Method:
+        def replay(graph: Graph, *args: object, **kwargs: object) -> object:
+            watched: _Watched | None = getattr(graph, _KEY, None)
             if watched is None or watched.stages is None or watched.process is not self._process:
                 return original(graph, *args, **kwargs)
             launch = functools.partial(original, graph, *args, **kwargs)
@@ -196,8 +212,8 @@ class GraphHooks:
 
         return replay
 
-    def _new_reset(self, original: Any) -> Any:
-        def reset(graph: Any, *args: Any, **kwargs: Any) -> Any:
+    def _new_reset(self, original: Method) -> Method:
+        def reset(graph: Graph, *args: object, **kwargs: object) -> object:
             watched = self._watched(graph)
             if watched is not None and watched.stages is not None:
                 watched.stages.retire()
@@ -208,36 +224,41 @@ class GraphHooks:
 
     def _recorder_now(self) -> Recorder | None:
         """Return the recorder, if it wants stages inside graphs."""
-        recorder = self._look()
+        recorder = self._get_recorder()
         return None if recorder is None or recorder.captures is None else recorder
 
-    def _watched(self, graph: Any) -> _Watched | None:
+    def _watched(self, graph: Graph) -> _Watched | None:
         watched: _Watched | None = getattr(graph, _KEY, None)
         return None if watched is None or watched.process is not self._process else watched
 
-    def _guarded(self, function: Any, *args: Any) -> Any:
+    def _guarded(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
-            return function(*args)
-        except Exception as error:  # The program captures and replays as without us.
+            return function(*args, **kwargs)
+        except Exception as error:  # The program captures and replays as it would without us.
             self.warnings.warn("graphs", "timing stages inside CUDA graphs failed: %r.", error)
             return None
 
     # ---- captures
 
-    def _stream_before_capture(self, recorder: Recorder) -> TimedStream | None:
-        # As a stage begins: where this is the first, the driver is loaded, and events are made.
+    def _stream_before_capture(self, device: CudaDevice) -> TimedStream | None:
+        """
+        Return the stream that is about to be captured, by beginning a stage on it and taking it back.
+
+        Where no stage ran before, this loads the driver, opens the stream and makes its first events. `_begin_capture`
+        needs the first two to ask for the capture's id, without which the stages inside would go unseen. Events are
+        better made before the capture than in it, because not every capture mode is documented to allow that. Bringing
+        the device to its final functions is not the point: what `swap` puts in stays, whatever the device becomes.
+        """
         record = StageRecord()
         record.timed_stream = record.pair = None
-        recorder.device.begin(record, None)
-        recorder.device.give_back(record)
+        device.begin(record, None)
+        device.give_back(record)
         timed_stream: TimedStream | None = record.timed_stream
-        return timed_stream if getattr(recorder.device, "driver", None) is not None else None
+        return timed_stream
 
-    def _begin_capture(self, graph: Any, recorder: Recorder, timed_stream: TimedStream) -> None:
-        captures = recorder.captures
-        driver: Any = getattr(recorder.device, "driver", None)
-        ident = driver.capture_of(timed_stream.handle)
-        if ident is None or captures is None:
+    def _begin_capture(self, graph: Graph, captures: OpenCaptures, timed_stream: TimedStream) -> None:
+        driver, ident = captures.device.driver, captures.device.capture_of(timed_stream)
+        if driver is None or ident is None:
             return
         watched = self._watched(graph)
         if watched is None:
@@ -256,7 +277,7 @@ class GraphHooks:
             self._pools[key] = EventPool(driver, timed_stream.context, timed_stream.index, limit=4 * self._max_stages)
         return self._pools[key]
 
-    def _end_capture(self, graph: Any, watched: _Watched, captures: OpenCaptures, whole: bool) -> None:
+    def _end_capture(self, graph: Graph, watched: _Watched, captures: OpenCaptures, whole: bool) -> None:
         capture, watched.capture, watched.captures = watched.capture, None, None
         captures.close(watched.ident)
         if capture is None:

@@ -1,12 +1,14 @@
 """
-A replay of a CUDA graph with stages inside: events of its own before the launch, a fence after it.
+A replay of a CUDA graph with stages inside: it gets events of its own before the launch, and a fence after it.
 
-What fails here costs the stages' times and no more; an exception of the launch itself is the program's and passes.
+The exchange of events and the launch are one act, under the graph's lock. The *fence* is an event that is recorded
+after the launch. Nothing is read before it is done, because until a node runs again its event tells of an older launch.
+What fails here costs the stages' times and no more; an exception of the launch itself is the program's, and passes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gpuscope._cuda.driver import SUCCESS
 from gpuscope._cuda.graphs.replay import Replay
@@ -16,11 +18,25 @@ from gpuscope._recording.hot_path import current, end, start, thread_info
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._cuda.cuda_device import TimedStream
+    from gpuscope._cuda.driver import Driver
+    from gpuscope._cuda.graphs.capture import OpenCaptures
     from gpuscope._cuda.graphs.events import EventSet, GraphStages
+    from gpuscope._cuda.timed_stream import TimedStream
     from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
     from gpuscope._recording.recorder import Recorder
+
+R = TypeVar("R")
+
+
+class Graph(Protocol):
+    """What is called of PyTorch's `CUDAGraph`, which this room does not import."""
+
+    def instantiate(self) -> object:
+        """Make the graph executable."""
+
+    def raw_cuda_graph_exec(self) -> int:
+        """Return the address of the executable graph; raises `RuntimeError` before it is made."""
 
 
 class Launcher:
@@ -28,7 +44,7 @@ class Launcher:
     Launches graphs.
 
     Args:
-        warnings: says each kind of failure once.
+        warnings: logs each kind of failure once.
 
     """
 
@@ -36,15 +52,18 @@ class Launcher:
         self._warnings = warnings
         self._site = Site("graph replay", {})
 
-    def launch(self, graph: Any, stages: GraphStages, recorder: Recorder | None, launch: Callable[[], Any]) -> Any:
+    def launch(self, graph: Graph, stages: GraphStages, recorder: Recorder | None, launch: Callable[[], R]) -> R:
         """
-        Launch a graph, and have the stages inside timed, if they are wanted.
+        Launch a graph, and have the stages inside timed if they are wanted.
 
         Args:
-            graph: PyTorch's.
-            stages: those inside.
-            recorder: where they are recorded; None while nothing is.
+            graph: PyTorch's object.
+            stages: the stages inside it.
+            recorder: wants their times; None while nobody does.
             launch: launches the graph on the current stream.
+
+        Returns:
+            What `launch` returns.
 
         """
         if recorder is None and stages.is_quiet:
@@ -57,7 +76,7 @@ class Launcher:
         outer = current.get()
         if outer is not None and outer.recorder is recorder and not outer.end_ns:
             return self._launch_in(outer, graph, stages, timed_stream, launch)
-        # A stage of its own, so that those inside have one around them, and what is in none of them is seen.
+        # A stage of its own, so that those inside have one around them, and the rest of the replay is seen, too.
         around = start(recorder, self._site, None, 0)
         try:
             result = self._launch_in(around, graph, stages, timed_stream, launch)
@@ -69,16 +88,11 @@ class Launcher:
 
     def _stream_of(self, recorder: Recorder, stages: GraphStages) -> TimedStream | None:
         """Return where the graph is launched; None if that is not known, or if it becomes part of another graph."""
-        captures = recorder.captures
-        device: Any = recorder.device
+        captures: OpenCaptures = recorder.captures  # Recorders without any want no stages inside graphs.
         timed_stream: TimedStream | None = None
         try:
-            timed_stream = device.stream_of(stages.index)
-            if (
-                timed_stream is not None
-                and captures is not None
-                and captures.includes(device.driver, timed_stream.handle)
-            ):
+            timed_stream = captures.device.stream_of(stages.index)
+            if timed_stream is not None and captures.includes(timed_stream):
                 return None
         except Exception as error:  # The graph is launched as without us, and its stages are counted.
             self._warnings.warn("graphs", "finding the stream of a CUDA graph failed: %r.", error)
@@ -88,9 +102,14 @@ class Launcher:
         return timed_stream
 
     def _launch_in(
-        self, outer: StageRecord, graph: Any, stages: GraphStages, timed_stream: TimedStream, launch: Any
-    ) -> Any:
-        recorder = outer.recorder
+        self,
+        outer: StageRecord,
+        graph: Graph,
+        stages: GraphStages,
+        timed_stream: TimedStream,
+        launch: Callable[[], R],
+    ) -> R:
+        recorder: Recorder = outer.recorder
         with stages.lock:
             events = self._events_for(graph, stages, recorder)
             launched_ns = recorder.clock()
@@ -107,8 +126,8 @@ class Launcher:
                 self._hand_over(replay, recorder)
         return result
 
-    def _events_for(self, graph: Any, stages: GraphStages, recorder: Recorder) -> EventSet | None:
-        """Have the next launch record into events of its own, and return them; None where there are none."""
+    def _events_for(self, graph: Graph, stages: GraphStages, recorder: Recorder) -> EventSet | None:
+        """Have the next launch record into events of its own, and return them; None if there are none."""
         events = None if stages.is_broken else self._take(stages)
         if self._exchange(graph, stages, events or stages.scratch) and events is not None:
             return events
@@ -124,7 +143,7 @@ class Launcher:
             self._warnings.warn("graphs", "making events for a CUDA graph failed: %r.", error)
             return None
 
-    def _exchange(self, graph: Any, stages: GraphStages, events: EventSet) -> bool:
+    def _exchange(self, graph: Graph, stages: GraphStages, events: EventSet) -> bool:
         if stages.is_broken:
             return False
         try:
@@ -138,7 +157,7 @@ class Launcher:
 
     def _hand_over(self, replay: Replay, recorder: Recorder) -> None:
         try:
-            recorded = _record_fence(recorder.device.driver, replay)  # type: ignore[attr-defined]
+            recorded = _record_fence(replay.graph.driver, replay)
         except Exception as error:  # Without a fence nobody knows when to read.
             self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %r.", error)
             recorded = False
@@ -149,7 +168,7 @@ class Launcher:
             recorder.ledger.refuse("overwritten", len(replay.graph))
 
 
-def _record_fence(driver: Any, replay: Replay) -> bool:
+def _record_fence(driver: Driver, replay: Replay) -> bool:
     fence, timed_stream = replay.events.fence, replay.timed_stream
     if driver.event_record(fence, timed_stream.handle) == SUCCESS:
         return True
@@ -157,9 +176,9 @@ def _record_fence(driver: Any, replay: Replay) -> bool:
         return bool(driver.event_record(fence, timed_stream.handle) == SUCCESS)
 
 
-def _executable(graph: Any) -> int:
+def _executable(graph: Graph) -> int:
     try:
         return int(graph.raw_cuda_graph_exec())
-    except RuntimeError:  # The program keeps the graph, and has left it to the first replay to instantiate it.
+    except RuntimeError:  # The program keeps the graph, and leaves it to the first replay to instantiate it.
         graph.instantiate()
         return int(graph.raw_cuda_graph_exec())

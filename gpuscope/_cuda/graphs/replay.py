@@ -1,22 +1,24 @@
 """
 The hand-off of replays of CUDA graphs with stages inside, from application threads to the collector.
 
-Never waits, never raises. Bounded by the events that each replay holds.
+Never waits, never raises. Bounded by the events that each replay holds. A replay is one object, however many stages are
+inside, and none of them has a host span: the collector makes columns of all their times at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._cuda.graphs.events import EventSet, GraphStages
+    from gpuscope._cuda.timed_stream import TimedStream
     from gpuscope._data.record import StageRecord, ThreadInfo
 
 _MANY = 64
-"""So many replays are handed over before the collector's next pass is due, if they come fast."""
+"""After so many replays the collector is woken before its next pass is due."""
 
 
 class Replay:
@@ -28,7 +30,7 @@ class Replay:
         self,
         graph: GraphStages,
         events: EventSet,
-        timed_stream: Any,
+        timed_stream: TimedStream,
         *,
         launched_ns: int,
         outer: StageRecord,
@@ -37,11 +39,11 @@ class Replay:
         self.graph = graph
         self.events = events
         self.pair = events.fence, events.fence
-        """What a device asks about, as of a record."""
+        """What a device asks about, as it does of a record."""
         self.timed_stream = timed_stream
         self.launched_ns = launched_ns
         self.outer = outer
-        """The stage around it."""
+        """The stage around the replay."""
         self.thread = thread
 
 
@@ -50,12 +52,12 @@ class ReplayQueue:
     Replays that the collector has not taken yet.
 
     Args:
-        wake: has the collector come before its time.
+        wake: has the collector come before its next pass is due.
 
     """
 
     refused = 0
-    """A replay for which no events are left does not come here; it is counted where that is found."""
+    """The queue refuses none: a replay for which no events are left does not come here, and the launcher counts it."""
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self._wake = wake

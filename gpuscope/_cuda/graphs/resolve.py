@@ -1,20 +1,26 @@
 """
 Which replays of CUDA graphs are done, and where in host time the stages inside them lie.
 
-Asks the device and never waits for it. A replay leaves here once: with the times of all its stages, or counted.
+Asks the device and never waits for it. A replay leaves here once: with the times of all its stages, or counted as
+dropped or lost.
+
+All times of a replay are its own, or none is exported. No stage may have a negative length, end after the fence, begin
+well before the launch, or begin before the previous launch of the graph has ended. A replay that fails this is counted
+as `overwritten`. All nodes are read as distances to the fence, so stages that share a node meet to the nanosecond. All
+events of a replay, and of the replays that wait with it, are read in one call.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._cuda.graphs.replay import stages_in
 from gpuscope._data.interfaces import DONE, PENDING
-from gpuscope._log import logger
+from gpuscope._log import SUPPRESSED, logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,20 +30,24 @@ if TYPE_CHECKING:
     from gpuscope._cuda.clock import GpuClock
     from gpuscope._cuda.graphs.events import GraphStages
     from gpuscope._cuda.graphs.replay import Replay, ReplayQueue
-    from gpuscope._data.interfaces import Device
+    from gpuscope._cuda.timed_stream import TimedStream
+    from gpuscope._data.interfaces import Anchor, Device
     from gpuscope._log import WarnOnce
     from gpuscope._recording.ledger import Ledger
 
 _ROUNDING_NS = 2_000
-"""Two steps of a 32-bit float of milliseconds, 8 s from the anchor, for each of two replays."""
+"""Two steps of a 32-bit float of milliseconds at 8 s from the anchor (0.5 µs each), for each of two replays."""
 _CROWD = 2
-"""More graphs than this at once on one GPU may hold each other's record nodes up (`benchmarks/bench_graphs.py`)."""
+"""
+With more graphs than this at once on one GPU, their record nodes may hold each other up: 1 stage in 100 was off by more
+than 2 µs with two, 6 with four and 49 with eight (`benchmarks/bench_graphs.py`, H200).
+"""
 _IMPOSSIBLE_NS = 50_000
-"""A stage that began before its launch by so much more than the uncertainty has another replay's time."""
+"""A stage that began before its launch by the uncertainty and so much more has another replay's time."""
 
 
 class Placed(NamedTuple):
-    """Replays of one graph on one stream; times in host nanoseconds, a row a replay and a column a stage."""
+    """Replays of one graph on one stream; times in host nanoseconds, a row per replay and a column per stage."""
 
     graph: GraphStages
     replays: list[Replay]
@@ -45,11 +55,23 @@ class Placed(NamedTuple):
     end_ns: NDArray[np.int64]
     uncertainty_ns: NDArray[np.int64]
     clamped: NDArray[np.bool_]
-    """A replay each: began before its launch by more than the uncertainty, and was moved to it."""
+    """Per replay, whether it began before its launch by more than the uncertainty, and was moved to it."""
 
 
 class ReplayResolver:
-    """Holds the replays that are not done yet: one deque per stream, oldest first."""
+    """
+    Holds the replays that are not done yet: one deque per stream, oldest first.
+
+    Args:
+        device: is asked about events.
+        ledger: counts what is dropped and lost.
+        queue: where replays wait.
+        warnings: logs each kind of failure once.
+        clock: the recorder's, in nanoseconds.
+        deadline_ns: a replay that is not done so long after its launch is lost.
+        inline: whether record nodes stand in line with the program's; else it warns of many graphs at once.
+
+    """
 
     def __init__(
         self,
@@ -69,7 +91,7 @@ class ReplayResolver:
         self._clock = clock
         self._deadline_ns = deadline_ns
         self._warns_of_crowds = not inline
-        self._waiting: dict[Any, deque[Replay]] = {}
+        self._waiting: dict[TimedStream, deque[Replay]] = {}
         self._held = 0
 
     @property
@@ -78,16 +100,21 @@ class ReplayResolver:
         return self._queue.stages + self._held
 
     def collect(
-        self, limit: int, clock_of: Callable[[Any], GpuClock | None], *, may_ask: bool = True, give_up: bool = False
+        self,
+        limit: int,
+        clock_of: Callable[[TimedStream], GpuClock | None],
+        *,
+        may_ask: bool = True,
+        give_up: bool = False,
     ) -> list[Placed]:
         """
         Return replays that are done, with about `limit` stages in them.
 
         Args:
-            limit: how many.
-            clock_of: returns the clock of a stream's device, if it is calibrated.
+            limit: how many stages per stream.
+            clock_of: returns the clock of a stream's device, or None if it can't be calibrated now.
             may_ask: whether the device may be asked at all on this thread.
-            give_up: whether to count those that are not done as lost.
+            give_up: whether to count replays that are not done as lost.
 
         """
         for replay in self._ledger.take(self._queue.drain, stages_in):
@@ -99,7 +126,7 @@ class ReplayResolver:
                 clock = clock_of(timed_stream) if may_ask and waiting else None
                 if clock is not None:
                     placed += self._collect_stream(timed_stream, waiting, clock, limit)
-            except Exception as error:  # A device that raises costs the replays' inner stages, and no more.
+            except Exception as error:  # A device that raises costs a replay's inner stages, and no more.
                 self._warnings.warn("device", "asking the GPU about replays failed: %r.", error)
                 self._lose(waiting, "device_error")
             while waiting and (give_up or self._clock() - waiting[0].launched_ns > self._deadline_ns):
@@ -107,13 +134,16 @@ class ReplayResolver:
         if self._warns_of_crowds and (crowd := largest_crowd(placed)) > _CROWD:
             self._warns_of_crowds = False
             logger.warning(
-                "%d CUDA graphs with stages inside ran on one GPU at once. They may hold each other up, and their "
-                "inner times be off by tens of microseconds: `GPUSCOPE_GRAPH_STAGES=inline` avoids that. Said once.",
+                "%d CUDA graphs with stages inside ran on one GPU at once. They may hold each other up, and the times "
+                "of these stages may be off by tens of microseconds; `GPUSCOPE_GRAPH_STAGES=inline` avoids that. %s",
                 crowd,
+                SUPPRESSED,
             )
         return placed
 
-    def _collect_stream(self, timed_stream: Any, waiting: deque[Replay], clock: GpuClock, limit: int) -> list[Placed]:
+    def _collect_stream(
+        self, timed_stream: TimedStream, waiting: deque[Replay], clock: GpuClock, limit: int
+    ) -> list[Placed]:
         window, stages = [], 0
         for replay in waiting:
             if stages >= limit:
@@ -142,9 +172,9 @@ class ReplayResolver:
         return waiting.popleft()
 
     def _measure(
-        self, timed_stream: Any, clock: GpuClock, window: list[Replay]
+        self, timed_stream: TimedStream, clock: GpuClock, window: list[Replay]
     ) -> tuple[str, list[NDArray[np.float32]]]:
-        """Return what is known of the first that is not done, and what the driver says of those before it."""
+        """Return what is known of the first replay that is not done, and the distances of those before it."""
         reader, anchor = self._device.reader, clock.anchor
         if reader is None or anchor is None:
             return self._measure_in_python(timed_stream, anchor, window)
@@ -160,13 +190,13 @@ class ReplayResolver:
         return DONE if code == 0 else PENDING if code in PENDING_CODES else str(code), rows
 
     def _measure_in_python(
-        self, timed_stream: Any, anchor: Any, window: list[Replay]
+        self, timed_stream: TimedStream, anchor: Anchor | None, window: list[Replay]
     ) -> tuple[str, list[NDArray[np.float32]]]:
-        device, rows = self._device, list[Any]()
+        device, rows = self._device, list["NDArray[np.float32]"]()
         if anchor is None or device.is_capturing(timed_stream):
             return PENDING, rows
         for replay in window:
-            said = device.query(replay)  # type: ignore[arg-type]
+            said = device.query(replay)  # type: ignore[arg-type]  # It has a record's `pair`, and no more is asked of it.
             if said != DONE:
                 return said, rows
             *nodes, fence = replay.events.events
@@ -177,7 +207,7 @@ class ReplayResolver:
     def _placed(
         self, graph: GraphStages, replays: list[Replay], rows: list[NDArray[np.float32]], clock: GpuClock
     ) -> Placed:
-        """Place the stages of replays, and count those of replays whose times can't be their own."""
+        """Place the stages of replays, and count those whose replay has times that can't be its own."""
         launched_ns = np.array([replay.launched_ns for replay in replays], np.int64)
         nodes = np.array(graph.starts), np.array(graph.ends)
         right, start_ns, end_ns, uncertainty_ns, early_ns = place(np.array(rows, np.float64), nodes, launched_ns, clock)
@@ -211,7 +241,7 @@ def _most_at_once(groups: list[Placed]) -> int:
     if len({group.replays[0].timed_stream for group in groups}) == 1:
         return 1
     start_ns = np.concatenate([group.start_ns.min(axis=1) for group in groups])
-    # Those of one stream follow each other, but for rounding.
+    # Replays on one stream follow each other, but for rounding.
     end_ns = np.maximum(start_ns, np.concatenate([group.end_ns.max(axis=1) for group in groups]) - 2 * _ROUNDING_NS)
     step = np.repeat([1, -1], len(start_ns))
     order = np.lexsort((step, np.concatenate([start_ns, end_ns])))
@@ -230,15 +260,15 @@ def place(
     Stages that share a node meet to the nanosecond.
 
     Args:
-        distances: a row a replay, oldest first: of each node to the fence, and of the fence from the anchor, in
-            milliseconds; not a number where the driver could not tell.
+        distances: a row per replay, oldest first: of each node to the fence, and of the fence from the anchor, in
+            milliseconds; NaN where the driver could not tell.
         nodes: places of the nodes at which the stages start, and at which they end.
-        launched_ns: when each was launched.
+        launched_ns: when each replay was launched.
         clock: of the device.
 
     Returns:
-        Which replays have times of their own; starts, ends and uncertainties, a row a replay; and by how much each
-        began before its launch, which it was then moved to.
+        Which replays have times of their own; starts, ends and uncertainties in nanoseconds, a row per replay; and by
+        how much each replay began before its launch, to which it was then moved.
 
     """
     host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = clock.terms
@@ -255,7 +285,7 @@ def place(
     early_ns = (launched_ns - start_ns.min(axis=1)).clip(min=0)
     right &= (to_fence_ms >= 0).all(axis=1) & (start_ns <= end_ns).all(axis=1)
     right &= early_ns <= uncertainty_ns.max(axis=1) + _IMPOSSIBLE_NS
-    # The launches of a graph follow each other.
+    # Launches of one graph follow each other.
     in_order = start_ns.min(axis=1)[1:] >= end_ns.max(axis=1)[:-1] - _ROUNDING_NS
     right[1:] &= in_order | ~right[:-1]
     early = early_ns[:, np.newaxis]

@@ -1,13 +1,13 @@
 """
-The stages inside replays of a CUDA graph into cells of a batch: columns at once, no record and no row a stage.
+The stages inside replays of a CUDA graph become cells of a batch: whole columns at once, no record or row per stage.
 
-Asks nobody anything but whose stage each replay was in.
+Asks nothing of the device. All it asks of others is which ids the stage around each replay has.
 """
 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope._cuda.graphs.replay import Replay
     from gpuscope._cuda.graphs.resolve import Placed
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
 
@@ -28,7 +29,7 @@ _SHARED = (
     *("trace_high", "trace_low", "parent_id", "stream", "root", "thread", "sampled"),
     *("host_start_ns", "host_end_ns", "device"),
 )
-"""Columns in which the outermost stages of a replay are alike. All its stages are, but for `parent_id`."""
+"""Columns in which all stages of a replay are alike, except that `parent_id` is that of its outermost stages."""
 
 
 class InnerRows:
@@ -42,7 +43,7 @@ class InnerRows:
 
     def __init__(self, warmup: int) -> None:
         self._warmup = warmup
-        # Above the ids of host spans, which count up as well, and so near those of no GPU span.
+        # Above the ids of host spans. Those of GPU spans are up here, too, but both count up from random starts.
         self._next_id = 1 << 63 | random.SystemRandom().getrandbits(61)
 
     def cells(
@@ -57,9 +58,9 @@ class InnerRows:
 
         Args:
             placed: the replays.
-            sites: the batch's table, which is added to.
-            threads: the same of threads.
-            settle: returns a stage's trace id, span id and whether it is exported.
+            sites: the batch's table of sites, which is added to.
+            threads: the batch's table of threads, which is added to.
+            settle: returns a stage's trace id, its span id, and whether it is exported.
 
         """
         graph, replays = placed.graph, placed.replays
@@ -86,7 +87,7 @@ class InnerRows:
         return ids
 
     def _count_calls(self, sites: tuple[Site, ...], replays: int) -> NDArray[np.bool_]:
-        """Count the calls of each stage, and return which are warm-up."""
+        """Count the calls of each stage, and return which are warm-up: a row per replay, a column per stage."""
         warm = np.zeros((replays, len(sites)), np.bool_)
         if all(site.calls >= self._warmups_of(site) for site in sites):
             for site in sites:
@@ -103,7 +104,7 @@ class InnerRows:
 
 
 def _shared_by(
-    replay: Any,
+    replay: Replay,
     sites: dict[Site, int],
     threads: dict[ThreadInfo, int],
     settle: Callable[[StageRecord], tuple[int, int, bool]],

@@ -7,7 +7,7 @@ Knows OpenTelemetry's conventions for them, and no format.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
 from gpuscope._data.values import as_text, clean_mapping
@@ -15,9 +15,7 @@ from gpuscope._data.values import as_text, clean_mapping
 if TYPE_CHECKING:
     from gpuscope._data.batch import SpanDetails
     from gpuscope._data.record import ExceptionInfo
-
-Clean: TypeAlias = "bool | int | float | str | bytes | list[Clean] | dict[str, Clean] | None"
-"""A value that OTLP can carry, as `_data.values.clean` returns it."""
+    from gpuscope._data.values import Clean
 
 _OK, _ERROR = 1, 2
 _STATUS = {"UNSET": 0, "OK": _OK, "ERROR": _ERROR}

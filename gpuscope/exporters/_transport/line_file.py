@@ -107,6 +107,8 @@ class LineFile:
                     return False  # Another process has moved ours meanwhile, and so has left it whole.
                 file.seek(-1, os.SEEK_END)
                 return file.read(1) != b"\n"
+        except FileNotFoundError:  # The same, and nobody has made another yet.
+            return False
         except OSError:
             return True
 

@@ -52,7 +52,7 @@ def test_a_cost_that_does_not_depend_on_the_size_is_all_per_call():
 @pytest.mark.parametrize(
     ("sizes", "costs", "reason"),
     [
-        (SIZES[:19], SIZES[:19], "19 calls with `batch_size`, of at least 20"),
+        (SIZES[:19], SIZES[:19], "19 calls with `batch_size`; at least 20 are needed"),
         (np.full(60, 8.0), np.ones(60), "`batch_size` varies too little: 8 to 8"),
         (np.tile([8.0, 9.0, 10.0], 20), np.ones(60), "`batch_size` varies too little: 8 to 10"),
         (np.tile([1.0, 8.0], 30), np.ones(60), "`batch_size` varies too little: 1 to 8"),
@@ -73,7 +73,7 @@ def test_a_line_that_the_data_cannot_bear_is_refused_with_the_reason(sizes, cost
 def test_without_scipy_there_is_no_line_but_a_hint(monkeypatch):
     """The rest of a report needs only numpy, and goes on."""
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    assert fit_cost("batch_size", SIZES, SIZES) == 'it takes SciPy: `pip install "gpuscope[report]"`'
+    assert fit_cost("batch_size", SIZES, SIZES) == 'this needs SciPy: `pip install "gpuscope[report]"`'
 
 
 def test_many_calls_are_thinned_out():

@@ -1,0 +1,56 @@
+"""
+`TimedStream`: a stream that stages are timed on, and the event pairs that they borrow.
+
+Data and nothing else: `CudaDevice` makes pairs and records them; the collector gives them back.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from gpuscope._cuda.driver import Handle
+from gpuscope._data.native import TimedStreamFields
+
+Pair: TypeAlias = "tuple[Handle, Handle, int | None, int | None]"
+"""The start and the end event, and the addresses of both: what `ctypes` takes, and what `native` takes."""
+
+FOREIGN_CAPTURERS = (
+    "cupy",
+    "cuda.bindings.runtime",
+    "cuda.cudart",
+    "numba.cuda",
+    "onnxruntime",
+    "pycuda",
+    "tensorrt",
+    "torch_tensorrt",
+)
+"""
+Libraries that may capture a graph on a blocking stream, which PyTorch never does by itself.
+
+While such a capture is open, even recording on the legacy default stream would break it. Where one of these is loaded,
+recording there is preceded by a question, which costs half a microsecond.
+"""
+
+
+class TimedStream(TimedStreamFields):
+    """
+    A stream of a device, and the pool of event pairs that it draws on.
+
+    Args:
+        index: the device's.
+        raw: the stream's address; 0 is the legacy default stream.
+        context: the device's primary context.
+        pairs: the pool, shared by all streams of the context.
+
+    """
+
+    __slots__ = ()
+
+    def __init__(self, index: int, raw: int, context: Handle, pairs: list[Pair]) -> None:
+        self.index = index
+        self.raw = raw
+        self.handle = Handle(raw)
+        self.context = context
+        self.pairs = pairs
+        self.guarded = False
+        """Whether recording needs a question first: see `FOREIGN_CAPTURERS`."""
