@@ -17,6 +17,7 @@ from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
 from gpuscope._settings.environment import is_off, variables
+from gpuscope._settings.shown import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,7 +129,7 @@ def period(config: Config, **parts: Unpack[Parts]) -> Iterator[Engine]:
 def _description(config: Config) -> str:
     where = ", ".join(config.exporters)
     if "otlp" in config.exporters or "auto" in config.exporters:
-        where += f" (OTLP: {config.traces_url})"
+        where += f" (OTLP: {shown_url(config.traces_url)})"
     if "file" in config.exporters:
         where += f" (file: {config.file})"
     return f"exporter {where}; NVTX {'on' if config.nvtx else 'off'}; queue {config.queue_size}; pid {os.getpid()}."

@@ -273,8 +273,9 @@ class TestDoctor:
         assert "using the default, 8192" in seen
 
     def test_settings_in_effect(self, run):
-        """Settings that differ from their defaults are listed, but credentials in headers are not shown."""
+        """Settings that differ from their defaults are listed, but no credentials of headers and URLs."""
         variables = {"GPUSCOPE_WARMUP": "7", "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hush"}
+        variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://user:hush@127.0.0.1:1/?token=hush"
         done = run("doctor", "--json", GPUSCOPE="1", GPUSCOPE_EXPORTER="none", **variables)
         seen = findings(done)["settings"]["seen"]
         assert "warmup=7" in seen

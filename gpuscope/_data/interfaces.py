@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import DeviceInfo, SpanDetails
     from gpuscope._data.record import FromAbove, LazySpan, Site, StageRecord
+    from gpuscope._data.wall_clock import WallClock
 
 Event: TypeAlias = Any
 """A CUDA event as its device knows it. Each device has a class of its own, and nobody else looks inside."""
@@ -132,6 +133,8 @@ class Bridge(Protocol):
     """Whether the application's provider makes the ids."""
     offset_ns: int | None
     """Epoch less the records' clock, once the collector has read both."""
+    wall: WallClock | None
+    """What the collector read them with."""
     visible: bool
     """Whether stages stand in the application's context."""
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
     from gpuscope._data.record import StageRecord, Trace
+    from gpuscope._data.wall_clock import WallClock
     from gpuscope._settings.config import Config
 
 T = TypeVar("T")
@@ -71,6 +72,8 @@ class Identities:
         """Whether the application's provider makes the ids. The collector may set this too; see `uses_sdk`."""
         self.offset_ns: int | None = None
         """Epoch less the records' clock, once the collector has set it, so that both place a stage at the same time."""
+        self.wall: WallClock | None = None
+        """The same where the wall clock was set anew, for stages of requests that began before."""
         self.warnings = WarnOnce(SUPPRESSED)
         """For exceptions of the application's code: one warning per kind."""
         self._auto = "auto" in config.exporters and config.traces_exporter.strip().lower() != "none"
@@ -112,9 +115,9 @@ class Identities:
         self._retired = True
         self._lock, self._holder = threading.Lock(), 0
 
-    def now_ns(self) -> int:
-        """Return the time since the epoch."""
-        return self._epoch_clock()
+    def now_ns(self, record: StageRecord) -> int:
+        """Return the time since the epoch, as the stage's own times are placed."""
+        return self._epoch_ns(record, self._clock())
 
     def seen_by(self, record: StageRecord) -> Span:
         """Return the application's span above the stage, or an invalid one."""
@@ -229,7 +232,7 @@ class Identities:
             give_ids(self._lazy(each), ids, real)
 
     def _start(self, tracer: Tracer, record: StageRecord) -> RealSpan:
-        context, start_ns = self._parent_context(record), max(1, self._epoch_ns(record.start_ns))
+        context, start_ns = self._parent_context(record), max(1, self._epoch_ns(record, record.start_ns))
         span = tracer.start_span(
             record.site.name, context=context, start_time=start_ns, attributes=plain_attributes(record)
         )
@@ -269,11 +272,13 @@ class Identities:
         real = real_span(outer)
         return with_span(record.context_before, self._lazy(outer) if real is None else real.span)
 
-    def _epoch_ns(self, at_ns: int) -> int:
+    def _epoch_ns(self, record: StageRecord, at_ns: int) -> int:
         if at_ns == 0:  # Its entry failed before it had a time.
             return self._epoch_clock()
         if self.offset_ns is None:
             return self._epoch_clock() - self._clock() + at_ns
+        if self.wall is not None and self.wall.has_stepped:
+            return at_ns + self.wall.offset_of(record)
         return at_ns + self.offset_ns
 
     def _ask(self, kind: str, question: Callable[[], T], otherwise: T) -> T:

@@ -63,8 +63,8 @@ class Source(Protocol):
     def seen_by(self, record: StageRecord) -> Span:
         """Return the application's span above the stage."""
 
-    def now_ns(self) -> int:
-        """Return the time since the epoch."""
+    def now_ns(self, record: StageRecord) -> int:
+        """Return the time since the epoch, as the stage's own times are placed."""
 
 
 class LazySpan(Span):
@@ -128,7 +128,7 @@ class LazySpan(Span):
         """Add an event to the host span."""
         if self._record.end_ns == 0:
             # A float would be accepted here, and the encoder would then lose the whole batch.
-            at_ns = int(timestamp) if isinstance(timestamp, int | float) else self._source.now_ns()
+            at_ns = int(timestamp) if isinstance(timestamp, int | float) else self._source.now_ns(self._record)
             self._noted().events.append((name, at_ns, dict(attributes or {})))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, object] | None = None) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,7 @@ class OnDemand:
         self._asked = True
 
     def _profile(self, recorder: Recorder) -> None:
-        folder = Path(f"{self._file or 'gpuscope-profile'}-{os.getpid()}-{self._looks}")
+        folder = Path(f"{self._file or 'gpuscope-profile'}-{os.getpid()}-{self._looks}").absolute()
         try:
             self._profile_into(folder, recorder)
         except Exception as error:  # The last guard of a thread of ours: the program has no part in it.
@@ -97,7 +98,7 @@ class OnDemand:
         if session.why:
             logger.warning("no deep look: %s", session.why)
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _new_folder(folder)
         trace = folder / "trace.json"
         session.save(str(trace))
         read = _read(trace, folder)
@@ -107,9 +108,21 @@ class OnDemand:
             logger.info("a deep look at %d requests is in %s.", session.profiled, folder)
 
 
+def _new_folder(folder: Path) -> Path:
+    """Make a folder that nobody else can name or enter, and return it: with more in its name where that is taken."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    return folder
+
+
 def _read(trace: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gpuscope", "profile", "--trace", str(trace), "--out", str(folder)]
     ours = {name: value for name, value in variables().items() if not name.startswith("GPUSCOPE")}
+    # From the new folder, because Python would import what lies in the present one, which may be anybody's.
+    if path := ours.get("PYTHONPATH"):
+        ours["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
     return subprocess.run(  # noqa: S603 - ourselves
-        command, env=ours, capture_output=True, text=True, timeout=READING_TIMEOUT_S, check=False
+        command, cwd=folder, env=ours, capture_output=True, text=True, timeout=READING_TIMEOUT_S, check=False
     )

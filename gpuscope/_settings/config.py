@@ -7,11 +7,11 @@ Pure but for `read_environment`: `Config.from_env` takes a mapping and returns w
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
-from gpuscope._settings.fields import for_metrics, setting
+from gpuscope._settings.fields import for_metrics, read, setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -239,18 +239,17 @@ class Config:
             The configuration, and one sentence per malformed value; the default was taken for those.
 
         """
-        values, warnings = {}, []
+        values: dict[str, Any] = {}
+        warnings: list[str] = []
         for each in fields(cls):
             for variable in each.metadata["variables"]:
                 # OpenTelemetry: an empty value is the same as an unset variable.
                 text = environ.get(variable, "")
                 if not text.strip():
                     continue
-                try:
-                    values[each.name] = each.metadata["parse"](text)
-                except ValueError as error:
-                    shown = each.metadata["shown"]
-                    warnings.append(f"ignoring {variable}={text!r}: expected {error}; using the default, {shown}.")
+                found, said = read(each, variable, text)
+                values |= found
+                warnings += said
                 break
         # A variable for both spans and metrics is read twice; the warning is given once.
         return cls(**values), list(dict.fromkeys(warnings))
@@ -273,7 +272,8 @@ class Config:
                 try:
                     keywords[name] = known[name].metadata["parse"](text)
                 except ValueError as error:
-                    raise ValueError(f"`{name}` is {value!r}: expected {error}.") from None
+                    seen = "" if isinstance(error, parse.PartlyError) else f" is {value!r}"
+                    raise ValueError(f"`{name}`{seen}: expected {error}.") from None
         return replace(self, **keywords)  # type: ignore[arg-type]  # The parsers have checked them.
 
     @property

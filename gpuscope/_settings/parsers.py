@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXPORTERS = ("auto", "otlp", "sdk", "file", "none")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 SAMPLERS = (
     "always_on",
     "always_off",
@@ -108,13 +110,33 @@ def profile(text: str) -> str:
     return word
 
 
+class PartlyError(ValueError):
+    """
+    What of a text cannot be used, without quoting it: it may be a credential.
+
+    Args:
+        value: of the rest.
+        parts: the numbers of the parts that are left out, from 1.
+        expected: what is allowed.
+
+    """
+
+    def __init__(self, value: dict[str, str], parts: list[int], expected: str) -> None:
+        super().__init__(f"{expected}, unlike number {', '.join(map(str, parts))}")
+        self.value = value
+
+
 def headers(text: str) -> dict[str, str]:
-    pairs = {}
-    for part in filter(None, (item.strip() for item in text.split(","))):
+    pairs, bad = {}, []
+    for number, part in enumerate(text.split(","), 1):
         name, sign, value = part.partition("=")
-        if not sign or not name.strip():
-            raise ValueError("name=value pairs, separated by commas, with percent-encoded values")
-        pairs[name.strip().lower()] = unquote(value.strip())
+        name, value = name.strip().lower(), unquote(value.strip())
+        if sign and _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value):
+            pairs[name] = value
+        elif part.strip():
+            bad.append(number)
+    if bad:
+        raise PartlyError(pairs, bad, "name=value pairs, separated by commas, with percent-encoded values")
     return pairs
 
 

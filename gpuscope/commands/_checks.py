@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from gpuscope._data.native import native
 from gpuscope._log import COUNTED
 from gpuscope._settings.config import Config, read_environment
 from gpuscope._settings.environment import wants_native
+from gpuscope._settings.shown import shown_setting, shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,7 +138,7 @@ def settings() -> Iterator[Finding]:
     for complaint in complaints:
         yield Finding("settings", PROBLEM, complaint, "Correct the variable, or unset it.")
     changed = [
-        f"{field.name}={_shown(getattr(config, field.name))}"
+        f"{field.name}={shown_setting(field.name, getattr(config, field.name))}"
         for field in fields(Config)
         if field.name != "mode" and getattr(config, field.name) != getattr(Config(), field.name)
     ]
@@ -184,14 +184,14 @@ def endpoint() -> Iterator[Finding]:
         statistics = gpuscope.statistics()
         gpuscope.shutdown(1.0)
     if statistics.exported:
-        yield Finding("endpoint", OK, f"{config.traces_url} took a test span named `{TEST_SPAN}`")
+        yield Finding("endpoint", OK, f"{shown_url(config.traces_url)} took a test span named `{TEST_SPAN}`")
         return
     reasons = ", ".join({**statistics.dropped, **statistics.lost}) or "no answer in time"
     said = f": {heard[0].removesuffix(COUNTED).rstrip(' .')}" if heard else ""
     yield Finding(
         "endpoint",
         PROBLEM,
-        f"{config.traces_url} did not take a test span ({reasons}){said}",
+        f"{shown_url(config.traces_url)} did not take a test span ({reasons}){said}",
         "Start an OpenTelemetry Collector or Jaeger there, set OTEL_EXPORTER_OTLP_ENDPOINT, or write to a file: "
         "GPUSCOPE_EXPORTER=file.",
     )
@@ -292,8 +292,3 @@ def _has_provider() -> bool:
     from gpuscope._otel.bridge import Bridge
 
     return Bridge(Config()).provider is not None
-
-
-def _shown(value: object) -> str:
-    # Only headers are mappings. They carry credentials, and what the doctor says is pasted into chats.
-    return f"<{', '.join(value)}>" if isinstance(value, Mapping) else repr(value)

@@ -86,7 +86,7 @@ class OtlpMetrics:
             try:
                 outcome = self._client.post(request_bytes(snapshot, self._resource))
             except Exception as error:  # Whatever it is, the next snapshot may fare better.
-                outcome = Outcome("error", f"{type(error).__name__}: {error}")
+                outcome = Outcome("error", type(error).__name__)
             # The application's log handlers may raise, and the thread must outlive them.
             with contextlib.suppress(Exception):
                 self._conclude(outcome)
