@@ -17,6 +17,7 @@ from gpuscope._data.native import native
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._collecting.resolve import Row
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.interfaces import Bridge
     from gpuscope._log import WarnOnce
@@ -121,7 +122,7 @@ class Intake:
         recorder, limit, before = self._recorder, self._slice_rows(), len(self._builder)
         rows = self._resolver.accept(recorder.ledger.take(partial(self._queue.drain, limit)))
         rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
-        self._add(len(rows), self._builder.add, rows)
+        self._add_rows(rows)
         inner = 0
         for replays in self._replays.collect(
             limit * _INNER_FOR_ONE, self._resolver.clock_of, may_ask=may_ask, give_up=give_up
@@ -135,6 +136,15 @@ class Intake:
     def finish(self) -> StageBatch:
         """Return the batch, which has at least one row, and begin another, whatever happens."""
         return self._builder.finish(self._recorder.bridge)
+
+    def _add_rows(self, rows: list[Row]) -> None:
+        """Add all rows at once or, where one fails, each on its own, so that it costs itself and no other."""
+        try:
+            if rows:
+                self._builder.add(rows, self._recorder.bridge)
+        except Exception:  # Some row can not be added.
+            for row in rows:
+                self._add(1, self._builder.add, [row])
 
     def _add(self, stages: int, add: Callable[[T, Bridge | None], None], resolved: T) -> None:
         if not stages:

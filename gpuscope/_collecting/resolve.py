@@ -75,7 +75,9 @@ class Resolver:
         """Take records from the queue; return those that need no GPU as rows."""
         rows: list[Row] = []
         for record in records:
-            if record.pair is None:
+            if record.pair is None and record.timed_stream is CAPTURED:
+                rows.append(self._without_gpu(record, "captured", _CAPTURED))
+            elif record.pair is None:
                 rows.append((record, 0, 0, 0, 0))
             elif self.pending >= self._max_pending:
                 rows.append(self._without_gpu(record, "too_many_pending", _GIVEN_UP))
@@ -105,7 +107,7 @@ class Resolver:
         for timed_stream, waiting in list(self._waiting.items()):
             window = min(limit - len(rows), len(waiting))
             if window <= 0:
-                continue
+                break
             before = len(rows)
             try:
                 self._collect_stream(timed_stream, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
@@ -114,6 +116,8 @@ class Resolver:
                 left = window - (len(rows) - before)
                 rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
             self.pending -= len(rows) - before
+            if not waiting:
+                del self._waiting[timed_stream]  # A stream that is gone leaves nothing behind.
         return rows
 
     def _collect_stream(
@@ -177,6 +181,7 @@ class Resolver:
             list(islice(waiting, window)),
             timed_stream.context.value,
             timed_stream.raw,
+            timed_stream.foreign,
             clock.anchor.event.value,
             _CLAMPED,
             *clock.terms,

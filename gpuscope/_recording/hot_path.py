@@ -7,6 +7,7 @@ application: after one part has failed the others still run, so that no range st
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import sys
 import threading
@@ -83,12 +84,24 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
 def thread_info() -> ThreadInfo:
     """Return what is known of this thread."""
     if not hasattr(_threads, "facts"):
-        _threads.facts = ThreadInfo(threading.get_ident(), threading.current_thread().name)
+        ident = threading.get_ident()
+        _threads.facts = ThreadInfo(ident, _thread_name(ident))
     return _threads.facts
+
+
+def _thread_name(ident: int) -> str:
+    # `current_thread` would make and keep an object for a thread that Python did not start, or that is about to end.
+    try:
+        return str(threading._active[ident].name)  # type: ignore[attr-defined]
+    except Exception:  # There is none, or the name is the program's own property.
+        return f"Thread-{ident}"
 
 
 def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
     recorder.ledger.untimed("begin_failed")
+    with contextlib.suppress(Exception):  # Also what was not reached: a record that lacks it would not be exported.
+        if not hasattr(record, "thread"):
+            record.thread = thread_info()
     with contextlib.suppress(Exception):  # It may be the clock that failed; the stage is counted by now.
         record.start_ns = record.start_ns or recorder.clock()
 
@@ -169,6 +182,8 @@ start: Callable[[Recorder, Site, Stream, int], StageRecord] = start_in_python
 end: Callable[[StageRecord, BaseException | None], None] = end_in_python
 if native is not None:
     native.prepare(
+        # Where it is not Python's own, as below gevent, each greenlet is a thread of its own.
+        keeps_threads=threading.local is _thread._local,
         current=current,
         perf_counter=time.perf_counter_ns,
         thread_info=thread_info,

@@ -198,7 +198,8 @@ def stage(
         name: the stage's name. Use few different names, because NVTX keeps every one for ever. A decorator may leave it
             out; the name is then the function's qualified name.
         attributes: attributes of each of the stage's host spans.
-        stream: the `torch.cuda.Stream` whose work is timed, instead of that of the current stream.
+        stream: the `torch.cuda.Stream` whose work is timed, instead of that of the current stream. It has to exist
+            until the stage is left.
         warmup: how many first calls of this stage are flagged as warm-up and left out of statistics; by default as
             many as `GPUSCOPE_WARMUP` says.
         graph: whether each replay times this stage if it is captured into a CUDA graph. For that it adds up to two
