@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from gpuscope._data.record import Site
+from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import end, start
 from gpuscope._recording.state import state
@@ -64,9 +65,9 @@ def stage_of(
         return function
     named = function if hasattr(function, "__qualname__") else type(function)
     module = getattr(function, "__module__", None) or type(function).__module__
-    site = Site(
-        name or named.__qualname__.rpartition("<locals>.")[2], dict(attributes or {}), f"{module}.{named.__qualname__}"
-    )
+    name = name or named.__qualname__.rpartition("<locals>.")[2]
+    own = {} if attributes is None else snapshot_mapping(attributes)
+    site = Site(name, own, f"{module}.{named.__qualname__}")
     site.warmup, site.graph = warmup, graph
     import inspect
 
@@ -85,7 +86,8 @@ def _checked(function: object) -> AnyCallable:
         )
     if not callable(function):
         raise TypeError(
-            f"`stage` cannot decorate {function!r}: it is not callable. For a property, put `@property` above `@stage`."
+            f"`stage` cannot decorate {shown(function)}: it is not callable. For a property, put `@property` above "
+            "`@stage`."
         )
     return function
 
