@@ -18,6 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
 from gpuscope._log import logger
+from gpuscope._otel.lazy_span import let_go_of_span
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
@@ -88,7 +89,7 @@ class SdkExporter:
             lost["not_recording"] += 1
         else:
             _finish(tracer, real, *rows)
-        _release(lazy)
+        let_go_of_span(lazy)
 
     def flush(self, timeout_s: float) -> bool:
         """Ask the provider to flush, and wait no longer than the timeout, which providers often ignore."""
@@ -165,11 +166,6 @@ def _add(span: Span, name: str, details: CleanDetails) -> None:
     code, description = details.status
     if code:
         span.set_status(Status(_CODES[code], description or None))
-
-
-def _release(lazy: LazySpan) -> None:
-    # The ids stay. The span and its context would keep the request's objects alive while a task keeps the context.
-    lazy._real = None
 
 
 class _Flusher:
