@@ -115,6 +115,13 @@ def tensor(value: Value) -> str:
         return f"<{name_of(type(value))} shape={_shape(shape)} dtype={_word(dtype)}{where}>"[:MAX_TEXT]
 
 
+def shape_of(value: Value) -> list[Value] | None:
+    """Return the sizes of a tensor of whatever package, or None for anything else."""
+    with _without_overrides():
+        shape, dtype = _of_tensor(value, "shape"), _of_tensor(value, "dtype")
+        return None if dtype is MISSING else _sizes(shape)
+
+
 def _of_tensor(value: Value, name: str) -> Value:
     found, base = attribute(value, name), getattr(sys.modules.get("torch"), "Tensor", None)
     if found is MISSING and base is not None and issubclass(type(value), base):
@@ -161,16 +168,18 @@ def _without_overrides() -> AbstractContextManager[object]:
 
 
 def _shape(shape: Value) -> str:
-    kind = type(shape)
+    sizes = _sizes(shape)
+    if sizes is None:
+        return _word(shape)
+    texts = [digits(int.__index__(size)) if issubclass(type(size), int) else "?" for size in sizes]
+    return f"({', '.join(texts)}{',' * (len(texts) == 1)})"
+
+
+def _sizes(shape: Value) -> list[Value] | None:
     for base in (tuple, list):
-        if issubclass(kind, base):
-            sizes = [_size(size) for size in islice(base.__iter__(shape), _MAX_DIMENSIONS)]
-            return f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
-    return _word(shape)
-
-
-def _size(size: Value) -> str:
-    return digits(int.__index__(size)) if issubclass(type(size), int) else "?"
+        if issubclass(type(shape), base):
+            return list(islice(base.__iter__(shape), _MAX_DIMENSIONS))
+    return None
 
 
 def _word(value: Value) -> str:

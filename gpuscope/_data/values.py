@@ -230,6 +230,12 @@ def stacktrace(error: ExceptionInfo) -> str:
     return f"Traceback (most recent call last):\n{frames}{error.type}: {error.message}\n"
 
 
+def traceback_of(error: BaseException) -> str:
+    """Return an exception as a log shows it."""
+    facts = exception_info(error)
+    return shown(error) if facts is None else stacktrace(facts)
+
+
 def _show(value: Value, budget: list[int], depth: int) -> str:
     kind = type(value)
     budget[0] -= 1
