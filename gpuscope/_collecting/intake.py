@@ -13,6 +13,7 @@ from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._data.native import native
+from gpuscope._data.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,7 +154,7 @@ class Intake:
             add(resolved, self._recorder.bridge)
         except Exception as error:  # What cannot be added to a batch is lost, and counted.
             self._recorder.ledger.lose("internal_error", stages)
-            self._warnings.warn("batch", "adding to a batch failed: %r.", error)
+            self._warnings.warn("batch", "adding to a batch failed: %s.", shown(error))
 
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge
