@@ -42,6 +42,12 @@ class Statistics:
     """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function,
     in the whole process. Not part of `recorded`: nothing of them runs."""
 
+    @property
+    def missing(self) -> dict[str, int]:
+        """What should have been exported and was not, by reason: the lost, and those that found no room."""
+        full = {reason: count for reason, count in self.dropped.items() if reason == "queue_full" and count}
+        return {**self.lost, **full}
+
     def as_dict(self) -> dict[str, object]:
         """Return the same as plain data."""
         return asdict(self)
