@@ -126,3 +126,9 @@ def test_the_fixed_share_is_of_the_cost_at_the_median_size():
     assert fit.fixed_range_ms == pytest.approx((2, 2))
     assert fit_cost("batch_size", SIZES, 3 - 0.01 * SIZES).fixed_share == 1.0
     assert fit_cost("batch_size", SIZES, SIZES - 0.1).fixed_share == 0.0
+
+
+def test_sizes_of_which_most_are_alike_have_a_line():
+    """A third without any call says nothing about a bend."""
+    sizes = np.tile([1.0, 1.0, 1.0, 2.0, 4.0, 4.0, 4.0], 10)
+    assert isinstance(fit_cost("batch_size", sizes, 1 + sizes), Fit)
