@@ -27,9 +27,7 @@ class TestEnvironment:
         assert Config().changed(graph_stages=word).graph_stages == placed
         assert Config().changed(graph_stages=False).graph_stages == ""
 
-    @pytest.mark.parametrize(
-        ("word", "wanted"), [("1", True), ("Yes", True), ("0", False), ("off", False), ("", True)]
-    )
+    @pytest.mark.parametrize(("word", "wanted"), [("1", True), ("Yes", True), ("0", False), ("off", False), ("", True)])
     def test_a_switch_is_on_or_off(self, word, wanted):
         """Every word for yes and for no, whatever its case; none at all leaves it as it is, which is on."""
         config, complaints = Config.from_env({"GPUSCOPE_NVTX": word})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gpuscope._data.batch import RowFlag
@@ -164,7 +166,7 @@ def test_ten_calls_tell_what_is_usual(count):
 def test_the_only_shape_is_not_a_new_one():
     """A slow first call of a stage whose calls are all alike is an isolated one."""
     (call,) = find(calls([900.0] + [5.0] * 30, batch_size=[8] * 31)).calls
-    assert call.because == "isolated"
+    assert (call.name, call.because) == ("infer", "isolated")
 
 
 def test_sizes_of_nothing_are_no_measure():
@@ -173,3 +175,31 @@ def test_sizes_of_nothing_are_no_measure():
     assert not find(calls([5.0] * 30 + [14.0] + [5.0] * 30, tokens=sizes)).calls
     (call,) = find(calls([5.0] * 30 + [16.0] + [5.0] * 30, tokens=sizes)).calls
     assert (call.because, call.usual_ms) == ("first call with tokens=8", 5)
+
+
+def test_a_smaller_shape_may_cost_what_is_usual():
+    """Half the size is no reason for more; nor for less."""
+    sizes = [8] * 30 + [4] + [8] * 30
+    assert not find(calls([5.0] * 30 + [14.0] + [5.0] * 30, batch_size=sizes)).calls
+    (call,) = find(calls([5.0] * 30 + [16.0] + [5.0] * 30, batch_size=sizes)).calls
+    assert (call.because, call.usual_ms) == ("first call with batch_size=4", 5)
+
+
+def test_a_slow_call_that_is_flagged_as_warm_up_is_none():
+    """Wherever it comes; and it does not count among those of its shape."""
+    stages = calls([5.0] * 30 + [80.0] + [5.0] * 30)
+    (slow,) = stages[30].inside
+    stages[30] = replace(stages[30], inside=[replace(slow, flags=RowFlag.WARMUP)])
+    assert not find(stages).calls
+
+
+def test_the_call_of_a_request_that_cost_most_is_listed():
+    """By what it took longer than usual, not by what it took."""
+    stages = []
+    for number in range(40):
+        start, slow = number * 1e6, number == 20
+        heavy = Stage("heavy", start + 10, start + 10 + (100_000 if slow else 30_000))
+        light = Stage("light", heavy.end + 10, heavy.end + 10 + (90_000 if slow else 1_000))
+        stages.append(Stage("request", start, light.end + 10, inside=[heavy, light]))
+    assert [(call.name, call.ms, call.usual_ms) for call in find(stages).calls] == [("light", 90, 1)]
+    assert find(stages).rows.sum() == 3
