@@ -45,9 +45,9 @@ _LAZY = {
     "inject": "_otel.propagation",
     "overlap": "_overlap.overlap",
 }
-"""Names whose modules import torch or OpenTelemetry: imported when somebody asks for them."""
+"""Names whose modules import torch or OpenTelemetry; they are imported when somebody asks for them."""
 
-if not TYPE_CHECKING:  # Type checkers would take any name for one of ours.
+if not TYPE_CHECKING:  # With this, type checkers would take any name for one of ours.
 
     def __getattr__(name: str) -> object:
         if name not in _LAZY:

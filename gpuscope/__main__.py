@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process if None.
 
     Returns:
-        The exit code: 0 all is well, 1 the command ran and something is wrong, 2 it could not run, 130 interrupted,
-        141 whoever read the output went away, as `head` does.
+        The exit code. 0: all is well. 1: the command ran, and something is wrong. 2: it could not run. 130: it was
+        interrupted. 141: whoever read the output went away, as `head` does.
 
     """
     options = _parser().parse_args(argv)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # So that Python does not fail again when it flushes at exit.
+        # Otherwise Python would fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     # A program of the user's, whose exceptions are its own.

@@ -1,15 +1,15 @@
 """
 The exceptions that gpuscope defines, as one family.
 
-A built-in type in brackets is a base as well: whoever catches it catches ours. Misuse is not a member of the family:
-it raises plain `TypeError`, `ValueError` or `RuntimeError`. This module imports nothing of ours, and `import gpuscope`
-does not import it.
+A built-in type in brackets is a base as well, so whoever catches that catches ours. Misuse is not a member of the
+family: it raises plain `TypeError`, `ValueError` or `RuntimeError`. This module imports nothing of ours, and
+`import gpuscope` does not import it.
 
     GpuscopeError
     ├── PoolExhaustedError (RuntimeError)  every buffer of a pool is in use; public, in `gpuscope` and `gpuscope.pinned`
     ├── DriverError (RuntimeError)         a call of the CUDA driver failed
-    ├── MissingError                       a function that is to be a stage does not exist
-    ├── UnsuitableError                    it exists, and cannot be a stage
+    ├── MissingError                       a function that should become a stage does not exist
+    ├── UnsuitableError                    it exists, but cannot be a stage
     ├── CannotProfileError                 a deep look is not possible
     └── CommandError                       a command of the command line cannot do what was asked of it
 """
@@ -18,15 +18,15 @@ from __future__ import annotations
 
 
 class GpuscopeError(Exception):
-    """The base of all."""
+    """The base of all exceptions of gpuscope."""
 
 
 class PoolExhaustedError(GpuscopeError, RuntimeError):
-    """Every buffer of a pool is in use or still being copied, and there may be no more of them."""
+    """Every buffer of a pool is in use or still being copied, and the pool may not grow."""
 
 
 class DriverError(GpuscopeError, RuntimeError):
-    """A driver call answered something other than success."""
+    """A call of the CUDA driver did not answer success; `code` is the driver's error code."""
 
     def __init__(self, call: str, code: int) -> None:
         super().__init__(f"`{call}` answered {code}.")
@@ -34,7 +34,7 @@ class DriverError(GpuscopeError, RuntimeError):
 
 
 class MissingError(GpuscopeError):
-    """There is no such name; the message names the closest."""
+    """There is no such name; the message gives the closest one."""
 
 
 class UnsuitableError(GpuscopeError):

@@ -1,33 +1,31 @@
 """
-What `opentelemetry-instrument` finds under the entry point group `opentelemetry_instrumentor`: gpuscope, switched on.
+What `opentelemetry-instrument` finds in the entry point group `opentelemetry_instrumentor`: it switches gpuscope on.
 
-Has the methods of OpenTelemetry's `BaseInstrumentor`, and does not import it: who has no use for it need not have it.
+Has the methods of OpenTelemetry's `BaseInstrumentor`, but does not import it, so that the package stays optional.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import gpuscope
 from gpuscope._recording.state import state
 
 
 class GpuscopeInstrumentor:
-    """Starts gpuscope as its variables say; with `GPUSCOPE` unset, it records."""
+    """Starts gpuscope as its variables say; if `GPUSCOPE` is unset, it records."""
 
     def instrumentation_dependencies(self) -> tuple[str, ...]:
-        """Return what has to be installed besides: nothing."""
+        """Return what else has to be installed: nothing."""
         return ()
 
-    def instrument(self, **_options: Any) -> None:
-        """Record, unless `GPUSCOPE` says otherwise, and make stages of the functions that the variables name."""
+    def instrument(self, **_options: object) -> None:
+        """Record, unless `GPUSCOPE` says otherwise, and make the functions that the variables name stages."""
         if not state.environ.get("GPUSCOPE", "").strip():
             gpuscope.enable()
             from gpuscope.instrument._instrumentation import follow_environment
 
             follow_environment()
 
-    def uninstrument(self, **_options: Any) -> None:
+    def uninstrument(self, **_options: object) -> None:
         """Put the functions back, and stop recording."""
         from gpuscope.instrument import uninstrument
 

@@ -1,7 +1,7 @@
 """
-What gpuscope says: few lines, through the logger `gpuscope`, each kind of failure once.
+What gpuscope logs: few lines, through the logger `gpuscope`, and each kind of failure once.
 
-Never called by the hot path.
+The hot path never calls it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class WarnOnce:
     Warns once per kind, and counts how often each kind was seen.
 
     Args:
-        tail: ends each warning, as `SUPPRESSED` or `COUNTED` do.
+        tail: the last sentence of each warning, such as `SUPPRESSED` or `COUNTED`.
 
     """
 
@@ -28,7 +28,7 @@ class WarnOnce:
         self._tail = tail and f" {tail}"
 
     def warn(self, kind: str, message: str, *arguments: object, exc_info: bool = False) -> None:
-        """Log a warning, the first time that this kind is seen."""
+        """Log a warning the first time that this kind is seen."""
         # Counted before it is logged: the application's handlers may raise.
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] == 1:

@@ -1,7 +1,7 @@
 """
-`warm_up` and `measure`: running something before it counts, and the quick comparison of two ways to do it.
+`warm_up` and `measure`: run something before it counts, and compare two ways to do it quickly.
 
-For the workbench: unlike a stage, both wait for the GPU, once at their end. Public events of PyTorch only.
+For the workbench: unlike a stage, both wait for the GPU, once, at their end. They use public events of PyTorch only.
 """
 
 from __future__ import annotations
@@ -9,14 +9,25 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gpuscope._data.record import Site
 from gpuscope._recording.hot_path import end, start
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+    class Event(Protocol):
+        """A `torch.cuda.Event`, as far as it is used here."""
+
+        def record(self) -> object:
+            """Record it on the current stream."""
+
+        def elapsed_time(self, end: Event) -> float:
+            """Return the milliseconds from this event to another."""
+
 
 _WARM_UP = Site("warm-up", {})
 _WARM_UP.warms_up = True
@@ -38,11 +49,11 @@ class Measurement(NamedTuple):
     host_ms: Spread
     """From the call to its return."""
     gpu_ms: Spread | None
-    """Between two CUDA events around the call, waiting for the host included; None without a GPU."""
+    """Between two CUDA events around the call, including the GPU's waiting for the host; None without a GPU."""
 
 
 class Measurements(tuple[Measurement, ...]):
-    """The measurements, in the order of the functions. Print it for a table."""
+    """The measurements, in the order of the functions. Print them for a table."""
 
     __slots__ = ()
 
@@ -63,22 +74,22 @@ def _columns(spread: Spread) -> str:
     return f"  {spread.median:9.4f}  {between:>18}"
 
 
-def warm_up(function: Callable[..., object], /, *args: Any, iterations: int = 20, **kwargs: Any) -> None:
+def warm_up(function: Callable[..., object], /, *args: object, iterations: int = 20, **kwargs: object) -> None:
     """
-    Call a function so often before it counts: allocations, autotuning, compilation and CUDA graphs are done then.
+    Call a function before it counts, so that allocations, autotuning, compilation and captures of graphs are done.
 
-    Stages inside are flagged as warm-up, however many they are, and stand under a stage named `warm-up`. Waits for
-    the GPU at the end. What the function raises passes through.
+    All stages inside are flagged as warm-up and stand under a stage named `warm-up`. Waits for the GPU at the end. What
+    the function raises passes through.
 
     Args:
-        function: what it returns is let go.
-        args: for the function.
-        iterations: how often.
-        kwargs: for the function.
+        function: what to call; its result is dropped.
+        args: arguments of the function.
+        iterations: how often to call it.
+        kwargs: keyword arguments of the function.
 
     Raises:
         TypeError: if the function can't be called.
-        ValueError: for less than one iteration.
+        ValueError: for fewer than one iteration.
 
     """
     _check([function], iterations=iterations)
@@ -101,28 +112,28 @@ def measure(*functions: Callable[[], object], iterations: int = 100, warmup: int
     """
     Time functions beside each other, on the host and on the GPU: the quick A/B.
 
-    They run interleaved, in a new random order each round, so that a busy moment of the machine hits all alike; every
-    call is between two CUDA events of its own, and the GPU is waited for once, after the last. Stages inside are
-    flagged as warm-up. For what a change does to a whole request, compare recordings: `gpuscope compare`.
+    They run interleaved, in a new random order each round, so that a busy moment of the machine hits all alike. Every
+    call stands between two CUDA events of its own, and `measure` waits for the GPU once, after the last call. Stages
+    inside are flagged as warm-up. For what a change does to a whole request, compare recordings: `gpuscope compare`.
 
     Args:
         functions: called without arguments; use `functools.partial` or a lambda to give some.
-        iterations: of each function.
-        warmup: calls of each before the first that counts.
+        iterations: how many calls of each function count.
+        warmup: how many calls of each come before those.
 
     Returns:
-        Medians and quartiles in milliseconds, one for each function.
+        Medians and quartiles in milliseconds, one `Measurement` per function. Print them for a table.
 
     Raises:
         TypeError: without a function, or for one that can't be called.
-        ValueError: for less than one iteration, or a negative `warmup`.
+        ValueError: for fewer than one iteration, or a negative `warmup`.
 
     """
     _check(functions, iterations=iterations, warmup=warmup)
     torch = _torch_on_gpu()
     calls = [_Calls(function, torch, iterations) for function in functions]
 
-    import random  # Here, for it would be a tenth of what `import gpuscope` costs.
+    import random  # Here, because it would be a tenth of what `import gpuscope` costs.
 
     def rounds() -> None:
         order, shuffler = list(calls), random.Random(0)  # noqa: S311 - an order, not a secret
@@ -138,10 +149,10 @@ def measure(*functions: Callable[[], object], iterations: int = 100, warmup: int
 class _Calls:
     """The calls of one function."""
 
-    def __init__(self, function: Callable[[], object], torch: Any, iterations: int) -> None:
+    def __init__(self, function: Callable[[], object], torch: ModuleType | None, iterations: int) -> None:
         self._function = function
         self._host_ns = [0] * iterations
-        # Made and recorded once before they count: the first record of an event is what creates it.
+        # Made and recorded before they count, because an event is created when it is first recorded.
         self._events = [_pair(torch) for _ in range(iterations)] if torch is not None else []
         self._spare = _pair(torch) if torch is not None else None
 
@@ -158,7 +169,7 @@ class _Calls:
             self._host_ns[number] = time.perf_counter_ns() - start_ns
 
     def result(self) -> Measurement:
-        """Return what they took; the GPU has been waited for."""
+        """Return what they took. By now the GPU has done them all."""
         return Measurement(
             name=_name_of(self._function),
             iterations=len(self._host_ns),
@@ -167,7 +178,7 @@ class _Calls:
         )
 
 
-def _pair(torch: Any) -> tuple[Any, Any]:
+def _pair(torch: ModuleType) -> tuple[Event, Event]:
     pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     for event in pair:
         event.record()
@@ -180,13 +191,13 @@ def _spread(durations_ms: list[float]) -> Spread:
     return Spread(*np.percentile(durations_ms, (25, 50, 75)).tolist())
 
 
-def _name_of(function: Any) -> str:
+def _name_of(function: object) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__).rpartition("<locals>.")[2]
 
 
-def _torch_on_gpu() -> Any:
+def _torch_on_gpu() -> ModuleType | None:
     # A program whose functions use a GPU has imported PyTorch; whether it has used the GPU yet does not matter here.
     torch = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() else None
@@ -198,7 +209,7 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
-def _check(functions: Any, *, iterations: int, warmup: int = 0) -> None:
+def _check(functions: Sequence[object], *, iterations: int, warmup: int = 0) -> None:
     if not functions:
         raise TypeError("`measure` needs a function: `measure(old, new)`.")
     for function in functions:

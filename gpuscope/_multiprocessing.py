@@ -1,7 +1,7 @@
 """
-Children of `multiprocessing` export at their end, as other processes do by handlers of `atexit`.
+Has children of `multiprocessing` export when they end, as other processes do through `atexit`.
 
-Imports nothing of `multiprocessing`, and does nothing where the program has not.
+Never imports `multiprocessing`; does nothing if the program has not imported it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def finish_in_children(finish: Callable[[], None]) -> None:
-    """Have `finish` called at the end of this process and of those forked from it, where `atexit` is left out."""
+    """Have `finish` called at the end of this process and of those forked from it, where `atexit` is skipped."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
-        # A child forgets its finalizers when it begins to run, and is told so.
+        # A child drops all finalizers when it begins to run, and only then calls what is registered here.
         util.register_after_fork(finish, _finish_at_end)
         if sys.modules["multiprocessing.process"].parent_process() is not None:
             _finish_at_end(finish)
@@ -28,7 +28,7 @@ def _finish_at_end(finish: Callable[[], None]) -> None:
 
 
 def _at_end(finish: Callable[[], None]) -> None:
-    # A child that was forked, by a fork server too, leaves through `os._exit`; a spawned one comes to `atexit`, and its
-    # threads may run until then.
+    # A child that was forked, also by a fork server, leaves through `os._exit`. A spawned one does run the handlers of
+    # `atexit`, and its threads may run until then.
     if sys.modules["multiprocessing"].get_start_method(allow_none=True) != "spawn":
         finish()

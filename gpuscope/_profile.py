@@ -1,7 +1,8 @@
 """
 `profile`: the deep look at a few requests of a loop, by torch.profiler.
 
-For the workbench, as `measure` is: it waits for the GPU once, when the profile ends. Imports what it needs when called.
+For the workbench, as `measure` is: it waits for the GPU once, when the profile ends. Imports what it needs only when it
+is called.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ def profile(requests: int = 5, warmup: int = 3) -> DeepLook:
     """
     Look into a few requests of a loop with torch.profiler: kernels, copies, waits and gaps, by stage.
 
-    A request is an outermost stage. The profile begins after the warm-up, ends by itself, and the loop goes on as
-    before; with nothing else recording, stages are recorded for the length of the block, and go nowhere. If another
-    profiler is on, or PyTorch is not imported, the loop runs unprofiled and `why` says so.
+    A request is an outermost stage. The profile begins after the warm-up and ends by itself; the loop goes on as
+    before. If recording is off, stages are recorded for the length of the block and exported nowhere. If another
+    profiler is on, or PyTorch is not imported, the loop runs without a profile, and `why` of the result says so.
 
     Examples:
         ```
@@ -31,11 +32,12 @@ def profile(requests: int = 5, warmup: int = 3) -> DeepLook:
         ```
 
     Args:
-        requests: how many to profile.
-        warmup: how many to let pass before. With 0 the profile begins at once, and sees what only first calls do.
+        requests: how many requests to profile.
+        warmup: how many requests to let pass first. With 0 the profile begins at once, and shows what only first
+            calls do.
 
     Raises:
-        ValueError: for less than one request, or a negative `warmup`.
+        ValueError: for fewer than one request, or a negative `warmup`.
 
     """
     if requests < 1:

@@ -1,7 +1,8 @@
 """
 The lifecycle: on, off, flush, shutdown, fork, exit.
 
-Keeps nothing itself: what is global is `state`, below. Imports the engine, and so numpy, only when recording starts.
+Keeps nothing itself; what is global is `_recording.state`. Imports the engine, and so numpy, only when recording starts
+or somebody asks for a summary.
 """
 
 from __future__ import annotations
@@ -10,40 +11,56 @@ import atexit
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, TypedDict
 
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
 from gpuscope._settings.environment import is_off, variables
+from gpuscope._settings.shown import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from typing_extensions import Unpack
+
     from gpuscope._collecting.aggregation.summary import Summary
     from gpuscope._collecting.engine import Engine
+    from gpuscope._data.interfaces import Device, Nvtx
     from gpuscope._data.statistics import Statistics
     from gpuscope._recording.recorder import Recorder
     from gpuscope._settings.config import Config
+    from gpuscope.exporters import Exporter
+
+    class Parts(TypedDict, total=False):
+        """Parts of an engine that tests replace; `Engine` describes them."""
+
+        device: Device
+        nvtx: Nvtx
+        clock: Callable[[], int]
+        epoch_clock: Callable[[], int]
+        exporters: tuple[Exporter, ...]
+
 
 _CATCH_UP_S = 1.0
 
 
-def enable(**settings: Any) -> None:
+def enable(**settings: object) -> None:
     """
     Start or resume recording.
 
-    Functions decorated while gpuscope was off for good (`GPUSCOPE` unset or 0) are not affected; those decorated
-    with `GPUSCOPE=idle`, or after this call, are.
+    Functions that were decorated while gpuscope was off for good (`GPUSCOPE` unset or 0) are not recorded; those
+    decorated with `GPUSCOPE=idle`, or after this call, are.
 
     Args:
         settings: fields of `Config`, e.g. `exporters="file"`, `file="spans.jsonl"`. What is left out comes from the
-            environment as it was when gpuscope was imported. If they differ from those in use, what was recorded is
-            exported and a new period begins.
+            environment as it was when gpuscope was imported. If the settings differ from those in use, what was
+            recorded so far is exported, and a new period of recording begins.
 
     Raises:
         TypeError: for a name that is not a setting.
-        ValueError: for a value that is not allowed.
+        ValueError: for a value that is not allowed, or a `file` in a directory that does not exist.
 
     """
     config = state.config.changed(**{**settings, "mode": "on"})
@@ -63,8 +80,8 @@ def enable(**settings: Any) -> None:
             state.off_stages.clear()
 
 
-def start(config: Config, **parts: Any) -> Engine:
-    """Begin a new period of recording. `parts` are the engine's: a device, clocks, more exporters."""
+def start(config: Config, **parts: Unpack[Parts]) -> Engine:
+    """Begin a new period of recording. `parts` replace those of the engine, for tests."""
     from gpuscope._collecting.engine import Engine
 
     with state.lock:
@@ -88,7 +105,7 @@ def start(config: Config, **parts: Any) -> Engine:
 
 
 def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
-    """Return what the collector does once per pass: look whether a deep look is asked for."""
+    """Return what the collector calls once per pass, if anything: it starts a deep look if one was asked for."""
     if not config.profile:
         return None
     from gpuscope._profiling.on_demand import OnDemand
@@ -97,8 +114,8 @@ def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
 
 
 @contextlib.contextmanager
-def period(config: Config, **parts: Any) -> Iterator[Engine]:
-    """Record for the length of a block with an engine of its own, and put back what was before."""
+def period(config: Config, **parts: Unpack[Parts]) -> Iterator[Engine]:
+    """Record with another engine for the length of a block, and then go back to what was before."""
     with state.lock:
         before = (state.engine, state.recorder, state.may_toggle)
         engine = start(config, **parts)
@@ -113,14 +130,14 @@ def period(config: Config, **parts: Any) -> Iterator[Engine]:
 def _description(config: Config) -> str:
     where = ", ".join(config.exporters)
     if "otlp" in config.exporters or "auto" in config.exporters:
-        where += f" (OTLP: {config.traces_url})"
+        where += f" (OTLP: {shown_url(config.traces_url)})"
     if "file" in config.exporters:
         where += f" (file: {config.file})"
     return f"exporter {where}; NVTX {'on' if config.nvtx else 'off'}; queue {config.queue_size}; pid {os.getpid()}."
 
 
 def disable() -> None:
-    """Stop recording new stages; those in progress are still exported. `enable()` resumes."""
+    """Record no new stages; those in progress are still exported. `enable()` resumes."""
     state.recorder = None
 
 
@@ -131,13 +148,13 @@ def is_enabled() -> bool:
 
 def flush(timeout: float | None = None) -> bool:
     """
-    Have every stage that has ended exported.
+    Export every stage that has ended, and wait for that, including the GPU work of those stages.
 
     Args:
-        timeout: seconds; by default `GPUSCOPE_SHUTDOWN_TIMEOUT`.
+        timeout: how long to wait at most, in seconds; by default `GPUSCOPE_SHUTDOWN_TIMEOUT`.
 
     Returns:
-        Whether that was done in time.
+        Whether it was done in time.
 
     """
     engine = state.engine
@@ -148,10 +165,10 @@ def shutdown(timeout: float | None = None) -> bool:
     """
     Stop recording, export what can be exported, and end gpuscope's threads.
 
-    Called at exit by itself. The application's own TracerProvider is left alone.
+    Runs by itself when the process exits. It does not shut down the application's own TracerProvider.
 
     Args:
-        timeout: seconds; by default `GPUSCOPE_SHUTDOWN_TIMEOUT`.
+        timeout: how long to wait at most, in seconds; by default `GPUSCOPE_SHUTDOWN_TIMEOUT`.
 
     Returns:
         Whether everything was exported in time.
@@ -163,14 +180,14 @@ def shutdown(timeout: float | None = None) -> bool:
 
 
 def reset() -> None:
-    """Shut down and forget what was recorded: for tests."""
+    """Shut down and forget what was recorded; for tests."""
     shutdown()
     state.engine = None
     state.sites.clear()
 
 
 def statistics() -> Statistics:
-    """Return what became of every stage of this period of recording, or of the last."""
+    """Return what became of every stage of this period of recording, or of the last one."""
     from gpuscope._recording.ledger import Ledger
 
     engine: Engine | None = state.engine
@@ -181,9 +198,10 @@ def statistics() -> Statistics:
 
 def summary() -> Summary:
     """
-    Return count, host and GPU percentiles, launch delay and share of the request, by stage; print it for a table.
+    Return each stage's count, host and GPU percentiles, launch delay and share of the request. Print it for a table.
 
-    Waits up to a second for the collector to catch up with what has ended, GPU work included; sends nothing.
+    Waits up to one second until the collector has caught up with the stages that have ended, and with their GPU work.
+    Sends nothing.
     """
     from gpuscope._collecting.aggregation.statistics import StageStatistics
 
@@ -195,18 +213,33 @@ def summary() -> Summary:
 
 
 def _be_first_at_exit() -> None:
-    # Handlers run last in, first out, and a provider registers its own when it is made: ours has to come before.
-    atexit.unregister(_at_exit)
-    atexit.register(_at_exit)
+    # Handlers run last in, first out. A provider registers its own when it is made, so ours has to be registered anew.
+    atexit.unregister(_hand_over_at_exit)
+    atexit.register(_hand_over_at_exit)
+
+
+def _hand_over_at_exit() -> None:
+    """Before providers end, give them what there is. The program's own handlers may still run stages."""
+    engine, began_s = state.engine, time.monotonic()
+    if engine is not None and not engine.ended:
+        engine.hand_over(engine.config.shutdown_timeout_s)
+        state.exit_took_s = time.monotonic() - began_s
 
 
 def _at_exit() -> None:
-    shutdown()
+    """
+    End, after all handlers of `atexit` that came after ours, within what is left of the time.
+
+    The recorder stays, so that stages of handlers that run later still are counted.
+    """
+    engine = state.engine
+    if engine is not None:
+        engine.shutdown(max(engine.config.shutdown_timeout_s - state.exit_took_s, 0.0))
 
 
 def _before_the_end() -> None:
     _finish_set_up()
-    # Whatever provider the program made in its last moments: this handler is the newest now, and runs first.
+    # Even if the program made a provider in its last moments, our handler is the newest now, and runs first.
     _be_first_at_exit()
 
 
@@ -219,20 +252,21 @@ def _hook_exit_and_fork() -> None:
     if not state.hooked:
         state.hooked = True
         atexit.register(_at_exit)
-        # Before handlers of `atexit` run, the end of the interpreter forbids thread pools and some imports, which a
-        # collector started a moment ago still needs. Handlers of this kind run last in, first out as well, so the
-        # pools' own has to be there first. Private, and only of use to programs of a few milliseconds.
+        # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a
+        # collector that has just started still needs. Handlers of `_register_atexit` run earlier. They run last in,
+        # first out as well, so that of the thread pools has to be there first. All this is private to Python, and of
+        # use only to programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
         getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)
         if hasattr(os, "register_at_fork"):
-            # A child forked while the collector imports would find those modules' locks taken for ever.
+            # A child forked while the collector imports modules would find their locks taken for ever.
             os.register_at_fork(before=_finish_set_up, after_in_child=_after_fork_in_child)
         finish_in_children(_at_exit)
 
 
 def _after_fork_in_child() -> None:
-    """Begin anew: the parent's stages, threads, locks, connections and CUDA events are the parent's."""
+    """Begin anew: stages, threads, locks, connections and CUDA events remain the parent's."""
     engine, was_on = state.engine, state.recorder is not None
     state.lock = threading.RLock()
     state.look = None
@@ -249,7 +283,13 @@ def _after_fork_in_child() -> None:
 
 
 def set_up() -> bool:
-    """Do as the environment says, at import and again by `gpuscope run`; tell whether it names functions as stages."""
+    """
+    Do as the environment says; called at import, and again by `gpuscope run`.
+
+    Returns:
+        Whether the environment names functions that should become stages.
+
+    """
     state.begin_anew(variables())
     if is_off(state.environ):
         return False

@@ -1,7 +1,7 @@
 """
-For tests, ours and yours: capture spans in memory, a fake GPU that completes work when told, a clock that is moved.
+For tests, ours and yours: spans captured in memory, a fake GPU that completes work when told, a clock that you move.
 
-Uses the same recorder, collector and batches as production; only the parts at the edges are other ones.
+Uses the same recorder, collector and batches as in production; only the parts at the edges are replaced.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from gpuscope import _runtime
 from gpuscope._data.batch import DeviceInfo
@@ -20,33 +20,44 @@ from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import StageRecord
 
 __all__ = ["CapturedSpan", "FakeDevice", "ManualClock", "capture"]
 
 
 @contextlib.contextmanager
-def capture(**settings: Any) -> Iterator[list[CapturedSpan]]:
+def capture(**settings: object) -> Iterator[list[CapturedSpan]]:
     """
-    Record within the block, whatever the environment says, into a list.
+    Record into a list within the block, whatever the environment says.
 
-    The list is filled by `gpuscope.flush()` and when the block ends, ordered by start then. Functions that were
-    decorated while gpuscope was off for good record nothing here either; set `GPUSCOPE=idle` for such tests.
+    `gpuscope.flush()` fills the list, and so does the end of the block, which also puts it in the order of the starts.
+    Functions that were decorated while gpuscope was off for good record nothing here either; set `GPUSCOPE=idle` for
+    such tests.
 
     Args:
-        settings: fields of `Config`, and parts of the engine: `device`, `nvtx`, `clock`, `epoch_clock`.
+        settings: fields of `Config`, as for `gpuscope.enable`, and parts of the engine: `device` (a `FakeDevice`, for
+            one), `nvtx`, `clock` (nanoseconds, monotonic; a `ManualClock`, for one), `epoch_clock` (nanoseconds since
+            the epoch).
+
+    Raises:
+        TypeError: for a name that is not a setting.
+        ValueError: for a value that is not allowed.
 
     """
     spans: list[CapturedSpan] = []
-    parts = {name: settings.pop(name) for name in ("device", "nvtx", "clock", "epoch_clock") if name in settings}
+    parts: dict[str, object] = {
+        name: settings.pop(name) for name in ("device", "nvtx", "clock", "epoch_clock") if name in settings
+    }
+    parts["exporters"] = (MemoryExporter(spans),)
     config = state.config.changed(**{"exporters": "none", "interval_s": 0.005, **settings, "mode": "on"})
-    with _runtime.period(config, exporters=(MemoryExporter(spans),), **parts):
+    with _runtime.period(config, **cast("_runtime.Parts", parts)):
         yield spans
     spans.sort(key=lambda span: span.start_ns)
 
 
 class ManualClock:
-    """Nanoseconds that pass when told, and one a reading, so that no two readings are equal."""
+    """Nanoseconds that pass when told, and one more per reading, so that no two readings are equal."""
 
     def __init__(self, now_ns: int = 1_000_000_000) -> None:
         self.now_ns = now_ns
@@ -63,7 +74,7 @@ class ManualClock:
 
 @dataclass(eq=False)
 class FakeEvent:
-    """An event of `FakeDevice`: when it was recorded, and whether the GPU has got there."""
+    """An event of `FakeDevice`: when the GPU gets there, and whether it has."""
 
     time_ns: int = 0
     done: bool = False
@@ -82,10 +93,17 @@ class FakeStream:
 
 class FakeDevice:
     """
-    A GPU that finishes work when `complete` is called, `delay_ns` after it was launched on a clock.
+    A GPU that finishes work when `complete` is called, and whose times lie `delay_ns` after the launch.
 
-    A stage's `stream` may be any object with `device_index` and `cuda_stream`; the current one is stream 7 of
-    device 0. `lanes` shows what was recorded; set `capturing` on one to have its stages captured.
+    A stage's `stream` may be any object with `device_index` and `cuda_stream`; the current stream is 7 of device 0.
+    `lanes` has the streams by (device, stream), and shows what was recorded on each. Set `capturing` on one to have its
+    stages captured.
+
+    Args:
+        clock: the clock of the launches, which has to be that of the recorder.
+        delay_ns: nanoseconds from a launch to the GPU's time for it.
+        completes: whether work is done at once, without `complete`.
+
     """
 
     reader = None
@@ -97,7 +115,7 @@ class FakeDevice:
         self.lanes: dict[tuple[int, int], FakeStream] = {}
         self.pairs_in_use = 0
 
-    def begin(self, record: StageRecord, stream: Any) -> None:
+    def begin(self, record: StageRecord, stream: Stream) -> None:
         """Record the start event."""
         key = (0, 7) if stream is None else (stream.device_index, stream.cuda_stream)
         timed_stream = self.lanes.setdefault(key, FakeStream(*key))
@@ -114,7 +132,7 @@ class FakeDevice:
         event.time_ns, event.captured, event.done = self.clock() + self.delay_ns, timed_stream.capturing, self.completes
 
     def complete(self, stages: int | None = None) -> None:
-        """Let the GPU finish the oldest stages of each stream; all of them by default."""
+        """Let the GPU finish so many of the oldest stages of each stream, or all of them."""
         for timed_stream in self.lanes.values():
             for _ in range(len(timed_stream.recorded) if stages is None else min(stages, len(timed_stream.recorded))):
                 for event in timed_stream.recorded.popleft():
@@ -134,7 +152,7 @@ class FakeDevice:
         return timed_stream.capturing
 
     def query(self, record: StageRecord) -> str:
-        """Tell about the end event; asking about a captured one during the capture is what must never happen."""
+        """Return what is known of the end event. Nobody may ask about a captured one while the capture goes on."""
         event = record.pair[1]
         if event.captured:
             if record.timed_stream.capturing:
@@ -143,7 +161,7 @@ class FakeDevice:
         return DONE if event.done else PENDING
 
     def elapsed_ms(self, first: FakeEvent, second: FakeEvent) -> float | None:
-        """GPU time between two events."""
+        """Return the GPU time between two events, or None where it can't be told."""
         if first.captured or second.captured or not (first.done and second.done):
             return None
         return (second.time_ns - first.time_ns) / 1e6

@@ -1,5 +1,5 @@
 """
-Tables of frameworks' functions and the stages that they are; installed as `gpuscope.integrations`.
+Which functions of which framework are stages: one file per framework, installed as `gpuscope.integrations`.
 
-Each file here uses gpuscope's public names only, and imports its framework when it is used.
+Each file uses gpuscope's public names only. `instrument` imports it once the program has imported its framework.
 """

@@ -1,14 +1,14 @@
 """
 ASGI services; Starlette and FastAPI by name: each HTTP request is a stage, in the trace of whoever sent it.
 
-The stage `request` lasts from the request's head to the last piece of the response's body, streamed or not; tasks in
-the background run after it. Stages inside are its children, and `gpuscope.inject(headers)` there hands the trace on.
-Nothing is buffered or changed, and websockets pass through. Where an instrumentation of OpenTelemetry has made a server
-span, that is the request, and there is no stage beside it. At the end of the application's lifespan what was recorded
-is exported, since uvicorn ends by the signal that it was sent, without handlers of `atexit`.
+The stage `request` lasts from the request's head to the last piece of the response's body, streamed or not; background
+tasks run after it. Stages inside are its children, and `gpuscope.inject(headers)` there hands the trace on. Nothing is
+buffered or changed, and websockets pass through. If OpenTelemetry's own instrumentation has made a server span, that
+span is the request, and there is no stage beside it. At the end of the application's lifespan everything recorded is
+exported, because uvicorn then ends itself with the signal that it received, and no `atexit` handlers run.
 
-By name it takes applications whose first request is still to come. Any ASGI application can be wrapped by hand,
-`app = Middleware(app)`.
+By name, applications are instrumented if their first request is still to come. Any ASGI application can be wrapped by
+hand: `app = Middleware(app)`.
 
 Run against starlette 1.10.0, fastapi 0.165.0, uvicorn 0.54.0 and opentelemetry-instrumentation-fastapi 0.66b2.
 """
@@ -17,18 +17,27 @@ from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import wrapt
 
 import gpuscope
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+    from types import ModuleType
+    from typing import Any, TypeAlias
 
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
+    from opentelemetry.propagators.textmap import Getter
+
+    from ._wrapping import Block, Function
+
+    Message: TypeAlias = MutableMapping[str, Any]
+    """A scope or an event. `Any`, because ASGI's keys have values of many types."""
+    Receive: TypeAlias = Callable[[], Awaitable[Message]]
+    Send: TypeAlias = Callable[[Message], Awaitable[None]]
+    Application: TypeAlias = Callable[[Message, Receive, Send], Awaitable[None]]
+    Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
 MODULE = "starlette"
 ALSO = "fastapi, starlette"
@@ -36,7 +45,7 @@ TARGETS = ()
 
 _SERVER_ERROR = 500
 _MARK = "gpuscope.request"
-"""In the scope of a request that is a stage already, for applications mounted in others."""
+"""A key in the scope of a request that is a stage already, for applications that are mounted in others."""
 
 
 class Middleware:
@@ -45,16 +54,16 @@ class Middleware:
 
     Args:
         app: the application.
-        name: of the stage.
+        name: the stage's name.
 
     """
 
-    def __init__(self, app: Any, *, name: str = "request") -> None:
+    def __init__(self, app: Application, *, name: str = "request") -> None:
         self.app = app
         self.name = name
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Run the application, within a stage where that is called for."""
+        """Run the application, in a stage if it is a request that has none yet."""
         if scope["type"] == "lifespan" and gpuscope.is_enabled():
             send = _flushing(send)
         if scope["type"] != "http" or _MARK in scope or not gpuscope.is_enabled() or _has_server_span():
@@ -67,31 +76,31 @@ class Middleware:
         remote, request = blocks
         scope[_MARK] = True
         try:
-            # The outer block also takes the stage out of this context where the response was sent by another task.
+            # The outer block takes the stage out of this context even if another task has sent the response.
             with remote, request:
                 await self.app(scope, receive, request.send)
         finally:
             scope.pop(_MARK, None)
 
-    def _blocks(self, scope: Message, send: Send) -> tuple[Any, _Request] | None:
-        """Return what the request runs in, or None where that can't be told."""
+    def _blocks(self, scope: Message, send: Send) -> tuple[Block, _Request] | None:
+        """Return the two blocks that the request runs in, or None if they can't be made."""
         try:
             return gpuscope.extract(scope["headers"], getter=_HEADERS), _Request(self.name, scope, send)
-        except Exception:  # Of a propagator of the application's, or a scope of another kind: the request goes on.
+        except Exception:  # From the application's propagator, or for an unusual scope: the request goes on.
             return None
 
 
 def _flushing(send: Send) -> Send:
     async def send_on(message: Message) -> None:
         if message["type"] == "lifespan.shutdown.complete":
-            gpuscope.flush()  # No request is left that this could hold up.
+            gpuscope.flush()  # This holds up no request: none is left.
         await send(message)
 
     return send_on
 
 
 class _Request:
-    """The stage of one request, which ends once: with the body, or with the application."""
+    """The stage of one request. It ends once: with the response's body or, if that never ends, with the application."""
 
     def __init__(self, name: str, scope: Message, send: Send) -> None:
         self._scope, self._send, self._ended = scope, send, False
@@ -109,7 +118,7 @@ class _Request:
             self._stage.__exit__(*exception)
 
     async def send(self, message: Message) -> None:
-        """Pass a message on, and end the stage after the last of the response."""
+        """Pass a message on, and end the stage after the last one of the response."""
         if message["type"] == "http.response.start" and not self._ended:
             self._add_status(message["status"])
         await self._send(message)
@@ -123,26 +132,26 @@ class _Request:
 
     def _add_route(self) -> None:
         path = getattr(self._scope.get("route"), "path", None)
-        if isinstance(path, str):  # What an application is mounted at is in `root_path` by now.
+        if isinstance(path, str):  # By now `root_path` includes the path that a sub-application is mounted at.
             self._stage.set_attribute("http.route", self._scope.get("root_path", "")[self._root :] + path)
 
 
 class _Headers:
     """Reads the headers of an ASGI scope, for OpenTelemetry's propagators."""
 
-    def get(self, carrier: Any, key: str) -> list[str] | None:
+    def get(self, carrier: Headers, key: str) -> list[str] | None:
         wanted = key.lower().encode("latin-1")
         return [value.decode("latin-1") for name, value in carrier if name.lower() == wanted] or None
 
-    def keys(self, carrier: Any) -> list[str]:
+    def keys(self, carrier: Headers) -> list[str]:
         return [name.decode("latin-1") for name, _ in carrier]
 
 
-_HEADERS: Any = _Headers()
+_HEADERS = cast("Getter[Headers]", _Headers())  # Not a subclass: OpenTelemetry is not imported here.
 
 
 def _has_server_span() -> bool:
-    """Whether somebody else has made a span of the request, or has decided that it shall have none."""
+    """Whether someone else has made a span for the request, or has decided that it gets none."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return False
@@ -154,7 +163,7 @@ def _has_server_span() -> bool:
 
 
 class _Installed(Middleware):
-    """What applications were given by name."""
+    """The middleware of applications that are instrumented by name."""
 
     active = True
 
@@ -163,17 +172,17 @@ class _Installed(Middleware):
 
 
 def install() -> Callable[[], None]:
-    """Put the middleware into applications of Starlette and FastAPI; return what takes it out again."""
-    # Not above: other applications that are wrapped by hand need no Starlette.
+    """Put the middleware into applications of Starlette and FastAPI; return a function that takes it out again."""
+    # Not at the top: other ASGI applications, wrapped by hand, need no Starlette.
     from starlette.applications import Starlette  # noqa: PLC0415
 
     _Installed.active = True
-    originals: dict[type, Any] = {}
+    originals: dict[type, Function] = {}
     _patch(Starlette, originals)
 
     @wrapt.when_imported("fastapi.applications")
-    def patch_fastapi(applications: Any) -> None:
-        if originals:  # Not undone meanwhile.
+    def patch_fastapi(applications: ModuleType) -> None:
+        if originals:  # Not undone in the meantime.
             _patch(applications.FastAPI, originals)
 
     def undo() -> None:
@@ -185,20 +194,20 @@ def install() -> Callable[[], None]:
     return undo
 
 
-def _patch(kind: Any, originals: dict[type, Any]) -> None:
+def _patch(kind: type, originals: dict[type, Function]) -> None:
     original = vars(kind).get("build_middleware_stack")
-    if original is None:  # Inherited, and patched there.
+    if original is None:  # It is inherited, and patched where it is defined.
         return
     originals[kind] = original
 
     @functools.wraps(original)
-    def build_middleware_stack(self: Any) -> Any:
+    def build_middleware_stack(self: object) -> object:
         stack = original(self)
-        # Not around the outermost: OpenTelemetry's instrumentation does without an application whose outermost
-        # middleware is another than Starlette's own.
+        # Not around the outermost middleware: OpenTelemetry's instrumentation leaves an application alone whose
+        # outermost middleware is not Starlette's own.
         if hasattr(stack, "app"):
             stack.app = _Installed(stack.app)
             return stack
         return _Installed(stack)
 
-    kind.build_middleware_stack = build_middleware_stack
+    kind.build_middleware_stack = build_middleware_stack  # type: ignore[attr-defined]

@@ -1,5 +1,5 @@
 """
-Roboflow `inference-models`: `infer`, with `pre_process`, `forward` and `post_process`, whatever the backend.
+Roboflow `inference-models`: `infer`, with `pre_process`, `forward` and `post_process`, with any backend.
 
 Run against inference-models 0.39.6.
 """

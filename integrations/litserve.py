@@ -1,10 +1,10 @@
 """
 LitServe: the steps of a `LitAPI` are stages, in the trace of the request that they work on.
 
-The server hands requests to its worker processes by a queue; the trace goes along with the request's id, which stays
-the same text. Best with `asgi`, which makes the request itself a stage: `GPUSCOPE_FRAMEWORKS=asgi,litserve`. The stages
-of a batch are in the trace of its first request. A worker is ended by a signal, and loses what it recorded in its last
-`GPUSCOPE_INTERVAL`. Continuous batching was not run.
+The server hands requests to its worker processes through a queue; the trace travels with the request's id, whose text
+stays the same. Best used with `asgi`, which makes the request itself a stage: `GPUSCOPE_FRAMEWORKS=asgi,litserve`. The
+stages of a batch are in the trace of its first request. A worker is ended by a signal, so it loses what it recorded in
+its last `GPUSCOPE_INTERVAL`. Continuous batching was not run.
 
 Run against litserve 0.2.19.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from litserve.loops import BatchedLoop, BatchedStreamingLoop, LitLoop
@@ -26,6 +26,9 @@ from gpuscope.instrument import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing import Queue
+
+    from ._wrapping import Block, Function
 
 MODULE = "litserve"
 TARGETS = tuple(
@@ -46,49 +49,49 @@ class RequestId(str):
     __slots__ = ("carrier",)
     carrier: dict[str, str]
 
-    def __reduce__(self) -> Any:
-        """Pickle the trace with it."""
+    def __reduce__(self) -> tuple[Function, tuple[str, dict[str, str]]]:
+        """Pickle the trace with the text."""
         return _request_id, (str(self), self.carrier)
 
 
-def _request_id(text: str, carrier: dict[str, str]) -> RequestId:
+def _request_id(text: object, carrier: dict[str, str]) -> RequestId:
     made = RequestId(text)
     made.carrier = carrier
     return made
 
 
 class _Outgoing:
-    """The queue of requests, as the server puts into it. To other processes it is sent as the queue itself."""
+    """The queue of requests, for the server, which puts requests into it. Pickled, it is the queue itself."""
 
-    def __init__(self, queue: Any) -> None:
+    def __init__(self, queue: Queue[tuple[object, ...]]) -> None:
         self._queue = queue
 
-    def put(self, item: Any) -> None:
-        """Put a request, and with it the current trace."""
-        with contextlib.suppress(Exception):  # Another version, whose requests look otherwise.
+    def put(self, item: tuple[object, ...]) -> None:
+        """Put a request into the queue, and with it the current trace."""
+        with contextlib.suppress(Exception):  # In another version, requests may look different.
             carrier: dict[str, str] = {}
             gpuscope.inject(carrier)
             where, request_id, *rest = item
-            if carrier and request_id is not None:  # There is none in what tells a worker to stop.
+            if carrier and request_id is not None:  # The item that tells a worker to stop has no id.
                 item = (where, _request_id(request_id, carrier), *rest)
         self._queue.put(item)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._queue, name)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> str | tuple[object, ...]:
         return self._queue.__reduce__()
 
 
 class _Work:
-    """Which request a worker's loop is at."""
+    """The trace that a worker's loop works in: that of its request, or of the first request in its batch."""
 
     def __init__(self) -> None:
-        self._trace: Any = None
+        self._trace: Block | None = None
         self._answered = True
 
     def begin(self, request_id: str, *, collects: bool) -> None:
-        """Go on with the request's trace, unless it joins a batch that is being collected."""
+        """Continue the request's trace, unless the request joins a batch that is being collected."""
         if collects and not self._answered:
             return
         if self._trace is not None:
@@ -97,16 +100,16 @@ class _Work:
         self._trace.__enter__()
 
     def answer(self) -> None:
-        """Note that the batch is complete: an answer was given."""
+        """Note that the batch is complete, because an answer was given."""
         self._answered = True
 
 
 def install() -> Callable[[], None]:
-    """Carry traces from the server to its workers; return what undoes it."""
+    """Carry traces from the server to its workers; return a function that undoes it."""
     get_queue, put_response = LitServer._get_request_queue, LitLoop.put_response
 
     @functools.wraps(get_queue)
-    def _get_request_queue(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _get_request_queue(self: LitServer, *args: object, **kwargs: object) -> object:
         queue = get_queue(self, *args, **kwargs)
         return _Outgoing(queue) if gpuscope.is_enabled() else queue
 
@@ -119,15 +122,14 @@ def install() -> Callable[[], None]:
     return undo
 
 
-def _noticing(respond: Any) -> Any:
-    """Return `put_response`, which loops call when they have taken a request and when they answer it, noticing both."""
-    work: WeakKeyDictionary[Any, _Work] = WeakKeyDictionary()
-
+def _noticing(respond: Function) -> Function:
+    """Wrap `put_response`, which loops call both when they have taken a request and when they answer it."""
+    work: WeakKeyDictionary[LitLoop, _Work] = WeakKeyDictionary()
     signature = inspect.signature(respond)
 
     @functools.wraps(respond)
-    def put_response(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with contextlib.suppress(Exception):  # Another version, which is called otherwise.
+    def put_response(self: LitLoop, *args: object, **kwargs: object) -> object:
+        with contextlib.suppress(Exception):  # In another version, the arguments may be different.
             call = signature.bind(self, *args, **kwargs)
             current, uid = work.setdefault(self, _Work()), call.arguments["uid"]
             if call.arguments["status"] == LitAPIStatus.START:

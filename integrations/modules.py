@@ -1,7 +1,8 @@
 """
-A PyTorch model by module: each of its children a stage, for a look at where in the model the time goes.
+A PyTorch model by module: each of its children is a stage, to see where in the model the time goes.
 
-Called by code, for one model; no framework's file. A stage a child is a few microseconds a child: not for always.
+The program calls it, for one model; no framework's name selects it. It costs a few microseconds per child and call, so
+it is not for permanent use.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gpuscope
 
@@ -18,14 +19,16 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from ._wrapping import Block
+
 __all__ = ["stage_children"]
 
 
 class _Open(threading.local):
-    """The stages of children that run in this thread, the innermost last, with what was being handled then."""
+    """This thread's open stages, innermost last: module, stage, and the exception that was being handled before."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[Any, Any, BaseException | None]] = []
+        self.stack: list[tuple[nn.Module, Block, BaseException | None]] = []
 
 
 _open = _Open()
@@ -33,38 +36,38 @@ _open = _Open()
 
 def stage_children(model: nn.Module) -> Callable[[], None]:
     """
-    Make a stage of each call of each direct child of a module, named as the module calls it (`layer1`, `head`).
+    Make each call of each direct child of a module a stage, with the child's name in the module (`layer1`, `head`).
 
-    Uses PyTorch's forward hooks, so a copy of the model has them too, and what `torch.compile` traces has no stages.
-    Not for a model that is to be scripted by `torch.jit.script`, or pickled whole to where there is no gpuscope.
+    It uses PyTorch's forward hooks. So a copy of the model has them too, and what `torch.compile` traces has no stages.
+    It is not for a model that is to be scripted by `torch.jit.script`, or pickled whole for a place without gpuscope.
 
     Args:
-        model: whose children are to be stages; call it again on a child for a level below.
+        model: the module; for the next level below, call this again with a child.
 
     Returns:
-        What takes the hooks away again.
+        A function that removes the hooks again.
 
     Raises:
-        TypeError: for what has no children to name.
+        TypeError: if `model` is not an `nn.Module`, that is, has no `named_children`.
 
     """
     if not hasattr(model, "named_children"):
         raise TypeError(f"`stage_children` takes an `nn.Module`, not {model!r}.")
     undo = contextlib.ExitStack()
     for name, child in model.named_children():
-        # First, so that no other's hook can fail between ours and the child.
+        # As the first hook, so that no other one can fail between ours and the child.
         undo.callback(child.register_forward_pre_hook(_Begin(name), prepend=True).remove)
         undo.callback(child.register_forward_hook(_end, always_call=True).remove)
     return undo.close
 
 
 class _Begin:
-    """Opens the stage; an object, not a closure, so that a model with it can be copied and pickled."""
+    """Begins the stage. It is an object, not a closure, so that a model with it can be copied and pickled."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, module: Any, _inputs: Any) -> None:
+    def __call__(self, module: nn.Module, _inputs: object) -> None:
         if not gpuscope.is_enabled():
             return
         stage = gpuscope.stage(self.name)
@@ -72,9 +75,9 @@ class _Begin:
         _open.stack.append((module, stage, sys.exc_info()[1]))
 
 
-def _end(module: Any, _inputs: Any, _outputs: Any) -> None:
+def _end(module: nn.Module, _inputs: object, _outputs: object) -> None:
     if _open.stack and _open.stack[-1][0] is module:
         _, stage, handled_before = _open.stack.pop()
         error = sys.exc_info()[1]
-        # PyTorch calls this within its `except` where the child raised; the caller may be within one of its own.
+        # If the child raised, PyTorch calls this inside its `except`; the caller may be inside an `except` of its own.
         stage.__exit__(*((None,) * 3 if error is handled_before else sys.exc_info()))

@@ -1,9 +1,9 @@
 """
-sentence-transformers: `encode` and `predict`, with `tokenize` and `forward` for each batch.
+sentence-transformers: `encode` and `predict`, with `tokenize` and `forward` per batch.
 
-Run against sentence-transformers 6.2.0, whose modules have had these names since 5.4. `forward` has a stage for each
-of its modules: `transformer`, `pooling`, `dense`, `normalize`. What `encode` does after it (copying to the host, where
-it waits for the GPU) is the rest of `encode`. A model that was compiled by `model.compile()` has no `forward`.
+Run against sentence-transformers 6.2.0, whose modules have had these names since 5.4. `forward` contains one stage per
+module: `transformer`, `pooling`, `dense`, `normalize`. What `encode` does after it (copying to the host, which waits
+for the GPU) is the rest of `encode`. A model that was compiled by `model.compile()` has no `forward`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """
-torchvision: `forward` of its models, and for detectors what is within: `preprocess`, `rpn`, `roi_heads`, `postprocess`.
+torchvision: `forward` of its models; of detectors also the parts `preprocess`, `rpn`, `roi_heads` and `postprocess`.
 
-Run against torchvision 0.29.2 on the CPU, with a stand-in for its compiled `nms`. A table of its model classes, whoever
-makes them; a subclass that has a `forward` of its own is one too. For what happens within the others, by module, see
-`gpuscope.integrations.modules`; a model that the program compiles as a whole has no stage of its own.
+Run against torchvision 0.29.2 on the CPU, with a stand-in for its compiled `nms`. The table names its model classes,
+however their models are made; subclasses with their own `forward` are included. For the modules inside the other
+models, see `gpuscope.integrations.modules`. A model that the program compiles as a whole has no stage.
 """
 
 from __future__ import annotations

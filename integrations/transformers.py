@@ -2,9 +2,9 @@
 Hugging Face transformers: pipelines, and `generate` with its prefill and decode steps.
 
 Run against transformers 5.23.0. A `pipeline` has the stages `preprocess`, `forward` and `postprocess`. A `generate`, in
-a pipeline or not, has a `prefill`, the forward of the prompt, and a `decode` for each forward after it. A model class
-with a `generate` of its own has a `generate` where it calls the common one: Whisper one for each window of a long
-recording. Steps that `generate` or the program has compiled are stages too; continuous batching is not covered.
+a pipeline or not, has a `prefill`, which is the forward of the prompt, and a `decode` per forward after it. If a model
+class has its own `generate`, each call of the common one inside it is a `generate`: Whisper has one per window of a
+long recording. Steps that `generate` or the program has compiled are stages too; continuous batching is not covered.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.generation.utils import GenerationMixin
@@ -26,6 +26,18 @@ from ._wrapping import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import Any, Protocol, TypeAlias
+
+    from ._wrapping import Function
+
+    class StageOfCall(Protocol):
+        """What a `generate` needs of its stage."""
+
+        def set_attribute(self, key: str, value: object) -> None:
+            """Add an attribute."""
+
+    Given: TypeAlias = Any
+    """A model's inputs and results. `Any`, because models differ: whatever is read from one may be missing."""
 
 MODULE = "transformers.modeling_utils"
 _BASE = "transformers.pipelines.base:Pipeline"
@@ -37,16 +49,16 @@ TARGETS = (
 
 
 class _Generation:
-    """A `generate` that runs: its stage, and how far it is. Set for the calls of its model alone."""
+    """A running `generate`: its model, its stage, and how far it is. It concerns calls of that model only."""
 
     __slots__ = ("forwards", "is_prefill", "model", "stage")
 
-    def __init__(self, model: Any, stage: Any) -> None:
+    def __init__(self, model: object, stage: StageOfCall) -> None:
         self.model, self.stage = model, stage
         self.forwards, self.is_prefill = 0, False
 
     def next_step(self) -> str:
-        """Return the name of the forward that begins: a prefill in chunks has several."""
+        """Return the stage name of the forward that begins; a prefill in chunks has several forwards."""
         self.forwards += 1
         return "prefill" if self.is_prefill or self.forwards == 1 else "decode"
 
@@ -55,7 +67,7 @@ _running: ContextVar[_Generation | None] = ContextVar("gpuscope_generation", def
 
 
 def install() -> Callable[[], None]:
-    """Wrap what no table can say: a stage that depends on the calls before it, attributes from results."""
+    """Wrap what a table can't express: stages that depend on the calls before them, and attributes from results."""
     undo = contextlib.ExitStack()
     replace(undo, Pipeline, "forward", _pipeline_forward)
     replace(undo, PreTrainedModel, "__call__", _model_call)
@@ -68,8 +80,8 @@ def install() -> Callable[[], None]:
     return undo.close
 
 
-def _pipeline_forward(function: Any) -> Any:
-    def forward(self: Any, model_inputs: Any, **parameters: Any) -> Any:
+def _pipeline_forward(function: Function) -> Function:
+    def forward(self: Pipeline, model_inputs: Given, **parameters: object) -> object:
         if not gpuscope.is_enabled():
             return function(self, model_inputs, **parameters)
         attributes = _readable(task=lambda: self.task, model=lambda: _name(self.model))
@@ -79,8 +91,8 @@ def _pipeline_forward(function: Any) -> Any:
     return forward
 
 
-def _readable(**readers: Callable[[], Any]) -> dict[str, Any]:
-    """Return what can be read: models and inputs are the program's, and may be anything."""
+def _readable(**readers: Callable[[], object]) -> dict[str, object]:
+    """Return what can be read, because models and inputs are the program's and may be anything."""
     values = {}
     for key, read in readers.items():
         with contextlib.suppress(Exception):
@@ -88,12 +100,12 @@ def _readable(**readers: Callable[[], Any]) -> dict[str, Any]:
     return values
 
 
-def _name(model: Any) -> str:
+def _name(model: object) -> str:
     return getattr(model, "name_or_path", "") or type(model).__name__
 
 
-def _sizes(inputs: Any) -> dict[str, Any]:
-    """Return the batch size of a model's inputs, and their length where they are tokens."""
+def _sizes(inputs: Given) -> dict[str, object]:
+    """Return the batch size of a model's inputs and, if they are tokens, their length."""
     tokens = _readable(
         batch_size=lambda: inputs["input_ids"].shape[0], input_length=lambda: inputs["input_ids"].shape[1]
     )
@@ -103,7 +115,7 @@ def _sizes(inputs: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _generation(model: Any) -> Iterator[None]:
+def _generation(model: object) -> Iterator[None]:
     with gpuscope.stage("generate", attributes={"model": _name(model)}) as stage:
         token = _running.set(_Generation(model, stage))
         try:
@@ -112,8 +124,8 @@ def _generation(model: Any) -> Iterator[None]:
             _running.reset(token)
 
 
-def _generate(function: Any) -> Any:
-    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _generate(function: Function) -> Function:
+    def generate(self: GenerationMixin, *args: object, **kwargs: object) -> object:
         if not gpuscope.is_enabled():
             return function(self, *args, **kwargs)
         with _generation(self):
@@ -122,8 +134,8 @@ def _generate(function: Any) -> Any:
     return generate
 
 
-def _decoding_loop(function: Any) -> Any:
-    def loop(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+def _decoding_loop(function: Callable[..., Given]) -> Function:
+    def loop(self: GenerationMixin, input_ids: torch.Tensor, *args: object, **kwargs: object) -> object:
         generation = _running.get()
         if generation is not None and generation.model is self:
             result = function(self, input_ids, *args, **kwargs)
@@ -132,25 +144,25 @@ def _decoding_loop(function: Any) -> Any:
             return result
         if not gpuscope.is_enabled():
             return function(self, input_ids, *args, **kwargs)
-        with _generation(self):  # Of a model whose own `generate` calls the loop directly.
+        with _generation(self):  # The model has its own `generate`, which calls the loop directly.
             return loop(self, input_ids, *args, **kwargs)
 
     return loop
 
 
-def _generated(input_ids: Any, inputs: Mapping[str, Any], result: Any) -> dict[str, Any]:
-    """Return sizes, none of which waits for the GPU; a prompt is an encoder's input, embeddings, or the tokens."""
+def _generated(input_ids: torch.Tensor, inputs: Mapping[str, Given], result: Given) -> dict[str, object]:
+    """Return sizes, none of which waits for the GPU. The prompt is an encoder's output, embeddings, or the tokens."""
     encoded, embedded = inputs.get("encoder_outputs"), inputs.get("inputs_embeds")
-    prompt = encoded if encoded is not None else (embedded,) if embedded is not None else (input_ids,)
+    prompt: Given = encoded if encoded is not None else (embedded,) if embedded is not None else (input_ids,)
     return _readable(
         batch_size=lambda: input_ids.shape[0],
         input_length=lambda: prompt[0].shape[1],
-        new_tokens=lambda: getattr(result, "sequences", result).shape[1] - input_ids.shape[1],
+        new_tokens=lambda: (result.sequences if hasattr(result, "sequences") else result).shape[1] - input_ids.shape[1],
     )
 
 
-def _prefill(function: Any) -> Any:
-    def prefill(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _prefill(function: Function) -> Function:
+    def prefill(self: GenerationMixin, *args: object, **kwargs: object) -> object:
         generation = _running.get()
         if generation is None or generation.model is not self:
             return function(self, *args, **kwargs)
@@ -163,9 +175,9 @@ def _prefill(function: Any) -> Any:
     return prefill
 
 
-def _model_call(function: Any) -> Any:
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-        # First and alone: what Dynamo traces has no stages, and nothing below is guarded on.
+def _model_call(function: Function) -> Function:
+    def __call__(self: PreTrainedModel, *args: object, **kwargs: object) -> object:  # noqa: N807
+        # This comes first, and on its own: what Dynamo traces has no stages, and makes no guards of what is below.
         if torch.compiler.is_dynamo_compiling() or _running.get() is None:
             return function(self, *args, **kwargs)
         return _step(self, functools.partial(function, self), args, kwargs)
@@ -173,20 +185,20 @@ def _model_call(function: Any) -> Any:
     return __call__
 
 
-def _get_compiled_call(function: Any) -> Any:
-    def get_compiled_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _get_compiled_call(function: Callable[..., Function]) -> Function:
+    def get_compiled_call(self: PreTrainedModel, *args: object, **kwargs: object) -> Function:
         compiled = function(self, *args, **kwargs)
         return lambda *inputs, **named: _step(self, compiled, inputs, named)
 
     return get_compiled_call
 
 
-def _step(model: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Call a model: as a step, where it is the one that generates."""
+def _step(model: object, call: Function, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+    """Call a model; the call is a step if that model generates."""
     generation = _running.get()
     if generation is None or generation.model is not model:
         return call(*args, **kwargs)
-    token = _running.set(None)  # What the model calls within is no step.
+    token = _running.set(None)  # Calls inside the model are not steps.
     try:
         with gpuscope.stage(generation.next_step()):
             return call(*args, **kwargs)

@@ -1,8 +1,8 @@
 """
-Ultralytics predictors: `predict`, with `preprocess`, `inference` and `postprocess` for each batch.
+Ultralytics predictors: `predict`, with `preprocess`, `inference` and `postprocess` per batch.
 
-Run against ultralytics 8.4.190. `predict` is timed each time that the predictor's generator is resumed: the first of a
-batch has the batch's work in it, the others hand out results.
+Run against ultralytics 8.4.190. `predict` is timed each time that the predictor's generator is resumed: the first time
+per batch includes the batch's work, the other times only hand out results.
 """
 
 from __future__ import annotations

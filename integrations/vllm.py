@@ -1,12 +1,12 @@
 """
-vLLM: each step of the model runner is a stage, `vllm.execute_model`, and what follows it `vllm.sample_tokens`.
+vLLM: each step of the model runner is a stage, `vllm.execute_model`; the sampling after it is `vllm.sample_tokens`.
 
-A step works on a batch of requests of many traces, so its stages are a trace of their own. Of the requests in a step,
-`vllm.requests.new` are prefilled; of `vllm.requests.running` each decodes, or goes on with a prefill in chunks;
-`vllm.tokens` is the number of tokens scheduled. vLLM's engine runs in processes of its own, which must be instrumented
+A step works on a batch of requests of many traces, so its stages form a trace of their own. Of the requests in a step,
+`vllm.requests.new` are prefilled; each of the `vllm.requests.running` decodes, or continues a prefill in chunks;
+`vllm.tokens` is the number of tokens scheduled. vLLM's engine runs in separate processes, which must be instrumented
 too: `GPUSCOPE` and `GPUSCOPE_FRAMEWORKS` reach them, and something there has to import gpuscope (`gpuscope run` does).
 
-Not run: vLLM needs a GPU and its CUDA build of PyTorch. Written against the source of vLLM 0.33.0.
+Not run, because vLLM needs a GPU and its CUDA build of PyTorch. Written against the source of vLLM 0.33.0.
 """
 
 from gpuscope.instrument import Target

@@ -23,7 +23,7 @@ DOORS = {
     "torch": ("commands/", "pinned/", "_overlap/"),
     "nvtx": ("_recording/nvtx.py", "commands/"),
     "opentelemetry": ("_otel/", "exporters/", "commands/"),
-    "requests": ("exporters/",),
+    "http": ("exporters/",),
     "rich": ("commands/",),
 }
 MAX_FILES = 12

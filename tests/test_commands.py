@@ -270,11 +270,12 @@ class TestDoctor:
         assert done.returncode == 1
         seen = findings(done)["settings"]["seen"]
         assert "ignoring GPUSCOPE_QUEUE_SIZE='lots'" in seen
-        assert "using 8192" in seen
+        assert "using the default, 8192" in seen
 
     def test_settings_in_effect(self, run):
-        """Settings that differ from their defaults are listed, but credentials in headers are not shown."""
+        """Settings that differ from their defaults are listed, but no credentials of headers and URLs."""
         variables = {"GPUSCOPE_WARMUP": "7", "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20hush"}
+        variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://user:hush@127.0.0.1:1/?token=hush"
         done = run("doctor", "--json", GPUSCOPE="1", GPUSCOPE_EXPORTER="none", **variables)
         seen = findings(done)["settings"]["seen"]
         assert "warmup=7" in seen
@@ -293,7 +294,7 @@ class TestDoctor:
         done = run("doctor", "--json", GPUSCOPE_EXPORTER="none", CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0
         assert "host spans only" in findings(done)["GPU"]["seen"]
-        assert re.match(r"\d+\.\d\d us a stage", findings(done)["cost"]["seen"])
+        assert re.match(r"\d+\.\d\d us per stage", findings(done)["cost"]["seen"])
 
     def test_file_exporter(self, run, tmp_path):
         """The file exporter's folder is looked at and nothing is written into it."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from gpuscope._data.values import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.interfaces import Bridge
     from gpuscope._data.metrics import Snapshot
+    from gpuscope._data.values import Clean
     from gpuscope._log import WarnOnce
     from gpuscope._otel.bridge import Bridge as SdkBridge
     from gpuscope._recording.ledger import Ledger
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from gpuscope.exporters import Exporter
 
 
-def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, object]]) -> Exporter:
+def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
 
@@ -57,12 +60,12 @@ class ActiveExporters:
         self._extra = extra
         self._seen: tuple[Bridge | None, object] = None, None
         """The bridge and the application's provider for which the exporters were last chosen."""
-        self._resource: Mapping[str, object] = {}
+        self._resource: Mapping[str, Clean] = {}
         self._made: dict[str, Exporter] = {}
         self._failed: set[str] = set()
         self._active: list[Exporter] = list(extra)
 
-    def resource(self) -> Mapping[str, object]:
+    def resource(self) -> Mapping[str, Clean]:
         """Return the attributes of the process, which are the same for everything that is sent."""
         if not self._resource:
             from gpuscope.exporters._encoding.resource import resource_attributes
@@ -101,7 +104,7 @@ class ActiveExporters:
                 self._made[name] = _make(name, self._config, bridge, self.resource)
             except Exception as error:  # Not tried again; `export` counts what that costs.
                 self._failed.add(name)
-                self._warnings.warn(name, "the exporter %r cannot be set up: %r.", name, error)
+                self._warnings.warn(name, "the exporter %r cannot be set up: %s.", name, shown(error))
         return self._made.get(name)
 
     def export(self, batch: StageBatch, breathe: Callable[[], None]) -> None:
@@ -118,7 +121,7 @@ class ActiveExporters:
                     breathe()
             except Exception as error:  # One exporter's failure; the others still get the batch.
                 delivery.settle(0, {"exporter_error": stages})
-                self._warnings.warn(exporter.name, "the exporter %r failed: %r.", exporter.name, error)
+                self._warnings.warn(exporter.name, "the exporter %r failed: %s.", exporter.name, shown(error))
             breathe()
 
     def flush(self, remaining_s: Callable[[], float]) -> bool:
@@ -145,5 +148,7 @@ class ActiveExporters:
         try:
             return getattr(exporter, action)(argument) is not False
         except Exception as error:  # As in `export`.
-            self._warnings.warn(f"{exporter.name}.{action}", "`%s` of %r failed: %r.", action, exporter.name, error)
+            self._warnings.warn(
+                f"{exporter.name}.{action}", "`%s` of %r failed: %s.", action, exporter.name, shown(error)
+            )
             return False

@@ -18,9 +18,10 @@ from gpuscope._cuda.graphs.rows import InnerRows
 from gpuscope._data.batch import DeviceInfo, RowFlag, SpanDetails, StageBatch
 from gpuscope._data.native import native
 from gpuscope._data.row import FORMAT, ROW
+from gpuscope._data.wall_clock import WallClock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -61,14 +62,15 @@ class BatchBuilder:
     ) -> None:
         self._device = device
         self._warmup = warmup
-        self._clock = clock
-        self._epoch_clock = epoch_clock
+        self._wall = WallClock(clock, epoch_clock)
         self._device_infos: dict[int, DeviceInfo] = {}
         self._inner = InnerRows(warmup)
         self._begin()
 
     def _begin(self) -> None:
         self._offset_ns: int | None = None
+        self._offsets_ns: list[int] | None = None
+        """Each row's, where they may differ."""
         self._sites: dict[Site, int] = {}
         self._threads: dict[ThreadInfo, int] = {}
         self._packed: list[bytes] = []
@@ -98,6 +100,7 @@ class BatchBuilder:
             raise
         details = {row: what for row, what in found.items() if what is not None}
         self._packed.append(packed)
+        self._place(row[0] for row in rows)
         self._details.update(details)
         self._count += len(rows)
         if bridge is not None and bridge.sdk:
@@ -108,6 +111,7 @@ class BatchBuilder:
         self._fix_offset(bridge)
         settle = _own_ids if bridge is None else bridge.settle
         self._packed.append(self._inner.cells(placed, self._sites, self._threads, settle))
+        self._place(replay.outer for replay in placed.replays for _ in range(len(placed.graph)))
         self._count += placed.start_ns.size
         if bridge is not None and bridge.sdk:
             self._records += [None] * placed.start_ns.size
@@ -115,11 +119,16 @@ class BatchBuilder:
     def _fix_offset(self, bridge: Bridge | None) -> None:
         """Read the epoch's offset, once per batch, and share it with the bridge."""
         if self._offset_ns is None:
-            self._offset_ns = self._epoch_offset()
+            self._offset_ns = self._wall.read()
+            self._offsets_ns = [] if self._wall.has_stepped else None
             if bridge is not None:
                 # The bridge starts the spans of the application's provider. With the same offset both place a stage at
                 # the same nanosecond. Set here and nowhere else; until the first batch the bridge reads the clocks.
-                bridge.offset_ns = self._offset_ns
+                bridge.wall, bridge.offset_ns = self._wall, self._offset_ns
+
+    def _place(self, records: Iterable[StageRecord]) -> None:
+        if self._offsets_ns is not None:
+            self._offsets_ns += map(self._wall.offset_of, records)
 
     def _pack_natively(self, rows: list[Row], bridge: Bridge | None) -> tuple[bytes, list[int]]:
         identify, own = (bridge.identify, 0 if bridge.sdk else 1) if bridge is not None else (own_identity, 2)
@@ -167,7 +176,8 @@ class BatchBuilder:
 
     def _assemble(self, bridge: Bridge | None) -> StageBatch:
         rows = np.frombuffer(b"".join(self._packed), ROW)
-        offset_ns, has_gpu = self._offset_ns or 0, rows["gpu_end_ns"] != 0
+        offset_ns = np.array(self._offsets_ns or self._offset_ns or 0, np.int64)
+        has_gpu = rows["gpu_end_ns"] != 0
         span_id, device = rows["span_id"].copy(), rows["device"].astype(np.int32)
         gpu_span_id = np.where(rows["flags"] & _IN_GRAPH, span_id, span_id ^ _GPU_BIT)
         live = None
@@ -198,12 +208,6 @@ class BatchBuilder:
             details=self._details,
             live=live,
         )
-
-    def _epoch_offset(self) -> int:
-        """Return epoch less `perf_counter`, in nanoseconds: the tightest of three brackets between two readings."""
-        readings = [(self._clock(), self._epoch_clock(), self._clock()) for _ in range(3)]
-        before, epoch, after = min(readings, key=lambda reading: reading[2] - reading[0])
-        return epoch - (before + after) // 2
 
     def _device_info(self, index: int) -> DeviceInfo:
         if index not in self._device_infos:

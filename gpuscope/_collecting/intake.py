@@ -6,7 +6,6 @@ A slice holds the GIL for some 0.3 ms, or longer where there is a backlog; then 
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +13,7 @@ from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._data.native import native
+from gpuscope._data.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ _MAX_BATCH_ROWS = 4096
 exceed it."""
 _BACKLOG_ROWS = 512
 """A slice grows by its usual size for every 512 records that wait."""
-_BATCH_DELAY_S = 0.5
+_BATCH_DELAY_NS = 500_000_000
 """From a batch's first row until it is exported, however small it is."""
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class Intake:
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
         )
-        self._due_s = 0.0
+        self._due_ns = 0
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
@@ -108,6 +108,13 @@ class Intake:
         """How many stages are not known to have ended on the GPU, those inside replays included."""
         return self._resolver.pending + self._replays.pending
 
+    def is_past(self, until_ns: int) -> bool:
+        """Tell whether all that had ended by a moment of the records' clock is in a batch."""
+        # Whatever waits longest on a stream was queued first. What came to the queue after that moment ended after it.
+        waiting = self._queue.waiting
+        oldest = (waiting[0].end_ns if waiting else None, self._resolver.oldest_ns(), self._replays.oldest_ns())
+        return all(at_ns is None or at_ns > until_ns for at_ns in oldest)
+
     @property
     def is_full(self) -> bool:
         """Whether the batch has enough rows. The more replays wait, the more rows are enough."""
@@ -116,7 +123,7 @@ class Intake:
     @property
     def is_due(self) -> bool:
         """Whether the batch is full or old enough."""
-        return self.is_full or time.monotonic() > self._due_s
+        return self.is_full or self._recorder.clock() > self._due_ns
 
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
         """Add a few stages to the batch; return whether there is more to do right away."""
@@ -131,7 +138,7 @@ class Intake:
             self._add(replays.start_ns.size, self._builder.add_replays, replays)
             inner += replays.start_ns.size
         if len(self._builder) and not before:
-            self._due_s = time.monotonic() + _BATCH_DELAY_S
+            self._due_ns = recorder.clock() + _BATCH_DELAY_NS
         return len(self._queue) > 0 or len(rows) >= limit or inner >= limit * _INNER_FOR_ONE
 
     def finish(self) -> StageBatch:
@@ -154,7 +161,7 @@ class Intake:
             add(resolved, self._recorder.bridge)
         except Exception as error:  # What cannot be added to a batch is lost, and counted.
             self._recorder.ledger.lose("internal_error", stages)
-            self._warnings.warn("batch", "adding to a batch failed: %r.", error)
+            self._warnings.warn("batch", "adding to a batch failed: %s.", shown(error))
 
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
 from gpuscope._data.metrics import Snapshot
+from gpuscope._data.values import shown
 from gpuscope.exporters.metrics_sdk import Instruments, find_provider
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from gpuscope._collecting.active_exporters import ActiveExporters
     from gpuscope._data.batch import StageBatch
+    from gpuscope._data.metrics import DataPoint, InstrumentSpec
     from gpuscope._data.statistics import Statistics
     from gpuscope._log import WarnOnce
     from gpuscope._settings.config import Config
@@ -106,12 +108,18 @@ class MetricsPipeline:
         try:
             action(*arguments, **keywords)
         except Exception as error:  # It costs metrics; the stages themselves are exported all the same.
-            self._warnings.warn("metrics", "metrics failed: %r.", error)
+            self._warnings.warn("metrics", "metrics failed: %s.", shown(error))
 
     def snapshot(self, *, exemplars: bool = False) -> Snapshot:
         """Return all metrics as of now; with `exemplars`, those since they were last taken."""
         points = self._stages.points(exemplars=exemplars)
-        return Snapshot(self._start_ns, self._epoch_clock(), {**points, **account_points(self._statistics())})
+        return self._snapshot({**points, **account_points(self._statistics())})
+
+    def _snapshot(self, points: Mapping[InstrumentSpec, Sequence[DataPoint]]) -> Snapshot:
+        now_ns = self._epoch_clock()
+        # A wall clock that was set back must not have the interval end before it begins.
+        self._start_ns = min(self._start_ns, now_ns)
+        return Snapshot(self._start_ns, now_ns, points)
 
     @property
     def _wanted(self) -> bool:
@@ -175,8 +183,7 @@ class MetricsPipeline:
             self._otlp.put(self.snapshot(exemplars=True))
 
     def _write_account(self) -> None:
-        points = account_points(self._statistics())
-        self._active_exporters.account(Snapshot(self._start_ns, self._epoch_clock(), points))
+        self._active_exporters.account(self._snapshot(account_points(self._statistics())))
 
     def _leave(self) -> None:
         if self._instruments is not None:

@@ -14,6 +14,7 @@ from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
+from gpuscope._data.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,10 @@ class Resolver:
         anchors = [clock.anchor for clock in list(self._clocks.values())]
         return max((anchor.half_ns for anchor in anchors if anchor is not None), default=None)
 
+    def oldest_ns(self) -> int | None:
+        """Return when the first of those ended that wait on any stream, or None."""
+        return min((waiting[0].end_ns for waiting in self._waiting.values() if waiting), default=None)
+
     def accept(self, records: list[StageRecord]) -> list[Row]:
         """Take records from the queue; return those that need no GPU as rows."""
         rows: list[Row] = []
@@ -121,7 +126,7 @@ class Resolver:
             try:
                 self._collect_stream(timed_stream, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
             except Exception as error:  # A device that raises costs GPU times, but no stage.
-                self._warnings.warn("device", "asking the GPU about stages failed: %r.", error)
+                self._warnings.warn("device", "asking the GPU about stages failed: %s.", shown(error))
                 left = window - (len(rows) - before)
                 rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
             self.pending -= len(rows) - before
@@ -253,5 +258,5 @@ class Resolver:
         try:
             self._device.give_back(record)
         except Exception as error:  # The pool is one pair poorer.
-            self._warnings.warn("device", "returning events failed: %r.", error)
+            self._warnings.warn("device", "returning events failed: %s.", shown(error))
         return record, 0, 0, 0, flag

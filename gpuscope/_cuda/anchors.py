@@ -19,6 +19,8 @@ from gpuscope._cuda.driver import NOT_READY, Driver, Handle
 from gpuscope._data.interfaces import Anchor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuscope._cuda.driver import EventReader
 
 _TRIES = 5
@@ -38,12 +40,20 @@ class Anchors:
     Args:
         driver: records the events and asks about them.
         reader: does both in C, where that was built.
+        clock: nanoseconds, monotonic; the reader has its own.
 
     """
 
-    def __init__(self, driver: Driver, reader: EventReader | None = None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        reader: EventReader | None = None,
+        *,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
         self._driver = driver
         self._reader = reader
+        self._clock = clock
         self._parts: dict[int, tuple[Handle, deque[Handle]]] = {}
         self._limits_ns: dict[int, int] = {}
 
@@ -72,14 +82,14 @@ class Anchors:
             best: Anchor | None = None
             limit_ns = self._limits_ns.get(device, _LIMIT_NS)
             for _ in range(_TRIES):
-                before_ns = time.perf_counter_ns()
+                before_ns = self._clock()
                 ring.rotate(1)
                 if keep is not None and ring[0] is keep.event:
                     ring.rotate(1)
                 anchor = self._bracket(ring[0], stream, limit_ns)
                 if anchor is not None and (best is None or anchor.half_ns < best.half_ns):
                     best = anchor
-                if anchor is None or time.perf_counter_ns() - before_ns > 2 * _BUSY_NS:
+                if anchor is None or self._clock() - before_ns > 2 * _BUSY_NS:
                     break
         self._limits_ns[device] = _LIMIT_NS if best is not None else min(2 * limit_ns, _LONGEST_NS)
         return best
@@ -88,7 +98,7 @@ class Anchors:
         if self._reader is not None:
             bracket = self._reader.bracket(event.value, stream.value, limit_ns)
             return None if bracket is None else _middle(event, *bracket)
-        driver, now = self._driver, time.perf_counter_ns
+        driver, now = self._driver, self._clock
         began = before = asked = now()
         if driver.event_record(event, stream):
             return None

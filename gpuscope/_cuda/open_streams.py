@@ -118,7 +118,7 @@ def _may_go(get_stream: Callable[[], Stream]) -> bool:
     is the address of a stream that PyTorch was given (`ExternalStream`). What is not PyTorch's has none.
     """
     try:
-        ident = get_stream().stream_id
+        ident = getattr(get_stream(), "stream_id", None)
     except Exception:  # It may go, as far as is known.
         return True
     return not isinstance(ident, int) or (ident != 0 and ident % 2 == 0)

@@ -1,5 +1,5 @@
 """
-The names of the attributes of spans, metrics and resources, for those who write them and those who read them.
+The names of the attributes of spans, metrics and resources, for the code that writes them and the code that reads them.
 
 OpenTelemetry calls such a list semantic conventions. Nothing here acts.
 """
@@ -11,7 +11,7 @@ from gpuscope._data.batch import RowFlag
 STAGE = "gpuscope.stage"
 
 WARMUP = "gpuscope.warmup"
-"""This and the following five are flags: true, or not there."""
+"""This and the next five are flags: true, or absent."""
 CAPTURED = "gpuscope.captured"
 CLAMPED = "gpuscope.clamped"
 GIVEN_UP = "gpuscope.given_up"
@@ -21,28 +21,28 @@ UNPLACED = "gpuscope.unplaced"
 """On a GPU span whose duration alone is known."""
 
 HOST_DURATION = "gpuscope.host.duration"
-"""This and the following three are in seconds."""
+"""This and the next three are in seconds."""
 GPU_DURATION = "gpuscope.gpu.duration"
 LAUNCH_TO_START = "gpuscope.launch_to_start"
 CLOCK_UNCERTAINTY = "gpuscope.clock.uncertainty"
-"""How well the GPU span is placed. A metric has the same name (`_data.metrics`)."""
+"""How far off the GPU span's place may be, plus or minus. A metric has the same name (`_data.metrics`)."""
 GRAPH_OUTSIDE = "gpuscope.graph.outside"
-"""Seconds of a stage's replays that are in none of the stages inside. Only viewers show it."""
+"""Seconds of a stage's replays of CUDA graphs that lie in no stage inside. Only viewers show it."""
 
 CUDA_STREAM = "gpuscope.cuda.stream"
 DEVICE_INDEX = "gpuscope.device.index"
 
 LANE = "gpuscope.lane"
-"""Of a metric: whether the duration is that on the `host` or on the `gpu`."""
+"""Of a metric: whether the duration was measured on the `host` or on the `gpu`."""
 REASON = "gpuscope.reason"
 """Of a metric: why stages were dropped or lost, or have no GPU times."""
 
 RANK = "gpuscope.rank"
-"""This and the following two are of the process; OpenTelemetry has no names for them."""
+"""This and the next two describe the process; OpenTelemetry has no names for them."""
 LOCAL_RANK = "gpuscope.local_rank"
 WORLD_SIZE = "gpuscope.world_size"
 
-# OpenTelemetry's names, as far as several modules use them.
+# OpenTelemetry's names, where more than one module uses them.
 FUNCTION = "code.function.name"
 THREAD_ID, THREAD_NAME = "thread.id", "thread.name"
 HW_ID, HW_NAME, HW_TYPE = "hw.id", "hw.name", "hw.type"
@@ -59,7 +59,7 @@ FLAGS = {
     RowFlag.IN_GRAPH: GRAPH,
     RowFlag.UNPLACED: UNPLACED,
 }
-"""The attribute of each flag of a row. `REMOTE_PARENT` has none, because a span has a field for it."""
+"""The attribute for each flag of a row. `REMOTE_PARENT` has none, because a span has a field for it."""
 HOST_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP)}
 """Those that a host span shows."""
 GPU_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.IN_GRAPH, RowFlag.UNPLACED)}
@@ -71,4 +71,4 @@ GPU_MEASURED = (GPU_DURATION, LAUNCH_TO_START, CLOCK_UNCERTAINTY)
 """The GPU span's doubles."""
 
 OURS = frozenset((STAGE, GRAPH, *HOST_FLAGS.values(), *HOST_MEASURED))
-"""Attributes of the host span that the application cannot replace. For any other name its value is the one shown."""
+"""Attributes of the host span that the application cannot replace. For any other name its own value is shown."""

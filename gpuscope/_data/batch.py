@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
+    from gpuscope._data.record import ExceptionInfo, LazySpan, Site, ThreadInfo
 
 
 class RowFlag(IntFlag):
@@ -27,14 +27,14 @@ class RowFlag(IntFlag):
     CAPTURED = 2
     """Recorded while its stream was being captured into a CUDA graph, so it has no GPU time."""
     CLAMPED = 4
-    """The GPU start lay before the host launch by more than the uncertainty and was moved to it."""
+    """The GPU start was measured before the launch on the host, by more than the uncertainty, and was moved to it."""
     GIVEN_UP = 8
-    """The events did not complete before the deadline: host times only."""
+    """The events did not complete before the deadline, so there are host times only."""
     REMOTE_PARENT = 16
     """The parent span belongs to another process."""
     IN_GRAPH = 32
-    """A stage inside a replay of a CUDA graph: a GPU span and no host span. Its host times are those of the launch, and
-    `span_id` and `gpu_span_id` are the same."""
+    """A stage inside a replay of a CUDA graph, which has a GPU span and no host span. Its host times are those of the
+    launch, and `span_id` and `gpu_span_id` are the same."""
     UNPLACED = 64
     """The GPU's clock could not be read, so only the duration is known: the GPU span begins at the launch, and the
     uncertainty reaches to when it was seen done. `CLAMPED` is set as well."""
@@ -47,23 +47,23 @@ class DeviceInfo:
     index: int
     name: str
     uuid: str
-    """In NVIDIA's form, `GPU-xxxxxxxx-xxxx-…`: `hw.id`."""
+    """In NVIDIA's form, `GPU-xxxxxxxx-xxxx-…`; exported as `hw.id`."""
 
 
 @dataclass(slots=True)
 class SpanDetails:
-    """What few stages have; keyed by row in `StageBatch.details`."""
+    """What only few stages have; keyed by row in `StageBatch.details`."""
 
-    attributes: Mapping[str, Any] | None = None
+    attributes: Mapping[str, object] | None = None
     """Set by the application for this run; values of any type."""
     error: ExceptionInfo | None = None
     name: str | None = None
     """Set through OpenTelemetry's `Span.update_name`."""
     status: tuple[str, str | None] | None = None
     """`("OK" | "ERROR" | "UNSET", description)`, set through OpenTelemetry's `Span.set_status`."""
-    events: tuple[tuple[str, int, Mapping[str, Any]], ...] = ()
+    events: tuple[tuple[str, int, Mapping[str, object]], ...] = ()
     """(name, epoch nanoseconds, attributes), from OpenTelemetry's `Span.add_event`."""
-    links: tuple[tuple[int, int, Mapping[str, Any]], ...] = ()
+    links: tuple[tuple[int, int, Mapping[str, object]], ...] = ()
     """(trace id, span id, attributes), from OpenTelemetry's `Span.add_link`."""
 
 
@@ -95,7 +95,7 @@ class StageBatch:
     gpu_start_ns: NDArray[np.int64]
     gpu_end_ns: NDArray[np.int64]
     uncertainty_ns: NDArray[np.int64]
-    """Of the GPU placement, plus or minus; durations are better."""
+    """How far off the GPU times may be, plus or minus. Durations are more exact."""
     device: NDArray[np.int32]
     """Key into `devices`; -1 without a GPU part."""
     stream: NDArray[np.uint64]
@@ -103,6 +103,6 @@ class StageBatch:
     flags: NDArray[np.uint32]
     """Of `RowFlag`."""
     details: Mapping[int, SpanDetails]
-    live: tuple[Any, ...] | None = None
-    """The lazy spans, one a row (None for a stage inside a graph), when the application's own TracerProvider is
-    exported to; else None."""
+    live: tuple[LazySpan, ...] | None = None
+    """The lazy spans, one per row (None for a stage inside a graph), where spans go to the application's own
+    TracerProvider; else None."""

@@ -15,18 +15,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gpuscope._data.batch import DeviceInfo, SpanDetails
-    from gpuscope._data.record import Site, StageRecord
+    from gpuscope._data.record import FromAbove, LazySpan, Site, StageRecord
+    from gpuscope._data.wall_clock import WallClock
 
 Event: TypeAlias = Any
-"""A CUDA event as its device knows it. `Any`, because nobody but that device looks inside."""
-Stream: TypeAlias = Any
-"""What a program gives as `stream=`: any object with `cuda_stream` and `device_index`, as `torch.cuda.Stream` is."""
+"""A CUDA event as its device knows it. Each device has a class of its own, and nobody else looks inside."""
 TimedStreamOfDevice: TypeAlias = Any
-"""A stream as its device knows it, with `index` and `raw`. `Any`, because each device has a class of its own."""
+"""A stream as its device knows it, with `index` and `raw`. Each device has a class of its own here, too."""
+Provider: TypeAlias = "FromAbove"
+"""The application's TracerProvider; this room does not import OpenTelemetry."""
 Identity: TypeAlias = "tuple[int, int, int, bool]"
 """Trace id, span id, parent's span id or 0, and whether the stage is exported."""
 
 DONE, PENDING, CAPTURED, BROKEN = "done", "pending", "captured", "broken"
+
+
+class GivenStream(Protocol):
+    """What a program gives as `stream=`, as a `torch.cuda.Stream` is."""
+
+    @property
+    def cuda_stream(self) -> int:
+        """The stream's address, 0 for the default stream."""
+
+    @property
+    def device_index(self) -> int:
+        """The index of its GPU."""
+
+
+Stream: TypeAlias = "GivenStream | None"
+"""The stream whose work is to be timed; None is the one that is current on the calling thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +59,10 @@ class Device(Protocol):
     """What the hot path and the collector need of GPUs. `gpuscope.testing.FakeDevice` is another one."""
 
     begin: Callable[[StageRecord, Stream], None]
-    """Record the start event on the given stream or the current one: sets `timed_stream` and `pair`, or neither."""
+    """Record the start event on the stream: sets `timed_stream` and `pair`, or neither."""
 
     end: Callable[[StageRecord], None]
-    """Record the end event, or take `pair` away; `timed_stream` is `CAPTURED` then, if the stream was."""
+    """Record the end event. Where that fails `pair` is None then, and `timed_stream` `CAPTURED` if the stream was."""
 
     def give_back(self, record: StageRecord) -> None:
         """Return a record's events to the pool."""
@@ -54,29 +71,33 @@ class Device(Protocol):
         """Prepare the collector's thread for one pass."""
 
     def is_capturing(self, timed_stream: TimedStreamOfDevice) -> bool:
-        """Tell whether the stream is being captured: then none of its events may be asked about yet."""
+        """Tell whether the stream is being captured. If so, none of its events may be asked about yet."""
 
     def query(self, record: StageRecord) -> str:
-        """Tell about the end event: DONE, PENDING, CAPTURED or BROKEN."""
+        """Return what is known of the end event: DONE, PENDING, CAPTURED or BROKEN."""
 
     reader: Any
-    """An `EventReader` of `native`, which does what the next four do, or None. C has no stubs, hence `Any`."""
+    """The device's `EventReader` of `native`, which asks about many events at once, or None. `native` has no stubs."""
 
     def elapsed_ms(self, first: Event, second: Event) -> float | None:
-        """GPU time between two completed events; None if one of them can't be timed."""
+        """Return the GPU time between two completed events, or None if one of them can't be timed."""
 
     def calibrate(self, timed_stream: TimedStreamOfDevice, keep: Anchor | None) -> Anchor | None:
-        """Take a new anchor on the stream's device, with another event than that of the one to keep."""
+        """Take a new anchor on the stream's device. It uses another event than the anchor `keep` does."""
 
     def facts(self, index: int) -> DeviceInfo:
         """Describe a device."""
 
     def close(self) -> None:
-        """Record nothing any more. Also for the child after a fork, where CUDA must not be touched."""
+        """Record nothing any more. The child after a fork calls this too, so it must not touch CUDA."""
 
 
 class Queue(Protocol):
-    """Takes records from application threads: `_recording.queue.RecordQueue`, and what stands there until it starts."""
+    """
+    Takes records from application threads: `_recording.queue.RecordQueue`.
+
+    Until the first record, `_collecting.engine.StartingQueue` stands in its place.
+    """
 
     def put(self, record: StageRecord) -> bool:
         """Take the record and return True, or count a refusal and return False."""
@@ -86,71 +107,76 @@ class Account(Protocol):
     """Counts what failed on application threads: `_recording.ledger.Ledger`."""
 
     def untimed(self, reason: str, stages: int = 1) -> None:
-        """Count stages that go out without GPU times though a GPU is in use."""
+        """Count stages that go out without GPU times although a GPU is in use."""
 
     def fail(self, reason: str) -> None:
         """Count a stage that never reached the queue."""
 
     def refuse(self, reason: str, stages: int) -> None:
-        """Count stages that are never to reach the collector."""
+        """Count stages that will never reach the collector."""
 
 
 class Nvtx(Protocol):
-    """Opens and closes NVTX ranges: `_recording.nvtx.Nvtx`, or what a deep look puts in front of it for a while."""
+    """Opens and closes NVTX ranges: `_recording.nvtx.Nvtx`, or what a deep look puts in its place for a while."""
 
     def begin(self, site: Site, suspends: int) -> object:
         """Open a range and return what `end` takes."""
 
-    def end(self, opened: Any) -> None:
-        """Close a range. `Any`: only who opened it knows what it is."""
+    def end(self, opened: object) -> None:
+        """Close a range, which only whoever opened it can read."""
 
 
 class Bridge(Protocol):
-    """
-    The recording side's door to OpenTelemetry: `_otel.bridge.Bridge`.
-
-    Spans, contexts and providers are `Any` here, because this room does not import OpenTelemetry.
-    """
+    """The recording side's door to OpenTelemetry: `_otel.bridge.Bridge`."""
 
     sdk: bool
     """Whether the application's provider makes the ids."""
     offset_ns: int | None
     """Epoch less the records' clock, once the collector has read both."""
+    wall: WallClock | None
+    """What the collector read them with."""
     visible: bool
     """Whether stages stand in the application's context."""
-    look_for_provider: Callable[[], Any]
-    """Returns what tells that there is a provider, or None; cheap enough for the hot path."""
-    current_context: Callable[[], Any]
-    """Returns the application's context, false where it holds nothing."""
 
     @property
-    def provider(self) -> Any:
-        """The application's TracerProvider, or None."""
+    def look_for_provider(self) -> Callable[[], object]:
+        """Returns something if there is a provider, else None; cheap enough for the hot path."""
+
+    @property
+    def current_context(self) -> Callable[[], object]:
+        """Returns the application's context, which is false where it holds nothing."""
+
+    @property
+    def provider(self) -> Provider | None:
+        """The application's TracerProvider."""
+
+    def watch_provider(self, before_its_end: Callable[[], object]) -> None:
+        """Have something called before the application ends its provider, where stages go there."""
 
     def enter(self, record: StageRecord) -> None:
-        """Find the stage's parent, and stand in the context for it."""
+        """Find the stage's parent, and put the stage's lazy span into the application's context."""
 
     def leave(self, record: StageRecord) -> None:
         """Put the context back as it was at entry."""
 
-    def lazy(self, record: StageRecord) -> Any:
+    def lazy(self, record: StageRecord) -> LazySpan:
         """Return the stage's lazy span."""
 
     def details(self, record: StageRecord) -> SpanDetails | None:
-        """Return what few stages have."""
+        """Return what only few stages have, or None."""
 
     def identify(self, record: StageRecord) -> Identity:
         """Settle a stage that has ended, and let go of the context that it ran in."""
 
     def settle(self, record: StageRecord) -> tuple[int, int, bool]:
-        """Return trace id, span id and whether it is exported, of a stage that may still run."""
+        """Return trace id, span id and whether the stage is exported; the stage may still run."""
 
     def retire(self) -> None:
         """Settle nothing more."""
 
 
 class RecorderFields:
-    """What recording needs, in slots: of a `Recorder`, which fills and changes it. `native` has a twin."""
+    """The fields that the hot path reads, in slots; `Recorder` fills and changes them. `native` has a twin."""
 
     __slots__ = (
         "bridge",
@@ -167,15 +193,15 @@ class RecorderFields:
         "waiting",
     )
     bridge: Bridge | None
-    """Once OpenTelemetry is imported."""
+    """None until OpenTelemetry is imported."""
     capacity: int
-    """Of `waiting`; 0 until the first record has started the collector."""
+    """Of `waiting`; 0 until the first record has started the collector: see `_recording.queue`."""
     clock: Callable[[], int]
-    current_context: Callable[[], Any] | None
+    current_context: Callable[[], object] | None
     """The bridge's, once there is one."""
     device: Device
     ledger: Account
-    look_for_provider: Callable[[], Any] | None
+    look_for_provider: Callable[[], object] | None
     """The bridge's, once there is one."""
     nvtx: Nvtx | None
     """None where no tool listens. A deep look stands here while it is on (`_profiling.session.NvtxTap`)."""
@@ -183,4 +209,4 @@ class RecorderFields:
     random_bits: Callable[[int], int]
     span_ids: Iterator[int]
     waiting: deque[StageRecord]
-    """The queue's own, to which the hot path appends while there is room; empty for good until the collector runs."""
+    """The queue's own deque, to which the hot path appends while there is room: see `_recording.queue`."""

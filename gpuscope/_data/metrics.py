@@ -16,12 +16,12 @@ BOUNDS_S = (
     *(1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3),
     *(1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
-"""Upper bounds of the buckets, in seconds, a value equal to one included; one more bucket is without a bound."""
+"""Upper bounds of the buckets, in seconds, inclusive; the last bucket, above them all, has no bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstrumentSpec:
-    """What a metric is, whatever its figures; names, units and kinds are OpenTelemetry's."""
+    """What a metric is, apart from its figures. Its kind is one of OpenTelemetry's, its unit is written as in UCUM."""
 
     name: str
     kind: Literal["histogram", "sum", "gauge"]
@@ -82,10 +82,10 @@ class Histogram:
     """Seconds, counted since recording started."""
 
     counts: tuple[int, ...]
-    """One a bucket: one more than `BOUNDS_S`."""
+    """One per bucket, so one more than `BOUNDS_S`."""
     sum_s: float
     exemplar: Exemplar | None = None
-    """The slowest sampled stage since the snapshot before."""
+    """The slowest sampled stage since the previous snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,9 @@ class DataPoint:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The metrics of one moment. Sums and histograms are of all since `start_ns`. Times are since the epoch."""
+    """The metrics of one moment. Sums and histograms count from `start_ns`. Times are since the epoch."""
 
     start_ns: int
     time_ns: int
     points: Mapping[InstrumentSpec, Sequence[DataPoint]]
-    """Metrics of which nothing is known yet may be missing or empty."""
+    """Metrics for which there are no figures yet may be missing or empty."""

@@ -1,7 +1,8 @@
 """
-The parts in C, where they were built and `GPUSCOPE_NATIVE` does not say 0: the module `native`, or None.
+The parts in C, as the module `native`; it is None where they were not built or `GPUSCOPE_NATIVE=0` rules them out.
 
-Each has a twin in Python that does the same at a higher price. Decides at import, once.
+Each part has a twin in Python that does the same at a higher price. This module chooses at import, once, and does
+nothing else.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpuscope._settings.environment import wants_native
 
-native: Any = None
+native: Any = None  # A module in C, without stubs.
 if wants_native():
     try:
         from gpuscope import _native as native  # type: ignore[attr-defined,no-redef]

@@ -1,16 +1,21 @@
 """
-`StageRecord`, raw: what the application's thread saw of one run of a stage, and the small facts it refers to.
+`StageRecord`, raw: what the application's thread saw of one run of a stage, and the small objects that it refers to.
 
-Nothing here acts. Imports nothing at run time but `typing`: it is part of what `import gpuscope` costs, and
+Nothing here acts. Imports nothing at run time but `typing`, because this is part of what `import gpuscope` costs, and
 `dataclasses` alone would be a third of that. Constructors are the only hand-written methods.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+FromAbove: TypeAlias = Any
+"""A part of a room above, which cannot be named here. It is only carried, from its maker to its reader."""
+LazySpan: TypeAlias = FromAbove
+"""A `LazySpan` of `_otel.lazy_span`."""
 
 
 class Site:
@@ -18,25 +23,25 @@ class Site:
 
     __slots__ = ("attributes", "calls", "function", "graph", "name", "nvtx", "warms_up", "warmup")
 
-    def __init__(self, name: str, attributes: Mapping[str, Any], function: str | None = None) -> None:
+    def __init__(self, name: str, attributes: Mapping[str, object], function: str | None = None) -> None:
         self.name = name
         self.attributes = attributes
         self.function = function
         """The qualified name of the decorated function (`code.function.name`), if there is one."""
-        self.nvtx: Any = None
+        self.nvtx: object = None
         """What the NVTX door prepared for this name."""
         self.calls = 0
-        """Resolved calls so far; counted by the collector, for the warm-up flag."""
+        """Calls resolved so far; the collector counts them for the warm-up flag."""
         self.warmup: int | None = None
-        """How many of them are warm-up, where that is not left to the configuration."""
+        """How many of them are warm-up; None leaves that to the configuration."""
         self.warms_up = False
-        """Whether everything inside it is warm-up."""
+        """Whether everything inside the stage is warm-up."""
         self.graph = True
-        """Whether it adds nodes to CUDA graphs that it is captured into."""
+        """Whether the stage adds record nodes to CUDA graphs that it is captured into."""
 
 
 class UnnamedSite(Site):
-    """The stage of `stage()` without a name, which a function that it decorates does not take over."""
+    """The site of `stage()` without a name. A function that is decorated with it goes by its own name instead."""
 
     __slots__ = ()
 
@@ -45,7 +50,7 @@ class UnnamedSite(Site):
 
 
 class ThreadInfo:
-    """The thread that a stage ran on: `threading.get_ident()`, which is `thread.id`, and its name."""
+    """The thread that a stage ran on: its `threading.get_ident()`, which is exported as `thread.id`, and its name."""
 
     __slots__ = ("ident", "name")
 
@@ -76,8 +81,8 @@ class StageRecord:
     """
     One run of a stage, as the application thread saw it. Times are `time.perf_counter_ns()`.
 
-    Its facts never change once it is queued. Made without `__init__`, which would cost as much as the rest
-    of the allocation; `_recording.stage.begin` sets every slot.
+    What it says of the run never changes once it is queued. It has no `__init__`, which would cost as much as the rest
+    of the allocation: `_recording.hot_path.begin` sets every slot but `attributes`, which its caller sets.
     """
 
     __slots__ = (
@@ -98,27 +103,27 @@ class StageRecord:
         "trace",
     )
     site: Site
-    recorder: Any
-    """The `Recorder`, which is built on this file: hence `Any`; `begin` and `end` give it its type."""
+    recorder: FromAbove
+    """The `Recorder`; `begin` and `end` give it its type."""
     outer: StageRecord | None
     """The enclosing stage."""
     trace: Trace
     span_id: int
-    span: Any
-    """The lazy span that stands for this stage in the application's OpenTelemetry context, or None."""
-    context_before: Any
+    span: LazySpan
+    """Stands for this stage in the application's OpenTelemetry context; or None."""
+    context_before: FromAbove
     """The OpenTelemetry context to put back, or None."""
     thread: ThreadInfo
     start_ns: int
     end_ns: int
     """0 while the stage runs."""
-    timed_stream: Any
-    """The device door's handle of (device, stream), or None; without a pair `CAPTURED`, if the stream was."""
-    pair: Any
-    """The device door's start and end event, or None."""
-    range: Any
+    timed_stream: FromAbove
+    """The device's handle of the stream, or None; without a pair `CAPTURED`, if the stream was captured."""
+    pair: FromAbove
+    """The start and the end event of the device, or None."""
+    range: object
     """The open NVTX range, or None."""
-    attributes: dict[str, Any] | None
+    attributes: dict[str, object] | None
     error: ExceptionInfo | None
 
 
@@ -126,21 +131,21 @@ class TimedStreamFields:
     """A stream of a device, and the pool of event pairs that it draws on."""
 
     __slots__ = ("context", "foreign", "guarded", "handle", "index", "pairs", "raw")
-    context: Any
+    context: FromAbove
     foreign: bool
     """Whether it may be destroyed: then nothing but its events is asked about later."""
     guarded: bool
-    """Whether recording needs a question first."""
-    handle: Any
+    """Whether the device has to ask something before it records an event here."""
+    handle: FromAbove
     index: int
     """Of the device."""
-    pairs: list[Any]
+    pairs: list[FromAbove]
     raw: int
     """The stream's address."""
 
 
 class ExceptionInfo(NamedTuple):
-    """An exception that left a stage: no reference to it or to its frames is kept, they may hold GPU memory."""
+    """An exception that left a stage. No reference to it or to its frames is kept, because they may hold GPU memory."""
 
     type: str
     message: str

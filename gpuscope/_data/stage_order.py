@@ -1,7 +1,7 @@
 """
-The order in which stages are shown: each kind of request from its outermost stage, by the times of their starts.
+The order in which stages are shown: each kind of request from its outermost stage inwards, by when stages start.
 
-Sorts places and nothing else. It does not learn them, and it does not know what is kept of a stage.
+Sorts places and nothing else. It does not find them out, and it does not know what is kept of a stage.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Place:
     root: str
     """Name of the outermost stage: the kind of request."""
     offset_ns: int
-    """Start within `parent`, once that is known; until then, time of the first start."""
+    """Start within `parent`, once that is known; until then, the time of the first start."""
     parent: Place | None = None
 
     @property

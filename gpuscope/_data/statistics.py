@@ -1,13 +1,18 @@
 """
-`Statistics`: the account of one moment, as `gpuscope.statistics()` returns it.
+The account of stages: `Statistics` of one moment, as `gpuscope.statistics()` returns it, and `Delivery` of one batch.
 
-Data; it counts nothing itself.
+Data, and counts for one batch; what the counts come to is the ledger's.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,26 +20,35 @@ class Statistics:
     """
     What became of every stage since recording started: recorded = exported + dropped + lost + pending.
 
-    `dropped` counts by reason what was never to be exported or found the queue full; `lost` what should have been
-    exported; `untimed` what went out without GPU times (it has another fate besides).
+    Counts are of stages; dictionaries count them by reason.
     """
 
     recorded: int
     exported: int
     pending: int
     dropped: dict[str, int]
+    """Never meant to be exported (not sampled, for example), or refused because the queue was full."""
     lost: dict[str, int]
+    """Should have been exported and will not be."""
     untimed: dict[str, int]
+    """Went out without GPU times although a GPU is in use. They are counted above as well."""
     clock_uncertainty_ns: int | None
-    """Half the bracket of the latest anchor, the largest over the GPUs; None before the first."""
+    """How far off GPU times may be, plus or minus: half the bracket of the latest anchor, the largest over the GPUs.
+    None before the first anchor."""
     exporters: tuple[str, ...]
     graph_stages: dict[str, int] = field(default_factory=dict)
-    """Stages in captures of CUDA graphs: `timed` in each replay, or why they are not."""
+    """Stages in captures of CUDA graphs: `timed` for those that each replay times, or the reason why it does not."""
     elided: dict[str, int] = field(default_factory=dict)
-    """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function.
-    Of the whole process. They are not among the recorded, for there is nothing left that could be."""
+    """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function,
+    in the whole process. Not part of `recorded`: nothing of them runs."""
 
-    def as_dict(self) -> dict[str, Any]:
+    @property
+    def missing(self) -> dict[str, int]:
+        """What should have been exported and was not, by reason: the lost, and those that found no room."""
+        full = {reason: count for reason, count in self.dropped.items() if reason == "queue_full" and count}
+        return {**self.lost, **full}
+
+    def as_dict(self) -> dict[str, object]:
         """Return the same as plain data."""
         return asdict(self)
 
@@ -53,3 +67,40 @@ class Statistics:
         if self.clock_uncertainty_ns is not None:
             parts.append(f"GPU clock within {self.clock_uncertainty_ns / 1e3:.1f} µs")
         return ", ".join(parts)
+
+
+class Delivery:
+    """
+    One batch on its way through its exporters. Each of them calls `settle` exactly once, from any thread.
+
+    A stage counts as exported when at least one exporter delivered it.
+
+    Args:
+        settle: called once, after the last exporter has settled: with the number of stages, how many of them were
+            exported, and what the exporters said of the others, by reason.
+        stages: the number of stages in the batch.
+        exporters: the number of exporters that the batch goes to.
+
+    """
+
+    __slots__ = ("_best", "_lock", "_outstanding", "_reasons", "_settle", "stages")
+
+    def __init__(self, settle: Callable[[int, int, Counter[str]], None], stages: int, exporters: int) -> None:
+        self.stages = stages
+        self._settle = settle
+        self._lock = threading.Lock()
+        self._outstanding = exporters
+        self._best = 0
+        self._reasons: Counter[str] = Counter()
+
+    def settle(self, exported: int, lost: Mapping[str, int] | None = None) -> None:
+        """Report how many stages of the batch one exporter delivered, and how many it lost, by reason."""
+        with self._lock:
+            if not self._outstanding:
+                return
+            self._outstanding -= 1
+            self._best = max(self._best, exported)
+            self._reasons.update(lost or {})
+            if self._outstanding:
+                return
+        self._settle(self.stages, min(self._best, self.stages), self._reasons)

@@ -1,36 +1,30 @@
 """
 The recording side's only door to OpenTelemetry: stages inside the application's traces.
 
-Finds a stage's parent at entry and puts a lazy span into the context, where the application's own spans, propagators
-and logs find it; makes no span there. Never sets a provider up, never loads one, never shuts one down.
+When a stage is entered, it finds the stage's parent and puts a lazy span into the context, where the application's own
+spans, propagators and logs find it. It makes no real span then. It never sets up, loads or shuts down a provider.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context, attach, get_current
 from opentelemetry.trace import Span
 
 from gpuscope._data.batch import SpanDetails
 from gpuscope._data.native import Trace
-from gpuscope._otel.contexts import (
-    SPAN_KEY,
-    find_current_context,
-    find_provider,
-    keeps_contexts,
-    span_in,
-    with_span,
-)
+from gpuscope._otel.contexts import SPAN_KEY, find_current_context, find_provider, keeps_contexts, span_in, with_span
 from gpuscope._otel.identities import Identities, ids_of
-from gpuscope._otel.lazy_span import LazySpan
+from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand
+from gpuscope._otel.provider_end import end_of
 from gpuscope._recording.ancestry import running_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opentelemetry.trace import SpanContext
+    from opentelemetry.trace import SpanContext, TracerProvider
 
     from gpuscope._data.record import Site, StageRecord
     from gpuscope._settings.config import Config
@@ -45,8 +39,8 @@ class Bridge(Identities):
         clock: the clock of the records.
         epoch_clock: nanoseconds since the epoch.
         get_provider: returns the application's provider, or None; by default the one that OpenTelemetry has.
-        visible: whether stages stand in the context. By default where their spans go where the application's go: a
-            span in a trace must not have a parent that only a file knows.
+        visible: whether stages stand in the context. By default they do if their spans go where the application's
+            spans go, because a span in a trace must not have a parent that only a file knows.
 
     """
 
@@ -56,7 +50,7 @@ class Bridge(Identities):
         *,
         clock: Callable[[], int] = time.perf_counter_ns,
         epoch_clock: Callable[[], int] = time.time_ns,
-        get_provider: Callable[[], Any] | None = None,
+        get_provider: Callable[[], TracerProvider | None] | None = None,
         visible: bool | None = None,
     ) -> None:
         super().__init__(config, clock=clock, epoch_clock=epoch_clock, get_provider=get_provider or find_provider())
@@ -65,7 +59,7 @@ class Bridge(Identities):
         self.visible = wanted and keeps_contexts()
 
     def enter(self, record: StageRecord) -> None:
-        """Find the stage's parent, and stand in the context for it. Needs the record's outer, trace and ids."""
+        """Find the stage's parent, and put the stage into the context. Needs the record's outer, trace and ids."""
         outer = record.outer
         if self.look_for_provider() is None:
             # Nothing can ask for a stage's ids, but a request's parent may come from elsewhere.
@@ -80,40 +74,48 @@ class Bridge(Identities):
         if span is not None and (outer is None or outer.span is not span or outer.end_ns):
             self._adopt(record, span)
         if self.visible:
-            record.span = lazy = LazySpan(self, record)
-            record.context_before = previous
-            lazy._attached = context = Context({**previous, SPAN_KEY: lazy})
-            attach(context)
+            stand(self, record, previous)
 
     def leave(self, record: StageRecord) -> None:
-        """Put the context back as it was at entry, where the stage still stands in it."""
-        # Not `detach(token)`: it logs an error when a generator is closed in another context than it began in.
-        lazy, current = record.span, get_current()
-        if lazy is None or lazy._attached is None:
+        """Put the context back as it was at entry, if the stage still stands in it."""
+        # Not `detach(token)`, which logs an error when a generator is closed in another context than it began in.
+        own, current = own_context(record), get_current()
+        if own is None:
             return
-        if current is lazy._attached:
+        if current is own:
             attach(record.context_before)
         else:
             _leave_otherwise(record, current)
 
+    def watch_provider(self, before_its_end: Callable[[], object]) -> None:
+        """Have something called before the application ends its provider, where stages go there."""
+        if self.uses_sdk() and (provider := self.provider) is not None and (end := end_of(provider)) is not None:
+            end.tell(before_its_end)
+
+    def provider_has_ended(self) -> bool:
+        """Tell whether the application has ended its provider, which then takes spans and exports none."""
+        end = getattr(getattr(self.provider, "shutdown", None), "gpuscope_end", None)
+        return end is not None and end.has_come
+
     def details(self, record: StageRecord) -> SpanDetails | None:
-        """Return what few stages have: attributes of this run, an error, and what was said to the current span."""
-        notes = None if record.span is None else record.span._notes
-        # Copied, for another thread that has the span at hand may be about to add one more.
+        """Return what few stages have: attributes of this run, an error, and what the current span was told."""
+        notes = notes_of(record)
+        # A copy, because another thread that holds the span may be about to add one more.
         attributes = dict(record.attributes) if record.attributes else None
         if notes is None:
             return SpanDetails(attributes, record.error) if attributes or record.error is not None else None
         return SpanDetails(attributes, record.error, notes.name, notes.status, tuple(notes.events), tuple(notes.links))
 
-    def _adopt(self, record: StageRecord, span: Any) -> None:
-        """Make the stage a child of the span in the context, unless that is above the enclosing stage too."""
-        while type(span) is LazySpan and span._record.recorder is not record.recorder:
+    def _adopt(self, record: StageRecord, span: object) -> None:
+        """Make the stage a child of the span in the context, unless that span is above the enclosing stage too."""
+        stage = record_of(span)
+        while stage is not None and stage.recorder is not record.recorder:
             # Of a recorder that was shut down, or of the process that this one was forked from.
-            span = span_in(span._record.context_before)
+            span = span_in(stage.context_before)
+            stage = record_of(span)
         if not isinstance(span, Span):
             return
-        outer, stage = record.outer, span._record if type(span) is LazySpan else None
-        context = span.get_span_context()
+        outer, context = record.outer, span.get_span_context()
         if not context.is_valid or (outer is not None and _is_above(outer, context, stage)):
             return
         above = stage or outer
@@ -122,15 +124,15 @@ class Bridge(Identities):
             context.span_id,
             remote=context.is_remote,
             root=record.site if above is None else above.trace.root,
-            # A stage's decision holds; whether an application's span's does is for the sampler to say.
+            # The decision of a stage holds; for an application's span, the sampler decides.
             sampled=None if stage is None else context.trace_flags.sampled,
         )
         record.context_before = get_current()
         record.outer = running_stage(outer)
 
     def _follow(self, record: StageRecord, outer: StageRecord) -> None:
-        """Make the stage a child of one that has ended, as in a task that was started in it; by its ids alone."""
-        # Not by reference: a task that starts its successor inside its stage would hold all the stages before it.
+        """Make the stage a child of one that has ended, as in a task that was started inside it; by its ids alone."""
+        # Not by reference, because a task that starts its successor inside its stage would hold all earlier stages.
         sampled, (trace_id, span_id) = self.sampled(outer), ids_of(outer)
         record.trace = _new_trace(trace_id, span_id, remote=False, root=outer.trace.root, sampled=sampled)
         record.outer = running_stage(outer)
@@ -149,22 +151,22 @@ def _new_trace(trace_id: int, parent_id: int, *, remote: bool, root: Site, sampl
 
 
 def _is_above(outer: StageRecord, context: SpanContext, stage: StageRecord | None) -> bool:
-    """Whether the span in the context was there before the enclosing stage, which then does not stand in it."""
-    if outer.end_ns or (outer.span is not None and outer.span._attached is not None):
+    """Whether the span in the context was there before the enclosing stage, which does not stand in the context."""
+    if outer.end_ns or own_context(outer) is not None:
         return False
     return stage is not None or (context.span_id, context.trace_id) == (outer.trace.parent_id, outer.trace.trace_id)
 
 
 def _leave_otherwise(record: StageRecord, current: Context) -> None:
-    lazy, below = record.span, span_in(record.context_before)
-    span = span_in(current)
-    if span is lazy:
-        # The application put something else, baggage say, into the context and has not taken it out yet.
+    """Take the stage out of a context that is not its own."""
+    span, below = span_in(current), span_in(record.context_before)
+    if span is record.span:
+        # The application has put something else into the context, such as baggage, and has not taken it out yet.
         attach(with_span(current, below))
         return
-    # A stage that was entered inside this one ends after it; this one must not come back when it does.
-    while type(span) is LazySpan and (seen := span._record.context_before) is not None:
-        if span_in(seen) is lazy:
-            span._record.context_before = with_span(seen, below)
-            return
+    # A stage that was entered inside this one is still running. When it ends, it must not bring this one back.
+    while (inner := record_of(span)) is not None and (seen := inner.context_before) is not None:
         span = span_in(seen)
+        if span is record.span:
+            inner.context_before = with_span(seen, below)
+            return

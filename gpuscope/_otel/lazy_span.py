@@ -1,31 +1,41 @@
 """
 `LazySpan`: what stands for a running stage in the application's OpenTelemetry context.
 
-Makes no ids and no spans: it asks its source, once somebody asks it. Is not the stage's context manager, since
-applications write `with trace.get_current_span():`; nothing that they call on it ends the stage.
+A lazy span makes no ids and no spans: it asks its source for them when the application asks it. It is not the stage's
+context manager, because applications write `with trace.get_current_span():`; nothing that they call on it ends the
+stage.
+
+Its private attributes are touched in this file only; the other files use the functions at the end. They are functions,
+not methods, because a public method would hide the attribute of that name of the application's own span, to which
+`LazySpan.__getattr__` passes on what OpenTelemetry's API does not have.
 """
 
 from __future__ import annotations
 
-import traceback
 from collections import deque
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode
 
 from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
+from gpuscope._data.descriptions import full_name_of
+from gpuscope._data.record import ExceptionInfo
+from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
+from gpuscope._otel.contexts import SPAN_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from opentelemetry.context import Context
     from opentelemetry.trace import SpanContext
 
     from gpuscope._data.record import StageRecord
 
 _LIMIT = 128
-"""Events, and links, kept a stage, the latest: the SDK's default limits."""
+"""How many events a stage keeps, and how many links: the latest ones. These are the SDK's default limits."""
+_new = object.__new__
 
 
 class RealSpan(NamedTuple):
@@ -33,31 +43,31 @@ class RealSpan(NamedTuple):
 
     span: Span
     parent_context: Context
-    """What it was started in: baggage and all, for its GPU child."""
+    """The context that it was started in, with its baggage; the GPU child is started there too."""
     start_ns: int
 
 
 @dataclass(slots=True, eq=False)
 class Notes:
-    """What the application said to the current span, besides attributes."""
+    """What the application told the current span, attributes aside."""
 
     name: str | None = None
     status: tuple[str, str | None] | None = None
-    events: deque[tuple[str, int, Mapping[str, Any]]] = field(default_factory=lambda: deque(maxlen=_LIMIT))
-    links: deque[tuple[int, int, Mapping[str, Any]]] = field(default_factory=lambda: deque(maxlen=_LIMIT))
+    events: deque[tuple[str, int, Mapping[str, object]]] = field(default_factory=lambda: deque(maxlen=_LIMIT))
+    links: deque[tuple[int, int, Mapping[str, object]]] = field(default_factory=lambda: deque(maxlen=_LIMIT))
 
 
 class Source(Protocol):
-    """Who knows the ids."""
+    """Where a lazy span gets its ids: `Identities`."""
 
-    def context_of(self, lazy: LazySpan) -> SpanContext:
-        """Settle the span's ids if that can be, and return them."""
+    def context_of(self, record: StageRecord) -> SpanContext:
+        """Settle the ids of the stage's host span if that is possible now, and return them."""
 
     def seen_by(self, record: StageRecord) -> Span:
         """Return the application's span above the stage."""
 
-    def now_ns(self) -> int:
-        """Return the time since the epoch."""
+    def now_ns(self, record: StageRecord) -> int:
+        """Return the time since the epoch, as the stage's own times are placed."""
 
 
 class LazySpan(Span):
@@ -65,17 +75,18 @@ class LazySpan(Span):
     A stage as the application's code sees it through `trace.get_current_span()`.
 
     Args:
-        source: decides the ids when they are first asked for.
+        source: decides on the ids when they are first asked for.
         record: the stage.
 
     """
 
-    # Defaults of the class and no slots: one is made on every entry of a stage, and pays for two stores.
+    # Defaults of the class and no slots, because one is made on every entry of a stage: only what differs is stored.
     _attached: Context | None = None
-    """The context that it was put into, while that may be current."""
+    """The context that it was put into, as long as that may be current."""
     _context: SpanContext | None = None
-    """The ids, once settled; they never change then."""
+    """The ids, once settled; they do not change after that."""
     _real: RealSpan | None = None
+    """Set with the ids, and let go when that span has ended."""
     _notes: Notes | None = None
 
     def __init__(self, source: Source, record: StageRecord) -> None:
@@ -84,15 +95,15 @@ class LazySpan(Span):
 
     def get_span_context(self) -> SpanContext:
         """Return the ids of the stage's host span."""
-        return self._context or self._source.context_of(self)
+        return self._context or self._source.context_of(self._record)
 
     @property
     def context(self) -> SpanContext:
-        """The ids; not in the API, but in every span of the SDK and much used."""
+        """The ids. The API does not have this property, but every span of the SDK has it, and applications use it."""
         return self.get_span_context()
 
     def is_recording(self) -> bool:
-        """Return False after the stage, and in a trace that is known not to be sampled."""
+        """Return False once the stage has ended, and in a trace that is known not to be sampled."""
         if self._record.end_ns:
             return False
         if self._real is not None:
@@ -102,37 +113,46 @@ class LazySpan(Span):
     def end(self, end_time: int | None = None) -> None:
         """Do nothing: a stage ends where its block ends."""
 
-    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+    def set_attributes(self, attributes: Mapping[str, object]) -> None:
         """Add to the stage's attributes."""
         record = self._record
         if record.end_ns == 0:
             if record.attributes is None:
                 record.attributes = {}
-            record.attributes.update(attributes)
+            record.attributes.update(snapshot_mapping(attributes))
 
-    def set_attribute(self, key: str, value: Any) -> None:
+    def set_attribute(self, key: str, value: object) -> None:
         """Add to the stage's attributes."""
-        self.set_attributes({key: value})
+        record = self._record
+        if record.end_ns == 0:
+            if record.attributes is None:
+                record.attributes = {}
+            record.attributes[as_key(key)] = snapshot(value)
 
-    def add_event(self, name: str, attributes: Mapping[str, Any] | None = None, timestamp: int | None = None) -> None:
+    def add_event(
+        self, name: str, attributes: Mapping[str, object] | None = None, timestamp: int | None = None
+    ) -> None:
         """Add an event to the host span."""
         if self._record.end_ns == 0:
-            # A float would pass here and lose the whole batch in the encoder.
-            at_ns = int(timestamp) if isinstance(timestamp, int | float) else self._source.now_ns()
-            self._noted().events.append((name, at_ns, dict(attributes or {})))
+            at_ns = snapshot(timestamp)
+            # A float would be accepted here, and the encoder would then lose the whole batch.
+            if type(at_ns) is not int:
+                finite = type(at_ns) is float and isfinite(at_ns)
+                at_ns = int(at_ns) if finite else self._source.now_ns(self._record)
+            self._noted().events.append((as_key(name), at_ns, _taken(attributes)))
 
-    def add_link(self, context: SpanContext, attributes: Mapping[str, Any] | None = None) -> None:
+    def add_link(self, context: SpanContext, attributes: Mapping[str, object] | None = None) -> None:
         """Add a link to the host span."""
         if self._record.end_ns == 0 and context is not None and context.is_valid:
-            self._noted().links.append((context.trace_id, context.span_id, dict(attributes or {})))
+            self._noted().links.append((context.trace_id, context.span_id, _taken(attributes)))
 
     def update_name(self, name: str) -> None:
         """Rename this run's host span; NVTX and the summary keep the stage's name."""
         if self._record.end_ns == 0:
-            self._noted().name = name
+            self._noted().name = as_key(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        """Set the host span's status; as OpenTelemetry has it, UNSET changes nothing and OK is final."""
+        """Set the host span's status. As OpenTelemetry specifies, UNSET changes nothing and OK is final."""
         if isinstance(status, Status):
             code, description = status.status_code, status.description
         else:
@@ -140,38 +160,112 @@ class LazySpan(Span):
         notes = self._noted()
         final = notes.status is not None and notes.status[0] == StatusCode.OK.name
         if self._record.end_ns == 0 and code is not StatusCode.UNSET and not final:
-            notes.status = code.name, description if code is StatusCode.ERROR else None
+            notes.status = (
+                code.name,
+                as_key(description) if code is StatusCode.ERROR and description is not None else None,
+            )
 
     def record_exception(
         self,
         exception: BaseException,
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, object] | None = None,
         timestamp: int | None = None,
         escaped: bool = False,
     ) -> None:
-        """Add an exception event to the host span, with the SDK's attributes."""
-        kind = type(exception)
-        values = {
-            EXCEPTION_TYPE: kind.__qualname__
-            if kind.__module__ == "builtins"
-            else f"{kind.__module__}.{kind.__qualname__}",
-            EXCEPTION_MESSAGE: str(exception),
-            EXCEPTION_STACKTRACE: "".join(traceback.format_exception(kind, exception, exception.__traceback__)),
-            "exception.escaped": str(escaped),
-        }
-        self.add_event("exception", {**values, **(attributes or {})}, timestamp)
+        """
+        Add an exception event to the host span, with the attributes that the SDK gives one.
 
-    def __getattr__(self, name: str) -> Any:
-        """Answer what is not in the API, such as `attributes`, as the current span did before there was a stage."""
+        The exception is not printed, because what it holds may be on the GPU.
+        """
+        facts = exception_info(exception) or ExceptionInfo(full_name_of(type(exception)), "", ())
+        values = {
+            EXCEPTION_TYPE: facts.type,
+            EXCEPTION_MESSAGE: facts.message,
+            EXCEPTION_STACKTRACE: stacktrace(facts),
+            "exception.escaped": as_key(escaped),
+        }
+        self.add_event("exception", {**values, **_taken(attributes)}, timestamp)
+
+    def __getattr__(self, name: str) -> object:
+        """
+        Answer what is not in the API, such as `attributes`, as the application's span around the stage does.
+
+        Private names are not passed on.
+        """
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._source.seen_by(self._record), name)
 
     def __repr__(self) -> str:
-        """Without the ids: to print a span must not settle them."""
+        """Leave the ids out: printing a span must not settle them."""
         return f"LazySpan(stage={self._record.site.name!r})"
 
     def _noted(self) -> Notes:
         if self._notes is None:
             self._notes = Notes()
         return self._notes
+
+
+def _taken(attributes: Mapping[str, object] | None) -> dict[str, Any]:
+    return {} if attributes is None else snapshot_mapping(attributes)
+
+
+def stand(source: Source, record: StageRecord, previous: Context) -> None:
+    """
+    Make the stage's lazy span, and put it into the context: where `previous` was current, a copy with the span is.
+
+    This is the hot path.
+    """
+    # Stores what `__init__` stores, without calling it: the call would cost as much as that of this function.
+    record.span = lazy = _new(LazySpan)
+    lazy._source = source
+    lazy._record = record
+    record.context_before = previous
+    lazy._attached = context = Context({**previous, SPAN_KEY: lazy})
+    attach(context)
+
+
+def own_context(record: StageRecord) -> Context | None:
+    """Return the context that the stage was put into, as long as that may be current."""
+    return None if record.span is None else record.span._attached
+
+
+def record_of(span: object) -> StageRecord | None:
+    """Return the record of the stage that a span in a context stands for; None for a span of the application's."""
+    return span._record if type(span) is LazySpan else None
+
+
+def give_ids(lazy: LazySpan, ids: SpanContext, real: RealSpan | None) -> None:
+    """Give the span its ids, once and for all, and the provider's span if the ids are of one."""
+    # In this order: where another thread sees the ids, it finds the span as well.
+    lazy._real = real
+    lazy._context = ids
+
+
+def settled_ids(record: StageRecord) -> SpanContext | None:
+    """Return the ids if they are settled; settle nothing."""
+    return None if record.span is None else record.span._context
+
+
+def real_span(record: StageRecord) -> RealSpan | None:
+    """Return the provider's span for the stage, if one was made and has not been let go."""
+    return None if record.span is None else record.span._real
+
+
+def notes_of(record: StageRecord) -> Notes | None:
+    """Return what the application told the stage's span, if anything."""
+    return None if record.span is None else record.span._notes
+
+
+def let_go_of_contexts(record: StageRecord) -> None:
+    """Forget the contexts of a stage that has ended: the one that it stood in, and the one before."""
+    # A task that starts its successor inside its stage would otherwise hold every context before it.
+    record.context_before = None
+    if record.span is not None:
+        record.span._attached = None
+
+
+def let_go_of_span(lazy: LazySpan) -> None:
+    """Forget the provider's span, which has ended; the ids stay."""
+    # It would keep the request's objects alive as long as a task keeps the context.
+    lazy._real = None

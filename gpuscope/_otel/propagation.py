@@ -1,7 +1,7 @@
 """
 `inject` and `extract`: a trace goes on in another process, by the application's own propagators.
 
-What is injected is what a stage that began here would be a child of. Makes no span and keeps nothing.
+`inject` writes whatever a stage that began here would be a child of. Neither makes a span or keeps anything.
 """
 
 from __future__ import annotations
@@ -10,31 +10,38 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import propagate
 from opentelemetry.context import Context, attach, create_key, get_current
-from opentelemetry.propagators.textmap import default_getter, default_setter
+from opentelemetry.propagators.textmap import DefaultGetter, default_setter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 
+from gpuscope._data.values import shown, snapshot
+from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
+from gpuscope._otel.lazy_span import own_context
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
-    from opentelemetry.propagators.textmap import Getter, Setter
+    from collections.abc import Mapping
+
+    from opentelemetry.propagators.textmap import CarrierT, Getter, Setter
     from opentelemetry.trace import SpanContext
     from typing_extensions import Self
 
+    from gpuscope._data.interfaces import Bridge
     from gpuscope._data.record import StageRecord
     from gpuscope._settings.config import Config
 
 _ENTRY = create_key("gpuscope-extract")
 
 
-def inject(carrier: Any, *, setter: Setter[Any] | None = None) -> None:
+def inject(carrier: CarrierT, *, setter: Setter[CarrierT] | None = None) -> None:
     """
     Write the current trace into what is sent to another process: headers of a request, a field of a message.
 
-    That is the current stage or, inside a span of the application's, that span. With recording off it is the
-    application's span alone, and without one nothing is written. Which fields are written is for the application's
-    propagators to say (`OTEL_PROPAGATORS`; `traceparent` and `baggage` by default).
+    The receiver's spans become children of the current stage or, inside a span of the application's, of that span.
+    With recording off, only a span of the application's counts; without one, no trace is written. The application's
+    propagators decide which fields are written (`OTEL_PROPAGATORS`; by default `traceparent`, `tracestate` and
+    `baggage`).
 
     Args:
         carrier: a mutable mapping of `str` to `str`, or whatever `setter` writes to.
@@ -44,30 +51,50 @@ def inject(carrier: Any, *, setter: Setter[Any] | None = None) -> None:
     propagate.inject(carrier, _context_here(), setter or default_setter)
 
 
-def extract(carrier: Any, *, getter: Getter[Any] | None = None) -> RemoteContext:
+def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> RemoteContext:
     """
-    Read the trace that another process wrote; `with gpuscope.extract(headers):` goes on with it.
+    Read the trace that another process wrote; `with gpuscope.extract(headers):` continues it.
 
-    Stages and spans in the block are children of the remote span, also where a stage is running around it. A carrier
-    without a trace changes nothing. Whether the trace is sampled was decided where it began, and holds here.
+    Stages and spans in the block are children of the remote span, even if a stage is running around the block. A
+    carrier without a trace, or one that cannot be read, changes nothing. The sampling decision of the process that
+    began the trace holds here.
 
     Args:
-        carrier: a mapping of `str` to `str`, or whatever `getter` reads from. Names are in lower case.
+        carrier: a mapping of `str` to `str`, with names in lower case, or whatever `getter` reads from.
         getter: as for `opentelemetry.propagate.extract`.
 
     Returns:
-        A context manager, which is an OpenTelemetry `Context` too: for `context=` of their functions.
+        A context manager that is an OpenTelemetry `Context` too: pass it as `context=` to OpenTelemetry's functions.
 
     """
-    return RemoteContext(propagate.extract(carrier, Context(), getter or default_getter))
+    try:
+        reader: Any = getter or _TEXT_GETTER  # It reads any mapping, and what is none is not read.
+        return RemoteContext(propagate.extract(carrier, Context(), reader))
+    except Exception as error:  # A request that cannot be read is served, as one without a trace.
+        _warnings.warn("extract", "the trace of a request could not be read: %s.", shown(error))
+        return RemoteContext(Context())
+
+
+class _TextGetter(DefaultGetter):
+    """Reads fields that are text, or lists of it, and passes over others, which a propagator would try to parse."""
+
+    def get(self, carrier: Mapping[str, object], key: str) -> list[str] | None:
+        """Return the field's texts, or None for none."""
+        field = snapshot(carrier.get(key))
+        texts = [text for text in (field if type(field) is list else [field]) if type(text) is str]
+        return texts or None
+
+
+_TEXT_GETTER = _TextGetter()
+_warnings = WarnOnce(SUPPRESSED)
 
 
 class RemoteContext(Context):
     """
-    A context from elsewhere, current for the length of a `with` block.
+    A context from another process, current during a `with` block.
 
-    May be entered by several threads and tasks at once. Leaving puts back the context and the stage of before, also
-    where a stage that began inside was ended by another task.
+    Several threads and tasks may enter it at once. Leaving puts back the previous context and stage, even if a stage
+    that began inside was ended by another task.
     """
 
     def __init__(self, context: Context) -> None:
@@ -76,8 +103,8 @@ class RemoteContext(Context):
 
     def __enter__(self) -> Self:
         """Make it the current context."""
-        # What to put back is found by way of the context, not kept by it: a task that enters another one and starts
-        # its successor there would hold all those before it.
+        # The context holds only a key to what is put back. If it held that itself, the last of a chain of tasks, each
+        # started inside the block of the one before, would hold the contexts of all of them.
         entry, seen = object(), get_current()
         self._before[entry] = seen, current.get()
         if SPAN_KEY in self:
@@ -88,37 +115,37 @@ class RemoteContext(Context):
     def __exit__(self, *exception: object) -> None:
         """Put back what was current before."""
         before = self._before.pop(get_current().get(_ENTRY), None)
-        if before is not None:  # Otherwise the block is left in another context than it was entered in.
+        if before is not None:  # None where the block is left in another context than it was entered in.
             seen, stage = before
             attach(seen)
             current.set(stage)
 
 
 def _context_here() -> Context:
-    """Return the context with the span in it that a stage beginning here would be a child of."""
+    """Return the current context; its span is the one that a stage beginning here would be a child of."""
     seen, stage, engine = get_current(), current.get(), state.engine
     if stage is None or engine is None or engine.ended or stage.recorder is not engine.recorder:
         return seen
     recorder = engine.recorder
-    if not recorder.open_bridge() or (stage.span is not None and stage.span._attached is not None):
+    if not recorder.open_bridge() or own_context(stage) is not None:
         return seen
     if not _is_above(stage, span_in(seen)) or not _may_be_a_parent(recorder.bridge, engine.config):
         return seen
     return with_span(seen, recorder.bridge.lazy(stage))
 
 
-def _may_be_a_parent(bridge: Any, config: Config) -> bool:
-    """Whether stages are exported, and not to a file alone where the application's spans go elsewhere."""
+def _may_be_a_parent(bridge: Bridge, config: Config) -> bool:
+    """Whether stages are exported, and not only to a file while the application's spans go elsewhere."""
     if bridge.visible and not config.sdk_disabled:
         return True
     return "file" in config.exporters and bridge.provider is None
 
 
-def _is_above(stage: StageRecord, span: Any) -> bool:
-    """Whether the span was in the context before the stage, which does not stand in it, began."""
+def _is_above(stage: StageRecord, span: object) -> bool:
+    """Whether the span was in the context before the stage began; the stage itself does not stand in it."""
     ids = _ids(span)
     return not ids.is_valid or (ids.span_id, ids.trace_id) == (stage.trace.parent_id, stage.trace.trace_id)
 
 
-def _ids(span: Any) -> SpanContext:
+def _ids(span: object) -> SpanContext:
     return span.get_span_context() if isinstance(span, Span) else INVALID_SPAN_CONTEXT

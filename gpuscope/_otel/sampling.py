@@ -1,12 +1,12 @@
 """
 Which traces are exported: the application's sampler where it has one, else `OTEL_TRACES_SAMPLER`.
 
-Decides on what it is given; knows no record, keeps nothing, and imports the OpenTelemetry SDK only for a ratio.
+Decides from its arguments alone; knows no record, keeps nothing, and imports the OpenTelemetry SDK only for a ratio.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry.trace import SpanKind, get_current_span
 
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace.sampling import Sampler
+    from opentelemetry.trace import TracerProvider
+    from opentelemetry.util.types import AttributeValue
 
 
 class EnvironmentSampler:
     """
-    What `OTEL_TRACES_SAMPLER` and its argument ask for.
+    The sampler that `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` ask for.
 
     Args:
         name: one of OpenTelemetry's six names.
-        ratio: share of the traces for the two that take one.
+        ratio: the share of traces that the two samplers by ratio keep, from 0 to 1.
 
     """
 
@@ -42,19 +45,21 @@ class EnvironmentSampler:
                 return parent.trace_flags.sampled
         if self._rule != "traceidratio":
             return self._rule == "always_on"
-        # Theirs, so that a service in front that samples by the same ratio keeps the same traces.
+        # OpenTelemetry's own, so that services which sample by the same ratio keep the same traces.
         from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 
         return is_kept(TraceIdRatioBased(self._ratio), context, trace_id, "", {})
 
 
-def sampler_of(provider: Any) -> Any:
+def sampler_of(provider: TracerProvider | None) -> Sampler | None:
     """Return the provider's sampler, or None where it has none that can be asked."""
     sampler = getattr(provider, "sampler", None)
     return sampler if hasattr(sampler, "should_sample") else None
 
 
-def is_kept(sampler: Any, context: Context, trace_id: int, name: str, attributes: Mapping[str, Any]) -> bool:
+def is_kept(
+    sampler: Sampler, context: Context, trace_id: int, name: str, attributes: Mapping[str, AttributeValue]
+) -> bool:
     """Ask a sampler as the SDK would when it starts a span."""
     result = sampler.should_sample(context, trace_id, name, SpanKind.INTERNAL, attributes, ())
-    return bool(result.decision.is_sampled())
+    return bool(result.decision.is_sampled())  # type: ignore[no-untyped-call]  # The SDK gives it no types.

@@ -1,7 +1,8 @@
 """
-Which stage each CUDA call, and through it each piece of GPU work, belongs to: the innermost at the time of the call.
+Finds the stage of each CUDA call, and so of each piece of GPU work: the innermost one at the time of the call.
 
-The launch decides, on its thread, and not when the GPU came to the work. Relates; measures and judges nothing.
+What counts is when and on which thread the work was launched, not when the GPU ran it. Relates; measures and judges
+nothing.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ class LinkedCall:
     operator: Range | None
     """The innermost one."""
     outermost: str
-    """Name of the outermost operator around it, as the program called it; else that of the call."""
+    """Name of the outermost operator around it, as the program called it; without one, the name of the call."""
     work: list[Work] = field(default_factory=list)
 
     @property
     def waits(self) -> bool:
-        """Whether it returns when the GPU is done: as it says, or because the driver stages pageable memory."""
+        """Whether it returns when the GPU is done: by its name, or because the driver stages pageable memory."""
         return self.call.name in WAITS or any(each.kind == COPY and each.pageable for each in self.work)
 
     @property
     def launches(self) -> bool:
-        """Whether it is there to launch kernels."""
+        """Whether its purpose is to launch kernels."""
         return "Launch" in self.call.name
 
 
@@ -67,14 +68,14 @@ class Run:
     """Index of the outermost run around it; its own for an outermost one."""
     depth: int
     whole: bool
-    """Whether all of it and all around it is in the trace."""
+    """Whether all of it, and all of the runs around it, is in the trace."""
     calls: list[LinkedCall] = field(default_factory=list)
-    """Those of no run inside it."""
+    """Its own calls, without those of runs inside it."""
 
 
 @dataclass
 class Attribution:
-    """All runs of stages, by start on each thread, and the calls in no stage."""
+    """All runs of stages, by start on each thread, and the calls outside any stage."""
 
     runs: list[Run]
     outside: list[LinkedCall]
@@ -82,7 +83,7 @@ class Attribution:
     """Pieces of GPU work whose launch is not in the trace: launched before it began."""
 
     def within(self, index: int) -> Iterator[LinkedCall]:
-        """Yield the calls of a run and of all inside it. Runs inside follow it, on its thread."""
+        """Yield the calls of a run and of all runs inside it, which follow it in `runs`."""
         top = self.runs[index]
         yield from top.calls
         inside = {index}
@@ -120,7 +121,7 @@ def _runs(trace: Trace) -> list[Run]:
             while open_runs and runs[open_runs[-1]].stage.end_ns <= stage.start_ns:
                 open_runs.pop()
             index, parent = len(runs), open_runs[-1] if open_runs else -1
-            # A stage that is never outermost has lost the one around it, which began before the trace.
+            # A stage that is outermost here but never was in the program lost the one around it, which began earlier.
             whole = stage.finished and (
                 runs[parent].whole if parent >= 0 else trace.requests is None or stage.name in trace.requests
             )

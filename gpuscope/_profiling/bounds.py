@@ -1,9 +1,9 @@
 """
-From where a stage's time goes to what bounds it, and what to try.
+Decides what bounds a stage, from where its time goes, and what to try. Sees averages of a stage, never a trace.
 
-Two questions, those of the verdicts: does the GPU have work, and does the host wait? Where the GPU has work, the longer
-of computing and copying bounds the stage. Where it has not, and the host does not wait either, what the host does
-meanwhile bounds it. Where each waits for the other, the waiting does.
+It asks the two questions of the verdicts: does the GPU have work, and does the host wait? If the GPU has work, the
+longer of computing and copying bounds the stage. If it has none, and the host does not wait either, the stage is bound
+by what the host does meanwhile. If each waits for the other, the waiting bounds it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from gpuscope._profiling.findings import (
 from gpuscope.analysis._verdicts import advice
 
 ENOUGH = 0.2
-"""The part of the time from which on having nothing to do, or waiting, matters; as for the verdicts."""
+"""The share of the time from which idleness or waiting matters; the same as for the verdicts."""
 MOST = 0.5
+"""The larger part of something."""
 PER_LAUNCH_US = 10.0
-"""About what it takes to launch one kernel from PyTorch; shorter work costs by the call, however much it does."""
+"""About what PyTorch takes to launch one kernel; shorter work costs per call, however much it does."""
 
 
 class Content(NamedTuple):
-    """What a call of a stage has in it, on average; times are milliseconds."""
+    """What is in a call of a stage, on average; times are milliseconds, as `findings.StageLook` describes them."""
 
     ms: float
     compute: float
@@ -44,7 +45,7 @@ class Content(NamedTuple):
     copy_wait: float
     waits_for: str | None
     waits_for_others: float
-    """Time in which it waits for kernels of other stages."""
+    """Time in which the host waits for kernels of other stages."""
     kernel_us: float | None
     launches: float
     copies: tuple[Copies, ...]
@@ -52,7 +53,7 @@ class Content(NamedTuple):
     waits: float
     """Number of calls that wait."""
     has_gpu: bool
-    """Whether there is any GPU work in the trace."""
+    """Whether the trace has any GPU work."""
 
 
 class Bound(NamedTuple):
@@ -120,8 +121,8 @@ def _takes_turns(of: Content, idle: float) -> Bound:
 
 def _works_on_the_host(of: Content, idle: float) -> Bound:
     because = (
-        f"The GPU has nothing to do for {_part(idle, of)} of the time; for {_part(of.host_only, of)} the host is in "
-        "neither PyTorch nor CUDA meanwhile."
+        f"The GPU has nothing to do for {_part(idle, of)} of the time; for {_part(of.host_only, of)} the host is "
+        "meanwhile in neither PyTorch nor CUDA."
     )
     return Bound(HOST_BOUND, because, None, (advice.HOST_BESIDE,))
 
@@ -143,8 +144,8 @@ def _launches(of: Content, idle: float) -> Bound:
 
 def _synchronises(of: Content, idle: float) -> Bound:
     because = (
-        f"The GPU has nothing to do for {_part(idle, of)} of the time; for {_part(of.sync, of)} the host is in calls "
-        f"that wait for it meanwhile: {of.waits:,.4g} of them."
+        f"The GPU has nothing to do for {_part(idle, of)} of the time; for {_part(of.sync, of)} the host is meanwhile "
+        f"in calls that wait for it: {of.waits:,.4g} of them."
     )
     return Bound(
         SYNC_BOUND, because, PER_CALL, ((advice.ONE_WAIT,) if of.waits >= advice.OFTEN else ()) + (advice.LATER,)

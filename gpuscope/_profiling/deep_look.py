@@ -1,7 +1,7 @@
 """
-`DeepLook`: what `gpuscope.profile()` returns. A look for the length of a block, and what came of it.
+`DeepLook`, which `gpuscope.profile()` returns: a look for the length of a block, and its report.
 
-The analysis is in `_profiling.examine`, the work while the program runs in `_profiling.session`.
+Neither profiles nor analyses: `_profiling.session` does the one while the program runs, `_profiling.examine` the other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._profiling.session import DONE, ProfilingSession
 from gpuscope._recording.state import state
@@ -33,25 +33,27 @@ class DeepLook:
     A deep look, as `gpuscope.profile()` returns it: a context manager. Print it for the report.
 
     Args:
-        look: counts the requests, and profiles them.
+        session: counts the requests, and profiles them.
         period: records for the length of a block.
 
     """
 
-    def __init__(self, look: ProfilingSession, period: Callable[[Config], AbstractContextManager[Any]]) -> None:
+    def __init__(self, session: ProfilingSession, period: Callable[[Config], AbstractContextManager[object]]) -> None:
         self._period = period
-        self._look = look
+        self._session = session
         self._entered = contextlib.ExitStack()
         self._content: bytes | None = None
         self._report: DeepFindings | None = None
 
     def __enter__(self) -> Self:
-        """Begin to count requests; records them for the length of the block if nothing else does."""
+        """Begin to count requests; stages are recorded for the length of the block if nothing else records them."""
         if state.recorder is None:
             self._entered.enter_context(self._period(state.config.changed(mode="on", exporters="none")))
-        state.look = state.look or self._look
+        state.look = state.look or self._session
         self._entered.callback(self._end)
-        self._look.attach(state.recorder)
+        recorder = state.recorder
+        assert recorder is not None
+        self._session.attach(recorder)
         return self
 
     def __exit__(
@@ -61,19 +63,19 @@ class DeepLook:
         self._entered.close()
 
     def _end(self) -> None:
-        if state.look is self._look:
+        if state.look is self._session:
             state.look = None
-        self._look.finish()
+        self._session.finish()
 
     @property
     def done(self) -> bool:
         """Whether the profile has ended, by itself or with the block."""
-        return self._look.state == DONE
+        return self._session.state == DONE
 
     @property
     def why(self) -> str:
         """Why there is no report, as far as is known; empty if there is one."""
-        return self._look.why
+        return self._session.why
 
     @property
     def report(self) -> DeepFindings | None:
@@ -88,16 +90,21 @@ class DeepLook:
         """
         Write the Chrome trace (for https://ui.perfetto.dev) and the report, as text and as JSON, into a folder.
 
+        Args:
+            folder: where; it is made if it does not exist.
+
         Returns:
-            The files.
+            Paths of the trace, the text and the JSON.
 
         Raises:
             RuntimeError: while there is no report; the message says why.
-            OSError: from the system.
+            OSError: if the folder or a file cannot be written.
 
         """
         if self.report is None:
-            raise RuntimeError(f"There is no deep look to save: {self.why or 'it is still on; leave its block first.'}")
+            raise RuntimeError(
+                f"There is no deep look to save: {self.why or 'it is still on; leave its `with` block first.'}"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRACE).write_bytes(self._trace())
@@ -108,7 +115,7 @@ class DeepLook:
         if self._content is None:
             with tempfile.TemporaryDirectory(prefix="gpuscope-") as folder:
                 path = Path(folder) / TRACE
-                self._look.save(str(path))
+                self._session.save(str(path))
                 self._content = path.read_bytes()
         return self._content
 

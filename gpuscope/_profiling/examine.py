@@ -1,7 +1,7 @@
 """
-The deep look, offline: a trace of torch.profiler in, what bounds each stage out.
+The deep look, offline: takes a trace of torch.profiler and says what bounds each stage.
 
-Needs neither torch nor a GPU. Stages are the trace's annotations that gpuscope made; in a trace without its note, all.
+Needs neither torch nor a GPU. Stages are the annotations that gpuscope's note in the trace names; without a note, all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import gzip
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,39 +21,39 @@ from gpuscope._profiling.measures import Measures
 from gpuscope.analysis._verdicts.advice import WITH_CUPTI
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from os import PathLike
 
     from gpuscope._profiling.attribution import LinkedCall
-    from gpuscope._profiling.kineto import Work
+    from gpuscope._profiling.kineto import Call, JsonObject, Range, Work
     from gpuscope._profiling.measures import StageInRequest
 
 SMALL_BYTES = 256
-"""A copy to the GPU of at most so many bytes carries numbers, not data."""
+"""A copy to the GPU of at most this many bytes carries numbers, not data."""
 LISTED = 3
-"""Operators listed of each sort."""
+"""How many operators are listed of each sort."""
 
 
-def read_trace(path: str | PathLike[str]) -> dict[str, Any]:
+def read_trace(path: str | PathLike[str]) -> JsonObject:
     """
-    Read a trace from a file, compressed by gzip if its name ends so.
+    Read a trace from a file, compressed by gzip if its name ends in `.gz`.
 
     Raises:
-        OSError: from the system.
-        ValueError: if it is no JSON.
+        OSError: if the file cannot be read.
+        ValueError: if it is not JSON.
 
     """
     content = Path(path).read_bytes()
-    trace: dict[str, Any] = json.loads(gzip.decompress(content) if str(path).endswith(".gz") else content)
+    trace: JsonObject = json.loads(gzip.decompress(content) if str(path).endswith(".gz") else content)
     return trace
 
 
-def examine(trace: Mapping[str, Any]) -> DeepFindings:
+def examine(trace: JsonObject) -> DeepFindings:
     """
-    Say of each stage in a trace what is in it and what bounds it.
+    Say for each stage in a trace what is in it and what bounds it.
 
     Raises:
-        ValueError: if this is no Chrome trace.
+        ValueError: if this is not a Chrome trace.
 
     """
     measures = Measures(parse(trace))
@@ -141,8 +141,8 @@ def _small_copies(calls: Sequence[LinkedCall], count: int) -> tuple[Counted, ...
 
 
 def _waits(calls: Sequence[LinkedCall], count: int) -> tuple[Counted, ...]:
-    # By operator, as a `.cpu()` waits in its copy and again after it.
-    found: dict[str, dict[Any, int]] = defaultdict(lambda: defaultdict(int))
+    # By operator, because a `.cpu()` waits in its copy and again after it.
+    found: dict[str, dict[Range | Call, int]] = defaultdict(lambda: defaultdict(int))
     for call in calls:
         if call.waits:
             found[call.outermost][call.operator or call.call] += call.call.end_ns - call.call.start_ns

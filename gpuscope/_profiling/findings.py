@@ -1,7 +1,7 @@
 """
-The deep look as data: what bounds each stage, with the counts and times that say so; and as text.
+The deep look as data and as text: what bounds each stage, with the counts and times that say so.
 
-Holds and shows; decides nothing. Figures are of a call of the stage, on average; times are milliseconds.
+Holds and shows; decides nothing. Figures are averages per call of the stage; times are milliseconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TRANSFER_BOUND, COMPUTE_BOUND = "transfer-bound", "compute-bound"
 DISPATCH_BOUND, SYNC_BOUND, HOST_BOUND, UNKNOWN = "dispatch-bound", "sync-bound", "host-bound", "unknown"
 PER_CALL, PROPORTIONAL = "per call", "proportional"
 WORTH_LINES = 0.01
-"""The part of a request from which on more than a stage's name and bound are printed."""
+"""The share of a request from which a stage is printed with more than its name and bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Copies:
     direction: str
     """`HtoD` or `DtoH`."""
     pageable: bool
-    """From or to pageable memory: the host waits for such a copy. From pinned memory it need not."""
+    """Whether the host's memory is pageable: the host waits for such a copy. With pinned memory it need not."""
     count: float
     bytes: float
     ms: float
@@ -34,7 +34,7 @@ class Copies:
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """How often something occurs, by the operator or the CUDA call that does it."""
+    """How often one operator or CUDA call does something."""
 
     name: str
     count: float
@@ -43,7 +43,7 @@ class Counted:
 
 @dataclass(frozen=True, kw_only=True)
 class StageLook:
-    """What is in a stage, all stages inside it included, and what bounds it."""
+    """What is in a stage, including all stages inside it, and what bounds it."""
 
     name: str
     root: str
@@ -53,7 +53,7 @@ class StageLook:
     """One of `transfer-`, `compute-`, `dispatch-`, `sync-` and `host-bound`, or `unknown`."""
     because: str
     overhead: str | None
-    """Whether what bounds it costs `per call` (of a kernel, a copy) or in proportion to the size of its data."""
+    """`per call` or `proportional`: whether the cost is per kernel or copy, or grows with the size of the data."""
     next_steps: tuple[str, ...]
     calls: int
     ms: float
@@ -65,31 +65,31 @@ class StageLook:
     kernel_us: float | None
     """Median length of a kernel, in microseconds."""
     launches: float
-    """Calls that launch kernels, of CUDA graphs too."""
+    """Calls that launch kernels, launches of CUDA graphs included."""
     graph_launches: float
     copies: tuple[Copies, ...]
     small_copies: tuple[Counted, ...]
-    """Copies to the GPU of so few bytes that they are numbers, by the operator that makes them; most first."""
+    """Copies to the GPU of so few bytes that they are numbers, by the operator that makes them; most frequent first."""
     waits: tuple[Counted, ...]
     """What waits for the GPU, by operator or CUDA call; longest first. Times are of the calls."""
     compute_ms: float
-    """Of `ms`, time in which the GPU computes, whoever's work that is."""
+    """The part of `ms` in which the GPU computes, whichever stage launched that."""
     transfer_ms: float
     """Time in which it copies between host and GPU, and nothing else."""
     dispatch_ms: float
-    """Time in which it has nothing to do while the host calls operators and CUDA, or its launch is on the way."""
+    """Time in which it has nothing to do while the host calls operators and CUDA, or a launch is on its way."""
     sync_ms: float
-    """Time in which it has nothing to do while the host is in a call that waits: what waiting costs beyond the wait."""
+    """Time in which it has nothing to do while the host is in a call that waits: what that costs beyond the wait."""
     host_only_ms: float
-    """Time in which it has nothing to do while the host is in neither."""
+    """Time in which it has nothing to do while the host is in neither PyTorch nor CUDA."""
     gaps: float
-    """Times that the GPU ran out of work."""
+    """How often the GPU ran out of work."""
     wait_ms: float
     """Time in which the host waits for kernels."""
     copy_wait_ms: float
     """Time in which the host waits for copies."""
     waits_for: str | None
-    """The stage whose work the host mostly waits for, if it is another one."""
+    """The stage whose work the host mostly waits for, if that is another stage."""
 
     @property
     def idle_ms(self) -> float:
@@ -99,15 +99,15 @@ class StageLook:
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFindings:
-    """All that the deep look says. Print it for a few lines a stage."""
+    """All that the deep look says. Print it for a few lines per stage."""
 
     stages: tuple[StageLook, ...]
-    """Each kind of request with its stages below it, by time."""
+    """Each kind of request with its stages below it, the one that takes most time first."""
     notes: tuple[str, ...]
-    """What limits all of it."""
+    """What limits all of these findings."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data: dictionaries, lists, strings, numbers and None."""
+        """Return plain data: dictionaries, lists, strings, numbers and None. `Any`, so that callers can index it."""
         return {"stages": [asdict(stage) for stage in self.stages], "notes": list(self.notes)}
 
     def __str__(self) -> str:
@@ -134,7 +134,7 @@ def _contents(stage: StageLook) -> Iterator[str]:
     graphs = f", {stage.graph_launches:,.4g} of graphs" if stage.graph_launches else ""
     median = f", median {stage.kernel_us:,.1f} us" if stage.kernel_us is not None else ""
     yield (
-        f"A call: {stage.kernels:,.4g} kernels by {stage.launches:,.4g} launches{graphs} "
+        f"Per call: {stage.kernels:,.4g} kernels from {stage.launches:,.4g} launches{graphs} "
         f"({stage.kernel_ms:,.3f} ms{median})"
     )
     for copies in stage.copies:
@@ -148,7 +148,7 @@ def _contents(stage: StageLook) -> Iterator[str]:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes as text."""
+    """Return a number of bytes as text, in decimal units."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:,.3g} {unit}"

@@ -1,27 +1,29 @@
 """
-A Chrome trace of torch.profiler (Kineto) into what the deep look needs: stages, operators, CUDA calls, GPU work.
+Reads a Chrome trace of torch.profiler (Kineto): its stages, operators, CUDA calls and GPU work.
 
-Reads one dictionary; judges nothing, and needs neither torch nor a GPU. Categories and arguments are those that Kineto
-writes: https://github.com/pytorch/kineto, `libkineto/src/CuptiActivity.cpp`.
+Judges nothing, and needs neither torch nor a GPU. Categories and arguments are those that Kineto writes:
+https://github.com/pytorch/kineto, `libkineto/src/CuptiActivity.cpp`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+JsonObject: TypeAlias = "Mapping[str, Any]"
+"""A JSON object from a file, values unchecked. `Any`, because whoever reads one catches what a wrong type raises."""
 KEY = "gpuscope"
-"""Where in the trace gpuscope notes which annotations are stages, and which of them were outermost."""
+"""Where gpuscope notes in the trace which annotations are stages, and which of them were outermost."""
 KERNEL, COPY, ON_DEVICE = "kernel", "copy", "memory on the GPU"
 _COPY = re.compile(r"Memcpy (\w+) \((\w+) -> (\w+)\)")
 _BETWEEN_HOST_AND_GPU = ("HtoD", "DtoH")
 
-HostThread = tuple[Any, Any]
-"""Process and thread of the host."""
+HostThread: TypeAlias = tuple[object, object]
+"""A thread of the host: ids of its process and of itself, as the trace has them."""
 
 
 class Range(NamedTuple):
@@ -42,11 +44,11 @@ class Call(NamedTuple):
     start_ns: int
     end_ns: int
     correlation: int
-    """The same number as that of the GPU work that it launched; -1 for none."""
+    """The same number as that of the GPU work that the call launched; -1 for none."""
 
 
 class Work(NamedTuple):
-    """Something that the GPU did: a kernel, a copy between host and GPU, or a fill or copy within its own memory."""
+    """A piece of GPU work: a kernel, a copy between host and GPU, or a fill or copy within the GPU's memory."""
 
     kind: str
     name: str
@@ -74,20 +76,20 @@ class Trace:
     """Events that could not be read."""
 
 
-def parse(trace: Mapping[str, Any]) -> Trace:
+def parse(trace: JsonObject) -> Trace:
     """
     Read a trace as `json.load` returns it.
 
-    Without gpuscope's note every `record_function` of the program is taken for a stage.
+    Without gpuscope's note, every `record_function` of the program is taken for a stage.
 
     Raises:
-        ValueError: if this is no Chrome trace.
+        ValueError: if this is not a Chrome trace.
 
     """
     events = trace.get("traceEvents") if hasattr(trace, "get") else None
     if not isinstance(events, list):
-        raise ValueError(  # noqa: TRY004 - of what is in a file
-            'This is no Chrome trace: expected {"traceEvents": [...]}, as torch.profiler writes it.'
+        raise ValueError(  # noqa: TRY004 - it is about the content of a file
+            'This is not a Chrome trace: expected {"traceEvents": [...]}, as torch.profiler writes it.'
         )
     note = trace.get(KEY)
     names = note.get("stages") if isinstance(note, dict) else None
@@ -101,7 +103,7 @@ def parse(trace: Mapping[str, Any]) -> Trace:
     return found
 
 
-def _add(found: Trace, event: Mapping[str, Any], names: Collection[str] | None) -> None:
+def _add(found: Trace, event: JsonObject, names: Collection[str] | None) -> None:
     category, name = event.get("cat"), event["name"]
     start_ns = round(float(event["ts"]) * 1e3)
     end_ns = start_ns + round(float(event.get("dur", 0)) * 1e3)
@@ -118,7 +120,7 @@ def _add(found: Trace, event: Mapping[str, Any], names: Collection[str] | None) 
         found.work.append(_work(category, name, start_ns, end_ns, arguments))
 
 
-def _work(category: str, name: str, start_ns: int, end_ns: int, arguments: Mapping[str, Any]) -> Work:
+def _work(category: str, name: str, start_ns: int, end_ns: int, arguments: JsonObject) -> Work:
     correlation, size = int(arguments.get("correlation", -1)), int(arguments.get("bytes", 0))
     parts = _COPY.match(name)
     if parts and parts[1] in _BETWEEN_HOST_AND_GPU:

@@ -1,5 +1,5 @@
 """
-Where the time of each stage goes: unions of intervals of the GPU's work, against what the host did meanwhile.
+Measures where the time of each stage goes: unions of intervals of GPU work, against what the host did meanwhile.
 
 Adds up; judges nothing. Times are nanoseconds, summed over a stage's calls. A call's *window* is from its start on the
 host to the end of all its work.
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 STAGED_BYTES = 2**16
-"""So many bytes of pageable memory may be copied aside at once: CUDA Runtime API, "API synchronization behavior"."""
+"""
+Up to this size a copy from pageable memory may return once the driver has staged it. Source: CUDA Runtime API, "API
+synchronization behavior".
+"""
 
 
 class StageInRequest(NamedTuple):
@@ -44,7 +47,7 @@ class Times(NamedTuple):
     window: int
     host: int
     compute: int
-    """The GPU computes, whoever's work that is."""
+    """The GPU computes, whichever stage launched that."""
     transfer: int
     """It copies between host and GPU, and nothing else."""
     dispatch: int
@@ -52,23 +55,23 @@ class Times(NamedTuple):
     sync: int
     """It has nothing to do while the host is in a call that waits."""
     host_only: int
-    """It has nothing to do while the host is in neither."""
+    """It has nothing to do while the host is in neither PyTorch nor CUDA."""
     wait: int
-    """The host waits while the GPU computes. This and the next one are parts of the first two."""
+    """The host waits while the GPU computes: a part of `compute`, as `copy_wait` is of `transfer`."""
     copy_wait: int
     """The host waits while the GPU only copies."""
 
 
 @dataclass(frozen=True)
 class _Host:
-    """One thread."""
+    """What one thread of the host did."""
 
     waiting: Intervals
     """Calls that return when the GPU is done."""
     around: Intervals
     """
-    What those would not be there without: the innermost operators around them, as `aten::_local_scalar_dense`. Not
-    where one copies to the GPU: making a tensor is work, and its wait only a part of that.
+    The innermost operators around the waiting calls, such as `aten::_local_scalar_dense`, which exist only to wait.
+    Operators that copy to the GPU are not among them: making a tensor is work, and waiting only a part of it.
     """
     active: Intervals
     """All operators and CUDA calls."""
@@ -102,7 +105,7 @@ class Measures:
 
     @cached_property
     def calls(self) -> dict[StageInRequest, list[LinkedCall]]:
-        """The CUDA calls in each stage, those of stages inside included."""
+        """The CUDA calls in each stage, including those of stages inside it."""
         return {
             kind: [each for index in indices for each in self.attribution.within(index)]
             for kind, indices in self.kinds.items()
@@ -148,7 +151,7 @@ class Measures:
         )
 
     def _tails(self, indices: Sequence[int]) -> Intervals:
-        """Return for each run the time from the host's end to the end of all its work, if that is later."""
+        """Return for each run the time from its end on the host to the end of all its work, if that is later."""
         starts = np.array([self.runs[index].stage.end_ns for index in indices], np.int64)
         ends = [
             max((work.end_ns for call in self.attribution.within(i) for work in call.work), default=0) for i in indices
@@ -156,7 +159,7 @@ class Measures:
         return Intervals(starts, np.maximum(starts, np.array(ends, np.int64)))
 
     def gaps(self, kind: StageInRequest) -> int:
-        """Return how often the GPU ran out of work within the stage's windows, between two pieces of work."""
+        """Return how often the GPU ran out of work within the stage's windows: gaps between two pieces of work."""
         runs = self.kinds[kind]
         tails, found, between = self._tails(runs), 0, gaps(self.busy)
         for index, end_ns in zip(runs, tails.end.tolist(), strict=True):
@@ -165,7 +168,7 @@ class Measures:
         return found
 
     def waits_for(self, kind: StageInRequest) -> tuple[str | None, int]:
-        """Return the other stage whose kernels the host waits for longest, and how long it does so for all others."""
+        """Return the other stage whose kernels the host waits for longest, and the time it waits for all others."""
         own = self._kernels(self.calls[kind])
         by_stage: Counter[str] = Counter()
         for other in self.kinds:
@@ -176,7 +179,7 @@ class Measures:
         return (name if ns else None), everything
 
     def _nested(self, one: StageInRequest, other: StageInRequest) -> bool:
-        """Whether a run of one is inside one of the other, at any depth."""
+        """Whether a run of either stage is inside a run of the other, at any depth."""
         for inner, outer in ((one, other), (other, one)):
             around = set(self.kinds[outer])
             for index in self.kinds[inner]:
@@ -201,7 +204,7 @@ class Measures:
         return length(self._kernels(self.calls[kind]))
 
     def between(self, root: str) -> tuple[int, int]:
-        """Return the time from one request to the next on a thread without GPU work, and the time of all of it."""
+        """Return the time between requests in which the GPU has nothing to do, and the time from start to start."""
         idle_ns = total_ns = 0
         for thread in self._hosts:
             runs = [run.stage for run in self.runs if run.parent < 0 and run.stage.thread == thread]
@@ -214,7 +217,7 @@ class Measures:
 
 
 def _is_staged(each: LinkedCall) -> bool:
-    """Whether the driver copies piece by piece through pinned memory, so that the whole call is the copy."""
+    """Whether the driver copies it through pinned memory piece by piece, so that the whole call is the copy."""
     return any(work.pageable and work.bytes > STAGED_BYTES for work in each.work)
 
 

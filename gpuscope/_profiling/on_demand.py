@@ -1,8 +1,8 @@
 """
-Deep looks on demand, in a service that runs: asked for by a signal or by a file. Opens no port.
+Deep looks on demand in a running service, asked for by a signal or by a file. Opens no port.
 
-The collector asks `poll` once a pass. A look has a thread of its own, which waits for the requests to come, and its
-trace is read in another process: reading holds the GIL for longer than a request may take.
+The collector calls `poll` once per pass. Each look has a thread of its own, which waits for requests. Its trace is read
+in another process, because reading holds the GIL for longer than a request may take.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gpuscope._log import logger
 from gpuscope._profiling.session import ProfilingSession
 from gpuscope._settings.environment import variables
 
+if TYPE_CHECKING:
+    from gpuscope._recording.recorder import Recorder
+
 REQUESTS = 5
 DEADLINE_S = 60.0
-"""Within which so many requests should come; else the look is at those that did."""
+"""How long to wait for these requests; a look that had fewer by then is at those."""
 READING_TIMEOUT_S = 600.0
 
 
@@ -30,8 +34,8 @@ class OnDemand:
     Starts a look when asked to, one at a time.
 
     Args:
-        how: `signal`, or the path of a file whose appearance asks for a look. It is removed, so that of several
-            processes one looks; the result goes beside it, and for a signal into the working directory.
+        how: `signal`, or the path of a file whose appearance asks for a look. The file is removed, so that only one
+            of several processes looks. The result goes beside it, or into the working directory for a signal.
 
     """
 
@@ -43,11 +47,11 @@ class OnDemand:
         if self._file is None:
             self._listen()
 
-    def poll(self, recorder: Any) -> None:
+    def poll(self, recorder: Recorder) -> None:
         """Start a look if one is asked for and none is on: a microsecond or two."""
         if (self._thread is None or not self._thread.is_alive()) and self._take_wish():
             self._looks += 1
-            self._thread = threading.Thread(target=self._look, args=(recorder,), name="gpuscope-look", daemon=True)
+            self._thread = threading.Thread(target=self._profile, args=(recorder,), name="gpuscope-look", daemon=True)
             self._thread.start()
 
     def _take_wish(self) -> bool:
@@ -55,13 +59,13 @@ class OnDemand:
             asked, self._asked = self._asked, False
             return asked
         try:
-            os.unlink(self._file)  # noqa: PTH108 - every pass: a tenth of what `Path.unlink` costs
+            os.unlink(self._file)  # noqa: PTH108 - in every pass, at a tenth of the cost of `Path.unlink`
         except FileNotFoundError:
             return False
         return True
 
     def _listen(self) -> None:
-        """Take SIGUSR2, unless the program has a use for it."""
+        """Handle SIGUSR2, unless the program does."""
         try:
             before = signal.getsignal(signal.SIGUSR2)
             if before is not signal.SIG_DFL and not isinstance(getattr(before, "__self__", None), OnDemand):
@@ -70,43 +74,55 @@ class OnDemand:
             signal.signal(signal.SIGUSR2, self._on_signal)
         except ValueError:
             logger.warning(
-                "GPUSCOPE_PROFILE=signal: handlers can be set in the main thread only; call `gpuscope.enable()` there, "
+                "GPUSCOPE_PROFILE=signal: handlers can only be set in the main thread; call `gpuscope.enable()` there, "
                 "or use the path of a file."
             )
 
     def _on_signal(self, *_: object) -> None:
         self._asked = True
 
-    def _look(self, recorder: Any) -> None:
-        folder = Path(f"{self._file or 'gpuscope-profile'}-{os.getpid()}-{self._looks}")
+    def _profile(self, recorder: Recorder) -> None:
+        folder = Path(f"{self._file or 'gpuscope-profile'}-{os.getpid()}-{self._looks}").absolute()
         try:
-            self._look_into(folder, recorder)
-        except Exception as error:  # The last line of a thread of ours: the program has no part in it.
+            self._profile_into(folder, recorder)
+        except Exception as error:  # The last guard of a thread of ours: the program has no part in it.
             logger.warning("the deep look into %s failed: %r.", folder, error)
 
-    def _look_into(self, folder: Path, recorder: Any) -> None:
+    def _profile_into(self, folder: Path, recorder: Recorder) -> None:
         enough = threading.Event()
-        look = ProfilingSession(REQUESTS, 0, when_enough=enough.set)
-        look.attach(recorder)
-        if not look.why:
+        session = ProfilingSession(REQUESTS, 0, when_enough=enough.set)
+        session.attach(recorder)
+        if not session.why:
             enough.wait(DEADLINE_S)
-        look.finish()
-        if look.why:
-            logger.warning("no deep look: %s", look.why)
+        session.finish()
+        if session.why:
+            logger.warning("no deep look: %s", session.why)
             return
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _new_folder(folder)
         trace = folder / "trace.json"
-        look.save(str(trace))
+        session.save(str(trace))
         read = _read(trace, folder)
         if read.returncode:
             logger.warning("reading %s failed: %s", trace, read.stderr.strip())
         else:
-            logger.info("a deep look at %d requests is in %s.", look.profiled, folder)
+            logger.info("a deep look at %d requests is in %s.", session.profiled, folder)
+
+
+def _new_folder(folder: Path) -> Path:
+    """Make a folder that nobody else can name or enter, and return it: with more in its name where that is taken."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    return folder
 
 
 def _read(trace: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gpuscope", "profile", "--trace", str(trace), "--out", str(folder)]
     ours = {name: value for name, value in variables().items() if not name.startswith("GPUSCOPE")}
+    # From the new folder, because Python would import what lies in the present one, which may be anybody's.
+    if path := ours.get("PYTHONPATH"):
+        ours["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
     return subprocess.run(  # noqa: S603 - ourselves
-        command, env=ours, capture_output=True, text=True, timeout=READING_TIMEOUT_S, check=False
+        command, cwd=folder, env=ours, capture_output=True, text=True, timeout=READING_TIMEOUT_S, check=False
     )

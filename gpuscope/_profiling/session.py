@@ -1,9 +1,9 @@
 """
-A deep look at a program that runs: torch.profiler for a few requests, with the stages as ranges in its trace.
+A deep look at a running program: torch.profiler for a few requests, with the stages as ranges in its trace.
 
-While it is on, `NvtxTap` stands where the recorder's NVTX door was, which the hot path asks about anyway; afterwards
-the door is back and nothing of the look is left. Never raises into the application: why there is no profile is in
-`why`.
+Meanwhile `NvtxTap` stands in for the recorder's NVTX door, which the hot path asks about anyway. Afterwards the door is
+back, and nothing remains but ranges that could not be closed. Never raises into the application: `why` says why there
+is no profile.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._errors import CannotProfileError
 from gpuscope._log import logger
@@ -20,23 +20,25 @@ from gpuscope._recording.hot_path import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from gpuscope._data.record import Site
+    from gpuscope._recording.recorder import Recorder
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 
-_never_closed: list[Any] = []
-"""Ranges of stages that were running when their look ended: a few a look, kept for ever."""
+_never_closed: list[AbstractContextManager[object]] = []
+"""Ranges of stages that were still running when their session ended: a few per session, kept for ever."""
 
 
 class _OpenRange:
-    """What is open of a stage: the range of the door behind, and ours."""
+    """The open ranges of one stage: that of the door behind the tap, and ours."""
 
     __slots__ = ("inner", "range", "request", "seen")
 
-    def __init__(self, inner: Any, *, request: bool) -> None:
+    def __init__(self, inner: object, *, request: bool) -> None:
         self.inner = inner
-        self.range: Any = None
+        self.range: AbstractContextManager[object] | None = None
         self.request = request
         """Whether this is an outermost stage."""
         self.seen = False
@@ -44,10 +46,10 @@ class _OpenRange:
 
 
 class NvtxTap:
-    """Stands for a recorder's NVTX door, opens that one's ranges too, and tells the look of every stage."""
+    """Stands in for a recorder's NVTX door, opens that door's ranges too, and tells the session of every stage."""
 
-    def __init__(self, look: ProfilingSession, recorder: Any) -> None:
-        self._look = look
+    def __init__(self, session: ProfilingSession, recorder: Recorder) -> None:
+        self._session = session
         self._recorder = recorder
         self._door = recorder.nvtx
         self._lock = threading.Lock()
@@ -55,7 +57,7 @@ class NvtxTap:
         self._retired = False
         recorder.nvtx = self
 
-    def begin(self, site: Site, suspends: int) -> Any:
+    def begin(self, site: Site, suspends: int) -> object:
         """Open the ranges of a stage; called by the hot path after the stage has become the current one."""
         inner = self._door.begin(site, suspends) if self._door is not None else None
         with self._lock:
@@ -64,26 +66,26 @@ class NvtxTap:
             self._open += 1
         stage = current.get()
         opened = _OpenRange(inner, request=getattr(stage, "outer", None) is None and not site.warms_up)
-        self._look.enter(opened, site)
+        self._session.enter(opened, site)
         return opened
 
-    def end(self, opened: Any) -> None:
-        """Close them. What was opened before the look has no range of ours."""
+    def end(self, opened: object) -> None:
+        """Close them. What was opened before the session has no range of ours."""
         if type(opened) is not _OpenRange:
             if self._door is not None:
                 self._door.end(opened)
             return
         try:
-            self._look.leave(opened)
+            self._session.leave(opened)
         finally:
-            if opened.inner is not None:
+            if opened.inner is not None and self._door is not None:
                 self._door.end(opened.inner)
             with self._lock:
                 self._open -= 1
                 self._step_aside()
 
     def retire(self) -> None:
-        """Take part no more, and put the door back as soon as no stage is open that this one has to close."""
+        """Open no more ranges, and put the door back as soon as the last of those that are open is closed."""
         with self._lock:
             self._retired = True
             self._step_aside()
@@ -95,12 +97,14 @@ class NvtxTap:
 
 class ProfilingSession:
     """
-    Counts requests, and has the profiler on for some of them: all on the threads of the requests, between two of them.
+    Counts requests, and runs the profiler for some of them.
+
+    It starts and stops on the threads of the requests, between two requests.
 
     Args:
         requests: how many to profile.
-        warmup: how many to let pass first; the profiler is prepared before the last of these. With 0 it starts at once.
-        when_enough: called when so many have ended, instead of ending the profile there and then.
+        warmup: how many to let pass first; the profiler is prepared before the last of them. With 0 it starts at once.
+        when_enough: called once `requests` of them have been profiled, instead of ending the profile there and then.
 
     """
 
@@ -110,7 +114,7 @@ class ProfilingSession:
         self.why = ""
         """Why there is no profile."""
         self.profiled = 0
-        """Requests that ended while the profiler was on and began so."""
+        """Requests that began and ended while the profiler was on."""
         self.profiler: Profiler | None = None
         self._passed = 0
         self._when_enough = when_enough
@@ -122,18 +126,20 @@ class ProfilingSession:
         self._inside = 0
         """Threads that are in the profiler's code at this moment."""
 
-    def attach(self, recorder: Any) -> None:
-        """Take part in a recorder's stages. There may be several recorders, one after the other."""
+    def attach(self, recorder: Recorder) -> None:
+        """Put a tap on a recorder's stages. There may be several recorders, one after the other."""
         with self._lock:
             if isinstance(recorder.nvtx, NvtxTap):
-                self._give_up("another deep look is on, or stages of one are; end it first. The program goes on.")
+                self._give_up(
+                    "another deep look is on, or stages of one are still open; end it first. The program goes on."
+                )
             if self.state == WAITING:
                 self._advance()
             if self.state != DONE:
                 self._taps.append(NvtxTap(self, recorder))
 
     def enter(self, opened: _OpenRange, site: Site) -> None:
-        """Take notice of a stage that begins."""
+        """Take note of a stage that begins."""
         profiler = self._go_in()
         if profiler is None:
             return
@@ -150,27 +156,27 @@ class ProfilingSession:
         self._come_out(why)
 
     def leave(self, opened: _OpenRange) -> None:
-        """Take notice of a stage that ends."""
+        """Take note of a stage that ends."""
         if opened.range is not None:
             self._close(opened.range)
-        # Not while the profile is being ended, which may take a while and must not hold up other requests.
+        # Not while the profile is being ended: that may take a while, and must not hold up other requests.
         if opened.request and self.state != DONE:
             self._count(opened)
 
-    def _close(self, opened: Any) -> None:
+    def _close(self, shown: AbstractContextManager[object]) -> None:
         if self._go_in() is None:
-            # It would write to what PyTorch has freed, or is about to free; so would its destructor.
-            _never_closed.append(opened)
+            # Closing it would write to what PyTorch has freed, or is about to free; so would its destructor.
+            _never_closed.append(shown)
             return
         why = ""
         try:
-            opened.__exit__(None, None, None)
+            shown.__exit__(None, None, None)
         except Exception as error:  # As in `enter`.
             why = f"torch.profiler failed: {error!r}."
         self._come_out(why)
 
     def _go_in(self) -> Profiler | None:
-        """Return the profiler if it is on, which it then is until `_come_out`."""
+        """Return the profiler if it is on; it then stays on until `_come_out`."""
         with self._gate:
             if self.state != RUNNING or self.profiler is None:
                 return None
@@ -184,7 +190,7 @@ class ProfilingSession:
             self._give_up(why)
 
     def _end(self) -> str:
-        """Let nobody go in any more, wait for those inside (microseconds), and return the state before."""
+        """Let no more threads in, wait for those inside (microseconds), and return the state before."""
         with self._gate:
             state, self.state = self.state, DONE
         deadline = time.monotonic() + LEAVING_S
@@ -203,7 +209,7 @@ class ProfilingSession:
                     (self._when_enough or self.finish)()
 
     def _advance(self) -> None:
-        """Prepare the profiler when the last request but one of the warm-up has passed, and start it after the last."""
+        """Prepare the profiler after the last but one request of the warm-up, and start it after the last."""
         try:
             if self.profiler is None and self._passed >= self.warmup - 1:
                 on_demand = self._when_enough is not None
@@ -236,14 +242,14 @@ class ProfilingSession:
                 seen = (
                     f"{self._passed} requests (outermost stages) ended, and {self.warmup} are to pass before it starts"
                 )
-                self.why = self.why or f"{seen}; give more, or a smaller `warmup`."
+                self.why = self.why or f"{seen}; run more requests, or give a smaller `warmup`."
             if not self.profiled:
                 self.why = self.why or "no request (outermost stage) ran from its start to its end while it was on."
-            for taps in self._taps:
-                taps.retire()
+            for tap in self._taps:
+                tap.retire()
 
     def save(self, path: str) -> None:
-        """Write the trace of a look that has ended well: once."""
+        """Write the trace of a session that has ended well; possible once."""
         assert self.profiler is not None
         self.profiler.save(path)
         self.profiler = None  # It holds every event.
@@ -256,5 +262,5 @@ class ProfilingSession:
                 with contextlib.suppress(Exception):  # It has failed already, and that is what is said.
                     profiler.stop({})
             logger.warning("no deep look: %s", why)
-            for taps in self._taps:
-                taps.retire()
+            for tap in self._taps:
+                tap.retire()

@@ -1,7 +1,7 @@
 """
-The stages around a stage: its parent, the root of its trace, the innermost that still runs.
+The stages around a stage: its parent, the root of its trace, the innermost one that still runs.
 
-Asks records alone; knows no context and changes nothing.
+Asks records only; knows no context and changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def parent_stage(record: StageRecord) -> StageRecord | None:
-    """Return the enclosing stage, unless a span of the application's lies between."""
+    """Return the enclosing stage, or None if a span of the application's lies between."""
     outer = record.outer
     return outer if outer is not None and outer.trace is record.trace else None
 
@@ -27,9 +27,9 @@ def root_stage(record: StageRecord) -> StageRecord:
 
 def running_stage(record: StageRecord | None) -> StageRecord | None:
     """
-    Return the stage itself or the innermost around it that has not ended.
+    Return the stage itself or the innermost one around it that has not ended.
 
-    Stages held open across a `yield` may end out of order, so an ended stage can enclose one that runs.
+    Stages held open across a `yield` may end out of order, so a stage that has ended can enclose one that runs.
     """
     while record is not None and record.end_ns:
         record = record.outer

@@ -1,13 +1,13 @@
 """
-One `with stage(...)` block: a record that begins when it is entered. As it is where there is no `native`.
+One `with stage(...)` block: a record that begins when it is entered. This is the twin of the block in C.
 
-What an object does that is entered again is left to `stage`.
+Knows the first entry only; what happens when an object is entered again is left to `_recording.stage`.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._data.native import StageRecord, native
 from gpuscope._recording.hot_path import begin, end
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site
     from gpuscope._recording.recorder import Recorder
 
@@ -30,11 +31,11 @@ if TYPE_CHECKING or native is None:
         """A block, which is its own record: one allocation instead of two."""
 
         __slots__ = ("owner", "stream", "uses")
-        stream: Any
+        stream: Stream
         uses: int
-        """0: not entered yet; 1: entered; 2: entered again, so that the records are others."""
+        """0: not entered yet; 1: entered; 2: entered again, and each further entry has a record of its own."""
         owner: StageBlock
-        """For the record of an object that was entered again, and only then: that object."""
+        """Set only on such a record of a further entry: the object that was entered."""
 
         def __enter__(self) -> Self:
             """Begin the stage."""
@@ -49,7 +50,7 @@ if TYPE_CHECKING or native is None:
         def __exit__(
             self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
         ) -> None:
-            """End the stage; an exception is noted and goes on."""
+            """End the stage; an exception is noted and passes through."""
             if self.uses == 1:
                 end(self, error)
             else:
@@ -64,9 +65,9 @@ if TYPE_CHECKING or native is None:
     Block = TypeVar("Block", bound=StageBlock)
 
     def new_block(kind: type[Block], recorder: Recorder, site: Site) -> Block:
-        """Return a block of a kind that is ready to be entered."""
+        """Return a block of the given class, ready to be entered."""
         block = kind()
-        block.recorder, block.site, block.uses = recorder, site, 0
+        block.recorder, block.site, block.uses, block.end_ns = recorder, site, 0, 0
         block.stream = block.attributes = None
         return block
 

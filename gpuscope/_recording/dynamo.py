@@ -1,11 +1,18 @@
 """
-Whether `torch.compile` is tracing the code that asks: PyTorch's own `is_dynamo_compiling`, without importing PyTorch.
+Whether `torch.compile` is tracing the code that asks, and a count of the stages that tracing leaves out.
 
-Holds a reference to it. Dynamo takes the call for a constant, so only this reference is guarded.
-To ask `sys.modules` in traced code would not do: Dynamo reads the whole of a dictionary in which something is looked
-up, thousands of modules in each frame, and the compilation fails when anything is imported in the meantime.
+Never imports PyTorch, and never looks at a stage's name, because Dynamo would guard it. Relies on three things:
 
-And counts the stages of which tracing leaves nothing. Never looks at a stage's name: Dynamo would guard it.
+* Dynamo takes a call of `torch.compiler.is_dynamo_compiling` for a constant, so of an `if` with it only the branch that
+  is taken is traced. `is_compiling` would not do: from PyTorch 2.13 on it is true in all threads while one compiles,
+  and the stages of the others would vanish.
+* The function is a global of this module, so all that is guarded is that this global stays what it is. To ask
+  `sys.modules` first whether PyTorch is there was tried, and failed: of a dictionary in which something is looked up,
+  Dynamo reads the whole, thousands of modules in each frame, and when another thread imports something meanwhile the
+  compilation ends with an error. So `_before_torch` asks, and puts PyTorch's function in its own place once it can.
+* A function with the attribute `_dynamo_marked_constant` is called while Dynamo traces, and only its result is kept: no
+  code, no graph break. Thus `gpuscope_left_out` can count. The attribute is private; it is what the public
+  `torch.compiler.assume_constant_result` sets, and that would import Dynamo. Where it has no effect nothing is counted.
 """
 
 from __future__ import annotations
@@ -13,9 +20,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuscope._log import WarnOnce
 
     def is_dynamo_compiling() -> bool:
@@ -23,20 +32,20 @@ if TYPE_CHECKING:
 
 
 MAX_PLACES = 1024
-"""Places that are counted by name: code that is generated has as many as it likes."""
+"""Places that are counted by name; generated code may have any number."""
 _NAME = "is_dynamo_compiling"
 _OURS = __file__.removesuffix(os.path.join("_recording", "dynamo.py"))  # noqa: PTH118 - as Dynamo writes it: text
 _modules = sys.modules
 
 
-def __getattr__(name: str) -> Any:
-    # The first question, also when Dynamo asks it: it looks attributes of modules up for good.
+def __getattr__(name: str) -> Callable[[], bool]:
+    # Called for the first question only, even if Dynamo asks it: from then on the name is a global.
     if name != _NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return globals().setdefault(name, _of_torch() or _before_torch)
+    return globals().setdefault(name, _of_torch() or _before_torch)  # type: ignore[no-any-return]  # Nothing else is there.
 
 
-def _of_torch() -> Any:
+def _of_torch() -> Callable[[], bool] | None:
     return getattr(_modules.get("torch.compiler"), _NAME, None)
 
 
@@ -54,12 +63,12 @@ def _before_torch() -> bool:
 
 
 class Elisions:
-    """The stages that were left out of compiled regions, in this process: by place, how often each was traced."""
+    """The stages that were left out of compiled regions in this process: how often each was traced, by place."""
 
     def __init__(self) -> None:
         self.places: dict[str, int] = {}
         self._warnings: WarnOnce | None = None
-        """None until recording has begun; by then logging is imported."""
+        """None until recording has begun; only then `logging` is imported."""
 
     def add(self, place: str) -> None:
         """Count a stage; Dynamo holds its lock meanwhile."""
@@ -69,7 +78,7 @@ class Elisions:
         self._say()
 
     def listen(self) -> None:
-        """Say from now on, once, that there are such stages: recording has begun."""
+        """Warn from now on, once, that there are such stages; called when recording begins."""
         from gpuscope._log import SUPPRESSED, WarnOnce
 
         if self._warnings is None:
@@ -78,17 +87,17 @@ class Elisions:
 
     def _say(self) -> None:
         if self._warnings is not None and self.places:
-            with contextlib.suppress(Exception):  # What the application does with a log line breaks no compilation.
+            with contextlib.suppress(Exception):  # An application's handler that raises must not break a compilation.
                 self._warnings.warn(
                     "elided",
-                    "`torch.compile` leaves out the stages inside what it compiles, as at %s. Put one around the "
-                    "compiled callable to time it as a whole.",
+                    "`torch.compile` leaves out the stages inside what it compiles, such as the one at %s. Put a stage "
+                    "around the compiled callable to time it as a whole.",
                     next(iter(self.places)),
                 )
 
 
 class _IsUnderstood:
-    """True from PyTorch 2.6 on, which is known to take a marked function without breaking the graph; 2.4 is not."""
+    """True from PyTorch 2.6 on, which takes a marked function without breaking the graph; 2.4 does not."""
 
     def __bool__(self) -> bool:
         version = str(getattr(_modules.get("torch"), "__version__", "0.0")).split(".")
@@ -102,14 +111,13 @@ def gpuscope_left_out() -> None:
     """
     Count a stage in code that is being traced.
 
-    Dynamo does not trace this, it calls it, and the call leaves no code and no graph break: that is what
-    `torch.compiler.assume_constant_result` means by the attribute below, and itself it would import Dynamo. The result
-    becomes a global of the traced module, as the compiled functions do, under the name of this function.
+    Dynamo calls this instead of tracing it: see above. The result becomes a global of the traced module, as compiled
+    functions do, under the name of this function.
     """
-    if is_dynamo_compiling():  # It traces this, too, where it does not understand.
+    if is_dynamo_compiling():  # Where the attribute below has no effect, Dynamo traces this as well.
         return
     place = "unknown"
-    with contextlib.suppress(Exception):  # A private part of PyTorch may change; that breaks no compilation either.
+    with contextlib.suppress(Exception):  # This part of PyTorch is private; if it changes, compilation must go on.
         place = _place()
     elisions.add(place)
 
@@ -118,7 +126,7 @@ gpuscope_left_out._dynamo_marked_constant = _IsUnderstood()  # type: ignore[attr
 
 
 def _place() -> str:
-    """Return what Dynamo traces, `model.py:12 in forward`; of a decorated function that is compiled itself its name."""
+    """Return what Dynamo traces, as `model.py:12 in forward`; the name alone if that is a decorated function itself."""
     stack = _modules["torch._guards"].TracingContext.extract_stack()
     frame = next((frame for frame in reversed(stack) if not frame.filename.startswith(_OURS)), None)
     return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else str(stack[-1].name)

@@ -1,8 +1,8 @@
 """
-The two halves of recording a stage, `begin` and `end`: the hot code, as it is where there is no `native`.
+The two halves of recording a stage, `begin` and `end`: the hot code, and the twin of that in C.
 
-Never locks, logs, formats, imports, reads the environment or does I/O on the common path, and never raises into the
-application: after a failure of any part the others still run, so that no range stays open.
+On the common path it never locks, logs, formats, imports, reads the environment or does I/O. It never raises into the
+application: after one part has failed the others still run, so that no range stays open.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ import sys
 import threading
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._data.native import StageRecord, Trace, native
-from gpuscope._data.record import ExceptionInfo, ThreadInfo
+from gpuscope._data.record import ThreadInfo
+from gpuscope._data.values import exception_info
 from gpuscope._recording.ancestry import running_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site
     from gpuscope._recording.recorder import Recorder
-
-_MAX_FRAMES, _MAX_MESSAGE = 64, 4096
-_RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
-"""Raised by activation checkpointing in the function that it computes again, once it has all that it needs."""
 
 _modules = sys.modules
 current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
@@ -40,8 +38,8 @@ class _Threads(threading.local):
 _threads = _Threads()
 
 
-def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream: Any, suspends: int) -> None:
-    """Start a run of a stage on this thread, in this context. The record's attributes are set by the caller."""
+def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream: Stream, suspends: int) -> None:
+    """Start a run of a stage on this thread, in this context. The caller has set the record's attributes."""
     record.recorder = recorder
     record.site = site
     record.start_ns = record.end_ns = 0
@@ -105,12 +103,12 @@ def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
         record.start_ns = record.start_ns or recorder.clock()
 
 
-def _first_sight_of_otel(recorder: Recorder) -> Any:
+def _first_sight_of_otel(recorder: Recorder) -> Callable[[], object] | None:
     return recorder.look_for_provider if "opentelemetry.trace" in _modules and recorder.open_bridge() else None
 
 
-def start_in_python(recorder: Recorder, site: Site, stream: Any, suspends: int) -> StageRecord:
-    """Return a new record, begun."""
+def start_in_python(recorder: Recorder, site: Site, stream: Stream, suspends: int) -> StageRecord:
+    """Begin a run of a stage with a new record, and return that."""
     record = StageRecord()
     record.attributes = None
     begin(recorder, record, site, stream, suspends)
@@ -118,7 +116,7 @@ def start_in_python(recorder: Recorder, site: Site, stream: Any, suspends: int) 
 
 
 def end_in_python(record: StageRecord, error: BaseException | None) -> None:
-    """Finish a run: on the way out of the stage, whether it returns or raises."""
+    """Finish a run on the way out of the stage, whether it returns or raises."""
     recorder: Recorder = record.recorder
     try:
         if record.pair is not None:
@@ -130,7 +128,7 @@ def end_in_python(record: StageRecord, error: BaseException | None) -> None:
         if record.span is not None:
             recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
         if error is not None:
-            record.error = _exception_info(error)
+            record.error = exception_info(error)
         if current.get() is record:
             outer = record.outer
             current.set(outer if outer is None or not outer.end_ns else running_stage(outer))
@@ -156,28 +154,8 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
     recorder.ledger.fail("stage_error")
 
 
-def _exception_info(error: BaseException) -> ExceptionInfo | None:
-    if isinstance(error, GeneratorExit):
-        return None
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    if name == _RECOMPUTED:
-        return None
-    try:
-        message = str(error)[:_MAX_MESSAGE]
-    except Exception:  # The exception is the application's, and so is its `__str__`.
-        message = "<unprintable>"
-    frames: list[tuple[str, int, str]] = []
-    traceback = error.__traceback__
-    while traceback is not None and len(frames) < _MAX_FRAMES:
-        code = traceback.tb_frame.f_code
-        frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
-        traceback = traceback.tb_next
-    return ExceptionInfo(name, message, tuple(frames))
-
-
-begin: Callable[[Recorder, StageRecord, Site, Any, int], None] = begin_in_python
-start: Callable[[Recorder, Site, Any, int], StageRecord] = start_in_python
+begin: Callable[[Recorder, StageRecord, Site, Stream, int], None] = begin_in_python
+start: Callable[[Recorder, Site, Stream, int], StageRecord] = start_in_python
 end: Callable[[StageRecord, BaseException | None], None] = end_in_python
 if native is not None:
     native.prepare(
@@ -189,7 +167,7 @@ if native is not None:
         see_otel=_first_sight_of_otel,
         begin_failed=_begin_failed,
         end_the_rest=_end_what_is_left,
-        exception_info=_exception_info,
+        exception_info=exception_info,
         running=running_stage,
     )
     begin, start, end = native.begin, native.start, native.end

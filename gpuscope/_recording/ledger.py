@@ -1,7 +1,8 @@
 """
 The account of every stage: exported, dropped, lost by reason, or still with an exporter.
 
-Counts and nothing else. Application threads come here only when something failed, which is rare.
+Counts, and has queues drained and given up under its lock, so that every stage is in one place whenever somebody asks.
+It owns no queue and calls no exporter. Application threads come here only when something failed, which is rare.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gpuscope._data.delivery import Delivery
-from gpuscope._data.statistics import Statistics
+from gpuscope._data.statistics import Delivery, Statistics
 from gpuscope._recording.dynamo import elisions
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 class Waiting(Protocol):
-    """A queue before the collector, as far as the account goes."""
+    """A queue in front of the collector, as the account sees it."""
 
     @property
     def stages(self) -> int:
-        """The stages that wait in it."""
+        """How many stages wait in it."""
 
     @property
     def refused(self) -> int:
-        """The stages that it refused since the start."""
+        """How many stages it has refused since the start."""
 
     def give_up(self) -> int:
         """Remove everything, unread, and return how many stages that were."""
@@ -37,9 +37,9 @@ class Waiting(Protocol):
 
 class Ledger:
     """
-    Counts fates. Thread-safe.
+    Counts what becomes of stages. Thread-safe.
 
-    A stage is in the queue, then with the collector, then with the exporters; then exported or lost.
+    A stage is in a queue, then with the collector, then with the exporters, and in the end exported, dropped or lost.
     """
 
     def __init__(self) -> None:
@@ -55,11 +55,11 @@ class Ledger:
 
     def take(self, drain: Callable[[], list[T]], stages_in: Callable[[list[T]], int] = len) -> list[T]:
         """
-        Move stages from a queue into the collector's hands: one step, as far as `statistics` can see.
+        Move stages from a queue to the collector, in one step as far as `statistics` can see.
 
         Args:
-            drain: removes what the queue hands over, and returns it.
-            stages_in: returns how many stages are in that.
+            drain: takes items out of the queue and returns them.
+            stages_in: returns how many stages are in those items.
 
         """
         with self._lock:
@@ -68,14 +68,14 @@ class Ledger:
         return taken
 
     def drop(self, reason: str, stages: int = 1) -> None:
-        """Count stages in the collector's hands that are not to be exported."""
+        """Count stages that are with the collector and are not meant to be exported."""
         with self._lock:
             if not self._closed:
                 self._with_collector -= stages
                 self._dropped[reason] += stages
 
     def lose(self, reason: str, stages: int = 1) -> None:
-        """Count stages in the collector's hands that should have been exported and will not be."""
+        """Count stages that are with the collector, should have been exported and will not be."""
         with self._lock:
             if stages and not self._closed:
                 self._with_collector -= stages
@@ -87,22 +87,22 @@ class Ledger:
             self._lost[reason] += 1
 
     def untimed(self, reason: str, stages: int = 1) -> None:
-        """Count stages that go out without GPU times though a GPU is in use. They have another fate besides."""
+        """Count stages that go out without GPU times although a GPU is in use. Their fate is counted as well."""
         with self._lock:
             self._untimed[reason] += stages
 
     def refuse(self, reason: str, stages: int) -> None:
-        """Count stages that are never to reach the collector."""
+        """Count stages that will never reach the collector."""
         with self._lock:
             self._dropped[reason] += stages
 
     def graph_stage(self, reason: str, stages: int = 1) -> None:
-        """Count stages in a capture by what comes of them in replays. They have a fate besides, as any stage."""
+        """Count stages in a capture by what comes of them in replays. They are also counted as any other stage is."""
         with self._lock:
             self._graph_stages[reason] += stages
 
     def deliver(self, stages: int, exporters: int) -> Delivery:
-        """Move stages from the collector's hands into those of a number of exporters."""
+        """Move stages from the collector to a number of exporters."""
         with self._lock:
             if not self._closed:
                 self._with_collector -= stages
@@ -110,7 +110,7 @@ class Ledger:
         return Delivery(self._settle, stages, exporters)
 
     def close(self, reason: str, *queues: Waiting) -> int:
-        """Give up everything that has no fate yet; what is reported later is ignored. Returns how many that were."""
+        """Count all stages that are still on their way as lost, and return how many; ignore what is reported later."""
         with self._lock:
             waiting = sum(queue.give_up() for queue in queues)
             stranded = waiting + self._with_collector + self._with_exporters
@@ -123,7 +123,7 @@ class Ledger:
     def statistics(
         self, *queues: Waiting, uncertainty_ns: int | None = None, exporters: tuple[str, ...] = ()
     ) -> Statistics:
-        """Return the account of this moment, with the stages that wait in queues."""
+        """Return the account of this moment; stages that wait in the queues are pending."""
         with self._lock:
             pending = sum(queue.stages for queue in queues) + self._with_collector + self._with_exporters
             dropped = self._dropped + Counter({"queue_full": sum(queue.refused for queue in queues)})

@@ -1,7 +1,7 @@
 """
 NVTX ranges in the domain `gpuscope`, for Nsight Systems, Nsight Compute and DCGM.
 
-The only door to the `nvtx` package. Keeps no state of its own: a range that was opened is closed by whoever opened it.
+The only door to the `nvtx` package. It does not keep open ranges: whoever opened one closes it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _PUSHED = object()
 
 
 class Nvtx:
-    """Opens and closes ranges in one NVTX domain, with attributes that are prepared once a stage."""
+    """Opens and closes ranges in one NVTX domain, with attributes that are prepared once per name of a stage."""
 
-    def __init__(self, domain: Any) -> None:
+    def __init__(self, domain: Any) -> None:  # The package has no types.
         self._prepare = domain.get_event_attributes
         self._push, self._pop = domain.push_range, domain.pop_range
         self._start, self._end = domain.start_range, domain.end_range
 
-    def begin(self, site: Site, suspends: int) -> Any:
+    def begin(self, site: Site, suspends: int) -> object:
         """
         Open a range and return what `end` takes.
 
-        Pushed ranges nest by thread, so what may be suspended (a coroutine, a generator) gets a start/end range,
-        which belongs to the process: otherwise the ranges of interleaved tasks would close each other.
+        Pushed ranges nest by thread, so the ranges of interleaved tasks would close each other. What may be suspended
+        (a coroutine, a generator) therefore gets a start/end range, which belongs to the process.
         """
         attributes = site.nvtx
         if attributes is None:
@@ -38,7 +38,7 @@ class Nvtx:
         self._push(attributes)
         return _PUSHED
 
-    def end(self, opened: Any) -> None:
+    def end(self, opened: object) -> None:
         """Close a range."""
         if opened is _PUSHED:
             self._pop()
@@ -46,13 +46,13 @@ class Nvtx:
             self._end(opened)
 
 
-def tool_is_listening(domain: Any) -> bool:
-    """Tell whether a tool is attached to the process: without one the package hands out a dummy domain."""
+def tool_is_listening(domain: object) -> bool:
+    """Tell whether a tool is attached to the process; without one the package hands out a dummy domain."""
     return type(domain).__name__ != "DummyDomain"
 
 
 def open_nvtx() -> Nvtx | None:
-    """Return the door, or None where the package is missing or no tool listens (a tool attaches at start or never)."""
+    """Return the door, or None if the package is missing or no tool listens (a tool attaches at start or never)."""
     try:
         import nvtx
     except ImportError:

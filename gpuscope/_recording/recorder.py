@@ -10,7 +10,7 @@ import itertools
 import random
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._data.native import native
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._data.interfaces import Bridge, Device, Queue
+    from gpuscope._data.record import FromAbove
     from gpuscope._recording.ledger import Ledger
     from gpuscope._recording.queue import RecordQueue
 
@@ -32,8 +33,8 @@ class Recorder(RecorderFields):
     Everything that the hot path reads.
 
     Args:
-        queue: takes the records.
-        replays: takes the replays of CUDA graphs with stages inside.
+        queue: takes the records for which `waiting` has no room; at first that is all of them.
+        replays: takes the replays of CUDA graphs that have stages inside.
         device: the GPUs.
         ledger: counts what failed.
         open_bridge: opens the door to OpenTelemetry.
@@ -47,7 +48,7 @@ class Recorder(RecorderFields):
         self,
         queue: Queue,
         *,
-        replays: Any,
+        replays: FromAbove,
         device: Device,
         ledger: Ledger,
         open_bridge: Callable[[], Bridge],
@@ -61,15 +62,15 @@ class Recorder(RecorderFields):
         self.clock = time.perf_counter_ns
         self.nvtx = self.bridge = self.look_for_provider = self.current_context = None
         self._open = open_bridge
-        self.captures: Any = None
-        """Where stages inside CUDA graphs are wanted, those that are being captured."""
-        # Not the global `random`, which frameworks seed alike on all ranks: trace ids would repeat.
+        self.captures: FromAbove = None
+        """The captures of CUDA graphs that are going on, where stages inside graphs are wanted."""
+        # Not the global `random`: frameworks seed it alike on all ranks, so that trace ids would repeat.
         self.random_bits = random.Random(random.SystemRandom().getrandbits(256)).getrandbits  # noqa: S311
-        # Span ids need to be unique only; from a random start they are so across processes too.
+        # Span ids need only be unique; counted from a random start they are so across processes, too.
         self.span_ids = itertools.count(self.random_bits(62) + 1)
 
     def open_bridge(self) -> bool:
-        """Open the door to OpenTelemetry, once the application or the collector has imported it."""
+        """Open the door to OpenTelemetry; called once the application or the collector has imported that."""
         if self.bridge is None:
             self.bridge = self._open()
             self.current_context = self.bridge.current_context
@@ -77,5 +78,5 @@ class Recorder(RecorderFields):
         return self.bridge is not None
 
     def accept(self, queue: RecordQueue) -> None:
-        """Put records where the collector takes them from."""
+        """Have records put where the collector takes them from: see `_recording.queue`."""
         self.queue, self.waiting, self.capacity = queue, queue.waiting, queue.capacity

@@ -1,8 +1,8 @@
 """
 `stage`: the decorator and context manager.
 
-Only decides which of its forms applies; the recording is in `_recording.hot_path`, the wrapping of functions
-in `_recording.wrap`.
+Only decides which of its forms applies. Recording is done in `_recording.hot_path`, functions are wrapped in
+`_recording.wrap`.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope._data.native import native
 from gpuscope._data.record import UnnamedSite
+from gpuscope._data.values import PLAIN, as_key, shown, snapshot, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end
 from gpuscope._recording.state import MAX_SITES, new_site, state
 from gpuscope._recording.wrap import stage_of
 
-F = TypeVar("F", bound="Callable[..., Any]")
+F = TypeVar("F", bound="Callable[..., object]")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from typing_extensions import Self
 
+    from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site
     from gpuscope._recording.recorder import Recorder
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
         """What `stage(...)` returns: a decorator and a context manager."""
 
         def __call__(self, function: F, /) -> F:
-            """Make a stage of each call of the function."""
+            """Make each call of the function a stage."""
 
         def __enter__(self) -> Self:
             """Begin the stage."""
@@ -39,28 +41,27 @@ if TYPE_CHECKING:
         def __exit__(self, *exception: object) -> None:
             """End the stage."""
 
-        def set_attribute(self, key: str, value: Any) -> None:
+        def set_attribute(self, key: str, value: object) -> None:
             """Add an attribute to this run's host span."""
 
 
 _MAY_SUSPEND = 1
 _sites = state.sites
 _off_stages: dict[str, DisabledStage] = state.off_stages
-"""What `stage` hands out while nothing is recorded, by name."""
 
 
 class NoopStage:
     """
-    A stage that records nothing: inside a region that `torch.compile` traces.
+    A stage that records nothing, for a region that `torch.compile` traces.
 
-    Has no `__init__`, which some versions of Dynamo can't trace through.
+    It has no `__init__`, because some versions of Dynamo can't trace through one.
     """
 
     __slots__ = ()
 
     def __call__(self, function: F) -> F:
-        """Return the function itself; what could not be a stage is refused as it would be with recording on."""
-        return cast("F", stage_of(function, None, None, None, None))
+        """Return the function itself; what can't be a stage is refused, as it is while recording is on."""
+        return stage_of(function, None, None, None, None)
 
     def __enter__(self) -> Self:
         """Do nothing."""
@@ -69,7 +70,7 @@ class NoopStage:
     def __exit__(self, *exception: object) -> None:
         """Do nothing."""
 
-    def set_attribute(self, key: str, value: Any) -> None:
+    def set_attribute(self, key: str, value: object) -> None:
         """Do nothing."""
 
 
@@ -89,25 +90,25 @@ else:
 
 
 class IdleStage(DisabledStage):
-    """A stage that records nothing yet; a function that it decorates can be recorded later."""
+    """A stage that records nothing yet. A function that it decorates will be recorded once recording is on."""
 
     __slots__ = ("attributes", "graph", "name", "stream", "warmup")
     name: str | None
-    attributes: Mapping[str, Any] | None
-    stream: Any
+    attributes: Mapping[str, object] | None
+    stream: Stream
     warmup: int | None
     graph: bool
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that it is recorded once recording is on."""
-        return cast("F", stage_of(function, self.name, self.attributes, self.stream, self.warmup, graph=self.graph))
+        return stage_of(function, self.name, self.attributes, self.stream, self.warmup, graph=self.graph)
 
 
 class Stage(StageBlock):
     """
     One `with stage(...)` block.
 
-    An object that is entered again, by anybody, hands out a new record each time.
+    Each time that the same object is entered again, by any thread or task, a new record is begun.
     """
 
     __slots__ = ()
@@ -116,21 +117,27 @@ class Stage(StageBlock):
         """Wrap the function so that each call of it is a stage."""
         site = self.site
         name = None if isinstance(site, UnnamedSite) else site.name
-        return cast("F", stage_of(function, name, self.attributes, self.stream, site.warmup, graph=site.graph))
+        return stage_of(function, name, self.attributes, self.stream, site.warmup, graph=site.graph)
 
-    def set_attribute(self, key: str, value: Any) -> None:
+    def set_attribute(self, key: str, value: object) -> None:
         """
-        Add an attribute to this run's host span.
+        Add an attribute to this run's host span, unless the run has ended.
 
         Args:
             key: the attribute's name, e.g. `batch_size`.
-            value: a `str`, `bool`, `int`, `float` or a sequence of one of them; anything else is exported as text.
+            value: a `str`, `bool`, `int`, `float` or a sequence of one of them. The attribute has the value of this
+                moment, whatever becomes of the object. Built-in containers and small arrays of numpy are copied; a
+                tensor is described and never read, and any other object is named by its type.
 
         """
-        if self.uses == 0 or self.end_ns == 0:
-            if self.attributes is None:
-                self.attributes = {}
-            self.attributes[key] = value
+        if not self.end_ns or self.uses == 0:
+            if type(key) is not str or type(value) not in PLAIN:
+                key, value = as_key(key), snapshot(value)
+            attributes = self.attributes
+            if attributes is None:
+                self.attributes = {key: value}
+            else:
+                attributes[key] = value
 
     def _enter_again(self) -> Self:
         inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
@@ -149,10 +156,10 @@ class Stage(StageBlock):
             end(record, error)
 
 
-def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, Any] | None, stream: Any) -> Stage:
+def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream) -> Stage:
     stage = new_block(Stage, recorder, site)
     stage.stream = stream
-    stage.attributes = dict(attributes) if attributes else None
+    stage.attributes = None if attributes is None else snapshot_mapping(attributes)
     return stage
 
 
@@ -166,48 +173,51 @@ def stage(
     name: str | None = None,
     /,
     *,
-    attributes: Mapping[str, Any] | None = None,
-    stream: Any = None,
+    attributes: Mapping[str, object] | None = None,
+    stream: Stream = None,
     warmup: int | None = None,
     graph: bool = True,
 ) -> StageHandle: ...
-def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost every call a quarter more.
+# Only type checkers are told that the options are keyword-only, because their defaults would then cost every call a
+# quarter more. `name` is `Any`: whatever was given is looked up first, and checked only if it is not a known name.
+def stage(
     name: Any = None,
     /,
-    attributes: Mapping[str, Any] | None = None,
-    stream: Any = None,
+    attributes: Mapping[str, object] | None = None,
+    stream: Stream = None,
     warmup: int | None = None,
     graph: bool = True,
-) -> Any:
+) -> object:
     """
     Name a piece of inference work; as a decorator or as a context manager.
 
     Each run becomes a host span and, where a GPU is in use, a GPU span: the time between two CUDA events on the
-    stream that is current at entry. Nothing waits for the GPU. When recording is off, a decorated function is the
-    function itself and a block costs a call. A generator is timed each time that it is resumed.
+    stream that is current at entry. Nothing waits for the GPU. With recording off for good (`GPUSCOPE` unset or 0), a
+    decorated function is the function itself, and a block costs one call. A generator is timed each time that it is
+    resumed.
 
     Examples:
         `@stage`, `@stage("preprocess")`, `@stage("inference", attributes={"model": "vit"})`, and
         `with stage("h2d") as s: s.set_attribute("batch_size", 8)`.
 
     Args:
-        name: of the stage; of low cardinality, since NVTX keeps every name for ever. A decorator may leave it out:
-            then it is the function's qualified name.
-        attributes: of each of its host spans.
-        stream: a `torch.cuda.Stream` whose work is to be timed instead of the current one's. It has to exist
+        name: the stage's name. Use few different names, because NVTX keeps every one for ever. A decorator may leave it
+            out; the name is then the function's qualified name.
+        attributes: attributes of each of the stage's host spans.
+        stream: the `torch.cuda.Stream` whose work is timed, instead of that of the current stream. It has to exist
             until the stage is left.
-        warmup: how many first calls of this stage are flagged as warm-up and left out of statistics, instead of
-            `GPUSCOPE_WARMUP`.
-        graph: whether this stage, inside a CUDA graph that is captured, is timed in each replay, for which it adds up
-            to two nodes to the graph.
+        warmup: how many first calls of this stage are flagged as warm-up and left out of statistics; by default as
+            many as `GPUSCOPE_WARMUP` says.
+        graph: whether each replay times this stage if it is captured into a CUDA graph. For that it adds up to two
+            nodes to the graph.
 
     Raises:
-        TypeError: for a name that is no `str`, a stream without `cuda_stream`, attributes that are no mapping, a
-            `warmup` that is no `int`; and at decoration for what can't be a stage.
+        TypeError: for a name that is not a `str`, a stream without `cuda_stream`, attributes that are not a mapping, a
+            `warmup` that is not an `int`; and at decoration for what can't be a stage.
         ValueError: for a negative `warmup`.
 
     """
-    # First and alone: Dynamo takes this call for a constant, and nothing below it is traced, guarded or run.
+    # First and alone: see `_recording.wrap`.
     if dynamo.is_dynamo_compiling():
         dynamo.gpuscope_left_out()
         return NoopStage()
@@ -215,20 +225,20 @@ def stage(  # Not keyword-only, as it is to type checkers: defaults of such cost
     if attributes is None and stream is None and warmup is None and graph:
         try:
             return _off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
-        except (KeyError, TypeError):  # The first use of a name, or what is none.
+        except (KeyError, TypeError):  # The first use of a name, or something that is not a name.
             pass
     return _uncommon(recorder, name, attributes, stream, warmup, graph=graph)
 
 
 def _uncommon(
     recorder: Recorder | None,
-    name: Any,
-    attributes: Mapping[str, Any] | None,
-    stream: Any,
+    name: object,
+    attributes: Mapping[str, object] | None,
+    stream: Stream,
     warmup: int | None,
     *,
     graph: bool,
-) -> Any:
+) -> object:
     _check(name, attributes, stream, warmup)
     if name is not None and not isinstance(name, str):
         return stage_of(name, None, attributes, stream, warmup)
@@ -248,7 +258,7 @@ def _uncommon(
 
 
 def _idle_stage(
-    name: str | None, attributes: Mapping[str, Any] | None, stream: Any, warmup: int | None, *, graph: bool = True
+    name: str | None, attributes: Mapping[str, object] | None, stream: Stream, warmup: int | None, *, graph: bool = True
 ) -> IdleStage:
     idle = IdleStage()
     idle.name, idle.attributes, idle.stream, idle.warmup, idle.graph = name, attributes, stream, warmup, graph
@@ -260,18 +270,18 @@ def _off_stage(name: str) -> DisabledStage:
     return _off_stages.setdefault(name, off) if len(_off_stages) < MAX_SITES else off
 
 
-def _could_be_decorated(name: Any) -> bool:
+def _could_be_decorated(name: object) -> bool:
     return callable(name) or isinstance(name, staticmethod | classmethod | property)
 
 
-def _check(name: Any, attributes: Any, stream: Any, warmup: Any) -> None:
+def _check(name: object, attributes: object, stream: object, warmup: object) -> None:
     if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
-        raise TypeError(f'The name of a `stage` is a `str`, not {name!r}; write `stage("decode")`.')
+        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
     if attributes is not None and not hasattr(attributes, "items"):
-        raise TypeError(f"`attributes` of a `stage` is a mapping of names to values, not {attributes!r}.")
+        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
     if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
-        raise TypeError(f"`stream` of a `stage` is a `torch.cuda.Stream`, not {stream!r}.")
+        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
     if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
-        raise TypeError(f"`warmup` of a `stage` is a number of calls, not {warmup!r}.")
+        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
     if warmup is not None and warmup < 0:
         raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")

@@ -1,37 +1,56 @@
 """
 Makes a stage of each call of a function, by its kind: plain, coroutine, generator, async generator, callable object.
 
-Everything is decided here, when the decorator runs; the wrappers only record. They are closures that
-`functools` makes look like their functions (Dynamo can't trace wrapt's on every version), each with a code object of
-its own: Dynamo's limit of compiled versions counts by code object.
+Everything is decided here, when the decorator runs; the wrappers only record. Each may also be traced by Dynamo (of
+`torch.compile`), and must then leave nothing of itself behind. That is why they look as they do, and repeat each other:
+
+* The question to Dynamo stands first, and alone, in each. Dynamo takes it for a constant, so what is below is not
+  traced, guarded or run. If `state.recorder` were looked at before it, that would be guarded, and `enable()` or
+  `disable()` would compile everything anew. Only the wrapper of async generators does not ask; Dynamo traces none.
+* Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps compiled versions by code object,
+  8 of each by default, and the closures of one `def` share theirs: the ninth stage to be compiled would fail, or
+  silently run uncompiled. A helper shared by the wrappers would be one such code object, and one more call per stage.
+* They are plain closures, to which `functools` gives name and signature. Objects of wrapt look even more like their
+  functions, but cost half a microsecond per call, and not every version of Dynamo can trace them (not on methods in
+  PyTorch 2.4, not in cells of closures in 2.11 and 2.13). Nor can all trace `contextlib.ContextDecorator` (2.4, 2.6).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from gpuscope._data.record import Site
+from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import end, start
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+
+    from gpuscope._data.interfaces import Stream
+
+F = TypeVar("F")
+P = ParamSpec("P")
+R = TypeVar("R")
+Item = TypeVar("Item")
+AnyCallable: TypeAlias = "Callable[..., Any]"
+"""A function of the application's, of whatever signature: its wrapper takes that over."""
 
 
 def stage_of(
-    function: Any,
+    function: F,
     name: str | None,
-    attributes: Mapping[str, Any] | None,
-    stream: Any,
+    attributes: Mapping[str, object] | None,
+    stream: Stream,
     warmup: int | None,
     *,
     graph: bool = True,
-) -> Any:
+) -> F:
     """
     Return the function as a stage, of the same kind, name, signature and docstring.
 
-    Where recording is off for good that is the function itself; what can't be a stage is refused all the same, so
+    Where recording is off for good, that is the function itself. What can't be a stage is refused there as well, so
     that a program does not fail on the day when recording is switched on.
 
     Raises:
@@ -41,25 +60,25 @@ def stage_of(
     if isinstance(function, staticmethod | classmethod):
         inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)
         return function if inner is function.__func__ else type(function)(inner)
-    _check(function)
+    called = _checked(function)
     if state.recorder is None and not state.may_toggle:
         return function
     named = function if hasattr(function, "__qualname__") else type(function)
     module = getattr(function, "__module__", None) or type(function).__module__
-    site = Site(
-        name or named.__qualname__.rpartition("<locals>.")[2], dict(attributes or {}), f"{module}.{named.__qualname__}"
-    )
+    name = name or named.__qualname__.rpartition("<locals>.")[2]
+    own = {} if attributes is None else snapshot_mapping(attributes)
+    site = Site(name, own, f"{module}.{named.__qualname__}")
     site.warmup, site.graph = warmup, graph
     import inspect
 
     if not inspect.isroutine(function):
-        return StagedCallable(function, site, stream)
+        return cast("F", StagedCallable(called, site, stream))
     from gpuscope._recording.functions import looking_like
 
-    return looking_like(function, _wrapper_for(function)(function, site, stream))
+    return cast("F", looking_like(called, _wrapper_for(called)(called, site, stream)))
 
 
-def _check(function: Any) -> None:
+def _checked(function: object) -> AnyCallable:
     if isinstance(function, type):
         raise TypeError(
             f"`stage` cannot decorate the class `{function.__name__}`: it would time only the construction. "
@@ -67,19 +86,22 @@ def _check(function: Any) -> None:
         )
     if not callable(function):
         raise TypeError(
-            f"`stage` cannot decorate {function!r}: it is not callable. For a property, put `@property` above `@stage`."
+            f"`stage` cannot decorate {shown(function)}: it is not callable. For a property, put `@property` above "
+            "`@stage`."
         )
+    return function
 
 
-def _wrapper_for(function: Any) -> Callable[[Any, Site, Any], Any]:
+def _wrapper_for(function: AnyCallable) -> Callable[[AnyCallable, Site, Stream], AnyCallable]:
     from gpuscope._recording.functions import by_kind
 
-    return by_kind(function, plain=_plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator)
+    make = by_kind(function, plain=_plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator)
+    return cast("Callable[[AnyCallable, Site, Stream], AnyCallable]", make)
 
 
-def _plain(function: Any, site: Site, stream: Any) -> Any:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        # First and alone, as in `stage`. Each wrapper says it itself: Dynamo has to see it in the traced frame.
+def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, R]:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        # First and alone, here and in each wrapper below: see above.
         if dynamo.is_dynamo_compiling():
             dynamo.gpuscope_left_out()
             return function(*args, **kwargs)
@@ -98,8 +120,8 @@ def _plain(function: Any, site: Site, stream: Any) -> Any:
     return wrapper
 
 
-def _coroutine(function: Any, site: Site, stream: Any) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) -> Callable[P, Awaitable[R]]:
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if dynamo.is_dynamo_compiling():
             dynamo.gpuscope_left_out()
             return await function(*args, **kwargs)
@@ -118,14 +140,19 @@ def _coroutine(function: Any, site: Site, stream: Any) -> Any:
     return wrapper
 
 
-def _resume(step: Any, value: Any, site: Site, stream: Any) -> Any:
-    """Run a generator to its next `yield`, as one stage; a `StopIteration` is no error."""
+def _resume(step: Callable[..., Item], sent: list[object], site: Site, stream: Stream) -> Item:
+    """
+    Run a generator to its next `yield`, as one stage; a `StopIteration` is not an error.
+
+    What is sent comes in a list and is taken out. In a variable, an exception that the consumer throws in would be held
+    by this frame, which it holds by its traceback.
+    """
     recorder = state.recorder
     if recorder is None:
-        return step(value)
+        return step(sent.pop())
     record = start(recorder, site, stream, 0)
     try:
-        item = step(value)
+        item = step(sent.pop())
     except StopIteration:
         end(record, None)
         raise
@@ -136,36 +163,43 @@ def _resume(step: Any, value: Any, site: Site, stream: Any) -> Any:
     return item
 
 
-def _generator(function: Any, site: Site, stream: Any) -> Any:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+def _generator(
+    function: Callable[P, Generator[Item, object, object]], site: Site, stream: Stream
+) -> Callable[P, Generator[Item, object, object]]:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Generator[Item, object, object]:
         if dynamo.is_dynamo_compiling():
             dynamo.gpuscope_left_out()
             return (yield from function(*args, **kwargs))
         generator = function(*args, **kwargs)
-        step, value = generator.send, None
+        # Arguments and items are not held while the consumer works, because they may be batches on the GPU: an item is
+        # yielded out of a list, which then is empty.
+        del args, kwargs
+        step: Callable[..., Item]
+        sent: list[object]
+        step, sent = generator.send, [None]
         while True:
             try:
-                item = _resume(step, value, site, stream)
+                items = [_resume(step, sent, site, stream)]
             except StopIteration as stop:
                 return stop.value
             try:
-                step, value = generator.send, (yield item)
+                step, sent = generator.send, [(yield items.pop())]
             except GeneratorExit:
                 generator.close()
                 raise
             except BaseException as error:  # Thrown in by the consumer, and handed on.
-                step, value = generator.throw, error
+                step, sent = generator.throw, [error]
 
     return wrapper
 
 
-async def _resume_async(awaitable: Any, site: Site, stream: Any) -> Any:
+async def _resume_async(steps: list[Awaitable[Item]], site: Site, stream: Stream) -> Item:
     recorder = state.recorder
     if recorder is None:
-        return await awaitable
+        return await steps.pop()
     record = start(recorder, site, stream, 1)
     try:
-        item = await awaitable
+        item = await steps.pop()
     except StopAsyncIteration:
         end(record, None)
         raise
@@ -176,48 +210,51 @@ async def _resume_async(awaitable: Any, site: Site, stream: Any) -> Any:
     return item
 
 
-def _async_generator(function: Any, site: Site, stream: Any) -> Any:
-    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+def _async_generator(
+    function: Callable[P, AsyncGenerator[Item, object]], site: Site, stream: Stream
+) -> Callable[P, AsyncGenerator[Item, object]]:
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Item, object]:
         generator = function(*args, **kwargs)
-        awaitable = generator.__anext__()
+        del args, kwargs  # As in `_generator`. What is awaited holds what was sent, so that is in a list as well.
+        steps: list[Awaitable[Item]] = [generator.__anext__()]
         while True:
             try:
-                item = await _resume_async(awaitable, site, stream)
+                items = [await _resume_async(steps, site, stream)]
             except StopAsyncIteration:
                 return
             try:
-                awaitable = generator.asend((yield item))
+                steps = [generator.asend((yield items.pop()))]
             except GeneratorExit:
                 await generator.aclose()
                 raise
             except BaseException as error:  # Thrown in by the consumer, and handed on.
-                awaitable = generator.athrow(error)
+                steps = [generator.athrow(error)]
 
     return wrapper
 
 
 class StagedCallable:
-    """A callable object, an `nn.Module` for one, whose calls are stages. Everything but the call is the object's."""
+    """A callable object, such as an `nn.Module`, whose calls are stages. Everything but the call is the object's."""
 
-    def __init__(self, target: Any, site: Site, stream: Any) -> None:
+    def __init__(self, target: Any, site: Site, stream: Stream) -> None:  # An object of whatever class.
         """Wrap `target` by the kind of its `__call__`."""
         self.__wrapped__ = target
         self.__doc__ = target.__doc__
         self._gpuscope_site = site
         self._gpuscope_call = _wrapper_for(getattr(target, "func", target.__call__))(target, site, stream)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Call the object, as a stage."""
         return self._gpuscope_call(*args, **kwargs)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         """Take every other attribute from the object."""
         if name == "__wrapped__":
             raise AttributeError(name)  # While it is being unpickled or copied.
         return getattr(self.__wrapped__, name)
 
-    def __reduce__(self) -> Any:
-        """Pickle the object and decorate it again where it is unpickled."""
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the object; it is decorated again where it is unpickled."""
         site = self._gpuscope_site
         return _wrap_again, (self.__wrapped__, site.name, site.attributes, site.warmup, site.graph)
 
@@ -226,5 +263,5 @@ class StagedCallable:
         return f"<stage {self._gpuscope_site.name!r} of {self.__wrapped__!r}>"
 
 
-def _wrap_again(target: Any, name: str, attributes: Mapping[str, Any], warmup: int | None, graph: bool) -> Any:
+def _wrap_again(target: F, name: str, attributes: Mapping[str, object], warmup: int | None, graph: bool) -> F:
     return stage_of(target, name, attributes, None, warmup, graph=graph)

@@ -1,50 +1,34 @@
 """
-Every setting: environment and keyword arguments into one frozen `Config`.
+Every setting: turns the environment and keyword arguments into one frozen `Config`.
 
-Pure: `Config.from_env` takes the mapping and returns what to warn about.
+Pure but for `read_environment`: `Config.from_env` takes a mapping and returns what to warn about.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
+from gpuscope._settings.fields import for_metrics, read, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 _GIVEN_IN_SECONDS = ("schedule_delay_s", "metrics_interval_s")
-"""Settings of which the variable is in milliseconds and the keyword is not."""
-
-
-def _setting(default: Any, variables: str, parser: Callable[[str], Any], text: str, shown: str | None = None) -> Any:
-    """One place for a setting's variables (the first that is set wins), parser, default and sentence."""
-    metadata = {"variables": variables.split(), "parse": parser, "text": text, "shown": shown or str(default)}
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def _for_metrics(spans: Any) -> Any:
-    """Return the setting of spans as one of metrics."""
-    variables = [variable.replace("_TRACES_", "_METRICS_") for variable in spans.metadata["variables"]]
-    metadata = {**spans.metadata, "variables": variables, "text": "The same for metrics."}
-    if spans.default is MISSING:
-        return field(default_factory=spans.default_factory, metadata=metadata)
-    return field(default=spans.default, metadata=metadata)
+"""Settings whose variable is in milliseconds and whose keyword is in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """
-    All settings. Names and meanings of OpenTelemetry's variables are theirs; ours begin with `GPUSCOPE_`.
+    All settings. Variables of OpenTelemetry keep their names and meanings; ours begin with `GPUSCOPE`.
 
-    Keyword arguments of `gpuscope.enable` are the fields of this class.
+    The keyword arguments of `gpuscope.enable` are the fields of this class. Names of quantities end in their unit.
     """
 
-    mode: str = _setting(
+    mode: str = setting(
         "absent",
         "GPUSCOPE",
         parse.mode,
@@ -52,7 +36,7 @@ class Config:
         "function itself.",
         "0",
     )
-    exporters: tuple[str, ...] = _setting(
+    exporters: tuple[str, ...] = setting(
         ("auto",),
         "GPUSCOPE_EXPORTER",
         parse.exporters,
@@ -60,172 +44,191 @@ class Config:
         "`auto` is `sdk` where the application configured a TracerProvider, else `otlp`.",
         "auto",
     )
-    file: str = _setting(
+    file: str = setting(
         "gpuscope-{pid}.jsonl", "GPUSCOPE_FILE", str, "Path of the `file` exporter; `{pid}` becomes the process id."
     )
-    file_max_bytes: int = _setting(
+    file_max_bytes: int = setting(
         67_108_864,
         "GPUSCOPE_FILE_MAX_BYTES",
         parse.count(4096, 2**40),
         "Size at which the file is rotated, to `PATH.1`.",
     )
-    file_backups: int = _setting(
-        3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "Rotated files kept beside the current."
+    file_backups: int = setting(
+        3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "How many rotated files are kept beside the current one."
     )
-    nvtx: bool = _setting(
+    nvtx: bool = setting(
         True, "GPUSCOPE_NVTX", parse.boolean, "NVTX ranges in the domain `gpuscope`, for Nsight tools.", "1"
     )
-    warmup: int = _setting(
+    warmup: int = setting(
         3, "GPUSCOPE_WARMUP", parse.count(0, 1_000_000), "How many first calls of each stage are flagged as warm-up."
     )
-    graph_stages: str = _setting(
+    graph_stages: str = setting(
         "beside",
         "GPUSCOPE_GRAPH_STAGES",
         parse.graph_stages,
-        "Stages in CUDA graphs are timed, by nodes beside those of the program; `inline`: among them; `0`: not.",
+        "`1` times stages inside CUDA graphs, by nodes beside those of the program; `inline` puts them among those; "
+        "`0` does not time them.",
         "1",
     )
-    profile: str = _setting(
+    profile: str = setting(
         "",
         "GPUSCOPE_PROFILE",
         parse.profile,
-        "Deep looks on demand: `signal` (SIGUSR2 to the process asks for one) or the path of a file (making it does).",
+        "Deep looks on demand: `signal` (send SIGUSR2 to the process for one) or a path (create that file for one).",
         "unset",
     )
-    stages: str = _setting(
-        "", "GPUSCOPE_STAGES", str.strip, "Functions that are stages: `infer=app:f{n=len(x)}`, with commas.", "none"
+    stages: str = setting(
+        "",
+        "GPUSCOPE_STAGES",
+        str.strip,
+        "Functions to make stages of, separated by commas: `infer=app:f{n=len(x)}`.",
+        "none",
     )
-    frameworks: str = _setting(
-        "", "GPUSCOPE_FRAMEWORKS", str.strip, "Frameworks whose functions are stages, with commas; or `all`.", "none"
+    frameworks: str = setting(
+        "",
+        "GPUSCOPE_FRAMEWORKS",
+        str.strip,
+        "Frameworks whose functions become stages, separated by commas, or `all`.",
+        "none",
     )
-    stages_file: str = _setting("", "GPUSCOPE_STAGES_FILE", str.strip, "A TOML file that names both.", "none")
-    queue_size: int = _setting(
+    stages_file: str = setting(
+        "", "GPUSCOPE_STAGES_FILE", str.strip, "A TOML file that names stages and frameworks.", "none"
+    )
+    queue_size: int = setting(
         8192,
         "GPUSCOPE_QUEUE_SIZE",
         parse.count(16, 1_000_000),
-        "Stages that may wait for the collector, and again for their GPU events; beyond it the newest are dropped.",
+        "How many stages may wait for the collector, and as many again for their GPU events; beyond that the newest "
+        "are dropped.",
     )
-    interval_s: float = _setting(
+    interval_s: float = setting(
         0.2, "GPUSCOPE_INTERVAL", parse.between(0.001, 60.0, "seconds"), "Seconds between the collector's passes."
     )
-    event_deadline_s: float = _setting(
+    event_deadline_s: float = setting(
         60.0,
         "GPUSCOPE_EVENT_DEADLINE",
         parse.between(0.01, 86_400.0, "seconds"),
         "Seconds after which a stage whose GPU work has not ended is exported with host times only.",
     )
-    shutdown_timeout_s: float = _setting(
+    shutdown_timeout_s: float = setting(
         5.0,
         "GPUSCOPE_SHUTDOWN_TIMEOUT",
         parse.between(0.0, 3600.0, "seconds"),
         "Seconds that the exit of the process may wait for the last spans.",
     )
-    metrics: str = _setting(
+    metrics: str = setting(
         "auto",
         "GPUSCOPE_METRICS",
         parse.one_of("auto", "otlp", "sdk", "none"),
         "Where metrics go: `otlp`, `sdk` (the application's MeterProvider) or `none`. `auto` is `sdk` where the "
-        "application configured a MeterProvider, else `otlp` where spans go there, unless only they were given an "
-        "endpoint, else `none`.",
+        "application configured a MeterProvider; else `otlp` where spans go there, unless only spans were given an "
+        "endpoint; else `none`.",
     )
-    metrics_interval_s: float = _setting(
+    metrics_interval_s: float = setting(
         60.0,
         "OTEL_METRIC_EXPORT_INTERVAL",
         parse.milliseconds(1.0),
-        "Milliseconds between two exports of metrics, and the interval that the GPUs' busy ratio is of.",
+        "Milliseconds between two exports of metrics; the GPUs' busy ratio is that of this interval.",
         "60000",
     )
-    metrics_exporter: str = _setting(
+    metrics_exporter: str = setting(
         "",
         "OTEL_METRICS_EXPORTER",
         str,
-        "`none`: `auto` exports no metrics. Other values are the application's.",
+        "With `none`, `auto` exports no metrics. Other values are for the application's SDK only.",
         "unset",
     )
-    sdk_disabled: bool = _setting(
-        False, "OTEL_SDK_DISABLED", parse.otel_boolean, "`true`: nothing goes to `otlp` or `sdk`.", "false"
+    sdk_disabled: bool = setting(
+        False, "OTEL_SDK_DISABLED", parse.otel_boolean, "With `true`, nothing goes to `otlp` or `sdk`.", "false"
     )
-    traces_exporter: str = _setting(
-        "", "OTEL_TRACES_EXPORTER", str, "`none`: `auto` exports nothing. Other values are the application's.", "unset"
+    traces_exporter: str = setting(
+        "",
+        "OTEL_TRACES_EXPORTER",
+        str,
+        "With `none`, `auto` exports nothing. Other values are for the application's SDK only.",
+        "unset",
     )
-    sampler: str = _setting(
+    sampler: str = setting(
         "parentbased_always_on",
         "OTEL_TRACES_SAMPLER",
         parse.one_of(*parse.SAMPLERS),
         "Which traces are exported, where the application has no TracerProvider with a sampler of its own.",
     )
-    sampler_ratio: float = _setting(
-        1.0, "OTEL_TRACES_SAMPLER_ARG", parse.between(0.0, 1.0, "parts"), "Share for the `traceidratio` samplers."
+    sampler_ratio: float = setting(
+        1.0,
+        "OTEL_TRACES_SAMPLER_ARG",
+        parse.between(0.0, 1.0),
+        "Share of traces that the `traceidratio` samplers export, from 0 to 1.",
     )
-    schedule_delay_s: float = _setting(
+    schedule_delay_s: float = setting(
         5.0, "OTEL_BSP_SCHEDULE_DELAY", parse.milliseconds(0.0), "Milliseconds between two requests of `otlp`.", "5000"
     )
-    otlp_endpoint: str = _setting(
+    otlp_endpoint: str = setting(
         "", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", str.strip, "Full URL for spans, used as it is.", "unset"
     )
-    otlp_base_endpoint: str = _setting(
+    otlp_base_endpoint: str = setting(
         "http://localhost:4318",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         str.strip,
         "Base URL; `/v1/traces` or `/v1/metrics` is added.",
     )
-    otlp_headers: dict[str, str] = _setting(
+    otlp_headers: dict[str, str] = setting(
         {},
         "OTEL_EXPORTER_OTLP_TRACES_HEADERS OTEL_EXPORTER_OTLP_HEADERS",
         parse.headers,
-        "Headers of each request, `name=value` between commas.",
+        "Headers of each request, as `name=value` separated by commas.",
         "none",
     )
-    otlp_timeout_s: float = _setting(
+    otlp_timeout_s: float = setting(
         10.0,
         "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT OTEL_EXPORTER_OTLP_TIMEOUT",
         parse.between(0.001, 3600.0, "seconds"),
-        "Seconds for a request, its retries included.",
+        "Seconds for a request, including its retries.",
         "10",
     )
-    otlp_compression: str = _setting(
+    otlp_compression: str = setting(
         "none",
         "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION OTEL_EXPORTER_OTLP_COMPRESSION",
         parse.one_of("none", "gzip"),
         "`gzip` or `none`.",
     )
-    otlp_certificate: str = _setting(
+    otlp_certificate: str = setting(
         "",
         "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE OTEL_EXPORTER_OTLP_CERTIFICATE",
         str,
-        "File with the certificates that the endpoint is checked against.",
+        "File with the certificates against which the endpoint is checked.",
         "the system's",
     )
-    otlp_client_certificate: str = _setting(
+    otlp_client_certificate: str = setting(
         "",
         "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
         str,
         "File with the client's certificate, for mutual TLS.",
         "none",
     )
-    otlp_client_key: str = _setting(
+    otlp_client_key: str = setting(
         "",
         "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY OTEL_EXPORTER_OTLP_CLIENT_KEY",
         str,
         "File with the client's private key.",
         "none",
     )
-    otlp_protocol: str = _setting(
+    otlp_protocol: str = setting(
         "http/protobuf",
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL OTEL_EXPORTER_OTLP_PROTOCOL",
         parse.one_of("http/protobuf"),
-        "Only `http/protobuf`; an OpenTelemetry Collector takes it on port 4318.",
+        "Only `http/protobuf` is supported; an OpenTelemetry Collector takes it on port 4318.",
     )
-    otlp_metrics_endpoint: str = _setting(
+    otlp_metrics_endpoint: str = setting(
         "", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", str.strip, "Full URL for metrics, used as it is.", "unset"
     )
-    otlp_metrics_headers: dict[str, str] = _for_metrics(otlp_headers)
-    otlp_metrics_timeout_s: float = _for_metrics(otlp_timeout_s)
-    otlp_metrics_compression: str = _for_metrics(otlp_compression)
-    otlp_metrics_certificate: str = _for_metrics(otlp_certificate)
-    otlp_metrics_client_certificate: str = _for_metrics(otlp_client_certificate)
-    otlp_metrics_client_key: str = _for_metrics(otlp_client_key)
-    otlp_metrics_protocol: str = _for_metrics(otlp_protocol)
+    otlp_metrics_headers: dict[str, str] = for_metrics(otlp_headers)
+    otlp_metrics_timeout_s: float = for_metrics(otlp_timeout_s)
+    otlp_metrics_compression: str = for_metrics(otlp_compression)
+    otlp_metrics_certificate: str = for_metrics(otlp_certificate)
+    otlp_metrics_client_certificate: str = for_metrics(otlp_client_certificate)
+    otlp_metrics_client_key: str = for_metrics(otlp_client_key)
+    otlp_metrics_protocol: str = for_metrics(otlp_protocol)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
@@ -233,35 +236,34 @@ class Config:
         Read a mapping of variables.
 
         Returns:
-            The configuration, and one sentence for each malformed value, for which the default was taken.
+            The configuration, and one sentence per malformed value; the default was taken for those.
 
         """
-        values, complaints = {}, []
-        for setting in fields(cls):
-            for variable in setting.metadata["variables"]:
+        values: dict[str, Any] = {}
+        warnings: list[str] = []
+        for each in fields(cls):
+            for variable in each.metadata["variables"]:
                 # OpenTelemetry: an empty value is the same as an unset variable.
                 text = environ.get(variable, "")
                 if not text.strip():
                     continue
-                try:
-                    values[setting.name] = setting.metadata["parse"](text)
-                except ValueError as error:
-                    shown = setting.metadata["shown"]
-                    complaints.append(f"ignoring {variable}={text!r}: expected {error}; using {shown}.")
+                found, said = read(each, variable, text)
+                values |= found
+                warnings += said
                 break
-        # A variable of spans and metrics alike is read for both, and complained of once.
-        return cls(**values), list(dict.fromkeys(complaints))
+        # A variable for both spans and metrics is read twice; the warning is given once.
+        return cls(**values), list(dict.fromkeys(warnings))
 
-    def changed(self, **keywords: Any) -> Config:
+    def changed(self, **keywords: object) -> Config:
         """
         Return a copy with some fields replaced, each checked as its variable would be.
 
         Raises:
             TypeError: for a name that is not a setting.
-            ValueError: for a value out of range.
+            ValueError: for a value that is not allowed.
 
         """
-        known = {setting.name: setting for setting in fields(self)}
+        known = {each.name: each for each in fields(self)}
         for name, value in keywords.items():
             if name not in known:
                 raise TypeError(f"`{name}` is not a setting of gpuscope; the settings are {', '.join(sorted(known))}.")
@@ -270,8 +272,9 @@ class Config:
                 try:
                     keywords[name] = known[name].metadata["parse"](text)
                 except ValueError as error:
-                    raise ValueError(f"`{name}` is {value!r}: expected {error}.") from None
-        return replace(self, **keywords)
+                    seen = "" if isinstance(error, parse.PartlyError) else f" is {value!r}"
+                    raise ValueError(f"`{name}`{seen}: expected {error}.") from None
+        return replace(self, **keywords)  # type: ignore[arg-type]  # The parsers have checked them.
 
     @property
     def traces_url(self) -> str:
@@ -285,11 +288,11 @@ class Config:
 
     @property
     def only_spans_have_an_endpoint(self) -> bool:
-        """Whether somebody said where spans go, and nobody where metrics do."""
+        """Whether an endpoint was given for spans only, so that nobody said where metrics go."""
         general = type(self)().otlp_base_endpoint
         return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and self.otlp_base_endpoint == general
 
 
 def read_environment() -> tuple[Config, list[str]]:
-    """Return the settings of this process's environment as it is now, and what is to be said of them."""
+    """Return the settings of this process's environment as it is now, and what to warn about."""
     return Config.from_env(variables())

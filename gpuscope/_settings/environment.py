@@ -1,7 +1,7 @@
 """
 The only reader of the process's environment.
 
-Imports next to nothing: it is what `import gpuscope` costs a program that leaves recording off.
+Imports next to nothing, because every program that imports gpuscope pays for it, even with recording off.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ FALSE_WORDS = ("", "0", "false", "no", "off")
 
 
 def variables() -> dict[str, str]:
-    """Return a copy of the environment of this moment."""
+    """Return a copy of the environment as it is now."""
     return dict(os.environ)
 
 
 def wants_native() -> bool:
-    """Tell whether the parts in C may be used. They rely on the GIL, and importing them would bring it back."""
+    """Tell whether the parts in C may be used. They rely on the GIL; importing them would switch it on again."""
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return False
     # Empty is unset, as with OpenTelemetry's variables.
@@ -27,10 +27,10 @@ def wants_native() -> bool:
 
 
 def is_off(environ: dict[str, str]) -> bool:
-    """Tell whether the variables leave gpuscope out, so that no other setting matters."""
+    """Tell whether the variables switch gpuscope off for good, so that no other setting matters."""
     return environ.get("GPUSCOPE", "").strip().lower() in FALSE_WORDS
 
 
 def export(values: dict[str, str]) -> None:
-    """Set variables for this process and those that it will start: only `gpuscope run` does."""
+    """Set variables for this process and those that it will start; only `gpuscope run` does."""
     os.environ.update(values)

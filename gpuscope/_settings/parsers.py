@@ -1,7 +1,7 @@
 """
-Parsers of settings' text: each returns the value, or raises `ValueError` with what is allowed.
+Parsers of settings: each takes a text and returns the value, or raises `ValueError` with what is allowed.
 
-Pure functions of one string; they know no variable's name.
+The text of the error completes "expected ...". Pure functions of one string, which know no variable's name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXPORTERS = ("auto", "otlp", "sdk", "file", "none")
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 SAMPLERS = (
     "always_on",
     "always_off",
@@ -65,18 +67,18 @@ def exporters(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
     bad = [name for name in names if name not in EXPORTERS]
     if bad or not names or ("none" in names and len(names) > 1):
-        raise ValueError("auto, none, or a comma list of otlp, sdk, file")
+        raise ValueError("auto, none, or any of otlp, sdk and file, separated by commas")
     return names
 
 
-def between(low: float, high: float, unit: str) -> Callable[[str], float]:
+def between(low: float, high: float, unit: str = "") -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = float("nan")
         if not low <= value <= high:
-            raise ValueError(f"a number of {unit} from {low:g} to {high:g}")
+            raise ValueError(f"a number{unit and f' of {unit}'} from {low:g} to {high:g}")
         return value
 
     return parse
@@ -104,17 +106,37 @@ def profile(text: str) -> str:
     if word.lower() == "signal":
         return "signal"
     if "/" not in word:
-        raise ValueError("signal, or the path of a file with a / in it")
+        raise ValueError("signal, or the path of a file, with a / in it")
     return word
 
 
+class PartlyError(ValueError):
+    """
+    What of a text cannot be used, without quoting it: it may be a credential.
+
+    Args:
+        value: of the rest.
+        parts: the numbers of the parts that are left out, from 1.
+        expected: what is allowed.
+
+    """
+
+    def __init__(self, value: dict[str, str], parts: list[int], expected: str) -> None:
+        super().__init__(f"{expected}, unlike number {', '.join(map(str, parts))}")
+        self.value = value
+
+
 def headers(text: str) -> dict[str, str]:
-    pairs = {}
-    for part in filter(None, (item.strip() for item in text.split(","))):
+    pairs, bad = {}, []
+    for number, part in enumerate(text.split(","), 1):
         name, sign, value = part.partition("=")
-        if not sign or not name.strip():
-            raise ValueError("name=value pairs between commas, values percent-encoded")
-        pairs[name.strip().lower()] = unquote(value.strip())
+        name, value = name.strip().lower(), unquote(value.strip())
+        if sign and _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value):
+            pairs[name] = value
+        elif part.strip():
+            bad.append(number)
+    if bad:
+        raise PartlyError(pairs, bad, "name=value pairs, separated by commas, with percent-encoded values")
     return pairs
 
 
@@ -122,7 +144,7 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         word = text.strip().lower()
         if word not in allowed:
-            raise ValueError("one of " + ", ".join(allowed))
+            raise ValueError(f"one of {', '.join(allowed)}" if len(allowed) > 1 else allowed[0])
         return word
 
     return parse

@@ -1,5 +1,6 @@
 """
-What can be said about resolved stages. Needs neither a GPU, nor torch, nor a recording in progress.
+Offline analysis: files of the `file` exporter become a `Recording`, and a recording becomes reports.
 
-Sees batches and nothing else; may not reach the recording side.
+`read` is the way in. `figures`, `verdict`, `compare`, `timeline`, `perfetto` and `jaeger` each make one report. Nothing
+here needs a GPU or torch, and nothing here may import what records: the files are all that the two sides share.
 """

@@ -1,5 +1,5 @@
 """
-How sure a change of a median is: a seeded bootstrap that allows for calls that resemble the calls before them.
+How certain the change of a median is: a seeded bootstrap that allows for calls that resemble the calls before them.
 
 Numbers in, numbers out; knows no stages.
 """
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 DRAWS = 10_000
 CONFIDENCE = 0.99
-"""Not 0.95: of twenty stages that did not change, one would be called changed."""
+"""Not 0.95: with that, one in twenty stages that did not change would be called changed."""
 _BLOCKS = (5, 10, 20)
-"""Long blocks for slow changes, short ones for certainty about fast ones."""
+"""Numbers of blocks: few long ones see slow changes, many short ones are more certain about fast ones."""
 
 
 def median_change(
     before: NDArray[np.float64], after: NDArray[np.float64], *, seed: int = 0
 ) -> tuple[float, float, float]:
     """
-    Return the median of `after` less that of `before`, and the ends of its confidence interval, in their unit.
+    Return the median of `after` less that of `before`, and the ends of its confidence interval, in the values' unit.
 
     Args:
-        before: at least one value, in the order in which they occurred.
-        after: the same.
-        seed: equal seeds give equal intervals.
+        before: At least one value, in the order of time.
+        after: The same.
+        seed: Equal seeds give equal intervals.
 
     """
     random = np.random.default_rng(seed)
@@ -45,7 +45,7 @@ def _bootstrap(values: NDArray[np.float64], random: np.random.Generator) -> NDAr
 
     The median of m draws from n ordered values is the value at place n * Beta((m + 1) / 2, (m + 1) / 2), so each is
     one draw from a Beta distribution instead of m draws and a sort: Maritz and Jarrett, "A note on estimating the
-    variance of the sample median", JASA 73 (1978). The medians keep their order when m is no whole number.
+    variance of the sample median", JASA 73 (1978). The formula also takes an m that is not a whole number.
     """
     half = (_independent(values) + 1) / 2
     places = (random.beta(half, half, DRAWS) * len(values)).astype(np.int64)
@@ -55,11 +55,11 @@ def _bootstrap(values: NDArray[np.float64], random: np.random.Generator) -> NDAr
 
 def _independent(values: NDArray[np.float64]) -> float:
     """
-    Return how many independent values would place the median as well as these do; at most as many as there are.
+    Return how many independent values would place the median as well as these do: at most as many as there are.
 
-    By batch means (Conway, "Some tactical problems in digital simulation", Management Science 10, 1963): where
-    neighbours are alike, the share of values above the median varies more from block to block than by chance. What
-    changes more slowly than the longest blocks, a fifth of the values, cannot be told from a change for good.
+    The method is batch means (Conway, "Some tactical problems in digital simulation", Management Science 10, 1963):
+    where neighbours are alike, the share of values above the median varies from block to block by more than chance. A
+    change that is slower than the longest block, a fifth of the values, cannot be told from a lasting one.
     """
     above = values > np.median(values)
     share = float(above.mean())

@@ -1,14 +1,14 @@
 """
 Two recordings of one program, before and after a change: what became faster or slower, and whether the whole shows it.
 
-Compares medians of calls after the warm-up. What two runs differ by without any change, no single pair of recordings
-can tell: the intervals are of the noise within them.
+Compares medians of calls after the warm-up, by `_median`; explains no change. The intervals cover the noise within the
+two recordings. How much two runs differ without any change, no single pair of recordings can tell.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope.analysis._plain import PlainDict
     from gpuscope.analysis._structure.kinds import StageInRequest
     from gpuscope.analysis.recording import Recording
 
 MIN_CALLS = 20
-"""Fewer, and the interval of a median is nearly all that was seen."""
+"""With fewer calls, the interval of a median is nearly as wide as the range of all values."""
 FASTER, SLOWER, NOISE, FEW = "faster", "slower", "within noise", "too few"
 SIDES = {"host": "on the host", "gpu": "on the GPU"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Of a median duration; `None` where there were no calls to take it of."""
+    """The change of a median duration. A figure is `None` if there were no calls to take it from."""
 
     calls: tuple[int, int]
     """Before and after, warm-up left out."""
@@ -39,30 +40,30 @@ class Change:
     after_ms: float | None
     change_ms: float | None
     relative: float | None
-    """The change as a part of the median before."""
+    """The change as a part of the median before: 0.1 is 10 % slower."""
     low_ms: float | None
-    """The ends of the 99 % confidence interval of the change."""
+    """This and the next are the ends of the 99 % confidence interval of the change."""
     high_ms: float | None
     verdict: str
-    """`faster` or `slower` where the interval leaves out zero, else `within noise`; `too few` below `MIN_CALLS`."""
+    """`faster` or `slower` if the interval excludes zero, else `within noise`; `too few` below `MIN_CALLS` calls."""
 
     def is_slower(self, allowed: float) -> bool:
-        """Return whether the median rose, beyond noise, by more than this part of what it was."""
+        """Return whether the median rose, beyond noise, by more than this part of what it was: 0.1 is 10 %."""
         return self.verdict == SLOWER and (self.relative is None or self.relative > allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageChange:
-    """One stage within one kind of request, in one lane."""
+    """One stage within one kind of request, on one side: host or GPU."""
 
     name: str
     root: str
     depth: int
     lane: str
-    """`host` or `gpu`."""
+    """The side: `host` or `gpu`."""
     change: Change
     effect_ms: float | None
-    """Change of its time a request, by its median and its calls; only of calls with no stage inside, else None."""
+    """Change of its time per request (median times calls), of calls with no stage inside; None without such calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,30 +73,30 @@ class RequestChange:
     name: str
     change: Change
     effects_ms: dict[str, float]
-    """The sum of its stages' effects, by lane."""
+    """The sum of its stages' effects: `host` and `gpu`."""
     remarks: tuple[str, ...]
-    """Sentences on what the whole does not show."""
+    """Sentences on gains of stages that the whole request does not show."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All changes; a stage of either recording is in it."""
+    """All changes, of the stages of both recordings."""
 
     requests: tuple[RequestChange, ...]
     stages: tuple[StageChange, ...]
     confidence: float = CONFIDENCE
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> PlainDict:
         """Return plain data, as JSON can hold it."""
         return asdict(self)
 
 
 def compare(before: Recording, after: Recording) -> Comparison:
-    """Return what changed between two recordings."""
+    """Return what changed between two recordings of one program."""
     both = _Calls(before), _Calls(after)
-    # In the order of the recording before; what is new, after that.
+    # In the order of the first recording; what is new in the second comes last.
     keys = list(dict.fromkeys(key for calls in both for key in calls.kinds))
-    stages = [stage for key in keys for lane in SIDES if (stage := _stage(*both, key, lane))]
+    stages = [stage for key in keys for side in SIDES if (stage := _stage(*both, key, side))]
     roots = [key for key in keys if key[0] == key[1]]
     return Comparison(
         requests=tuple(_request(*both, key, [stage for stage in stages if stage.root == key[1]]) for key in roots),
@@ -108,40 +109,40 @@ Key = tuple[str, str]
 
 
 class _Calls:
-    """The calls of one recording that count."""
+    """The calls of one recording, warm-up left out."""
 
     def __init__(self, recording: Recording) -> None:
         self.kinds: dict[Key, StageInRequest] = {(kind.name, kind.root): kind for kind in kinds(recording)}
         self._end_to_end_ns = end_to_end_ns(recording)
         self._recording, self._warmup = recording, recording.in_warmup_request
-        self._lanes = {
+        self._sides = {
             "host": (~recording.in_graph, recording.host_end_ns - recording.host_start_ns),
             "gpu": (recording.stream >= 0, recording.gpu_end_ns - recording.gpu_start_ns),
         }
 
-    def stage(self, key: Key, lane: str) -> NDArray[np.float64]:
-        """Return the durations of a stage."""
-        has_lane, duration_ns = self._lanes[lane]
-        return duration_ns[self._rows(key, has_lane & ~self._warmup)] / 1e6
+    def stage(self, key: Key, side: str) -> NDArray[np.float64]:
+        """Return the durations of a stage, in milliseconds."""
+        on_side, duration_ns = self._sides[side]
+        return duration_ns[self._rows(key, on_side & ~self._warmup)] / 1e6
 
     def requests(self, key: Key) -> NDArray[np.float64]:
-        """Return the durations of requests."""
+        """Return the durations of requests, in milliseconds."""
         return self._end_to_end_ns[self._requests(key)] / 1e6
 
-    def leaves(self, key: Key, lane: str) -> NDArray[np.int64]:
-        """Return the rows, warm-up or not, of a stage's calls with no stage inside."""
-        return self._rows(key, self._lanes[lane][0] & self._recording.leaf)
+    def leaves(self, key: Key, side: str) -> NDArray[np.int64]:
+        """Return the rows of a stage's calls with no stage inside, warm-up included."""
+        return self._rows(key, self._sides[side][0] & self._recording.leaf)
 
-    def share_ms(self, key: Key, lane: str) -> float | None:
-        """Return the time a request of a stage's calls with no stage inside, None if there are too few to say."""
-        rows, requests = self.leaves(key, lane), self._requests((key[1], key[1]))
+    def share_ms(self, key: Key, side: str) -> float | None:
+        """Return the time per request of a stage's calls with no stage inside; None if there are too few to say."""
+        rows, requests = self.leaves(key, side), self._requests((key[1], key[1]))
         counted = rows[~self._warmup[rows]]
         if not len(rows) and len(requests) >= MIN_CALLS:
             return 0.0
         if min(len(counted), len(requests)) < MIN_CALLS:
             return None
         calls = np.isin(self._recording.root[rows], requests).sum()
-        return float(np.median(self._lanes[lane][1][counted]) / 1e6 * calls / len(requests))
+        return float(np.median(self._sides[side][1][counted]) / 1e6 * calls / len(requests))
 
     def _requests(self, key: Key) -> NDArray[np.int64]:
         return self._rows(key, (self._recording.parent < 0) & ~self._warmup)
@@ -151,30 +152,30 @@ class _Calls:
         return rows[where[rows]]
 
 
-def _stage(before: _Calls, after: _Calls, key: Key, lane: str) -> StageChange | None:
-    """Return the change of a stage in a lane, None for a GPU lane in which it has no calls."""
-    change = _change(before.stage(key, lane), after.stage(key, lane))
-    if lane != "host" and not any(change.calls):
+def _stage(before: _Calls, after: _Calls, key: Key, side: str) -> StageChange | None:
+    """Return the change of a stage on one side; None for the GPU's side if the stage has no calls there."""
+    change = _change(before.stage(key, side), after.stage(key, side))
+    if side != "host" and not any(change.calls):
         return None
     depth = (before.kinds.get(key) or after.kinds[key]).depth
-    effect_ms = _effect(before, after, key, lane)
-    return StageChange(name=key[0], root=key[1], depth=depth, lane=lane, change=change, effect_ms=effect_ms)
+    effect_ms = _effect(before, after, key, side)
+    return StageChange(name=key[0], root=key[1], depth=depth, lane=side, change=change, effect_ms=effect_ms)
 
 
-def _effect(before: _Calls, after: _Calls, key: Key, lane: str) -> float | None:
-    share_before, share_after = before.share_ms(key, lane), after.share_ms(key, lane)
-    is_leaf = len(before.leaves(key, lane)) or len(after.leaves(key, lane))
+def _effect(before: _Calls, after: _Calls, key: Key, side: str) -> float | None:
+    share_before, share_after = before.share_ms(key, side), after.share_ms(key, side)
+    is_leaf = len(before.leaves(key, side)) or len(after.leaves(key, side))
     return share_after - share_before if is_leaf and share_before is not None and share_after is not None else None
 
 
 def _request(before: _Calls, after: _Calls, key: Key, stages: list[StageChange]) -> RequestChange:
     change = _change(before.requests(key), after.requests(key))
-    lanes = {lane: [stage for stage in stages if stage.lane == lane] for lane in SIDES}
+    sides = {side: [stage for stage in stages if stage.lane == side] for side in SIDES}
     return RequestChange(
         name=key[0],
         change=change,
-        effects_ms={lane: _sum(inside) for lane, inside in lanes.items()},
-        remarks=tuple(remark for lane, inside in lanes.items() if (remark := _remark(SIDES[lane], change, inside))),
+        effects_ms={side: _sum(inside) for side, inside in sides.items()},
+        remarks=tuple(remark for side, inside in sides.items() if (remark := _remark(SIDES[side], change, inside))),
     )
 
 
@@ -183,12 +184,12 @@ def _sum(stages: Iterable[StageChange]) -> float:
 
 
 def _remark(where: str, whole: Change, stages: list[StageChange]) -> str:
-    """Return a sentence where the whole does not show, or cannot show, half of what the stages gain."""
+    """Return a sentence if the whole request does not show, or cannot show, half of what the stages gain."""
     gained_ms = -_sum(stages)
     names = ", ".join(f"`{stage.name}`" for stage in stages if stage.effect_ms and stage.change.verdict == FASTER)
     if not names or gained_ms <= 0 or whole.verdict == FEW or whole.low_ms is None:
         return ""
-    start = f"{names} became faster {where}, and all stages together gain {gained_ms:.3f} ms a request there"
+    start = f"{names} became faster {where}, and all stages together gain {gained_ms:.3f} ms per request there"
     if -whole.low_ms < gained_ms / 2:
         shown = f"at most {-whole.low_ms:.3f} ms" if whole.low_ms < 0 else "nothing"
         return f"{start}; the whole request gains {shown}: this is not what it waits for."

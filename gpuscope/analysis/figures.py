@@ -1,14 +1,14 @@
 """
-All figures of a recording: stages, requests, losses, clock uncertainty. What `--json` writes and the tables show.
+All figures of a recording: stages, requests, losses, clock uncertainty. `--json` writes them, and the tables show them.
 
-Counts and divides; judges nothing. Warm-up is counted and left out of all other figures: a call counts if neither it
-nor its request is warm-up.
+Counts and divides; judges nothing. Warm-up calls are counted and left out of all other figures. A call is left out if
+it or its request is warm-up.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -19,16 +19,17 @@ from gpuscope.analysis._structure.replays import outside_ns
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpuscope.analysis._plain import PlainDict
     from gpuscope.analysis._structure.kinds import StageInRequest
     from gpuscope.analysis.recording import Losses, Recording
 
 SLOWEST = 5
-"""Requests of each kind that are named."""
+"""So many requests of each kind are named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Some durations, in milliseconds unless the name says otherwise."""
+    """A set of durations, in milliseconds unless the name of the field says otherwise."""
 
     count: int
     mean: float
@@ -40,10 +41,11 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class RequestReference:
-    """One request, to be found elsewhere by its trace id."""
+    """One request, which can be found in other tools by its trace id."""
 
     trace_id: str
     start_ns: int
+    """Since the epoch."""
     end_to_end_ms: float
 
 
@@ -66,25 +68,25 @@ class StageFigures:
     given_up: int
     clamped: int
     replayed_calls: int
-    """How many of the calls were inside replays of CUDA graphs, and so have GPU times alone."""
+    """How many of the calls were inside replays of CUDA graphs, and so have GPU times only."""
     host_ms: Distribution | None
     gpu_ms: Distribution | None
-    """Time on the stream between the stage's two events, which is not time that the GPU was busy."""
+    """Time on the stream between the stage's two events, which is not the time that the GPU was busy."""
     launch_to_start_ms: Distribution | None
     host_share: float | None
     """Host time as a part of the host time of the requests."""
     gpu_share: float | None
     """GPU time as a part of the same."""
     outside_ms: Distribution | None
-    """Of a stage around replays: its time on the stream in none of the stages inside, launches and the time between
-    replays included."""
+    """For a stage around replays: its time on the stream that no stage inside covers, including launches and the time
+    between replays."""
     outside_share: float | None
-    """That as a part of the host time of the requests."""
+    """The same as a part of the host time of the requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestFigures:
-    """The requests of one kind: what happened inside one outermost stage."""
+    """The requests of one kind: the calls of one outermost stage."""
 
     name: str
     calls: int
@@ -99,21 +101,21 @@ class RequestFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Everything; shares are parts of 1."""
+    """All figures of a recording. Shares are from 0 to 1."""
 
     stages: tuple[StageFigures, ...]
     """Each kind of request from its root, in the order of their first starts."""
     requests: tuple[RequestFigures, ...]
     processes: tuple[str, ...]
     start_ns: int
-    """Of the first stage, since the epoch; 0 without any."""
+    """Start of the first stage, since the epoch; 0 without stages."""
     seconds: float
     """From the first start to the last end."""
     uncertainty_us: Distribution | None
     """Of the place of GPU times on the wall clock, in microseconds."""
     losses: Losses
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> PlainDict:
         """Return plain data, as JSON can hold it."""
         return asdict(self)
 
@@ -135,8 +137,17 @@ def figures(recording: Recording) -> Figures:
     )
 
 
+class _Counts(TypedDict):
+    """The fields that the figures of a stage and of a request share."""
+
+    calls: int
+    warmup_calls: int
+    only_warmup: bool
+    errors: int
+
+
 class _Counting:
-    """What is needed of a recording for each of its stages, found out once."""
+    """What the figures of every stage need of a recording, computed once."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -148,10 +159,10 @@ class _Counting:
         for row, ns in outside_ns(recording).items():
             self._outside_ns[row] = ns
         self._requests: dict[str, NDArray[np.int64]] = {}
-        """Rows of the requests that count, by kind; known from its root on."""
+        """Rows of the requests that count, by kind. Those of a kind are known once its root has been counted."""
 
     def stage(self, kind: StageInRequest) -> StageFigures:
-        """Return the figures of one stage; a kind's root before all others of the kind."""
+        """Return the figures of one stage. A kind's root has to come before the other stages of the kind."""
         if kind.depth == 0:
             self._requests[kind.name] = self._counted(self._outermost(kind))
         timed = kind.rows[self._recording.stream[kind.rows] >= 0]
@@ -191,14 +202,14 @@ class _Counting:
         )
 
     def _outermost(self, kind: StageInRequest) -> NDArray[np.int64]:
-        """Return the rows of a root stage without those inside another call of it."""
+        """Return the rows of a root stage, without calls inside another call of it."""
         return kind.rows[self._recording.parent[kind.rows] < 0]
 
     def _counted(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         steady = rows[~self._recording.in_warmup_request[rows]]
         return steady if len(steady) else rows
 
-    def _counts(self, rows: NDArray[np.int64]) -> dict[str, Any]:
+    def _counts(self, rows: NDArray[np.int64]) -> _Counts:
         warmup = self._recording.in_warmup_request[rows]
         return {
             "calls": len(rows),
@@ -208,7 +219,7 @@ class _Counting:
         }
 
     def _share(self, kind: StageInRequest, rows: NDArray[np.int64], durations_ns: NDArray[np.int64]) -> float | None:
-        """Return a stage's part of its requests' host time, had its warm-up calls in them been like the others."""
+        """Return a stage's part of its requests' host time, as if its warm-up calls in them were like the others."""
         requests = self._requests[kind.root]
         request_ns = float(self._host_ns[requests].sum())
         if not len(rows) or not request_ns:

@@ -1,8 +1,8 @@
 """
 Chrome trace JSON, for the Perfetto UI and everything else that reads it.
 
-One track a host thread and a stream, and an arrow from each stage's launch to its execution; stages inside a replay of
-a CUDA graph have neither a slice on a thread nor an arrow. Formats; judges nothing.
+There is one track per host thread and per stream, and an arrow from each stage's launch to its execution. Stages inside
+a replay of a CUDA graph have neither a slice on a thread nor an arrow. Formats; judges nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from gpuscope.analysis._structure.replays import outside_ns
 from gpuscope.analysis._viewers.tags import gpu_tags, host_tags
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
+    from gpuscope.analysis._plain import Plain
     from gpuscope.analysis._viewers.tracks import Slices
     from gpuscope.analysis.recording import Recording
 
-Event = dict[str, Any]
+Event: TypeAlias = "dict[str, Plain]"
 Tracks = dict[tuple[int, int], tuple[int, int]]
 """(pid, tid) by (thread or stream, lane)."""
 
@@ -33,7 +34,7 @@ def write_perfetto(recording: Recording, path: str | PathLike[str]) -> None:
     Write the recording; timestamps are microseconds since its first stage.
 
     Raises:
-        OSError: from the system.
+        OSError: The file cannot be written.
 
     """
     with Path(path).open("w", encoding="ascii") as file:
@@ -43,7 +44,7 @@ def write_perfetto(recording: Recording, path: str | PathLike[str]) -> None:
 
 
 def events(recording: Recording) -> Iterator[Event]:
-    """Yield the trace's events: names of tracks, then each slice, followed by its end of the arrow if it has one."""
+    """Yield the trace's events: names of tracks, then each slice, and after it its end of the arrow, if it has one."""
     host, gpu = host_slices(recording), gpu_slices(recording)
     origin_ns = min((int(slices.start_ns.min()) for slices in (host, gpu) if len(slices.row)), default=0)
     host_tracks, gpu_tracks = _tracks(recording, host, gpu)
@@ -60,7 +61,7 @@ def events(recording: Recording) -> Iterator[Event]:
 
 
 def _tracks(recording: Recording, host: Slices, gpu: Slices) -> tuple[Tracks, Tracks]:
-    """Return the tracks of threads and of streams: a GPU is a process of its own, and all numbers differ."""
+    """Return the tracks of threads and of streams. Each GPU is a process of its own, and no number is used twice."""
     pids: dict[tuple[int, ...], int] = {(process,): process + 1 for process in range(len(recording.processes))}
     for stream in recording.streams:
         pids.setdefault((stream.process, stream.device), len(pids) + 1)
@@ -94,7 +95,7 @@ def _named(track: tuple[int, int], process: str, thread: str, lane: int) -> Iter
 
 
 def _slices(recording: Recording, slices: Slices, tracks: Tracks, origin_ns: int) -> Iterator[tuple[int, Event]]:
-    """Yield (row, complete event), each track's in order."""
+    """Yield (row, complete event), in order on each track."""
     for row, track, lane, start_ns, end_ns in zip(*(column.tolist() for column in slices), strict=True):
         pid, tid = tracks[track, lane]
         yield (
@@ -112,7 +113,7 @@ def _slices(recording: Recording, slices: Slices, tracks: Tracks, origin_ns: int
 
 
 def _arrow(event: Event, row: int, more: Event) -> Event:
-    """Return one end of the arrow, at the start of the slice; it binds to the slice that began last."""
+    """Return one end of the arrow, at the start of the slice: Perfetto binds it to the slice that began last."""
     place = {key: event[key] for key in ("cat", "pid", "tid", "ts")}
     return {**more, "id": row + 1, "name": "launch", **place}
 

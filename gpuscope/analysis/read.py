@@ -1,7 +1,7 @@
 """
-Files of the `file` exporter into one `Recording`.
+Files of the `file` exporter, read into one `Recording`.
 
-Reads and relates; judges nothing, and needs neither a GPU nor torch nor OpenTelemetry.
+Relates stages to each other; judges nothing. Never fails on what a file contains.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import gc
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _NEAR = 2**20
 """
-How far from a known span id another one is taken to be ours. Ours are counted up from a random start, so ids that
-somebody else made at random are this near once in ten million times, even beside a million of ours.
+A span id at most this far from a known one is taken to be ours. Ours are counted up from a random start, so an id that
+somebody else made at random is this near once in ten million times, even beside a million of ours.
 """
 _NO_GPU = GpuPart(-1, 0, 0, 0, 0)
 
@@ -39,14 +39,15 @@ def read(paths: Iterable[str | PathLike[str]], *, progress: Callable[[int, int],
     """
     Read every stage in the files; lines that cannot be read are counted in `Recording.losses`.
 
-    A stage inside a span of the application is a root here, since that span is not in the files.
+    A stage inside a span of the application is a root here, because that span is not in the files.
 
     Args:
-        paths: files, each with its rotated ones (`PATH.1` and on), and folders, of which every `*.jsonl` is read so.
-        progress: called after each line with the bytes read so far and the bytes of all files.
+        paths: Files, each of which is read with its rotated files (`PATH.1` and so on), and folders, of which every
+            `*.jsonl` file is read in the same way.
+        progress: Called after each line with the bytes read so far and the bytes of all files.
 
     Raises:
-        OSError: from the system, also for a folder in which there is no such file.
+        OSError: A path does not exist, a file cannot be read, or a folder has no `*.jsonl` file.
 
     """
     files = list_files(paths)
@@ -64,7 +65,7 @@ def read(paths: Iterable[str | PathLike[str]], *, progress: Callable[[int, int],
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Spare a quarter of the time: hundreds of thousands of small objects are made here, none in a cycle."""
+    """Save a quarter of the time: hundreds of thousands of small objects are made here, and none is in a cycle."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -79,7 +80,7 @@ def list_files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
     Return the files that `read` reads for these paths, each once.
 
     Raises:
-        OSError: for a path that does not exist, and a folder without a recording.
+        OSError: A path does not exist, or a folder has no `*.jsonl` file.
 
     """
     files: dict[Path, None] = {}
@@ -93,7 +94,7 @@ def list_files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
 
 
 def _rotated(path: Path) -> list[Path]:
-    """Return `PATH.1` and on, however many there are."""
+    """Return `PATH.1`, `PATH.2` and so on, up to the first that does not exist."""
     found: list[Path] = []
     while (backup := path.with_name(f"{path.name}.{len(found) + 1}")).is_file():
         found.append(backup)
@@ -128,13 +129,14 @@ def _recording(lines: Lines) -> Recording:
         error=error.astype(np.bool_),
         trace_id=tuple(row.key[0] for row in rows),
         span_id=tuple(row.key[1] for row in rows),
-        attributes={place[key]: values for key, values in lines.attributes.items()},
+        # Of a stage inside a replay whose caller is missing there are attributes, and no row.
+        attributes={place[key]: values for key, values in lines.attributes.items() if key in place},
         losses=_losses(lines, _orphans(rows, parent)),
     )
 
 
 def _rows(lines: Lines) -> list[HostPart]:
-    """Return the rows in order; stages inside replays only if they are inside a stage on the host, however deep."""
+    """Return the rows in order. Stages inside replays are left out if no stage on the host is around them."""
     rows = [row for row in lines.host.values() if not row.numbers.flags & RowFlag.IN_GRAPH]
     known = {row.key for row in rows}
     inside = {key: row for key, row in lines.host.items() if key not in known}
@@ -143,7 +145,7 @@ def _rows(lines: Lines) -> list[HostPart]:
         known = {row.key for row in reached}
         for key in known:
             del inside[key]
-    # Stages that start together: the outer one first. Those inside one replay have the same time on the host.
+    # If stages start together, the outer one comes first. Those inside one replay have the same host times.
     rows.sort(key=lambda row: (row.numbers.start_ns, -row.numbers.end_ns, lines.gpu.get(row.key, _NO_GPU)[1:2]))
     return rows
 
@@ -154,9 +156,9 @@ def _columns(rows: Sequence[tuple[int, ...]], count: int) -> list[NDArray[np.int
 
 
 def _parents(rows: list[HostPart], place: Mapping[SpanKey, int]) -> NDArray[np.int64]:
-    """Return the row of each row's parent, or -1; rows that a damaged file puts inside themselves have none."""
+    """Return the row of each row's parent, or -1, also for rows that a damaged file puts inside themselves."""
     parent = np.array([place.get((row.key[0], row.parent), -1) for row in rows], np.int64)
-    # Steps of double length each time; what has not arrived at -1 after as many as there are rows goes round.
+    # Each step is twice as long as the last. What never arrives at -1 leads into a circle.
     above = np.append(parent, -1)
     for _ in range(len(rows).bit_length()):
         above = above[above]
@@ -173,7 +175,7 @@ def _roots(parent: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _orphans(rows: list[HostPart], parent: NDArray[np.int64]) -> int:
-    """Return how many rows lack a parent that was a stage of ours; ids made by the application do not tell."""
+    """Return how many rows lack a parent that was a stage of ours, and not a span of the application."""
     missing = [
         int(row.parent, 16)
         for row, at in zip(rows, parent.tolist(), strict=True)
@@ -184,14 +186,14 @@ def _orphans(rows: list[HostPart], parent: NDArray[np.int64]) -> int:
     ids = np.array(missing, np.uint64)
     known = np.sort(np.array([int(row.key[1], 16) for row in rows], np.uint64))
     after = np.searchsorted(known, ids)
-    # Unsigned differences go round, so the smaller of the two is the distance.
+    # Unsigned differences wrap around, so the smaller of the two is the distance.
     near = [known[np.clip(at, 0, len(known) - 1)] for at in (after - 1, after)]
     distance = np.min([np.minimum(ids - each, each - ids) for each in near], axis=0)
     return int((distance <= _NEAR).sum())
 
 
-def _processes(resources: list[dict[str, Any]]) -> tuple[Process, ...]:
-    """Return the processes, named by no more than what tells them apart."""
+def _processes(resources: Sequence[Mapping[str, object]]) -> tuple[Process, ...]:
+    """Return the processes. Their names contain no more than what tells them apart."""
     services = [str(resource.get(SERVICE_NAME, "unknown service")) for resource in resources]
     hosts = [str(resource.get(HOST_NAME, "an unknown host")) for resource in resources]
     times = Counter(services)

@@ -1,15 +1,15 @@
 """
-`Recording`: the stages of one or many files, as columns; all that reports see.
+`Recording`: the stages of one or many files, as columns. It is all that reports see.
 
-Nothing here acts or judges; it says which rows are what, once for all. Like a `StageBatch`, but of whole files, with
-the tree of stages and several processes.
+Says what each row is, once for all reports; neither reads files nor judges. It is like a `StageBatch`, but of whole
+files, with the tree of stages, and of several processes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.ancestors import ancestors
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _UNMEASURED = RowFlag.CAPTURED | RowFlag.CLAMPED | RowFlag.GIVEN_UP
-"""Rows whose GPU times are absent, or not where they seem to be."""
+"""Flags of rows whose GPU times are absent, or not where they seem to be."""
 
 
 class Process(NamedTuple):
     """One process that recorded: its resource attributes say which."""
 
     name: str
-    """For people: service name, process id and host where there are several."""
-    resource: Mapping[str, Any]
+    """For people: the service's name, with process id and host where there are several."""
+    resource: Mapping[str, object]
 
 
 class Thread(NamedTuple):
@@ -47,7 +47,7 @@ class Stream(NamedTuple):
     process: int
     """Index into `Recording.processes`."""
     device: int
-    """The process's index of the device; the uuid says which it is."""
+    """The process's index of the device; the uuid says which GPU that is."""
     device_name: str
     device_uuid: str
     handle: int
@@ -59,15 +59,16 @@ class Losses:
     """What is missing: lines that could not be read, and stages that never reached the files."""
 
     skipped_lines: Mapping[str, int] = field(default_factory=dict)
-    """By reason. Lines that are `truncated`, `foreign` or `malformed`; and in lines that could be read `foreign spans`,
-    `malformed spans`, and each `GPU span without a host span`."""
+    """By reason: lines that are `truncated`, `foreign` or `malformed`; and, in lines that could be read,
+    `foreign spans`, `malformed spans` and `GPU spans without a host span`."""
     orphans: int = 0
-    """Stages whose parent is not in the files though it is a stage of ours."""
+    """Stages whose parent was a stage of ours, but is not in the files."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """By reason, as the last account of each process in the files says."""
+    """By reason, from the last account of each process: stages not to be exported, or refused by a full queue."""
     lost: Mapping[str, int] = field(default_factory=dict)
+    """By reason: stages that should have been exported and were not."""
     untimed: Mapping[str, int] = field(default_factory=dict)
-    """By reason: stages that went out without GPU times."""
+    """By reason: stages that were exported without GPU times though a GPU was in use."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,8 @@ class Recording:
     """
     Resolved stages as columns of one length `n`, ordered by host start. Times are nanoseconds since the epoch.
 
-    A row without a GPU part has `stream` -1 and GPU times 0. A stage in a replay of a CUDA graph (`IN_GRAPH`) has no
-    host part: both its host times are the launch of the replay, and somewhere above it is a row that has one.
+    A row without a GPU part has `stream` -1 and GPU times 0. A stage inside a replay of a CUDA graph (`IN_GRAPH`) has
+    no host part: both its host times are the launch of the replay, and one of the stages around it has a host part.
 
     Masks over the rows are worked out when they are first asked for, and kept. Nobody may write into one.
     """
@@ -101,21 +102,21 @@ class Recording:
     gpu_start_ns: NDArray[np.int64]
     gpu_end_ns: NDArray[np.int64]
     uncertainty_ns: NDArray[np.int64]
-    """Of the GPU times' place on the wall clock."""
+    """Of the GPU times' place on the wall clock, plus or minus."""
     flags: NDArray[np.uint32]
     """`RowFlag` bits."""
     error: NDArray[np.bool_]
     """Whether an exception left the stage."""
     trace_id: tuple[str, ...]
-    """Hexadecimal, a row each."""
+    """Hexadecimal, one per row."""
     span_id: tuple[str, ...]
-    attributes: Mapping[int, Mapping[str, Any]]
+    attributes: Mapping[int, Mapping[str, object]]
     """The application's own attributes by row, where there are any."""
     losses: Losses = field(default_factory=Losses)
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:
-        """Which rows are stages inside a replay: they have GPU times alone."""
+        """Which rows are stages inside a replay: they have no host times of their own."""
         inside: NDArray[np.bool_] = ((self.flags & RowFlag.IN_GRAPH) != 0) & (self.parent >= 0)
         return inside
 
@@ -134,19 +135,33 @@ class Recording:
 
     @cached_property
     def warmup(self) -> NDArray[np.bool_]:
-        """Which rows are themselves warm-up calls."""
+        """
+        Is this call itself a warm-up call?
+
+        The search for late cold calls looks at the others, since it asks about single calls; the next two masks build
+        on this one.
+        """
         flagged: NDArray[np.bool_] = (self.flags & RowFlag.WARMUP) != 0
         return flagged
 
     @cached_property
     def in_warmup_request(self) -> NDArray[np.bool_]:
-        """Which rows are warm-up calls, or of a request that is one. Figures and comparisons leave them out."""
+        """
+        Is this call, or the request that it belongs to, a warm-up call?
+
+        Figures, comparisons and the timeline's table leave these rows out: the first requests are slow in all that they
+        contain, but one slow call inside does not make a request's other calls slow.
+        """
         either: NDArray[np.bool_] = self.warmup | self.warmup[self.root]
         return either
 
     @cached_property
     def around_warmup(self) -> NDArray[np.bool_]:
-        """Which rows are warm-up calls, or have some inside. Verdicts leave them out."""
+        """
+        Is this call a warm-up call, or is there one inside it?
+
+        Verdicts leave these rows out: a verdict explains all of a call's time, and the warm-up inside is part of that.
+        """
         found: NDArray[np.bool_] = self.warmup.copy()
         for rows, above in ancestors(self.parent):
             found[above[self.warmup[rows]]] = True

@@ -1,12 +1,13 @@
 """
-What bounds each stage and each kind of request, from stages alone: `judge`.
+What bounds each stage and each kind of request, as far as stages alone can tell: `judge`.
 
-Never judges warm-up or late cold calls, and knows no stage by its name.
+Puts evidence, decision, figures and advice together. Never judges warm-up calls or late cold calls, and knows no stage
+by its name.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -43,14 +44,21 @@ if TYPE_CHECKING:
     from gpuscope.analysis._verdicts.decide import Doubt
     from gpuscope.analysis.recording import Recording
 
+Fields: TypeAlias = dict[str, Any]
+"""Some fields of a verdict, by name. `Any`, because each has a type of its own, which the verdict's class states."""
+
 REGULAR = 0.25
-"""Robust deviation over median of the gaps between requests up to which the program makes them, and not its clients."""
+"""Up to this robust deviation over median of the gaps between requests, the program makes them, not its clients."""
 NO_WAIT_INSIDE = "does not wait for the GPU inside"
 WORK_TO_DO = "that the next request could have begun at once"
 
 
 def judge(recording: Recording) -> Findings:
-    """Return the verdicts on a recording."""
+    """
+    Return the verdicts on a recording: one per kind of request, and one per stage within each kind.
+
+    `examples/reading-the-report.md` and `_verdicts.evidence` give the reasoning. An empty recording has no verdicts.
+    """
     material = Material(recording, gather(recording), find_cold(recording))
     doubt = doubt_about_all(recording)
     requests, stages = [], []
@@ -72,12 +80,12 @@ def _notes(recording: Recording) -> Iterator[str]:
         if any(counts.values()):
             yield f"Stages {what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) + "."
     if losses.orphans:
-        yield f"Stages whose outer stage is not in the files, taken for requests: {losses.orphans:,}."
+        yield f"Stages whose outer stage is not in the files, treated as requests: {losses.orphans:,}."
     if len(recording.stage) and (recording.stream < 0).all():
         yield "No GPU times at all: nothing can be said about the GPU."
 
 
-def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> dict[str, Any]:
+def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> Fields:
     """Return the fields of a `StageVerdict`."""
     evidence = calls.material.evidence
     doubt = doubt or doubt_about(calls)
@@ -98,12 +106,12 @@ def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> dict[str, Any]:
 
 
 def _judge_replayed(calls: CallsOfStage, doubt: Doubt | None) -> StageVerdict:
-    """Return the verdict on a stage inside a graph: no host is in it, so it is the GPU's or nobody's."""
+    """Return the verdict on a stage inside a graph. The host has no part in it: gpu-bound or unknown."""
     recording, doubt = calls.material.recording, doubt or doubt_about_replayed(calls)
     gpu_ms = calls.median_ms(recording.gpu_end_ns - recording.gpu_start_ns, timed=True)
     nothing = dict.fromkeys(("host_ms", "launch_to_start_ms", "lag_ms", "wait_share", "idle_share", "request_share"))
     share, around = calls.share_of_caller(), calls.launched_by()
-    because = f"It is {share:.0%} of the time on the GPU of `{around}`, in whose CUDA graph it is."
+    because = f"It takes {share:.0%} of the time on the GPU of `{around}`, whose CUDA graph contains it."
     return StageVerdict(
         **(_figures(calls) | nothing | {"duration_ms": gpu_ms, "waits_for": None}),
         verdict=UNKNOWN if doubt else GPU_BOUND,
@@ -112,12 +120,12 @@ def _judge_replayed(calls: CallsOfStage, doubt: Doubt | None) -> StageVerdict:
         gain_ms=None,
         gain_share=None,
         cost=None,
-        no_cost="it runs inside a CUDA graph, where every call is given the same",
+        no_cost="it runs inside a CUDA graph, where every call is given the same amount of work",
         next_steps=doubt.next_steps if doubt else (LESS_IN_THE_GRAPH,),
     )
 
 
-def _figures(calls: CallsOfStage) -> dict[str, Any]:
+def _figures(calls: CallsOfStage) -> Fields:
     material, recording, evidence = calls.material, calls.material.recording, calls.material.evidence
     host_ns = recording.host_end_ns - recording.host_start_ns
     return {
@@ -142,7 +150,7 @@ def _gain_ns(calls: CallsOfStage, verdict: str) -> float:
     evidence, recording, rows = calls.material.evidence, calls.material.recording, calls.judged
     wait_ns, idle_ns = evidence.wait_ns[rows], evidence.idle_ns[rows]
     if verdict == GPU_BOUND:
-        # What the host waited inside, and what the GPU still had to do when the host had gone on.
+        # The time that the host waited inside, and the work that the GPU still had when the host had gone on.
         own_ns = np.where(recording.measured, recording.gpu_end_ns - recording.gpu_start_ns, 0)[rows]
         gain_ns = wait_ns + np.minimum(np.maximum(evidence.end_ns - recording.host_end_ns, 0)[rows], own_ns)
     else:
@@ -175,7 +183,7 @@ def _because(calls: CallsOfStage, verdict: str) -> str:
 
 
 def _cost(calls: CallsOfStage, verdict: str) -> tuple[Fit | None, str]:
-    """Return the cost per call and per item, of the GPU where it is behind, else of the host; or why there is none."""
+    """Return (cost per call and per item, why there is none): of the GPU if that is the bottleneck, else the host."""
     recording, rows = calls.material.recording, calls.timed if verdict == GPU_BOUND else calls.judged
     sizes = [sizes_in(shape_of(recording, row)) for row in rows.tolist()]
     names = sorted(set().union(*sizes))
@@ -190,7 +198,7 @@ def _cost(calls: CallsOfStage, verdict: str) -> tuple[Fit | None, str]:
         if isinstance(fit, Fit):
             return fit, ""
         refused.append(fit)
-    return None, "; ".join(refused) or "no attribute says how much it is given (`batch_size`, `tokens`, `bytes`)"
+    return None, "; ".join(refused) or "no attribute says how much work it is given (`batch_size`, `tokens`, `bytes`)"
 
 
 def _advice(calls: CallsOfStage, verdict: str, cost: Fit | None) -> tuple[str, ...]:
@@ -207,22 +215,22 @@ def _advice(calls: CallsOfStage, verdict: str, cost: Fit | None) -> tuple[str, .
 
 
 def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> RequestVerdict:
-    facts, idle, rhythm = _judge_calls(calls, doubt), _idle(calls), _rhythm(calls)
+    fields, idle, rhythm = _judge_calls(calls, doubt), _idle(calls), _rhythm(calls)
     slowest = next((cause.stage for cause in idle if cause.cause == HOST_NOT_READY), None)
-    if facts["verdict"] == CPU_BOUND and slowest not in (None, calls.name):
-        facts["assumes"] = f"that `{slowest}` {NO_WAIT_INSIDE}"
-        facts["next_steps"] = begin_with(str(slowest)), *facts["next_steps"][:1]
+    if fields["verdict"] == CPU_BOUND and slowest not in (None, calls.name):
+        fields["assumes"] = f"that `{slowest}` {NO_WAIT_INSIDE}"
+        fields["next_steps"] = begin_with(str(slowest)), *fields["next_steps"][:1]
     if rhythm is not None and len(calls.timed):
         idle = sorted([*idle, rhythm.between], key=lambda cause: -cause.ms)
-        if facts["verdict"] != UNKNOWN and rhythm.regular and rhythm.between.share >= ENOUGH:
-            facts |= _bound_between(facts, rhythm)
-    return RequestVerdict(**facts, idle=tuple(idle), period_ms=rhythm.period_ms if rhythm else None)
+        if fields["verdict"] != UNKNOWN and rhythm.regular and rhythm.between.share >= ENOUGH:
+            fields |= _bound_between(fields, rhythm)
+    return RequestVerdict(**fields, idle=tuple(idle), period_ms=rhythm.period_ms if rhythm else None)
 
 
 def _idle(calls: CallsOfStage) -> list[IdleCause]:
-    """Return where inside a request the GPU has nothing to do, longest first, down to a thousandth of its time."""
+    """Return where inside a request the GPU has nothing to do, longest first; parts under 0.1 % are left out."""
     if not len(calls.timed):
-        return []  # Of a GPU without times nothing is known, and so not that it had nothing to do.
+        return []  # Without GPU times, it is not known that the GPU had nothing to do.
     found = [
         IdleCause(cause=cause, stage=stage, ms=ns / len(calls.judged) / 1e6, share=ns / calls.total_ns)
         for (cause, stage), ns in calls.idle_causes().items()
@@ -231,20 +239,20 @@ def _idle(calls: CallsOfStage) -> list[IdleCause]:
 
 
 class _Rhythm(NamedTuple):
-    """Requests of one kind one after the other on a thread, and what is between them."""
+    """Requests of one kind that follow each other on a thread, and what is between them."""
 
     between: IdleCause
     regular: bool
-    """Whether the gaps are so much alike that the program makes them."""
+    """Whether the gaps are so alike that the program must make them."""
     period_ms: float
     """Median."""
     gain_ms: float
-    """What is saved at most if the gap and the request went on at the same time."""
+    """What would be saved at most if the gap's work went on during the request."""
     gain_share: float
 
 
 def _rhythm(calls: CallsOfStage) -> _Rhythm | None:
-    """Return the rhythm of the requests that are followed by another."""
+    """Return the rhythm of the requests that are followed by another; None without any."""
     evidence, recording = calls.material.evidence, calls.material.recording
     rows = calls.judged[evidence.gap_ns[calls.judged] >= 0]
     if not len(rows):
@@ -265,16 +273,17 @@ def _rhythm(calls: CallsOfStage) -> _Rhythm | None:
     )
 
 
-def _bound_between(facts: dict[str, Any], rhythm: _Rhythm) -> dict[str, Any]:
-    """Return what changes in the verdict on requests where the program does something else between them."""
+def _bound_between(fields: Fields, rhythm: _Rhythm) -> Fields:
+    """Return the fields that change in the verdict on requests if the time between them is the bottleneck."""
     return {
         "verdict": PIPELINE_BOUND,
         "because": (
-            f"From one request to the next the GPU has nothing to do for {rhythm.between.share:.0%} of the time, "
-            f"between them, in gaps of much the same length. Within a request: {facts['verdict']}. {facts['because']}"
+            "Between requests, in gaps of much the same length, the GPU has nothing to do for "
+            f"{rhythm.between.share:.0%} of the time from one to the next. Within a request: {fields['verdict']}. "
+            f"{fields['because']}"
         ),
         "assumes": WORK_TO_DO,
         "gain_ms": rhythm.gain_ms,
         "gain_share": rhythm.gain_share,
-        "next_steps": (BETWEEN, *facts["next_steps"][:1]),
+        "next_steps": (BETWEEN, *fields["next_steps"][:1]),
     }

@@ -1,7 +1,8 @@
 """
-What `gpuscope doctor` looks at: each check returns findings, and what to do about those that are not right.
+The checks of `gpuscope doctor`: each yields findings, and what to do about those that are not right.
 
-Prints nothing, changes nothing, and leaves no CUDA context that PyTorch would not make for the device itself.
+Prints nothing. Sends one test span, and leaves no recording, no file, and no CUDA context that PyTorch itself would
+not make for the device.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import logging
 import platform
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gpuscope
 from gpuscope._data.native import native
+from gpuscope._log import COUNTED
 from gpuscope._settings.config import Config, read_environment
 from gpuscope._settings.environment import wants_native
+from gpuscope._settings.shown import shown_setting, shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from torch import Tensor
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 SEND_TIMEOUT_S = 5.0
@@ -29,7 +35,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's list."""
+    """One line of the doctor's list: `verdict` is `ok`, `warning` or `problem`."""
 
     subject: str
     verdict: str
@@ -48,7 +54,7 @@ class _Ears(logging.Handler):
 
 @contextlib.contextmanager
 def _listening() -> Iterator[list[str]]:
-    """Collect what the logger `gpuscope` says meanwhile, to show it as the reason instead of on stderr."""
+    """Collect what the logger `gpuscope` says meanwhile, so that it is shown as the reason and not on stderr."""
     logger, ears = logging.getLogger("gpuscope"), _Ears()
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(ears)
@@ -73,19 +79,20 @@ def versions() -> Iterator[Finding]:
         yield Finding(
             "hot path",
             OK,
-            "in Python, for GPUSCOPE_NATIVE or a Python without the GIL wants it so; in C a stage costs a third",
+            "in Python, because of GPUSCOPE_NATIVE or a Python without the GIL; in C a stage would cost a third",
         )
     else:
         yield Finding(
             "hot path",
             WARNING,
-            "in Python: the part in C was not built; with it a stage costs a third",
-            "Install a C compiler and Python's headers (Debian: gcc, python3-dev), then gpuscope again.",
+            "in Python, because the part in C was not built; with it a stage would cost a third",
+            "Install a C compiler and Python's headers (Debian: gcc, python3-dev), then install gpuscope again.",
         )
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Finding("PyTorch", PROBLEM, f"can't be imported: {error}", "Install it: https://pytorch.org/get-started.")
+        advice = "Install it: https://pytorch.org/get-started."
+        yield Finding("PyTorch", PROBLEM, f"cannot be imported: {error}", advice)
         return
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
     yield Finding("PyTorch", OK, f"{torch.__version__}, {built}")
@@ -105,24 +112,24 @@ def devices() -> Iterator[Finding]:
         yield Finding(
             "GPU",
             WARNING,
-            f"there is an NVIDIA driver ({driver}), but PyTorch can't use a GPU: stages get host spans only",
-            "Install a PyTorch build for a CUDA version that this driver supports, and look at CUDA_VISIBLE_DEVICES.",
+            f"there is an NVIDIA driver ({driver}), but PyTorch cannot use a GPU: stages get host spans only",
+            "Install a PyTorch build for a CUDA version that this driver supports, and check CUDA_VISIBLE_DEVICES.",
         )
 
 
 def nvtx() -> Iterator[Finding]:
-    """NVTX ranges, and whether anybody looks at them."""
+    """NVTX ranges, and whether a tool listens to them."""
     from gpuscope._recording.nvtx import DOMAIN, tool_is_listening
 
     try:
         import nvtx
     except ImportError:
-        yield Finding("NVTX", WARNING, "no package `nvtx`: no ranges for Nsight tools", "pip install nvtx")
+        yield Finding("NVTX", WARNING, "the package `nvtx` is missing: no ranges for Nsight tools", "pip install nvtx")
         return
     if tool_is_listening(nvtx.get_domain(DOMAIN)):
         yield Finding("NVTX", OK, f"a tool is listening; ranges are in the domain `{DOMAIN}`")
     else:
-        yield Finding("NVTX", OK, "no tool is listening, so ranges cost nothing (nsys or ncu would start the program)")
+        yield Finding("NVTX", OK, "no tool is listening, so ranges cost nothing (nsys or ncu must start the program)")
 
 
 def settings() -> Iterator[Finding]:
@@ -131,15 +138,14 @@ def settings() -> Iterator[Finding]:
     for complaint in complaints:
         yield Finding("settings", PROBLEM, complaint, "Correct the variable, or unset it.")
     changed = [
-        f"{field.name}={_shown(field.name, getattr(config, field.name))}"
+        f"{field.name}={shown_setting(field.name, getattr(config, field.name))}"
         for field in fields(Config)
         if field.name != "mode" and getattr(config, field.name) != getattr(Config(), field.name)
     ]
     yield Finding("settings", OK, ", ".join(changed) or "all at their defaults")
     if config.mode == "absent":
-        yield Finding(
-            "recording", WARNING, "off: decorated functions are left as they are", "Set GPUSCOPE=1 to record."
-        )
+        advice = "Set GPUSCOPE=1 to record."
+        yield Finding("recording", WARNING, "off: decorated functions are left as they are", advice)
     else:
         yield Finding("recording", OK, "on" if config.mode == "on" else "idle until `gpuscope.enable()`")
 
@@ -152,21 +158,20 @@ def exporters() -> Iterator[Finding]:
         advice = "Unset OTEL_SDK_DISABLED to export spans."
         yield Finding("exporter", WARNING, "OTEL_SDK_DISABLED is true: `otlp` and `sdk` export nothing", advice)
     elif "auto" in config.exporters:
-        found = "is a TracerProvider" if _has_provider() else "is no TracerProvider"
-        yield Finding("exporter", OK, f"`{chosen}`; in this process there {found}, so: {', '.join(_names(config))}")
+        found = "a TracerProvider" if _has_provider() else "no TracerProvider"
+        yield Finding("exporter", OK, f"`{chosen}`; this process has {found}, so: {', '.join(_names(config))}")
     elif "sdk" in config.exporters and not _has_provider():
-        advice = "Let the application set one, or run this under `opentelemetry-instrument`, or use `auto`."
-        yield Finding("exporter", WARNING, "`sdk`, but in this process there is no TracerProvider", advice)
+        advice = "Have the application set one, run this under `opentelemetry-instrument`, or use `auto`."
+        yield Finding("exporter", WARNING, "`sdk`, but this process has no TracerProvider", advice)
     elif config.exporters == ("none",):
-        yield Finding(
-            "exporter", WARNING, "`none`: spans are not exported", "Set GPUSCOPE_EXPORTER, or leave it unset."
-        )
+        advice = "Set GPUSCOPE_EXPORTER, or leave it unset."
+        yield Finding("exporter", WARNING, "`none`: spans are not exported", advice)
     else:
         yield Finding("exporter", OK, f"`{chosen}`")
 
 
 def endpoint() -> Iterator[Finding]:
-    """The OTLP endpoint, by sending it one span."""
+    """The OTLP endpoint, which is sent one span."""
     config, _ = read_environment()
     if "otlp" not in _names(config):
         return
@@ -179,14 +184,14 @@ def endpoint() -> Iterator[Finding]:
         statistics = gpuscope.statistics()
         gpuscope.shutdown(1.0)
     if statistics.exported:
-        yield Finding("endpoint", OK, f"{config.traces_url} took a test span named `{TEST_SPAN}`")
+        yield Finding("endpoint", OK, f"{shown_url(config.traces_url)} took a test span named `{TEST_SPAN}`")
         return
     reasons = ", ".join({**statistics.dropped, **statistics.lost}) or "no answer in time"
-    said = f": {heard[0].partition('; ')[0]}" if heard else ""
+    said = f": {heard[0].removesuffix(COUNTED).rstrip(' .')}" if heard else ""
     yield Finding(
         "endpoint",
         PROBLEM,
-        f"{config.traces_url} did not take a test span ({reasons}){said}",
+        f"{shown_url(config.traces_url)} did not take a test span ({reasons}){said}",
         "Start an OpenTelemetry Collector or Jaeger there, set OTEL_EXPORTER_OTLP_ENDPOINT, or write to a file: "
         "GPUSCOPE_EXPORTER=file.",
     )
@@ -203,7 +208,7 @@ def files() -> Iterator[Finding]:
     if os.access(folder, os.W_OK):
         yield Finding("file", OK, f"{config.file}, rotated at {config.file_max_bytes:,} bytes")
     else:
-        yield Finding("file", PROBLEM, f"can't write into {folder}", "Create the folder, or set GPUSCOPE_FILE.")
+        yield Finding("file", PROBLEM, f"cannot write into {folder}", "Create the folder, or set GPUSCOPE_FILE.")
 
 
 def recording() -> Iterator[Finding]:
@@ -211,20 +216,20 @@ def recording() -> Iterator[Finding]:
     from gpuscope.commands import _cost
 
     torch = _torch()
-    on_gpu = torch is not None and torch.cuda.is_available()
+    gpu = torch if torch is not None and torch.cuda.is_available() else None
     with _listening():
         gpuscope.enable(exporters="none", interval_s=0.01)
-        stage_ns = _cost.stage(torch if on_gpu else None)
+        stage_ns = _cost.stage(gpu)
         statistics = gpuscope.statistics()
         gpuscope.shutdown(1.0)
-    if not on_gpu:
-        yield Finding("cost", OK, f"{stage_ns / 1e3:.2f} us a stage on the calling thread")
+    if gpu is None:
+        yield Finding("cost", OK, f"{stage_ns / 1e3:.2f} us per stage on the calling thread")
         return
-    pair_ns = _cost.bare_pair(torch)
+    pair_ns = _cost.bare_pair(gpu)
     yield Finding(
         "cost",
         OK,
-        f"{stage_ns / 1e3:.2f} us a stage on the calling thread (a bare pair of events: {pair_ns / 1e3:.2f} us)",
+        f"{stage_ns / 1e3:.2f} us per stage on the calling thread (a bare pair of events: {pair_ns / 1e3:.2f} us)",
     )
     if statistics.clock_uncertainty_ns is None:
         untimed = ", ".join(statistics.untimed) or "no reason given"
@@ -234,12 +239,12 @@ def recording() -> Iterator[Finding]:
 
 
 def compiling() -> Iterator[Finding]:
-    """What `torch.compile` makes of a stage: compiled with the backend that needs no compiler."""
+    """What `torch.compile` makes of a stage, with the backend that needs no compiler."""
     torch = _torch()
     if torch is None:
         return
 
-    def inside(x: Any) -> Any:
+    def inside(x: Tensor) -> Tensor:
         with gpuscope.stage(TEST_SPAN):
             return x + 1
 
@@ -247,7 +252,7 @@ def compiling() -> Iterator[Finding]:
     with _listening():
         try:
             torch.compile(inside, backend="eager", fullgraph=True)(torch.zeros(1))
-        except Exception as error:  # Whatever it is, it is shown.
+        except Exception as error:  # Whatever it is, the doctor shows it.
             said = str(error).strip().partition("\n")[0]
             advice = "Report it if the same function compiles without the stage."
             yield Finding("compile", WARNING, f"a function with a stage inside does not compile: {said}", advice)
@@ -257,11 +262,11 @@ def compiling() -> Iterator[Finding]:
         "compile",
         OK,
         "a stage around a compiled callable is timed; one inside is left out, "
-        + ("and counted in `gpuscope.statistics().elided`" if counted else "uncounted before PyTorch 2.6"),
+        + ("and counted in `gpuscope.statistics().elided`" if counted else "and not counted before PyTorch 2.6"),
     )
 
 
-def _torch() -> Any:
+def _torch() -> ModuleType | None:
     try:
         import torch
     except (ImportError, OSError):
@@ -287,8 +292,3 @@ def _has_provider() -> bool:
     from gpuscope._otel.bridge import Bridge
 
     return Bridge(Config()).provider is not None
-
-
-def _shown(name: str, value: Any) -> str:
-    # Headers carry credentials, and what the doctor says is pasted into chats.
-    return f"<{', '.join(value)}>" if name.endswith("_headers") else repr(value)

@@ -1,7 +1,7 @@
 """
-The door to `rich`: a console, tables, and a bar while a long recording is read.
+The door to `rich`, and what commands share: a console, tables, a bar while a recording is read, figures as text.
 
-Shows text as it is: names come from recordings, and may look like markup or like a terminal's control codes.
+Shows text as it is, without markup or control codes of a terminal, because names come from recordings.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from gpuscope.analysis.recording import Losses, Recording
 
 MIN_WIDTH = 160
-"""Columns for tables however narrow the terminal: a line that wraps can be read, a figure cut short cannot."""
+"""Columns that a table may take in any terminal: a line that wraps can be read, a figure that is cut short cannot."""
 NAME_WIDTH = 48
 WIDE_MS = 100.0
-"""From here on a duration is shown with one decimal place instead of three."""
+"""From this duration on, one decimal place is shown instead of three."""
 
 
 def open_console() -> Console:
@@ -32,7 +32,7 @@ def open_console() -> Console:
     Return a console on standard output.
 
     Raises:
-        CommandError: where the extra is not installed.
+        CommandError: if the extra `report` is not installed.
 
     """
     try:
@@ -45,7 +45,7 @@ def open_console() -> Console:
 
 
 def missing(error: ImportError) -> CommandError:
-    """Return the failure for a library that reports need."""
+    """Return the error for a missing library that reports need."""
     return CommandError(f'`{error.name}` is missing; pip install "gpuscope[report]" brings it.')
 
 
@@ -54,7 +54,7 @@ def read_recording(paths: Sequence[str]) -> Recording:
     Read files, with a bar on standard error if that is a terminal.
 
     Raises:
-        CommandError: where a file cannot be read, or has no stage in it.
+        CommandError: if a file cannot be read, or no file has a stage in it.
 
     """
     from rich.console import Console
@@ -81,10 +81,10 @@ def read_recording(paths: Sequence[str]) -> Recording:
 
 def refuse_to_overwrite(paths: Iterable[str], outputs: Iterable[Path]) -> None:
     """
-    Check that no output is one of the recordings, or given twice.
+    Check that no output is one of the recordings, and none is given twice.
 
     Raises:
-        CommandError: if one is.
+        CommandError: if that is not so.
 
     """
     from gpuscope.analysis.read import list_files
@@ -99,10 +99,10 @@ def refuse_to_overwrite(paths: Iterable[str], outputs: Iterable[Path]) -> None:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """
-    Write a file within the block.
+    Turn failures of writing this file, within the block, into an error that names it.
 
     Raises:
-        CommandError: where the system refuses.
+        CommandError: if the file cannot be written.
 
     """
     try:
@@ -124,17 +124,17 @@ def make_table(first: str, *others: str) -> Table:
 
 
 def indented(name: str, depth: int, mark: str = "") -> str:
-    """Return a name for the first column, made harmless for a terminal."""
+    """Return a name for the first column, indented by its depth and printable."""
     return "  " * min(depth, 12) + printable(name) + mark
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number of things."""
+    """Return a number with its noun, in the plural where that is due."""
     return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def printable(text: str) -> str:
-    """Return text without anything that would move a cursor."""
+    """Return text with `?` for whatever cannot be printed, such as control codes."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
@@ -146,12 +146,12 @@ def ms(value: float | None, sign: str = "") -> str:
 
 
 def percent(part: float | None, sign: str = "") -> str:
-    """Return a part of 1 as text, in percent."""
+    """Return a fraction as text, in percent and without the sign `%`."""
     return "-" if part is None else format(100 * part, f"{sign}.1f")
 
 
 def losses(of: Losses) -> list[str]:
-    """Return what is missing from a recording, a sentence's part each."""
+    """Return what is missing from a recording, as parts of a sentence."""
     counts = {
         "stages dropped": of.dropped,
         "stages lost": of.lost,

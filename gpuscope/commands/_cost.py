@@ -1,25 +1,26 @@
 """
-A quick look at what recording a stage costs on this machine, now.
+Measures quickly what recording a stage costs on this machine, now.
 
-Good to a few tens of per cent; `benchmarks/` has the careful measurements. Recording must be on.
+Good to a few tens of per cent; `benchmarks/` has the careful measurements. Switches nothing on: recording must be on.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gpuscope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
 ROUNDS, CALLS = 10, 200
 FLUSH_TIMEOUT_S = 5.0
 
 
-def stage(torch: Any) -> float:
-    """Measure a `with` block, with a GPU part if `torch` is given; return nanoseconds."""
+def stage(torch: ModuleType | None) -> float:
+    """Measure a `with` block, with its GPU part if `torch` is given; return nanoseconds per stage."""
     if torch is not None:
         torch.zeros(1, device="cuda").add_(1)
 
@@ -36,8 +37,8 @@ def stage(torch: Any) -> float:
     return _quickest(block, between)
 
 
-def bare_pair(torch: Any) -> float:
-    """Measure the recording of two CUDA events that exist already, which is the least that anybody needs."""
+def bare_pair(torch: ModuleType) -> float:
+    """Measure recording two CUDA events that exist already, the least that anybody needs; return nanoseconds."""
     stream = torch.cuda.current_stream()
     first, second = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
@@ -50,7 +51,7 @@ def bare_pair(torch: Any) -> float:
 
 
 def _quickest(block: Callable[[], None], between: Callable[[], object]) -> float:
-    # The quickest of several rounds is what the code costs; the others are what else the machine was doing.
+    # The quickest of several rounds shows what the code costs; the others show what else the machine was doing.
     quickest_ns = float("inf")
     for _ in range(ROUNDS):
         start_ns = time.perf_counter_ns()

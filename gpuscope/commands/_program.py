@@ -1,7 +1,7 @@
 """
-A Python program within this process, as the interpreter would run it: its main module, arguments, path, tracebacks.
+Runs a Python program within this process as the interpreter would: its main module, arguments, path and tracebacks.
 
-What the program raises leaves `run` as it is, and the interpreter does with it what it does.
+Changes nothing about what the program raises: that goes on to the interpreter.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ import sys
 from importlib.machinery import BuiltinImporter, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from gpuscope._errors import CommandError
 from gpuscope._recording.state import state
 from gpuscope.instrument import _main_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from importlib.abc import InspectLoader
     from importlib.machinery import ModuleSpec
-    from types import TracebackType
+    from types import CodeType, TracebackType
 
 _CALL = f"__import__({__name__!r}, fromlist=['look_in_main']).look_in_main()"
 
 
 class _Found(NamedTuple):
-    """A program: what its main module holds before it runs, and its source, or its code where there is no source."""
+    """A program: the names in its main module before it runs, and its source, or its code if it has no source."""
 
-    facts: dict[str, Any]
+    names: Mapping[str, object]
     source: str | bytes | None
     file: str
-    code: Any = None
+    code: CodeType | None = None
 
 
 def become(kind: str, name: str, arguments: Sequence[str]) -> Callable[[], None]:
     """
-    Make this process that of a program, and return what runs it.
+    Make this process that of a program, and return the function that runs it.
 
     Args:
         kind: `script`, `module` (as by `python -m`) or `code` (as by `python -c`).
@@ -50,7 +51,7 @@ def become(kind: str, name: str, arguments: Sequence[str]) -> Callable[[], None]
         arguments: the program's own.
 
     Raises:
-        CommandError: for a script that cannot be read.
+        CommandError: if a script cannot be read.
 
     """
     find: Callable[[], _Found]
@@ -64,7 +65,7 @@ def become(kind: str, name: str, arguments: Sequence[str]) -> Callable[[], None]
         sys.path[0] = folder
     main = ModuleType("__main__")
     main.__dict__.update(__builtins__=builtins, __annotations__={})
-    # It stays: what the program pickles, or leaves to be run at exit, looks itself up there.
+    # It stays, because what the program pickles, or leaves to be run at exit, looks itself up there.
     sys.modules["__main__"] = main
     interrupted: list[BaseException] = []
     # The first handler, which therefore runs last.
@@ -73,7 +74,7 @@ def become(kind: str, name: str, arguments: Sequence[str]) -> Callable[[], None]
 
 
 def _script(name: str) -> tuple[str, Callable[[], _Found]]:
-    """Return what `sys.path` begins with, and the script."""
+    """Return the first folder of `sys.path`, and what finds the script."""
     path = Path(name).absolute()
     importer = pkgutil.get_importer(str(path))
     if importer is not None:  # A folder or an archive with a `__main__.py` in it.
@@ -85,8 +86,8 @@ def _script(name: str) -> tuple[str, Callable[[], _Found]]:
         source = path.read_bytes()
     except OSError as error:
         raise CommandError(f"cannot read {name!r}: {error.strerror}.") from error
-    facts = {"__file__": str(path), "__cached__": None, "__loader__": SourceFileLoader("__main__", str(path))}
-    return str(path.resolve().parent), lambda: _Found(facts, source, str(path))
+    names = {"__file__": str(path), "__cached__": None, "__loader__": SourceFileLoader("__main__", str(path))}
+    return str(path.resolve().parent), lambda: _Found(names, source, str(path))
 
 
 def _text(source: str) -> _Found:
@@ -103,10 +104,10 @@ def _module(name: str) -> _Found:
 
 
 def _of_spec(spec: ModuleSpec) -> _Found:
-    loader: Any = spec.loader
-    facts = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader, "__package__": spec.parent}
+    loader = cast("InspectLoader", spec.loader)
+    names = {"__file__": spec.origin, "__cached__": spec.cached, "__loader__": loader, "__package__": spec.parent}
     return _Found(
-        {**facts, "__spec__": spec}, loader.get_source(spec.name), str(spec.origin), loader.get_code(spec.name)
+        {**names, "__spec__": spec}, loader.get_source(spec.name), str(spec.origin), loader.get_code(spec.name)
     )
 
 
@@ -114,22 +115,22 @@ def _run(main: ModuleType, find: Callable[[], _Found], interrupted: list[BaseExc
     code = None
     try:
         found = find()
-        main.__dict__.update(found.facts)
+        main.__dict__.update(found.names)
         code = _compiled(found)
         exec(code, main.__dict__)  # noqa: S102 - as asked
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):  # All is raised again; only how it is shown is ours.
+        if isinstance(error, KeyboardInterrupt):  # Everything is raised again; only how it is shown is ours.
             interrupted.append(error)
         sys.excepthook = functools.partial(_show, sys.excepthook, code)
         raise
 
 
-def _compiled(found: _Found) -> Any:
-    """Compile the program; with calls in it, if functions of its own are to be stages."""
+def _compiled(found: _Found) -> CodeType:
+    """Compile the program, and add calls to it if functions of its own are to be stages."""
     current = state.instrumentation
     names = set() if current is None else current.names_in_main()
-    if found.source is None or not names:
-        # Not with the future statements of this module.
+    if current is None or found.source is None or not names:
+        # `dont_inherit`: without the future statements of this module.
         return found.code or compile(found.source or "", found.file, "exec", dont_inherit=True)
     tree = ast.parse(found.source, found.file)
     bound = _main_module.with_calls(tree, names, _CALL)
@@ -142,8 +143,8 @@ def _remember(interrupted: list[BaseException]) -> None:
     """
     Have the interpreter end itself by SIGINT, as it does after a KeyboardInterrupt.
 
-    It forgets about that when any text is compiled and run at exit, as every import of `dataclasses` does, and notes it
-    again when such code is interrupted.
+    It forgets the KeyboardInterrupt when any text is compiled and run at exit, as every import of `dataclasses` does,
+    and remembers it when such code is interrupted.
     """
     if interrupted:
         with contextlib.suppress(KeyboardInterrupt):
@@ -151,14 +152,20 @@ def _remember(interrupted: list[BaseException]) -> None:
 
 
 def look_in_main() -> None:
-    """Make stages of what the program has just defined: what the calls in it call."""
+    """Make stages of what the program has just defined. The calls that `_compiled` adds to a program call this."""
     if state.instrumentation is not None:
         state.instrumentation.look_in_main()
 
 
-def _show(hook: Callable[..., object], code: Any, kind: Any, error: BaseException, traceback: TracebackType) -> None:
-    """Show an exception by the hook that was there, without the frames above the program's."""
-    inner: TracebackType | None = traceback
+def _show(
+    hook: Callable[..., object],
+    code: CodeType | None,
+    kind: type[BaseException],
+    error: BaseException,
+    traceback: TracebackType | None,
+) -> None:
+    """Show an exception with the hook that was there, without the frames above the program's."""
+    inner = traceback
     while inner is not None and inner.tb_frame.f_code is not code:
         inner = inner.tb_next
     if inner is None and not isinstance(error, SyntaxError):  # Raised on the way to the program.

@@ -1,5 +1,5 @@
 """
-`gpuscope compare`: what became faster or slower from one recording to another, and whether the whole shows it.
+`gpuscope compare`: which stages became faster or slower between two recordings, and whether whole requests show it.
 
 Prints; every figure and judgement comes from `gpuscope.analysis.compare`.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 HELP = "Compare two recordings, stage by stage and end to end: faster, slower, or within noise."
 EPILOG = (
-    "Exit codes: 0 nothing is slower than allowed; 1 with --fail-if-slower, a kind of request is; 2 bad usage, nothing "
-    "to read, or too few requests to answer --fail-if-slower."
+    "Exit codes: 0 nothing is slower than allowed; 1 with --fail-if-slower, a kind of request is slower; 2 bad usage, "
+    "nothing to read, or too few requests to answer --fail-if-slower."
 )
 SIDES = {"host": "host", "gpu": "GPU"}
 
@@ -40,13 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fail-if-slower",
         type=_share,
         metavar="5%",
-        help="exit with 1 if a kind of request is slower end to end: beyond noise, and by more than this",
+        help="exit with 1 if a kind of request is slower end to end, beyond noise and by more than this",
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the comparison, for scripts")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the comparison as JSON, for scripts")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the comparison; 1 if something is slower than allowed."""
+    """Print the comparison; return 1 if something is slower than allowed."""
     from gpuscope.analysis.compare import compare
 
     console = _console.open_console()
@@ -64,16 +64,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _gate(comparison: Comparison, allowed: float) -> int:
-    """Return the exit code; what cannot be judged must not pass as not slower."""
+    """Return the exit code; a request that cannot be judged must not pass as not slower."""
     from gpuscope.analysis.compare import FEW, MIN_CALLS
 
-    # What is new has nothing to be slower than; a few stray requests on both sides must not stop everything.
+    # New kinds of request have nothing to be slower than, and a few stray requests on both sides must not stop all.
     kinds = [each for each in comparison.requests if each.change.calls[0] and max(each.change.calls) >= MIN_CALLS]
     few = [_console.printable(request.name) for request in kinds if request.change.verdict == FEW]
     if few or not kinds:
         raise CommandError(
-            f"cannot tell whether {', '.join(few) or 'anything'} is slower: {MIN_CALLS} requests after the warm-up are "
-            "needed in each recording; record more."
+            f"cannot tell whether {', '.join(few) or 'anything'} is slower: each recording needs {MIN_CALLS} requests "
+            "after the warm-up; record more."
         )
     slower = [request for request in kinds if request.change.is_slower(allowed)]
     for request in slower:
@@ -85,7 +85,7 @@ def _gate(comparison: Comparison, allowed: float) -> int:
 
 
 def _table(request: RequestChange, stages: list[StageChange]) -> Table:
-    columns = ("stage", "", "calls", "before ms", "after ms", "change %", "99 % interval", "ms a request", "verdict")
+    columns = ("stage", "", "calls", "before ms", "after ms", "change %", "99 % interval", "ms per request", "verdict")
     table = _console.make_table(*columns)
     for stage in stages:
         name = _console.indented(stage.name, stage.depth) if stage.lane == "host" else ""
@@ -115,11 +115,14 @@ def _cells(change: Change, effect_ms: float | None) -> tuple[str, ...]:
 
 
 def _notes(before: Recording, after: Recording) -> Iterator[str]:
-    """Yield what the table could be misread without."""
-    yield "Medians, warm-up left out. ms a request: of stages with no stage inside, the change of median times calls."
+    """Yield what one needs to know to read the table rightly."""
     yield (
-        "The intervals are of the noise within these recordings. Two runs of one program can differ by more: compare "
-        "it with itself first."
+        "Medians, without warm-up calls. ms per request: the change of the median times the calls, for stages with no "
+        "stage inside."
+    )
+    yield (
+        "The intervals cover the noise within these recordings. Two runs of one program can differ by more: compare it "
+        "with itself first."
     )
     for name, recording in (("A", before), ("B", after)):
         if missing := _console.losses(recording.losses):
@@ -133,5 +136,5 @@ def _share(text: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 <= share < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no percentage; write for example 5%.")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage; write for example 5%.")
     return share

@@ -1,11 +1,12 @@
 """
 `gpuscope demo`: the six stages of an image classification, recorded, with nothing to set up.
 
-Says what it does, what came out and what to do next. Changes nothing but the file that it writes.
+Says what it does, what came out and what to do next. Leaves nothing behind but the file that it writes.
 """
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import time
 from pathlib import Path
@@ -14,30 +15,31 @@ from typing import TYPE_CHECKING
 from gpuscope._errors import CommandError
 
 if TYPE_CHECKING:
-    import argparse
-
     from gpuscope.commands._pipeline import Pipeline
 
-HELP = "Run a six-stage image classification, print where the time goes and write the spans to a file."
+HELP = "Run a six-stage image classification, print where the time goes, and write the spans to a file."
 MODELS = ("vit-tiny", "vit-small", "vit-base")
 FLUSH_TIMEOUT_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the options."""
-    parser.add_argument("--iterations", type=_positive, metavar="N", help="requests to run (50 on a GPU, 20 without)")
-    parser.add_argument("--batch", type=_positive, metavar="N", help="images a request (8 on a GPU, 4 without)")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where to run (%(default)s)")
-    parser.add_argument("--model", choices=MODELS, help="size of the model (vit-base on a GPU, vit-tiny without)")
-    parser.add_argument("--out", type=Path, default=Path("gpuscope-demo.jsonl"), help="file for spans (%(default)s)")
+    parser.add_argument(
+        "--iterations", type=_positive, metavar="N", help="requests to run (default: 50 on a GPU, else 20)"
+    )
+    parser.add_argument("--batch", type=_positive, metavar="N", help="images per request (default: 8 on a GPU, else 4)")
+    add = parser.add_argument
+    add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where to run (default: %(default)s)")
+    add("--model", choices=MODELS, help="size of the model (default: vit-base on a GPU, else vit-tiny)")
+    add("--out", type=Path, default=Path("gpuscope-demo.jsonl"), help="file for the spans (default: %(default)s)")
     parser.add_argument("--otlp", action="store_true", help="also send the spans to the OTLP endpoint")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the demo; 1 if spans were lost on their way."""
+    """Run the demo; return 1 if spans were lost on their way."""
     more = _check_writable(options.out)
     device = _device(options.device)
-    # Without a GPU: so that the whole demo takes some ten seconds on two cores.
+    # Without a GPU, so few that the whole demo takes some ten seconds on two cores.
     iterations = options.iterations or (50 if device == "cuda" else 20)
     batch = options.batch or (8 if device == "cuda" else 4)
     model = options.model or ("vit-base" if device == "cuda" else "vit-tiny")
@@ -86,16 +88,16 @@ def _report(place: str, seconds: float) -> int:
 
 def _next_steps(file: str, *, otlp: bool) -> None:
     print("\nNext:")
-    print(f"  where does time go?    gpuscope report {shlex.quote(file)} --html timeline.html")
-    print('                         (it needs pip install "gpuscope[report]")')
+    print(f"  see where time goes    gpuscope report {shlex.quote(file)} --html timeline.html")
+    print('                         (after pip install "gpuscope[report]")')
     if otlp:
-        print("  look at them           where your OTLP endpoint shows spans; Jaeger: http://localhost:16686")
+        print("  look at the spans      where your OTLP endpoint shows them; with Jaeger: http://localhost:16686")
     else:
         print("  see them in Jaeger     docker run --rm -p 16686:16686 -p 4318:4318 \\")
         print("                             cr.jaegertracing.io/jaegertracing/jaeger:2.15.0")
         print("                         OTEL_SERVICE_NAME=demo gpuscope demo --otlp; then open http://localhost:16686")
-    print('  in your own code       put @gpuscope.stage("name") on functions and run it with GPUSCOPE=1')
-    print("  is all set up well?    gpuscope doctor")
+    print('  in your own code       put @gpuscope.stage("name") on functions, and run it with GPUSCOPE=1')
+    print("  check your set-up      gpuscope doctor")
 
 
 def _build(model: str, device: str) -> Pipeline:
@@ -130,7 +132,7 @@ def _name(device: str) -> str:
 
 
 def _check_writable(path: Path) -> bool:
-    """Return whether the file has something in it already, which stays."""
+    """Return whether the file has something in it already, to which spans are added."""
     try:
         with path.open("a") as file:
             return file.tell() > 0
@@ -142,5 +144,5 @@ def _check_writable(path: Path) -> bool:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, not {text!r}")
     return int(text)

@@ -1,7 +1,7 @@
 """
-`gpuscope doctor`: what is found, whether it is right, and what to do if it is not.
+`gpuscope doctor`: what there is, whether it is right, and what to do if it is not.
 
-Only prints; what is looked at is in `_checks`.
+Only prints; the checks are in `_checks`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gpuscope.commands._checks import Finding
 
-HELP = "Check this machine and these settings: PyTorch, GPU, NVTX, exporter, clock, cost of a stage."
+HELP = "Check this machine and your settings: PyTorch, GPU, NVTX, exporter, clock, cost of a stage."
 WIDTH = 120
 MARKS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check everything; 1 if there is a problem."""
+    """Check everything; return 1 if there is a problem."""
     from gpuscope.commands import _checks
 
     findings = []
@@ -53,7 +53,7 @@ def _show(finding: Finding) -> None:
 
 
 def _wrapped(head: str, text: str) -> str:
-    # Nothing is cut or broken up: paths, URLs and messages are there to be copied.
+    # No word is broken up, because paths, URLs and messages are there to be copied.
     lines = textwrap.wrap(text, WIDTH - len(head), break_long_words=False, break_on_hyphens=False)
     return head + ("\n" + " " * len(head)).join(lines)
 

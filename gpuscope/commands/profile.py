@@ -1,7 +1,8 @@
 """
-`gpuscope profile`: runs a script with a deep look at a few of its requests, or reads a trace that is there.
+`gpuscope profile`: runs a script with a deep look at a few of its requests, or reads a trace that exists.
 
-The script sees its own `sys.argv`, path, exit code and tracebacks, as without. What is said goes to standard error.
+Changes nothing that the script sees: `sys.argv`, path, exit code and tracebacks are its own. What is said about its
+requests goes to standard error.
 """
 
 from __future__ import annotations
@@ -20,28 +21,32 @@ if TYPE_CHECKING:
 
     from gpuscope._profiling.deep_look import DeepLook
 
-HELP = "Run a script, and say what bounds its stages: kernels, copies, waits and gaps, by torch.profiler."
+HELP = "Run a script and say what bounds its stages, by the kernels, copies, waits and gaps that torch.profiler sees."
 EPILOG = "Exit codes: the script's own; 2 bad usage, or a file that cannot be read or written."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the options."""
     parser.epilog = EPILOG
-    parser.add_argument("--requests", type=_count, default=5, metavar="N", help="requests to profile (5)")
-    parser.add_argument("--warmup", type=_count_or_none, default=3, metavar="N", help="requests to let pass before (3)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the trace and the report (gpuscope-profile)")
+    parser.add_argument("--requests", type=_count, default=5, metavar="N", help="requests to profile (default: 5)")
+    parser.add_argument(
+        "--warmup", type=_count_or_none, default=3, metavar="N", help="requests to let pass first (default: 3)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder for the trace and the report (default: gpuscope-profile)"
+    )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="run nothing; read this trace of torch.profiler")
     parser.add_argument(
         "-m", dest="module", action="store_true", help="SCRIPT is the name of a module, as for python -m"
     )
-    parser.add_argument("script", nargs="?", metavar="SCRIPT")
+    parser.add_argument("script", nargs="?", metavar="SCRIPT", help="the path of a script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="for the script")
 
 
 def run(options: argparse.Namespace) -> int | Callable[[], None]:
     """Read the trace, or return what runs the script."""
     if (options.trace is None) == (options.script is None):
-        raise CommandError("give a script to run, or `--trace FILE`.")
+        raise CommandError("give a script to run, or `--trace FILE` instead of one.")
     return _read(options) if options.trace else _program_of(options)
 
 
@@ -55,7 +60,8 @@ def _read(options: argparse.Namespace) -> int:
             options.out.mkdir(parents=True, exist_ok=True)
             write_report(report, options.out)
     except OSError as error:
-        raise CommandError(f"{error.filename!r}: {error.strerror}.") from error
+        name, reason = error.filename or str(options.trace), error.strerror or error
+        raise CommandError(f"cannot read or write {name!r}: {reason}.") from error
     except ValueError as error:
         raise CommandError(f"cannot read {str(options.trace)!r}: {error}") from error
     print(report)
@@ -63,7 +69,7 @@ def _read(options: argparse.Namespace) -> int:
 
 
 def _program_of(options: argparse.Namespace) -> Callable[[], None]:
-    """Prepare everything, and return what runs the script."""
+    """Prepare everything, and return the function that runs the script."""
     program = _program.become("module" if options.module else "script", options.script, options.arguments)
     if not gpuscope.is_enabled():
         gpuscope.enable(exporters="none")
@@ -102,5 +108,5 @@ def _count_or_none(text: str) -> int:
 
 def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of {least} or more, not {text!r}")
     return int(text)

@@ -1,5 +1,5 @@
 """
-`gpuscope report`: where the time goes in a recording: a table, verdicts, and files for viewers and scripts.
+`gpuscope report`: shows where the time goes in a recording, with a table, verdicts, and files for viewers and scripts.
 
 Prints and writes; every figure and judgement comes from `gpuscope.analysis`.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope.commands import _console
 
@@ -18,22 +18,31 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from gpuscope.analysis._verdicts.findings import Findings
     from gpuscope.analysis.figures import Distribution, Figures, RequestFigures
     from gpuscope.analysis.recording import Recording
 
-HELP = "Say where the time goes in what the `file` exporter wrote: tables, verdicts, a timeline, traces for viewers."
+HELP = "Show where the time goes in files of the `file` exporter: a table, verdicts, a timeline, traces for viewers."
 EPILOG = "Exit codes: 0 done; 2 bad usage, nothing to read, or a file that cannot be written."
 OUTPUTS = ("html", "perfetto", "jaeger", "json")
+OUTSIDE = "in the graph, outside any stage"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the options."""
     parser.epilog = EPILOG
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a recording, its rotated files included, or a folder")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="write a timeline: one HTML file, no network needed")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a recording (its rotated files are read too), or a folder of recordings",
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="OUT", help="write a timeline: one HTML file that needs no network"
+    )
     parser.add_argument("--perfetto", type=Path, metavar="OUT", help="write a Chrome trace for https://ui.perfetto.dev")
     parser.add_argument("--jaeger", type=Path, metavar="OUT", help="write a file to upload in the Jaeger UI")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures and verdicts, for scripts")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures and verdicts as JSON, for scripts")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     outputs = {name: path for name in OUTPUTS if (path := getattr(options, name)) is not None}
     _console.refuse_to_overwrite(options.files, outputs.values())
     figures, findings = _analyse(recording)
-    # First, in case nobody reads the rest.
+    # Files come first, in case whoever reads the output goes away.
     for name, path in outputs.items():
         with _console.writing(path):
             _write(name, path, recording, figures, findings)
@@ -56,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _analyse(recording: Recording) -> tuple[Figures, Any]:
+def _analyse(recording: Recording) -> tuple[Figures, Findings]:
     from gpuscope.analysis.figures import figures
     from gpuscope.analysis.verdict import judge
 
@@ -66,7 +75,7 @@ def _analyse(recording: Recording) -> tuple[Figures, Any]:
         raise _console.missing(error) from error
 
 
-def _write(name: str, path: Path, recording: Recording, figures: Figures, findings: Any) -> None:
+def _write(name: str, path: Path, recording: Recording, figures: Figures, findings: Findings) -> None:
     if name == "html":
         from gpuscope.analysis.timeline import write_html
 
@@ -92,8 +101,6 @@ def _headline(recording: Recording, figures: Figures) -> str:
 
 
 def _table(figures: Figures) -> Table:
-    from gpuscope.analysis._structure.replays import OUTSIDE
-
     on_gpu = any(stage.gpu_ms for stage in figures.stages)
     errors = any(stage.errors for stage in figures.stages)
     columns = ["calls", "host p50", "p90", "p99"]
@@ -118,18 +125,18 @@ def _percentiles(of: Distribution | None) -> tuple[str, str, str]:
 
 
 def _notes(figures: Figures) -> Iterator[str]:
-    """Yield what the table could be misread without."""
+    """Yield what one needs to know to read the table rightly."""
     yield from map(_request, figures.requests)
-    yield "Milliseconds, warm-up left out; % of the requests' time on the host."
+    yield "Times are milliseconds, without warm-up calls; % is of the requests' time on the host."
     if any(stage.replayed_calls for stage in figures.stages):
-        yield "Stages in a CUDA graph have GPU times alone; what a replay does outside any stage has a line of its own."
+        yield "Stages in a CUDA graph have only GPU times; what a replay does outside any stage has a line of its own."
     if any(stage.only_warmup for stage in figures.stages):
-        yield "* has made warm-up calls only, so its figures are of those."
+        yield "* made only warm-up calls, so its figures are of those."
     placed = figures.uncertainty_us
     if placed is None:
         yield "No GPU times: these are host times only."
     else:
-        yield "GPU: time on the stream between a stage's two events, its own waiting for the host included."
+        yield "GPU: time on the stream between a stage's two events, including any waiting for the host in between."
         yield "start +ms: from the start on the host to the start on the GPU, median."
         yield f"GPU times are placed within {placed.p50:.1f} us (median; at most {placed.max:.1f} us)."
     missing = _console.losses(figures.losses)
@@ -140,6 +147,7 @@ def _request(request: RequestFigures) -> str:
     counted, slowest = request.end_to_end_ms, request.slowest[0]
     return (
         f"{_console.printable(request.name)}, end to end: p50 {_console.ms(counted.p50)}, "
-        f"p90 {_console.ms(counted.p90)}, p99 {_console.ms(counted.p99)} ms of {counted.count:,}; "
+        f"p90 {_console.ms(counted.p90)}, p99 {_console.ms(counted.p99)} ms over "
+        f"{_console.count(counted.count, 'request')}; "
         f"slowest {_console.ms(slowest.end_to_end_ms)} ms in trace {slowest.trace_id}"
     )

@@ -1,9 +1,9 @@
 """
-`gpuscope run`: a program with stages by name, and otherwise as without it.
+`gpuscope run`: runs a program with stages by name, and changes nothing else about it.
 
-The program runs in this process, for the interpreter to treat its signals, exceptions and exit as ever, and because
-what the main module defines can be made stages only where its code is compiled. Processes that it starts learn of it
-by their environment: from variables, and a `sitecustomize` on `PYTHONPATH`.
+The program runs in this process, so that the interpreter treats its signals, exceptions and exit as ever, and because
+functions of the main module can be made stages only where its code is compiled. Processes that it starts learn of the
+stages from their environment: from variables, and from a `sitecustomize` on `PYTHONPATH`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from gpuscope.commands import _program
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HELP = "Run a Python program with functions named from outside as stages; else as without gpuscope."
-EPILOG = "Exit codes: the program's own; 2 bad usage. GPUSCOPE=0 runs it and records nothing."
+HELP = "Run a Python program with functions that you name as stages, and change nothing else about it."
+EPILOG = "Exit codes: the program's own; 2 bad usage. With GPUSCOPE=0 the program runs and nothing is recorded."
 _INHERITED = Path(__file__).resolve().with_name("inherited")
 
 
@@ -39,19 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     add = parser.add_argument
     add("--stage", action="append", default=[], metavar="NAME=PATH", help="a stage, as in GPUSCOPE_STAGES; repeatable")
-    add("--framework", action="append", default=[], metavar="NAME", help="as in GPUSCOPE_FRAMEWORKS; repeatable")
+    add(
+        "--framework",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a framework whose functions are stages, as in GPUSCOPE_FRAMEWORKS; repeatable",
+    )
     add("--report", type=Path, metavar="OUT", help="at the end, write a timeline of all processes: one HTML file")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
         "-m", dest="kind", action="store_const", const="module", help="PROGRAM is a module, as for python -m"
     )
     how.add_argument("-c", dest="kind", action="store_const", const="code", help="PROGRAM is code, as for python -c")
-    parser.add_argument("program", metavar="PROGRAM", help="the path of a script")
+    parser.add_argument("program", metavar="PROGRAM", help="the path of a script, unless -m or -c is given")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG", help="for the program")
 
 
 def run(options: argparse.Namespace) -> Callable[[], None]:
-    """Prepare everything, and return what runs the program."""
+    """Prepare everything, and return the function that runs the program."""
     _check(options)
     environ = environment.variables()
     report = options.report and options.report.absolute()
@@ -85,7 +91,7 @@ def _changes(options: argparse.Namespace, environ: dict[str, str]) -> dict[str, 
 
 
 def _set_up() -> None:
-    """Begin again with the variables as they are now: gpuscope was imported before they were set."""
+    """Begin again with the variables as they are now, because gpuscope was imported before they were set."""
     gpuscope.shutdown()
     if state.instrumentation is not None:
         from gpuscope.instrument import uninstrument
@@ -98,13 +104,13 @@ def _set_up() -> None:
 
 
 def _record(out: Path, environ: dict[str, str]) -> dict[str, str]:
-    """Have every process record to a folder, and a report made of it when this one ends."""
+    """Have every process record into a folder, and a report made of it when this process ends."""
     if find_spec("rich") is None:
-        raise CommandError('`rich` is missing, for `--report`; pip install "gpuscope[report]" brings it.')
+        raise CommandError('`--report` needs `rich`, which is missing; pip install "gpuscope[report]" brings it.')
     if not out.parent.is_dir():
         raise CommandError(f"cannot write {str(out)!r}: there is no folder {str(out.parent)!r}; create it first.")
     folder = tempfile.mkdtemp(prefix="gpuscope-")
-    # First of all handlers, so that it runs last: the program's children have ended by then.
+    # The first handler, which therefore runs last, when the program's children have ended.
     atexit.register(_report, folder, out, os.getpid())
     exporters = [
         name for name in environ.get("GPUSCOPE_EXPORTER", "").split(",") if name.strip() not in ("", "none", "file")
@@ -118,7 +124,7 @@ def _report(folder: str, out: Path, pid: int) -> None:
     gpuscope.shutdown()
     if not os.listdir(folder):  # noqa: PTH208
         os.rmdir(folder)  # noqa: PTH106
-        sys.stderr.write("gpuscope run: no report, for no stage was recorded.\n")
+        sys.stderr.write("gpuscope run: no report, because no stage was recorded.\n")
         return
     command = [sys.executable, "-m", "gpuscope", "report", folder, "--html", str(out)]
     # In a process of its own: in this one the program may have changed anything.

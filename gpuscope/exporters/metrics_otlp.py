@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuscope._data.metrics import Snapshot
+    from gpuscope._data.values import Clean
     from gpuscope._settings.config import Config
-    from gpuscope.exporters._encoding.details import Clean
 
 _NO_METRICS = ("http_404", "http_405", "http_501")
 """The answers of an endpoint that takes spans only, as Jaeger does."""
@@ -86,7 +86,7 @@ class OtlpMetrics:
             try:
                 outcome = self._client.post(request_bytes(snapshot, self._resource))
             except Exception as error:  # Whatever it is, the next snapshot may fare better.
-                outcome = Outcome("error", f"{type(error).__name__}: {error}")
+                outcome = Outcome("error", type(error).__name__)
             # The application's log handlers may raise, and the thread must outlive them.
             with contextlib.suppress(Exception):
                 self._conclude(outcome)

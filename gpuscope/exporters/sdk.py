@@ -18,6 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
 from gpuscope._log import logger
+from gpuscope._otel.lazy_span import let_go_of_span
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.statistics import Delivery
+    from gpuscope._data.values import Clean
     from gpuscope._otel.bridge import Bridge
     from gpuscope._otel.lazy_span import LazySpan, RealSpan
-    from gpuscope.exporters._encoding.details import Clean, CleanDetails
+    from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.rows import SpanRow
     from gpuscope.exporters._encoding.spans import Group, SpanTemplate
 
@@ -66,7 +68,12 @@ class SdkExporter:
         inside, spans = _Inside(tracer), spans_of(batch)
         rows = rows_of(spans, resolve(spans, self._cache, lambda host, gpu: (host, gpu)))
         for number, (lazy, (host, gpu)) in enumerate(zip(batch.live, rows, strict=True)):
-            if host is None:
+            if self._bridge.provider_has_ended():
+                # It takes spans as ever, and drops them without a word.
+                lost["provider_shutdown"] += 1
+                if lazy is not None:
+                    let_go_of_span(lazy)
+            elif host is None:
                 lost["not_recording"] += not inside.finish(gpu)
             else:
                 self._end(tracer, lazy, (host, gpu), lost)
@@ -87,11 +94,12 @@ class SdkExporter:
             lost["not_recording"] += 1
         else:
             _finish(tracer, real, *rows)
-        _release(lazy)
+        let_go_of_span(lazy)
 
     def flush(self, timeout_s: float) -> bool:
         """Ask the provider to flush, and wait no longer than the timeout, which providers often ignore."""
-        return self._flusher.flush(self._bridge.provider, timeout_s)
+        # A provider that has ended holds nothing, though it may say that it could not flush.
+        return self._bridge.provider_has_ended() or self._flusher.flush(self._bridge.provider, timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:  # noqa: ARG002 - nothing here takes time
         """End our thread. The spans are with the provider, which the application shuts down."""
@@ -164,11 +172,6 @@ def _add(span: Span, name: str, details: CleanDetails) -> None:
     code, description = details.status
     if code:
         span.set_status(Status(_CODES[code], description or None))
-
-
-def _release(lazy: LazySpan) -> None:
-    # The ids stay. The span and its context would keep the request's objects alive while a task keeps the context.
-    lazy._real = None
 
 
 class _Flusher:

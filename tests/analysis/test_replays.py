@@ -8,7 +8,7 @@ import pytest
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.kinds import kinds
-from gpuscope.analysis._structure.replays import OUTSIDE, callers, outside_ns, replays_of
+from gpuscope.analysis._structure.replays import callers, outside_ns, replays_of
 from gpuscope.analysis._verdicts.evidence import gather
 from gpuscope.analysis.compare import compare
 from gpuscope.analysis.figures import figures
@@ -17,7 +17,7 @@ from gpuscope.analysis.perfetto import events
 from gpuscope.analysis.read import read
 from gpuscope.analysis.timeline import timeline_data
 from gpuscope.analysis.verdict import judge
-from gpuscope.commands.report import _notes, _table
+from gpuscope.commands.report import OUTSIDE, _notes, _table
 
 from .recordings import EPOCH_NS, Stage, recording, repeat
 from .verdicts.simulate import Machine, serve
@@ -163,7 +163,7 @@ class TestVerdicts:
         """It is the GPU's, by a sentence that says how much of its graph it is, and no gain is promised."""
         found = of_stage(judge(requests), "mlp")
         assert found.verdict == "gpu-bound"
-        assert found.because == "It is 50% of the time on the GPU of `decode`, in whose CUDA graph it is."
+        assert found.because == "It takes 50% of the time on the GPU of `decode`, whose CUDA graph contains it."
         assert (found.gain_ms, found.host_ms, found.idle_share, found.assumes) == (None, None, None, None)
         assert found.duration_ms == pytest.approx(0.3)
 

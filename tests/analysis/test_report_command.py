@@ -254,7 +254,7 @@ class TestCompare:
         """A limit on what cannot be judged is an error, so that a run with too few requests does not pass."""
         paths = record("a.jsonl", requests=10), record("b.jsonl")
         message = failure(capsys, "compare", *paths, "--fail-if-slower", "5%")
-        assert "cannot tell whether request is slower: 20 requests after the warm-up are needed" in message
+        assert "cannot tell whether request is slower: each recording needs 20 requests after" in message
         paths = record("c.jsonl", requests=10), record("d.jsonl", requests=10)
         assert "cannot tell whether anything is slower" in failure(capsys, "compare", *paths, "--fail-if-slower", "5%")
 
@@ -276,8 +276,8 @@ class TestCompare:
 
     @pytest.mark.parametrize("text", ["much", "-5%", "nan", "inf%"])
     def test_a_limit_that_is_none(self, record, text, capsys):
-        """A limit that is no percentage is a usage error that shows how to write one."""
+        """A limit that is not a percentage is a usage error that shows how to write one."""
         with pytest.raises(SystemExit) as caught:
             main(["compare", "a", "b", f"--fail-if-slower={text}"])
         assert caught.value.code == 2
-        assert "is no percentage; write for example 5%." in capsys.readouterr().err
+        assert "is not a percentage; write for example 5%." in capsys.readouterr().err

@@ -75,6 +75,9 @@ class Receiver:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.refused = 0
+        self.most_bytes = 1 << 40
+        """Of a request; a larger one is refused with 413, and its body is kept in no list."""
         self._answers: deque[Answer] = deque()
         self._changed = threading.Condition()
         self._released = threading.Event()
@@ -126,6 +129,9 @@ class Receiver:
     def _take(self, request: Request) -> Answer:
         """Keep the request and choose the answer."""
         with self._changed:
+            if len(request.raw) > self.most_bytes:
+                self.refused += 1
+                return Answer(413)
             self.requests.append(request)
             self._changed.notify_all()
             return self._answers.popleft() if self._answers else Answer()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import resource
 import signal
+import threading
 
 import pytest
 from google.protobuf import json_format
@@ -99,12 +101,82 @@ def test_a_batch_without_rows_writes_nothing(make_exporter, tmp_path, account):
     assert not (tmp_path / "trace.jsonl").exists()
 
 
-def test_pid_in_the_path_and_missing_folders(make_exporter, tmp_path, account):
-    """`{pid}` becomes the process id, and folders on the way are made; nothing is made before the first batch."""
-    exporter = make_exporter(file=str(tmp_path / "a" / "b" / "t-{pid}.jsonl"))
-    assert not (tmp_path / "a").exists()
+def test_pid_in_the_path(make_exporter, tmp_path, account):
+    """`{pid}` becomes the process id; nothing is made before the first batch."""
+    exporter = make_exporter(file=str(tmp_path / "t-{pid}.jsonl"))
+    assert not list(tmp_path.iterdir())
     exporter.export(make_batch(Row()), account.open(1))
-    assert (tmp_path / "a" / "b" / f"t-{os.getpid()}.jsonl").exists()
+    assert (tmp_path / f"t-{os.getpid()}.jsonl").exists()
+
+
+def test_no_folder_is_made(make_exporter, tmp_path, account, caplog):
+    """A mistyped folder is a loss that is said, and does not come to be."""
+    exporter = make_exporter(file=str(tmp_path / "tpyo" / "t.jsonl"))
+    exporter.export(make_batch(Row()), account.open(1))
+    assert account.lost == {"disk": 1}
+    assert not list(tmp_path.iterdir())
+    assert "No such file or directory" in caplog.text
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_link_is_followed_where_nobody_else_can_make_one(make_exporter, tmp_path, account, shared):
+    """In a folder where anybody may write, a link could point at any file of ours; elsewhere it is the user's."""
+    (tmp_path / "target").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder").chmod(0o1777 if shared else 0o755)
+    (tmp_path / "folder" / "t.jsonl").symlink_to(tmp_path / "target")
+    exporter = make_exporter(file=str(tmp_path / "folder" / "t.jsonl"))
+    exporter.export(make_batch(Row()), account.open(1))
+    assert (account.exported, bool((tmp_path / "target").read_text())) == ((0, False) if shared else (1, True))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to give a file away")
+def test_a_file_of_another_user_in_a_shared_folder_is_left_alone(make_exporter, tmp_path, account):
+    """Who made the file could read what we write into it."""
+    tmp_path.chmod(0o1777)
+    (tmp_path / "trace.jsonl").write_text("")
+    os.chown(tmp_path / "trace.jsonl", 12345, 12345)
+    make_exporter().export(make_batch(Row()), account.open(1))
+    assert account.lost == {"disk": 1}
+    assert (tmp_path / "trace.jsonl").read_text() == ""
+
+
+def test_writers_of_one_path_lose_nothing_to_each_other(tmp_path):
+    """However the rotations of several fall together, each line is there once, and whole."""
+    path, writers = tmp_path / "t.jsonl", 4
+    begin = threading.Barrier(writers)
+
+    def write(writer):
+        file = LineFile(str(path), 4096, 1000)
+        begin.wait()
+        for number in range(300):
+            file.write(f"{writer} {number} ".encode() + b"x" * 300)
+        file.close()
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = [line for file in tmp_path.iterdir() for line in file.read_text().splitlines()]
+    assert sorted(line.split(" x")[0] for line in lines) == sorted(
+        f"{writer} {number}" for writer in range(writers) for number in range(300)
+    )
+    assert all(line.endswith("x" * 300) for line in lines)
+
+
+def test_a_writer_that_was_stopped_stops_nobody(tmp_path):
+    """While another holds the lock, lines are written all the same, and the file is not moved."""
+    path = tmp_path / "t.jsonl"
+    file = LineFile(str(path), 4096, 3)
+    file.write(b"first" * 1000)
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        file.write(b"second")
+        assert path.read_bytes().endswith(b"\nsecond\n")
+    file.write(b"third")
+    file.close()
+    assert path.read_bytes() == b"third\n"
 
 
 @pytest.mark.parametrize(

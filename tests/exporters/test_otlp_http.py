@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import threading
+import time
 from email.utils import format_datetime
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from gpuscope._settings.config import Config
-from gpuscope.exporters._transport.http import Endpoint, HttpClient
+from gpuscope.exporters._transport.http import Endpoint
 
 from .receiver import Answer, rejects
+
+PAST = format_datetime(dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc), usegmt=True)
 
 
 def test_spans_arrive(make_exporter, otlp_receiver, send, account):
@@ -50,7 +52,7 @@ def test_a_passing_failure_is_tried_again(make_exporter, otlp_receiver, send, ac
     assert [request.raw for request in others] == [first.raw] * 2
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 301])
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 301, 302, 307])
 def test_a_lasting_failure_is_a_counted_loss(make_exporter, otlp_receiver, send, account, status):
     """Other statuses lose the payload at once, with the status as the reason; the next payload is sent."""
     otlp_receiver.answer(Answer(status, headers={"Location": f"{otlp_receiver.endpoint}/elsewhere"}))
@@ -64,18 +66,33 @@ def test_a_lasting_failure_is_a_counted_loss(make_exporter, otlp_receiver, send,
     assert len(otlp_receiver.requests) == 2
 
 
-@pytest.mark.parametrize("asked", ["0", "date", "nonsense"])
-def test_retry_after_is_honoured(make_exporter, otlp_receiver, send, account, asked):
-    """The wait that the endpoint asks for replaces ours, in seconds or as a date; what is neither is ignored."""
-    past = format_datetime(dt.datetime(2020, 1, 1, tzinfo=dt.timezone.utc), usegmt=True)
-    otlp_receiver.answer(Answer(503, headers={"Retry-After": past if asked == "date" else asked}))
-    exporter = make_exporter(backoff_s=0.001 if asked == "nonsense" else 3600)
+@pytest.mark.parametrize("asked", ["0", "past", "nonsense", "-5", "", "\u00b2"])
+def test_no_answer_makes_a_busy_loop(make_exporter, otlp_receiver, send, account, asked):
+    """Where the endpoint asks for no wait, or for nothing that can be read, ours is kept."""
+    otlp_receiver.answer(*[Answer(503, headers={"Retry-After": PAST if asked == "past" else asked})] * 50)
+    exporter = make_exporter(backoff_s=0.05, otlp_timeout_s=0.25)
+    send(exporter)
+    assert exporter.flush(10)
+    assert account.lost == {"http_503": 1}
+    assert 1 <= len(otlp_receiver.requests) <= 10
+
+
+def test_a_longer_wait_is_honoured(make_exporter, otlp_receiver, send, account):
+    """The wait that the endpoint asks for replaces a shorter one of ours."""
+    otlp_receiver.answer(Answer(503, headers={"Retry-After": "1"}))
+    exporter = make_exporter()
+    began = time.monotonic()
     send(exporter)
     assert exporter.flush(10)
     assert account.exported == 1
+    assert time.monotonic() - began >= 1
 
 
-@pytest.mark.parametrize("wait", [{"backoff_s": 3600}, {"headers": {"Retry-After": "3600"}}])
+@pytest.mark.parametrize(
+    "wait",
+    [{"backoff_s": 3600}]
+    + [{"headers": {"Retry-After": asked}} for asked in ("3600", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT")],
+)
 def test_no_wait_beyond_the_time_of_a_request(make_exporter, otlp_receiver, send, account, wait):
     """Where the wait would outlast the payload's time, the payload is lost without waiting."""
     otlp_receiver.answer(Answer(503, headers=wait.get("headers", {})))
@@ -173,19 +190,6 @@ def test_settings_that_cannot_work_are_a_counted_loss(make_exporter, send, accou
     assert exporter.flush(10)
     assert account.lost == {"invalid_request": 1}
     assert "secr" not in caplog.text
-
-
-def test_client_certificates_are_passed_on():
-    """Certificate settings become what `requests` takes: one file, a pair, or the system's."""
-
-    def client(**settings):
-        made = HttpClient(Endpoint.for_traces(Config().changed(**settings)), threading.Event(), version="1")
-        made.close()
-        return made._verify, made._cert
-
-    assert client() == (True, None)
-    assert client(otlp_certificate="ca.pem", otlp_client_certificate="me.pem") == ("ca.pem", "me.pem")
-    assert client(otlp_client_certificate="me.pem", otlp_client_key="me.key") == (True, ("me.pem", "me.key"))
 
 
 @pytest.mark.parametrize(("signal", "prefix"), [("traces", "otlp"), ("metrics", "otlp_metrics")])

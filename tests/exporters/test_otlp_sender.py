@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
 from opentelemetry import context
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
+from gpuscope._data.batch import RowFlag, SpanDetails
+from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder, split_stages
 from gpuscope.exporters._transport.http import Outcome
 from gpuscope.exporters._transport.sender import Limits, Sender
 
-from .batches import Row, make_batch
+from .batches import Row, batches, make_batch
 from .receiver import Answer
 
 
@@ -230,3 +236,75 @@ def test_many_threads_may_put(make_exporter, otlp_receiver, account):
     assert exporter.flush(30)
     account.check()
     assert account.exported == len(otlp_receiver.spans) == 400
+
+
+def with_gpu(number, text=""):
+    """Return a stage that has a GPU span."""
+    details = SpanDetails({"prompt": text}) if text else None
+    return Row(span_id=number, gpu_span_id=number | 1 << 63, details=details)
+
+
+def test_what_is_too_large_goes_in_halves(make_exporter, otlp_receiver, account):
+    """After a 413 only the stage that is too large alone is lost; the others arrive, in order and once."""
+    otlp_receiver.most_bytes = 20_000
+    exporter = make_exporter(schedule_delay_s=3600)
+    for first in (1, 101):
+        rows = [with_gpu(first + n, "x" * 50_000 * (first + n == 50)) for n in range(100)]
+        batch = make_batch(*rows)
+        list(exporter.export(batch, account.open(batch)))
+    assert exporter.flush(20)
+    assert (account.exported, account.lost) == (199, {"http_413": 1})
+    account.check()
+    hosts = [span for span in otlp_receiver.spans if not span.name.endswith("[gpu]")]
+    assert [int.from_bytes(span.span_id, "big") for span in hosts] == [n for n in range(1, 201) if n != 50]
+    assert len(otlp_receiver.spans) == 2 * 199
+
+
+def test_an_endpoint_that_finds_everything_too_large_is_not_asked_for_ever(make_exporter, otlp_receiver, account, send):
+    """A few dozen requests for one payload; all of it is lost."""
+    otlp_receiver.most_bytes = 0
+    exporter = make_exporter()
+    send(exporter, 1000)
+    assert exporter.flush(20)
+    assert account.lost == {"http_413": 1000}
+    assert otlp_receiver.refused <= 130
+
+
+def test_a_shutdown_ends_the_halving(make_exporter, otlp_receiver, account, send):
+    """What is sent in halves when the time is over counts by what is known: delivered, too large, or shut down."""
+    otlp_receiver.most_bytes = 20_000
+    otlp_receiver.answer(200, Answer(hang=True))
+    exporter = make_exporter(schedule_delay_s=3600, otlp_timeout_s=60)
+    send(exporter, 200)
+    assert not exporter.flush(0)
+    otlp_receiver.wait_for(2)
+    exporter.shutdown(0.05)
+    assert account.lost == {"shutdown": 200 - account.exported}
+    assert 0 < account.exported < 200
+    otlp_receiver.release()
+    exporter._sender._thread.join(20)
+    assert len(otlp_receiver.requests) <= 3  # The one that hung is tried a last time.
+    account.check()
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches())
+def test_each_stage_is_a_part(batch):
+    """The parts of an encoded batch are the stages, whatever they hold, and together they are the batch."""
+    rows = make_rows_whole(batch)
+    encoded = SpanEncoder().encode(rows)
+    parts = split_stages(encoded)
+    assert b"".join(parts) == encoded
+    spans = [ScopeSpans.FromString(part).spans for part in parts]
+    own = [[span.span_id for span in stage] for stage in spans]
+    assert [int.from_bytes(ids[0], "big") for ids in own] == rows.span_id.tolist()
+    assert all(len(stage) == 1 + bool(gpu) for stage, gpu in zip(spans, rows.gpu_span_id.tolist(), strict=True))
+
+
+def make_rows_whole(batch):
+    """Return the batch with ids as the collector gives them: below the bit that tells GPU spans; no inner stages."""
+    count = len(batch.site)
+    span_id = np.arange(1, count + 1, dtype=np.uint64)
+    gpu_span_id = np.where(batch.gpu_span_id != 0, span_id | np.uint64(1 << 63), np.uint64(0))
+    flags = batch.flags & ~np.uint32(RowFlag.IN_GRAPH)
+    return replace(batch, span_id=span_id, gpu_span_id=gpu_span_id, flags=flags)

@@ -19,6 +19,7 @@ from gpuscope._data.batch import RowFlag
 from gpuscope._data.native import StageRecord, Trace
 from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 from gpuscope._otel.bridge import Bridge
+from gpuscope._otel.lazy_span import own_context, real_span
 from gpuscope._recording.ledger import Ledger
 from gpuscope._settings.config import Config
 from gpuscope.exporters.sdk import SdkExporter
@@ -238,8 +239,8 @@ class TestSpans:
         record = service.run()
         service.export(record, gpu=True)
         assert record.context_before is None
-        assert record.span._real is None
-        assert record.span._attached is None
+        assert real_span(record) is None
+        assert own_context(record) is None
 
     def test_current_context_is_untouched(self, service):
         """Exporting leaves the current context of its thread alone."""

@@ -326,4 +326,4 @@ class TestReport:
         write("script.py", "print('done')")
         done = run("--report", "out.html", "script.py")
         assert (done.returncode, done.stdout) == (0, "done\n")
-        assert done.stderr == "gpuscope run: no report, for no stage was recorded.\n"
+        assert done.stderr == "gpuscope run: no report, because no stage was recorded.\n"

@@ -268,3 +268,24 @@ def test_signals_are_the_application_s():
 
     with testing.capture():
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_no_secret_is_in_the_log(run_python):
+    """Whatever its level, the log shows neither user, password and query of the endpoint's URL, nor headers."""
+    program = (
+        "import logging; logging.basicConfig(level=1)\nimport gpuscope\nwith gpuscope.stage('a'):\n    pass\n"
+        "gpuscope.flush(5); print(gpuscope.statistics())"
+    )
+    url = "http://user:hunter2@127.0.0.1:1"
+    for endpoint in (f"{url}/v1/traces?token=hunter2", f"{url}/hunter?2@x", "http://user:hunter2#3@127.0.0.1:1"):
+        done = run_python(
+            program,
+            GPUSCOPE="1",
+            GPUSCOPE_SHUTDOWN_TIMEOUT="1",
+            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+            OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=endpoint,
+            OTEL_EXPORTER_OTLP_HEADERS="key=hunter2,hunter2,k=hunter2%0A",
+        )
+        assert "lost 1" in done.stdout
+        assert "cannot export to" in done.stderr
+        assert "hunter" not in (done.stdout + done.stderr).replace("127.0.0.1:1/hunter", "")

@@ -372,14 +372,14 @@ for thread in threads:
 recorder, looks = _runtime.state.recorder, 0
 while looks < 8:
     enough = threading.Event()
-    look = ProfilingSession(3, 0, when_enough=enough.set)
-    look.attach(recorder)
-    if not look.why:
+    session = ProfilingSession(3, 0, when_enough=enough.set)
+    session.attach(recorder)
+    if not session.why:
         enough.wait(30)
-    look.finish()
-    if not look.why:
+    session.finish()
+    if not session.why:
         looks += 1
-        look.save("trace.json")
+        session.save("trace.json")
 done.set()
 for thread in threads:
     thread.join()
@@ -410,6 +410,24 @@ class TestOnDemand:
         assert {file.name for file in folder.iterdir()} == {"trace.json", "report.txt", "report.json"}
         assert "`request`" in (folder / "report.txt").read_text()
         assert bench.engine.recorder.nvtx is bench.nvtx
+
+    def test_in_a_folder_where_others_may_write(self, bench, tmp_path, monkeypatch):
+        """What somebody put where the result would go is left alone, and what they put into the folder is not run."""
+        monkeypatch.chdir(tmp_path)
+        victim, wish, taken = tmp_path / "victim", tmp_path / "look", tmp_path / f"look-{os.getpid()}-1"
+        victim.write_text("precious")
+        taken.mkdir()
+        (taken / "trace.json").symlink_to(victim)
+        (taken / "report.txt").symlink_to(victim)
+        for name in ("gpuscope.py", "json.py", "torch.py"):
+            (tmp_path / name).write_text("raise SystemExit('not ours')")
+        wish.touch()
+        on_demand = OnDemand(str(wish))
+        wait_for_look(on_demand, bench.engine.recorder)
+        (folder,) = set(tmp_path.glob("look-*")) - {taken}
+        assert victim.read_text() == "precious"
+        assert "`request`" in (folder / "report.txt").read_text()
+        assert folder.stat().st_mode & 0o777 == 0o700
 
     def test_by_a_signal(self, bench, tmp_path, monkeypatch):
         """SIGUSR2 asks for one look; its result is in the working directory."""

@@ -283,7 +283,7 @@ class TestLeftOut:
         places.add("model.py:2 in forward")
         places.listen()
         assert len(caplog.messages) == 1
-        assert "as at model.py:1 in forward." in caplog.messages[0]
+        assert "such as the one at model.py:1 in forward." in caplog.messages[0]
         assert caplog.messages[0].endswith("are suppressed. `gpuscope.statistics().elided` has all.")
 
     def test_generated_code_does_not_pile_up(self):

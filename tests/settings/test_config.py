@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpuscope._settings.config import Config
+from gpuscope._settings.shown import shown_setting, shown_url
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -26,6 +27,21 @@ class TestEnvironment:
         assert (config.graph_stages, complaints) == (placed, [])
         assert Config().changed(graph_stages=word).graph_stages == placed
         assert Config().changed(graph_stages=False).graph_stages == ""
+
+    @pytest.mark.parametrize(("word", "wanted"), [("1", True), ("Yes", True), ("0", False), ("off", False), ("", True)])
+    def test_a_switch_is_on_or_off(self, word, wanted):
+        """Every word for yes and for no, whatever its case; none at all leaves it as it is, which is on."""
+        config, complaints = Config.from_env({"GPUSCOPE_NVTX": word})
+        assert (config.nvtx, complaints) == (wanted, [])
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"), [("0", 0.0), ("1500", 1.5), ("86400000", 86400.0), ("86400001", 5.0)]
+    )
+    def test_a_delay_is_a_day_at_most(self, value, seconds):
+        """A longer one is a mistake, and the default is taken."""
+        config, complaints = Config.from_env({"OTEL_BSP_SCHEDULE_DELAY": value})
+        assert config.schedule_delay_s == seconds
+        assert bool(complaints) is (value == "86400001")
 
     @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", "", " "])
     def test_false_words_mean_absent(self, word):
@@ -55,7 +71,6 @@ class TestEnvironment:
             ("GPUSCOPE_NVTX", "perhaps", "nvtx", True),
             ("GPUSCOPE_GRAPH_STAGES", "aside", "graph_stages", "beside"),
             ("OTEL_TRACES_SAMPLER", "sometimes", "sampler", "parentbased_always_on"),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "no-equals-sign", "otlp_headers", {}),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "otlp_protocol", "http/protobuf"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "otlp_timeout_s", 10.0),
             ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "soon", "otlp_metrics_timeout_s", 10.0),
@@ -115,6 +130,51 @@ class TestEnvironment:
         """Header values are percent-encoded lists, as in W3C baggage."""
         config, _ = Config.from_env({"OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Bearer%20abc%3D, x=y"})
         assert config.otlp_headers == {"authorization": "Bearer abc=", "x": "y"}
+
+    def test_a_malformed_header_costs_itself_and_is_not_quoted(self):
+        """The sentence names the variable and the pair's number; the other pairs are sent."""
+        text = "a=1,Bearer secret,b=2,=secret,c=secret%0D%0A,sp ace=secret,d=\u20acsecret,,e=5"
+        config, (complaint,) = Config.from_env({"OTEL_EXPORTER_OTLP_HEADERS": text})
+        assert config.otlp_headers == {"a": "1", "b": "2", "e": "5"}
+        assert complaint.startswith("OTEL_EXPORTER_OTLP_HEADERS: expected name=value")
+        assert "unlike number 2, 4, 5, 6, 7;" in complaint
+        assert "secret" not in complaint
+        with pytest.raises(ValueError, match=r"`otlp_headers`: expected name=value .* unlike number 2") as caught:
+            Config().changed(otlp_headers="a=1,secret")
+        assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "text", ["http://user:secret@host", "key=secret", "user:secret@host:4318", "https://host/?key=secret"]
+    )
+    def test_what_may_be_a_credential_is_not_quoted(self, text):
+        """A URL or a pair in the wrong variable is named by the variable alone."""
+        _, complaints = Config.from_env(dict.fromkeys(("GPUSCOPE_EXPORTER", "OTEL_EXPORTER_OTLP_TIMEOUT"), text))
+        assert len(complaints) == 2
+        assert "secret" not in str(complaints)
+
+    def test_settings_can_be_printed(self):
+        """Neither headers nor URLs are in the text of a configuration; as shown settings they lack their secrets."""
+        secrets = {"otlp_headers": {"key": "secret"}, "otlp_endpoint": "http://u:secret@host/v1?key=secret#secret"}
+        config = Config().changed(**secrets, otlp_metrics_headers={"key": "secret"})
+        assert "secret" not in repr(config)
+        assert "warmup=3" in repr(config)
+        shown = {name: shown_setting(name, getattr(config, name)) for name in secrets}
+        assert shown == {"otlp_headers": "<key>", "otlp_endpoint": "'http://host/v1'"}
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "http://u:sec/ret@h/",
+            "http://u:sec#ret@h",
+            "http://u:sec?ret@h/",
+            "u:sec/ret@h:4318",
+            "http://h:sec/",
+            "//[sec",
+        ],
+    )
+    def test_a_url_that_cannot_be_told_apart_is_not_shown(self, url):
+        """Where a password has characters that end a host, no part of the URL is quoted."""
+        assert "sec" not in shown_url(url)
 
     def test_only_true_disables_the_sdk(self):
         """`OTEL_SDK_DISABLED=1` is not OpenTelemetry's spelling, and is said to be wrong."""

@@ -72,6 +72,9 @@ class Occupancy:
     def settle(self, until_ns: int) -> None:
         """Count the time up to a moment for good: intervals before it that come later are left out."""
         if until_ns <= self._settled_ns:
+            if self._settled_ns - until_ns > _MAX_WAIT_NS:
+                # The wall clock was set back: begin again from there, or nothing would count until it has caught up.
+                self._begin_ns = self._settled_ns = until_ns
             return
         for device in self._devices.values():
             device.settle(self._settled_ns, until_ns)

@@ -1,13 +1,13 @@
 """
-The account of losses that a recording carries: OTLP metrics, cumulative, of which each process's last counts.
+The account of losses in a recording's files: cumulative OTLP metrics, of which the last of each process counts.
 
-Knows our three sums and nothing else of metrics.
+Reads three of our sums; knows no other metric.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._data.attributes import REASON
 from gpuscope._data.metrics import DROPPED, LOST, UNTIMED
@@ -16,8 +16,10 @@ from gpuscope.analysis._reading.otlp_values import plain_attributes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuscope.analysis._reading.otlp_values import JsonObject
+
 KINDS = {DROPPED.name: "dropped", LOST.name: "lost", UNTIMED.name: "untimed"}
-"""Names of the metrics, and of the fields of `Losses` that they fill."""
+"""The field of `Losses` that each metric fills, by the metric's name."""
 
 
 class Account:
@@ -26,12 +28,12 @@ class Account:
     def __init__(self) -> None:
         self._newest: dict[tuple[int, str, str], tuple[int, int]] = {}
 
-    def add(self, process: int, metric: dict[str, Any]) -> None:
+    def add(self, process: int, metric: JsonObject) -> None:
         """
-        Take one metric of a process; others than ours do nothing.
+        Take one metric of a process, and ignore it if it is none of the three.
 
         Raises:
-            MALFORMED: where it is not what OTLP says; what came before the fault is kept.
+            MALFORMED: The metric is not as OTLP has it. The points before the fault are kept.
 
         """
         kind = KINDS.get(metric["name"])
@@ -43,14 +45,14 @@ class Account:
             self._newest[key] = max(self._newest.get(key, (0, 0)), (time_ns, stages))
 
     def of(self, kind: str) -> dict[str, int]:
-        """Return the stages of all processes by reason, the most first; reasons without any are left out."""
+        """Return the number of stages by reason, over all processes, largest first; without zeros."""
         total: Counter[str] = Counter()
         for (_, of_kind, reason), (_, stages) in self._newest.items():
             total[reason] += stages * (of_kind == kind)
         return {reason: stages for reason, stages in total.most_common() if stages}
 
 
-def _points(metric: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
+def _points(metric: JsonObject) -> Iterator[tuple[str, int, int]]:
     """Yield (reason, time, stages)."""
     for point in metric["sum"]["dataPoints"]:
         reason = str(plain_attributes(point.get("attributes", [])).get(REASON, "unknown"))

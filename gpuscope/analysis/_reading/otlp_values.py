@@ -1,28 +1,32 @@
 """
-OTLP's attribute values as Python's, and what may go wrong where they come from a file.
+OTLP's attribute values as Python values, and what may go wrong where they come from a file.
 
-Trusts nothing: whoever reads catches `MALFORMED`.
+Trusts nothing, and mends nothing: whoever reads catches `MALFORMED`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._data.values import as_text, clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+Json: TypeAlias = Any
+"""What `json.loads` returned. `Any`, because its shape has not been checked: whoever reads it catches `MALFORMED`."""
+JsonObject: TypeAlias = dict[str, Json]
+
 MALFORMED = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
-"""What reading JSON of another shape than OTLP's raises."""
+"""What reading JSON raises if it does not have OTLP's shape."""
 
 
-def plain(value: dict[str, Any]) -> Any:
+def plain(value: JsonObject) -> Json:
     """
-    Return what an `AnyValue` holds; bytes stay base64 text, as JSON has them.
+    Return what an `AnyValue` holds; bytes stay base64 text, as in JSON.
 
     Raises:
-        MALFORMED: where it is no `AnyValue`.
+        MALFORMED: It is not an `AnyValue`.
 
     """
     for kind, held in value.items():
@@ -30,18 +34,18 @@ def plain(value: dict[str, Any]) -> Any:
     return None
 
 
-def plain_attributes(attributes: list[dict[str, Any]]) -> dict[str, Any]:
+def plain_attributes(attributes: list[JsonObject]) -> dict[str, object]:
     """
     Return attributes by their keys.
 
     Raises:
-        MALFORMED: where they are no list of attributes.
+        MALFORMED: They are not a list of attributes.
 
     """
     return {as_text(each["key"]): plain(each["value"]) for each in attributes}
 
 
-_KINDS: dict[str, Callable[[Any], Any]] = {
+_KINDS: dict[str, Callable[[Json], Json]] = {
     "stringValue": as_text,
     "intValue": lambda held: clean(int(held)),
     "doubleValue": float,

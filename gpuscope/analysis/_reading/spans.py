@@ -1,14 +1,15 @@
 """
-Lines of OTLP JSON into rows of stages, in the order of the lines: host and GPU span merged, nothing yet related.
+Lines of OTLP JSON into stages: each stage's host span and its GPU span, by the id of the host span.
 
-Never raises on what a line says: what cannot be read is counted and skipped. Knows no files.
+Never raises on what a line says: what cannot be read is counted and skipped. Knows no files, and relates no stage to
+another.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gpuscope._data.attributes import (
     CLAMPED,
@@ -40,6 +41,8 @@ from gpuscope.analysis.recording import Stream, Thread
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
+    from gpuscope.analysis._reading.otlp_values import Json, JsonObject
+
 T = TypeVar("T")
 
 SCOPE = "gpuscope"
@@ -56,13 +59,13 @@ _NOT_THE_APPLICATIONS = OURS | {THREAD_ID, THREAD_NAME, FUNCTION}
 _STAGE = (STAGE, THREAD_ID, THREAD_NAME)
 _STREAM = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
 _NOT_OF_GRAPHS = {CLAMPED, CLOCK_UNCERTAINTY, HW_TYPE, *_STREAM}
-"""What the span of a stage inside a graph has besides, which is a GPU span alone."""
-_NOTHING: dict[str, Any] = {}
+"""Ours as well, on the one span of a stage inside a graph, which is a GPU span."""
+_NOTHING: JsonObject = {}
 _IDENTITY = (SERVICE_NAME, SERVICE_INSTANCE_ID, HOST_NAME, PROCESS_PID)
 
 
 class Numbers(NamedTuple):
-    """What a host span tells, as numbers."""
+    """What a host span tells, as numbers: the columns of a recording that come from it."""
 
     stage: int
     thread: int
@@ -77,7 +80,7 @@ class HostPart(NamedTuple):
 
     key: SpanKey
     parent: str
-    """Span id, empty without one."""
+    """Span id of the parent, or empty."""
     numbers: Numbers
 
 
@@ -92,24 +95,24 @@ class GpuPart(NamedTuple):
 
 
 class Lines:
-    """What all lines held; numbers in rows are places in the tables of names, processes, threads and streams."""
+    """What all lines held. `stage`, `thread` and `stream` of a part are places in the tables here."""
 
     def __init__(self) -> None:
         self.names: dict[str, int] = {}
-        self.processes: dict[Hashable, tuple[int, dict[str, Any]]] = {}
-        """Number and resource attributes."""
+        self.processes: dict[Hashable, tuple[int, dict[str, object]]] = {}
+        """Number and resource attributes, by what identifies a process."""
         self.threads: dict[Thread, int] = {}
         self.streams: dict[Stream, int] = {}
         self.host: dict[SpanKey, HostPart] = {}
         self.gpu: dict[SpanKey, GpuPart] = {}
         """By the key of the host span."""
-        self.attributes: dict[SpanKey, dict[str, Any]] = {}
+        self.attributes: dict[SpanKey, dict[str, object]] = {}
         self.account = Account()
         self.skipped: Counter[str] = Counter()
-        self._known: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        self._known: dict[tuple[object, ...], tuple[int, ...]] = {}
 
     def add(self, line: bytes) -> None:
-        """Take one line; a stage that came before, as from a copy of a file, is not taken again."""
+        """Take one line. A stage that is there already, from a copy of a file, is not taken again."""
         if not line.strip():
             return
         try:
@@ -126,19 +129,19 @@ class Lines:
         except MALFORMED:
             self.skipped["malformed"] += 1
 
-    def _add_spans(self, resources: list[dict[str, Any]]) -> None:
+    def _add_spans(self, resources: list[JsonObject]) -> None:
         for process, span in self._ours(resources, "scopeSpans", "spans"):
             try:
                 self._add_span(process, span)
             except MALFORMED:
                 self.skipped["malformed spans"] += 1
 
-    def _add_metrics(self, resources: list[dict[str, Any]]) -> None:
+    def _add_metrics(self, resources: list[JsonObject]) -> None:
         for process, metric in self._ours(resources, "scopeMetrics", "metrics"):
             self.account.add(process, metric)
 
-    def _ours(self, resources: list[dict[str, Any]], scopes: str, items: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the number of the process and each span or metric of our scope; count the spans of others."""
+    def _ours(self, resources: list[JsonObject], scopes: str, items: str) -> Iterator[tuple[int, JsonObject]]:
+        """Yield (number of the process, span or metric) for those of our scope; count the spans of other scopes."""
         for resource in resources:
             for scope in resource[scopes]:
                 if scope.get("scope", {}).get("name") == SCOPE:
@@ -148,30 +151,32 @@ class Lines:
                 elif items == "spans":
                     self.skipped["foreign spans"] += len(scope[items])
 
-    def _process(self, resource: dict[str, Any]) -> int:
+    def _process(self, resource: JsonObject) -> int:
         attributes = plain_attributes(resource.get("resource", {}).get("attributes", []))
         # As text: an attribute may be a list.
         key = tuple(str(attributes.get(name)) for name in _IDENTITY)
         return self.processes.setdefault(key, (len(self.processes), attributes))[0]
 
-    def _add_span(self, process: int, span: dict[str, Any]) -> None:
+    def _add_span(self, process: int, span: JsonObject) -> None:
         values = {each["key"]: each["value"] for each in span["attributes"]}
         if HOST_DURATION in values:
             self._add_host(process, span, values)
         else:
             self._add_gpu(process, span, values)
 
-    def _add_host(self, process: int, span: dict[str, Any], values: dict[str, Any]) -> None:
+    def _add_host(self, process: int, span: JsonObject, values: JsonObject) -> None:
         key = _id(span["traceId"], 32), _id(span["spanId"], 16)
         if key in self.host:
             return
         self._take_host(process, span, values, key)
 
-    def _take_host(self, process: int, span: dict[str, Any], values: dict[str, Any], key: SpanKey) -> None:
+    def _take_host(self, process: int, span: JsonObject, values: JsonObject, key: SpanKey) -> None:
         start_ns, end_ns = _interval(span)
         if GRAPH in values:
-            # A stage inside a graph has no host span; on the host there is but the launch.
+            # A stage inside a graph has no host span: all that the host did was to launch the graph.
             start_ns = end_ns = start_ns - round(plain(values[LAUNCH_TO_START]) * 1e9)
+            if not 0 < start_ns < _END_OF_TIME:
+                raise ValueError(start_ns)
         flags = _flags(values) | (RowFlag.REMOTE_PARENT if span.get("flags", 0) & _PARENT_REMOTE else 0)
         failed = "status" in span and span["status"].get("code") == _ERROR
         parent = _id(span["parentSpanId"], 16) if span.get("parentSpanId") else ""
@@ -181,7 +186,7 @@ class Lines:
         if own:
             self.attributes[key] = own
 
-    def _add_gpu(self, process: int, span: dict[str, Any], values: dict[str, Any]) -> None:
+    def _add_gpu(self, process: int, span: JsonObject, values: JsonObject) -> None:
         start_ns, end_ns = _interval(span)
         uncertainty_ns = round(plain(values[CLOCK_UNCERTAINTY]) * 1e9)
         if not 0 <= uncertainty_ns < _END_OF_TIME:
@@ -195,21 +200,21 @@ class Lines:
         self.gpu[key] = GpuPart(stream, start_ns, end_ns, uncertainty_ns, _flags(values))
 
     def _numbers(
-        self, process: int, values: dict[str, Any], names: tuple[str, ...], make: Callable[..., tuple[int, ...]]
+        self, process: int, values: JsonObject, names: tuple[str, ...], make: Callable[..., tuple[int, ...]]
     ) -> tuple[int, ...]:
-        """Return places in tables, found out once for equal attributes: nearly all spans say what one before said."""
+        """Return places in the tables, worked out once for equal attributes: nearly all spans repeat earlier ones."""
         key = process, *[tuple(values.get(name, _NOTHING).values()) for name in names]
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = make(process, *[plain(values.get(name, _NOTHING)) for name in names])
         return found
 
-    def _stage_and_thread(self, process: int, stage: Any, ident: Any, name: Any) -> tuple[int, int]:
+    def _stage_and_thread(self, process: int, stage: object, ident: Json, name: object) -> tuple[int, int]:
         if not isinstance(stage, str):
             raise TypeError(stage)
         return _number(stage, self.names), _number(Thread(process, int(ident), str(name)), self.threads)
 
-    def _stream(self, process: int, handle: Any, device: Any, name: Any, uuid: Any) -> tuple[int]:
+    def _stream(self, process: int, handle: Json, device: Json, name: object, uuid: object) -> tuple[int]:
         stream = Stream(process, int(device), str(name or ""), str(uuid or ""), int(handle))
         return (_number(stream, self.streams),)
 
@@ -219,7 +224,7 @@ def _number(key: T, table: dict[T, int]) -> int:
 
 
 def _fault(line: bytes) -> str:
-    """Return why a line that is no JSON is none: cut short, changed, or never ours."""
+    """Return why a line is not JSON: it was cut short or changed, or it never was ours."""
     if not line.startswith(b"{"):
         return "foreign"
     return "malformed" if line.endswith((b"}\n", b"}\r\n")) else "truncated"
@@ -231,14 +236,14 @@ def _id(text: str, digits: int) -> str:
     return text
 
 
-def _interval(span: dict[str, Any]) -> tuple[int, int]:
+def _interval(span: JsonObject) -> tuple[int, int]:
     start_ns, end_ns = int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"])
     if not 0 < start_ns <= end_ns < _END_OF_TIME:
         raise ValueError(start_ns, end_ns)
     return start_ns, end_ns
 
 
-def _flags(values: dict[str, Any]) -> int:
+def _flags(values: JsonObject) -> int:
     if _FLAGS.keys().isdisjoint(values):
         return 0
     return sum(flag for name, flag in _FLAGS.items() if name in values and plain(values[name]) is True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def ancestors(parent: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield (rows, a stage around each): the parents of all that have one, then their parents, and so on."""
+    """Yield (rows, stage around each): first every row with its parent, then with its parent's parent, and so on."""
     rows = np.flatnonzero(parent >= 0)
     above = parent[rows]
     while rows.size:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class Intervals(NamedTuple):
-    """Starts and ends, two int64 columns of one length. *Disjoint* ones are ordered, not empty and do not touch."""
+    """Starts and ends: two columns of one length. *Disjoint* intervals are ordered, not empty, and do not touch."""
 
     start: NDArray[np.int64]
     end: NDArray[np.int64]
 
 
 def union(intervals: Intervals) -> Intervals:
-    """Return the disjoint intervals that cover the same; empty and reversed ones cover nothing."""
+    """Return the disjoint intervals that cover the same time; empty and reversed ones cover nothing."""
     real = intervals.end > intervals.start
     order = np.argsort(intervals.start[real], kind="stable")
     start = intervals.start[real][order]
@@ -43,7 +43,7 @@ def intersection(one: Intervals, other: Intervals) -> Intervals:
     first = np.searchsorted(other.end, one.start, side="right")
     count = np.maximum(np.searchsorted(other.start, one.end, side="left") - first, 0)
     ours = np.repeat(np.arange(len(one.start)), count)
-    # The n-th partner of an interval is its first one and n more.
+    # The n-th partner of an interval comes n places after its first.
     theirs = first[ours] + np.arange(len(ours)) - (np.cumsum(count) - count)[ours]
     return Intervals(np.maximum(one.start[ours], other.start[theirs]), np.minimum(one.end[ours], other.end[theirs]))
 
@@ -54,7 +54,7 @@ def length(disjoint: Intervals) -> int:
 
 
 def covered(intervals: Intervals, by: Intervals) -> NDArray[np.int64]:
-    """Return for each interval, disjoint or not, how many of its nanoseconds are covered `by` disjoint ones."""
+    """Return for each interval, disjoint or not, how many of its nanoseconds the disjoint intervals `by` cover."""
     ns: NDArray[np.int64] = _covered_before(intervals.end, by) - _covered_before(intervals.start, by)
     return np.maximum(ns, 0)
 

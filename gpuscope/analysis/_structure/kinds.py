@@ -1,7 +1,7 @@
 """
 The rows of a recording by stage and kind of request, and how long each request took.
 
-Indexes and columns; divides nothing, judges nothing.
+Groups and orders rows; computes no figure of a stage, and judges nothing.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class StageInRequest(NamedTuple):
 def kinds(recording: Recording) -> Iterator[StageInRequest]:
     """Yield the stages of each kind of request from its root, in the order in which they first started."""
     places: dict[tuple[int, int], Place] = {}
-    # Stages of one replay are told apart in time by the GPU.
+    # On the host, all stages of one replay start at its launch, so the GPU's times tell their order.
     begin_ns = np.where(recording.in_graph, recording.gpu_start_ns, recording.host_start_ns)
     rows_of = {}
-    # By their first rows: a stage around another comes before it, so that no two can be inside each other.
+    # By their first rows: an outer stage comes before an inner one, so that no two can be inside each other.
     for rows in sorted(_groups(recording), key=lambda rows: int(rows[0])):
         first, around = int(rows[0]), int(recording.parent[rows[0]])
         stage, root = int(recording.stage[first]), int(recording.stage[recording.root[first]])
@@ -54,14 +54,14 @@ def kinds(recording: Recording) -> Iterator[StageInRequest]:
 
 
 def _groups(recording: Recording) -> list[NDArray[np.int64]]:
-    """Return the rows, in order, of each stage within each kind of request."""
+    """Return the rows of each stage within each kind of request, in their order."""
     codes = recording.stage.astype(np.int64) * len(recording.names) + recording.stage[recording.root]
     order = codes.argsort(kind="stable")
     return np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
 
 
 def end_to_end_ns(recording: Recording) -> NDArray[np.int64]:
-    """Return for each row that is a root how long it took until everything in its request had ended; else 0."""
+    """Return for each root the time from its host start until everything in its request had ended; 0 for other rows."""
     end_ns = np.zeros(len(recording.stage), np.int64)
     np.maximum.at(end_ns, recording.root, np.maximum(recording.host_end_ns, recording.gpu_end_ns))
     duration_ns: NDArray[np.int64] = np.where(recording.parent < 0, end_ns - recording.host_start_ns, 0)

@@ -1,8 +1,8 @@
 """
-Replays of CUDA graphs in a recording: who launched them, what they cover, and what is left over.
+Replays of CUDA graphs in a recording: which stage launched them, what they cover, and what is left over.
 
-Inside a replay the GPU goes on without the host, so time between two stages of one replay is the GPU's. Arithmetic on
-columns; judges nothing.
+Inside a replay the GPU does not wait for the host, so the time between two stages of one replay is the GPU's own.
+Arithmetic on columns; judges nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from gpuscope.analysis.recording import Recording
 
-OUTSIDE = "in the graph, outside any stage"
-"""What is left of the time of a stage around replays, for people."""
-
 
 class ReplayIntervals(NamedTuple):
     """Replays with stages inside, columns of one length."""
@@ -29,12 +26,12 @@ class ReplayIntervals(NamedTuple):
     """The row of the stage that the replay was launched in."""
     stream: NDArray[np.int32]
     start_ns: NDArray[np.int64]
-    """Of the first stage inside; nothing is known of the replay before that, and after the end of the last."""
+    """Start of the first stage inside. Nothing is known of the replay before that, or after the last stage inside."""
     end_ns: NDArray[np.int64]
 
 
 def callers(recording: Recording) -> NDArray[np.int64]:
-    """Return for each row inside a replay the stage on the host that launched it; for any other the row itself."""
+    """Return for each row inside a replay the stage on the host that launched it, and for any other row itself."""
     caller = np.arange(len(recording.stage))
     while (still := recording.in_graph[caller]).any():
         caller[still] = recording.parent[caller[still]]
@@ -42,7 +39,7 @@ def callers(recording: Recording) -> NDArray[np.int64]:
 
 
 def replays_of(recording: Recording) -> ReplayIntervals:
-    """Return the replays: rows launched in one stage at one moment are of one."""
+    """Return the replays. Rows on one stream that one stage launched at one moment belong to one replay."""
     rows = np.flatnonzero(recording.in_graph & (recording.stream >= 0))
     keys = np.stack([callers(recording)[rows], recording.host_start_ns[rows], recording.stream[rows]])
     kept, replay = np.unique(keys, axis=1, return_inverse=True)
@@ -53,7 +50,7 @@ def replays_of(recording: Recording) -> ReplayIntervals:
 
 
 def outside_ns(recording: Recording) -> dict[int, int]:
-    """Return for each stage around replays how much of its time on the stream was in none of the stages inside."""
+    """Return for each timed stage around replays the nanoseconds on its stream that no stage inside covers."""
     rows = np.flatnonzero(recording.in_graph)
     caller = callers(recording)
     timed = recording.stream[caller[rows]] >= 0

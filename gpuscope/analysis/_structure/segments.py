@@ -1,8 +1,8 @@
 """
 Requests cut into segments: the stretches of host time between two neighbouring starts or ends of stages.
 
-A start or end of a stage is a *point*: when the host was there, and when the stream had come that far. Arithmetic
-alone: what a segment means is not said here.
+A start or end of a stage is a *point*: it says when the host was there, and when the stream had come that far.
+Arithmetic alone; what a segment means is said in `_verdicts.evidence`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Segments(NamedTuple):
-    """Columns of one length, request by request and in the order of time. Times are nanoseconds since the epoch."""
+    """Columns of one length, request by request, in the order of time. Times are nanoseconds since the epoch."""
 
     owner: NDArray[np.int64]
     """Row of the innermost stage that the host was in."""
@@ -31,19 +31,19 @@ class Segments(NamedTuple):
     gpu_end_ns: NDArray[np.int64]
     uncertainty_ns: NDArray[np.int64]
     stream: NDArray[np.int32]
-    """Of the point where it ends."""
+    """Stream of the point where the segment ends."""
     one_stream: NDArray[np.bool_]
     """Whether both points are on one stream."""
     timed: NDArray[np.bool_]
-    """Whether both points have GPU times that can be relied on; they mean nothing where not."""
+    """Whether both points have GPU times that can be relied on. If not, the GPU times here mean nothing."""
 
 
 def segments_of(recording: Recording) -> tuple[Segments, NDArray[np.bool_]]:
     """
-    Return the segments, and which rows belong to requests that have none.
+    Return the segments, and a mask of the rows whose requests could not be cut.
 
-    Those are the requests in which stages overlap without one being inside the other, as those of concurrent tasks do:
-    there the host is in several stages at a time.
+    In those requests, stages overlap without one being inside the other, as the stages of concurrent tasks do: the host
+    is in several stages at a time.
     """
     row, is_end = _points(recording)
     root = recording.root[row]
@@ -57,15 +57,15 @@ def segments_of(recording: Recording) -> tuple[Segments, NDArray[np.bool_]]:
 
 
 def _points(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return (row, whether it is the end) of all points, request by request and in the order of time."""
+    """Return (row, whether it is its end) for each point, request by request, in the order of time."""
     count = len(recording.stage)
     depth = np.zeros(count, np.int64)
     for rows, _ in ancestors(recording.parent):
         depth[rows] += 1
-    # The host is not there when a stage inside a replay starts or ends.
+    # A stage inside a replay has no points: the host is elsewhere when it starts or ends.
     hosted = np.flatnonzero(~recording.in_graph)
     start_ns, end_ns, depth = recording.host_start_ns[hosted], recording.host_end_ns[hosted], depth[hosted]
-    # At one instant: inner stages end before outer ones, what follows starts after that, and empty stages end last.
+    # At one instant: inner stages end before outer ones, then the next stages start, and empty stages end last.
     rank = np.concatenate([count + depth, np.where(end_ns <= start_ns, 3 * count - depth, -depth)])
     row = np.tile(hosted, 2)
     order = np.lexsort((rank, np.concatenate([start_ns, end_ns]), recording.root[row]))

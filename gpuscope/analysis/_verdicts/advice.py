@@ -1,7 +1,7 @@
 """
-One or two things to try next, for a verdict and what led to it, or to come to a verdict.
+What to try next: one or two sentences for a verdict and the figures behind it, or on how to get to a verdict.
 
-Words only: every condition is a figure that was found elsewhere. Knows no stage by its name.
+Words only: the figures come from elsewhere, and nothing here computes one. Knows no stage by its name.
 """
 
 from __future__ import annotations
@@ -16,60 +16,63 @@ if TYPE_CHECKING:
 MOST = 0.5
 """The larger part of something."""
 OFTEN = 2
-"""Waits a request that are more than the one that it needs."""
+"""Waits per request that are more than the one that a request needs."""
 
 # For a verdict.
 OVERLAP = "Prepare the next request while the GPU works on this one: double buffering, as `gpuscope.overlap` does."
 PINNED = "Copy with `non_blocking=True` from pinned memory that is allocated once: `gpuscope.PinnedPool`."
 COPY_BESIDE = "Copy on a stream of its own, beside the compute: `gpuscope.overlap`."
 LESS_ON_THE_HOST = (
-    "If it works on the host: do that beside the GPU's work on another request, in a thread. If it launches "
-    'kernels: fewer, by `torch.compile(mode="reduce-overhead")`, a CUDA graph or fusing.'
+    "If it computes on the host, do that in a thread, while the GPU works on another request. If it launches "
+    'kernels, launch fewer: `torch.compile(mode="reduce-overhead")`, a CUDA graph, or fusing.'
 )
-BATCH = "Most of its cost is per call: batch, so that fewer calls do the same."
-ONE_WAIT = "Keep on the GPU what is read in between (`.item()`, `if tensor:`), and wait once, at the end."
-LATER = "Record an event and wait for it when the result is needed, with host work in between."
+BATCH = "Most of its cost is per call: batch, so that fewer calls do the same work."
+ONE_WAIT = "Keep values that are read in between (`.item()`, `if tensor:`) on the GPU, and wait once, at the end."
+LATER = "Record an event, go on with host work, and wait for the event when the result is needed."
 LESS_GPU_WORK = (
-    "Less GPU work: lower precision, fusing by `torch.compile`, a smaller model. Faster launching gains nothing."
+    "Give the GPU less work: lower precision, fusing with `torch.compile`, a smaller model. Faster launching gains "
+    "nothing."
 )
-LESS_IN_THE_GRAPH = "Less GPU work in it: lower precision, fusing, a smaller model. The host is not in it."
+LESS_IN_THE_GRAPH = (
+    "Give the GPU less work in it: lower precision, fusing, a smaller model. The host has no part in it."
+)
 IF_IT_WAITS = (
-    "If it waits for the GPU inside (`.cpu()`, `.item()`, `synchronize()`): give that call a stage of its own."
+    "If it waits for the GPU inside (`.cpu()`, `.item()`, `synchronize()`), give that call a stage of its own."
 )
-BETWEEN = "Do what happens between requests beside the next request: `gpuscope.overlap`, or another thread."
+BETWEEN = "Do what happens between requests during the next request: `gpuscope.overlap`, or another thread."
 
-# Of the deep look.
-FEWER_LAUNCHES = 'Fewer kernels: `torch.compile(mode="reduce-overhead")`, a CUDA graph or fusing.'
+# For what a deep look shows.
+FEWER_LAUNCHES = 'Launch fewer kernels: `torch.compile(mode="reduce-overhead")`, a CUDA graph, or fusing.'
 SMALL_TENSORS = (
     "Make such tensors once and keep them on the GPU, make them there (`torch.full`, `torch.arange` with `device=`), "
-    "or several as one."
+    "or copy several as one."
 )
-FEWER_BYTES = "Fewer bytes: a smaller type on the way, or only what is needed."
-HOST_BESIDE = "Do it in another thread, or beside the GPU's work on another request: `gpuscope.overlap`."
+FEWER_BYTES = "Copy fewer bytes: a smaller dtype, or only what is needed."
+HOST_BESIDE = "Do it in another thread, or while the GPU works on another request: `gpuscope.overlap`."
 WITH_CUPTI = (
-    "If it uses a GPU, another tool (Nsight, DCGM's profiling) may hold CUPTI, which serves one; end that tool. After "
-    "another profile of the same process CUPTI may have been lost, too: look at a fresh one."
+    "If the program uses a GPU, another tool (Nsight, DCGM's profiling) may hold CUPTI, which serves one tool at a "
+    "time: end that tool. An earlier profile of this process may also have lost CUPTI: profile a fresh process."
 )
 
-# For want of one.
+# To get to a verdict.
 SPLIT_WAIT = (
-    "Give the call that waits for the GPU (`.cpu()`, `.item()`, `synchronize()`) a stage of its own; if it copies, "
-    "with an attribute `bytes`."
+    "Give the call that waits for the GPU (`.cpu()`, `.item()`, `synchronize()`) a stage of its own, with an attribute "
+    "`bytes` if it copies."
 )
 SPLIT_HOST = "Give the host work before the launches a stage of its own."
-SPLIT_KINDS = "If it does different things in different calls, give them stages of different names."
+SPLIT_KINDS = "If it does different things in different calls, give them stages with different names."
 LOOK_INSIDE = "`gpuscope profile` shows the kernels, copies and waits inside."
 MORE_CALLS = "Record for longer."
-RECORD_MORE = "Raise `GPUSCOPE_QUEUE_SIZE`, or look at `gpuscope.statistics()` for what was lost and why."
+RECORD_MORE = "Raise `GPUSCOPE_QUEUE_SIZE`, or see in `gpuscope.statistics()` what was lost and why."
 WITH_GPU = "`gpuscope doctor` says whether GPU times can be recorded here; put graph captures into the warm-up."
 SPLIT_TASKS = "Give each task or thread an outermost stage of its own."
-LARGER_STAGE = "Put one stage around several of such calls."
+LARGER_STAGE = "Put one stage around several such calls."
 ONE_GPU = "Give the work on each GPU an outermost stage of its own."
 
 
 def begin_with(stage: str) -> str:
     """Return the advice to look at an inner stage first."""
-    return f"Begin with `{stage}`, which has the largest part in it."
+    return f"Begin with `{stage}`, which has the largest share in it."
 
 
 def advise(
@@ -83,15 +86,15 @@ def advise(
     cost: Fit | None,
 ) -> tuple[str, ...]:
     """
-    Return what to try, the most promising first; nothing for `unknown`.
+    Return what to try for a stage or a kind of request, the most promising first; nothing for `unknown`.
 
     Args:
         verdict: One of the four.
-        waits: How often a request waits for the GPU in it.
-        wait_share: The part of its time in which the host waits for the GPU or for a copy.
+        waits: Waits for the GPU in it, per request.
+        wait_share: The part of its time, from 0 to 1, in which the host waits for the GPU or for a copy.
         copy_share: The part of its time in which the host waits for a copy.
         copies: Whether it says how many `bytes` it moves.
-        waits_for: The stage whose GPU work it waits for.
+        waits_for: The stage whose GPU work the host waits for in it.
         cost: Its cost per call and per item, if known.
 
     """

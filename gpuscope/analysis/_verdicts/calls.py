@@ -1,5 +1,5 @@
 """
-The calls of one stage in one kind of request, and what of their figures a verdict is made from.
+The calls of one stage in one kind of request, and the figures of theirs that a verdict is made from.
 
 Picks, adds up and takes medians; decides nothing.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Material:
-    """All that there is to judge from."""
+    """All that there is to judge from: a recording, the evidence in it, and which calls were cold."""
 
     recording: Recording
     evidence: Evidence
@@ -40,12 +40,12 @@ class Material:
 
     @cached_property
     def duration_ns(self) -> NDArray[np.int64]:
-        """From each row's start on the host to the end of all its work."""
+        """Time from each row's start on the host to the end of all its work, at least 1."""
         ns: NDArray[np.int64] = np.maximum(self.evidence.end_ns - self.recording.host_start_ns, 1)
         return ns
 
     def calls(self) -> Iterator[CallsOfStage]:
-        """Yield the calls of each stage in each kind of request: by the kind's judged time in all, then the stage's."""
+        """Yield the calls of each stage in each kind of request, by total judged time of the kind, then the stage."""
         recording = self.recording
         kinds = recording.stage[recording.root].astype(np.int64) * len(recording.names) + recording.stage
         order = np.argsort(kinds, kind="stable")
@@ -71,12 +71,12 @@ class CallsOfStage:
 
     @property
     def name(self) -> str:
-        """The stage."""
+        """The stage's name."""
         return self.material.name(int(self.rows[0]))
 
     @property
     def root(self) -> str:
-        """The kind of request."""
+        """The kind of request: the name of its outermost stage."""
         return self.material.name(int(self.material.recording.root[self.rows[0]]))
 
     @property
@@ -91,47 +91,47 @@ class CallsOfStage:
 
     @cached_property
     def judged(self) -> NDArray[np.int64]:
-        """The rows that are neither warm-up nor cold."""
+        """The rows that are neither warm-up nor cold, and contain no such call."""
         return self.rows[~self.material.recording.around_warmup[self.rows] & ~self.material.cold.rows[self.rows]]
 
     @cached_property
     def timed(self) -> NDArray[np.int64]:
-        """Those of the judged rows that have GPU times."""
+        """The judged rows whose GPU times can be relied on."""
         return self.judged[self.material.recording.measured[self.judged]]
 
     @cached_property
     def requests(self) -> NDArray[np.int64]:
-        """The outermost rows of the requests that the judged ones are of."""
+        """The outermost rows of the requests that the judged rows belong to."""
         return np.unique(self.material.recording.root[self.judged])
 
     @cached_property
     def total_ns(self) -> int:
-        """The sum of the durations."""
+        """The sum of the durations of the judged rows."""
         return int(self.material.duration_ns[self.judged].sum())
 
     @cached_property
     def requests_ns(self) -> int:
-        """The sum of the durations of the requests."""
+        """The sum of the durations of their requests."""
         return int(self.material.duration_ns[self.requests].sum())
 
     def share(self, value_ns: NDArray[np.int64]) -> float:
-        """Return the judged rows' part of a column of times in their durations; 0 if there are none."""
+        """Return the sum of a column of times over the judged rows, as a part of their durations; 0 without rows."""
         return float(value_ns[self.judged].sum()) / self.total_ns if self.total_ns else 0.0
 
     def median_ms(self, value_ns: NDArray[np.int64], *, timed: bool = False) -> float | None:
-        """Return the median of a column of times over the judged rows, or of those with GPU times."""
+        """Return the median of a column of times over the judged rows, or over the timed ones; None without rows."""
         rows = self.timed if timed else self.judged
         return float(np.median(value_ns[rows])) / 1e6 if len(rows) else None
 
     def segments(self) -> NDArray[np.int64]:
-        """Return the segments of the requests that the judged rows are of, if these are requests; else their own."""
+        """Return the segments that the judged rows own; if they are requests, all segments of these requests."""
         owner = self.material.evidence.segments.owner
         chosen = np.zeros(len(self.material.recording.stage), np.bool_)
         chosen[self.judged] = True
         return np.flatnonzero(chosen[self.material.recording.root[owner] if self.outermost else owner])
 
     def waits_for(self) -> str | None:
-        """Return the stage whose GPU work the host waits for in these calls, for the longest."""
+        """Return the stage whose GPU work the host waits longest for in these calls; None without a wait."""
         segments = self.segments()
         spans = self.material.evidence.segments
         by_stage: dict[int, int] = {}
@@ -141,7 +141,7 @@ class CallsOfStage:
         return self.material.recording.names[max(by_stage, key=by_stage.__getitem__)] if by_stage else None
 
     def share_of_caller(self) -> float:
-        """Return the part of these calls in the time on the stream of the stages that launched their graphs."""
+        """Return the time of these calls as a part of the stream time of the stages that launched their graphs."""
         recording = self.material.recording
         gpu_ns = recording.gpu_end_ns - recording.gpu_start_ns
         launched = np.unique(callers(recording)[self.timed])
@@ -152,7 +152,7 @@ class CallsOfStage:
         return self.material.name(int(callers(self.material.recording)[self.rows[0]]))
 
     def without_gpu_times(self) -> str:
-        """Return why GPU times are missing in these calls, of the stage where most time is without."""
+        """Return why GPU times are missing in these calls: of the stage that has most time without them."""
         recording, evidence = self.material.recording, self.material.evidence
         chosen = np.isin(recording.root, self.requests) & ~self.material.recording.measured
         rows = np.flatnonzero(chosen)
@@ -164,7 +164,7 @@ class CallsOfStage:
         return f"`{self.material.name(row)}` {_why_unmeasured(int(recording.flags[row]))}"
 
     def idle_causes(self) -> dict[tuple[str, str], int]:
-        """Return the nanoseconds without GPU work in these requests by cause and innermost stage."""
+        """Return the nanoseconds without GPU work in these requests, by cause and innermost stage."""
         recording, evidence = self.material.recording, self.material.evidence
         found: dict[tuple[str, str], int] = {}
         segments = self.segments()
@@ -196,5 +196,5 @@ def _why_unmeasured(flags: int) -> str:
     if flags & RowFlag.UNPLACED:
         return "has GPU times that cannot be placed: the GPU's clock could not be read"
     if flags & RowFlag.CLAMPED:
-        return "has GPU times that cannot be placed: they lay before the launch"
+        return "has GPU times that cannot be placed: they lie before the launch"
     return "has no GPU times: recorded without a GPU, or on a device that was not current"

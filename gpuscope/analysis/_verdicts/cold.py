@@ -1,8 +1,8 @@
 """
-Late cold calls: slow ones after the warm-up, as of a new input shape, autotuning or compilation.
+Late cold calls: slow calls after the warm-up, caused by a new input shape, autotuning or compilation, for example.
 
-They are listed and left out of the figures. Slow calls that come often, or in a row, are no cold ones but what the
-stage is like, and stay.
+Finds them and says what they cost; judges no stage. Verdicts list them and leave them out. Slow calls that come often,
+or in a row, are not cold: they are what the stage is like, and stay.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from gpuscope.analysis.recording import Recording
 
 MIN_CALLS = 10
-"""Below this number there is no saying what is usual."""
+"""With fewer calls it cannot be said what is usual."""
 MIN_ALIKE = 3
-"""As many other calls of a shape tell what it usually costs."""
+"""So many other calls of a shape are enough to tell what it usually costs."""
 TIMES = 3.0
-"""A cold call is at least so many times as long as usual."""
+"""A cold call takes at least so many times as long as usual,"""
 EXCESS_NS = 100_000
-"""And at least so much longer."""
+"""and at least so much longer,"""
 SCORE = 6.0
-"""And, without a new shape, so many robust standard deviations above the median, on a scale of logarithms."""
+"""and without a new shape it is so many robust standard deviations above the median, on a logarithmic scale."""
 MAD_TO_SIGMA = 1.4826
-"""Of normally distributed values: 1 / 0.6745."""
+"""Standard deviation over median absolute deviation of normally distributed values: 1 / 0.6745."""
 MAX_SHARE = 0.05
-"""Slow calls in more than this part of the calls are not isolated."""
+"""Where more than this part of the calls is slow, slow calls are not isolated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColdCall:
-    """One late cold call: the stage that was slow itself; those around it are left out with it."""
+    """One late cold call: the stage that was itself slow. The stages around it are left out with it."""
 
     row: int
     """In the recording."""
@@ -48,7 +48,7 @@ class ColdCall:
     start_ns: int
     """Since the epoch."""
     ms: float
-    """What it cost itself, without inner stages."""
+    """What the call itself cost, without the stages inside."""
     usual_ms: float
     because: str
     """`first call with batch_size=16`, or `isolated`."""
@@ -56,14 +56,14 @@ class ColdCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cold:
-    """The cold calls, and which rows to leave out for them: the calls, and the stages around them."""
+    """The cold calls, and a mask of the rows to leave out because of them: the calls, and the stages around them."""
 
     calls: tuple[ColdCall, ...]
     rows: NDArray[np.bool_]
 
 
 def find_cold(recording: Recording) -> Cold:
-    """Return the late cold calls of a recording, one a request: the one that cost most."""
+    """Return the late cold calls of a recording. Of each request only the one that cost most is listed."""
     cost_ns = _own_ns(recording)
     found = [
         ColdCall(
@@ -86,7 +86,7 @@ def find_cold(recording: Recording) -> Cold:
 
 
 def _own_ns(recording: Recording) -> NDArray[np.int64]:
-    """Return what each call costs itself: on the host without inner stages; on the GPU, if that is more, with none."""
+    """Return what each call itself costs: its host time without inner stages; or its GPU time, if longer and a leaf."""
     own_ns = recording.host_end_ns - recording.host_start_ns
     inner = np.flatnonzero(recording.parent >= 0)
     inside_ns = np.zeros_like(own_ns)
@@ -97,7 +97,7 @@ def _own_ns(recording: Recording) -> NDArray[np.int64]:
 
 
 def _by_stage(recording: Recording) -> list[NDArray[np.int64]]:
-    """Return the rows of each stage of each kind of request in each process, in the order of time."""
+    """Return the rows of each stage, per kind of request and process, in the order of time."""
     process = np.array([thread.process for thread in recording.threads], np.int64)[recording.thread]
     keys = np.stack([process, recording.stage[recording.root], recording.stage])
     _, group = np.unique(keys, axis=1, return_inverse=True)
@@ -107,7 +107,7 @@ def _by_stage(recording: Recording) -> list[NDArray[np.int64]]:
 
 
 def _cold_in(recording: Recording, rows: NDArray[np.int64], cost_ns: NDArray[np.int64]) -> list[tuple[int, float, str]]:
-    """Return (row, usual cost, why) of the cold calls among those of one stage."""
+    """Return (row, usual cost, reason) of the cold calls of one stage."""
     if len(rows) < MIN_CALLS:
         return []
     shapes: dict[Shape, list[int]] = {}
@@ -148,13 +148,13 @@ def _middle_sizes(shapes: dict[Shape, list[int]]) -> dict[str, float]:
 
 
 def _growth(shape: Shape, middle: dict[str, float]) -> float:
-    """Return how many times the usual a call of this shape may cost: the square of its sizes, as attention does."""
+    """Return how many times the usual a call of this shape may cost: with the square of its sizes, like attention."""
     ratios = [size / middle[name] for name, size in sizes_in(shape).items() if middle[name] > 0]
     return math.prod(max(1.0, ratio) for ratio in ratios) ** 2
 
 
 def _isolated(rows: NDArray[np.int64], cost_ns: NDArray[np.int64]) -> list[tuple[int, float, str]]:
-    """Return the cold calls among calls of one shape: far above the median, seldom, and never two in a row."""
+    """Return the cold calls among calls of one shape: far above the median, rare, and never two in a row."""
     if len(rows) < MIN_CALLS:
         return []
     costs = np.maximum(cost_ns[rows], 1).astype(np.float64)
@@ -174,7 +174,7 @@ def _cold_from(usual_ns: float) -> float:
 
 
 def _dearest(recording: Recording, calls: list[ColdCall]) -> tuple[ColdCall, ...]:
-    """Return one call a request: what is slow beside it was slow because of it, as a wait for its GPU work."""
+    """Return one call per request: others in it are slow because of that one, such as a wait for its GPU work."""
     kept: dict[int, ColdCall] = {}
     for call in calls:
         root = int(recording.root[call.row])

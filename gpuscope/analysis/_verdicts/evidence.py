@@ -1,10 +1,20 @@
 """
-What the host and the GPU were doing, as far as stages can show it: what verdicts are made from.
+What the host and the GPU were doing, as far as stages can show it: the evidence that verdicts are made from.
 
-The reasoning rests on one fact. A stage's events are executed when the stream comes to them, so at each start or end of
-a stage it is known how far the GPU was *behind*: the time from the host's being there to the stream's. While it is
-behind, the GPU has work; where it is not, all that was launched before is done. Everything here follows from that and
-from the host's times; what happens between two such points is a reading, and `Activity` says which.
+It would be simpler to compare a stage's host time with its GPU time, and to call the longer one the bottleneck. That
+fails: a GPU interval lies between two events on a stream, so it includes all the time in which the stream waited for
+the host, and a whole request takes about equally long on both, whichever is slow.
+
+So this module relies on another property. A stream comes to an event when everything launched before it is done. At
+each start and end of a stage it is therefore known how far the GPU is *behind*: by the time from the host's passing
+that point to the stream's reaching it. While the GPU is behind, it has work; when it is not, it has finished all that
+was launched before. Requests are cut at every such point into segments. At both ends of a segment the facts are known;
+what happened in between is a reading of the two, and `Activity` lists the readings. If the GPU was behind at the start
+and the host left just as it caught up, the host waited. If it was behind at neither end, the host set the pace.
+
+One thing cannot be read. A wait for work that was launched in the same segment begins and ends with a GPU that is not
+behind, as host work does. Where that would change the verdict, the answer is "unknown", because a guess would send
+people to optimise the wrong side. Nothing here decides: `decide` does. Nothing here knows a stage by its name.
 """
 
 from __future__ import annotations
@@ -12,7 +22,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,16 +39,16 @@ if TYPE_CHECKING:
     from gpuscope.analysis.recording import Recording
 
 BEHIND_NS = 10_000
-"""An idle stream executes an event 3 to 10 µs after it is recorded; only beyond that, and beyond the uncertainty of the
-clock, is the GPU behind."""
+"""The GPU is behind only if by more than this and the clock's uncertainty: even an idle stream executes an event 3 to
+10 µs after it is recorded."""
 BEHIND_SHARE = 0.2
-"""A GPU that is behind at the end by less of the GPU interval has kept up with the host but for the last kernels."""
+"""A GPU that is behind at the end by less than this part of the GPU interval has kept up, but for the last kernels."""
 MET_SHARE = 0.05
-"""A GPU that is behind at the start by less of the host's time explains little of that, had the host waited for it."""
+"""If the GPU is behind at the start by less than this part of the host's time, a wait for it explains little of it."""
 WAIT_TAIL = 0.25
-"""A host that waits leaves soon after the stream has come to the wait: with at most this part of its time remaining."""
+"""A host that waited leaves soon after the stream has caught up: at most this part of its time comes after that."""
 COPY_BYTES_PER_NS = 1.0
-"""Blocking copies from pageable memory reach 3 GB/s and more; what is slower than this was hardly the copy."""
+"""Blocking copies from pageable memory reach 3 GB/s and more. At less than 1 GB/s, the time was hardly the copy's."""
 NO_DEVICE = -1
 SEVERAL_DEVICES = -2
 
@@ -49,7 +59,7 @@ class Activity(IntEnum):
     UNTIMED = 0
     """No GPU times."""
     AHEAD = 1
-    """The host left with the GPU still behind: if it launched all along, then the GPU had work all along."""
+    """The host left with the GPU still behind. If the host launched all along, the GPU had work all along."""
     WAITS = 2
     """The GPU was behind at the start, is not at the end, and the host left as soon as it was not: it waited."""
     COPIES = 3
@@ -57,31 +67,31 @@ class Activity(IntEnum):
     PACED = 4
     """The GPU kept up with the host. The host worked or launched, unless it waited for what was launched in here."""
     UNCLEAR = 5
-    """The host worked, or it waited: for a GPU that was behind at the start, and then for what it launched here; or
-    like `PACED`, in a request that shows no wait for the GPU although it must have one, and so maybe here."""
+    """The host worked, or it waited. Either the GPU was behind at the start, and the host may have waited for that and
+    then for what it launched here; or it looks like `PACED`, but the request must wait somewhere and shows no wait."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """Columns beside those of a `Recording`, one value a row; and those of its segments. Times in nanoseconds."""
+    """Columns beside those of a `Recording`, one value per row, and columns of its segments. Times are nanoseconds."""
 
     segments: Segments
     kind: NDArray[np.int8]
-    """Of `Activity`, one a segment."""
+    """Of `Activity`, one per segment."""
     segment_idle_ns: NDArray[np.int64]
-    """One a segment: how long the device of the request had nothing to do, as far as is known."""
+    """One per segment: how long the device of the request had nothing to do, as far as is known."""
     waited_for: NDArray[np.int64]
-    """One a segment: the row whose GPU work a waiting host waited for, or -1."""
+    """One per segment: the row whose GPU work the host waited for, or -1."""
     tangled: NDArray[np.bool_]
-    """Whether stages of its request overlap, so that there are no segments of it."""
+    """Whether stages of its request overlap, so that the request has no segments."""
     device: NDArray[np.int64]
-    """A number for the device of its request; `NO_DEVICE`, `SEVERAL_DEVICES`."""
+    """A number for the device of its request, or `NO_DEVICE`, or `SEVERAL_DEVICES`."""
     end_ns: NDArray[np.int64]
     """When all its work was done, on the host and on the GPU, inner stages included."""
     wait_ns: NDArray[np.int64]
     """Host time in it, inner stages included, that was spent waiting for the GPU or for a copy."""
     copy_ns: NDArray[np.int64]
-    """The part of `wait_ns` that was for a copy."""
+    """The part of `wait_ns` that was spent on copies."""
     waits: NDArray[np.int64]
     """How often the host waited for the GPU in it, inner stages included."""
     idle_ns: NDArray[np.int64]
@@ -91,9 +101,9 @@ class Evidence:
     paced_ns: NDArray[np.int64]
     """The part of `idle_ns` in which the host is taken to have set the pace."""
     unclear_ns: NDArray[np.int64]
-    """The part of `idle_ns` in which the host may as well have waited for GPU work that does not show."""
+    """The part of `idle_ns` in which the host may instead have waited for GPU work that does not show."""
     untimed_ns: NDArray[np.int64]
-    """Host time in it of which no GPU times are known."""
+    """Host time in it for which no GPU times are known."""
     gap_ns: NDArray[np.int64]
     """For an outermost stage, the time until the next one on its thread; -1 if there is none."""
     gap_idle_ns: NDArray[np.int64]
@@ -101,7 +111,7 @@ class Evidence:
 
 
 def gather(recording: Recording) -> Evidence:
-    """Return the evidence of a recording: a few sorts of its rows."""
+    """Return the evidence in a recording. It costs a few sorts of its rows."""
     segments, tangled = segments_of(recording)
     kind = _kinds(recording, segments)
     device, row_device = _devices(recording)
@@ -144,7 +154,7 @@ def _kinds(recording: Recording, segments: Segments) -> NDArray[np.int8]:
     lag_ns = segments.gpu_end_ns - segments.host_end_ns
     tolerance_ns = BEHIND_NS + segments.uncertainty_ns
     was_behind, is_behind = behind_ns > tolerance_ns, lag_ns > tolerance_ns
-    # Once the stream is there; before that a copy could not begin.
+    # From when the stream is there: a copy could not begin before.
     own_ns = segments.host_end_ns - np.maximum(segments.gpu_start_ns, segments.host_start_ns)
     copied = _moved(recording)[segments.owner] >= COPY_BYTES_PER_NS * np.maximum(own_ns, 1)
     kind = np.select(
@@ -163,7 +173,7 @@ def _kinds(recording: Recording, segments: Segments) -> NDArray[np.int8]:
 
 
 def _moved(recording: Recording) -> NDArray[np.float64]:
-    """Return the `bytes` that innermost stages say they move; 0 where they say nothing."""
+    """Return the `bytes` that each innermost stage says it moves; 0 if it says nothing."""
     moved = np.zeros(len(recording.stage))
     for row, attributes in recording.attributes.items():
         value = attributes.get("bytes")
@@ -175,11 +185,11 @@ def _moved(recording: Recording) -> NDArray[np.float64]:
 
 def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[np.int64]) -> NDArray[np.bool_]:
     """
-    Return the segments from the last innermost stage on, of requests that show no wait and leave none to others.
+    Return which segments, from the last innermost stage of a request on, may be a wait that does not show.
 
-    A program that uses the results of the GPU waits for it somewhere. Where the GPU falls behind or a copy blocks, that
-    is seen; where neither happens, the wait is in a stage that also launched what it waits for, and the records of such
-    a stage are those of one that works on the host. Any stage may be that one, the last most likely.
+    A program that uses the GPU's results waits for the GPU somewhere. If the GPU falls behind or a copy blocks, the
+    wait shows. If neither happens, the wait is in a stage that also launched what it waits for. Such a stage looks like
+    one that works on the host. Any stage may be that one; the last is the most likely.
     """
     shown = np.zeros(len(recording.stage), np.bool_)
     shown[recording.root[segments.owner[np.isin(kind, (Activity.AHEAD, Activity.WAITS, Activity.COPIES))]]] = True
@@ -190,7 +200,7 @@ def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[n
 
 
 def _devices(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return a number for the device of each stream, and of each outermost stage: that of all inside it."""
+    """Return the number of each stream's device, and of the device that each outermost stage and all inside it use."""
     # One GPU may be the first device of one process and the second of another.
     ids = [each.device_uuid or (each.process, each.device) for each in recording.streams]
     device = np.array([ids.index(each) for each in ids], np.int64)
@@ -208,14 +218,14 @@ def _busy(
     """
     Return the time in which each device had work: from each point where the GPU is behind until it has caught up.
 
-    Unions, so that what two streams do at a time counts once. From the first to the last stage inside a replay the GPU
-    waits for nobody.
+    These are unions, so that time in which two streams work counts once. From the first to the last stage inside a
+    replay the GPU does not wait for the host.
 
     Args:
-        segments: All of them.
-        replays: All of them.
-        device: Of each stream.
-        through: Segments all through whose GPU interval the GPU is taken to have had work as well.
+        segments: All segments.
+        replays: All replays.
+        device: The number of each stream's device.
+        through: Segments in which the GPU is taken to have had work throughout the GPU interval.
 
     """
     tolerance_ns = BEHIND_NS + segments.uncertainty_ns
@@ -245,8 +255,10 @@ def _ends(recording: Recording) -> NDArray[np.int64]:
     return end_ns
 
 
-def _summed(recording: Recording, segments: Segments, value: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the sum over the segments of each stage and of all inside it."""
+def _summed(
+    recording: Recording, segments: Segments, value: NDArray[np.int64] | NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return for each stage the sum of the values of its segments, and of the segments of all stages inside it."""
     own = np.zeros(len(recording.stage), np.int64)
     np.add.at(own, segments.owner, value)
     total: NDArray[np.int64] = own.copy()
@@ -256,7 +268,7 @@ def _summed(recording: Recording, segments: Segments, value: NDArray[Any]) -> ND
 
 
 def _waited_for(recording: Recording, segments: Segments, kind: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Return for each waiting segment the stage that launched GPU work last before it in its request, else -1."""
+    """Return for each segment that is a wait the stage that last launched GPU work before it in its request, or -1."""
     gpu_ns = segments.gpu_end_ns - segments.gpu_start_ns
     place = np.arange(len(kind))
     last = np.maximum.accumulate(np.where((kind == Activity.AHEAD) & (gpu_ns > BEHIND_NS), place, -1))
@@ -266,7 +278,7 @@ def _waited_for(recording: Recording, segments: Segments, kind: NDArray[np.int8]
 
 
 def _gaps(recording: Recording) -> Intervals:
-    """Return the time from the end of each outermost stage to the next on its thread; 0 to 0 where there is none."""
+    """Return the time from the end of each outermost stage to the next one on its thread; 0 to 0 if there is none."""
     start, end = np.zeros((2, len(recording.stage)), np.int64)
     roots = np.flatnonzero(recording.parent < 0)
     roots = roots[np.lexsort((recording.host_start_ns[roots], recording.thread[roots]))]

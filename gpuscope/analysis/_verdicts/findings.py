@@ -1,37 +1,38 @@
 """
-Verdicts as data: what bounds each stage and each kind of request, with the figures that say so.
+Verdicts as data: what bounds each stage and each kind of request, and the figures that say so.
 
-Holds and shows; decides nothing. Times are milliseconds, shares are from 0 to 1.
+Holds verdicts and prints them; decides nothing. Times are milliseconds, shares are from 0 to 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuscope.analysis._plain import Plain, PlainDict
     from gpuscope.analysis._verdicts.cold import ColdCall
     from gpuscope.analysis._verdicts.fit import Fit
 
 GPU_BOUND, CPU_BOUND, PIPELINE_BOUND, UNKNOWN = "gpu-bound", "cpu-bound", "pipeline-bound", "unknown"
 WORTH_LINES = 0.01
-"""The part of a request from which on a stage's verdict is printed with its evidence."""
+"""A stage's verdict is printed with its evidence if the stage takes at least this part of the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IdleCause:
-    """Why the GPU had nothing to do, in one place of a request."""
+    """Why the GPU had nothing to do at one place in a request."""
 
     cause: str
     """`host not ready`, `waiting for a copy`, `waiting at a synchronisation`, `between requests`, or `unclear`."""
     stage: str | None
     """The innermost stage that the host was in; None between requests."""
     ms: float
-    """A request, on average."""
+    """Per request, on average."""
     share: float
-    """Of the request's duration; between requests, of the time from one to the next."""
+    """Part of the request's duration; between requests, of the time from the start of one to the start of the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,44 +45,45 @@ class StageVerdict:
     verdict: str
     """`gpu-bound`, `cpu-bound`, `pipeline-bound` or `unknown`."""
     because: str
-    """A sentence: the evidence, or why there is no verdict."""
+    """The evidence, or why there is no verdict, as a sentence."""
     assumes: str | None
-    """What the verdict rests on and records cannot show."""
+    """What the verdict takes for granted because records cannot show it; it follows the word `assuming`."""
     calls: int
-    """How many calls were judged; nothing below is of others."""
+    """How many calls were judged. All figures below are of these calls."""
     warmup_calls: int
-    """Calls left out: warm-up, or with warm-up inside."""
+    """Calls left out because they are warm-up calls or contain one."""
     cold_calls: int
-    """Calls left out: late cold ones, or with such inside."""
+    """Calls left out because they are late cold calls or contain one."""
     duration_ms: float | None
-    """Median, from the host's start to the end of all its work; the following ones are medians too."""
+    """From the host's start to the end of all the work. This and the following times are medians."""
     host_ms: float | None
-    """None, as are the times and shares of the host below, of a stage in a CUDA graph, whose duration is the GPU's."""
+    """None for a stage in a CUDA graph, as are the other figures of the host: its duration is the GPU's."""
     gpu_ms: float | None
-    """Between its two events on the stream: not the time that the GPU was busy."""
+    """Time between its two events on the stream, which is not the time that the GPU was busy."""
     launch_to_start_ms: float | None
     lag_ms: float | None
-    """How long after the host the GPU ended."""
+    """Time from the host's end to the GPU's; negative if the GPU ended first."""
     wait_share: float | None
     """The part of the duration in which the host waited for the GPU or for a copy."""
     idle_share: float | None
     """The part of the duration in which the GPU had nothing to do, as far as is known."""
     request_share: float | None
-    """Host time of the stage as a part of the request's duration."""
+    """Host time of the stage as a part of the durations of its requests."""
     gain_ms: float | None
     """
-    What a request would save at most if what bounds the stage took no time. Only time that nothing else is known to
-    have filled is counted. Gains of several stages may be the same time: do not add them.
+    What a request would save at most if the thing that bounds the stage took no time. It counts only time that nothing
+    else is known to have filled. Gains of several stages may be the same time: do not add them.
     """
     gain_share: float | None
-    """Of the request's duration; where the time between requests is what bounds, of the time from one to the next."""
+    """Part of the request's duration; if time between requests is the bottleneck, of the time from one to the next."""
     waits_for: str | None
-    """The stage whose GPU work the host mostly waits for in this one."""
+    """The stage whose GPU work the host waits longest for in this one."""
     cost: Fit | None
-    """Cost per call and per item, where the data can bear it."""
+    """Cost per call and per item, if the calls follow a straight line."""
     no_cost: str
-    """Why there is none."""
+    """Why there is no `cost`; empty if there is one."""
     next_steps: tuple[str, ...]
+    """One or two things to try, the most promising first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,26 +98,26 @@ class RequestVerdict(StageVerdict):
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that can be said about a recording. Print it for a few lines a verdict."""
+    """All that can be said about a recording. Print it for a few lines per verdict."""
 
     requests: tuple[RequestVerdict, ...]
-    """By total time, longest first; so are stages within their kind of request."""
+    """Longest total time first."""
     stages: tuple[StageVerdict, ...]
+    """In the order of their kinds of request, and within a kind longest total time first."""
     cold: tuple[ColdCall, ...]
     """Late cold calls: left out of all figures."""
     notes: tuple[str, ...]
-    """What limits all verdicts."""
+    """Sentences on what limits all verdicts."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data: dictionaries, lists, strings, numbers and None."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+    def as_dict(self) -> PlainDict:
+        """Return plain data: dictionaries, lists, strings, numbers, booleans and None."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
         return "\n".join(_lines(self))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Plain) -> Plain:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
@@ -146,9 +148,10 @@ def _verdict(verdict: StageVerdict, unit: str, indent: str) -> Iterator[str]:
         return
     yield f"{indent}    {verdict.because}"
     if verdict.gain_ms is not None and verdict.gain_share is not None:
-        yield f"{indent}    At most {verdict.gain_ms:,.3f} ms a request to gain ({verdict.gain_share:.0%})."
+        yield f"{indent}    At most {verdict.gain_ms:,.3f} ms per request to gain ({verdict.gain_share:.0%})."
     if verdict.cost is not None:
         cost = verdict.cost
-        yield f"{indent}    {cost.fixed_ms:,.3f} ms a call and {cost.per_item_ms:,.6f} ms for each of `{cost.size}`."
+        per_item = f"{cost.per_item_ms:,.6f} ms per unit of `{cost.size}`"
+        yield f"{indent}    {cost.fixed_ms:,.3f} ms per call, plus {per_item}."
     for step in verdict.next_steps:
         yield f"{indent}    - {step}"

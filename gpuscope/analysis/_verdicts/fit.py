@@ -1,8 +1,8 @@
 """
-What a stage costs per call, and what per item: a straight line through cost over size, where the data can bear one.
+What a stage costs per call, and what per item: a straight line of cost over size, if the calls follow one.
 
-Theil and Sen's estimator, the median of the slopes between all pairs of calls (P. K. Sen, J. Am. Stat. Assoc. 63,
-1379, 1968), by `scipy.stats.theilslopes`: up to 29 % of odd calls do not move it. Refuses rather than guesses.
+The method is Theil and Sen's estimator, the median of the slopes between all pairs of calls (P. K. Sen, J. Am. Stat.
+Assoc. 63, 1379, 1968), by `scipy.stats.theilslopes`. Up to 29 % outliers do not spoil it. Refuses rather than guesses.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 MIN_CALLS = 20
 MIN_SIZES = 3
 MIN_SPREAD = 2.0
-"""The largest tenth of the sizes must be at least so many times the smallest tenth."""
+"""The 90th percentile of the sizes must be at least so many times the 10th."""
 MAX_WIDTH = 0.25
 """How uncertain the fitted cost may be, as a part of the median cost."""
 MAX_BEND = 0.15
-"""How far off the line small, middling and large sizes may be, as a part of the median cost."""
+"""How far off the line the small, middle and large sizes may be, as a part of the median cost."""
 MAX_CALLS = 1000
 """The estimator looks at all pairs of calls: 1,000 take about 20 ms."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Cost = `fixed_ms` + `per_item_ms` times the size; the ranges hold the true values with 95 % confidence."""
+    """Cost = `fixed_ms` + `per_item_ms` times the size. The ranges are 95 % confidence intervals."""
 
     size: str
-    """The attribute that says how many items."""
+    """Name of the attribute that says how many items a call was given."""
     fixed_ms: float
     fixed_range_ms: tuple[float, float]
     per_item_ms: float
@@ -48,8 +48,8 @@ def fit_cost(size: str, sizes: NDArray[np.float64], costs_ms: NDArray[np.float64
 
     Args:
         size: The attribute's name.
-        sizes: One a call.
-        costs_ms: One a call.
+        sizes: One per call.
+        costs_ms: One per call.
 
     """
     refused = _refusal(size, sizes)
@@ -58,10 +58,10 @@ def fit_cost(size: str, sizes: NDArray[np.float64], costs_ms: NDArray[np.float64
     try:
         from scipy.stats import theilslopes
     except ImportError:
-        return 'it takes SciPy: `pip install "gpuscope[report]"`'
+        return 'this needs SciPy: `pip install "gpuscope[report]"`'
     chosen = np.linspace(0, len(sizes) - 1, min(len(sizes), MAX_CALLS)).astype(int)
     sizes, costs_ms = sizes[chosen], costs_ms[chosen]
-    with np.errstate(invalid="ignore"):  # Of many equal values it answers with a range that is not a number.
+    with np.errstate(invalid="ignore"):  # With many equal values it returns a range of NaN.
         slope, fixed, low, high = (float(value) for value in theilslopes(costs_ms, sizes, alpha=0.95))
     middle, cost = float(np.median(sizes)), float(np.median(costs_ms))
     reach = float(np.ptp(np.percentile(sizes, (10, 90))))
@@ -84,7 +84,7 @@ def fit_cost(size: str, sizes: NDArray[np.float64], costs_ms: NDArray[np.float64
 
 def _refusal(size: str, sizes: NDArray[np.float64]) -> str:
     if len(sizes) < MIN_CALLS:
-        return f"{len(sizes)} calls with `{size}`, of at least {MIN_CALLS}"
+        return f"{len(sizes)} calls with `{size}`; at least {MIN_CALLS} are needed"
     smallest, largest = np.percentile(sizes, (10, 90))
     if len(np.unique(sizes)) < MIN_SIZES or smallest <= 0 or largest < MIN_SPREAD * smallest:
         return f"`{size}` varies too little: {sizes.min():g} to {sizes.max():g}"
@@ -92,7 +92,7 @@ def _refusal(size: str, sizes: NDArray[np.float64]) -> str:
 
 
 def _bend(sizes: NDArray[np.float64], residuals: NDArray[np.float64]) -> float:
-    """Return the largest median residual of the smaller, the middling and the larger sizes."""
+    """Return the largest absolute median residual among the small, the middle and the large sizes."""
     first, second = np.percentile(sizes, (100 / 3, 200 / 3))
     thirds = (sizes <= first), (sizes > first) & (sizes <= second), (sizes > second)
     return max(abs(float(np.median(residuals[third]))) for third in thirds if third.any())

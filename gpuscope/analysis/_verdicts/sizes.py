@@ -1,22 +1,22 @@
 """
-How much a stage was given to do: the sizes and shapes among the application's attributes.
+How much work a stage was given: the sizes and shapes among the application's attributes.
 
-Reads names and values, and compares nothing. What a request says holds for the stages inside it.
+Reads names and values, and compares nothing. What a request says also holds for the stages inside it.
 """
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from gpuscope.analysis.recording import Recording
 
 SIZE_WORDS = frozenset({"size", "batch", "tokens", "bytes", "items", "length", "len", "count"})
-"""An attribute whose name ends in one of these, `batch_size` or `gen_ai.usage.input_tokens`, is a size if a number."""
+"""A number whose name ends in one of these is a size: `batch_size`, `gen_ai.usage.input_tokens`."""
 _MAX_SIZE = 2.0**53
-"""Beyond it a float no longer holds every whole number, and what is computed from it may overflow: not a size."""
+"""A larger number is not a size: a float no longer holds it exactly, and what is computed from it may overflow."""
 SHAPE_WORDS = SIZE_WORDS | {"shape", "height", "width", "resolution", "dtype"}
 
 Shape: TypeAlias = "tuple[tuple[str, float | str], ...]"
@@ -24,7 +24,7 @@ Shape: TypeAlias = "tuple[tuple[str, float | str], ...]"
 
 
 def shape_of(recording: Recording, row: int) -> Shape:
-    """Return the shape-like attributes of a stage and of those around it; what the inner one says holds."""
+    """Return the shape-like attributes of a stage and of those around it; the innermost value of a name counts."""
     found: dict[str, float | str] = {}
     while row >= 0:
         for name, value in recording.attributes.get(row, {}).items():
@@ -35,7 +35,7 @@ def shape_of(recording: Recording, row: int) -> Shape:
 
 
 def sizes_in(shape: Shape) -> dict[str, float]:
-    """Return those attributes of a shape that are numbers of something, and finite."""
+    """Return the attributes of a shape that are sizes."""
     return {
         name: float(value)
         for name, value in shape
@@ -43,7 +43,7 @@ def sizes_in(shape: Shape) -> dict[str, float]:
     }
 
 
-def _plain(value: Any) -> float | str:
+def _plain(value: object) -> float | str:
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 

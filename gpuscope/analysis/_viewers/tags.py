@@ -1,13 +1,13 @@
 """
-What viewers show beside a stage: its attributes, by the names that live spans have, in values that JSON has.
+What viewers show beside a stage: its attributes, under the names that live spans use, as values that JSON has.
 
-Formats nothing further.
+Knows no viewer's format.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._data.attributes import (
     CLOCK_UNCERTAINTY,
@@ -37,25 +37,25 @@ _IN_GRAPH = int(RowFlag.IN_GRAPH)
 
 
 def host_tags(recording: Recording, row: int) -> Tags:
-    """Return what belongs to the stage's time on the host."""
+    """Return the tags of a stage's time on the host."""
     thread = recording.threads[recording.thread[row]]
     return {**_own(recording, row), **_flags(recording, row), THREAD_ID: thread.ident, THREAD_NAME: thread.name}
 
 
 def gpu_tags(recording: Recording, row: int, outside_ns: Mapping[int, int]) -> Tags:
     """
-    Return what belongs to the stage's time on its stream; durations in seconds.
+    Return the tags of a stage's time on its stream. Durations are in seconds.
 
     Args:
-        recording: the stage's.
-        row: of the stage.
-        outside_ns: by stage around replays, its time that is in no stage inside.
+        recording: The recording that the stage is in.
+        row: The stage's row.
+        outside_ns: For each stage around replays, the nanoseconds that no stage inside covers.
 
     """
     stream = recording.streams[recording.stream[row]]
     start_ns = int(recording.gpu_start_ns[row])
     return {
-        # What other stages show beside their time on the host.
+        # Other stages show these beside their time on the host.
         **(_own(recording, row) if recording.flags[row] & _IN_GRAPH else {}),
         **_flags(recording, row),
         CUDA_STREAM: stream.handle,
@@ -78,7 +78,7 @@ def _flags(recording: Recording, row: int) -> Tags:
     return {name: True for flag, name in _NAMED.items() if flags & flag}
 
 
-def _scalar(value: Any) -> bool | int | float | str:
+def _scalar(value: object) -> bool | int | float | str:
     if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)

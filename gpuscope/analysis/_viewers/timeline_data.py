@@ -1,5 +1,5 @@
 """
-A `Recording` as the data of the HTML timeline: plain values that JSON can carry, columns rather than objects.
+A `Recording` as the data of the HTML timeline: values that JSON can hold, in columns rather than objects.
 
 Decides what the page is told; draws nothing and writes no file. Times are nanoseconds since the recording's start.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gpuscope.analysis._viewers.timeline_stages import stage_lines
 from gpuscope.analysis.figures import figures
 
 if TYPE_CHECKING:
+    from gpuscope.analysis._plain import Plain
     from gpuscope.analysis._structure.intervals import Intervals
     from gpuscope.analysis._viewers.timeline_lanes import Device
     from gpuscope.analysis.figures import Figures
@@ -32,27 +33,31 @@ TEXT_LENGTH = 2_000
 
 
 def timeline_data(
-    recording: Recording, findings: Mapping[str, Any] | None = None, figured: Figures | None = None
-) -> dict[str, Any]:
+    recording: Recording, findings: Mapping[str, Plain] | None = None, figured: Figures | None = None
+) -> dict[str, Plain]:
     """
     Return all that the page shows.
 
     Args:
-        recording: Any recording, an empty one too.
-        findings: The verdicts as plain data, or None where nobody judged.
-        figured: The recording's figures; None to compute them here.
+        recording: Any recording; it may be empty.
+        findings: The verdicts as plain data, or None if nothing was judged.
+        figured: The recording's figures, or None to compute them here.
 
     """
     start_ns = int(recording.host_start_ns.min()) if recording.stage.size else 0
     figured = figured or figures(recording)
     return {
         "version": __version__,
-        "start_ns": str(start_ns),  # text: a number of JavaScript holds 53 bits
+        "start_ns": str(start_ns),  # text: a number in JavaScript holds 53 bits
         "names": recording.names,
         "processes": [{"name": each.name, "resource": _texts(each.resource)} for each in recording.processes],
         "threads": [
-            {"process": each.process, "name": each.name, "ident": str(each.ident)}
-            | {"gaps": _intervals(thread_gaps(recording, number), start_ns)}
+            {
+                "process": each.process,
+                "name": each.name,
+                "ident": str(each.ident),
+                "gaps": _intervals(thread_gaps(recording, number), start_ns),
+            }
             for number, each in enumerate(recording.threads)
         ],
         "streams": [{"process": each.process, "handle": hex(each.handle)} for each in recording.streams],
@@ -91,7 +96,7 @@ def _columns(recording: Recording, start_ns: int) -> dict[str, list[int]]:
     return {name: column.tolist() for name, column in columns.items()}
 
 
-def _device(device: Device, start_ns: int) -> dict[str, Any]:
+def _device(device: Device, start_ns: int) -> dict[str, Plain]:
     return {
         "index": device.index,
         "name": device.name,
@@ -108,7 +113,7 @@ def _intervals(intervals: Intervals, start_ns: int) -> dict[str, list[int]]:
     return {"start": (intervals.start - start_ns).tolist(), "end": (intervals.end - start_ns).tolist()}
 
 
-def _losses(recording: Recording) -> dict[str, Any]:
+def _losses(recording: Recording) -> dict[str, Plain]:
     losses = recording.losses
     return {
         "skipped_lines": dict(losses.skipped_lines),
@@ -122,8 +127,8 @@ def _losses(recording: Recording) -> dict[str, Any]:
     }
 
 
-def _clock(recording: Recording) -> dict[str, Any] | None:
-    """Return the spread of the uncertainty of the GPU times' places, and how many had to be moved; None without GPU."""
+def _clock(recording: Recording) -> dict[str, Plain] | None:
+    """Return how uncertain the places of GPU times are, and how many had to be moved; None without GPU times."""
     uncertainty_ns = recording.uncertainty_ns[recording.stream >= 0]
     if not uncertainty_ns.size:
         return None
@@ -135,8 +140,8 @@ def _count(recording: Recording, flag: RowFlag) -> int:
     return int(((recording.flags & flag) != 0).sum())
 
 
-def _finite(value: Any) -> Any:
-    """Return plain data with None for what is not a number or infinite, which JSON cannot hold."""
+def _finite(value: Plain) -> Plain:
+    """Return plain data with None in place of NaN and infinity, which JSON cannot hold."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -144,6 +149,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _texts(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """Return every value as text: JSON has no infinity, and JavaScript no large integers."""
+def _texts(attributes: Mapping[str, object]) -> dict[str, str]:
+    """Return every value as text, because JSON has no infinity, and JavaScript has no large integers."""
     return {str(key): str(value)[:TEXT_LENGTH] for key, value in attributes.items()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Times = NDArray[np.int64]
 
 MAX_ROWS = 64
-"""Rows of a lane. Where more stages run at once, as in an asynchronous server, they share the last one."""
+"""Most rows of a lane. If more stages run at once, as in an asynchronous server, they share the last row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,23 +39,23 @@ class Device:
     streams: tuple[int, ...]
     """Indices into `Recording.streams`."""
     start_ns: int
-    """Of its first leaf stage; nothing is known of it before that, and after the end of the last."""
+    """Start of its first leaf stage. Nothing is known of the GPU before that, or after the end of the last one."""
     end_ns: int
     covered: Intervals
-    """By leaf stages. Between them, no stream that was measured was in any stage."""
+    """Time covered by leaf stages. Outside it, no stream that was measured was in any stage."""
     queued: Intervals
-    """When a stage's GPU work went on although the host had left the stage, or as a graph: the stream was not waiting
-    for the host."""
+    """Time in which a stage's GPU work went on after the host had left it, or inside a replay: the stream was not
+    waiting for the host."""
 
 
 def host_rows(recording: Recording) -> NDArray[np.int32]:
-    """Return for each stage its row in its thread's lane: below its parent, overlapping no other; -1 in a graph."""
+    """Return each stage's row in its thread's lane, below its parent and overlapping no other stage; -1 in a graph."""
     slack, lane = np.zeros_like(recording.host_start_ns), np.where(recording.in_graph, -1, recording.thread)
     return _place(lane, recording.host_start_ns, recording.host_end_ns, recording.parent, slack)
 
 
 def gpu_rows(recording: Recording) -> NDArray[np.int32]:
-    """Return the same for the lane of its stream; overlaps within the clock's uncertainty are none. -1 without GPU."""
+    """Return the same for its stream's lane, -1 without GPU times. Overlaps within the uncertainty are ignored."""
     return _place(
         recording.stream, recording.gpu_start_ns, recording.gpu_end_ns, recording.parent, recording.uncertainty_ns
     )
@@ -63,11 +63,13 @@ def gpu_rows(recording: Recording) -> NDArray[np.int32]:
 
 def leaves(recording: Recording, parent: Times | None = None) -> NDArray[np.bool_]:
     """
-    Return which stages have GPU times, and none on the same GPU inside: an outer stage's cover the gaps in it.
+    Return which stages have GPU times, but contain no other stage on the same GPU.
+
+    Other stages are of no use here: their GPU times also cover the gaps between the stages inside them.
 
     Args:
-        recording: all of it.
-        parent: the stage around each, if not the recording's.
+        recording: A whole recording.
+        parent: The row of the stage around each row, if not the recording's own column.
 
     """
     device = device_of(recording)
@@ -78,7 +80,7 @@ def leaves(recording: Recording, parent: Times | None = None) -> NDArray[np.bool
 
 
 def device_of(recording: Recording) -> NDArray[np.int64]:
-    """Return for each stage the first stream of its GPU, which stands for the GPU; -1 without GPU times."""
+    """Return for each stage the first stream of its GPU, as the GPU's number; -1 without GPU times."""
     same = [(stream.device_uuid or (stream.process, stream.device)) for stream in recording.streams]
     first = np.array([*(same.index(each) for each in same), -1], np.int64)
     return first[recording.stream]
@@ -94,7 +96,7 @@ def thread_gaps(recording: Recording, thread: int) -> Intervals:
 def devices(recording: Recording) -> Iterator[Device]:
     """Yield the GPUs in the order of their streams."""
     device, replayed, replays = device_of(recording), recording.in_graph, replays_of(recording)
-    # A stage around replays covers the gaps in them, which are not bubbles: in a replay nobody waits for the host.
+    # A stage around replays covers the gaps in them. Those are not bubbles: in a replay the GPU waits for nobody.
     leaf = leaves(recording, np.where(replayed, -1, recording.parent)) & ~replayed
     for number in np.unique(device[leaf]).tolist():
         rows = np.flatnonzero(leaf & (device == number))
@@ -102,7 +104,7 @@ def devices(recording: Recording) -> Iterator[Device]:
         left_ns = recording.host_end_ns[rows]
         sure = (recording.flags[rows] & RowFlag.CLAMPED) == 0
         late = sure & (end_ns - left_ns > recording.uncertainty_ns[rows])
-        # From its first to its last stage a replay goes on whatever the host does.
+        # From its first to its last stage, a replay goes on whatever the host does.
         here = device[replays.caller] == number
         queued_from = np.concatenate([np.maximum(start_ns, left_ns)[late], replays.start_ns[here]])
         queued_to = np.concatenate([end_ns[late], replays.end_ns[here]])
@@ -122,7 +124,7 @@ def devices(recording: Recording) -> Iterator[Device]:
 def _place(
     lane: NDArray[np.int32], start_ns: Times, end_ns: Times, parent: Times, slack_ns: Times
 ) -> NDArray[np.int32]:
-    """Return for each stage the first row of its lane that is below its parent's and free; -1 without a lane."""
+    """Return for each stage the first free row of its lane below its parent's row; -1 without a lane."""
     depth, start_ns = _nested(start_ns, parent)
     rows = np.full(len(lane), -1, np.int32)
     busy_until: dict[int, list[int]] = {}
@@ -141,7 +143,7 @@ def _place(
 
 
 def _nested(start_ns: Times, parent: Times) -> tuple[NDArray[np.int32], Times]:
-    """Return each stage's depth, and its start moved into the stage around it, which as measured may miss a little."""
+    """Return each stage's depth, and its start, moved into the stage around it if it was measured a little before."""
     depth, start_ns = np.zeros(len(parent), np.int32), start_ns.copy()
     for rows, above in ancestors(parent):
         depth[rows] += 1

@@ -1,13 +1,13 @@
 """
 The lines of the timeline's table of stages: the report's figures, and the shape of each distribution.
 
-Counts into bins and nothing else; every other figure comes from `figures`.
+Only sorts durations into bins; every other figure comes from `figures`.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope.analysis._plain import Plain
     from gpuscope.analysis.figures import StageFigures
     from gpuscope.analysis.recording import Recording
 
 BINS = 24
 
 
-def stage_lines(recording: Recording, figured: Iterable[StageFigures]) -> Iterator[dict[str, Any]]:
-    """Yield a line for each stage within each kind of request, in the order of the figures."""
+def stage_lines(recording: Recording, figured: Iterable[StageFigures]) -> Iterator[dict[str, Plain]]:
+    """Yield one line per stage within each kind of request, in the order of the figures."""
     steady, replayed = ~recording.in_warmup_request, recording.in_graph
     for kind, line in zip(kinds(recording), figured, strict=True):
         rows = kind.rows if line.only_warmup else kind.rows[steady[kind.rows]]
@@ -36,12 +37,12 @@ def stage_lines(recording: Recording, figured: Iterable[StageFigures]) -> Iterat
         }
 
 
-def _shape(durations_ns: NDArray[np.int64]) -> dict[str, Any] | None:
-    """Return how many durations fall into each of `BINS` equal steps of a logarithmic scale; None without any."""
+def _shape(durations_ns: NDArray[np.int64]) -> dict[str, Plain] | None:
+    """Return how many durations fall into each of `BINS` equal steps of a logarithmic scale; None without durations."""
     if not durations_ns.size:
         return None
     low, high = max(1, durations_ns.min()), max(1, durations_ns.max())
-    # A stage that always takes the same time is one peak, not a scale of nothing.
+    # If a stage always takes the same time, its distribution is one peak, and not a scale of length 0.
     edges = np.geomspace(low, max(high, low * 1.1), BINS + 1)
     counts, _ = np.histogram(np.clip(durations_ns, edges[0], edges[-1]), edges)
     return {"low_ms": edges[0] / 1e6, "high_ms": edges[-1] / 1e6, "counts": counts.tolist()}

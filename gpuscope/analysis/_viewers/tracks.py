@@ -1,5 +1,5 @@
 """
-Where slices are drawn: a viewer's track holds slices that follow or contain each other, and nothing else.
+Where slices are drawn: the slices on one track of a viewer may follow or contain each other, but not overlap.
 
 Intervals in, places out; knows no viewer.
 """
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Slices(NamedTuple):
-    """Slices of one kind of track, columns of one length, each track's ordered by start, outer before inner."""
+    """Slices as columns of one length, track by track, each ordered by start, outer before inner."""
 
     row: NDArray[np.int64]
-    """Of the recording."""
+    """Row of the recording."""
     track: NDArray[np.int64]
-    """Index into its threads or streams."""
+    """Index into the recording's threads, or into its streams."""
     lane: NDArray[np.int64]
-    """0, or which further lane of the track it needs, because it overlaps another slice without being inside it."""
+    """0, or the number of a further lane of the track, if it overlaps another slice without being inside it."""
     start_ns: NDArray[np.int64]
     end_ns: NDArray[np.int64]
 
@@ -38,13 +38,13 @@ def host_slices(recording: Recording) -> Slices:
 
 def gpu_slices(recording: Recording) -> Slices:
     """
-    Return the GPU intervals on their streams. Threads that share a stream may overlap.
+    Return the GPU intervals on their streams. Stages of threads that share a stream may overlap.
 
-    An overlap within the uncertainty is none: a start or an end is moved by that little.
+    If two overlap by no more than the uncertainty, a start or an end is moved by that little.
     """
     rows = np.flatnonzero(recording.stream >= 0)
     start_ns, end_ns, slack_ns = recording.gpu_start_ns.copy(), recording.gpu_end_ns.copy(), recording.uncertainty_ns
-    # On a stream a stage lies within the stage around it; as measured it can stick out, by a little.
+    # On a stream, a stage lies within the stage around it. As measured it can stick out a little.
     for row, parent in zip(rows.tolist(), recording.parent[rows].tolist(), strict=True):
         if parent >= 0 and recording.stream[parent] == recording.stream[row]:
             start_ns[row] += _up_to(slack_ns[row], start_ns[parent] - start_ns[row])
@@ -75,13 +75,13 @@ def _slices(
 
 
 class _Lane:
-    """The slices that are open, outermost first."""
+    """The slices of one lane that are open, outermost first."""
 
     def __init__(self) -> None:
         self._open: list[tuple[int, int]] = []
 
     def fit(self, start_ns: int, end_ns: int, slack_ns: int) -> tuple[int, int] | None:
-        """Return where the slice goes on this lane, each time moved by the slack at most; None if it does not fit."""
+        """Return the slice's times on this lane, each moved by at most the slack; None if it does not fit."""
         while self._open and self._open[-1][1] <= start_ns:
             self._open.pop()
         first_ns, depth = start_ns, len(self._open)

@@ -8,7 +8,7 @@ const UNITS = [
   [1e3, "µs"],
   [1, "ns"],
 ];
-// Made once: to make one for each number costs more than all the drawing.
+// Made once, because making one per number costs more than all the drawing.
 const DIGITS = Array.from(
   { length: 7 },
   (_, digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }),
@@ -25,7 +25,7 @@ function duration(ns) {
   return `${DIGITS[digits].format(value)}\u00a0${name}`;
 }
 
-/** A moment, as exactly as the distance between two ticks needs. */
+/** A moment, with as many digits as the distance between two ticks needs. */
 function moment(ns, step) {
   const [unit, name] = UNITS.find(([unit]) => Math.max(step * 10, Math.abs(ns) / 1e3) >= unit) ?? UNITS.at(-1);
   const digits = Math.min(6, Math.max(0, Math.ceil(Math.log10(unit / step) - 1e-9)));

@@ -1,6 +1,6 @@
 /** What is drawn between and upon the bars: bubbles, clock uncertainty, frames, and the line from launch to GPU. */
 
-/** Shade the idle times of a lane. Those narrower than a pixel share one, the paler the less of it they fill. */
+/** Shade the idle times of a lane. Those narrower than a pixel share one: the less of it they fill, the paler it is. */
 function drawGaps(context, picture, lane, y) {
   const { start, end } = lane.gaps;
   const { view, width } = picture;
@@ -65,7 +65,7 @@ function drawFrame(context, picture, bar, thick) {
   context.strokeRect(left - 1, box.top - 1, Math.max(3, right - left + 1.5), box.height + 2);
 }
 
-/** Tie the start of a stage on the host, its launch, to its start on the stream; and show how sure that place is. */
+/** Tie the start of a stage on the host, its launch, to its start on the stream, and show how certain that place is. */
 function drawTie(context, picture, row) {
   const { palette, model } = picture;
   const [launch, bar] = [picture.box({ row: model.launcher(row), side: "host" }), picture.box({ row, side: "gpu" })];
@@ -91,7 +91,7 @@ function drawTie(context, picture, row) {
   drawUncertainty(context, picture, row, bar);
 }
 
-/** Draw whiskers as wide as the clock is uncertain, at both ends of a bar of a stream, where that can be seen. */
+/** Draw whiskers as wide as the clock's uncertainty at both ends of a bar on a stream, if that can be seen. */
 function drawUncertainty(context, picture, row, bar) {
   const reach = (picture.model.uncertainty[row] / picture.view.span) * picture.width;
   if (reach < 1.5) return;

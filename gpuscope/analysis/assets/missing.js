@@ -1,4 +1,4 @@
-/** What is missing, in sentences: stages that never came, stages without GPU times, and how sure the times are. */
+/** What is missing, in sentences: stages that never came, stages without GPU times, and how certain the times are. */
 
 function showMissing(model) {
   const lines = [...neverCame(model.data.losses), ...hostOnly(model), ...howSure(model.data.clock)];
@@ -7,12 +7,12 @@ function showMissing(model) {
 
 function neverCame({ dropped, lost, skipped_lines: skipped, orphans }) {
   const lines = [
-    ["Stages dropped, for the queue was full", reasons(dropped)],
+    ["Stages dropped", reasons(dropped)],
     ["Stages lost on the way", reasons(lost)],
     ["Lines skipped while reading", reasons(skipped)],
   ].flatMap(([term, text]) => (text ? `${term}: ${text}.` : []));
   if (!lines.length) lines.push("The files report no dropped and no lost stages, and every line could be read.");
-  if (orphans) lines.push(`${counted(orphans, "stage")} whose outer stage is not in the files: shown as outermost.`);
+  if (orphans) lines.push(`${counted(orphans, "stage")} whose outer stage is not in the files, shown as outermost.`);
   return lines;
 }
 
@@ -38,8 +38,9 @@ function howSure(clock) {
   const [median, worst] = [duration(clock.median), duration(clock.worst)];
   const lines = [
     `GPU bars are placed on the host’s clock to ± ${median} (median), ± ${worst} at worst. ` +
-      "Durations on a stream are surer than places.",
+      "Durations on a stream are more certain than places.",
   ];
-  if (clock.clamped) lines.push(`${counted(clock.clamped, "GPU start")} before the launch by more, moved to it.`);
+  if (clock.clamped)
+    lines.push(`${counted(clock.clamped, "GPU start")} before the launch by more than that, moved to it.`);
   return lines;
 }

@@ -14,7 +14,7 @@ function firstAbove(sorted, value) {
   return low;
 }
 
-/** Disjoint intervals in order; what they add up to within a window takes two binary searches. */
+/** Disjoint intervals in order. Their sum within a window takes two binary searches. */
 class Intervals {
   constructor({ start, end }) {
     this.start = Float64Array.from(start);
@@ -38,7 +38,7 @@ class Track {
     this.rows = Int32Array.from(rows).sort((a, b) => starts[a] - starts[b]);
     this.start = Float64Array.from(this.rows, (row) => starts[row]);
     this.end = Float64Array.from(this.rows, (row) => ends[row]);
-    // What a search needs is ends that only grow; where measured bars overlap a little, they grow here.
+    // A search needs ends that only grow, but measured bars may overlap a little: here no end is before an earlier one.
     this.reach = this.end.slice();
     for (let i = 1; i < this.reach.length; i++) this.reach[i] = Math.max(this.reach[i], this.reach[i - 1]);
   }
@@ -177,7 +177,7 @@ class Model {
     return this.has(row, FLAG.warmup) || this.cold.has(row);
   }
 
-  /** The stage that launched: of a stage inside a graph the one around the replay, of any other itself. */
+  /** The stage that launched a stage: for one inside a graph, the stage around the replay; for any other, itself. */
   launcher(row) {
     let at = row;
     while (this.has(at, FLAG.inGraph) && this.parent[at] >= 0) at = this.parent[at];
@@ -189,7 +189,7 @@ class Model {
     return this.data.columns.host_row[row] >= 0;
   }
 
-  /** The side that a stage is looked for on. */
+  /** The side on which a stage is shown when it is found. */
   sideOf(row) {
     return this.isOnHost(row) ? "host" : "gpu";
   }
@@ -213,13 +213,13 @@ class Model {
     return streams;
   }
 
-  /** Stages that are in no file though they ran, as far as the files say. */
+  /** The number of stages that ran but are in no file, as far as the files say. */
   missing() {
     const { dropped, lost } = this.data.losses;
     return [...Object.values(dropped), ...Object.values(lost)].reduce((sum, number) => sum + number, 0);
   }
 
-  /** These requests, shortest first, to the end of their last GPU work; without warm-up unless there is no other. */
+  /** These requests, shortest first, up to the end of their last GPU work; warm-up is left out unless it is all. */
   bySpeed(requests) {
     const steady = requests.filter((row) => !this.has(row, FLAG.warmup));
     const length = (row) => this.extent.get(row).to - this.start[row];

@@ -7,7 +7,7 @@ const HUES = {
 const NEUTRAL = { light: "#cdd2da", dark: "#8b94a1" };
 const SHADES = 6;
 
-/** The colours of a theme: of each stage its fill, its edge and its shades; and those of the style sheet. */
+/** The colours of a theme: the fill, edge and shades of each stage, and the colours of the style sheet. */
 class Palette {
   constructor(model, theme) {
     const css = getComputedStyle(document.documentElement);
@@ -18,7 +18,7 @@ class Palette {
     this.fill = [];
     this.edge = [];
     this.shades = [];
-    // What is never inside another stage is grey, unless that is all there is: the colours are for what is inside.
+    // Stages that are never inside another are grey, unless all are: the colours are for what is inside.
     const inside = new Set(model.stage.filter((_, row) => model.parent[row] >= 0));
     let next = 0;
     model.data.names.forEach((_, stage) => {

@@ -1,6 +1,6 @@
-/** The texts around the picture: figures of the whole, of the window and of the selected stage. */
+/** The texts around the picture: figures of the whole recording, of the window and of the selected stage. */
 
-/** How much of a window each GPU was seen at work, in stages, and idle: parts that add up to the window's length. */
+/** For how much of a window each GPU had queued work, was in stages, and was idle. The parts add up to its length. */
 function shares(model, from, to) {
   const [first, last] = [Math.max(from, model.from), Math.min(to, model.to)];
   return model.devices.map((device) => {
@@ -106,7 +106,7 @@ function showSelection(model, selected) {
     pairs([
       ["duration", onHost ? duration(model.end[row] - model.start[row]) : null],
       ["in the graph launched by", onHost ? null : model.name(model.launcher(row))],
-      [onHost ? "started after request" : "launched after request", sinceRequest],
+      [onHost ? "start in the request" : "launch in the request", sinceRequest],
       ["thread", model.data.threads[model.thread[row]].name],
     ]),
   );

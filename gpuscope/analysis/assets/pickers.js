@@ -72,7 +72,7 @@ class Finder {
     this.#show();
   }
 
-  /** Mark what has the text in its name or attributes; what has not is dimmed. */
+  /** Mark stages that have the text in their name or attributes; all others are dimmed. */
   find(text) {
     byId("query").value = text;
     this.found = text.trim() ? this.model.find(text.trim()) : [];
@@ -85,7 +85,7 @@ class Finder {
     this.find("");
   }
 
-  /** Go to the next match, or to the previous; the first time to the first that is in view or later. */
+  /** Go to the next match, or to the previous one; at first to the first match in view or after it. */
   step(by) {
     const { found, view, model } = this;
     if (!found.length) return;

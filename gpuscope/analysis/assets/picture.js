@@ -1,4 +1,4 @@
-/** The canvases: overview, ruler and lanes. Draws once a frame at most, and only if something changed. */
+/** The canvases: overview, ruler and lanes. Draws at most once per frame, and only if something changed. */
 
 const PAD = 5;
 const HEAD = 26;
@@ -13,7 +13,7 @@ class Picture {
     this.scroller = byId("scroller");
     this.drag = null;
     const rows = model.lanes.reduce((sum, lane) => sum + lane.tracks.length, 0);
-    // Few rows are drawn higher.
+    // If there are few rows, they are drawn higher.
     this.row = rows <= 4 ? 34 : rows <= 8 ? 28 : 22;
     this.bar = this.row - 4;
     this.#layOut();
@@ -63,7 +63,7 @@ class Picture {
     return { row: track.rows[index], side: lane.side };
   }
 
-  /** The row of the recording that is drawn beside a bar, `by` bars to the right. */
+  /** The row of the recording whose bar is drawn `by` bars to the right. */
   neighbour({ row, side }, by) {
     const [lane, place] = this.#placeOf(row, side);
     const { rows } = lane.tracks[place];
@@ -175,7 +175,7 @@ class Picture {
     context.strokeRect(Math.min(left + 1, width - 3), 1, Math.max(2, right - left - 2), 38);
   }
 
-  /** Draw the whole recording small, once: what moves over it is only the frame. */
+  /** Draw the whole recording small, once: only the frame over it moves. */
   #miniature() {
     const canvas = document.createElement("canvas");
     const ratio = devicePixelRatio || 1;

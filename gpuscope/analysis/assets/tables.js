@@ -109,19 +109,19 @@ class StageTable {
   #note() {
     const warm = this.lines.reduce((sum, line) => sum + line.warmup_calls, 0);
     const graph = this.lines.some((line) => line.replayed_calls)
-      ? " Stages inside CUDA graphs have no time on the host; what their replays do outside any stage has a line."
+      ? " Stages inside CUDA graphs have no time on the host; what replays do outside any stage has a line of its own."
       : "";
     const star = this.lines.some((line) => line.only_warmup)
-      ? " * has made warm-up calls only, so its figures are of those."
+      ? " * marks stages with warm-up calls only: their figures are of those calls."
       : "";
     const text =
       `Percentiles leave warm-up out (${counted(warm, "call")}).${star}${graph} ` +
-      "Distributions are on a logarithmic scale from the least to the greatest; the line is the median.";
+      "Distributions are on a logarithmic scale from the shortest to the longest; the line is the median.";
     return element("p", { className: "note" }, text);
   }
 }
 
-/** The line for what replays in a stage did outside the stages inside, if there were any. */
+/** The line for what replays in a stage did outside any stage, if there were replays. */
 function leftOver(line, order) {
   if (!line.outside_ms) return [];
   const nothing = { host_ms: null, host_shape: null, gpu_shape: null, launch_to_start_ms: null, host_share: null };

@@ -1,4 +1,4 @@
-/** Draws one row of bars. Bars narrower than a pixel become one column of it: its colour is the longest's. */
+/** Draws one row of bars. Bars narrower than a pixel share a column, which has the colour of the longest. */
 
 const NARROW = 1.5;
 const PALE = 0.28;
@@ -12,7 +12,7 @@ class TrackPainter {
     this.run = null;
   }
 
-  /** Draw a track at a height of the canvas, for a window of time across its width. */
+  /** Draw a track at height `y` of the canvas, for a window of time across its width. */
   draw(context, palette, track, side, { from, to, width }, y, height) {
     Object.assign(this, { context, palette, side, y, height, from, perPixel: (to - from) / width, width });
     const { start, end, rows } = track;
@@ -67,7 +67,7 @@ class TrackPainter {
     this.run = null;
   }
 
-  /** How much of a bar's time counts as filled: on a stream, the rest but what was queued as palely as it is drawn. */
+  /** How much of a bar's time counts as filled. On a stream, queued work counts fully, the rest as pale as drawn. */
   #weight(row, taken) {
     if (this.side === "host") return taken;
     if (!this.model.leaf[row]) return 0;
@@ -110,7 +110,7 @@ class TrackPainter {
     return { left, across, solid: true };
   }
 
-  /** Draw a bar of a stream: what was queued solid, the rest pale, outer stages as frames. Return the longer part. */
+  /** Draw a bar on a stream: queued work solid, the rest pale, outer stages as frames. Return the longer part. */
   #gpu(row, left, across, stage) {
     const { context, palette, y, height } = this;
     let solid = left + across;
@@ -172,7 +172,7 @@ class TrackPainter {
     context.fillText(text, x + used + 10, middle);
   }
 
-  /** The text, or as much of it as there is room for; nothing if that is not even two letters. */
+  /** The text, or as much of it as there is room for; nothing if there is no room for two letters. */
   #fitted(text, room) {
     if (this.#measure(text) <= room) return text;
     const letters = Math.floor((room / this.#measure(text)) * text.length) - 1;

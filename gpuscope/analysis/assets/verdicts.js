@@ -17,7 +17,7 @@ function showVerdicts(findings, find, visit) {
     const summary = element(
       "summary",
       {},
-      `${counted(minor.length, "stage")} of less than ${percent(MINOR)} of the request`,
+      `${counted(minor.length, "stage")} with less than ${percent(MINOR)} of the request`,
     );
     box.append(element("details", { className: "minor" }, summary, cards(minor, find)));
   }
@@ -38,7 +38,7 @@ function cards(stages, find) {
   return element("div", { className: "cards" }, ...stages.map((stage) => stageVerdict(stage, find)));
 }
 
-/** A stage's name, to press. */
+/** A stage's name as a button. */
 function named(name, onclick) {
   return element("button", { className: "name", title: `Find ${name}`, onclick }, name);
 }
@@ -47,14 +47,15 @@ function milliseconds(ms) {
   return duration(ms === null ? null : ms * 1e6);
 }
 
-/** Text with what stands between backquotes as code. */
+/** Text in which what stands between backquotes is code. */
 function coded(text) {
   return text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
 }
 
 function requestVerdict(request, find) {
   const words = element("div", {}, ...verdictWords(request, "request", find));
-  const idle = element("div", {}, element("h4", {}, "GPU known without work, a request"), ...idleCauses(request));
+  const title = element("h4", {}, "GPU known to be without work, per request");
+  const idle = element("div", {}, title, ...idleCauses(request));
   return element("article", { className: "verdict wide" }, words, idle);
 }
 
@@ -92,11 +93,11 @@ function evidence(verdict, unit) {
     ["takes, median", verdict.duration_ms === null ? null : milliseconds(verdict.duration_ms)],
     ["host waits for the GPU", share(verdict.wait_share)],
     ["mostly for", verdict.waits_for],
-    ["GPU known without work", share(verdict.idle_share)],
+    ["GPU known to be without work", share(verdict.idle_share)],
     ["GPU ends after the host by", verdict.lag_ms > 0.1 ? milliseconds(verdict.lag_ms) : null],
     ["cost", verdict.cost && costOf(verdict.cost)],
     [
-      "to gain a request, at most",
+      "to gain per request, at most",
       verdict.gain_ms && `${milliseconds(verdict.gain_ms)} (${share(verdict.gain_share)})`,
     ],
   ];
@@ -110,11 +111,11 @@ function costOf({
   per_item_range_ms: eachRange,
 }) {
   const ranged = (ms, [low, high]) => `${milliseconds(ms)} (${milliseconds(low)} to ${milliseconds(high)})`;
-  return `${ranged(fixed, fixedRange)} a call and ${ranged(each, eachRange)} for each of ${size}`;
+  return `${ranged(fixed, fixedRange)} per call, plus ${ranged(each, eachRange)} per unit of ${size}`;
 }
 
 function idleCauses(request) {
-  if (!request.idle.length) return [element("p", { className: "quiet" }, "none that is known")];
+  if (!request.idle.length) return [element("p", { className: "quiet" }, "none known")];
   const shown = request.idle.slice(0, 6);
   const most = Math.max(...shown.map((cause) => cause.ms));
   return shown.map((cause) => {

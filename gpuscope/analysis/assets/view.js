@@ -30,7 +30,7 @@ class View extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  /** Show a window of time at once, as far as there is something in it. */
+  /** Show a window of time at once, within the recording. */
   show(from, to) {
     const span = Math.min(Math.max(to - from, SHORTEST_NS), this.most - this.least);
     const middle = (from + to) / 2;
@@ -62,7 +62,7 @@ class View extends EventTarget {
     this.turn = requestAnimationFrame(step);
   }
 
-  /** Go to a stage with both its sides, and some room around. */
+  /** Go to a stage, with both its sides and some room around. */
   goTo(row) {
     const { start, end, gpuStart, gpuEnd } = this.model;
     const [from, to] = [Math.min(start[row], gpuStart[row]), Math.max(end[row], gpuEnd[row])];

@@ -1,9 +1,10 @@
 """
-What every Python process below `gpuscope run` imports as it starts: this folder is first on its `PYTHONPATH`.
+What every Python process below `gpuscope run` imports when it starts: this folder is first on its `PYTHONPATH`.
 
-Imports gpuscope, which does as the variables say, and then the `sitecustomize` that this one stands before.
+Imports gpuscope, which does what the variables say, and then the `sitecustomize` that this one hides. Raises nothing of
+gpuscope's.
 """
-# ruff: noqa: INP001 - a folder of one file for Python to find, no package
+# ruff: noqa: INP001 - a folder with one file for Python to find, not a package
 
 import contextlib
 import sys

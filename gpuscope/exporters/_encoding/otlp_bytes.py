@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 _SPAN = b"\x12"
 """The tag of `ScopeSpans.spans`."""
+_GPU_BIT = 1 << 63
+"""A host span's id with it is the id of its GPU span."""
+_PARENT_TAG = 0x22
+_PARENT_BYTES, _TRACE_BYTES = 10, 18
+"""With tag and length, of the ids that a span begins with."""
 
 # The slices of a row that a span may be. 0 to 3 are host spans: the sum of the first two, as they hold.
 _WITHOUT_PARENT, _WITH_GPU, _GPU, _NONE = 1, 2, 4, 5
@@ -175,6 +180,38 @@ def _fill_gpu(cells: NDArray[np.void], spans: Spans) -> None:
     cells["gpu.end_ns"] = batch.gpu_end_ns
     for name, column in zip(GPU_MEASURED, (spans.gpu_s, spans.launch_s, spans.uncertainty_s), strict=True):
         cells[f"gpu.{name}"] = column
+
+
+def split_stages(encoded: bytes) -> list[bytes]:
+    """
+    Return each stage's part of what `SpanEncoder.encode` made: one span, or its host span and its GPU span.
+
+    Slow, and only for what an endpoint found too large.
+    """
+    parts: list[bytes] = []
+    begin = at = 0
+    last_id = -1
+    while at < len(encoded):
+        first, end = _bounds(encoded, at)
+        # A host span without a parent begins with its trace's id.
+        place = first + _TRACE_BYTES + (_PARENT_BYTES if encoded[first] == _PARENT_TAG else 0)
+        span_id = int.from_bytes(encoded[place + 2 : place + 10], "big")
+        if at and span_id != last_id ^ _GPU_BIT:
+            parts.append(encoded[begin:at])
+            begin = at
+        last_id, at = span_id, end
+    return [*parts, encoded[begin:]] if begin < at else parts
+
+
+def _bounds(encoded: bytes, at: int) -> tuple[int, int]:
+    """Return where the span whose tag is at that place begins, and where it ends."""
+    size = shift = 0
+    while True:
+        at += 1
+        size |= (encoded[at] & 0x7F) << shift
+        if encoded[at] < 0x80:  # noqa: PLR2004
+            return at + 1, at + 1 + size
+        shift += 7
 
 
 def _template(host: SpanTemplate | None, gpu: SpanTemplate | None) -> _Template:

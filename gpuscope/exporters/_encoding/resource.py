@@ -18,7 +18,7 @@ from gpuscope._settings.environment import variables
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
-    from gpuscope.exporters._encoding.details import Clean
+    from gpuscope._data.values import Clean
 
 DISTRIBUTION = "gpuscope"
 _RANKS = {"RANK": RANK, "LOCAL_RANK": LOCAL_RANK, "WORLD_SIZE": WORLD_SIZE}

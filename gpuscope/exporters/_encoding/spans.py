@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import DeviceInfo, SpanDetails, StageBatch
     from gpuscope._data.record import Site, ThreadInfo
-    from gpuscope.exporters._encoding.details import Clean
+    from gpuscope._data.values import Clean
 
 T = TypeVar("T")
 Key: TypeAlias = "bytes | tuple[bytes, str | None, tuple[str, ...]]"

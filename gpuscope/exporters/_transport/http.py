@@ -1,24 +1,29 @@
 """
 Sends one payload to one OTLP/HTTP endpoint, with the retries that the protocol prescribes.
 
-The only code that talks to a network. It knows bytes and outcomes, and nothing of stages, buffers or threads. It waits
-only as long as the payload's time allows, and not between attempts once `interrupt` is set. For one thread only.
+Knows bytes and outcomes, and nothing of stages, buffers, threads or sockets. Waits only as long as the payload's time
+allows, and not between attempts once `interrupt` is set. For one thread only.
 """
 
 from __future__ import annotations
 
 import gzip
+import http.client
+import os
 import random
-from dataclasses import dataclass
+import ssl
+import zlib
+from dataclasses import dataclass, field
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any
 
-import requests
+from gpuscope._settings.shown import shown_url
+from gpuscope.exporters._transport.connection import Answer, Connection, NotHttpError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from threading import Event
 
     from gpuscope._settings.config import Config
@@ -27,6 +32,10 @@ _RETRYABLE = frozenset((429, 502, 503, 504))
 _ANSWER_BYTES = 65_536
 """The most that is read of an answer; a receiver has no reason to say more."""
 _BACKOFF_MAX_S = 30.0
+_GZIP_BITS = 31
+"""For zlib: the format of gzip, with the largest window."""
+_ABOUT_THE_BODY = ("content-length", "content-encoding", "transfer-encoding", "content-type")
+"""Headers that nobody else may set: they would be wrong."""
 _SPEED_LEVEL = 1
 """Of gzip. Spans are so repetitive that slower levels gain little and keep a core busy for longer."""
 
@@ -37,7 +46,7 @@ class Outcome:
 
     reason: str = ""
     """Empty when the endpoint took it; else what lost stages are counted under: `tls`, `timeout`, `unreachable`,
-    `invalid_request`, `http_503` and the like, or `error`."""
+    `not_http`, `invalid_request`, `http_503` and the like, or `error`."""
     detail: str = ""
     """What the log says beside the reason."""
     body: bytes = b""
@@ -52,8 +61,8 @@ class Outcome:
 class Endpoint:
     """Where payloads go, and how."""
 
-    url: str
-    headers: Mapping[str, str]
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
     timeout_s: float
     """For one payload, all attempts included."""
     compression: str
@@ -103,21 +112,23 @@ class HttpClient:
     """
 
     def __init__(self, endpoint: Endpoint, interrupt: Event, *, version: str, backoff_s: float = 1.0) -> None:
-        self.shown_url = _without_secrets(endpoint.url)
-        self._url = endpoint.url
+        self.shown_url = shown_url(endpoint.url)
         self._timeout_s = endpoint.timeout_s
         self._gzip = endpoint.compression == "gzip"
         self._interrupt = interrupt
         self._backoff_s = backoff_s
-        self._session = requests.Session()
-        self._session.headers.update(endpoint.headers)
-        self._session.headers["User-Agent"] = f"OTel-OTLP-Exporter-gpuscope/{version}"
-        self._session.headers["Content-Type"] = "application/x-protobuf"
-        if self._gzip:
-            self._session.headers["Content-Encoding"] = "gzip"
-        self._verify: str | bool = endpoint.certificate or True
-        certificate, key = endpoint.client_certificate, endpoint.client_key
-        self._cert = (certificate, key) if certificate and key else certificate or None
+        self._why_not = ""
+        """Why nothing can be sent at all."""
+        try:
+            self._connection: Connection | None = Connection(
+                endpoint.url,
+                {**_given(endpoint.headers), **_ours(version, compressed=self._gzip)},
+                certificate=endpoint.certificate,
+                client_certificate=endpoint.client_certificate,
+                client_key=endpoint.client_key,
+            )
+        except ValueError as error:
+            self._connection, self._why_not = None, str(error)
 
     def post(self, payload: bytes) -> Outcome:
         """Send the payload, and again where that may help, within the endpoint's `timeout_s`."""
@@ -138,86 +149,104 @@ class HttpClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def _wait_s(self, attempt: int, asked_s: float | None) -> float:
-        if asked_s is not None:
-            return asked_s
         # Jitter, so that the workers of a restarted service do not all come back at once. It needs no cryptography,
         # and the global generator is left alone, because frameworks seed it and count on its sequence.
-        longest_s: float = min(self._backoff_s * 2.0**attempt, _BACKOFF_MAX_S)
-        return longest_s * _JITTER.uniform(0.5, 1.0)
+        longest_s: float = min(self._backoff_s * 2.0 ** min(attempt, 30), _BACKOFF_MAX_S)
+        # An endpoint may ask for a longer wait, not for a shorter one: "0" would be a busy loop.
+        return max(longest_s * _JITTER.uniform(0.5, 1.0), asked_s or 0.0)
 
     def _attempt(self, body: bytes, deadline: float) -> Outcome:
-        remaining_s = max(deadline - monotonic(), 0.001)
+        if self._connection is None:
+            return Outcome("invalid_request", self._why_not)
         try:
-            # Redirects are not followed: the library would make the POST a GET, and would send the headers, which hold
-            # keys, to whatever host is named.
-            with self._session.post(
-                self._url,
-                data=body,
-                timeout=remaining_s,
-                verify=self._verify,
-                cert=self._cert,
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                return _judge(response, deadline)
-        except requests.exceptions.SSLError as error:
-            return Outcome("tls", _cause(error))
-        except requests.exceptions.Timeout as error:
-            return Outcome("timeout", _cause(error), retry=True)
-        except (requests.exceptions.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-            return Outcome("unreachable", _cause(error), retry=True)
-        except (requests.exceptions.RequestException, ValueError, OSError) as error:
-            # Another attempt would not help. The message stays out of the log, because it quotes headers with keys.
-            detail = f"{type(error).__name__}: check the endpoint's URL, the headers and the certificate files"
-            return Outcome("invalid_request", detail)
+            self._connection.prepare()
+        except OSError as error:
+            return Outcome("invalid_request", f"{type(error).__name__}: check the certificate files")
+        try:
+            return _judge(self._connection.post(body, deadline, _ANSWER_BYTES))
+        except Exception as error:  # Each kind has its reason; none may end the thread.
+            return _failure(error)
 
 
 _JITTER = random.Random()  # noqa: S311
 
 
-def _without_secrets(url: str) -> str:
-    """Return the URL without user, password and query."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "an endpoint that is not a valid URL"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+def _given(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items() if name.lower() not in _ABOUT_THE_BODY}
 
 
-def _cause(error: BaseException) -> str:
-    """Describe the root cause: the outer messages are long and quote the whole URL."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return f"{type(error).__name__}: {error}"
+def _ours(version: str, *, compressed: bool) -> dict[str, str]:
+    ours = {"user-agent": f"OTel-OTLP-Exporter-gpuscope/{version}", "content-type": "application/x-protobuf"}
+    return {**ours, "content-encoding": "gzip"} if compressed else ours
 
 
-def _judge(response: requests.Response, deadline: float) -> Outcome:
-    status = response.status_code
+def _failure(error: Exception) -> Outcome:
+    """
+    Return what an exception of the connection comes to.
+
+    Of messages only those of the system are quoted: others hold what the endpoint sent, or headers with keys.
+    """
+    for kind, reason, retry, detail in _FAILURES:
+        if isinstance(error, kind):
+            return Outcome(reason, detail(error), retry=retry)
+    return Outcome("error", type(error).__name__)
+
+
+def _tls_cause(error: ssl.SSLError) -> str:
+    reason = getattr(error, "verify_message", None) or error.reason or "no reason given"
+    hint = "; the endpoint may not speak TLS: try http://" if error.reason == "WRONG_VERSION_NUMBER" else ""
+    return f"{type(error).__name__}: {reason}{hint}"
+
+
+def _system_message(error: OSError) -> str:
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the connection was closed without an answer; OTLP/HTTP is by default on port 4318, gRPC on 4317"
+    if error.errno is None:
+        # `http.client` says so, and quotes the proxy, which may say anything.
+        return "the proxy gives no tunnel" if "Tunnel" in str(error) else "no reason given"
+    return error.strerror or os.strerror(error.errno)
+
+
+_FAILURES: tuple[tuple[type[Exception], str, bool, Callable[[Any], str]], ...] = (
+    (NotHttpError, "not_http", False, lambda error: f"it speaks {error}"),
+    (ssl.SSLError, "tls", False, _tls_cause),
+    (TimeoutError, "timeout", True, lambda _: "no answer in time"),
+    (OSError, "unreachable", True, lambda error: f"{type(error).__name__}: {_system_message(error)}"),
+    (http.client.InvalidURL, "invalid_request", False, lambda _: "check the endpoint's URL"),
+    (http.client.HTTPException, "unreachable", True, lambda error: f"{type(error).__name__}: no valid HTTP"),
+    (ValueError, "invalid_request", False, lambda _: "check the endpoint's URL and the headers"),
+)
+"""The kinds of exceptions, the first that fits: reason, whether another attempt may help, and what is said of it."""
+
+
+def _judge(answer: Answer) -> Outcome:
+    status = answer.status
     if status // 100 == 2:  # noqa: PLR2004
-        return Outcome(body=_read(response, deadline))
-    detail = f"HTTP {status} {response.reason or ''}".strip()
+        return Outcome(body=_decoded(answer))
+    # The standard's words for the status: the endpoint's own may hold anything.
+    detail = f"HTTP {status} {http.client.responses.get(status, '')}".strip()
     if status in _RETRYABLE:
-        asked = _retry_after_s(response.headers.get("Retry-After"))
+        asked = _retry_after_s(_header(answer, "retry-after"))
         return Outcome(f"http_{status}", detail, retry=True, retry_after_s=asked)
     return Outcome(f"http_{status}", detail)
 
 
-def _read(response: requests.Response, deadline: float) -> bytes:
-    """Return what of the answer came in time, or nothing if it is broken: the payload is accepted already."""
-    answer = bytearray()
+def _header(answer: Answer, name: str) -> str | None:
+    return next((value for key, value in answer.headers.items() if key.lower() == name), None)
+
+
+def _decoded(answer: Answer) -> bytes:
+    """Return the body; of one that is compressed unasked, as much as one that is not may have, or nothing."""
+    if (_header(answer, "content-encoding") or "identity").strip().lower() not in ("gzip", "x-gzip"):
+        return answer.body
     try:
-        # Byte by byte: a longer read returns only when it is complete, so an endpoint that drips would hold the thread
-        # past the deadline. It costs nothing for the usual answer of none to sixty bytes.
-        for piece in response.iter_content(1):
-            answer += piece
-            if len(answer) >= _ANSWER_BYTES or monotonic() >= deadline:
-                break
-    except (requests.exceptions.RequestException, OSError):
+        return zlib.decompressobj(_GZIP_BITS).decompress(answer.body, _ANSWER_BYTES)
+    except zlib.error:
         return b""
-    return bytes(answer)
 
 
 def _retry_after_s(text: str | None) -> float | None:
@@ -227,6 +256,7 @@ def _retry_after_s(text: str | None) -> float | None:
     try:
         if text.strip().isdigit():
             return float(text)
-        return max(parsedate_to_datetime(text).timestamp() - time(), 0.0)
+        date = parsedate_to_datetime(text)
+        return max((date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - time(), 0.0)
     except (TypeError, ValueError, OverflowError):
         return None

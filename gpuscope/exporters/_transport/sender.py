@@ -7,20 +7,21 @@ take a timeout. Settles each delivery exactly once.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from dataclasses import dataclass
 from threading import Condition, Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from gpuscope._log import COUNTED, WarnOnce, logger
-from gpuscope.exporters._encoding.otlp_message import rejected_spans
 from gpuscope.exporters._transport.http import HttpClient, Outcome
+from gpuscope.exporters._transport.pieces import Chunk, post
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.statistics import Delivery
 
 SUPPRESS = "suppress_instrumentation"
 """The key in OpenTelemetry's context by which its instrumentation of HTTP clients leaves a thread alone."""
@@ -29,14 +30,6 @@ _REFUSED = {
     "shutdown": "the exporter is shut down already",
 }
 """Why `put` takes no batch, for the log."""
-
-
-class Chunk(NamedTuple):
-    """One batch's encoded spans, and the delivery to settle for them."""
-
-    body: bytes
-    delivery: Delivery
-    taken_at_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +101,7 @@ class Sender:
         if reason:
             # First the log: if a handler of the application's raises, the caller settles the delivery.
             self._warn(reason, _REFUSED[reason])
-            _lose([delivery], reason)
+            delivery.settle(0, {reason: delivery.stages})
 
     def flush(self, timeout_s: float) -> bool:
         """Send what is held; return whether all of it was settled within the time."""
@@ -132,7 +125,8 @@ class Sender:
             self._settled = self._put
             self._changed.notify_all()
         if abandoned:
-            _lose([chunk.delivery for chunk in abandoned], "shutdown")
+            for chunk in abandoned:
+                chunk.settle("shutdown")
             self._warn("shutdown", "the time ran out with spans unsent")
 
     def _refusal(self, size: int) -> str:
@@ -149,9 +143,12 @@ class Sender:
         suppress_instrumentation()
         while chunks := self._next_payload():
             try:
-                self._conclude(self._client.post(self._wrap([chunk.body for chunk in chunks])))
+                outcome = post(chunks, self._client, self._wrap, lambda: bool(self._in_flight))
             except Exception as error:  # Whatever it is, the thread must outlive it, or all later spans are lost.
-                self._conclude(Outcome("error", f"{type(error).__name__}: {error}"))
+                outcome = Outcome("error", type(error).__name__)  # Its message may quote headers.
+            # The application's log handlers may raise, and the thread must outlive them.
+            with contextlib.suppress(Exception):
+                self._conclude(outcome)
         self._client.close()
 
     def _next_payload(self) -> list[Chunk]:
@@ -195,21 +192,18 @@ class Sender:
 
     def _conclude(self, outcome: Outcome) -> None:
         """Settle what was in flight, if shutdown has not; log last, because the application's handlers may raise."""
-        rejected, message = rejected_spans(outcome.body) if outcome.body else (0, "")
         with self._changed:
             chunks = self._take_in_flight()
-        if not chunks:
-            return
-        if outcome.reason:
-            _lose([chunk.delivery for chunk in chunks], outcome.reason)
-        else:
-            _settle([chunk.delivery for chunk in chunks], rejected)
+        for chunk in chunks:
+            # What has no fate of its own has that of the payload, unless the endpoint took this.
+            chunk.settle(outcome.reason)
         with self._changed:
             self._settled += len(chunks)
             self._changed.notify_all()
-        if outcome.reason or rejected:
-            detail = outcome.detail or f"{rejected} spans rejected: {message or 'the endpoint does not say why'}"
-            self._warn(outcome.reason or "rejected", detail)
+        if not chunks:
+            return
+        if outcome.reason:
+            self._warn(outcome.reason, outcome.detail)
         elif not self._succeeded:
             self._succeeded = True
             logger.info("exporting spans to %s.", self._client.shown_url)
@@ -218,21 +212,8 @@ class Sender:
         self._warnings.warn(reason, "cannot export to %s: %s (%s).", self._client.shown_url, reason, detail)
 
 
-def _lose(deliveries: list[Delivery], reason: str) -> None:
-    for delivery in deliveries:
-        delivery.settle(0, {reason: delivery.stages})
-
-
-def _settle(deliveries: list[Delivery], rejected: int) -> None:
-    for delivery in deliveries:
-        # The endpoint does not say which spans it rejected, and a stage has one or two: assume a stage for each.
-        missing = min(rejected, delivery.stages)
-        rejected -= missing
-        delivery.settle(delivery.stages - missing, {"rejected": missing} if missing else None)
-
-
 def suppress_instrumentation() -> None:
-    """Keep the application's instrumentation of `requests` from making spans of our requests, and so on forever."""
+    """Keep the application's instrumentation of HTTP clients from making spans of our requests, and so on forever."""
     from opentelemetry import context
 
     private = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS)

@@ -43,6 +43,13 @@ def request_rows(number=0, **facts):
     return inner, outer
 
 
+def in_graph(inner, number, *, parent_id=FIRST_ID + 1):
+    """The row of a stage with attributes inside a graph that an inner stage launched."""
+    span_id = FIRST_ID + number
+    place = {"span_id": span_id, "gpu_span_id": span_id, "parent_id": parent_id, "trace_id": TRACE}
+    return Row(INFER, **place, start_ns=inner.start_ns + 5, host_ns=0, launch_ns=0, flags=RowFlag.IN_GRAPH)
+
+
 def resource(name="server", pid=7, host="a"):
     """The attributes of a process."""
     return {"service.name": name, "process.pid": pid, "host.name": host, "service.instance.id": f"{name}-{pid}-{host}"}
@@ -308,6 +315,38 @@ class TestDamage:
         assert [recording.names[stage] for stage in recording.stage] == ["request"]
         assert recording.losses.skipped_lines == {"malformed spans": 1, "GPU spans without a host span": 1}
 
+    def test_a_stage_inside_a_graph_whose_parent_is_missing(self, write):
+        """It has no row, nor have its attributes; it is counted as a GPU span without a host span."""
+        inner, outer = request_rows()
+        path = write([in_graph(inner, 3, parent_id=FIRST_ID + 7), inner, outer])
+        recording = read([path])
+        assert [recording.names[stage] for stage in recording.stage] == ["request", "infer"]
+        assert recording.attributes == {1: {"model": "vit"}}
+        assert recording.losses.skipped_lines == {"GPU spans without a host span": 1}
+        alone = read([write([in_graph(inner, 3)], name="alone.jsonl")])
+        assert (len(alone.stage), alone.attributes) == (0, {})
+
+    def test_stages_inside_each_other_in_a_graph(self, write):
+        """Stages inside a graph that a damaged file puts inside each other have no row, nor have their attributes."""
+        inner, _ = request_rows()
+        circle = [in_graph(inner, 3, parent_id=FIRST_ID + 4), in_graph(inner, 4, parent_id=FIRST_ID + 3)]
+        recording = read([write(circle)])
+        assert (len(recording.stage), recording.attributes) == (0, {})
+        assert recording.losses.skipped_lines == {"GPU spans without a host span": 2}
+
+    @pytest.mark.parametrize("seconds", [1e30, -1e30])
+    def test_a_launch_outside_time(self, write, seconds):
+        """A stage inside a graph and a launch before or after all time is a malformed span, and spoils no other."""
+        inner, outer = request_rows()
+        path = write([in_graph(inner, 3), inner, outer])
+        launch = '"gpuscope.launch_to_start","value":{"doubleValue":'
+        text = path.read_text()
+        assert text.count(launch + "0.0}") == 1
+        path.write_text(text.replace(launch + "0.0}", f"{launch}{seconds!r}}}"))
+        recording = read([path])
+        assert len(recording.stage) == 2
+        assert recording.losses.skipped_lines == {"malformed spans": 1}
+
     @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_damage_is_survived(self, write, data):
@@ -335,10 +374,12 @@ class TestDamage:
         self.check(read([path]))
 
     def whole(self, write):
-        """A recording of six stages and an account of losses, written anew."""
+        """A recording of nine stages, three of them in graphs, and an account of losses, written anew."""
         for path in write(name="whole.jsonl").parent.iterdir():
             path.unlink()
-        path = write(*(request_rows(n) for n in range(3)), name="whole.jsonl")
+        requests = [request_rows(n) for n in range(3)]
+        replayed = [in_graph(rows[0], 100 + n, parent_id=rows[0].span_id) for n, rows in enumerate(requests)]
+        path = write(*([*rows, row] for rows, row in zip(requests, replayed, strict=True)), name="whole.jsonl")
         with path.open("a") as file:
             file.write(metrics_line({("lost", "disk"): 3}))
         return path
@@ -346,7 +387,7 @@ class TestDamage:
     def check(self, recording):
         """Check that all columns of a damaged recording can be used together."""
         rows = len(recording.stage)
-        assert rows <= 6
+        assert rows <= 9
         for name, column in asdict(recording).items():
             if isinstance(column, np.ndarray):
                 assert len(column) == rows, name

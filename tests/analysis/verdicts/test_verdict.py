@@ -94,7 +94,7 @@ def test_findings_are_plain_data_and_print_a_few_lines_a_verdict():
     assert json.loads(json.dumps(findings.as_dict())) == findings.as_dict()
     lines = str(findings).splitlines()
     assert lines[0].startswith("`request`: cpu-bound, assuming that `prep` does not wait for the GPU inside")
-    assert any(line.strip() == "- Begin with `prep`, which has the largest part in it." for line in lines)
+    assert any(line.strip() == "- Begin with `prep`, which has the largest share in it." for line in lines)
     assert any("GPU without work:" in line and "in `prep`, host not ready" in line for line in lines)
 
 
@@ -163,7 +163,7 @@ def test_a_wait_names_the_stage_whose_work_it_is_for():
     """The time of a stage that only waits is that of the stage that launched."""
     (waiting,) = (stage for stage in judged("large gemm").stages if stage.name == "fetch")
     assert waiting.waits_for == "infer"
-    assert waiting.next_steps[0] == "Begin with `infer`, which has the largest part in it."
+    assert waiting.next_steps[0] == "Begin with `infer`, which has the largest share in it."
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_too_few_calls_are_not_judged():
     """Nine requests besides the warm-up are one short."""
     machine = machine_after(WORKLOADS["large gemm"])
     assert judge(recording(*machine.roots[:12])).requests[0].because == (
-        "9 calls besides warm-up and cold ones, of at least 10."
+        "9 calls besides warm-up and cold ones; a verdict needs at least 10."
     )
     assert judge(recording(*machine.roots[:13])).requests[0].verdict == "gpu-bound"
 
@@ -311,7 +311,7 @@ def test_a_stage_of_some_microseconds_is_not_judged():
     """It would be its two events that are judged."""
     findings = judge(machine_after(WORKLOADS["tiny kernels"]).recording())
     (short,) = (stage for stage in findings.stages if stage.name == "fetch")
-    assert short.because == "It is shorter than 0.03 ms, so that its events are what is measured."
+    assert short.because == "It is shorter than 0.03 ms, so its own two events are too much of what is measured."
 
 
 def test_cost_is_per_call_for_launching_and_per_item_for_gpu_work():

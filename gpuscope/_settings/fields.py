@@ -1,0 +1,58 @@
+"""
+The fields of `Config`: each carries what is known of one setting besides its value.
+
+Knows no setting itself. What may hold a credential, a header or a URL, is left out of the text of a `Config`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, field
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from gpuscope._settings.parsers import PartlyError
+from gpuscope._settings.shown import shown_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from dataclasses import Field
+
+T = TypeVar("T")
+
+
+def setting(default: T, variables: str, parser: Callable[[str], T], text: str, shown: str | None = None) -> T:
+    """
+    Return a field with all that is known of one setting.
+
+    Args:
+        default: the value where nothing else is said.
+        variables: the names of its variables; the first that is set wins.
+        parser: makes a value of a variable's text, or raises `ValueError` with what is allowed.
+        text: what it means, for the README's table.
+        shown: the default as a variable would say it, where `str` does not.
+
+    """
+    metadata = {"variables": variables.split(), "parse": parser, "text": text, "shown": shown or str(default)}
+    if isinstance(default, dict):
+        return field(default_factory=type(default), repr=False, metadata=metadata)
+    return field(default=default, repr=not variables.endswith("ENDPOINT"), metadata=metadata)
+
+
+def for_metrics(spans_setting: T) -> T:
+    """Return the field of metrics for one of spans."""
+    spans = cast("Field[T]", spans_setting)
+    variables = [variable.replace("_TRACES_", "_METRICS_") for variable in spans.metadata["variables"]]
+    metadata = {**spans.metadata, "variables": variables, "text": "The same for metrics."}
+    if spans.default_factory is not MISSING:
+        return field(default_factory=spans.default_factory, repr=False, metadata=metadata)
+    return field(default=cast("T", spans.default), metadata=metadata)
+
+
+def read(setting: Field[Any], variable: str, text: str) -> tuple[dict[str, object], list[str]]:
+    """Return the value of a variable under its setting's name, if it has one, and what to warn about."""
+    try:
+        return {setting.name: setting.metadata["parse"](text)}, []
+    except PartlyError as error:
+        return {setting.name: error.value}, [f"{variable}: expected {error}; the others are used."]
+    except ValueError as error:
+        seen, default = shown_text(text), setting.metadata["shown"]
+        return {}, [f"ignoring {variable}={seen}: expected {error}; using the default, {default}."]
