@@ -173,6 +173,8 @@ class Engine:
     def shutdown_at_exit(self) -> bool:
         """Do the same as `shutdown`, in what is left of the time for the exit."""
         timeout_s = self.config.shutdown_timeout_s
+        # Threads of the program may still be at work, and the recorder stays: without this there would be no end.
+        self.recorder.accept(self._late)
         return self.shutdown(min(timeout_s, max(timeout_s - self._exit_took_s, _LEAST_EXIT_S)))
 
     def shutdown(self, timeout_s: float) -> bool:

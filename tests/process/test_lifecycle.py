@@ -344,3 +344,20 @@ def test_a_provider_that_ends_at_exit_gets_what_there_is(run_python):
     result = run_python(program, GPUSCOPE="1", GPUSCOPE_METRICS="none")
     assert "span late" not in result.stdout
     assert "1 provider_shutdown" in result.stderr
+
+
+@at_exit
+def test_threads_that_never_stop_do_not_keep_the_end_from_ending(run_python):
+    """Daemon threads that are in stages all the time cost nothing of what was recorded before, nor the exit its time."""
+    program = HEAD + (
+        "work(3); go = threading.Event()\n"
+        "def load():\n"
+        "    while True:\n        with stage('load'): go.set()\n"
+        "threading.Thread(target=load, daemon=True).start(); go.wait()\n"
+    )
+    began = time.monotonic()
+    result = run_python(program, **{**ON, "GPUSCOPE_QUEUE_SIZE": "100000"}, GPUSCOPE_SHUTDOWN_TIMEOUT="30")
+    assert time.monotonic() - began < 30
+    (spans,) = names(Path(result.args[3]).parent).values()
+    assert spans.count("work") == 1, result.stderr
+    assert "shutdown" not in result.stderr
