@@ -348,7 +348,7 @@ def test_a_provider_that_ends_at_exit_gets_what_there_is(run_python):
 
 @at_exit
 def test_threads_that_never_stop_do_not_keep_the_end_from_ending(run_python):
-    """Daemon threads that are in stages all the time cost nothing of what was recorded before, nor the exit its time."""
+    """Daemon threads that are always in stages cost nothing of what was recorded before, nor the exit its time."""
     program = HEAD + (
         "work(3); go = threading.Event()\n"
         "def load():\n"
