@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 SHARES = (0.25, 1.0, 2.0)
-FIRST = 3
+FIRST = 7
 """Steps of each loop that do not count, because they allocate memory and capture graphs."""
 SEQUENTIAL, DEQUE, OVERLAP, GRAPH = "sequential", "deque", "overlap", "overlap, graph"
 PINNED = "overlap, graph, pinned"
@@ -120,13 +120,14 @@ def with_deque(work: Workload) -> list[float]:
 class Overlapped:
     """`overlap`; the last loop's own report is kept."""
 
-    def __init__(self, *, depth: int, graph: bool, pinned: bool = False) -> None:
+    def __init__(self, *, depth: int, graph: bool, pinned: bool = False, copies: bool = True) -> None:
         self.depth, self.graph, self.pinned = depth, graph, pinned
+        self.more = {} if copies else {"copy_outputs": False}
         self.report: Any = None
 
     def __call__(self, work: Workload) -> list[float]:
         batches = work.pinned if self.pinned else work.batches
-        loop = gpuscope.overlap(batches, work.infer, work.post, depth=self.depth, graph=self.graph)
+        loop = gpuscope.overlap(batches, work.infer, work.post, depth=self.depth, graph=self.graph, **self.more)
         results = list(loop)
         self.report = loop.report()
         return results
@@ -177,7 +178,7 @@ def measure(work: Workload, share: float, gpu: float, options: argparse.Namespac
     ways = {
         SEQUENTIAL: sequential,
         DEQUE: with_deque,
-        OVERLAP: Overlapped(depth=options.depth, graph=False),
+        OVERLAP: Overlapped(depth=options.depth, graph=False, copies=not options.no_copies),
         GRAPH: Overlapped(depth=options.depth, graph=True),
         PINNED: Overlapped(depth=options.depth, graph=True, pinned=True),
     }
@@ -222,12 +223,13 @@ def main() -> None:
     parser.add_argument(
         "--depth", type=int, default=2, help="batches in flight; 3 where host and GPU take equally long"
     )
+    parser.add_argument("--no-copies", action="store_true", help=f"`{OVERLAP}` with `copy_outputs=False`")
     options = parser.parse_args()
     cuda = has_cuda()
     if not cuda:
         print("Without a GPU nothing overlaps; this is a small run, to see that it works.")
     small = options.quick or not cuda
-    options.rounds, steps, size = (2, 6, 224 if cuda else 32) if small else (options.rounds, 40, 224)
+    options.rounds, steps, size = (2, FIRST + 3, 224 if cuda else 32) if small else (options.rounds, 40, 224)
     found, wanted, rows = {}, [], []
     for batch in (10, 1):
         work = Workload(size, batch, steps)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from gpuscope._data.values import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -102,7 +104,7 @@ class ActiveExporters:
                 self._made[name] = _make(name, self._config, bridge, self.resource)
             except Exception as error:  # Not tried again; `export` counts what that costs.
                 self._failed.add(name)
-                self._warnings.warn(name, "the exporter %r cannot be set up: %r.", name, error)
+                self._warnings.warn(name, "the exporter %r cannot be set up: %s.", name, shown(error))
         return self._made.get(name)
 
     def export(self, batch: StageBatch, breathe: Callable[[], None]) -> None:
@@ -119,7 +121,7 @@ class ActiveExporters:
                     breathe()
             except Exception as error:  # One exporter's failure; the others still get the batch.
                 delivery.settle(0, {"exporter_error": stages})
-                self._warnings.warn(exporter.name, "the exporter %r failed: %r.", exporter.name, error)
+                self._warnings.warn(exporter.name, "the exporter %r failed: %s.", exporter.name, shown(error))
             breathe()
 
     def flush(self, remaining_s: Callable[[], float]) -> bool:
@@ -146,5 +148,7 @@ class ActiveExporters:
         try:
             return getattr(exporter, action)(argument) is not False
         except Exception as error:  # As in `export`.
-            self._warnings.warn(f"{exporter.name}.{action}", "`%s` of %r failed: %r.", action, exporter.name, error)
+            self._warnings.warn(
+                f"{exporter.name}.{action}", "`%s` of %r failed: %s.", action, exporter.name, shown(error)
+            )
             return False

@@ -93,11 +93,12 @@ class BatchBuilder:
         """
         self._fix_offset(bridge)
         packed, with_details = (self._pack_in_python if native is None else self._pack_natively)(rows, bridge)
-        details = {}
-        for index in with_details:
-            found = _details(rows[index][0], bridge)
-            if found is not None:
-                details[self._count + index] = found
+        try:
+            found = {self._count + index: _details(rows[index][0], bridge) for index in with_details}
+        except Exception:
+            _uncount(rows)
+            raise
+        details = {row: what for row, what in found.items() if what is not None}
         self._packed.append(packed)
         self._place(row[0] for row in rows)
         self._details.update(details)
@@ -142,23 +143,28 @@ class BatchBuilder:
         sites, threads = self._sites, self._threads
         packed: list[bytes] = []
         with_details: list[int] = []
-        for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
-            trace_id, span_id, parent_id, sampled = identify(record)
-            trace, site, timed_stream = record.trace, record.site, record.timed_stream
-            site.calls += 1
-            if site.calls <= (self._warmup if site.warmup is None else site.warmup) or trace.root.warms_up:
-                flags |= _WARMUP  # noqa: PLW2901
-            if trace.remote and parent_id == trace.parent_id:
-                flags |= _REMOTE_PARENT  # noqa: PLW2901
-            stream, device = (timed_stream.raw, timed_stream.index) if gpu_end_ns else (0, -1)
-            if record.attributes or record.error is not None or record.span is not None:
-                with_details.append(len(packed))
-            packed.append(_pack(
-                trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream,
-                sites.setdefault(site, len(sites)), sites.setdefault(trace.root, len(sites)),
-                threads.setdefault(record.thread, len(threads)), sampled, record.start_ns, record.end_ns,
-                gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
-            ))  # fmt: skip
+        try:
+            for record, gpu_start_ns, gpu_end_ns, uncertainty_ns, flags in rows:
+                trace_id, span_id, parent_id, sampled = identify(record)
+                trace, site, timed_stream = record.trace, record.site, record.timed_stream
+                calls = site.calls + 1
+                if calls <= (self._warmup if site.warmup is None else site.warmup) or trace.root.warms_up:
+                    flags |= _WARMUP  # noqa: PLW2901
+                if trace.remote and parent_id == trace.parent_id:
+                    flags |= _REMOTE_PARENT  # noqa: PLW2901
+                stream, device = (timed_stream.raw, timed_stream.index) if gpu_end_ns else (0, -1)
+                if record.attributes or record.error is not None or record.span is not None:
+                    with_details.append(len(packed))
+                packed.append(_pack(
+                    trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream,
+                    sites.setdefault(site, len(sites)), sites.setdefault(trace.root, len(sites)),
+                    threads.setdefault(record.thread, len(threads)), sampled, record.start_ns, record.end_ns,
+                    gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
+                ))  # fmt: skip
+                site.calls = calls
+        except Exception:
+            _uncount(rows[: len(packed)])
+            raise
         return b"".join(packed), with_details
 
     def finish(self, bridge: Bridge | None) -> StageBatch:
@@ -210,6 +216,12 @@ class BatchBuilder:
             except Exception:  # A name is not worth a batch; the next batch asks again.
                 return DeviceInfo(index, "unknown", "unknown")
         return self._device_infos[index]
+
+
+def _uncount(rows: list[Row]) -> None:
+    """Take calls back that were counted, because these rows are not in the batch, or are about to be added again."""
+    for row in rows:
+        row[0].site.calls -= 1
 
 
 def own_identity(record: StageRecord) -> Identity:

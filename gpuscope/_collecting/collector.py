@@ -20,6 +20,7 @@ from gpuscope._collecting.batch_builder import select
 from gpuscope._collecting.flushes import Flushes
 from gpuscope._collecting.intake import Intake
 from gpuscope._collecting.metrics_pipeline import MetricsPipeline
+from gpuscope._data.values import shown
 from gpuscope._log import COUNTED, WarnOnce, logger
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class Collector:
         try:
             self._refresh()
         except Exception as error:  # Not fatal: each pass does the same again.
-            self.warnings.warn("pass", "setting up the collector failed: %r.", error)
+            self.warnings.warn("pass", "setting up the collector failed: %s.", shown(error))
         self.ready.set()
 
     def _prepare(self) -> None:
@@ -195,14 +196,14 @@ class Collector:
             self._recorder.device.attach()
             self._may_ask = True
         except Exception as error:  # The pass goes on, but asks no GPU, for which the thread may not be prepared.
-            self.warnings.warn("pass", "preparing a pass of the collector failed: %r.", error)
+            self.warnings.warn("pass", "preparing a pass of the collector failed: %s.", shown(error))
 
     def _tell_of_pass(self) -> None:
         try:
             if self._on_pass is not None:
                 self._on_pass(self._recorder)
         except Exception as error:  # A deep look that cannot begin is not a reason to stop collecting.
-            self.warnings.warn("look", "checking whether a deep look was asked for failed: %r.", error)
+            self.warnings.warn("look", "checking whether a deep look was asked for failed: %s.", shown(error))
 
     def _drain(self) -> None:
         self._prepare()
@@ -269,7 +270,7 @@ class Collector:
                 self.active_exporters.export(batch, self._breathe)
         except Exception as error:  # It costs this batch's stages, which are counted as lost; the loop goes on.
             ledger.lose("internal_error", left)
-            self.warnings.warn("batch", "making a batch failed: %r.", error)
+            self.warnings.warn("batch", "making a batch failed: %s.", shown(error))
 
     def _send(self, remaining_s: Callable[[], float]) -> bool:
         sent = self.active_exporters.flush(remaining_s)

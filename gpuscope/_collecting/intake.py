@@ -6,7 +6,6 @@ A slice holds the GIL for some 0.3 ms, or longer where there is a backlog; then 
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,10 +13,12 @@ from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._data.native import native
+from gpuscope._data.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gpuscope._collecting.resolve import Row
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.interfaces import Bridge
     from gpuscope._log import WarnOnce
@@ -40,7 +41,7 @@ _MAX_BATCH_ROWS = 4096
 exceed it."""
 _BACKLOG_ROWS = 512
 """A slice grows by its usual size for every 512 records that wait."""
-_BATCH_DELAY_S = 0.5
+_BATCH_DELAY_NS = 500_000_000
 """From a batch's first row until it is exported, however small it is."""
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ class Intake:
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
         )
-        self._due_s = 0.0
+        self._due_ns = 0
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
@@ -122,14 +123,14 @@ class Intake:
     @property
     def is_due(self) -> bool:
         """Whether the batch is full or old enough."""
-        return self.is_full or time.monotonic() > self._due_s
+        return self.is_full or self._recorder.clock() > self._due_ns
 
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
         """Add a few stages to the batch; return whether there is more to do right away."""
         recorder, limit, before = self._recorder, self._slice_rows(), len(self._builder)
         rows = self._resolver.accept(recorder.ledger.take(partial(self._queue.drain, limit)))
         rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
-        self._add(len(rows), self._builder.add, rows)
+        self._add_rows(rows)
         inner = 0
         for replays in self._replays.collect(
             limit * _INNER_FOR_ONE, self._resolver.clock_of, may_ask=may_ask, give_up=give_up
@@ -137,12 +138,21 @@ class Intake:
             self._add(replays.start_ns.size, self._builder.add_replays, replays)
             inner += replays.start_ns.size
         if len(self._builder) and not before:
-            self._due_s = time.monotonic() + _BATCH_DELAY_S
+            self._due_ns = recorder.clock() + _BATCH_DELAY_NS
         return len(self._queue) > 0 or len(rows) >= limit or inner >= limit * _INNER_FOR_ONE
 
     def finish(self) -> StageBatch:
         """Return the batch, which has at least one row, and begin another, whatever happens."""
         return self._builder.finish(self._recorder.bridge)
+
+    def _add_rows(self, rows: list[Row]) -> None:
+        """Add all rows at once or, where one fails, each on its own, so that it costs itself and no other."""
+        try:
+            if rows:
+                self._builder.add(rows, self._recorder.bridge)
+        except Exception:  # Some row can not be added.
+            for row in rows:
+                self._add(1, self._builder.add, [row])
 
     def _add(self, stages: int, add: Callable[[T, Bridge | None], None], resolved: T) -> None:
         if not stages:
@@ -151,7 +161,7 @@ class Intake:
             add(resolved, self._recorder.bridge)
         except Exception as error:  # What cannot be added to a batch is lost, and counted.
             self._recorder.ledger.lose("internal_error", stages)
-            self._warnings.warn("batch", "adding to a batch failed: %r.", error)
+            self._warnings.warn("batch", "adding to a batch failed: %s.", shown(error))
 
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
 from gpuscope._data.metrics import Snapshot
+from gpuscope._data.values import shown
 from gpuscope.exporters.metrics_sdk import Instruments, find_provider
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class MetricsPipeline:
         try:
             action(*arguments, **keywords)
         except Exception as error:  # It costs metrics; the stages themselves are exported all the same.
-            self._warnings.warn("metrics", "metrics failed: %r.", error)
+            self._warnings.warn("metrics", "metrics failed: %s.", shown(error))
 
     def snapshot(self, *, exemplars: bool = False) -> Snapshot:
         """Return all metrics as of now; with `exemplars`, those since they were last taken."""

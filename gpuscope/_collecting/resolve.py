@@ -14,6 +14,7 @@ from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
+from gpuscope._data.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,9 @@ class Resolver:
         """Take records from the queue; return those that need no GPU as rows."""
         rows: list[Row] = []
         for record in records:
-            if record.pair is None:
+            if record.pair is None and record.timed_stream is CAPTURED:
+                rows.append(self._without_gpu(record, "captured", _CAPTURED))
+            elif record.pair is None:
                 rows.append((record, 0, 0, 0, 0))
             elif self.pending >= self._max_pending:
                 rows.append(self._without_gpu(record, "too_many_pending", _GIVEN_UP))
@@ -109,15 +112,17 @@ class Resolver:
         for timed_stream, waiting in list(self._waiting.items()):
             window = min(limit - len(rows), len(waiting))
             if window <= 0:
-                continue
+                break
             before = len(rows)
             try:
                 self._collect_stream(timed_stream, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
             except Exception as error:  # A device that raises costs GPU times, but no stage.
-                self._warnings.warn("device", "asking the GPU about stages failed: %r.", error)
+                self._warnings.warn("device", "asking the GPU about stages failed: %s.", shown(error))
                 left = window - (len(rows) - before)
                 rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
             self.pending -= len(rows) - before
+            if not waiting:
+                del self._waiting[timed_stream]  # A stream that is gone leaves nothing behind.
         return rows
 
     def _collect_stream(
@@ -181,6 +186,7 @@ class Resolver:
             list(islice(waiting, window)),
             timed_stream.context.value,
             timed_stream.raw,
+            timed_stream.foreign,
             clock.anchor.event.value,
             _CLAMPED,
             *clock.terms,
@@ -220,5 +226,5 @@ class Resolver:
         try:
             self._device.give_back(record)
         except Exception as error:  # The pool is one pair poorer.
-            self._warnings.warn("device", "returning events failed: %r.", error)
+            self._warnings.warn("device", "returning events failed: %s.", shown(error))
         return record, 0, 0, 0, flag

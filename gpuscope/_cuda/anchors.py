@@ -16,6 +16,8 @@ from gpuscope._cuda.driver import NOT_READY, Driver, Handle
 from gpuscope._data.interfaces import Anchor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuscope._cuda.driver import EventReader
 
 _TRIES = 5
@@ -32,12 +34,20 @@ class Anchors:
     Args:
         driver: records the events and asks about them.
         reader: does both in C, where that was built.
+        clock: nanoseconds, monotonic; the reader has its own.
 
     """
 
-    def __init__(self, driver: Driver, reader: EventReader | None = None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        reader: EventReader | None = None,
+        *,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
         self._driver = driver
         self._reader = reader
+        self._clock = clock
         self._parts: dict[int, tuple[Handle, deque[Handle]]] = {}
 
     def take(self, device: int, context: Handle, keep: Anchor | None = None) -> Anchor | None:
@@ -78,7 +88,7 @@ class Anchors:
         if self._reader is not None:
             bracket = self._reader.bracket(event.value, stream.value, _LIMIT_NS)
             return None if bracket is None else _middle(event, *bracket)
-        driver, now = self._driver, time.perf_counter_ns
+        driver, now = self._driver, self._clock
         before = now()
         if driver.event_record(event, stream):
             return None

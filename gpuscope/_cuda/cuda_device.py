@@ -23,7 +23,8 @@ from gpuscope._cuda.driver import (
     load_driver,
 )
 from gpuscope._cuda.entry_points import EntryPoints
-from gpuscope._cuda.timed_stream import FOREIGN_CAPTURERS, TimedStream
+from gpuscope._cuda.open_streams import OpenStreams
+from gpuscope._cuda.timed_stream import FOREIGN_CAPTURERS
 from gpuscope._data.batch import DeviceInfo
 from gpuscope._data.interfaces import BROKEN, CAPTURED, DONE, PENDING
 from gpuscope._data.native import native
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 
     from gpuscope._cuda.driver import Driver, EventReader, Function
     from gpuscope._cuda.entry_points import Begin, End
-    from gpuscope._cuda.timed_stream import Pair
+    from gpuscope._cuda.timed_stream import TimedStream
     from gpuscope._data.interfaces import Anchor, Stream
     from gpuscope._data.record import StageRecord
 
-_PAIRS_AT_ONCE = 16
+
+_PAIR_SIZE = 4
+"""What the program put in a record's place for a pair does not come into the pool."""
 
 
 class CudaDevice(EntryPoints):
@@ -51,6 +54,10 @@ class CudaDevice(EntryPoints):
     before it asks about any event recorded on it. Once the capture is over such an event answers "invalid value", and
     its stage is exported as `gpuscope.captured`. The legacy default stream is an exception: see `FOREIGN_CAPTURERS`.
 
+    A question about a stream that was destroyed ends the process. PyTorch never destroys a stream of its pools. Any
+    other may be gone when the collector comes, which then asks about its events alone. Whether it is being captured is
+    asked where a stage on it ends, and costs those stages half a microsecond.
+
     Args:
         count_untimed: counts a stage without GPU times, by reason.
         max_pairs: how many event pairs there may be, on all devices together.
@@ -61,6 +68,8 @@ class CudaDevice(EntryPoints):
     """None until the program has begun to use CUDA."""
     _driver: Driver
     """The same, for code that only runs after that."""
+    open_streams: OpenStreams
+    """From then on."""
     _is_initialized: Callable[[], bool]
 
     def __init__(self, count_untimed: Callable[[str], None], *, max_pairs: int) -> None:
@@ -69,10 +78,7 @@ class CudaDevice(EntryPoints):
         self.reader: EventReader | None = None
         self._count_untimed = count_untimed
         self._max_pairs = max_pairs
-        self._lock = threading.Lock()
-        self._streams: list[dict[int, TimedStream]] = []
-        self._contexts: dict[int, tuple[Handle, list[Pair]]] = {}
-        self._pairs_made = 0
+        self._lock = threading.RLock()  # A garbage collection within may run a stage.
         self._relaxed = False
 
     # ---- application threads
@@ -91,7 +97,9 @@ class CudaDevice(EntryPoints):
         if self._is_initialized():
             self._open(sys.modules["torch"])
             # Asking PyTorch which stream is current would itself create a context, if it is the first question.
-            if self.driver is not None and (stream is not None or self.driver.is_in_use(self._current_device())):
+            if self.driver is None:
+                return
+            if stream is not None or self.driver.is_in_use(self.open_streams.current_device()):
                 self._become(*self._fast_paths(self.driver.event_record))
                 self.usual[0](record, stream)
 
@@ -104,23 +112,22 @@ class CudaDevice(EntryPoints):
                 self.unusable = "the CUDA driver library can't be loaded (gpuscope needs an NVIDIA GPU)"
                 self._become(self._begin_never, self._end_never)
                 return
-            count = torch.cuda.device_count()
-            self._streams = [{} for _ in range(count)]
-            self._current_device = getattr(torch._C, "_cuda_getDevice", None) or torch.cuda.current_device
-            self._current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None) or (
-                lambda index: torch.cuda.current_stream(index).cuda_stream
-            )
-            self.reader = None if native is None else native.EventReader(*driver.addresses_to_read())
-            self._anchors = Anchors(driver, self.reader)
-            self._driver = self.driver = driver
+            streams = OpenStreams(driver, torch, self._count_untimed, max_pairs=self._max_pairs)
+            reader = None if native is None else native.EventReader(*driver.addresses_to_read())
+            anchors = Anchors(driver, reader)
+            if self.driver is None:
+                self.open_streams, self.reader, self._anchors = streams, reader, anchors
+                self._driver = self.driver = driver
 
     def _fast_paths(self, record_event: Function) -> tuple[Begin, End]:
         # Closures, not methods: what they need is a cell away, which saves a quarter of a microsecond per stage.
-        tables, current_device, current_stream = self._streams, self._current_device, self._current_stream
-        begin_slowly, end_slowly, only_device = self._begin_slowly, self._end_slowly, len(self._streams) == 1
+        tables, current_device = self.open_streams.tables, self.open_streams.current_device
+        current_stream, only_device = self.open_streams.current_stream, len(tables) == 1
+        begin_slowly, end_slowly = self._begin_slowly, self._end_slowly
         if native is not None:
             address = ctypes.cast(record_event, Handle).value
-            fast = native.EventRecorder(address, tables, current_device, current_stream, begin_slowly, end_slowly)
+            asks = ctypes.cast(self._driver.stream_is_capturing, Handle).value
+            fast = native.EventRecorder(address, asks, tables, current_device, current_stream, begin_slowly, end_slowly)
             return fast.begin, fast.end
 
         def begin(record: StageRecord, stream: Stream) -> None:
@@ -138,7 +145,7 @@ class CudaDevice(EntryPoints):
 
         def end(record: StageRecord) -> None:
             timed_stream = record.timed_stream
-            if timed_stream.guarded or record_event(record.pair[1], timed_stream.handle):
+            if timed_stream.guarded or timed_stream.foreign or record_event(record.pair[1], timed_stream.handle):
                 end_slowly(record)
 
         return begin, end
@@ -151,15 +158,10 @@ class CudaDevice(EntryPoints):
 
     def _begin_slowly(self, record: StageRecord, stream: Stream) -> None:
         """The first stage of a stream, an empty pool, a thread without a context, a stream that was given."""
-        if stream is None:
-            index = self._current_device()
-            raw = self._current_stream(index)
-        else:
-            index, raw = stream.device_index, stream.cuda_stream
-        timed_stream = self._streams[index].get(raw) or self._open_stream(index, raw)
+        timed_stream = self.open_streams.find(stream)
         if timed_stream is None or (timed_stream.guarded and self._blocked(timed_stream)):
             return
-        pair = timed_stream.pairs.pop() if timed_stream.pairs else self._make_pairs(timed_stream)
+        pair = self.open_streams.take_pair(timed_stream)
         if pair is None:
             return
         if self._record_in_context(timed_stream, pair[0]):
@@ -169,14 +171,19 @@ class CudaDevice(EntryPoints):
 
     def _end_slowly(self, record: StageRecord) -> None:
         timed_stream, pair = record.timed_stream, record.pair
-        if (timed_stream.guarded and self._blocked(timed_stream)) or not self._record_in_context(timed_stream, pair[1]):
+        if timed_stream.foreign and self._is_captured(timed_stream):
+            record.pair, record.timed_stream = None, CAPTURED
+            timed_stream.pairs.append(pair)
+            return
+        blocked = timed_stream.guarded and self._blocked(timed_stream)
+        if blocked or not self._record_in_context(timed_stream, pair[1]):
             record.pair = None
             timed_stream.pairs.append(pair)
 
     def give_back(self, record: StageRecord) -> None:
         """Return the pair; recording a pending event anew is allowed, so it need not have completed."""
         pair, record.pair = record.pair, None
-        if pair is not None:
+        if type(pair) is tuple and len(pair) == _PAIR_SIZE:
             record.timed_stream.pairs.append(pair)
 
     def _blocked(self, timed_stream: TimedStream) -> bool:
@@ -188,15 +195,12 @@ class CudaDevice(EntryPoints):
         self._count_untimed("foreign_capture")
         return True
 
-    def _open_stream(self, index: int, raw: int) -> TimedStream | None:
-        with self._lock:
-            if index not in self._contexts:
-                context = self._driver.active_context(index)
-                if context is None:
-                    self._count_untimed("device_not_in_use")
-                    return None
-                self._contexts[index] = (context, [])
-            return self._streams[index].setdefault(raw, TimedStream(index, raw, *self._contexts[index]))
+    def _is_captured(self, timed_stream: TimedStream) -> bool:
+        """Also true where it can't be told."""
+        status = ctypes.c_int()
+        with self._driver.current(timed_stream.context):
+            code = self._driver.stream_is_capturing(timed_stream.handle, ctypes.byref(status))
+        return code != SUCCESS or status.value != 0
 
     def stream_of(self, index: int) -> TimedStream | None:
         """Return the current stream of a device in use; the program must have begun to use CUDA."""
@@ -204,25 +208,11 @@ class CudaDevice(EntryPoints):
             self._open(sys.modules["torch"])
             if self.driver is None:
                 return None
-        raw = self._current_stream(index)
-        return self._streams[index].get(raw) or self._open_stream(index, raw)
+        return self.open_streams.current(index)
 
     def capture_of(self, timed_stream: TimedStream) -> int | None:
         """Return the driver's id of the capture that a stream takes part in, or None."""
         return self._driver.capture_of(timed_stream.handle)
-
-    def _make_pairs(self, timed_stream: TimedStream) -> Pair | None:
-        with self._lock:
-            if self._pairs_made >= self._max_pairs:
-                self._count_untimed("no_free_events")
-                return None
-            self._pairs_made += _PAIRS_AT_ONCE
-        with self._driver.current(timed_stream.context):
-            events = [(self._driver.new_event(), self._driver.new_event()) for _ in range(_PAIRS_AT_ONCE)]
-        new = [(start, end, start.value, end.value) for start, end in events]
-        pair = new.pop()
-        timed_stream.pairs.extend(new)
-        return pair
 
     def _record_in_context(self, timed_stream: TimedStream, event: Handle) -> bool:
         """Record with the stream's context current: needed where the thread has none yet, or another device's."""
@@ -244,18 +234,22 @@ class CudaDevice(EntryPoints):
             self._millis = ctypes.c_float()
             self._millis_ref = ctypes.byref(self._millis)
         if any(name in sys.modules for name in FOREIGN_CAPTURERS):
-            for table in self._streams:
+            for table in self.open_streams.tables:
                 if 0 in table:
                     table[0].guarded = True
 
     def is_capturing(self, timed_stream: TimedStream) -> bool:
-        """Also true where it can't be told: of the default stream, while some blocking stream is being captured."""
+        """
+        Also true where it can't be told: of the default stream, while some blocking stream is being captured.
+
+        False, without a question, of a stream that may be gone: what was recorded on it was not being captured.
+        """
         if not self._relaxed:
             self.attach()  # The program began to use CUDA after this pass had begun.
         # The default stream is that of the current context, and this thread has none by itself.
         self._driver.call("cuCtxSetCurrent", timed_stream.context)
         status = ctypes.c_int()
-        return (
+        return not timed_stream.foreign and (
             self._driver.stream_is_capturing(timed_stream.handle, ctypes.byref(status)) != SUCCESS or status.value != 0
         )
 

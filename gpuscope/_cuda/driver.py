@@ -54,14 +54,16 @@ class EventReader(Protocol):
     Asks the driver about events without the GIL: `native.EventReader`, which has no stubs (`csrc/reader.c`).
 
     Events, streams and contexts are addresses. `read` and `read_replays` take what is on one stream, oldest first, and
-    stop at the first that is not done; their answer is the driver's code for that one, 0 if there is none.
+    stop at the first that is not done; their answer is the driver's code for that one, 0 if there is none. Of a stream
+    that is `foreign` nothing is asked but its events.
     """
 
-    def read(
+    def read(  # noqa: PLR0917 - C takes them by their places
         self,
         records: list[StageRecord],
         context: int | None,
         stream: int,
+        foreign: bool,
         anchor: int | None,
         clamped: int,
         *terms: float,
@@ -69,7 +71,12 @@ class EventReader(Protocol):
         """Return the answer, and a row for each record that is done, placed by a clock's `terms`."""
 
     def read_replays(
-        self, replays: list[bytes], context: int | None, stream: int, anchor: int | None
+        self,
+        replays: list[bytes],
+        context: int | None,
+        stream: int,
+        foreign: bool,
+        anchor: int | None,
     ) -> tuple[int, int, bytes]:
         """Return the answer, how many replays are done, and their distances in milliseconds as 32-bit floats."""
 

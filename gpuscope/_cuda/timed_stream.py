@@ -41,16 +41,18 @@ class TimedStream(TimedStreamFields):
         raw: the stream's address; 0 is the legacy default stream.
         context: the device's primary context.
         pairs: the pool, shared by all streams of the context.
+        foreign: whether it may be destroyed, as streams of other libraries may; those of PyTorch's pools never are.
 
     """
 
     __slots__ = ()
 
-    def __init__(self, index: int, raw: int, context: Handle, pairs: list[Pair]) -> None:
+    def __init__(self, index: int, raw: int, context: Handle, pairs: list[Pair], *, foreign: bool = False) -> None:
         self.index = index
         self.raw = raw
         self.handle = Handle(raw)
         self.context = context
         self.pairs = pairs
+        self.foreign = foreign
         self.guarded = False
         """Whether recording needs a question first: see `FOREIGN_CAPTURERS`."""

@@ -62,7 +62,7 @@ class Device(Protocol):
     """Record the start event on the stream: sets `timed_stream` and `pair`, or neither."""
 
     end: Callable[[StageRecord], None]
-    """Record the end event; sets `pair` to None where that fails."""
+    """Record the end event. Where that fails `pair` is None then, and `timed_stream` `CAPTURED` if the stream was."""
 
     def give_back(self, record: StageRecord) -> None:
         """Return a record's events to the pool."""
@@ -71,7 +71,7 @@ class Device(Protocol):
         """Prepare the collector's thread for one pass."""
 
     def is_capturing(self, timed_stream: TimedStreamOfDevice) -> bool:
-        """Tell whether the stream is being captured. If so, none of its events may be asked about."""
+        """Tell whether the stream is being captured. If so, none of its events may be asked about yet."""
 
     def query(self, record: StageRecord) -> str:
         """Return what is known of the end event: DONE, PENDING, CAPTURED or BROKEN."""

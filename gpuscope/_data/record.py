@@ -118,7 +118,7 @@ class StageRecord:
     end_ns: int
     """0 while the stage runs."""
     timed_stream: FromAbove
-    """The device's handle of the stream, or None."""
+    """The device's handle of the stream, or None; without a pair `CAPTURED`, if the stream was captured."""
     pair: FromAbove
     """The start and the end event of the device, or None."""
     range: object
@@ -130,8 +130,10 @@ class StageRecord:
 class TimedStreamFields:
     """A stream of a device, and the pool of event pairs that it draws on."""
 
-    __slots__ = ("context", "guarded", "handle", "index", "pairs", "raw")
+    __slots__ = ("context", "foreign", "guarded", "handle", "index", "pairs", "raw")
     context: FromAbove
+    foreign: bool
+    """Whether it may be destroyed: then nothing but its events is asked about later."""
     guarded: bool
     """Whether the device has to ask something before it records an event here."""
     handle: FromAbove

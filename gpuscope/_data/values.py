@@ -1,40 +1,95 @@
 """
-Turns attribute values of any type into the few types that OTLP can carry.
+Values of the program as plain data: what an attribute is at the moment when it is set, and what OTLP can carry of it.
 
-Never raises and never reads a GPU. Printing a tensor would copy it to the host and wait for it. So whatever has a shape
-and a dtype, and is not numpy's, is described and not read.
+`snapshot` never runs code of the program, keeps none of its objects, never waits for a GPU, and does bounded work.
+Built-in containers are read by their own methods, also where a subclass replaces those; whatever else is not
+plain is described. The hot path comes here with what is not plain, so nothing is imported that a program may not have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
-from collections.abc import Set as AbstractSet
-from dataclasses import fields, is_dataclass
+import sys
+from collections import deque
+from itertools import islice
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
+from gpuscope._data.descriptions import (
+    MAX_TEXT,
+    MISSING,
+    SCALARS,
+    Value,
+    attribute,
+    dataclass_fields,
+    defined,
+    described,
+    digits,
+    full_name_of,
+    name_of,
+    own_attributes,
+    tensor,
+)
+from gpuscope._data.record import ExceptionInfo
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterator
 
 Clean: TypeAlias = "bool | int | float | str | bytes | list[Clean] | dict[str, Clean] | None"
-"""What OTLP can carry; an `int` has 64 bits."""
+"""What a snapshot is made of: these types exactly. In what OTLP can carry, an `int` has 64 bits."""
 
-_INT64 = range(-(2**63), 2**63)
+PLAIN = frozenset((str, int, float, bool, bytes, NoneType))
+"""Types whose values never change and refer to nothing."""
 UNPRINTABLE = "<unprintable>"
+_INT64 = range(-(2**63), 2**63)
 _ITEMS = 1024
-"""Items that one value may have, all levels together. It bounds the collector's time, and ends cycles."""
+"""Items that one value may have, all levels together. It bounds the time, and ends cycles."""
 _DEPTH = 16
-_TEXT = 4096
-"""Characters kept of a value that becomes text for want of a better type; a string is kept whole."""
+_FEW = 16
+_MAX_FRAMES = 64
+_RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
+"""Activation checkpointing raises this in the function that it computes again, once it has all that it needs."""
+_GROUP = getattr(sys.modules["builtins"], "BaseExceptionGroup", None)
+"""Its `__str__` shows a message, which is a `str`, and a number. Python 3.10 has no groups."""
+_args_of: Callable[[BaseException], tuple[Value, ...]] = BaseException.__dict__["args"].__get__
+_traceback_of: Callable[[BaseException], Any] = BaseException.__dict__["__traceback__"].__get__
+_BRACKETS: dict[Any, tuple[str, str]] = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    set: ("{", "}"),
+    frozenset: ("{", "}"),
+    dict: ("{", "}"),
+}
 
 
-def clean(value: Any) -> Any:
+def snapshot(value: Value) -> Any:
     """
-    Return the value as one of `Clean`.
+    Return the value as `Clean` is, but for the size of its numbers; no later change of it shows in the result.
 
-    The signature does not say so, because type checkers can't follow the comparisons of `kind`, which are the fastest.
+    The signature does not say so, because type checkers can't follow the comparison of types, which is the fastest.
     """
+    if type(value) in PLAIN:
+        return value
+    try:
+        return _take(value, [_ITEMS], _DEPTH)
+    except Exception:  # A dict that another thread changes, a buffer that was released.
+        return UNPRINTABLE
+
+
+def snapshot_mapping(values: Value) -> dict[str, Any]:
+    """
+    Return a snapshot of attributes, with text for keys; an empty dict if nothing can be listed.
+
+    Only here are mappings read that are not `dict`s, because they were given as attributes.
+    """
+    try:
+        items = dict.items(values) if issubclass(type(values), dict) else values.items()
+        return {as_key(key): snapshot(value) for key, value in list(islice(items, _ITEMS))}
+    except Exception:  # A mapping of the application's own making may raise anything.
+        return {}
+
+
+def clean(value: Value) -> Any:
+    """Return a snapshot of the value with what OTLP can carry: numbers of 64 bits, and text that is Unicode."""
     kind = type(value)
     if value is None or kind is bool or kind is float:
         return value
@@ -42,83 +97,199 @@ def clean(value: Any) -> Any:
         return value
     if kind is int and value in _INT64:
         return value
-    try:
-        return _clean(value, [_ITEMS], _DEPTH)
-    except Exception:  # An application's `__str__`, `__iter__` or property may raise anything.
-        return UNPRINTABLE
+    return _fit(snapshot(value))
 
 
-def clean_mapping(values: Mapping[Any, object]) -> dict[str, Clean]:
+def clean_mapping(values: Value) -> dict[str, Any]:
     """Return a dict with text keys, whatever the keys are, and clean values; an empty one if nothing can be listed."""
-    try:
-        return {as_text(key): clean(values[key]) for key in values}
-    except Exception:  # A mapping of the application's own making may raise anything.
-        return {}
+    return {_text(key): clean(value) for key, value in snapshot_mapping(values).items()}
 
 
-def as_text(value: object) -> str:
+def as_text(value: Value) -> str:
     """Return a name or a key, which should be text but may be anything, as text that OTLP can carry."""
     if type(value) is str and value.isascii():
         return value
-    text = clean(value)
-    return text if isinstance(text, str) else str(text)
+    return _text(as_key(value))
 
 
-def _clean(value: object, budget: list[int], depth: int) -> Clean:
-    budget[0] -= 1
-    if budget[0] < 0 or depth < 0:
-        return "…"
-    if isinstance(value, np.generic | np.ndarray):
-        value = _from_numpy(value)
-    if value is None or isinstance(value, bool | float):
-        # Subclasses become the plain type, so that no encoder calls what they override.
-        return float.__float__(value) if isinstance(value, float) else value
-    if isinstance(value, int):
-        plain = int.__index__(value)
-        return plain if plain in _INT64 else str(plain)
-    if isinstance(value, str):
-        return _text(str.__str__(value))
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    return _clean_container(value, budget, depth - 1)
+def as_key(key: Value) -> str:
+    """Return a name, which should be text but may be anything, as text."""
+    if type(key) is str:
+        return key
+    plain = snapshot(key)
+    return digits(plain) if type(plain) is int else str(plain)
 
 
-def _clean_container(value: object, budget: list[int], depth: int) -> Clean:
-    if isinstance(value, Mapping):
-        # Counted first, so that a mapping that is too large costs a call of `len` and no more.
-        return (
-            _summary(value)
-            if len(value) > _ITEMS
-            else {as_text(key): _clean(value[key], budget, depth) for key in value}
-        )
-    if isinstance(value, Sequence | AbstractSet) and not isinstance(value, range):
-        return _summary(value) if len(value) > _ITEMS else [_clean(item, budget, depth) for item in value]
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return _description(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        # Field by field, because its generated `repr` would print the tensors in it.
-        return {item.name: _clean(getattr(value, item.name), budget, depth) for item in fields(value)}
-    return _text(str(value)[:_TEXT])
-
-
-def _from_numpy(value: np.generic | NDArray[np.generic]) -> object:
-    if value.size > _ITEMS:
-        return f"<ndarray shape={value.shape} dtype={value.dtype}>"
-    plain = value.tolist()
-    # `longdouble`, `void` and dates return themselves, or something that has no OTLP type.
-    return str(value) if isinstance(plain, np.generic) else plain
-
-
-def _description(value: Any) -> str:  # Of any type with a shape and a dtype.
-    device = getattr(value, "device", None)
-    where = "" if device is None or callable(device) else f" device={device}"
-    return _text(f"<{type(value).__name__} shape={tuple(value.shape)} dtype={value.dtype}{where}>"[:_TEXT])
-
-
-def _summary(value: Sized) -> str:
-    return f"<{type(value).__name__} of {len(value)} items>"
+def _fit(value: Any) -> Any:  # A `Clean` before and after.
+    kind = type(value)
+    if kind is str:
+        return _text(value)
+    if kind is int:
+        return value if value in _INT64 else digits(value)
+    if kind is list:
+        return [_fit(item) for item in value]
+    return {_text(key): _fit(item) for key, item in value.items()} if kind is dict else value
 
 
 def _text(value: str) -> str:
     # Lone surrogates are not Unicode text; protobuf would refuse the whole message.
     return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _take(value: Value, budget: list[int], depth: int) -> Any:
+    budget[0] -= 1
+    if budget[0] < 0 or depth < 0:
+        return "…"
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    # Not `isinstance`, which asks the object for its `__class__` where its type does not fit.
+    for base, take in SCALARS.items():
+        if issubclass(kind, base):
+            return take(value)
+    for base in (dict, list, tuple, set, frozenset, deque):
+        if issubclass(kind, base):
+            return _take_container(value, base, budget, depth - 1)
+    return _take_numpy(value, kind, budget, depth - 1)
+
+
+def _take_container(value: Value, base: Any, budget: list[int], depth: int) -> Any:
+    size = base.__len__(value)
+    if size > _ITEMS:
+        return f"<{name_of(type(value))} of {size} items>"
+    if base is dict:
+        return {as_key(key): _take(item, budget, depth) for key, item in list(dict.items(value))}
+    return [_take(item, budget, depth) for item in list(base.__iter__(value))]
+
+
+def _take_numpy(value: Value, kind: type, budget: list[int], depth: int) -> Any:
+    """Take an array or a scalar of numpy; there can be one only if somebody has imported that."""
+    numpy = sys.modules.get("numpy")
+    array, scalar = getattr(numpy, "ndarray", None), getattr(numpy, "generic", None)
+    if array is not None and issubclass(kind, array):
+        size, shape, dtype = (getattr(array, name).__get__(value) for name in ("size", "shape", "dtype"))
+        if size > _ITEMS:
+            return f"<{name_of(kind)} shape={shape} dtype={dtype}>"[:MAX_TEXT]
+        return _take(array.tolist(value), budget, depth)
+    if scalar is not None and issubclass(kind, scalar):
+        plain = scalar.item(value)
+        return _take(plain, budget, depth) if type(plain) is not kind else described(value)
+    return _take_object(value, kind, budget, depth)
+
+
+def _take_object(value: Value, kind: type, budget: list[int], depth: int) -> Any:
+    if issubclass(kind, BaseException):
+        return message_of(value)
+    # A dataclass may be a tensor as well, and its size is told by its shape.
+    fields = None if tensor(value) else dataclass_fields(value)
+    if fields is None:
+        return described(value)
+    return {name: _take(item, budget, depth) for name, item in fields.items()}
+
+
+def shown(value: Value) -> str:
+    """Return what `repr` shows of a value that is plain; what is not is described. For messages and the log."""
+    try:
+        return _show(value, [_ITEMS], _DEPTH)[:MAX_TEXT]
+    except Exception:  # As in `snapshot`.
+        return UNPRINTABLE
+
+
+def message_of(error: BaseException) -> str:
+    """Return what `str` shows of an exception, as far as its arguments are plain; what is not is described."""
+    try:
+        return _message(error, [_ITEMS], _DEPTH)[:MAX_TEXT]
+    except Exception:  # As in `snapshot`.
+        return UNPRINTABLE
+
+
+def exception_info(error: BaseException) -> ExceptionInfo | None:
+    """
+    Return what is kept of an exception that leaves a stage; None for those that are no failure.
+
+    Runs on the way out of the stage, so a tensor in the exception must not be printed: that would wait for the GPU.
+    """
+    kind = type(error)
+    name = full_name_of(kind)
+    if issubclass(kind, GeneratorExit) or name == _RECOMPUTED:
+        return None
+    if not issubclass(kind, BaseException):
+        return ExceptionInfo(name, shown(error), ())  # `__exit__` was called by hand.
+    frames: list[tuple[str, int, str]] = []
+    traceback = _traceback_of(error)
+    while traceback is not None and len(frames) < _MAX_FRAMES:
+        code = traceback.tb_frame.f_code
+        frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
+        traceback = traceback.tb_next
+    return ExceptionInfo(name, message_of(error), tuple(frames))
+
+
+def stacktrace(error: ExceptionInfo) -> str:
+    """Return an exception as a traceback shows it, without lines of the source."""
+    frames = "".join(f'  File "{file}", line {line}, in {function}\n' for file, line, function in error.frames)
+    return f"Traceback (most recent call last):\n{frames}{error.type}: {error.message}\n"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return an exception as a log shows it."""
+    facts = exception_info(error)
+    return shown(error) if facts is None else stacktrace(facts)
+
+
+def _show(value: Value, budget: list[int], depth: int) -> str:
+    kind = type(value)
+    budget[0] -= 1
+    if budget[0] < 0 or depth < 0:
+        return "…"
+    if kind in PLAIN:
+        return digits(value) if kind is int else repr(value[:MAX_TEXT] if kind in (str, bytes) else value)
+    if issubclass(kind, BaseException):
+        return f"{name_of(kind)}({', '.join(_show(item, budget, depth - 1) for item in _args_of(value))})"
+    for base in _BRACKETS:
+        if issubclass(kind, base) and base.__len__(value) <= _ITEMS:
+            return _show_container(value, base, budget, depth - 1)
+    plain = _take(value, budget, depth - 1)
+    # A text is a description, unless the value was a text already.
+    return plain if type(plain) is str and not issubclass(kind, str) else _show(plain, budget, depth - 1)
+
+
+def _show_container(value: Value, base: Any, budget: list[int], depth: int) -> str:
+    if base is dict:
+        pairs = list(dict.items(value))
+        items = [f"{_show(key, budget, depth)}: {_show(item, budget, depth)}" for key, item in pairs]
+    else:
+        items = [_show(item, budget, depth) for item in list(base.__iter__(value))]
+    opening, closing = _BRACKETS[base]
+    return f"{opening}{', '.join(items)}{',' * (base is tuple and len(items) == 1)}{closing}"
+
+
+def _message(error: BaseException, budget: list[int], depth: int) -> str:
+    args = _args_of(error)
+    method, base = defined(type(error), "__str__")
+    if full_name_of(base) == name_of(base) and (base is _GROUP or all(map(_is_short, _read_by_str(error, args)))):
+        return str(method.__get__(error)())  # Built in, so it prints nothing but what was looked at.
+    if not args:
+        own = snapshot_mapping(own_attributes(error))
+        return ", ".join(f"{name}={_show(item, budget, depth - 1)}" for name, item in islice(own.items(), _FEW))
+    if len(args) > 1:
+        return f"({', '.join(_show(item, budget, depth - 1) for item in args)})"
+    (only,) = args
+    if issubclass(type(only), str):
+        return str.__str__(only)
+    return (
+        _message(only, budget, depth - 1) if issubclass(type(only), BaseException) else _show(only, budget, depth - 1)
+    )
+
+
+def _read_by_str(error: BaseException, args: tuple[Value, ...]) -> Iterator[Value]:
+    """Iterate over what the `__str__` of a built-in exception may look at."""
+    for item in args:
+        yield from item if type(item) is tuple else (item,)  # `SyntaxError` has a tuple among them.
+    yield from (attribute(error, name) for name in ("filename", "filename2", "lineno", "msg"))
+
+
+def _is_short(value: Value) -> bool:
+    kind = type(value)
+    if kind is str or kind is bytes:
+        return len(value) <= MAX_TEXT
+    return value is MISSING or (kind is int and value in _INT64) or kind in (float, bool, NoneType)

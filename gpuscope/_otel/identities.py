@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from opentelemetry import trace as api
 from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext
 
+from gpuscope._data.values import traceback_of
 from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import UNKNOWN, flags, plain_attributes, span_in, with_span
 from gpuscope._otel.lazy_span import (
@@ -284,8 +285,9 @@ class Identities:
     def _ask(self, kind: str, question: Callable[[], T], otherwise: T) -> T:
         try:
             return question()
-        except Exception:  # Of the application's sampler, id generator or processor; its program goes on as without us.
-            self.warnings.warn(kind, "the application's TracerProvider failed (%s).", kind, exc_info=True)
+        except Exception as error:  # Of its sampler, id generator or processor; its program goes on as without us.
+            # Not `exc_info`, with which the log would print what the exception holds.
+            self.warnings.warn(kind, "the application's TracerProvider failed (%s).\n%s", kind, traceback_of(error))
             return otherwise
 
 

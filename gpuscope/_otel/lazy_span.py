@@ -12,15 +12,18 @@ not methods, because a public method would hide the attribute of that name of th
 
 from __future__ import annotations
 
-import traceback
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from math import isfinite
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode
 
 from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
+from gpuscope._data.descriptions import full_name_of
+from gpuscope._data.record import ExceptionInfo
+from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
 from gpuscope._otel.contexts import SPAN_KEY
 
 if TYPE_CHECKING:
@@ -116,30 +119,37 @@ class LazySpan(Span):
         if record.end_ns == 0:
             if record.attributes is None:
                 record.attributes = {}
-            record.attributes.update(attributes)
+            record.attributes.update(snapshot_mapping(attributes))
 
     def set_attribute(self, key: str, value: object) -> None:
         """Add to the stage's attributes."""
-        self.set_attributes({key: value})
+        record = self._record
+        if record.end_ns == 0:
+            if record.attributes is None:
+                record.attributes = {}
+            record.attributes[as_key(key)] = snapshot(value)
 
     def add_event(
         self, name: str, attributes: Mapping[str, object] | None = None, timestamp: int | None = None
     ) -> None:
         """Add an event to the host span."""
         if self._record.end_ns == 0:
+            at_ns = snapshot(timestamp)
             # A float would be accepted here, and the encoder would then lose the whole batch.
-            at_ns = int(timestamp) if isinstance(timestamp, int | float) else self._source.now_ns(self._record)
-            self._noted().events.append((name, at_ns, dict(attributes or {})))
+            if type(at_ns) is not int:
+                finite = type(at_ns) is float and isfinite(at_ns)
+                at_ns = int(at_ns) if finite else self._source.now_ns(self._record)
+            self._noted().events.append((as_key(name), at_ns, _taken(attributes)))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, object] | None = None) -> None:
         """Add a link to the host span."""
         if self._record.end_ns == 0 and context is not None and context.is_valid:
-            self._noted().links.append((context.trace_id, context.span_id, dict(attributes or {})))
+            self._noted().links.append((context.trace_id, context.span_id, _taken(attributes)))
 
     def update_name(self, name: str) -> None:
         """Rename this run's host span; NVTX and the summary keep the stage's name."""
         if self._record.end_ns == 0:
-            self._noted().name = name
+            self._noted().name = as_key(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the host span's status. As OpenTelemetry specifies, UNSET changes nothing and OK is final."""
@@ -150,7 +160,10 @@ class LazySpan(Span):
         notes = self._noted()
         final = notes.status is not None and notes.status[0] == StatusCode.OK.name
         if self._record.end_ns == 0 and code is not StatusCode.UNSET and not final:
-            notes.status = code.name, description if code is StatusCode.ERROR else None
+            notes.status = (
+                code.name,
+                as_key(description) if code is StatusCode.ERROR and description is not None else None,
+            )
 
     def record_exception(
         self,
@@ -159,17 +172,19 @@ class LazySpan(Span):
         timestamp: int | None = None,
         escaped: bool = False,
     ) -> None:
-        """Add an exception event to the host span, with the attributes that the SDK gives one."""
-        kind = type(exception)
+        """
+        Add an exception event to the host span, with the attributes that the SDK gives one.
+
+        The exception is not printed, because what it holds may be on the GPU.
+        """
+        facts = exception_info(exception) or ExceptionInfo(full_name_of(type(exception)), "", ())
         values = {
-            EXCEPTION_TYPE: kind.__qualname__
-            if kind.__module__ == "builtins"
-            else f"{kind.__module__}.{kind.__qualname__}",
-            EXCEPTION_MESSAGE: str(exception),
-            EXCEPTION_STACKTRACE: "".join(traceback.format_exception(kind, exception, exception.__traceback__)),
-            "exception.escaped": str(escaped),
+            EXCEPTION_TYPE: facts.type,
+            EXCEPTION_MESSAGE: facts.message,
+            EXCEPTION_STACKTRACE: stacktrace(facts),
+            "exception.escaped": as_key(escaped),
         }
-        self.add_event("exception", {**values, **(attributes or {})}, timestamp)
+        self.add_event("exception", {**values, **_taken(attributes)}, timestamp)
 
     def __getattr__(self, name: str) -> object:
         """
@@ -189,6 +204,10 @@ class LazySpan(Span):
         if self._notes is None:
             self._notes = Notes()
         return self._notes
+
+
+def _taken(attributes: Mapping[str, object] | None) -> dict[str, Any]:
+    return {} if attributes is None else snapshot_mapping(attributes)
 
 
 def stand(source: Source, record: StageRecord, previous: Context) -> None:

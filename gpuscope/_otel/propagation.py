@@ -6,19 +6,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import propagate
 from opentelemetry.context import Context, attach, create_key, get_current
-from opentelemetry.propagators.textmap import default_getter, default_setter
+from opentelemetry.propagators.textmap import DefaultGetter, default_setter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 
+from gpuscope._data.values import shown, snapshot
+from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
 from gpuscope._otel.lazy_span import own_context
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from opentelemetry.propagators.textmap import CarrierT, Getter, Setter
     from opentelemetry.trace import SpanContext
     from typing_extensions import Self
@@ -52,7 +56,8 @@ def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> Rem
     Read the trace that another process wrote; `with gpuscope.extract(headers):` continues it.
 
     Stages and spans in the block are children of the remote span, even if a stage is running around the block. A
-    carrier without a trace changes nothing. The sampling decision of the process that began the trace holds here.
+    carrier without a trace, or one that cannot be read, changes nothing. The sampling decision of the process that
+    began the trace holds here.
 
     Args:
         carrier: a mapping of `str` to `str`, with names in lower case, or whatever `getter` reads from.
@@ -62,7 +67,26 @@ def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> Rem
         A context manager that is an OpenTelemetry `Context` too: pass it as `context=` to OpenTelemetry's functions.
 
     """
-    return RemoteContext(propagate.extract(carrier, Context(), getter or default_getter))
+    try:
+        reader: Any = getter or _TEXT_GETTER  # It reads any mapping, and what is none is not read.
+        return RemoteContext(propagate.extract(carrier, Context(), reader))
+    except Exception as error:  # A request that cannot be read is served, as one without a trace.
+        _warnings.warn("extract", "the trace of a request could not be read: %s.", shown(error))
+        return RemoteContext(Context())
+
+
+class _TextGetter(DefaultGetter):
+    """Reads fields that are text, or lists of it, and passes over others, which a propagator would try to parse."""
+
+    def get(self, carrier: Mapping[str, object], key: str) -> list[str] | None:
+        """Return the field's texts, or None for none."""
+        field = snapshot(carrier.get(key))
+        texts = [text for text in (field if type(field) is list else [field]) if type(text) is str]
+        return texts or None
+
+
+_TEXT_GETTER = _TextGetter()
+_warnings = WarnOnce(SUPPRESSED)
 
 
 class RemoteContext(Context):

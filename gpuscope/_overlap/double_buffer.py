@@ -8,6 +8,7 @@ workers that it starts itself.
 from __future__ import annotations
 
 import contextvars
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from gpuscope._overlap.graphed import GraphedFunction
-from gpuscope._overlap.in_flight import InFlightBatch, Streams, Timed
+from gpuscope._overlap.graphed import REHEARSALS, GraphedFunction
+from gpuscope._overlap.in_flight import InFlightBatch, Streams, Timed, Work
+from gpuscope._overlap.modes import in_modes_of_this_thread
 from gpuscope._overlap.report import OverlapReport, PhaseTotals
+from gpuscope.pinned._memory import survives_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +28,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gpuscope._overlap.in_flight import Batch
-    from gpuscope._overlap.slots import Tree
+    from gpuscope._overlap.leaves import Tree
 
 Result: TypeAlias = Any
 """What the program's `post` returns, or a `Tree` without that."""
+
+
+_WORKERS = "gpuscope-post"
+"""The beginning of the names of threads."""
 
 
 class DoubleBuffer:
@@ -41,16 +48,22 @@ class DoubleBuffer:
 
     Args:
         infer: takes the inputs on the device and returns outputs: nested containers (dicts, lists, tuples, and whatever
-            else `torch.utils._pytree` knows) of dense tensors. Runs on the stream, in the autocast and in the inference
-            mode that are current at `put`. Later batches overwrite its inputs.
-        post: takes the outputs on the host, which are valid until it returns. What it returns is the result, with
-            tensors and arrays that lie in those outputs copied; without `post` the result is a copy of the outputs.
+            else `torch.utils._pytree` knows) of dense tensors, arrays, and objects that hold none. Runs on the stream,
+            in the autocast and in the gradient and inference mode that are current at `put`. It may keep its inputs and
+            return the same memory each time.
+        post: takes the outputs on the host. What it returns is the result; without `post` that is the outputs. Results
+            stay valid, whatever holds them.
         prepare: takes a batch and returns such containers of tensors or numpy arrays on the host. Tensors that are
             already pinned are uploaded from where they are, and must not change until their batch has a result.
         depth: batches in flight at most, each with memory for inputs and outputs. 2 or more to overlap anything.
         device: where `infer` runs; None: the current GPU, or the CPU if there is no GPU.
-        graph: whether to replay `infer` as a CUDA graph. A graph is captured per set of shapes after three calls;
-            capturing waits for the device. What can't be captured is called as it is, and `report().graph` says why.
+        graph: whether to replay `infer` as a CUDA graph. A graph is captured per set of shapes and modes after three
+            batches; capturing waits for the device. What can't be captured, or keeps tensors from one call to the next,
+            is called as it is, and `report().graph` says why. Python code in `infer` runs only at captures, and what it
+            reads beside its inputs must stay where it is.
+        copy_outputs: whether outputs are copied before the next call of `infer`, on the GPU from one place to another.
+            False saves that, and takes any object for an output. Then each call must return memory of its own, which
+            nothing writes to until the batch has its result. Outputs of graphs are always copied.
         workers: threads that call `post`, all at once; this helps if `post` releases the GIL. With 0, `get` calls it.
         name: a prefix of the stages: `name.prepare`, `.pin`, `.upload`, `.infer`, `.download` and `.post`.
 
@@ -59,6 +72,8 @@ class DoubleBuffer:
         ValueError: for a `depth` below 1 or negative `workers`.
 
     """
+
+    _closed = True  # There is nothing to close until a constructor has ended.
 
     def __init__(
         self,
@@ -69,23 +84,27 @@ class DoubleBuffer:
         depth: int = 2,
         device: torch.device | str | None = None,
         graph: bool = False,
+        copy_outputs: bool = True,
         workers: int = 0,
         name: str = "",
     ) -> None:
         _check(infer, post, prepare, depth, workers)
         self.depth = depth
-        self._prepare, self._post = prepare, post
+        self._post = post
         self._device = _device(device)
         self._graphs = GraphedFunction(infer) if graph and self._device.type == "cuda" else None
-        self._infer = self._graphs or infer
+        # The next replay may overwrite what one returned.
+        self._work = Work(prepare, self._graphs or infer, copies=copy_outputs or self._graphs is not None)
         self._no_graph = "there is no GPU" if graph else "off"
         self._prefix = f"{name}." if name else ""
         self._streams = Streams(self._device) if self._device.type == "cuda" else None
-        self._free: list[InFlightBatch] = [InFlightBatch(self._device, self._streams, self._name) for _ in range(depth)]
+        self._free: list[InFlightBatch] = []
         self._in_flight: deque[tuple[InFlightBatch, Future[Result] | None]] = deque()
-        self._totals = PhaseTotals(depth, time.perf_counter_ns, on_gpu=self._streams is not None)
-        self._workers = ThreadPoolExecutor(workers, "gpuscope-post") if workers else None
+        first = depth + (REHEARSALS if self._graphs else 0)
+        self._totals = PhaseTotals(first, time.perf_counter_ns, on_gpu=self._streams is not None)
+        self._workers = ThreadPoolExecutor(workers, _WORKERS) if workers else None
         self._closed = False
+        survives_forks(self)
 
     def put(self, batch: Batch) -> None:
         """
@@ -99,17 +118,21 @@ class DoubleBuffer:
             raise RuntimeError("This `DoubleBuffer` is closed; make a new one.")
         if self.full:
             raise RuntimeError(f"All {self.depth} slots are in flight; `get` a result before the next `put`.")
-        started = self._free[-1]
+        self.wait_for_upload()  # `prepare` may fill the same memory again.
+        started = self._free.pop() if self._free else InFlightBatch(self._device, self._streams, self._name)
         try:
-            started.start(batch, self._prepare, self._infer)
+            started.start(batch, self._work)
         except BaseException:  # A KeyboardInterrupt: what was launched has to end before the slot is used again.
             started.release()
+            self._free.append(started)
             raise
-        self._free.pop()
-        future = None
-        if self._workers is not None:
-            future = self._workers.submit(contextvars.copy_context().run, _in_mode_of_caller(self._result), started)
-        self._in_flight.append((started, future))
+        # Not by a name here: an exception of `infer` holds this frame, and the future holds the exception.
+        self._in_flight.append((started, self._given_to_workers(started)))
+
+    def wait_for_upload(self) -> None:
+        """Wait until the data of the newest batch has been read; nothing to wait for unless that was pinned already."""
+        if self._in_flight:
+            self._in_flight[-1][0].wait_for_upload()
 
     def get(self) -> Result:
         """
@@ -121,7 +144,10 @@ class DoubleBuffer:
         """
         if not self._in_flight:
             raise RuntimeError("No batch is in flight; `put` one first.")
-        oldest, future = self._in_flight.popleft()
+        oldest, future = self._in_flight[0]
+        if future is not None:
+            future.exception()  # Waits for the worker. An interrupt leaves the batch in flight: `post` reads its slot.
+        self._in_flight.popleft()
         try:
             result = self._result(oldest) if future is None else future.result()
             self._totals.add(oldest.phases)
@@ -129,6 +155,7 @@ class DoubleBuffer:
         finally:
             oldest.release()
             self._free.append(oldest)
+            del future  # Its exception would hold this frame, and this frame it.
 
     def ready(self) -> bool:
         """Tell whether `get` would return without waiting for the GPU or for a worker."""
@@ -166,7 +193,8 @@ class DoubleBuffer:
             oldest.release()
         self._free.clear()
         if self._workers is not None:
-            self._workers.shutdown()
+            # One that lets go of the last reference can't wait for itself.
+            self._workers.shutdown(wait=not threading.current_thread().name.startswith(_WORKERS))
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -175,6 +203,17 @@ class DoubleBuffer:
     def __exit__(self, *exception: object) -> None:
         """Close."""
         self.close()
+
+    def __del__(self) -> None:
+        """Close; what is under way still uses the memory."""
+        if not self._closed:
+            self.close()
+
+    def _given_to_workers(self, started: InFlightBatch) -> Future[Result] | None:
+        if self._workers is None:
+            return None
+        run = in_modes_of_this_thread(self._result)
+        return self._workers.submit(contextvars.copy_context().run, run, started)
 
     def _result(self, started: InFlightBatch) -> Result:
         started.wait()
@@ -189,16 +228,6 @@ class DoubleBuffer:
 
     def _name(self, phase: str) -> str:
         return self._prefix + phase
-
-
-def _in_mode_of_caller(function: Callable[[InFlightBatch], Result]) -> Callable[[InFlightBatch], Result]:
-    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-
-    def run(started: InFlightBatch) -> Result:
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
-            return function(started)
-
-    return run
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -7,19 +7,21 @@ Only the loop: it starts no copy and waits for no event itself, `DoubleBuffer` d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._overlap.double_buffer import DoubleBuffer, Result
+from gpuscope._overlap.source import Source
+from gpuscope.pinned._memory import survives_forks
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
 
     import torch
 
     from gpuscope._overlap.in_flight import Batch
+    from gpuscope._overlap.leaves import Tree
     from gpuscope._overlap.report import OverlapReport
-    from gpuscope._overlap.slots import Tree
 
 __all__ = ["DoubleBuffer", "Overlap", "overlap"]
 
@@ -30,30 +32,36 @@ _PAUSE_S = 0.0005
 class Overlap(Iterator[Result]):
     """What `overlap` returns: an iterator of results, also for `async for`. Once let go, it ends what is under way."""
 
-    def __init__(self, batches: Iterable[Batch] | AsyncIterable[Batch], buffer: DoubleBuffer) -> None:
-        self._batches = batches
+    def __init__(self, source: Source, buffer: DoubleBuffer) -> None:
+        self._source = source
         self._buffer = buffer
-        self._results = self._run()
+        self._ended = False
+        survives_forks(self)
 
     def __next__(self) -> Result:
         """Return the next result."""
-        return next(self._results)
-
-    async def __aiter__(self) -> AsyncIterator[Result]:
-        """Yield the results. `prepare`, `infer` and `post` run in the event loop, which goes on while the GPU works."""
-        buffer, source = self._buffer, _Source(self._batches)
+        buffer, source = self._buffer, self._source
+        if self._ended:
+            raise StopIteration
         try:
-            while await source.has_more_to_await():
-                buffer.put(source.batch)
-                if buffer.full:
-                    yield await self._arrived()
-                    buffer.resumed()
-            while buffer:
-                yield await self._arrived()
-                buffer.resumed()
+            buffer.resumed()
+            while not buffer.full:
+                buffer.wait_for_upload()  # The program may fill the same memory with the next batch.
+                if not source.has_more():
+                    break
+                buffer.put(source.taken())
+            if buffer:
+                return buffer.get()
             source.raise_what_ended_it()
-        finally:
-            buffer.close()
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        raise StopIteration
+
+    def __aiter__(self) -> AsyncIterator[Result]:
+        """Return the results. The phases run in the event loop, which goes on while the GPU works."""
+        return _AsyncResults(self)
 
     def report(self) -> OverlapReport:
         """Return where the time goes, how much of it is hidden, and what bounds the loop."""
@@ -61,28 +69,48 @@ class Overlap(Iterator[Result]):
 
     def close(self) -> None:
         """End the loop: give up the batches in flight, and wait until nothing of them is under way."""
-        self._results.close()  # Does nothing to a loop that has not begun; the next line covers that.
+        self._ended = True
+        self._source.close()
         self._buffer.close()
 
-    def _run(self) -> Generator[Result, None, None]:
-        buffer, source = self._buffer, _Source(self._batches)
-        try:
-            while source.has_more():
-                buffer.put(source.batch)
-                if buffer.full:
-                    yield buffer.get()
-                    buffer.resumed()
-            while buffer:
-                yield buffer.get()
-                buffer.resumed()
-            source.raise_what_ended_it()
-        finally:
-            buffer.close()
+    def __del__(self) -> None:
+        """Close."""
+        self.close()
 
-    async def _arrived(self) -> Result:
-        while not self._buffer.ready():  # noqa: ASYNC110 - a GPU sets no `asyncio.Event`
-            await asyncio.sleep(_PAUSE_S)
-        return self._buffer.get()
+    async def _next_of_async(self) -> Result:
+        buffer, source = self._buffer, self._source
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            buffer.resumed()
+            while not buffer.full:
+                buffer.wait_for_upload()  # The program may fill the same memory with the next batch.
+                if not await source.has_more_to_await():
+                    break
+                buffer.put(source.taken())
+            if buffer:
+                while not buffer.ready():  # noqa: ASYNC110 - a GPU sets no `asyncio.Event`
+                    await asyncio.sleep(_PAUSE_S)
+                return buffer.get()
+            source.raise_what_ended_it()
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        raise StopAsyncIteration
+
+
+class _AsyncResults(AsyncIterator[Result]):
+    """The results for one `async for`, which ends the loop when it is left: an asynchronous generator would later."""
+
+    def __init__(self, loop: Overlap) -> None:
+        self._loop = loop
+
+    def __anext__(self) -> Coroutine[Any, Any, Result]:
+        return self._loop._next_of_async()
+
+    def __del__(self) -> None:
+        self._loop.close()
 
 
 def overlap(
@@ -94,6 +122,7 @@ def overlap(
     depth: int = 2,
     device: torch.device | str | None = None,
     graph: bool = False,
+    copy_outputs: bool = True,
     workers: int = 0,
     name: str = "",
 ) -> Overlap:
@@ -119,56 +148,25 @@ def overlap(
         depth: the same.
         device: the same.
         graph: the same.
+        copy_outputs: the same.
         workers: the same.
         name: the same.
 
     Raises:
-        TypeError: if one of the functions can't be called.
+        TypeError: if one of the functions can't be called, or `batches` not be iterated over.
         ValueError: for a `depth` below 1 or negative `workers`.
 
     """
+    source = Source(batches)
     buffer = DoubleBuffer(
-        infer, post, prepare=prepare, depth=depth, device=device, graph=graph, workers=workers, name=name
+        infer,
+        post,
+        prepare=prepare,
+        depth=depth,
+        device=device,
+        graph=graph,
+        copy_outputs=copy_outputs,
+        workers=workers,
+        name=name,
     )
-    return Overlap(batches, buffer)
-
-
-class _Source:
-    """The batches. An exception of their iterator is kept until the results before it have been returned."""
-
-    def __init__(self, batches: Iterable[Batch] | AsyncIterable[Batch]) -> None:
-        self.batch: Batch = None
-        self._batches: Any = batches  # `Any`: a plain `for` leaves it to `iter` to refuse asynchronous ones.
-        self._iterator: Iterator[Batch] | None = None
-        self._async_iterator: AsyncIterator[Batch] | None = None
-        self._error: Exception | None = None
-
-    def has_more(self) -> bool:
-        try:
-            if self._iterator is None:
-                self._iterator = iter(self._batches)
-            self.batch = next(self._iterator)
-        except StopIteration:
-            return False
-        except Exception as error:  # The program's own; the results before it come first.
-            self._error = error
-            return False
-        return True
-
-    async def has_more_to_await(self) -> bool:
-        if not isinstance(self._batches, AsyncIterable):
-            return self.has_more()
-        try:
-            if self._async_iterator is None:
-                self._async_iterator = aiter(self._batches)
-            self.batch = await anext(self._async_iterator)
-        except StopAsyncIteration:
-            return False
-        except Exception as error:  # The program's own; the results before it come first.
-            self._error = error
-            return False
-        return True
-
-    def raise_what_ended_it(self) -> None:
-        if self._error is not None:
-            raise self._error
+    return Overlap(source, buffer)

@@ -24,7 +24,7 @@ class Phases:
     post: float = 0.0
     upload: float = 0.0
     compute: float = 0.0
-    """The stage `infer` on the GPU; without a GPU, on the host."""
+    """The stage `infer` on the GPU, with the copies of its outputs there; without a GPU, on the host."""
     download: float = 0.0
 
     @property
@@ -33,13 +33,17 @@ class Phases:
 
 
 class OverlapReport(NamedTuple):
-    """Where the time of an overlapped loop goes, in mean milliseconds per batch, without the first `depth` batches."""
+    """
+    Where the time of an overlapped loop goes, in mean milliseconds per batch.
+
+    Without the first `depth` batches, and those before the first CUDA graph.
+    """
 
     batches: int
     wall_ms: float
     """From one result to the next."""
     compute_ms: float
-    """`infer` on the GPU, or on the CPU if there is no GPU."""
+    """`infer` and the copies of its outputs on the GPU, or `infer` on the CPU if there is no GPU."""
     upload_ms: float
     download_ms: float
     prepare_ms: float

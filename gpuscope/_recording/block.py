@@ -67,7 +67,7 @@ if TYPE_CHECKING or native is None:
     def new_block(kind: type[Block], recorder: Recorder, site: Site) -> Block:
         """Return a block of the given class, ready to be entered."""
         block = kind()
-        block.recorder, block.site, block.uses = recorder, site, 0
+        block.recorder, block.site, block.uses, block.end_ns = recorder, site, 0, 0
         block.stream = block.attributes = None
         return block
 

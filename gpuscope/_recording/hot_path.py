@@ -7,6 +7,7 @@ application: after one part has failed the others still run, so that no range st
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import sys
 import threading
@@ -15,7 +16,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from gpuscope._data.native import StageRecord, Trace, native
-from gpuscope._data.record import ExceptionInfo, ThreadInfo
+from gpuscope._data.record import ThreadInfo
+from gpuscope._data.values import exception_info
 from gpuscope._recording.ancestry import running_stage
 
 if TYPE_CHECKING:
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site
     from gpuscope._recording.recorder import Recorder
-
-_MAX_FRAMES, _MAX_MESSAGE = 64, 4096
-_RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
-"""Activation checkpointing raises this in the function that it computes again, once it has all that it needs."""
 
 _modules = sys.modules
 current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
@@ -83,12 +81,24 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
 def thread_info() -> ThreadInfo:
     """Return what is known of this thread."""
     if not hasattr(_threads, "facts"):
-        _threads.facts = ThreadInfo(threading.get_ident(), threading.current_thread().name)
+        ident = threading.get_ident()
+        _threads.facts = ThreadInfo(ident, _thread_name(ident))
     return _threads.facts
+
+
+def _thread_name(ident: int) -> str:
+    # `current_thread` would make and keep an object for a thread that Python did not start, or that is about to end.
+    try:
+        return str(threading._active[ident].name)  # type: ignore[attr-defined]
+    except Exception:  # There is none, or the name is the program's own property.
+        return f"Thread-{ident}"
 
 
 def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
     recorder.ledger.untimed("begin_failed")
+    with contextlib.suppress(Exception):  # Also what was not reached: a record that lacks it would not be exported.
+        if not hasattr(record, "thread"):
+            record.thread = thread_info()
     with contextlib.suppress(Exception):  # It may be the clock that failed; the stage is counted by now.
         record.start_ns = record.start_ns or recorder.clock()
 
@@ -118,7 +128,7 @@ def end_in_python(record: StageRecord, error: BaseException | None) -> None:
         if record.span is not None:
             recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
         if error is not None:
-            record.error = _exception_info(error)
+            record.error = exception_info(error)
         if current.get() is record:
             outer = record.outer
             current.set(outer if outer is None or not outer.end_ns else running_stage(outer))
@@ -144,38 +154,20 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
     recorder.ledger.fail("stage_error")
 
 
-def _exception_info(error: BaseException) -> ExceptionInfo | None:
-    if isinstance(error, GeneratorExit):
-        return None
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    if name == _RECOMPUTED:
-        return None
-    try:
-        message = str(error)[:_MAX_MESSAGE]
-    except Exception:  # The exception is the application's, and so is its `__str__`.
-        message = "<unprintable>"
-    frames: list[tuple[str, int, str]] = []
-    traceback = error.__traceback__
-    while traceback is not None and len(frames) < _MAX_FRAMES:
-        code = traceback.tb_frame.f_code
-        frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
-        traceback = traceback.tb_next
-    return ExceptionInfo(name, message, tuple(frames))
-
-
 begin: Callable[[Recorder, StageRecord, Site, Stream, int], None] = begin_in_python
 start: Callable[[Recorder, Site, Stream, int], StageRecord] = start_in_python
 end: Callable[[StageRecord, BaseException | None], None] = end_in_python
 if native is not None:
     native.prepare(
+        # Where it is not Python's own, as below gevent, each greenlet is a thread of its own.
+        keeps_threads=threading.local is _thread._local,
         current=current,
         perf_counter=time.perf_counter_ns,
         thread_info=thread_info,
         see_otel=_first_sight_of_otel,
         begin_failed=_begin_failed,
         end_the_rest=_end_what_is_left,
-        exception_info=_exception_info,
+        exception_info=exception_info,
         running=running_stage,
     )
     begin, start, end = native.begin, native.start, native.end

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope._data.native import native
 from gpuscope._data.record import UnnamedSite
+from gpuscope._data.values import PLAIN, as_key, shown, snapshot, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end
@@ -124,14 +125,19 @@ class Stage(StageBlock):
 
         Args:
             key: the attribute's name, e.g. `batch_size`.
-            value: a `str`, `bool`, `int`, `float` or a sequence of one of them. Anything else is exported as well as
-                the exporter can; a tensor is described and never read.
+            value: a `str`, `bool`, `int`, `float` or a sequence of one of them. The attribute has the value of this
+                moment, whatever becomes of the object. Built-in containers and small arrays of numpy are copied; a
+                tensor is described and never read, and any other object is named by its type.
 
         """
-        if self.uses == 0 or self.end_ns == 0:
-            if self.attributes is None:
-                self.attributes = {}
-            self.attributes[key] = value
+        if not self.end_ns or self.uses == 0:
+            if type(key) is not str or type(value) not in PLAIN:
+                key, value = as_key(key), snapshot(value)
+            attributes = self.attributes
+            if attributes is None:
+                self.attributes = {key: value}
+            else:
+                attributes[key] = value
 
     def _enter_again(self) -> Self:
         inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
@@ -153,7 +159,7 @@ class Stage(StageBlock):
 def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream) -> Stage:
     stage = new_block(Stage, recorder, site)
     stage.stream = stream
-    stage.attributes = dict(attributes) if attributes else None
+    stage.attributes = None if attributes is None else snapshot_mapping(attributes)
     return stage
 
 
@@ -198,7 +204,8 @@ def stage(
         name: the stage's name. Use few different names, because NVTX keeps every one for ever. A decorator may leave it
             out; the name is then the function's qualified name.
         attributes: attributes of each of the stage's host spans.
-        stream: the `torch.cuda.Stream` whose work is timed, instead of that of the current stream.
+        stream: the `torch.cuda.Stream` whose work is timed, instead of that of the current stream. It has to exist
+            until the stage is left.
         warmup: how many first calls of this stage are flagged as warm-up and left out of statistics; by default as
             many as `GPUSCOPE_WARMUP` says.
         graph: whether each replay times this stage if it is captured into a CUDA graph. For that it adds up to two
@@ -269,12 +276,12 @@ def _could_be_decorated(name: object) -> bool:
 
 def _check(name: object, attributes: object, stream: object, warmup: object) -> None:
     if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
-        raise TypeError(f'The name of a `stage` must be a `str`, not {name!r}; write `stage("decode")`.')
+        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
     if attributes is not None and not hasattr(attributes, "items"):
-        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {attributes!r}.")
+        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
     if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
-        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {stream!r}.")
+        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
     if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
-        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {warmup!r}.")
+        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
     if warmup is not None and warmup < 0:
         raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")

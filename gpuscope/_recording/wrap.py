@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from gpuscope._data.record import Site
+from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import end, start
 from gpuscope._recording.state import state
@@ -64,9 +65,9 @@ def stage_of(
         return function
     named = function if hasattr(function, "__qualname__") else type(function)
     module = getattr(function, "__module__", None) or type(function).__module__
-    site = Site(
-        name or named.__qualname__.rpartition("<locals>.")[2], dict(attributes or {}), f"{module}.{named.__qualname__}"
-    )
+    name = name or named.__qualname__.rpartition("<locals>.")[2]
+    own = {} if attributes is None else snapshot_mapping(attributes)
+    site = Site(name, own, f"{module}.{named.__qualname__}")
     site.warmup, site.graph = warmup, graph
     import inspect
 
@@ -85,7 +86,8 @@ def _checked(function: object) -> AnyCallable:
         )
     if not callable(function):
         raise TypeError(
-            f"`stage` cannot decorate {function!r}: it is not callable. For a property, put `@property` above `@stage`."
+            f"`stage` cannot decorate {shown(function)}: it is not callable. For a property, put `@property` above "
+            "`@stage`."
         )
     return function
 
@@ -138,14 +140,19 @@ def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) 
     return wrapper
 
 
-def _resume(step: Callable[..., Item], value: object, site: Site, stream: Stream) -> Item:
-    """Run a generator to its next `yield`, as one stage; a `StopIteration` is not an error."""
+def _resume(step: Callable[..., Item], sent: list[object], site: Site, stream: Stream) -> Item:
+    """
+    Run a generator to its next `yield`, as one stage; a `StopIteration` is not an error.
+
+    What is sent comes in a list and is taken out. In a variable, an exception that the consumer throws in would be held
+    by this frame, which it holds by its traceback.
+    """
     recorder = state.recorder
     if recorder is None:
-        return step(value)
+        return step(sent.pop())
     record = start(recorder, site, stream, 0)
     try:
-        item = step(value)
+        item = step(sent.pop())
     except StopIteration:
         end(record, None)
         raise
@@ -164,32 +171,35 @@ def _generator(
             dynamo.gpuscope_left_out()
             return (yield from function(*args, **kwargs))
         generator = function(*args, **kwargs)
+        # Arguments and items are not held while the consumer works, because they may be batches on the GPU: an item is
+        # yielded out of a list, which then is empty.
+        del args, kwargs
         step: Callable[..., Item]
-        value: object
-        step, value = generator.send, None
+        sent: list[object]
+        step, sent = generator.send, [None]
         while True:
             try:
-                item = _resume(step, value, site, stream)
+                items = [_resume(step, sent, site, stream)]
             except StopIteration as stop:
                 return stop.value
             try:
-                step, value = generator.send, (yield item)
+                step, sent = generator.send, [(yield items.pop())]
             except GeneratorExit:
                 generator.close()
                 raise
             except BaseException as error:  # Thrown in by the consumer, and handed on.
-                step, value = generator.throw, error
+                step, sent = generator.throw, [error]
 
     return wrapper
 
 
-async def _resume_async(awaitable: Awaitable[Item], site: Site, stream: Stream) -> Item:
+async def _resume_async(steps: list[Awaitable[Item]], site: Site, stream: Stream) -> Item:
     recorder = state.recorder
     if recorder is None:
-        return await awaitable
+        return await steps.pop()
     record = start(recorder, site, stream, 1)
     try:
-        item = await awaitable
+        item = await steps.pop()
     except StopAsyncIteration:
         end(record, None)
         raise
@@ -205,19 +215,20 @@ def _async_generator(
 ) -> Callable[P, AsyncGenerator[Item, object]]:
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Item, object]:
         generator = function(*args, **kwargs)
-        awaitable = generator.__anext__()
+        del args, kwargs  # As in `_generator`. What is awaited holds what was sent, so that is in a list as well.
+        steps: list[Awaitable[Item]] = [generator.__anext__()]
         while True:
             try:
-                item = await _resume_async(awaitable, site, stream)
+                items = [await _resume_async(steps, site, stream)]
             except StopAsyncIteration:
                 return
             try:
-                awaitable = generator.asend((yield item))
+                steps = [generator.asend((yield items.pop()))]
             except GeneratorExit:
                 await generator.aclose()
                 raise
             except BaseException as error:  # Thrown in by the consumer, and handed on.
-                awaitable = generator.athrow(error)
+                steps = [generator.athrow(error)]
 
     return wrapper
 

@@ -8,11 +8,13 @@
 #include "native.h"
 
 typedef int (*record_function)(void *event, void *stream);
+typedef int (*capturing_function)(void *stream, int *status);
 
-/* `EventRecorder(function, streams, current_device, current_stream, begin_slowly, end_slowly)` */
+/* `EventRecorder(function, is_capturing, streams, current_device, current_stream, begin_slowly, end_slowly)` */
 typedef struct {
     PyObject_HEAD
     record_function record;
+    capturing_function is_capturing;
     PyObject *streams, *current_device, *current_stream, *begin_slowly, *end_slowly;
 } EventRecorder;
 
@@ -84,20 +86,33 @@ static int check(PyObject *record) {
     return -1;
 }
 
+/* The garbage collector takes apart what it collects. */
+static int check_whole(const EventRecorder *self) {
+    if (self->streams && self->current_device && self->current_stream && self->begin_slowly && self->end_slowly) return 0;
+    PyErr_SetString(PyExc_RuntimeError, "the EventRecorder was collected");
+    return -1;
+}
+
 static PyObject *begin(EventRecorder *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 2) {
         PyErr_SetString(PyExc_TypeError, "begin takes a record and a stream");
         return NULL;
     }
-    if (check(args[0])) return NULL;
+    if (check(args[0]) || check_whole(self)) return NULL;
     int done = begin_fast(self, (StageRecord *)args[0], args[1]);
     if (done < 0) return NULL;
     if (done == 0) return PyObject_Vectorcall(self->begin_slowly, args, 2, NULL);
     Py_RETURN_NONE;
 }
 
+/* Asked here, because the stream may be gone when the collector comes; also true where it can't be told. */
+static int is_captured(const EventRecorder *self, const TimedStream *timed_stream) {
+    int status = 0;
+    return timed_stream->foreign && (self->is_capturing((void *)(uintptr_t)timed_stream->raw, &status) || status);
+}
+
 static PyObject *end(EventRecorder *self, PyObject *argument) {
-    if (check(argument)) return NULL;
+    if (check(argument) || check_whole(self)) return NULL;
     StageRecord *record = (StageRecord *)argument;
     if (record->timed_stream == NULL || record->pair == NULL) {
         PyErr_SetString(PyExc_TypeError, "the record has no stream or no pair");
@@ -106,30 +121,33 @@ static PyObject *end(EventRecorder *self, PyObject *argument) {
     if (PyObject_TypeCheck(record->timed_stream, timed_stream_type)) {
         const TimedStream *timed_stream = (TimedStream *)record->timed_stream;
         void *stream = (void *)(uintptr_t)timed_stream->raw;
-        if (!timed_stream->guarded && !self->record(event_of(record->pair, END_ADDRESS), stream)) Py_RETURN_NONE;
+        if (!timed_stream->guarded && !is_captured(self, timed_stream) &&
+            !self->record(event_of(record->pair, END_ADDRESS), stream))
+            Py_RETURN_NONE;
     }
     return PyObject_CallOneArg(self->end_slowly, argument);
 }
 
 static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    PyObject *function, *streams, *device, *stream, *begin_slowly, *end_slowly;
+    PyObject *function, *is_capturing, *streams, *device, *stream, *begin_slowly, *end_slowly;
     if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
         PyErr_SetString(PyExc_TypeError, "EventRecorder takes no keyword arguments");
         return NULL;
     }
     if (!PyArg_ParseTuple(
-            args, "O!O!OOOO:EventRecorder", &PyLong_Type, &function, &PyList_Type, &streams, &device, &stream,
-            &begin_slowly, &end_slowly
+            args, "O!O!O!OOOO:EventRecorder", &PyLong_Type, &function, &PyLong_Type, &is_capturing, &PyList_Type,
+            &streams, &device, &stream, &begin_slowly, &end_slowly
         ))
         return NULL;
-    void *pointer = PyLong_AsVoidPtr(function);
-    if (pointer == NULL) {
+    void *pointer = PyLong_AsVoidPtr(function), *asks = PyLong_AsVoidPtr(is_capturing);
+    if (pointer == NULL || asks == NULL) {
         if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the function's address is null");
         return NULL;
     }
     EventRecorder *self = (EventRecorder *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
     self->record = (record_function)pointer;
+    self->is_capturing = (capturing_function)asks;
     self->streams = Py_NewRef(streams);
     self->current_device = Py_NewRef(device);
     self->current_stream = Py_NewRef(stream);

@@ -53,7 +53,8 @@ int new_trace(Recorder *recorder, StageRecord *record) {
 
 int next_span_id(Recorder *recorder, StageRecord *record) {
     if (recorder->last_span_id == 0) {
-        PyObject *ids = Py_XNewRef(recorder->span_ids), *id = ids == NULL ? NULL : PyIter_Next(ids);
+        PyObject *ids = Py_XNewRef(recorder->span_ids);
+        PyObject *id = ids == NULL || !PyIter_Check(ids) ? NULL : PyIter_Next(ids);
         unsigned long long first = id == NULL ? 0 : PyLong_AsUnsignedLongLong(id);
         Py_XDECREF(ids);
         Py_XDECREF(id);

@@ -49,7 +49,7 @@ typedef struct {
     PyObject *context, *handle, *pairs;
     unsigned long long raw;
     Py_ssize_t index;
-    char guarded;
+    char foreign, guarded;
 } TimedStream;
 
 /* A `with stage(...)` block: `StageBlock` of `_recording/block.py`. */
@@ -72,11 +72,14 @@ static inline void put(PyObject **slot, PyObject *owned) {
 /* Pairs are `(start, end, start's address, end's address)`. */
 enum { START_ADDRESS = 2, END_ADDRESS = 3 };
 
-/* Null, which the driver refuses, for what is not a pair. */
+/* Null, which the driver refuses, for what is not a pair of addresses. */
 static inline void *event_of(PyObject *pair, Py_ssize_t which) {
-    return pair != NULL && PyTuple_CheckExact(pair) && PyTuple_GET_SIZE(pair) == 4
-               ? PyLong_AsVoidPtr(PyTuple_GET_ITEM(pair, which))
-               : NULL;
+    PyObject *address = pair != NULL && PyTuple_CheckExact(pair) && PyTuple_GET_SIZE(pair) == 4
+                            ? PyTuple_GET_ITEM(pair, which)
+                            : NULL;
+    void *event = address != NULL && PyLong_Check(address) ? PyLong_AsVoidPtr(address) : NULL;
+    if (event == NULL && PyErr_Occurred()) PyErr_Clear();
+    return event;
 }
 
 /* Null and an exception for what is not a recorder. */

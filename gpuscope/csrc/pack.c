@@ -74,11 +74,16 @@ static long long position(PyObject *table, PyObject *key) {
 }
 
 static int count_call(const Packing *packing, PyObject *site, Cells *cells) {
-    PyObject *before = PyObject_GetAttr(site, str_calls), *own = PyObject_GetAttr(site, str_warmup);
-    long long calls = before == NULL ? 0 : PyLong_AsLongLong(before) + 1;
+    PyObject *before = PyObject_GetAttr(site, str_calls);
+    PyObject *own = before == NULL ? NULL : PyObject_GetAttr(site, str_warmup);
+    if (own == NULL) {
+        Py_XDECREF(before);
+        return -1;
+    }
+    long long calls = PyLong_AsLongLong(before) + 1;
     long long warmup = !is_present(own) ? packing->warmup : PyLong_AsLongLong(own);
-    Py_XDECREF(before);
-    Py_XDECREF(own);
+    Py_DECREF(before);
+    Py_DECREF(own);
     PyObject *after = PyErr_Occurred() ? NULL : PyLong_FromLongLong(calls);
     int failed = after == NULL || PyObject_SetAttr(site, str_calls, after);
     Py_XDECREF(after);
@@ -86,24 +91,28 @@ static int count_call(const Packing *packing, PyObject *site, Cells *cells) {
     return failed ? -1 : 0;
 }
 
-static int fill_tables(const Packing *packing, StageRecord *record, PyObject *root, Cells *cells) {
+static int fill_tables(const Packing *packing, PyObject *site, PyObject *thread, PyObject *root, Cells *cells) {
     PyObject *warms_up = PyObject_GetAttr(root, str_warms_up);
     if (warms_up == NULL) return -1;
     if (warms_up != Py_False) cells->flags |= packing->warmup_flag;
     Py_DECREF(warms_up);
-    cells->site = position(packing->sites, record->site);
+    cells->site = position(packing->sites, site);
     cells->root = cells->site < 0 ? -1 : position(packing->sites, root);
-    cells->thread = cells->root < 0 ? -1 : position(packing->threads, record->thread);
+    cells->thread = cells->root < 0 ? -1 : position(packing->threads, thread);
     return cells->thread < 0 ? -1 : 0;
 }
 
 static int fill_device(StageRecord *record, Cells *cells) {
     cells->device = -1;
     if (cells->gpu_end_ns == 0) return 0;
-    PyObject *index = record->timed_stream == NULL ? NULL : PyObject_GetAttr(record->timed_stream, str_index);
+    PyObject *timed_stream = Py_XNewRef(record->timed_stream);
+    PyObject *index = timed_stream == NULL ? NULL : PyObject_GetAttr(timed_stream, str_index);
     cells->device = index == NULL ? -1 : PyLong_AsLongLong(index);
+    if (timed_stream == NULL) PyErr_SetString(PyExc_AttributeError, "timed_stream");
+    int failed = index == NULL || PyErr_Occurred() || read_id(timed_stream, str_raw, &cells->stream);
     Py_XDECREF(index);
-    return index == NULL || PyErr_Occurred() || read_id(record->timed_stream, str_raw, &cells->stream) ? -1 : 0;
+    Py_XDECREF(timed_stream);
+    return failed ? -1 : 0;
 }
 
 /* The record of a row `(record, GPU start, GPU end, uncertainty, flags)`, or null and an exception. */
@@ -120,26 +129,58 @@ static StageRecord *read_row(PyObject *row, Cells *cells) {
     return PyErr_Occurred() ? NULL : (StageRecord *)PyTuple_GET_ITEM(row, 0);
 }
 
+/* The record's trace, or null and an exception for what was never begun, or was taken apart since. */
+static const Trace *whole_trace(const StageRecord *record) {
+    if (record->trace && PyObject_TypeCheck(record->trace, trace_type) && record->site && record->thread &&
+        record->span_id)
+        return (const Trace *)record->trace;
+    PyErr_SetString(PyExc_AttributeError, "the record was never begun");
+    return NULL;
+}
+
+/* Calls into Python, and so holds what it uses. */
+static int fill_shared(const Packing *packing, const StageRecord *record, const Trace *trace, Cells *cells) {
+    PyObject *site = Py_NewRef(record->site), *thread = Py_NewRef(record->thread);
+    PyObject *root = Py_NewRef(trace->root ? trace->root : record->site);
+    int failed = fill_tables(packing, site, thread, root, cells) || count_call(packing, site, cells);
+    Py_DECREF(site);
+    Py_DECREF(thread);
+    Py_DECREF(root);
+    return failed ? -1 : 0;
+}
+
+/* Counts the call last, because what fails is not to be counted. */
 static int fill(const Packing *packing, PyObject *row, Cells *cells) {
     StageRecord *record = read_row(row, cells);
-    if (record == NULL) return -1;
-    if (!record->trace || !PyObject_TypeCheck(record->trace, trace_type) || !record->site || !record->thread) {
-        PyErr_SetString(PyExc_AttributeError, "the record was never begun");
-        return -1;
-    }
-    const Trace *trace = (Trace *)record->trace;
+    const Trace *trace = record == NULL ? NULL : whole_trace(record);
+    if (trace == NULL) return -1;
     if (!own_identity(packing, record, trace, cells)) {
-        if (asked_identity(packing, record, cells)) return -1;
-        trace = (Trace *)record->trace;
+        if (asked_identity(packing, record, cells) || (trace = whole_trace(record)) == NULL) return -1;
     }
     cells->host_start_ns = record->start_ns;
     cells->host_end_ns = record->end_ns;
     if (trace->remote && trace->parent_id == cells->parent_id) cells->flags |= packing->remote_flag;
-    PyObject *root = trace->root ? trace->root : record->site;
-    return count_call(packing, record->site, cells) || fill_tables(packing, record, root, cells) ||
-                   fill_device(record, cells)
+    return fill_device(record, cells) || (trace = whole_trace(record)) == NULL ||
+                   fill_shared(packing, record, trace, cells)
                ? -1
                : 0;
+}
+
+/* Takes back the calls of the first so many rows, and keeps the exception. The twin is `_uncount`. */
+static void uncount(PyObject *rows, Py_ssize_t count) {
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    for (Py_ssize_t i = 0; i < count && i < PyList_GET_SIZE(rows); i++) {
+        PyObject *row = PyList_GET_ITEM(rows, i), *record = PyTuple_CheckExact(row) ? PyTuple_GET_ITEM(row, 0) : NULL;
+        PyObject *site = record && PyObject_TypeCheck(record, record_type) ? ((StageRecord *)record)->site : NULL;
+        PyObject *calls = Py_XNewRef(site) ? PyObject_GetAttr(site, str_calls) : NULL;
+        PyObject *before = calls && PyLong_Check(calls) ? PyLong_FromLongLong(PyLong_AsLongLong(calls) - 1) : NULL;
+        if (before == NULL || PyObject_SetAttr(site, str_calls, before)) PyErr_Clear();
+        Py_XDECREF(site);
+        Py_XDECREF(calls);
+        Py_XDECREF(before);
+    }
+    PyErr_Restore(type, error, traceback);
 }
 
 static int is_odd(const StageRecord *record) {
@@ -173,9 +214,11 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
     for (Py_ssize_t i = 0; !failed && i < count; i++) {
         Cells cells = {0};
         PyObject *row = PyList_GetItem(rows, i);
-        if (row == NULL) break;
+        failed = row == NULL;
+        if (failed) break;
         Py_INCREF(row);
         failed = fill(&packing, row, &cells) || note_odd(odd, row, i);
+        if (failed) uncount(rows, i);
         memcpy(PyBytes_AS_STRING(bytes) + i * (Py_ssize_t)sizeof cells, &cells, sizeof cells);
         Py_DECREF(row);
     }

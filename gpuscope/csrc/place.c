@@ -28,7 +28,8 @@ static int give_back(StageRecord *record) {
     PyObject *pair = record->pair, *stream = record->timed_stream;
     PyObject *pairs = stream == NULL ? NULL : PyObject_GetAttr(stream, str_pairs);
     record->pair = NULL;
-    int failed = pairs == NULL || PyList_Append(pairs, pair);
+    int failed = pairs == NULL || !PyList_Check(pairs) || PyList_Append(pairs, pair);
+    if (failed && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "`pairs` of a stream is a list");
     Py_XDECREF(pairs);
     Py_XDECREF(pair);
     return failed ? -1 : 0;

@@ -68,7 +68,18 @@ static Py_ssize_t measure(const EventReader *self, void *anchor, Distance *all, 
 }
 
 /*
- * read(records, context, stream, anchor, clamped, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms)
+ * Whether events of a stream must not be asked about now. Of a stream that may be gone nothing is asked: whoever
+ * recorded on it made sure that it was not being captured.
+ */
+static int must_wait(const EventReader *self, unsigned long long context, unsigned long long stream, int foreign) {
+    int status = 0;
+    /* The default stream is that of the current context, and this thread has none by itself. */
+    if (self->set_context((void *)(uintptr_t)context)) return 1;
+    return !foreign && (self->is_capturing((void *)(uintptr_t)stream, &status) || status);
+}
+
+/*
+ * read(records, context, stream, foreign, anchor, clamped, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms)
  *
  * Takes records of one stream, oldest first. Returns what the driver said of the first one that is not done or can't be
  * timed (0 if there is none, -1 if the driver was not asked, during a capture), and the rows of those before it.
@@ -76,20 +87,18 @@ static Py_ssize_t measure(const EventReader *self, void *anchor, Distance *all, 
 static PyObject *read_events(EventReader *self, PyObject *args) {
     PyObject *records;
     unsigned long long context, stream, anchor;
-    int clamped, answer = CAPTURING, status = 0;
+    int foreign, clamped, answer = CAPTURING;
     Clock clock;
     if (!PyArg_ParseTuple(
-            args, "O!KKKiLLdd:read", &PyList_Type, &records, &context, &stream, &anchor, &clamped, &clock.host_ns,
-            &clock.half_ns, &clock.host_ns_per_ms, &clock.doubt_ns_per_ms
+            args, "O!KKpKiLLdd:read", &PyList_Type, &records, &context, &stream, &foreign, &anchor, &clamped,
+            &clock.host_ns, &clock.half_ns, &clock.host_ns_per_ms, &clock.doubt_ns_per_ms
         ))
         return NULL;
     Py_ssize_t count = PyList_GET_SIZE(records), done = 0;
     Distance *all = distances_of(records, count);
     if (all == NULL) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    /* The default stream is that of the current context, and this thread has none by itself. */
-    if (!self->set_context((void *)(uintptr_t)context) &&
-        !self->is_capturing((void *)(uintptr_t)stream, &status) && !status) {
+    if (!must_wait(self, context, stream, foreign)) {
         answer = 0;
         done = count_done(self, all, count, &answer);
         done = measure(self, (void *)(uintptr_t)anchor, all, done, &answer);
@@ -154,7 +163,7 @@ static Py_ssize_t measure_replays(const EventReader *self, void *anchor, const R
 }
 
 /*
- * read_replays(replays, context, stream, anchor)
+ * read_replays(replays, context, stream, foreign, anchor)
  *
  * Takes replays on one stream, oldest first, each as the addresses of its nodes' events and of its fence. Returns what
  * the driver said of the first one that is not done, as `read` does; how many are done; and their distances, as floats.
@@ -162,17 +171,17 @@ static Py_ssize_t measure_replays(const EventReader *self, void *anchor, const R
 static PyObject *read_replays(EventReader *self, PyObject *args) {
     PyObject *list;
     unsigned long long context, stream, anchor;
-    int answer = CAPTURING, status = 0;
+    int foreign, answer = CAPTURING;
     Replays replays;
-    if (!PyArg_ParseTuple(args, "O!KKK:read_replays", &PyList_Type, &list, &context, &stream, &anchor)) return NULL;
+    if (!PyArg_ParseTuple(args, "O!KKpK:read_replays", &PyList_Type, &list, &context, &stream, &foreign, &anchor))
+        return NULL;
     if (read_addresses(list, &replays)) return NULL;
     PyObject *distances = PyBytes_FromStringAndSize(NULL, replays.distances * (Py_ssize_t)sizeof(float));
     Py_ssize_t done = 0;
     if (distances != NULL) {
         float *to = (float *)PyBytes_AS_STRING(distances);
         Py_BEGIN_ALLOW_THREADS
-        if (!self->set_context((void *)(uintptr_t)context) &&
-            !self->is_capturing((void *)(uintptr_t)stream, &status) && !status)
+        if (!must_wait(self, context, stream, foreign))
             done = measure_replays(self, (void *)(uintptr_t)anchor, &replays, to, &answer);
         Py_END_ALLOW_THREADS
     }

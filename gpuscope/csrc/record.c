@@ -145,6 +145,7 @@ static PyMemberDef timed_stream_members[] = {
     {"pairs", T_OBJECT, offsetof(TimedStream, pairs), 0, NULL},
     {"raw", T_ULONGLONG, offsetof(TimedStream, raw), 0, NULL},
     {"index", T_PYSSIZET, offsetof(TimedStream, index), 0, NULL},
+    {"foreign", T_BOOL, offsetof(TimedStream, foreign), 0, NULL},
     {"guarded", T_BOOL, offsetof(TimedStream, guarded), 0, NULL},
     {NULL},
 };

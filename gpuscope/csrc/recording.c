@@ -10,9 +10,10 @@
 
 /* What `prepare` gave. */
 static PyObject *current, *perf_counter;
+static int keeps_threads;
 static PyObject *thread_info, *see_otel, *begin_failed, *end_the_rest, *exception_info, *running;
 
-static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_give_back, *str_leave, *str_otel, *str_put;
+static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_facts, *str_give_back, *str_leave, *str_otel, *str_put;
 
 /* A required member, as a borrowed reference; null and an exception where it is not set. Whoever calls into Python with
    one holds a reference during the call, because another thread may replace the member. */
@@ -61,19 +62,20 @@ static int find_place(Recorder *recorder, StageRecord *record, PyObject *outer) 
     return new_trace(recorder, record);
 }
 
+/* Kept where Python keeps what belongs to a thread, and so for no longer than that. */
 static int find_thread(StageRecord *record) {
-    /* Borrowed: Python's own thread-local storage holds it as long as the thread state of that id exists. */
-    static _Thread_local PyObject *facts;
-    static _Thread_local uint64_t owner;
-    uint64_t thread = PyThreadState_GetID(PyThreadState_Get());
-    if (facts == NULL || owner != thread) {
-        PyObject *found = PyObject_CallNoArgs(thread_info);
-        if (found == NULL) return -1;
-        facts = found;
-        owner = thread;
-        Py_DECREF(found);
+    PyObject *kept = keeps_threads ? PyThreadState_GetDict() : NULL;
+    PyObject *facts = kept == NULL ? NULL : PyDict_GetItemWithError(kept, str_facts);
+    if (facts != NULL) {
+        put(&record->thread, Py_NewRef(facts));
+        return 0;
     }
-    put(&record->thread, Py_NewRef(facts));
+    facts = PyErr_Occurred() ? NULL : PyObject_CallNoArgs(thread_info);
+    if (facts == NULL || (kept != NULL && PyDict_SetItem(kept, str_facts, facts))) {
+        Py_XDECREF(facts);
+        return -1;
+    }
+    put(&record->thread, facts);
     return 0;
 }
 
@@ -153,15 +155,22 @@ static int recover(PyObject *function, Recorder *recorder, StageRecord *record) 
 }
 
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends) {
+    if (current == NULL || site == NULL) {
+        PyErr_SetString(PyExc_AttributeError, current == NULL ? "`prepare` comes first" : "the record has no site");
+        return -1;
+    }
     put(&record->recorder, Py_NewRef((PyObject *)recorder));
     put(&record->site, Py_NewRef(site));
     PyObject *outer = NULL;
     if (PyContextVar_Get(current, NULL, &outer)) return -1;
+    Py_INCREF(recorder);
     int failed = try_begin(recorder, record, stream ? stream : Py_None, suspends, outer);
     Py_XDECREF(outer);
     /* It refers to nothing that refers to it, so the garbage collector need not look at it while it waits. */
     PyObject_GC_UnTrack(record);
-    return failed ? recover(begin_failed, recorder, record) : 0;
+    failed = failed ? recover(begin_failed, recorder, record) : 0;
+    Py_DECREF(recorder);
+    return failed;
 }
 
 static int leave_range(Recorder *recorder, StageRecord *record) {
@@ -290,13 +299,14 @@ static PyObject *end(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
 }
 
 static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"current", "perf_counter", "thread_info", "see_otel", "begin_failed", "end_the_rest",
+    static char *names[] = {"keeps_threads", "current", "perf_counter", "thread_info", "see_otel", "begin_failed", "end_the_rest",
                             "exception_info", "running", NULL};
     PyObject **kept[] = {&current, &perf_counter, &thread_info, &see_otel, &begin_failed, &end_the_rest,
                          &exception_info, &running};
     PyObject *given[8];
+    int keeps;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "$OOOOOOOO:prepare", names, &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
+            args, kwargs, "$pOOOOOOOO:prepare", names, &keeps, &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
             &given[6], &given[7]
         ))
         return NULL;
@@ -305,6 +315,7 @@ static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *
         return NULL;
     }
     for (int i = 0; i < 8; i++) put(kept[i], Py_NewRef(given[i]));
+    keeps_threads = keeps;
     Py_RETURN_NONE;
 }
 
@@ -325,6 +336,7 @@ int add_recording(PyObject *module) {
         {&str_begin, "begin"},
         {&str_end, "end"},
         {&str_enter, "enter"},
+        {&str_facts, "gpuscope.thread"},
         {&str_give_back, "give_back"},
         {&str_leave, "leave"},
         {&str_otel, "opentelemetry.trace"},

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._data.metrics import BOUNDS_S, SPECS, Histogram
+from gpuscope._data.values import shown
 from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope._version import __version__
 
@@ -97,7 +98,7 @@ class Instruments:
                 snapshot = self._snapshot(fresh=fresh)
                 return [] if snapshot is None else list(observe(snapshot.points.get(spec, ())))
             except Exception as error:  # The application's reader asks: it gets an answer or none.
-                self._warnings.warn("metrics", "metrics could not be observed: %r.", error)
+                self._warnings.warn("metrics", "metrics could not be observed: %s.", shown(error))
                 return []
 
         return callback

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.statistics import Delivery
     from gpuscope._data.values import Clean
     from gpuscope._otel.bridge import Bridge
     from gpuscope._otel.lazy_span import LazySpan, RealSpan

@@ -10,9 +10,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gpuscope._data.descriptions import described, full_name_of, name_of, shape_of
+from gpuscope._data.values import PLAIN, snapshot
 
 if TYPE_CHECKING:
     import inspect
@@ -26,6 +28,7 @@ Plain: TypeAlias = "str | bool | int | float"
 FORM = "names of arguments, attributes, items by a constant, `len(...)` and constants, as in `len(batch['ids'])`"
 MAX_ITEMS = 64
 """Items of the longest list or tuple that becomes an attribute."""
+_NUMBERS = (bool, int, float)
 _AS_TEXT = ("torch.dtype", "torch.device")
 
 
@@ -119,26 +122,24 @@ def plain(value: object) -> Plain | tuple[Plain, ...] | None:
         TypeError: for anything else.
 
     """
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, tuple | list) and len(value) <= MAX_ITEMS:
-        return tuple(map(_number_or_text, value))
-    if f"{type(value).__module__}.{type(value).__qualname__}" in _AS_TEXT:
-        return str(value)
-    if hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, numbers.Number):
-        return tuple(map(_number_or_text, value.shape))
-    return _number_or_text(value)
+    kind = type(value)
+    if kind in PLAIN and kind is not bytes:
+        return value  # type: ignore[return-value]  # Its type has been looked at.
+    for base in (tuple, list):
+        if issubclass(kind, base) and base.__len__(value) <= MAX_ITEMS:  # type: ignore[arg-type]
+            return tuple(map(_number_or_text, base.__iter__(value)))  # type: ignore[arg-type]
+    if full_name_of(kind) in _AS_TEXT:
+        return described(value)
+    shape = None if type(snapshot(value)) in _NUMBERS else shape_of(value)
+    return _number_or_text(value) if shape is None else tuple(map(_number_or_text, shape))
 
 
 def _number_or_text(value: object) -> Plain:
-    if isinstance(value, str | bool | int | float):
-        return value
-    # numpy's scalars register as numbers, and live on the host; a tensor does not, whatever its shape.
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
+    # Numpy's scalars live on the host, and are numbers. What is described by a text is not a text.
+    plain = snapshot(value)
+    if type(plain) in _NUMBERS or (type(plain) is str and issubclass(type(value), str)):
+        return plain  # type: ignore[no-any-return]  # As above.
     raise TypeError(
-        f"a `{type(value).__name__}` cannot be an attribute; expected text, a number, up to {MAX_ITEMS} of them, or a "
+        f"a `{name_of(type(value))}` cannot be an attribute; expected text, a number, up to {MAX_ITEMS} of them, or a "
         "tensor."
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import wrapt
 
+from gpuscope._data.values import shown
 from gpuscope._errors import MissingError
 from gpuscope._log import logger
 from gpuscope._recording.state import state
@@ -209,7 +210,7 @@ class Instrumentation:
         except MissingError:
             raise
         except Exception as error:  # A lookup may run any code of the program, whose import must go on.
-            self.patches.say("%s is not instrumented: %r", target.path, error)
+            self.patches.say("%s is not instrumented: %s", target.path, shown(error))
         self.waiting[target] = False
 
     def _try_again(self, target: Target, module: ModuleType) -> None:

@@ -56,7 +56,9 @@ def _generator(
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Generator[Y, S, R]:
         if dynamo.is_dynamo_compiling():
             return (yield from function(*args, **kwargs))
-        return (yield from hook(args, kwargs)(*args, **kwargs))
+        generator = hook(args, kwargs)(*args, **kwargs)
+        del args, kwargs  # As in `_recording.wrap`, here and below: nothing is held while the consumer works.
+        return (yield from generator)
 
     return wrapper
 
@@ -64,19 +66,20 @@ def _generator(
 def _async_generator(_function: object, hook: PreHook[P, AsyncGenerator[Y, S]]) -> Callable[P, AsyncGenerator[Y, S]]:
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Y, S]:
         generator = hook(args, kwargs)(*args, **kwargs)
-        awaitable = generator.__anext__()
+        del args, kwargs
+        steps = [generator.__anext__()]
         while True:
             try:
-                item = await awaitable
+                items = [await steps.pop()]
             except StopAsyncIteration:
                 return
             try:
-                awaitable = generator.asend((yield item))
+                steps = [generator.asend((yield items.pop()))]
             except GeneratorExit:
                 await generator.aclose()
                 raise
             except BaseException as error:  # Thrown in by the consumer, and handed on.
-                awaitable = generator.athrow(error)
+                steps = [generator.athrow(error)]
 
     return wrapper
 

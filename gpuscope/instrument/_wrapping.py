@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import wrapt
 
+from gpuscope._data.values import message_of, shown
 from gpuscope._errors import UnsuitableError
 from gpuscope._log import WarnOnce
 from gpuscope._recording.hot_path import current
@@ -127,6 +128,12 @@ class _ArgumentAttributes:
         record.attributes = values or None
 
     def _leave_out(self, key: str, error: Exception) -> None:
-        message = "the attribute `%s=%s` of `%s` is left out: "
-        message += "%s" if isinstance(error, ValueError | TypeError) else "%r"
-        self._warnings.warn(key, message, key, self.target.attributes[key], self.target.path, error)
+        why = message_of(error) if isinstance(error, ValueError | TypeError) else shown(error)
+        self._warnings.warn(
+            key,
+            "the attribute `%s=%s` of `%s` is left out: %s",
+            key,
+            self.target.attributes[key],
+            self.target.path,
+            why,
+        )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpuscope import _runtime, stage
+from gpuscope._collecting.collector import _Flush
+from gpuscope._data.interfaces import BROKEN, PENDING
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
@@ -133,6 +137,135 @@ class TestResolving:
                 pass
         flags = ["gpuscope.warmup" in span.attributes for span in bench.named("cold")]
         assert flags == [True, True, False]
+
+    def test_an_event_that_is_broken_costs_one_stage_its_gpu_times(self, make_bench):
+        """The stages before and after it on the stream keep theirs."""
+
+        class Faulty(FakeDevice):
+            """Answers with an error about the second stage, and about the last one that it is not done."""
+
+            def query(self, record):
+                return {"bad": BROKEN, "last": PENDING}.get(record.site.name) or super().query(record)
+
+            def elapsed_ms(self, first, second):
+                return None if second is self.lanes[0, 7].recorded[1][1] else super().elapsed_ms(first, second)
+
+        clock = ManualClock()
+        bench = make_bench(device=Faulty(clock, completes=True))
+        for name in ("before", "bad", "after", "last"):
+            with stage(name):
+                pass
+        spans = {span.name for span in bench.collect()}
+        assert spans == {"before", "before [gpu]", "bad", "after", "after [gpu]"}
+        assert bench.statistics().untimed == {"device_error": 1}
+        assert bench.statistics().pending == 1
+
+    @pytest.mark.parametrize("unknown", ["duration", "place"])
+    def test_a_distance_that_cannot_be_told_leaves_host_times(self, make_bench, unknown):
+        """Of the two that place a stage either may be missing, as where one event was captured."""
+
+        class Forgetful(FakeDevice):
+            """Does not know one kind of distance for the second stage."""
+
+            def elapsed_ms(self, first, second):
+                pair = self.lanes[0, 7].recorded[1]
+                missing = second is pair[1] and (first is pair[0]) is (unknown == "duration")
+                return None if missing else super().elapsed_ms(first, second)
+
+        clock = ManualClock()
+        bench = make_bench(device=Forgetful(clock, completes=True))
+        for name in ("a", "b", "c"):
+            with stage(name):
+                pass
+        assert {span.name for span in bench.collect()} == {"a", "a [gpu]", "b", "c", "c [gpu]"}
+        assert bench.statistics().untimed == {"captured": 1}
+        assert bench.device.pairs_in_use == 0
+
+
+class TestPasses:
+    """What one pass of the collector's own thread does."""
+
+    def test_a_batch_is_exported_when_it_is_half_a_second_old(self, bench):
+        """A pass before that leaves it to grow."""
+        collector = bench.engine.collector
+        with stage("s"):
+            pass
+        collector._drain()
+        assert bench.spans == []
+        bench.clock.advance(0.4)
+        collector._drain()
+        assert bench.spans == []
+        bench.clock.advance(0.2)
+        collector._drain()
+        assert len(bench.spans) == 2
+
+    def test_a_full_batch_is_exported_at_once(self, make_bench):
+        """And the rest of the backlog waits for its turn."""
+        bench = make_bench(queue_size=10_000)
+        for _ in range(700):
+            with stage("s"):
+                pass
+        bench.engine.collector._drain()
+        assert 512 <= bench.statistics().exported < 700
+
+    def test_pending_work_is_not_given_up(self, make_bench):
+        """However many passes there are before the deadline; afterwards the stages go out without GPU times."""
+        bench = make_bench(completes=False, event_deadline_s=5.0)
+        for _ in range(3):
+            with stage("s"):
+                pass
+        for _ in range(3):
+            bench.engine.collector._drain()
+            bench.clock.advance(1)
+        assert bench.statistics().pending == 3
+        assert bench.statistics().untimed == {}
+        bench.clock.advance(3)
+        bench.engine.collector._drain()
+        assert bench.statistics().untimed == {"given_up": 3}
+
+    def test_a_flush_is_answered_when_all_is_exported(self, make_bench):
+        """While work is pending the request stays; when the work is done the batch goes out, however young."""
+        bench = make_bench(completes=False)
+        collector = bench.engine.collector
+        with stage("s"):
+            pass
+        request = _Flush(time.monotonic() + 1000, send=True)
+        collector._flushes.append(request)
+        for _ in range(2):
+            collector._drain()
+            collector._serve_flushes()
+            assert not request.done.is_set()
+        bench.device.complete()
+        collector._drain()
+        collector._serve_flushes()
+        assert request.done.is_set()
+        assert request.succeeded
+        assert collector._flushes == []
+        assert len(bench.spans) == 2
+
+    def test_a_flush_that_is_out_of_time_says_so(self, make_bench):
+        """What is pending then is no success, and no other request is held up by it."""
+        bench = make_bench(completes=False)
+        collector = bench.engine.collector
+        with stage("s"):
+            pass
+        collector._drain()
+        late = _Flush(0.0, send=True)
+        collector._flushes.append(late)
+        collector._serve_flushes()
+        assert late.done.is_set()
+        assert not late.succeeded
+        assert bench.statistics().pending == 1
+
+    def test_at_the_end_pending_work_is_given_up_after_part_of_the_time(self, make_bench):
+        """It goes out with host times, and nothing is lost."""
+        bench = make_bench(completes=False)
+        with stage("s"):
+            pass
+        bench.engine.collector._finish(time.monotonic() + 0.2)
+        assert [span.name for span in bench.spans] == ["s"]
+        assert bench.statistics().exported == 1
+        assert bench.statistics().lost == {}
 
 
 class TestBounds:

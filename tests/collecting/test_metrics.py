@@ -120,6 +120,24 @@ class TestHistograms:
         assert series(metrics.points()[DURATION])["a", "host"].exemplar is None
         assert series(metrics.points(exemplars=True)[DURATION])["a", "host"].exemplar.span_id == 5
 
+    def test_a_slower_exemplar_is_kept_over_what_comes_later(self):
+        """Also where the two are counted at different times."""
+        metrics = StageMetrics(0)
+        for span_id, host_ns in ((1, 5), (2, 9), (3, 8)):
+            metrics.add(batch_of(Row(A, span_id=span_id, host_ns=host_ns)))
+            metrics.points()
+        assert series(metrics.points(exemplars=True)[DURATION])["a", "host"].exemplar.span_id == 2
+
+    @pytest.mark.parametrize(
+        ("rows", "kept"), [(10, [10, 20, 30, 40, 50, 60, 70, 0, 10]), (512, [512, 0, 512]), (511, [511, 1022, 0])]
+    )
+    def test_what_is_not_counted_yet_is_bounded(self, rows, kept):
+        """Batches wait until there are eight of them, or a thousand rows, and no longer."""
+        metrics, batch = StageMetrics(0), batch_of(*(Row(A) for _ in range(rows)))
+        for waiting in kept:
+            metrics.add(batch)
+            assert metrics._uncounted_rows == waiting
+
     def test_names_beyond_the_limit_share_a_series(self):
         """However many names a program makes, the series are bounded, and no stage is left out."""
         metrics = StageMetrics(0)
@@ -220,6 +238,17 @@ class TestOccupancy:
         metrics.settle(NOW_NS + 10 * SECOND_NS, last=True)
         metrics.end_interval()
         assert ratios(metrics) == {0: pytest.approx(0.2)}
+
+    def test_a_replay_counts_as_a_whole(self):
+        """Work in a graph outside any stage inside it is work as well: the stage around the replay counts."""
+        metrics = StageMetrics(NOW_NS)
+        inner = [replace(row, parent_id=7, flags=int(RowFlag.IN_GRAPH)) for row in occupied((1, 2), (3, 4))]
+        (outer,) = (replace(row, span_id=7, site=B) for row in occupied((0, 10)))
+        batch = batch_of(*inner, outer)
+        metrics.add(replace(batch, root=np.full(3, batch.site[2])))
+        metrics.settle(NOW_NS + 20 * SECOND_NS, last=True)
+        metrics.end_interval()
+        assert ratios(metrics) == {0: pytest.approx(0.5)}
 
     def test_what_may_still_come_is_waited_for(self):
         """The time that is counted ends long enough ago for stages as long as those seen to have ended in it."""

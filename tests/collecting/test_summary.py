@@ -171,6 +171,7 @@ class TestFigures:
         assert (stages["infer"].calls, stages["infer"].warmup_calls, stages["infer"].measured_calls) == (4, 1, 3)
         assert stages["infer"].host_ms.p99 == pytest.approx(5.0)
         assert stages["infer"].host_share == pytest.approx(0.25)
+        assert stages["infer"].gpu_share == pytest.approx(1.0)
         assert not stages["infer"].only_warmup
 
     def test_only_warmup_calls(self):
@@ -346,6 +347,72 @@ class TestOrder:
         )
         assert sorted(stage.name for stage in summary.stages) == ["a", "b", "request"]
 
+    @pytest.mark.parametrize("cut", [1, 2, 3, 4])
+    def test_a_recursive_stage_has_the_place_of_its_outermost_call(self, cut):
+        """However its calls and the stage around them are spread over batches."""
+        rows = [
+            row("walk", "request", start=4.0, span=5, parent=4),
+            row("walk", "request", start=3.0, span=4, parent=3),
+            row("tree", "request", start=2.0, host=4.0, span=3, parent=1),
+            row("before", "request", start=1.0, span=2, parent=1),
+            row("request", "request", start=0.0, host=9.0, span=1),
+        ]
+        summary = summary_of(rows[:cut], rows[cut:])
+        assert [(stage.name, stage.parent, stage.depth) for stage in summary.stages] == [
+            ("request", None, 0),
+            ("before", "request", 1),
+            ("tree", "request", 1),
+            ("walk", "tree", 2),
+        ]
+
+    def test_order_is_that_of_the_distance_from_the_stage_around(self):
+        """A stage that only a later request runs stands where it stands there."""
+        second = [
+            row("cache", "request", start=102.5, span=12, parent=11),
+            row("request", "request", start=100.0, host=20.0, span=11),
+        ]
+        assert [stage.name for stage in summary_of(request_rows(0), second).stages] == [
+            "request",
+            "prep",
+            "h2d",
+            "cache",
+            "infer",
+            "post",
+        ]
+
+    @pytest.mark.parametrize(("later_s", "learnt"), [(59.0, False), (61.0, True)])
+    def test_a_stage_around_it_that_never_comes_is_awaited_for_a_minute(self, later_s, learnt):
+        """Then a later call is tried in place of the first one."""
+        later = later_s * 1000
+        summary = summary_of(
+            [row("infer", "request", start=0.0, span=3, parent=2)],
+            [
+                row("infer", "request", start=later, span=6, parent=5),
+                row("model", "request", start=later, span=5, parent=4),
+                row("request", "request", start=later, span=4),
+            ],
+        )
+        assert by_name(summary)["infer"].parent == ("model" if learnt else "request")
+
+    def test_a_circle_does_not_keep_a_stage_from_its_place(self):
+        """Of two stages that call each other the one that is called by a third has its place from the next call."""
+        summary = summary_of(
+            [row("b", "request", start=4.0, span=5, parent=4)],
+            [row("a", "request", start=3.0, span=4, parent=3)],
+            [row("b", "request", start=2.0, span=3, parent=1)],
+            [
+                row("a", "request", start=13.0, span=9, parent=8),
+                row("middle", "request", start=12.0, span=8, parent=7),
+                row("request", "request", start=11.0, span=7),
+            ],
+        )
+        assert {stage.name: stage.parent for stage in summary.stages} == {
+            "request": None,
+            "middle": "request",
+            "a": "middle",
+            "b": "a",
+        }
+
     def test_a_span_that_is_its_own_parent(self):
         """A nonsensical parent, such as the span itself, neither hangs nor loses the stage."""
         summary = summary_of([row("odd", "request", span=5, parent=5)], [row("request", "request", span=1)])
@@ -379,6 +446,36 @@ class TestText:
         text = str(summary_of([row("infer", "infer", span=1)]))
         assert "GPU ms" not in text
         assert "No GPU times" in text
+
+    def test_table_without_gpu(self):
+        """A title that is wider than its column makes room for itself."""
+        assert str(summary_of([row("infer", "infer", span=1)])).splitlines()[:4] == [
+            "              ------host ms------  % of request",
+            "stage  calls    p50    p90    p99          host",
+            "-----  -----  -----  -----  -----  ------------",
+            "infer      1  1.000  1.000  1.000         100.0",
+        ]
+
+    def test_notes_below_the_table(self):
+        """Each sentence stands there where it has something to say, and nowhere else."""
+        inside = row("up", "decode", gpu=0.1, span=2, parent=1, flags=RowFlag.IN_GRAPH)
+        on_gpu = row("decode", "decode", gpu=0.6, delay=0.1, span=1)
+
+        def notes(*rows):
+            return str(summary_of(list(rows))).rpartition("\n\n")[2].splitlines()
+
+        recent = "Percentiles cover at most the last 4,096 calls of each stage, warm-up left out (there was none)."
+        delay = "start +ms: from the start on the host to the start on the GPU, median."
+        dash = "- under host ms: runs only inside replays of CUDA graphs, which take no host time."
+        assert notes(on_gpu, row("other", "other", span=3)) == [recent, delay]
+        assert notes(inside, on_gpu) == [recent, delay, dash]
+        assert notes(row("other", "other", span=3)) == [recent, "No GPU times: these are host times only."]
+
+    @pytest.mark.parametrize(("length", "shown"), [(48, "x" * 48), (49, "x" * 47 + "…")])
+    def test_long_names_are_cut(self, length, shown):
+        """A table that wraps is not a table."""
+        text = str(summary_of([row("x" * length, "x" * length, span=1)]))
+        assert text.splitlines()[3].split()[0] == shown
 
     def test_nothing_recorded(self):
         """A summary of nothing says that there is nothing."""

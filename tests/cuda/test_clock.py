@@ -116,15 +116,131 @@ def test_long_pause_starts_the_drift_anew():
     assert clock.drift[0] == 0.0
 
 
-def test_implausible_drift_is_not_believed():
+@pytest.mark.parametrize(("elapsed_ms", "believed"), [(500.0, False), (998.9, False), (999.1, True), (1001.1, False)])
+def test_implausible_drift_is_not_believed(elapsed_ms, believed):
     """A reading that would mean thousands of parts per million is an error of measurement."""
     clock = GpuClock()
     clock.calibrate(Anchor("a", 10**12, 3_500), None)
-    clock.calibrate(Anchor("b", 10**12 + 10**9, 3_500), 500.0)
-    assert clock.drift[0] == 0.0
+    clock.calibrate(Anchor("b", 10**12 + 10**9, 3_500), elapsed_ms)
+    assert (clock.drift[0] != 0.0) is believed
 
 
 def test_place_without_anchor_is_an_error():
     """The order of calls is the caller's to keep."""
     with pytest.raises(RuntimeError, match="needs an anchor"):
         GpuClock().place(1.0, 1.0)
+
+
+SECOND, MS, US = 10**9, 10**6, 10**3
+NOON = 10**12
+
+
+def tight(host_ns: int) -> Anchor:
+    """An anchor that nothing held up."""
+    return Anchor(host_ns, host_ns, 3_500)
+
+
+def due_after(clock: GpuClock, host_ns: int, age_ns: int) -> bool:
+    """Whether an anchor is due when the one of this time is older than this, and not before."""
+    return not clock.is_due(host_ns + age_ns) and clock.is_due(host_ns + age_ns + 1)
+
+
+def test_age_of_anchors_doubles_up_to_eight_seconds():
+    """A tight anchor serves for 50 ms, the next one for twice as long, and so on: neither longer nor shorter."""
+    clock, now = GpuClock(), NOON
+    for age_ms in (50, 100, 200, 400, 800, 1600, 3200, 6400, 8000, 8000):
+        clock.calibrate(tight(now), None)
+        assert due_after(clock, now, age_ms * MS)
+        now += age_ms * MS
+
+
+def test_wide_anchor_is_replaced_soon():
+    """A first anchor that was held up is taken for want of a better one, and another attempt follows within 20 ms."""
+    clock = GpuClock()
+    clock.calibrate(Anchor("wide", NOON, 50_001), None)
+    assert clock.anchor.event == "wide"
+    assert due_after(clock, NOON, 20 * MS)
+    clock.calibrate(Anchor("tight", NOON + 20 * MS, 50_000), 20.0)
+    assert clock.anchor.event == "tight"
+    assert due_after(clock, NOON + 20 * MS, 50 * MS)
+
+
+def test_attempts_after_a_wide_bracket_become_rare_until_one_is_tight():
+    """They come after 20, 40, 80 ms and so on, up to eight seconds; after a tight one they start anew."""
+    clock, now = GpuClock(), NOON
+    for wait_ms in (20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 8000, 8000):
+        clock.calibrate(Anchor("wide", now, 2 * MS), None)
+        assert due_after(clock, now, wait_ms * MS)
+        now += wait_ms * MS
+    clock.calibrate(tight(now), None)
+    clock.calibrate(Anchor("wide", now + 50 * MS, 2 * MS), 50.0)
+    assert due_after(clock, now + 50 * MS, 20 * MS)
+
+
+@pytest.mark.parametrize(("half_us", "taken"), [(49, True), (50, True), (300, True), (400, True), (410, False)])
+def test_doubt_of_an_old_anchor_grows_with_its_age(half_us, taken):
+    """After eight seconds of unknown drift the old anchor is off by 400 µs: a new one within that is the better."""
+    clock = GpuClock()
+    clock.calibrate(Anchor("old", NOON, 3_500), None)
+    clock.calibrate(Anchor("new", NOON + 8 * SECOND, half_us * US), 8000.0)
+    assert (clock.anchor.event == "new") is taken
+
+
+@pytest.mark.parametrize("elapsed_ms", [None, 0.0, -1.0, 32_001.0])
+def test_distance_that_cannot_be_told_makes_any_anchor_welcome(elapsed_ms):
+    """Without a usable distance from the anchor before, that one is of no more use, and the drift is unknown."""
+    clock = GpuClock()
+    for second in range(3):
+        clock.calibrate(tight(NOON + second * SECOND), second and 1000.02)
+    assert clock.drift[0] != 0.0
+    clock.calibrate(Anchor("wide", NOON + 3 * SECOND, 2 * MS), elapsed_ms)
+    assert clock.anchor.event == "wide"
+    assert clock.drift == (0.0, 50e-6)
+
+
+@pytest.mark.parametrize("elapsed_ms", [0.001, 31_999.0, 32_000.0])
+def test_distance_up_to_four_times_the_greatest_age_is_used(elapsed_ms):
+    """A pause of half a minute does not end the use of an anchor."""
+    clock = GpuClock()
+    clock.calibrate(tight(NOON), None)
+    clock.calibrate(Anchor("wide", NOON + round(elapsed_ms * MS), 5 * MS), elapsed_ms)
+    assert clock.anchor.event != "wide"
+
+
+def test_drift_is_the_slope_of_the_last_minute():
+    """Anchors count for 64 seconds: 10 parts per million in the first eight weigh an eighth, and then nothing."""
+    clock, now = GpuClock(), NOON
+    clock.calibrate(tight(now), None)
+    for _ in range(8):
+        elapsed_ms, now = 8000.0 if now > NOON else 8000.0 - 0.08, now + 8 * SECOND
+        clock.calibrate(tight(now), elapsed_ms)
+    assert clock.drift[0] == pytest.approx(10e-6 / 8, rel=1e-3)
+    clock.calibrate(tight(now + 8 * SECOND), 8000.0)
+    assert clock.drift[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_doubt_of_the_drift_is_both_brackets_over_the_distance():
+    """Of several readings the one with the least doubt tells the drift."""
+    clock = GpuClock()
+    for second, half_ns in ((0, 3_000), (8, 1_000), (16, 2_000)):
+        elapsed_ms = None if not second else 8000.0
+        clock.calibrate(Anchor(second, NOON + second * SECOND, half_ns), elapsed_ms)
+    assert clock.drift == (0.0, pytest.approx((2_000 + 3_000) / 16e9))
+    clock.calibrate(Anchor(17, NOON + 17 * SECOND, 500), 1000.0)
+    assert clock.drift == (0.0, pytest.approx((500 + 1_000) / 9e9))
+
+
+def test_terms_are_those_of_the_anchor():
+    """Until a drift is measured each millisecond adds 50 parts per million, and a step of a 32-bit float."""
+    clock = GpuClock()
+    clock.calibrate(Anchor("a", NOON, 3_500), None)
+    assert clock.terms == (NOON, 3_500, 1e6, pytest.approx(50 + 1e6 * 2**-23))
+
+
+def test_place_is_exact():
+    """The end is as far from the anchor as its event, the start before it by the duration, and the doubt rounded up."""
+    clock = GpuClock()
+    clock.calibrate(Anchor("a", NOON, 3_500), None)
+    doubt_ns = 3_500 + int(1002 * (50 + 1e6 * 2**-23)) + 1
+    assert clock.place(1000.0, 2.0) == (NOON + 998 * MS, NOON + SECOND, doubt_ns)
+    assert clock.place(-1000.0, 2.0) == (NOON - 1002 * MS, NOON - SECOND, doubt_ns)

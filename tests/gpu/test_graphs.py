@@ -460,3 +460,73 @@ def test_the_account_of_a_program_is_exact(run_program, tmp_path):
     _, recorded, exported, dropped, lost, graph_stages = run_program(program, **variables)
     assert (recorded, exported, dropped, lost) == (202, 202, {}, {})
     assert graph_stages == {"timed": 1}
+
+
+IN_MANY_THREADS = """
+import gc, json, threading, time
+import torch
+import gpuscope
+
+gpuscope.enable(exporters="none")
+x = torch.ones(1 << 16, device="cuda")
+
+
+def make():
+    graph, y = torch.cuda.CUDAGraph(), torch.ones(1 << 16, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        for name in "abc":
+            with gpuscope.stage(name):
+                y.add_(1)
+    return graph
+
+
+shared, stop, replays = make(), time.perf_counter() + 4, [0] * 4
+
+
+def replay(number):
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        while time.perf_counter() < stop:
+            with gpuscope.stage("request"):
+                shared.replay()
+            replays[number] += 1
+            if replays[number] % 50 == 0:
+                stream.synchronize()
+
+
+def toggle():
+    pause = threading.Event()
+    while time.perf_counter() < stop:
+        pause.wait(0.05)
+        gpuscope.disable()
+        pause.wait(0.01)
+        gpuscope.enable()
+
+
+threads = [threading.Thread(target=replay, args=(number,)) for number in range(4)]
+threads.append(threading.Thread(target=toggle))
+for thread in threads:
+    thread.start()
+while time.perf_counter() < stop:
+    graph = make()
+    for _ in range(5):
+        with gpuscope.stage("own"):
+            graph.replay()
+    graph.reset()
+    del graph
+    gc.collect()
+for thread in threads:
+    thread.join()
+torch.cuda.synchronize()
+flushed, s = gpuscope.flush(10), gpuscope.statistics()
+balanced = s.recorded == s.exported + sum(s.dropped.values()) + sum(s.lost.values()) + s.pending
+print(json.dumps({"replays": min(replays), "flushed": flushed, "balanced": balanced, "pending": s.pending}))
+"""
+
+
+def test_one_graph_in_many_threads_while_recording_is_switched(run_program):
+    """Replays of one graph beside captures and the switch: the program ends in time, and the account is balanced."""
+    result = run_program(IN_MANY_THREADS, timeout_s=60)
+    assert result.pop("replays") > 0
+    assert result == {"flushed": True, "balanced": True, "pending": 0}

@@ -155,17 +155,14 @@ def test_an_exception_comes_at_its_batch(phase, graph):
         return run
 
     prepare, post = failing("prepare", 3), failing("post", 3)
-    fail = failing("infer", 3 + 3 * graph)
+    # With a graph `infer` itself is called for the first batches only.
+    at = 1 if graph and phase == "infer" else 3
+    fail = failing("infer", at)
     results = []
     loop = gpuscope.overlap(numbered(8), lambda x: fail(x) + 1, post, prepare=prepare, graph=graph)
-    if graph and phase == "infer":
-        # Called for rehearsals and captures only: the reason is given, or it is raised, but nothing hangs.
-        with pytest.raises(ValueError, match="infer"):
-            results.extend(loop)
-    else:
-        with pytest.raises(ValueError, match=phase):
-            results.extend(loop)
-        assert [float(result[0]) for result in results] == [1.0, 2.0, 3.0]
+    with pytest.raises(ValueError, match=phase):
+        results.extend(loop)
+    assert [float(result[0]) for result in results] == [i + 1.0 for i in range(at)]
     assert float(torch.ones(1, device="cuda").sum()) == 1.0
 
 
@@ -179,7 +176,7 @@ def test_what_cannot_be_captured_runs_as_before():
 def test_a_failed_capture_leaves_no_trace_in_the_program():
     """Random numbers, the current stream and the memory of several streams are as if it had never been tried."""
     current, other = torch.cuda.current_stream(), torch.cuda.Stream()
-    list(gpuscope.overlap(numbered(3), lambda x: x * float(x[0].item()), graph=True))
+    list(gpuscope.overlap(numbered(5), lambda x: x * float(x[0].item()), graph=True))
     assert torch.cuda.current_stream() == current
     assert torch.randn(3, device="cuda").isfinite().all()
     before = torch.cuda.memory_allocated()
@@ -197,7 +194,7 @@ def test_loops_with_graphs_do_not_add_up_memory():
     weight = torch.ones(256, 256, device="cuda")
 
     def loop():
-        list(gpuscope.overlap([torch.ones(256, 256)] * 4, lambda x: x @ weight, graph=True))
+        list(gpuscope.overlap([torch.ones(256, 256)] * 8, lambda x: x @ weight, graph=True))
         gc.collect()
         return torch.cuda.memory_allocated()
 
@@ -208,7 +205,7 @@ def test_loops_with_graphs_do_not_add_up_memory():
 def test_autocast_and_inference_mode_hold():
     """Of the caller, with and without a graph."""
     weight = torch.randn(64, 64, device="cuda", requires_grad=True)
-    batches = [torch.randn(8, 64) for _ in range(6)]
+    batches = [torch.randn(8, 64) for _ in range(9)]
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         eager = list(gpuscope.overlap(batches, lambda x: x @ weight))
         graphs = list(gpuscope.overlap(batches, lambda x: x @ weight, graph=True))

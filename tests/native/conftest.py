@@ -31,7 +31,7 @@ def driver_file(tmp_path_factory):
     if compiler is None:
         pytest.skip("needs a C compiler")
     path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", path, SOURCE], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-pthread", "-O1", "-o", path, SOURCE], check=True)
     return path
 
 
@@ -41,23 +41,41 @@ class Machine:
     def __init__(self, library):
         self.library = library
         self.device, self.streams = 0, {0: 0x70, 1: 0x71}
+        self.external = set()
+        """Streams that are not of PyTorch's pools."""
         self.engine, self.spans = None, []
 
     def torch(self):
         """Return what stands for PyTorch."""
         torch = ModuleType("torch")
-        torch.cuda = SimpleNamespace(is_initialized=lambda: True, device_count=lambda: 2)
+        torch.cuda = SimpleNamespace(
+            is_initialized=lambda: True,
+            device_count=lambda: 2,
+            current_stream=lambda index: self.stream(self.streams[index], index),
+        )
         torch.compiler = SimpleNamespace(is_dynamo_compiling=lambda: False)
         torch._C = SimpleNamespace(
             _cuda_getDevice=lambda: self.device, _cuda_getCurrentRawStream=self.streams.__getitem__
         )
         return torch
 
+    def stream(self, raw, index=0):
+        """Return what stands for PyTorch's object of a stream."""
+        ident = raw if raw in self.external else raw << 5 | 3
+        return SimpleNamespace(cuda_stream=raw, device_index=index, stream_id=ident)
+
+    def new_external(self, index=0):
+        """Return a stream that is made as other libraries do, behind PyTorch's object."""
+        raw = self.library.fake_new_stream()
+        self.external.add(raw)
+        return self.stream(raw, index)
+
     def graphs(self):
         """Return what stands for the module with PyTorch's class of graphs."""
         machine, library, module = self, self.library, ModuleType("torch.cuda.graphs")
         for name in ("fake_end_capture", "fake_instantiate"):
             getattr(library, name).restype = ctypes.c_void_p
+        unlocked = ctypes.CDLL(library._name)  # Lets go of the GIL, as PyTorch does to launch and to destroy.
 
         class CUDAGraph:
             """Behaves as PyTorch's, as far as graphs of record nodes go."""
@@ -88,9 +106,11 @@ class Machine:
             def replay(self):
                 if self.error is not None:
                     raise self.error
+                if self.template is None:
+                    raise RuntimeError("capture it first")
                 if self.executable is None:
                     self.executable = ctypes.c_void_p(library.fake_instantiate(self.template))
-                library.fake_launch(self.executable)
+                unlocked.fake_launch(self.executable)
 
             def raw_cuda_graph_exec(self):
                 if self.executable is None:
@@ -98,6 +118,8 @@ class Machine:
                 return self.executable.value
 
             def reset(self):
+                if self.executable is not None:
+                    unlocked.fake_destroy_executable(self.executable)
                 self.template = self.executable = None
 
         module.CUDAGraph = CUDAGraph
@@ -114,7 +136,7 @@ class Machine:
         """All streams that were opened, by device and stream."""
         return {
             (timed_stream.index, timed_stream.raw): timed_stream
-            for table in self.engine.recorder.device._streams
+            for table in self.engine.recorder.device.open_streams.tables
             for timed_stream in table.values()
         }
 
@@ -145,4 +167,6 @@ def machine(request, driver_file, monkeypatch):
         library.fake_answer(0, 0)
         library.fake_capture(None)
         library.fake_refuse_exchanges(0)
+        library.fake_make_events(-1)
         library.fake_work(1_000_000)
+        assert library.fake_crashes() == 0

@@ -5,7 +5,13 @@
  * Events remember when they were recorded. `fake_answer` sets what the next calls of `cuEventRecord` answer,
  * `fake_capture` says which stream is being captured, and `fake_hold` holds the GPU up, until `fake_work` has it do so
  * many pieces of work. Graphs consist of kernels, `fake_kernel`, that take 50 µs each, and of nodes that record events.
+ *
+ * Where CUDA forbids something this counts it: `fake_overlaps` says how often a thread touched an executable graph while
+ * another was inside a call about it, `fake_crashes` how often a stream was used or asked about after it was destroyed.
  */
+#define _GNU_SOURCE /* Recursive mutexes. */
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -27,6 +33,7 @@ typedef struct {
     int count;
     Node *nodes[MOST_NODES];
     Event *events[MOST_NODES];
+    atomic_int inside; /* Threads in calls about it. */
 } Graph;
 
 typedef enum { NOW, FIRST_NODE, LATER_NODE } Place;
@@ -62,23 +69,62 @@ static void do_one(void) {
     one->event->awaited -= one->awaited;
 }
 
+/* A launch runs without the GIL, and other threads record meanwhile. */
+static pthread_mutex_t queue = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
+static atomic_int overlaps;
+
+int fake_overlaps(void) { return overlaps; }
+
+static void enter(Graph *graph) {
+    if (atomic_fetch_add(&graph->inside, 1)) overlaps++;
+}
+static void leave(Graph *graph) { atomic_fetch_sub(&graph->inside, 1); }
+
 static void enqueue(Event *event, int awaited, Place place) {
+    pthread_mutex_lock(&queue);
     if (event != NULL) event->awaited += awaited;
     work[last_work++ % MOST] = (Work){event, awaited, place};
     if (!held) do_one();
+    pthread_mutex_unlock(&queue);
 }
 
 void fake_answer(int code, int calls) { answer = code, answers_left = calls; }
 void fake_capture(void *stream) { captured_stream = stream; }
 void fake_hold(void) { held = 1; }
 void fake_work(int pieces) {
+    pthread_mutex_lock(&queue);
     while (first_work < last_work && pieces-- > 0) do_one();
     held = first_work < last_work;
+    pthread_mutex_unlock(&queue);
 }
 long long fake_records(void) { return records; }
 int fake_contexts_pushed(void) { return contexts_pushed; }
 int fake_exchanges(void) { return exchanges; }
 void fake_refuse_exchanges(int code) { exchange_answer = code; }
+
+/* Streams of other libraries: the address of one that is destroyed is used again for the next. */
+enum { FIRST_STREAM = 0x10000, MOST_STREAMS = 8192 };
+static char is_gone[MOST_STREAMS];
+static int streams, crashes;
+
+int fake_new_stream(void) {
+    for (int i = 0; i < streams; i++)
+        if (is_gone[i] == 2) return is_gone[i] = 0, FIRST_STREAM + 16 * i;
+    return FIRST_STREAM + 16 * streams++;
+}
+/* With `again` its address is used again for the next. */
+void fake_destroy_stream(long stream, int again) { is_gone[(stream - FIRST_STREAM) / 16] = again ? 2 : 1; }
+int fake_crashes(void) {
+    int found = crashes;
+    crashes = 0;
+    return found;
+}
+static int crashed(void *stream) {
+    long i = ((long)stream - FIRST_STREAM) / 16;
+    int gone = (long)stream >= FIRST_STREAM && i < streams && is_gone[i];
+    crashes += gone;
+    return gone;
+}
 
 static const char *refused; /* The call about nodes of a capture that is answered with an error. */
 void fake_refuse(const char *call) { refused = call == NULL ? NULL : strdup(call); }
@@ -120,7 +166,7 @@ Graph *fake_end_capture(void) {
 
 Graph *fake_instantiate(Graph *graph) {
     Graph *executable = calloc(1, sizeof(Graph));
-    *executable = *graph;
+    memcpy(executable, graph, sizeof *graph);
     for (int i = 0; i < graph->count; i++) executable->events[i] = graph->nodes[i]->event;
     return executable;
 }
@@ -131,16 +177,31 @@ void fake_destroy_graph(Graph *graph) {
 
 /* A node's event does not wait for its record, as one of a stream does: asked about before, it tells of the record before. */
 void fake_launch(Graph *executable) {
+    enter(executable);
+    pthread_mutex_lock(&queue); /* Its nodes follow each other, whatever else is recorded. */
     for (int i = 0; i < executable->count; i++) enqueue(executable->events[i], 0, i ? LATER_NODE : FIRST_NODE);
+    pthread_mutex_unlock(&queue);
+    leave(executable);
 }
 
+void fake_destroy_executable(Graph *executable) {
+    enter(executable);
+    leave(executable);
+}
+
+static int events_left = -1; /* Then the driver is out of memory. */
+void fake_make_events(int count) { events_left = count; }
+
 int cuEventCreate(void **event, unsigned flags) {
+    if (events_left == 0) return 2;
+    events_left -= events_left > 0;
     *event = calloc(1, sizeof(Event));
     return SUCCESS;
 }
 
 int cuEventRecord(Event *event, void *stream) {
     records++;
+    if (crashed(stream)) return INVALID_HANDLE;
     if (answers_left > 0) {
         answers_left--;
         return answer;
@@ -169,6 +230,7 @@ int cuStreamGetCaptureInfo_v2(
     void *stream, int *status, unsigned long long *id, void **graph, Node ***nodes, size_t *count
 ) {
     *status = captured_stream != NULL && stream == captured_stream;
+    if (crashed(stream)) return INVALID_HANDLE;
     if (!*status) return SUCCESS;
     if (id != NULL) *id = capture_id;
     if (graph != NULL) *graph = captured_graph;
@@ -179,23 +241,34 @@ int cuStreamGetCaptureInfo_v2(
 }
 
 int cuGraphExecEventRecordNodeSetEvent(Graph *executable, Node *node, Event *event) {
+    int code = INVALID_VALUE;
     exchanges++;
-    if (exchange_answer) return exchange_answer;
+    enter(executable);
     for (int i = 0; i < executable->count; i++)
-        if (executable->nodes[i] == node && !node->destroyed) return executable->events[i] = event, SUCCESS;
-    return INVALID_VALUE;
+        if (executable->nodes[i] == node && !node->destroyed) executable->events[i] = event, code = SUCCESS;
+    leave(executable);
+    return exchange_answer ? exchange_answer : code;
 }
 
-int cuEventQuery(Event *event) { return event->captured ? INVALID_VALUE : event->awaited ? NOT_READY : SUCCESS; }
+int cuEventQuery(Event *event) {
+    if (event == NULL) return INVALID_HANDLE;
+    return event->captured ? INVALID_VALUE : event->awaited ? NOT_READY : SUCCESS;
+}
 
 int cuEventElapsedTime(float *ms, Event *start, Event *end) {
+    if (start == NULL || end == NULL) return INVALID_HANDLE;
     if (start->captured || end->captured) return INVALID_VALUE;
     if (start->awaited || end->awaited) return NOT_READY;
     *ms = (float)((double)(end->recorded_ns - start->recorded_ns) / 1e6);
     return SUCCESS;
 }
 
+static int questions;
+int fake_questions(void) { return questions; }
+
 int cuStreamIsCapturing(void *stream, int *status) {
+    questions++;
+    if (crashed(stream)) return INVALID_HANDLE;
     *status = captured_stream != NULL && stream == captured_stream;
     return SUCCESS;
 }

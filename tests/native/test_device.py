@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from types import SimpleNamespace
 
+import pytest
+
 from gpuscope import stage
 
 
@@ -111,7 +113,7 @@ def test_pairs_come_back(machine):
         run()
         machine.collect()
     assert len(machine.timed_streams[0, 0x70].pairs) == 16
-    assert machine.engine.recorder.device._pairs_made == 16
+    assert machine.engine.recorder.device.open_streams.pairs_made == 16
 
 
 def test_captured_stages_stay_between_the_others(machine):
@@ -127,3 +129,86 @@ def test_captured_stages_stay_between_the_others(machine):
     assert [span.name for span in spans if span.kind == "gpu"] == ["before [gpu]", "after [gpu]"]
     assert next(span for span in spans if span.name == "inside").attributes["gpuscope.captured"]
     assert machine.untimed == {"captured": 1}
+
+
+def on_external(machine, stream, *, given):
+    """Run a stage on a stream of another library: one that was given, or the current one."""
+    if given:
+        run("outside", stream=stream)
+    else:
+        before, machine.streams[0] = machine.streams[0], stream.cuda_stream
+        run("outside")
+        machine.streams[0] = before
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("again", [True, False])
+def test_a_stream_that_is_destroyed_before_it_is_asked_about(machine, given, again):
+    """Its stages have their GPU times, and nothing is asked but their events, also if its address is used again."""
+    for _ in range(5):
+        stream = machine.new_external()
+        on_external(machine, stream, given=given)
+        machine.library.fake_destroy_stream(stream.cuda_stream, again)
+    spans = machine.collect()
+    assert [span.name for span in spans if span.kind == "gpu"] == ["outside [gpu]"] * 5
+    assert machine.library.fake_crashes() == 0
+    assert machine.untimed == {}
+
+
+def test_a_capture_on_a_stream_of_another_library_is_seen_by_the_stage(machine):
+    """What was captured there is known when the collector comes, which asks nothing, though the capture is open."""
+    stream = machine.new_external()
+    on_external(machine, stream, given=True)
+    machine.library.fake_capture(ctypes.c_void_p(stream.cuda_stream))
+    on_external(machine, stream, given=True)
+    before, inside = machine.collect()[:2], machine.collect()[-1]
+    assert [span.kind for span in before] == ["host", "gpu"]
+    assert inside.attributes["gpuscope.captured"]
+    assert machine.untimed == {"captured": 1}
+    assert len(machine.timed_streams[0, stream.cuda_stream].pairs) == 16
+
+
+def test_a_capture_that_begins_or_ends_within_a_stage_of_another_library(machine):
+    """Such a stage has no GPU times, and its events are used again."""
+    stream = machine.new_external()
+    for before, after in ((stream.cuda_stream, None), (None, stream.cuda_stream)):
+        machine.library.fake_capture(ctypes.c_void_p(before))
+        with stage("across", stream=stream):
+            machine.library.fake_capture(ctypes.c_void_p(after))
+        machine.library.fake_capture(None)
+    spans = machine.collect()
+    assert [span.attributes.get("gpuscope.captured") for span in spans] == [True, True]
+    assert len(machine.timed_streams[0, stream.cuda_stream].pairs) == 16
+
+
+def test_streams_that_may_be_gone_do_not_pile_up(machine):
+    """However many come and go, only the last are kept; those of PyTorch's pools stay."""
+    run()
+    for _ in range(200):
+        on_external(machine, machine.new_external(), given=True)
+        machine.collect()
+    assert len(machine.timed_streams) <= 1 + 64
+    assert (0, 0x70) in machine.timed_streams
+    assert len(machine.engine.collector._intake._resolver._waiting) <= 1
+
+
+def test_a_stage_on_a_stream_of_a_pool_asks_nothing(machine):
+    """What other libraries' streams cost is not paid for those of PyTorch's pools."""
+    run()
+    before = machine.library.fake_questions()
+    run()
+    assert machine.library.fake_questions() == before
+
+
+def test_events_that_can_not_be_made_are_not_counted_as_made(machine):
+    """After any number of failures the next stage has GPU times, once the driver can make events again."""
+    machine.library.fake_make_events(0)
+    for _ in range(10):
+        run()
+    assert machine.untimed == {"no_free_events": 10}
+    assert [span.kind for span in machine.collect()] == ["host"] * 10
+    machine.library.fake_make_events(7)
+    run("after")
+    assert machine.engine.recorder.device.open_streams.pairs_made == 3
+    machine.library.fake_make_events(-1)
+    assert [span.kind for span in machine.collect()] == ["host"] * 10 + ["host", "gpu"]

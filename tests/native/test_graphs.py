@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
+import itertools
 import sys
 import threading
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 
 import gpuscope
 from gpuscope import _runtime, stage
+from gpuscope._cuda.graphs import launch
 from gpuscope._cuda.graphs.hooks import GraphHooks
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
@@ -259,7 +265,7 @@ def test_a_replay_whose_stream_is_unknown_is_counted(machine, new_graph, monkeyp
     def fails(index):
         raise RuntimeError("no stream")
 
-    monkeypatch.setattr(machine.engine.recorder.device, "_current_stream", fails)
+    monkeypatch.setattr(machine.engine.recorder.device.open_streams, "current_stream", fails)
     graph.replay()
     assert inner(machine.collect()) == {}
     assert account(machine).dropped == {"overwritten": 1}
@@ -277,6 +283,28 @@ def test_several_graphs_on_several_streams(machine, new_graph):
         assert [span.attributes["gpuscope.cuda.stream"] for span in found[f"{name} [gpu]"]] == [0x70, 0x80, 0x90]
 
 
+def test_a_replay_on_a_stream_that_is_gone_before_it_is_read(machine, new_graph):
+    """It has its times: nothing is asked about the stream of another library, only the events."""
+    graph = new_graph("attention")
+    stream = machine.new_external()
+    machine.streams[0] = stream.cuda_stream
+    replay(graph)
+    machine.streams[0] = 0x70
+    machine.library.fake_destroy_stream(stream.cuda_stream, 0)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 1
+
+
+def test_a_replay_that_another_library_captures_is_none(machine, new_graph):
+    """On a stream that may be gone it is asked at the replay whether that is captured, by whomever."""
+    graph = new_graph("attention")
+    stream = machine.new_external()
+    machine.streams[0] = stream.cuda_stream
+    machine.library.fake_capture(ctypes.c_void_p(stream.cuda_stream))
+    replay(graph)
+    assert inner(machine.collect()) == {}
+    assert account(machine).pending == 0
+
+
 def test_a_graph_captured_on_one_thread_is_replayed_on_others(machine, new_graph):
     """Eight threads that replay one graph at once yield as many spans as replays, each in its own request."""
     graph = new_graph("attention")
@@ -292,6 +320,106 @@ def test_a_graph_captured_on_one_thread_is_replayed_on_others(machine, new_graph
     assert len(found) + overwritten == 160
     assert len({span.parent_id for span in found}) == len(found)
     assert all(microseconds(span) == KERNEL_US for span in found)
+
+
+def run_at_once(*works):
+    """Run functions in threads of their own until all have ended, and raise what one of them raised."""
+    with ThreadPoolExecutor(len(works)) as executor:
+        for done in [executor.submit(work) for work in works]:
+            done.result()
+
+
+def test_a_launch_and_an_exchange_of_one_graph_never_meet(machine, new_graph, monkeypatch):
+    """Recorded and unrecorded replays of one graph in many threads: the driver has one thread at a time in it."""
+    graph, recorder = new_graph("attention"), machine.engine.recorder
+    answers = itertools.cycle([recorder, None, None])  # As if recording were switched on and off all the time.
+    monkeypatch.setattr(_runtime.state.graphs, "_get_recorder", lambda: next(answers))
+    run_at_once(*[lambda: [replay(graph) for _ in range(100)]] * 4)
+    assert machine.library.fake_overlaps() == 0
+    machine.collect()
+    assert account(machine).pending == 0
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_replay_that_waited_finds_what_the_graph_is_now(machine, new_graph, monkeypatch, anew):
+    """Another thread resets the graph before a replay has its lock: that is one of what was captured, or an error."""
+    graph, original = new_graph("attention"), launch.Launcher._stream_of
+
+    def reset_meanwhile(self, recorder, watched):
+        monkeypatch.undo()
+        timed_stream = original(self, recorder, watched)
+        graph.reset()
+        if anew:
+            capture_again(machine, graph, "mlp")
+        return timed_stream
+
+    monkeypatch.setattr(launch.Launcher, "_stream_of", reset_meanwhile)
+    with contextlib.nullcontext() if anew else pytest.raises(RuntimeError, match="capture"):
+        replay(graph)
+    assert set(inner(machine.collect())) == ({"mlp [gpu]"} if anew else set())
+
+
+def test_launches_and_the_end_of_a_graph_never_meet(machine, new_graph):
+    """A graph that is reset and captured anew beside replays in other threads: the driver has one of them in it."""
+    graph, overlaps = new_graph("attention"), machine.library.fake_overlaps()
+
+    def launch_often():
+        for _ in range(100):
+            with contextlib.suppress(RuntimeError):
+                replay(graph)
+
+    def make_anew():
+        for _ in range(20):
+            graph.reset()
+            capture_again(machine, graph, "attention")
+
+    run_at_once(launch_often, make_anew)
+    assert machine.library.fake_overlaps() == overlaps
+
+
+def capture_again(machine, graph, name):
+    """Capture a stage with a kernel in it into a graph that was reset."""
+    graph.capture_begin()
+    with stage(name):
+        machine.library.fake_kernel()
+    graph.capture_end()
+
+
+def test_a_graph_that_is_captured_over_and_over_keeps_no_old_stages(machine, new_graph):
+    """The stages of each capture go with it, though the object of the graph stays."""
+    graph = new_graph("attention")
+    old = weakref.ref(graph._gpuscope.stages)
+    for _ in range(3):
+        graph.reset()
+        capture_again(machine, graph, "mlp")
+    assert old() is None
+    replay(graph)
+    assert set(inner(machine.collect())) == {"mlp [gpu]"}
+
+
+@pytest.mark.parametrize("what", ["launch", "exchange", "fence"])
+def test_an_interrupted_replay_lets_go_of_the_graph(machine, new_graph, monkeypatch, what):
+    """After an interrupt another thread can replay, no event is missing, and the stages are counted."""
+    graph = new_graph("attention")
+    replay(graph)
+    stages = graph._gpuscope.stages
+    if what == "launch":
+        graph.error = KeyboardInterrupt()
+    elif what == "exchange":
+        monkeypatch.setattr(type(stages), "exchange", interrupt)
+    else:
+        monkeypatch.setattr(launch, "_record_fence", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replay(graph)
+    monkeypatch.undo() if what != "launch" else setattr(graph, "error", None)
+    assert len(stages._free) == 1
+    run_at_once(lambda: replay(graph))
+    assert len(inner(machine.collect())["attention [gpu]"]) == 2
+
+
+def interrupt(*_):
+    """Stand for anything in which the user's interrupt arrives."""
+    raise KeyboardInterrupt
 
 
 def test_a_replay_without_events_left_is_counted(machine, new_graph):

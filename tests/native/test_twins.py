@@ -283,9 +283,9 @@ NONSENSE = {
     "exit of a block without a recorder": lambda: _entered().__exit__(None, None, None),
     "exit with too little": lambda: Stage().__exit__(),
     "prepare": lambda: native.prepare(**dict.fromkeys(PREPARED)),
-    "EventRecorder without a function": lambda: native.EventRecorder(0, [], None, None, None, None),
-    "EventRecorder.begin": lambda: native.EventRecorder(1, [], int, int, int, int).begin(1, None),
-    "EventRecorder.end": lambda: native.EventRecorder(1, [], int, int, int, int).end(StageRecord()),
+    "EventRecorder without a function": lambda: native.EventRecorder(0, 1, [], None, None, None, None),
+    "EventRecorder.begin": lambda: native.EventRecorder(1, 1, [], int, int, int, int).begin(1, None),
+    "EventRecorder.end": lambda: native.EventRecorder(1, 1, [], int, int, int, int).end(StageRecord()),
     "EventReader without a function": lambda: native.EventReader(1, 1, 1, 0, 1),
     "EventReader.read": lambda: native.EventReader(1, 1, 1, 1, 1).read([1], 1, 1, 1, 0, 0, 0, 0.0, 0.0),
     "EventReader.bracket": lambda: native.EventReader(1, 1, 1, 1, 1).bracket(1),
@@ -302,7 +302,7 @@ NONSENSE = {
     "pack numbers that are none": lambda: native.pack([(StageRecord(), "", 0, 0, 0)], {}, {}, own_identity, 2, 0, 1, 2),
 }
 FUNCTIONS = ("thread_info", "see_otel", "begin_failed", "end_the_rest", "exception_info", "running")
-PREPARED = ("current", "perf_counter", *FUNCTIONS)
+PREPARED = ("keeps_threads", "current", "perf_counter", *FUNCTIONS)
 
 
 def _entered():

@@ -396,6 +396,15 @@ class TestIds:
         assert program.bridge.realise(program.bridge.lazy(record)) is None
 
 
+class Unprintable:
+    """An object that may be on the GPU."""
+
+    def __repr__(self):
+        raise AssertionError("printed")
+
+    __str__ = __len__ = __iter__ = __bool__ = __repr__
+
+
 class TestApplicationCode:
     """What the application's code sees of a stage, and does with it."""
 
@@ -425,6 +434,29 @@ class TestApplicationCode:
         assert abs(at_ns - time.time_ns()) < 60e9
         assert details.links == ((7, 8, {"why": "batch"}),)
         assert (details.name, details.status) == ("infer vit", ("ERROR", "bad image"))
+
+    def test_what_is_said_is_taken_at_once(self):
+        """Of what the application tells the current span nothing is kept, printed, or seen to change later."""
+        program, batch, seen = Program(TracerProvider(), exporters=("otlp",)), Unprintable(), [1]
+        given = {"batch": batch, "seen": seen}
+        with program.stage("infer") as record:
+            span = trace.get_current_span()
+            span.set_attributes(given)
+            span.set_attribute("one", batch)
+            span.add_event(batch, given, timestamp=float("nan"))
+            span.add_link(SpanContext(7, 8, is_remote=True), given)
+            span.update_name(batch)
+            span.set_status(StatusCode.ERROR, batch)
+            span.record_exception(ValueError("bad", batch), given)
+            seen.append(2)
+        details, taken = program.bridge.details(record), {"batch": "<Unprintable>", "seen": [1]}
+        assert details.attributes == {**taken, "one": "<Unprintable>"}
+        (name, _, attributes), (_, _, error) = details.events
+        assert (name, attributes, details.name) == ("<Unprintable>", taken, "<Unprintable>")
+        assert error.items() >= taken.items()
+        assert error["exception.message"] == "('bad', <Unprintable>)"
+        assert details.links == ((7, 8, taken),)
+        assert details.status == ("ERROR", "<Unprintable>")
 
     def test_status_rules(self):
         """As in the SDK, UNSET changes nothing and OK is final."""

@@ -186,6 +186,19 @@ class TestExtract:
         found = by_name(spans)
         assert found["request"].parent_id == found["loop"].span_id
 
+    @pytest.mark.parametrize("value", [3, b"00-", object(), {}, [], [4], iter(int, 1), float("nan")], ids=type)
+    def test_a_field_that_is_no_text_is_no_trace(self, value):
+        """A field of another type is passed over: it is neither printed nor iterated, and nothing is raised."""
+        with capture() as spans, gpuscope.extract({"traceparent": value, "baggage": value}), gpuscope.stage("s"):
+            pass
+        assert spans[0].parent_id == 0
+
+    def test_a_carrier_that_cannot_be_read_changes_nothing(self):
+        """The request is served, as one without a trace."""
+        with capture() as spans, gpuscope.extract(None), gpuscope.stage("s"):
+            pass
+        assert spans[0].parent_id == 0
+
     def test_what_was_not_sampled_there_is_not_exported_here(self):
         """The flag of the remote trace holds, and is passed on: a trace is whole in all processes, or in none."""
         with capture() as spans, gpuscope.extract(UNSAMPLED), gpuscope.stage("worker"):

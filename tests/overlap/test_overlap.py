@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
-import weakref
 from collections import namedtuple
 
 import numpy as np
@@ -155,25 +153,6 @@ def test_source_is_read_no_further_than_depth_ahead():
         assert len(taken) <= number + 2
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_leaving_the_loop_ends_everything(workers):
-    """After `break` nothing is held: no batch, no thread; the source is closed with the iterator."""
-    refs = []
-
-    def source():
-        for i in range(10):
-            batch = torch.ones(4) * i
-            refs.append(weakref.ref(batch))
-            yield batch
-
-    for _ in gpuscope.overlap(source(), lambda x: x + 1, workers=workers):
-        break
-    gc.collect()
-    assert refs
-    assert all(ref() is None for ref in refs)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("gpuscope-post")]
-
-
 def test_results_outlive_their_slots():
     """What `post` returns of the outputs is still right after later batches used the same memory."""
     batches = [np.full(3, i, np.float32) for i in range(6)]
@@ -216,6 +195,38 @@ def test_modes_of_the_caller_hold(mode):
         inside = seen[0] if list(gpuscope.overlap([torch.ones(2, 3)] * 3, infer)) else None
         now = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
     assert inside == now
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.inference_mode,
+        torch.no_grad,
+        torch.enable_grad,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.autocast("cpu", enabled=False),
+        lambda: torch.device("meta"),
+    ],
+)
+def test_modes_of_the_caller_hold_in_workers(mode):
+    """`post` in a thread makes what it makes in the caller's."""
+
+    def post(y):
+        product = torch.ones(2, 2, requires_grad=True) @ torch.ones(2, 2)
+        return (
+            product.dtype,
+            product.device,
+            product.requires_grad,
+            product.is_inference(),
+            torch.is_autocast_enabled("cpu"),
+        )
+
+    with mode():
+        expected = post(None)
+        results = list(gpuscope.overlap([torch.ones(2, 2, device="cpu")] * 3, lambda x: x, post, workers=1))
+    outside = list(gpuscope.overlap([torch.ones(2, 2)] * 3, lambda x: x, post, workers=1))
+    assert results == [expected] * 3
+    assert outside == [post(None)] * 3
 
 
 def test_workers_call_post_at_once():
@@ -287,12 +298,14 @@ def test_wrong_order_of_calls_is_said():
         ({"prepare": "x"}, "`prepare` is 'x'"),
         ({"depth": 0}, "`depth` is 0"),
         ({"workers": -1}, "`workers` is -1"),
+        ({"batches": 3}, "`batches` is of type `int`: expected an iterable"),
+        ({"batches": None}, "`batches` is of type `NoneType`"),
     ],
 )
 def test_wrong_arguments_are_said_before_anything_runs(options, message):
     """What was seen and what is allowed."""
     with pytest.raises((TypeError, ValueError), match=message):
-        gpuscope.overlap([], **{"infer": abs, **options})
+        gpuscope.overlap(**{"batches": [], "infer": abs, **options})
 
 
 @pytest.mark.parametrize("batch", [np.array(["text"]), torch.ones(2, 2).to_sparse()])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import pickle
 import threading
+import weakref
 
 import pytest
 
@@ -424,6 +426,87 @@ class TestGenerators:
         assert closed == [True, True]
         assert len(bench.named("stream")) == 2 + 4
         assert bench.nvtx.started == []
+
+
+class Batch:
+    """Stands for memory on the GPU."""
+
+
+class Thrown(Exception):
+    """Something that a consumer throws into a generator."""
+
+
+def step_of(generator, name, value):
+    """Call a method of a plain generator, or of an asynchronous one, which never waits here."""
+    if hasattr(generator, name):
+        return getattr(generator, name)(value)
+    try:
+        getattr(generator, f"a{name}")(value).send(None)
+    except StopIteration as done:
+        return done.value
+
+
+def plain(first, log):
+    """Yield a new batch at each step, and note whether those before are alive."""
+    del first
+    while True:
+        batch = Batch()
+        log.append(weakref.ref(batch))
+        sent = yield batch
+        log.append(weakref.ref(sent))
+        del batch, sent
+
+
+async def asynchronous(first, log):
+    """Do the same."""
+    del first
+    while True:
+        batch = Batch()
+        log.append(weakref.ref(batch))
+        sent = yield batch
+        log.append(weakref.ref(sent))
+        del batch, sent
+
+
+@pytest.mark.parametrize("function", [plain, asynchronous])
+class TestWhatGeneratorsHold:
+    """A decorated generator holds no more than the generator does, though the garbage collector is off."""
+
+    @pytest.fixture(autouse=True)
+    def no_garbage_collector(self):
+        """Switch it off."""
+        gc.disable()
+        yield
+        gc.enable()
+
+    def test_neither_arguments_nor_items_nor_what_was_sent(self, bench, function):
+        """Each is gone as soon as the consumer and the generator have let go of it."""
+        first, log = Batch(), []
+        gone = weakref.ref(first)
+        generator = stage("g")(function)(first, log)
+        del first
+        step_of(generator, "send", None)
+        assert gone() is None
+        for _ in range(3):
+            step_of(generator, "send", Batch())
+        assert [reference() for reference in log[:-1]] == [None] * 6  # The generator itself holds the last one.
+        assert len(bench.named("g")) == 4
+
+    def test_no_exception_that_was_thrown_in(self, bench, function):
+        """The exception comes back out, and its traceback holds nothing that holds it."""
+        generator = stage("g")(function)(None, [])
+        step_of(generator, "send", None)
+
+        def throw():
+            error = Thrown()
+            try:
+                step_of(generator, "throw", error)
+            except Thrown:
+                # Without the frames of this test, which do hold it.
+                return weakref.ref(error.with_traceback(error.__traceback__.tb_next.tb_next))
+
+        assert throw()() is None
+        assert bench.named("g")[-1].status == "ERROR"
 
 
 class TestAsync:

@@ -204,7 +204,8 @@ class OpenCaptures:
 
     def includes(self, timed_stream: TimedStream) -> bool:
         """Tell whether a stream takes part in a capture, in a tenth of a microsecond where none is open."""
-        return bool(self._open) and self.device.capture_of(timed_stream) is not None
+        # Later nobody can ask about a stream that may be gone, so it is asked about the captures of others, too.
+        return (bool(self._open) or timed_stream.foreign) and self.device.capture_of(timed_stream) is not None
 
     def _begin(self, record: StageRecord, stream: Stream) -> None:
         self.device.usual[0](record, stream)

@@ -133,8 +133,6 @@ class GraphStages:
     """
 
     def __init__(self, stages: Sequence[InnerStage], nodes: Sequence[tuple[int, Handle]], pool: EventPool) -> None:
-        self.lock = threading.RLock()
-        """Held from the exchange of events until after the launch: the two are one act."""
         self.sites = tuple(stage.site for stage in stages)
         self.parents = tuple(stage.parent for stage in stages)
         self.starts = tuple(stage.start for stage in stages)
@@ -160,10 +158,9 @@ class GraphStages:
         """Return the number of stages."""
         return len(self.sites)
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether a launch would record into the scratch."""
-        return self._current is self.scratch
+    def will_record_into(self, events: EventSet) -> bool:
+        """Tell whether the next launch will record into these events."""
+        return self._current is events
 
     def take(self) -> EventSet | None:
         """Return events for one replay, or None if all are held by replays that have not been read yet."""
@@ -182,14 +179,12 @@ class GraphStages:
 
     def exchange(self, events: EventSet) -> None:
         """
-        Have the next launch record into these events. The caller holds the lock.
+        Have the next launch record into these events. The caller holds the graph's lock.
 
         Raises:
             DriverError: if the driver refuses.
 
         """
-        if self._current is events:
-            return
         self._current, driver = None, self.driver
         if native is None:
             driver.set_node_events(self.executable, self._nodes, events.events)

@@ -17,12 +17,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import weakref
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 
 from gpuscope._cuda.graphs.capture import TIMED, Capture
 from gpuscope._cuda.graphs.events import EventPool
 from gpuscope._cuda.graphs.launch import Launcher
+from gpuscope._cuda.graphs.watched import Watched
 from gpuscope._data.native import StageRecord
 from gpuscope._log import COUNTED, WarnOnce
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from gpuscope._cuda.cuda_device import CudaDevice
     from gpuscope._cuda.driver import Driver
     from gpuscope._cuda.graphs.capture import OpenCaptures
-    from gpuscope._cuda.graphs.events import GraphStages
     from gpuscope._cuda.graphs.launch import Graph
     from gpuscope._cuda.timed_stream import TimedStream
     from gpuscope._recording.recorder import Recorder
@@ -45,24 +44,6 @@ Method: TypeAlias = "Callable[..., object]"
 
 MODULE = "torch.cuda.graphs"
 _KEY = "_gpuscope"
-
-
-class _Watched:
-    """What is known of one of PyTorch's graphs."""
-
-    __slots__ = ("capture", "captures", "ident", "keeps", "ours", "process", "stages")
-
-    def __init__(self, process: object, *, keeps: bool, ours: bool) -> None:
-        self.process = process
-        self.keeps = keeps
-        """Whether PyTorch keeps the graph that was captured, without which its nodes have no addresses."""
-        self.ours = ours
-        """Whether it does so because we said so."""
-        self.captures: OpenCaptures | None = None
-        """What was told of the graph's capture, as long as that lasts."""
-        self.ident = 0
-        self.capture: Capture | None = None
-        self.stages: GraphStages | None = None
 
 
 class GraphHooks:
@@ -119,6 +100,7 @@ class GraphHooks:
             "__init__": self._new_init,
             "capture_begin": self._new_capture_begin,
             "capture_end": self._new_capture_end,
+            "debug_dump": self._new_debug_dump,
             "instantiate": self._new_instantiate,
             "replay": self._new_replay,
             "reset": self._new_reset,
@@ -157,7 +139,7 @@ class GraphHooks:
             else:
                 original(graph, *args, **kwargs)
             with contextlib.suppress(AttributeError):  # A subclass with slots: it is not watched.
-                setattr(graph, _KEY, _Watched(self._process, keeps=keeps or ours, ours=ours))
+                setattr(graph, _KEY, Watched(self._process, keeps=keeps or ours, ours=ours))
 
         return __init__
 
@@ -193,42 +175,54 @@ class GraphHooks:
     def _new_instantiate(self, original: Method) -> Method:
         def instantiate(graph: Graph, *args: object, **kwargs: object) -> object:
             watched = self._watched(graph)
-            if watched is None or watched.stages is None:
+            if watched is None or not watched.was_timed:
                 return original(graph, *args, **kwargs)
-            with watched.stages.lock:
+            with watched.lock:
                 result = original(graph, *args, **kwargs)
-                watched.stages.forget_executable()
+                if watched.stages is not None:
+                    watched.stages.forget_executable()
             return result
 
         return instantiate
 
     def _new_replay(self, original: Method) -> Method:
         def replay(graph: Graph, *args: object, **kwargs: object) -> object:
-            watched: _Watched | None = getattr(graph, _KEY, None)
-            if watched is None or watched.stages is None or watched.process is not self._process:
+            watched: Watched | None = getattr(graph, _KEY, None)
+            if watched is None or not watched.was_timed or watched.process is not self._process:
                 return original(graph, *args, **kwargs)
             launch = functools.partial(original, graph, *args, **kwargs)
-            return self._launcher.launch(graph, watched.stages, self._recorder_now(), launch)
+            return self._launcher.launch(graph, watched, self._recorder_now(), launch)
 
         return replay
 
     def _new_reset(self, original: Method) -> Method:
         def reset(graph: Graph, *args: object, **kwargs: object) -> object:
             watched = self._watched(graph)
-            if watched is not None and watched.stages is not None:
-                watched.stages.retire()
-                watched.stages = None
-            return original(graph, *args, **kwargs)
+            if watched is None or not watched.was_timed:
+                return original(graph, *args, **kwargs)
+            with watched.lock:
+                watched.drop()
+                return original(graph, *args, **kwargs)
 
         return reset
+
+    def _new_debug_dump(self, original: Method) -> Method:
+        def debug_dump(graph: Graph, *args: object, **kwargs: object) -> object:
+            watched = self._watched(graph)
+            if watched is None or not watched.was_timed:
+                return original(graph, *args, **kwargs)
+            with watched.lock:
+                return original(graph, *args, **kwargs)
+
+        return debug_dump
 
     def _recorder_now(self) -> Recorder | None:
         """Return the recorder, if it wants stages inside graphs."""
         recorder = self._get_recorder()
         return None if recorder is None or recorder.captures is None else recorder
 
-    def _watched(self, graph: Graph) -> _Watched | None:
-        watched: _Watched | None = getattr(graph, _KEY, None)
+    def _watched(self, graph: Graph) -> Watched | None:
+        watched: Watched | None = getattr(graph, _KEY, None)
         return None if watched is None or watched.process is not self._process else watched
 
     def _guarded(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
@@ -262,7 +256,7 @@ class GraphHooks:
             return
         watched = self._watched(graph)
         if watched is None:
-            watched = _Watched(self._process, keeps=False, ours=False)
+            watched = Watched(self._process, keeps=False, ours=False)
             setattr(graph, _KEY, watched)
         refusal = self._refusal or ("" if driver.can_time_graphs else "driver_too_old")
         if not refusal and not watched.keeps:
@@ -277,7 +271,7 @@ class GraphHooks:
             self._pools[key] = EventPool(driver, timed_stream.context, timed_stream.index, limit=4 * self._max_stages)
         return self._pools[key]
 
-    def _end_capture(self, graph: Graph, watched: _Watched, captures: OpenCaptures, whole: bool) -> None:
+    def _end_capture(self, graph: Graph, watched: Watched, captures: OpenCaptures, whole: bool) -> None:
         capture, watched.capture, watched.captures = watched.capture, None, None
         captures.close(watched.ident)
         if capture is None:
@@ -289,5 +283,4 @@ class GraphHooks:
             capture.abandon()
             return
         captures.ledger.graph_stage(TIMED, len(stages))
-        watched.stages = stages
-        weakref.finalize(graph, stages.retire).atexit = False
+        watched.keep(graph, stages)

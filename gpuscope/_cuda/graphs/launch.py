@@ -1,9 +1,11 @@
 """
 A replay of a CUDA graph with stages inside: it gets events of its own before the launch, and a fence after it.
 
-The exchange of events and the launch are one act, under the graph's lock. The *fence* is an event that is recorded
-after the launch. Nothing is read before it is done, because until a node runs again its event tells of an older launch.
-What fails here costs the stages' times and no more; an exception of the launch itself is the program's, and passes.
+The exchange of events and the launch are one act, under the graph's lock. So is a launch while nothing is recorded: one
+at the same time as an exchange in another thread may never come back from the driver (`watched.py`). The *fence* is an
+event that is recorded after the launch. Nothing is read before it is done, because until a node runs again its event
+tells of an older launch. What fails here costs the stages' times and no more; an exception of the launch itself is the
+program's, and passes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from gpuscope._cuda.driver import Driver
     from gpuscope._cuda.graphs.capture import OpenCaptures
     from gpuscope._cuda.graphs.events import EventSet, GraphStages
+    from gpuscope._cuda.graphs.watched import Watched
     from gpuscope._cuda.timed_stream import TimedStream
     from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
@@ -52,42 +55,44 @@ class Launcher:
         self._warnings = warnings
         self._site = Site("graph replay", {})
 
-    def launch(self, graph: Graph, stages: GraphStages, recorder: Recorder | None, launch: Callable[[], R]) -> R:
+    def launch(self, graph: Graph, watched: Watched, recorder: Recorder | None, launch: Callable[[], R]) -> R:
         """
         Launch a graph, and have the stages inside timed if they are wanted.
 
         Args:
             graph: PyTorch's object.
-            stages: the stages inside it.
-            recorder: wants their times; None while nobody does.
+            watched: what is known of it.
+            recorder: wants the stages' times; None while nobody does.
             launch: launches the graph on the current stream.
 
         Returns:
             What `launch` returns.
 
         """
-        if recorder is None and stages.is_quiet:
-            return launch()
-        timed_stream = None if recorder is None else self._stream_of(recorder, stages)
+        timed_stream = None if recorder is None else self._stream_of(recorder, watched)
         if recorder is None or timed_stream is None:
-            with stages.lock:
-                self._exchange(graph, stages, stages.scratch)
+            with watched.lock:
+                if watched.stages is not None:
+                    self._exchange(graph, watched.stages, watched.stages.scratch)
                 return launch()
         outer = current.get()
         if outer is not None and outer.recorder is recorder and not outer.end_ns:
-            return self._launch_in(outer, graph, stages, timed_stream, launch)
+            return self._launch_in(outer, graph, watched, timed_stream, launch)
         # A stage of its own, so that those inside have one around them, and the rest of the replay is seen, too.
         around = start(recorder, self._site, None, 0)
         try:
-            result = self._launch_in(around, graph, stages, timed_stream, launch)
+            result = self._launch_in(around, graph, watched, timed_stream, launch)
         except BaseException as error:
             end(around, error)
             raise
         end(around, None)
         return result
 
-    def _stream_of(self, recorder: Recorder, stages: GraphStages) -> TimedStream | None:
+    def _stream_of(self, recorder: Recorder, watched: Watched) -> TimedStream | None:
         """Return where the graph is launched; None if that is not known, or if it becomes part of another graph."""
+        stages = watched.stages
+        if stages is None:
+            return None
         captures: OpenCaptures = recorder.captures  # Recorders without any want no stages inside graphs.
         timed_stream: TimedStream | None = None
         try:
@@ -102,34 +107,51 @@ class Launcher:
         return timed_stream
 
     def _launch_in(
-        self,
-        outer: StageRecord,
-        graph: Graph,
-        stages: GraphStages,
-        timed_stream: TimedStream,
-        launch: Callable[[], R],
+        self, outer: StageRecord, graph: Graph, watched: Watched, timed_stream: TimedStream, launch: Callable[[], R]
+    ) -> R:
+        with watched.lock:
+            stages = watched.stages
+            if stages is not None and stages.index == timed_stream.index:
+                return self._launch_timed(outer, graph, stages, timed_stream, launch)
+            if stages is not None:  # Another thread has captured it anew meanwhile, on another device.
+                self._exchange(graph, stages, stages.scratch)
+                outer.recorder.ledger.refuse("overwritten", len(stages))
+            return launch()
+
+    def _launch_timed(
+        self, outer: StageRecord, graph: Graph, stages: GraphStages, timed_stream: TimedStream, launch: Callable[[], R]
     ) -> R:
         recorder: Recorder = outer.recorder
-        with stages.lock:
-            events = self._events_for(graph, stages, recorder)
+        replay, fenced, thread = None, False, thread_info()
+        events = self._events_for(graph, stages, recorder)
+        try:
             launched_ns = recorder.clock()
-            try:
-                result = launch()
-            except BaseException:  # The program's, an interrupt included, and raised again.
-                if events is not None:
-                    stages.give_back(events)
-                    recorder.ledger.refuse("replay_failed", len(stages))
-                raise
+            result = launch()
             if events is not None:
-                thread = thread_info()
                 replay = Replay(stages, events, timed_stream, launched_ns=launched_ns, outer=outer, thread=thread)
-                self._hand_over(replay, recorder)
+                fenced = self._fenced(replay)
+        except BaseException:  # The program's, an interrupt included, and raised again.
+            if events is not None:
+                stages.give_back(events)
+                recorder.ledger.refuse("replay_failed", len(stages))
+            raise
+        if replay is not None and fenced:
+            recorder.replays.put(replay)
+        elif events is not None:
+            stages.give_back(events)
+            recorder.ledger.refuse("overwritten", len(stages))
         return result
 
     def _events_for(self, graph: Graph, stages: GraphStages, recorder: Recorder) -> EventSet | None:
         """Have the next launch record into events of its own, and return them; None if there are none."""
         events = None if stages.is_broken else self._take(stages)
-        if self._exchange(graph, stages, events or stages.scratch) and events is not None:
+        try:
+            exchanged = self._exchange(graph, stages, events or stages.scratch)
+        except BaseException:  # An interrupt: the next exchange sets all nodes again.
+            if events is not None:
+                stages.give_back(events)
+            raise
+        if exchanged and events is not None:
             return events
         if events is not None:
             stages.give_back(events)
@@ -147,6 +169,8 @@ class Launcher:
         if stages.is_broken:
             return False
         try:
+            if stages.will_record_into(events):
+                return True
             if not stages.executable:
                 stages.executable = _executable(graph)
             stages.exchange(events)
@@ -155,17 +179,12 @@ class Launcher:
             self._warnings.warn("graphs", "timing stages inside a CUDA graph failed: %r.", error)
         return not stages.is_broken
 
-    def _hand_over(self, replay: Replay, recorder: Recorder) -> None:
+    def _fenced(self, replay: Replay) -> bool:
         try:
-            recorded = _record_fence(replay.graph.driver, replay)
+            return _record_fence(replay.graph.driver, replay)
         except Exception as error:  # Without a fence nobody knows when to read.
             self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %r.", error)
-            recorded = False
-        if recorded:
-            recorder.replays.put(replay)
-        else:
-            replay.graph.give_back(replay.events)
-            recorder.ledger.refuse("overwritten", len(replay.graph))
+            return False
 
 
 def _record_fence(driver: Driver, replay: Replay) -> bool:

@@ -136,6 +136,8 @@ class ReplayResolver:
                 self._lose(waiting, "device_error")
             while waiting and (give_up or self._clock() - waiting[0].launched_ns > self._deadline_ns):
                 self._lose(waiting, "given_up")
+            if not waiting:
+                del self._waiting[timed_stream]  # A stream that is gone leaves nothing behind.
         if self._warns_of_crowds and (crowd := largest_crowd(placed)) > _CROWD:
             self._warns_of_crowds = False
             logger.warning(
@@ -187,6 +189,7 @@ class ReplayResolver:
             [replay.events.addresses for replay in window],
             timed_stream.context.value,
             timed_stream.raw,
+            timed_stream.foreign,
             anchor.event.value,
         )
         sizes = [len(replay.events.events) for replay in window[:done]]

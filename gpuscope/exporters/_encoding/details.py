@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
-from gpuscope._data.values import as_text, clean_mapping
+from gpuscope._data.values import as_text, clean_mapping, stacktrace
 
 if TYPE_CHECKING:
     from gpuscope._data.batch import SpanDetails
@@ -58,9 +58,8 @@ def _add_error(clean: CleanDetails, error: ExceptionInfo, end_ns: int) -> None:
     kind, message = as_text(error.type), as_text(error.message)
     clean.error = error
     clean.attributes.setdefault("error.type", kind)
-    frames = "".join(f'  File "{file}", line {line}, in {function}\n' for file, line, function in error.frames)
-    stacktrace = as_text(f"Traceback (most recent call last):\n{frames}{kind}: {message}\n")
-    values: dict[str, Clean] = {EXCEPTION_TYPE: kind, EXCEPTION_MESSAGE: message, EXCEPTION_STACKTRACE: stacktrace}
+    trace = as_text(stacktrace(error))
+    values: dict[str, Clean] = {EXCEPTION_TYPE: kind, EXCEPTION_MESSAGE: message, EXCEPTION_STACKTRACE: trace}
     clean.events.append(("exception", end_ns, values))
     # OpenTelemetry: a status of OK is final.
     if clean.status[0] != _OK:

@@ -82,3 +82,53 @@ def test_many_calls_are_thinned_out():
     fit = fit_cost("batch_size", sizes, 1 + sizes)
     assert isinstance(fit, Fit)
     assert fit.calls == 1000
+
+
+NINE = np.tile(np.arange(1.0, 10), 12)
+
+
+@pytest.mark.parametrize("high", [(2, 3), (5, 6), (8, 9)], ids=["small sizes", "middle sizes", "large sizes"])
+@pytest.mark.parametrize(("off", "straight"), [(0.13, True), (0.2, False), (-0.13, True), (-0.2, False)])
+def test_a_third_of_the_sizes_that_is_off_the_line_is_a_bend(high, off, straight):
+    """A hump or a dip that the others do not show: by more than 15 % of the median cost there is no line."""
+    costs = 10 + 0.01 * noise(len(NINE)) + 10 * off * np.isin(NINE, high)
+    assert isinstance(fit_cost("batch_size", NINE, costs), Fit) is straight
+
+
+@pytest.mark.parametrize(
+    ("sizes", "accepted"),
+    [
+        (np.tile([4.0, 6.0, 8.0], 20), True),
+        (np.tile([4.0, 6.0, 7.9], 20), False),
+        (np.tile([1.0, 2.0, 4.0, 8.0], 5), True),
+    ],
+    ids=["three sizes that double", "less than double", "twenty calls"],
+)
+def test_the_least_that_a_line_needs(sizes, accepted):
+    """Three sizes, the largest twice the smallest, and twenty calls."""
+    assert isinstance(fit_cost("batch_size", sizes, 1 + sizes), Fit) is accepted
+
+
+def test_the_width_of_a_line_is_that_of_the_cost_it_tells():
+    """Up to a quarter of the median cost over the range of sizes, from the tenth to the ninetieth percentile."""
+    rng = np.random.default_rng(1)
+    sizes = np.tile(np.arange(1.0, 11), 40)
+    for spread, found in ((0.3, True), (2.5, False)):
+        fit = fit_cost("batch_size", sizes, 10 + spread * 10 * rng.normal(size=len(sizes)))
+        assert isinstance(fit, Fit) is found
+
+
+def test_the_fixed_share_is_of_the_cost_at_the_median_size():
+    """From nothing to all, whatever the line says."""
+    fit = fit_cost("batch_size", SIZES, 2 + 0.5 * SIZES)
+    assert (fit.fixed_ms, fit.per_item_ms) == (pytest.approx(2), pytest.approx(0.5))
+    assert fit.fixed_share == pytest.approx(0.5)
+    assert fit.fixed_range_ms == pytest.approx((2, 2))
+    assert fit_cost("batch_size", SIZES, 3 - 0.01 * SIZES).fixed_share == 1.0
+    assert fit_cost("batch_size", SIZES, SIZES - 0.1).fixed_share == 0.0
+
+
+def test_sizes_of_which_most_are_alike_have_a_line():
+    """A third without any call says nothing about a bend."""
+    sizes = np.tile([1.0, 1.0, 1.0, 2.0, 4.0, 4.0, 4.0], 10)
+    assert isinstance(fit_cost("batch_size", sizes, 1 + sizes), Fit)

@@ -1,0 +1,79 @@
+"""The memory of a batch in flight, and the figures of a loop, as the program sees them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+import torch
+
+import gpuscope
+
+DTYPES = (torch.int64, torch.float32, torch.float64, torch.int32, torch.bool)
+MUCH_MS = 1000
+"""More than a busy machine adds to some milliseconds, and much less than an error of the arithmetic would."""
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("pair", list(itertools.permutations(DTYPES, 2)), ids=str)
+def test_batches_of_one_shape_keep_their_dtypes(pair, depth):
+    """Memory that is used again for another kind of number is read as that: values are never cast."""
+    batches = [torch.tensor([0, 1, number]).to(pair[number % 2]) for number in range(8)]
+    results = list(gpuscope.overlap(iter(batches), lambda x: x.clone(), depth=depth))
+    assert [result.dtype for result in results] == [batch.dtype for batch in batches]
+    assert all(torch.equal(result, batch) for result, batch in zip(results, batches, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x.unsqueeze_(0), lambda x: x.t_(), lambda x: x.squeeze_(1)],
+    ids=["one more", "turned", "one less"],
+)
+def test_infer_may_change_the_shape_of_its_input(change):
+    """The next batch in the same memory has its own shape again."""
+    batches = [torch.arange(3.0).reshape(3, 1) + number for number in range(6)]
+    seen = []
+
+    def infer(x):
+        seen.append(tuple(x.shape))
+        change(x)
+        return x.clone()
+
+    results = list(gpuscope.overlap(iter(batches), infer, depth=1))
+    assert seen == [(3, 1)] * 6
+    assert all(torch.equal(result, change(batch.clone())) for result, batch in zip(results, batches, strict=True))
+
+
+def spin(milliseconds):
+    """Keep the host busy."""
+    until_ns = time.perf_counter_ns() + milliseconds * 1_000_000
+    while time.perf_counter_ns() < until_ns:
+        pass
+
+
+def test_phases_have_the_time_that_was_spent_in_them():
+    """Each phase of the host has its own mean, in milliseconds."""
+    spent = {"prepare": 3, "infer": 7, "post": 12}
+
+    def phase(name):
+        def work(batch):
+            spin(spent[name])
+            return batch
+
+        return work
+
+    loop = gpuscope.overlap(
+        iter([torch.zeros(1)] * 8), phase("infer"), phase("post"), prepare=phase("prepare"), depth=2
+    )
+    for _ in loop:
+        spin(5)
+    report = loop.report()
+    assert report.batches == 6
+    assert 3 <= report.prepare_ms < MUCH_MS
+    assert 7 <= report.compute_ms < MUCH_MS
+    assert 12 <= report.post_ms < MUCH_MS
+    assert 0 < report.pin_ms < MUCH_MS
+    assert 5 <= report.elsewhere_ms < MUCH_MS
+    assert report.launch_ms == report.upload_ms == report.download_ms == 0
+    assert report.wall_ms >= 3 + 7 + 12 + 5
