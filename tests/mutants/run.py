@@ -62,7 +62,7 @@ TESTS = {
     "_recording/queue.py": COLLECTING,
     "_recording/ledger.py": f"{COLLECTING} tests/exporters/test_memory.py tests/data",
     "_otel/sampling.py": f"{COLLECTING} tests/otel/test_otel.py",
-    "_otel/identities.py": "tests/otel",
+    "_otel/identities.py": "tests/otel/test_otel.py tests/exporters/test_sdk.py",
     "_settings/parsers.py": "tests/settings",
     "instrument/_expressions.py": "tests/instrument/test_expressions.py",
     "exporters/_transport/http.py": "tests/exporters/test_otlp_http.py tests/exporters/test_otlp_sender.py",
