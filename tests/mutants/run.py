@@ -49,7 +49,7 @@ TESTS = {
     "_collecting/resolve.py": f"{COLLECTING} {NATIVE}",
     "_collecting/intake.py": f"tests/collecting/test_intake.py {COLLECTING}",
     "_collecting/batch_builder.py": "tests/collecting/test_batch_builder.py",
-    "_collecting/collector.py": f"{COLLECTING} tests/process/test_lifecycle.py tests/collecting/test_metering.py",
+    "_collecting/collector.py": f"tests/collecting/test_passes.py {COLLECTING}",
     "_collecting/aggregation/groups.py": METRICS,
     "_collecting/aggregation/histograms.py": METRICS,
     "_collecting/aggregation/joined_columns.py": METRICS,
