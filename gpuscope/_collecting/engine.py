@@ -19,7 +19,7 @@ from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._log import logger
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
-from gpuscope._recording.queue import RecordQueue
+from gpuscope._recording.queue import ByteBudget, RecordQueue
 from gpuscope._recording.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Engine:
             device=device,
             ledger=self.ledger,
             open_bridge=self._open_bridge,
+            budget=ByteBudget(config.queue_bytes),
         )
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)
@@ -158,7 +159,7 @@ class Engine:
         self.ledger.close("shutdown", self.queue, self.replays)
         self._retire_bridge()
         lost = self.statistics().lost
-        missing = {**lost, **{k: v for k, v in self.statistics().dropped.items() if k == "queue_full"}}
+        missing = {**lost, **{k: v for k, v in self.statistics().dropped.items() if k in ("queue_full", "queue_bytes")}}
         if missing:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
             logger.warning("some stages were not exported: %s.", reasons)

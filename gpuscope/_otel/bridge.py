@@ -89,8 +89,8 @@ class Bridge(Identities):
     def details(self, record: StageRecord) -> SpanDetails | None:
         """Return what few stages have: attributes of this run, an error, and what the current span was told."""
         notes = notes_of(record)
-        # A copy, because another thread that holds the span may be about to add one more.
-        attributes = dict(record.attributes) if record.attributes else None
+        # Not a copy: where there is something large, the bytes are held as long as this lives.
+        attributes = record.attributes
         if notes is None:
             return SpanDetails(attributes, record.error) if attributes or record.error is not None else None
         return SpanDetails(attributes, record.error, notes.name, notes.status, tuple(notes.events), tuple(notes.links))

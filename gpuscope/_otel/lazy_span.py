@@ -21,10 +21,11 @@ from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode
 
 from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
-from gpuscope._data.descriptions import full_name_of
+from gpuscope._data.descriptions import full_name_of, size_of
 from gpuscope._data.record import ExceptionInfo
 from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
 from gpuscope._otel.contexts import SPAN_KEY
+from gpuscope._recording.queue import hold, tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,19 +116,13 @@ class LazySpan(Span):
 
     def set_attributes(self, attributes: Mapping[str, object]) -> None:
         """Add to the stage's attributes."""
-        record = self._record
-        if record.end_ns == 0:
-            if record.attributes is None:
-                record.attributes = {}
-            record.attributes.update(snapshot_mapping(attributes))
+        if self._record.end_ns == 0:
+            tell(self._record, snapshot_mapping(attributes))
 
     def set_attribute(self, key: str, value: object) -> None:
         """Add to the stage's attributes."""
-        record = self._record
-        if record.end_ns == 0:
-            if record.attributes is None:
-                record.attributes = {}
-            record.attributes[as_key(key)] = snapshot(value)
+        if self._record.end_ns == 0:
+            tell(self._record, {as_key(key): snapshot(value)})
 
     def add_event(
         self, name: str, attributes: Mapping[str, object] | None = None, timestamp: int | None = None
@@ -139,17 +134,23 @@ class LazySpan(Span):
             if type(at_ns) is not int:
                 finite = type(at_ns) is float and isfinite(at_ns)
                 at_ns = int(at_ns) if finite else self._source.now_ns(self._record)
-            self._noted().events.append((as_key(name), at_ns, _taken(attributes)))
+            name, taken = as_key(name), _taken(attributes)
+            if hold(self._record, size_of(name) + size_of(taken)):
+                self._noted().events.append((name, at_ns, taken))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, object] | None = None) -> None:
         """Add a link to the host span."""
         if self._record.end_ns == 0 and context is not None and context.is_valid:
-            self._noted().links.append((context.trace_id, context.span_id, _taken(attributes)))
+            taken = _taken(attributes)
+            if hold(self._record, size_of(taken)):
+                self._noted().links.append((context.trace_id, context.span_id, taken))
 
     def update_name(self, name: str) -> None:
         """Rename this run's host span; NVTX and the summary keep the stage's name."""
         if self._record.end_ns == 0:
-            self._noted().name = as_key(name)
+            name = as_key(name)
+            if hold(self._record, size_of(name)):
+                self._noted().name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the host span's status. As OpenTelemetry specifies, UNSET changes nothing and OK is final."""
@@ -160,10 +161,9 @@ class LazySpan(Span):
         notes = self._noted()
         final = notes.status is not None and notes.status[0] == StatusCode.OK.name
         if self._record.end_ns == 0 and code is not StatusCode.UNSET and not final:
-            notes.status = (
-                code.name,
-                as_key(description) if code is StatusCode.ERROR and description is not None else None,
-            )
+            told = as_key(description) if code is StatusCode.ERROR and description is not None else None
+            if hold(self._record, size_of(told)):
+                notes.status = code.name, told
 
     def record_exception(
         self,

@@ -234,7 +234,7 @@ static int try_end(Recorder *recorder, StageRecord *record, PyObject *error) {
     if (read_clock(recorder, &record->end_ns) || leave_range(recorder, record)) return -1;
     if (is_present(record->span) && tell(recorder->bridge, str_leave, record, NULL)) return -1;
     if (is_present(error)) {
-        PyObject *facts = PyObject_CallOneArg(exception_info, error);
+        PyObject *facts = PyObject_CallFunctionObjArgs(exception_info, error, record, NULL);
         if (facts == NULL) return -1;
         put(&record->error, facts);
     }
