@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, TypedDict
 
 from gpuscope._multiprocessing import finish_in_children
@@ -213,12 +214,27 @@ def summary() -> Summary:
 
 def _be_first_at_exit() -> None:
     # Handlers run last in, first out. A provider registers its own when it is made, so ours has to be registered anew.
-    atexit.unregister(_at_exit)
-    atexit.register(_at_exit)
+    atexit.unregister(_hand_over_at_exit)
+    atexit.register(_hand_over_at_exit)
+
+
+def _hand_over_at_exit() -> None:
+    """Before providers end, give them what there is. The program's own handlers may still run stages."""
+    engine, began_s = state.engine, time.monotonic()
+    if engine is not None and not engine.ended:
+        engine.hand_over(engine.config.shutdown_timeout_s)
+        state.exit_took_s = time.monotonic() - began_s
 
 
 def _at_exit() -> None:
-    shutdown()
+    """
+    End, after all handlers of `atexit` that came after ours, within what is left of the time.
+
+    The recorder stays, so that stages of handlers that run later still are counted.
+    """
+    engine = state.engine
+    if engine is not None:
+        engine.shutdown(max(engine.config.shutdown_timeout_s - state.exit_took_s, 0.0))
 
 
 def _before_the_end() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpuscope._collecting.active_exporters import ActiveExporters
 from gpuscope._collecting.batch_builder import select
+from gpuscope._collecting.flushes import Flushes
 from gpuscope._collecting.intake import Intake
 from gpuscope._collecting.metrics_pipeline import MetricsPipeline
 from gpuscope._data.values import shown
@@ -41,19 +42,6 @@ _SHARE_FOR_GPU = 0.6
 """The share of a shutdown's time in which GPU work that has not ended is still asked about."""
 _SHARE_FOR_METRICS = 0.1
 """The share of the remaining time that is kept for the metrics, in case an endpoint for spans hangs."""
-
-
-class _Flush:
-    """One call of `flush` that waits for its answer."""
-
-    def __init__(self, deadline_s: float, *, send: bool) -> None:
-        self.deadline_s = deadline_s
-        self.send = send
-        self.done = threading.Event()
-        self.succeeded = False
-
-    def remaining_s(self) -> float:
-        return max(0.0, self.deadline_s - time.monotonic())
 
 
 class Collector:
@@ -111,7 +99,14 @@ class Collector:
         )
         self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
         self._wake = wake
-        self._flushes: list[_Flush] = []
+        self._flushes = Flushes(
+            self._intake,
+            clock=recorder.clock,
+            wake=wake.set,
+            export=self._export,
+            send=self._send,
+            missing=lambda: sum(self.statistics().missing.values()),
+        )
         self._may_ask = False
         self._stop_at_s: float | None = None
         self.ready = threading.Event()
@@ -136,10 +131,25 @@ class Collector:
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
-        request = _Flush(time.monotonic() + timeout_s, send=send)
-        self._flushes.append(request)
-        self._wake.set()
-        return request.done.wait(timeout_s) and request.succeeded
+        return self._flushes.wait(timeout_s, send=send)
+
+    def hand_over(self, timeout_s: float) -> None:
+        """Hand everything recorded so far to the exporters, with GPU times where those are known in time."""
+        if threading.current_thread() is not self._thread and self._stop_at_s is None:
+            self._flushes.hand_over(timeout_s, _SHARE_FOR_GPU)
+
+    @property
+    def uses_providers(self) -> bool:
+        """Whether anything goes to a provider of the application's, of traces or of metrics."""
+        return "sdk" in self.active_exporters.names or self.metrics_pipeline.way == "sdk"
+
+    def watch_provider(self) -> None:
+        """Hand over what there is before the application ends its provider."""
+        try:
+            if (bridge := self._recorder.bridge) is not None:
+                bridge.watch_provider(lambda: self.hand_over(self._config.shutdown_timeout_s))
+        except Exception as error:  # The provider's own code; the stages go on.
+            self.warnings.warn("provider", "the application's TracerProvider cannot be watched: %r.", error)
 
     def shutdown(self, timeout_s: float) -> bool:
         """Export what can be exported in the time, and end the thread; return whether it ended."""
@@ -156,7 +166,7 @@ class Collector:
                 self._wake.wait(_FLUSH_PAUSE_S if self._flushes else self._config.interval_s)
                 self._wake.clear()
                 self._drain()
-                self._serve_flushes()
+                self._flushes.serve(may_ask=self._may_ask)
             self._finish(self._stop_at_s)
         except Exception:  # Nobody is left to catch it: it would become a traceback in the application's stderr.
             logger.warning("the collector failed; nothing more is exported.", exc_info=True)
@@ -189,10 +199,16 @@ class Collector:
     def _drain(self) -> None:
         self._prepare()
         self._tell_of_pass()
+        turn_s = time.monotonic() + self._config.interval_s
         while self._intake.slice(may_ask=self._may_ask) and self._stop_at_s is None:
             if self._intake.is_full:
                 self._export()
-                self._tell_of_pass()  # Here as well, because under constant load a pass does not end.
+            if time.monotonic() >= turn_s or self._flushes:
+                # Under constant load a pass does not end, and all the rest has its turn here.
+                self._prepare()
+                self._tell_of_pass()
+                self._flushes.serve(may_ask=self._may_ask)
+                turn_s = time.monotonic() + self._config.interval_s
             self._breathe()
         if self._flushes or self._intake.is_due:
             self._export()
@@ -218,6 +234,7 @@ class Collector:
         if provider is not self._provider:
             self._provider = provider
             self._on_provider()
+            self.watch_provider()
         self.active_exporters.refresh(bridge)
         self.metrics_pipeline.refresh()
 
@@ -246,18 +263,10 @@ class Collector:
             ledger.lose("internal_error", left)
             self.warnings.warn("batch", "making a batch failed: %s.", shown(error))
 
-    def _serve_flushes(self) -> None:
-        for request in list(self._flushes):
-            waiting = len(self._queue) + self._intake.pending
-            self._export()
-            if waiting and request.remaining_s():
-                continue
-            self._flushes.remove(request)
-            sent = not request.send or self.active_exporters.flush(request.remaining_s)
-            if request.send:
-                self.metrics_pipeline.flush(request.remaining_s)
-            request.succeeded = sent and not waiting
-            request.done.set()
+    def _send(self, remaining_s: Callable[[], float]) -> bool:
+        sent = self.active_exporters.flush(remaining_s)
+        self.metrics_pipeline.flush(remaining_s)
+        return sent
 
     def _finish(self, deadline_s: float) -> None:
         """
@@ -280,5 +289,4 @@ class Collector:
         # Count whatever is still open as lost, so that the final account is complete.
         self._recorder.ledger.close("shutdown", self._queue, self._recorder.replays)
         self.metrics_pipeline.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
-        for request in self._flushes:
-            request.done.set()
+        self._flushes.end()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpuscope._collecting.aggregation.statistics import StageStatistics
@@ -51,8 +52,8 @@ class StartingQueue:
     def put(self, record: StageRecord) -> bool:
         """Start the collector, step aside, and queue the record."""
         self._engine.start()
-        self._engine.recorder.accept(self._engine.queue)
-        return self._engine.queue.put(record)
+        queue = self._engine.recorder.queue
+        return (self._engine.queue if queue is self else queue).put(record)
 
 
 class Engine:
@@ -92,6 +93,11 @@ class Engine:
         self.ended = False
         self._lock = threading.Lock()
         self._started = False
+        self._closed = False
+        self._complete = True
+        """Whether, at its end, nothing was lost."""
+        self._late = RecordQueue(0)
+        """Refuses the stages that end after the engine."""
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
         device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
         wake = threading.Event()
@@ -137,7 +143,10 @@ class Engine:
             if starts:
                 self.collector.start()
                 self._started = True
+                self.recorder.accept(self.queue)
         if starts:
+            # Here and not on the collector's thread: the program may end its provider before that has begun.
+            self.collector.watch_provider()
             _warn_of_gevent()
 
     def wait_until_ready(self) -> None:
@@ -147,23 +156,34 @@ class Engine:
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
-        return self.collector.flush(timeout_s, send=send) if self._started and not self.ended else True
+        if self.ended:
+            return self._complete
+        return self.collector.flush(timeout_s, send=send) if self._started else True
+
+    def hand_over(self, timeout_s: float) -> None:
+        """Hand everything recorded so far to the application's providers, in time, before these end."""
+        if self._started and not self.ended and self.collector.uses_providers:
+            self.collector.hand_over(timeout_s)
 
     def shutdown(self, timeout_s: float) -> bool:
         """Export what can be exported in time and count the rest as lost; return whether it ended and lost nothing."""
         with self._lock:
             if self.ended:
-                return True
+                return self._complete
             self.ended = True
+            if not self._started:
+                self.recorder.accept(self._late)
         finished = self.collector.shutdown(timeout_s) if self._started else True
-        self.ledger.close("shutdown", self.queue, self.replays)
+        # What ends from now on is refused, and counted; what is still on its way there is swept up by `statistics`.
+        self.recorder.accept(self._late)
+        self._closed = True
         self._retire_bridge()
-        lost = self.statistics().lost
-        missing = {**lost, **{k: v for k, v in self.statistics().dropped.items() if k in ("queue_full", "queue_bytes")}}
+        missing = self.statistics().missing
         if missing:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
             logger.warning("some stages were not exported: %s.", reasons)
-        return finished and not lost
+        self._complete = finished and not missing
+        return self._complete
 
     def abandon(self) -> None:
         """Do nothing more: this process is the child of a fork, and the engine is its parent's."""
@@ -180,4 +200,9 @@ class Engine:
 
     def statistics(self) -> Statistics:
         """Return the account of this moment."""
-        return self.collector.statistics()
+        if self._closed:
+            self.ledger.close("shutdown", self.queue, self.replays)
+        found, late = self.collector.statistics(), self._late.refused + self._late.stages
+        if not late:
+            return found
+        return replace(found, recorded=found.recorded + late, dropped={**found.dropped, "after_shutdown": late})

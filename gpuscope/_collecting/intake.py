@@ -114,6 +114,13 @@ class Intake:
         """How many stages are not known to have ended on the GPU, those inside replays included."""
         return self._resolver.pending + self._replays.pending
 
+    def is_past(self, until_ns: int) -> bool:
+        """Tell whether all that had ended by a moment of the records' clock is in a batch."""
+        # Whatever waits longest on a stream was queued first. What came to the queue after that moment ended after it.
+        waiting = self._queue.waiting
+        oldest = (waiting[0].end_ns if waiting else None, self._resolver.oldest_ns(), self._replays.oldest_ns())
+        return all(at_ns is None or at_ns > until_ns for at_ns in oldest)
+
     @property
     def is_full(self) -> bool:
         """Whether the batch has enough rows. The more replays wait, the more rows are enough."""

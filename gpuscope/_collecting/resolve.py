@@ -72,6 +72,10 @@ class Resolver:
         anchors = [clock.anchor for clock in list(self._clocks.values())]
         return max((anchor.half_ns for anchor in anchors if anchor is not None), default=None)
 
+    def oldest_ns(self) -> int | None:
+        """Return when the first of those ended that wait on any stream, or None."""
+        return min((waiting[0].end_ns for waiting in self._waiting.values() if waiting), default=None)
+
     def accept(self, records: list[StageRecord]) -> list[Row]:
         """Take records from the queue; return those that need no GPU as rows."""
         rows: list[Row] = []

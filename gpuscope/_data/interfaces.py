@@ -150,6 +150,9 @@ class Bridge(Protocol):
     def provider(self) -> Provider | None:
         """The application's TracerProvider."""
 
+    def watch_provider(self, before_its_end: Callable[[], object]) -> None:
+        """Have something called before the application ends its provider, where stages go there."""
+
     def enter(self, record: StageRecord) -> None:
         """Find the stage's parent, and put the stage's lazy span into the application's context."""
 

@@ -1,12 +1,22 @@
 """
-`Statistics`: the account of one moment, as `gpuscope.statistics()` returns it.
+The account of stages: `Statistics` of one moment, as `gpuscope.statistics()` returns it, and `Delivery` of one batch.
 
-Data; it counts nothing itself.
+Data, and counts for one batch; what the counts come to is the ledger's.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+ROOM = ("queue_full", "queue_bytes")
+"""Reasons for which stages are dropped because there is no room for them: for one more, or for what it was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +46,12 @@ class Statistics:
     """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function,
     in the whole process. Not part of `recorded`: nothing of them runs."""
 
+    @property
+    def missing(self) -> dict[str, int]:
+        """What should have been exported and was not, by reason: the lost, and those that found no room."""
+        full = {reason: count for reason, count in self.dropped.items() if reason in ROOM and count}
+        return {**self.lost, **full}
+
     def as_dict(self) -> dict[str, object]:
         """Return the same as plain data."""
         return asdict(self)
@@ -55,3 +71,40 @@ class Statistics:
         if self.clock_uncertainty_ns is not None:
             parts.append(f"GPU clock within {self.clock_uncertainty_ns / 1e3:.1f} µs")
         return ", ".join(parts)
+
+
+class Delivery:
+    """
+    One batch on its way through its exporters. Each of them calls `settle` exactly once, from any thread.
+
+    A stage counts as exported when at least one exporter delivered it.
+
+    Args:
+        settle: called once, after the last exporter has settled: with the number of stages, how many of them were
+            exported, and what the exporters said of the others, by reason.
+        stages: the number of stages in the batch.
+        exporters: the number of exporters that the batch goes to.
+
+    """
+
+    __slots__ = ("_best", "_lock", "_outstanding", "_reasons", "_settle", "stages")
+
+    def __init__(self, settle: Callable[[int, int, Counter[str]], None], stages: int, exporters: int) -> None:
+        self.stages = stages
+        self._settle = settle
+        self._lock = threading.Lock()
+        self._outstanding = exporters
+        self._best = 0
+        self._reasons: Counter[str] = Counter()
+
+    def settle(self, exported: int, lost: Mapping[str, int] | None = None) -> None:
+        """Report how many stages of the batch one exporter delivered, and how many it lost, by reason."""
+        with self._lock:
+            if not self._outstanding:
+                return
+            self._outstanding -= 1
+            self._best = max(self._best, exported)
+            self._reasons.update(lost or {})
+            if self._outstanding:
+                return
+        self._settle(self.stages, min(self._best, self.stages), self._reasons)

@@ -18,6 +18,7 @@ from gpuscope._data.native import Trace
 from gpuscope._otel.contexts import SPAN_KEY, find_current_context, find_provider, keeps_contexts, span_in, with_span
 from gpuscope._otel.identities import Identities, ids_of
 from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand
+from gpuscope._otel.provider_end import end_of
 from gpuscope._recording.ancestry import running_stage
 
 if TYPE_CHECKING:
@@ -85,6 +86,16 @@ class Bridge(Identities):
             attach(record.context_before)
         else:
             _leave_otherwise(record, current)
+
+    def watch_provider(self, before_its_end: Callable[[], object]) -> None:
+        """Have something called before the application ends its provider, where stages go there."""
+        if self.uses_sdk() and (provider := self.provider) is not None and (end := end_of(provider)) is not None:
+            end.tell(before_its_end)
+
+    def provider_has_ended(self) -> bool:
+        """Tell whether the application has ended its provider, which then takes spans and exports none."""
+        end = getattr(getattr(self.provider, "shutdown", None), "gpuscope_end", None)
+        return end is not None and end.has_come
 
     def details(self, record: StageRecord) -> SpanDetails | None:
         """Return what few stages have: attributes of this run, an error, and what the current span was told."""

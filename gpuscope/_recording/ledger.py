@@ -11,8 +11,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gpuscope._data.delivery import Delivery
-from gpuscope._data.statistics import Statistics
+from gpuscope._data.statistics import Delivery, Statistics
 from gpuscope._recording.dynamo import elisions
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.delivery import Delivery
     from gpuscope._data.metrics import Snapshot
+    from gpuscope._data.statistics import Delivery
 
 
 class Exporter(Protocol):

@@ -15,8 +15,8 @@ from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.delivery import Delivery
     from gpuscope._data.record import ExceptionInfo
+    from gpuscope._data.statistics import Delivery
     from gpuscope.exporters._encoding.rows import SpanRow
     from gpuscope.exporters._encoding.spans import Group, SpanTemplate
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.statistics import Delivery
     from gpuscope._data.values import Clean
     from gpuscope._settings.config import Config
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.statistics import Delivery
     from gpuscope._data.values import Clean
     from gpuscope._otel.bridge import Bridge
     from gpuscope._otel.lazy_span import LazySpan, RealSpan
@@ -68,7 +68,12 @@ class SdkExporter:
         inside, spans = _Inside(tracer), spans_of(batch)
         rows = rows_of(spans, resolve(spans, self._cache, lambda host, gpu: (host, gpu)))
         for number, (lazy, (host, gpu)) in enumerate(zip(batch.live, rows, strict=True)):
-            if host is None:
+            if self._bridge.provider_has_ended():
+                # It takes spans as ever, and drops them without a word.
+                lost["provider_shutdown"] += 1
+                if lazy is not None:
+                    let_go_of_span(lazy)
+            elif host is None:
                 lost["not_recording"] += not inside.finish(gpu)
             else:
                 self._end(tracer, lazy, (host, gpu), lost)
@@ -93,7 +98,8 @@ class SdkExporter:
 
     def flush(self, timeout_s: float) -> bool:
         """Ask the provider to flush, and wait no longer than the timeout, which providers often ignore."""
-        return self._flusher.flush(self._bridge.provider, timeout_s)
+        # A provider that has ended holds nothing, though it may say that it could not flush.
+        return self._bridge.provider_has_ended() or self._flusher.flush(self._bridge.provider, timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:  # noqa: ARG002 - nothing here takes time
         """End our thread. The spans are with the provider, which the application shuts down."""

@@ -67,6 +67,39 @@ class TestStages:
         assert change.relative == pytest.approx(infer / 200 - 1, abs=0.03)
         assert comparison.requests[0].remarks == ()
 
+    @pytest.mark.parametrize(("rest", "remarked"), [(20.0, False), (30.0, True), (45.0, True)])
+    def test_a_request_that_gains_less_than_half_of_its_stages_is_remarked(self, rest, remarked):
+        """It gains 30, 20 or 5 µs of the 50 that a stage gains: below half, it waits for something else."""
+        before, after = requests(seed=1, noise=0.001), requests(seed=2, noise=0.001, prep=50.0, rest=rest)
+        remarks = compare(before, after).requests[0].remarks
+        assert bool(remarks) is remarked
+        if remarked:
+            (remark,) = remarks
+            most_ms = float(re.search(r"the whole request gains at most ([\d.]+) ms", remark)[1])
+            assert most_ms == pytest.approx((50 - rest) / 1000, abs=0.002)
+
+    def test_slower_by_more_than_is_allowed(self):
+        """A stage that is a fifth slower fails where a tenth is allowed, and no stage that is faster or unchanged."""
+        comparison = compare(requests(seed=1, noise=0.001), requests(seed=2, noise=0.001, infer=240.0))
+        slower, same = of(comparison, "infer").change, of(comparison, "prep").change
+        assert slower.is_slower(0.1)
+        assert slower.is_slower(0.0)
+        assert not slower.is_slower(0.3)
+        assert not same.is_slower(0.0)
+        faster = compare(requests(seed=1, noise=0.001), requests(seed=2, noise=0.001, infer=160.0))
+        assert not of(faster, "infer").change.is_slower(-1.0)
+
+    def test_requests_are_outermost_and_no_warm_up(self):
+        """Slow first requests, and calls of the same stage inside a request, are none to compare."""
+        walks = [
+            Stage("walk", 1e5 * n, 1e5 * n + 500, inside=[Stage("walk", 1e5 * n + 100, 1e5 * n + 200)])
+            for n in range(50)
+        ]
+        cold = Stage("walk", -1e6, -1e5, flags=WARMUP)
+        (request,) = compare(recording(cold, *walks), recording(*walks)).requests
+        assert request.change.calls == (50, 50)
+        assert (request.change.before_ms, request.change.after_ms) == (0.5, 0.5)
+
     def test_too_few_calls(self):
         """With fewer calls than the minimum the figures are shown and nothing is judged, however large the change."""
         few = compare(requests(MIN_CALLS - 1), requests(infer=900, seed=1))

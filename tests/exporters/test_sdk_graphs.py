@@ -26,7 +26,9 @@ def test_inner_stages_become_spans_of_the_provider():
         Row(span_id=12, gpu_span_id=12, parent_id=11, **IN_GRAPH),
     ]
     batch = dataclasses.replace(make_batch(*rows), live=(None, None))
-    exporter = SdkExporter(SimpleNamespace(tracer=provider.get_tracer("gpuscope"), provider=provider))
+    exporter = SdkExporter(
+        SimpleNamespace(tracer=provider.get_tracer("gpuscope"), provider=provider, provider_has_ended=lambda: False)
+    )
     for _ in exporter.export(batch, account.open(batch)):
         pass
     exporter.shutdown(1)

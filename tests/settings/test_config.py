@@ -28,6 +28,21 @@ class TestEnvironment:
         assert Config().changed(graph_stages=word).graph_stages == placed
         assert Config().changed(graph_stages=False).graph_stages == ""
 
+    @pytest.mark.parametrize(("word", "wanted"), [("1", True), ("Yes", True), ("0", False), ("off", False), ("", True)])
+    def test_a_switch_is_on_or_off(self, word, wanted):
+        """Every word for yes and for no, whatever its case; none at all leaves it as it is, which is on."""
+        config, complaints = Config.from_env({"GPUSCOPE_NVTX": word})
+        assert (config.nvtx, complaints) == (wanted, [])
+
+    @pytest.mark.parametrize(
+        ("value", "seconds"), [("0", 0.0), ("1500", 1.5), ("86400000", 86400.0), ("86400001", 5.0)]
+    )
+    def test_a_delay_is_a_day_at_most(self, value, seconds):
+        """A longer one is a mistake, and the default is taken."""
+        config, complaints = Config.from_env({"OTEL_BSP_SCHEDULE_DELAY": value})
+        assert config.schedule_delay_s == seconds
+        assert bool(complaints) is (value == "86400001")
+
     @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", "", " "])
     def test_false_words_mean_absent(self, word):
         """Every word for no leaves gpuscope out, whatever its case."""

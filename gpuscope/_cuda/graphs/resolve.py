@@ -99,6 +99,11 @@ class ReplayResolver:
         """The stages inside replays that are not done, or not taken from the queue."""
         return self._queue.stages + self._held
 
+    def oldest_ns(self) -> int | None:
+        """Return when the first replay was launched of those that wait on any stream, or None."""
+        taken = (waiting[0].launched_ns for waiting in self._waiting.values() if waiting)
+        return min(taken, default=None) if not self._queue.stages else 0
+
     def collect(
         self,
         limit: int,

@@ -17,7 +17,7 @@ from gpuscope.exporters._transport.http import HttpClient, Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.statistics import Delivery
 
 _TOO_LARGE = "http_413"
 _LEAST_BYTES = 2048

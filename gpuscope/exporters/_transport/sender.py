@@ -21,7 +21,7 @@ from gpuscope.exporters._transport.pieces import Chunk, post
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._data.delivery import Delivery
+    from gpuscope._data.statistics import Delivery
 
 SUPPRESS = "suppress_instrumentation"
 """The key in OpenTelemetry's context by which its instrumentation of HTTP clients leaves a thread alone."""

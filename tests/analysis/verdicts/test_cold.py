@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gpuscope._data.batch import RowFlag
@@ -119,3 +121,85 @@ def test_sizes_and_shapes_are_told_by_the_last_word_of_a_name():
 def test_what_no_float_can_count_is_not_a_size(value):
     """A number so large that sums of it overflow says nothing about the work."""
     assert sizes_in((("batch_size", value), ("tokens", 2**53))) == {"tokens": 2**53}
+
+
+@pytest.mark.parametrize(("others", "usual_ms"), [(2, 20), (3, 9), (4, 9)])
+def test_three_other_calls_tell_what_a_shape_costs(others, usual_ms):
+    """With fewer, what it costs is guessed from its sizes: twice the size, four times the cost."""
+    sizes = [8] * 30 + [16] * (1 + others)
+    (call,) = find(calls([5.0] * 30 + [900.0] + [9.0] * others, batch_size=sizes)).calls
+    assert call.usual_ms == usual_ms
+
+
+@pytest.mark.parametrize(
+    ("usual_ms", "slow_ms", "cold"),
+    [(5.0, 15.0, True), (5.0, 14.9, False), (0.005, 0.105, True), (0.005, 0.104, False)],
+)
+def test_a_cold_call_takes_three_times_as_long_and_a_tenth_of_a_millisecond_longer(usual_ms, slow_ms, cold):
+    """Both, and exactly that is enough."""
+    assert bool(find(calls([usual_ms] * 30 + [slow_ms] + [usual_ms] * 30)).calls) is cold
+    sizes = {"batch_size": [8] * 30 + [9] + [8] * 15 + [9] * 15}
+    assert bool(find(calls([usual_ms] * 30 + [slow_ms] + [usual_ms] * 30, **sizes)).calls) is cold
+
+
+@pytest.mark.parametrize(("slow_ms", "cold"), [(22.0, True), (12.0, False)])
+def test_what_is_far_out_is_told_by_how_much_calls_differ(slow_ms, cold):
+    """Six robust standard deviations above the median: of calls that differ by a sixth, some three times of it."""
+    usual = [4.3, 4.6, 5.0, 5.4, 5.8] * 12
+    assert bool(find(calls([*usual, slow_ms, *usual])).calls) is cold
+
+
+@pytest.mark.parametrize(("count", "slow", "found"), [(12, 1, 1), (12, 2, 0), (40, 2, 2), (40, 3, 0), (60, 3, 3)])
+def test_slow_calls_are_isolated_up_to_one_in_twenty(count, slow, found):
+    """One always may be."""
+    durations = [80.0 if number % 4 == 2 and number // 4 < slow else 5.0 for number in range(count)]
+    assert durations.count(80.0) == slow
+    assert len(find(calls(durations)).calls) == found
+
+
+@pytest.mark.parametrize("count", [9, 10])
+def test_ten_calls_tell_what_is_usual(count):
+    """Of a stage, and of a shape."""
+    assert len(find(calls([5.0] * (count - 2) + [80.0, 5.0])).calls) == (count == 10)
+
+
+def test_the_only_shape_is_not_a_new_one():
+    """A slow first call of a stage whose calls are all alike is an isolated one."""
+    (call,) = find(calls([900.0] + [5.0] * 30, batch_size=[8] * 31)).calls
+    assert (call.name, call.because) == ("infer", "isolated")
+
+
+def test_sizes_of_nothing_are_no_measure():
+    """Where the median size is 0 a size says nothing about what a call may cost."""
+    sizes = [0] * 30 + [8] + [0] * 30
+    assert not find(calls([5.0] * 30 + [14.0] + [5.0] * 30, tokens=sizes)).calls
+    (call,) = find(calls([5.0] * 30 + [16.0] + [5.0] * 30, tokens=sizes)).calls
+    assert (call.because, call.usual_ms) == ("first call with tokens=8", 5)
+
+
+def test_a_smaller_shape_may_cost_what_is_usual():
+    """Half the size is no reason for more; nor for less."""
+    sizes = [8] * 30 + [4] + [8] * 30
+    assert not find(calls([5.0] * 30 + [14.0] + [5.0] * 30, batch_size=sizes)).calls
+    (call,) = find(calls([5.0] * 30 + [16.0] + [5.0] * 30, batch_size=sizes)).calls
+    assert (call.because, call.usual_ms) == ("first call with batch_size=4", 5)
+
+
+def test_a_slow_call_that_is_flagged_as_warm_up_is_none():
+    """Wherever it comes; and it does not count among those of its shape."""
+    stages = calls([5.0] * 30 + [80.0] + [5.0] * 30)
+    (slow,) = stages[30].inside
+    stages[30] = replace(stages[30], inside=[replace(slow, flags=RowFlag.WARMUP)])
+    assert not find(stages).calls
+
+
+def test_the_call_of_a_request_that_cost_most_is_listed():
+    """By what it took longer than usual, not by what it took."""
+    stages = []
+    for number in range(40):
+        start, slow = number * 1e6, number == 20
+        heavy = Stage("heavy", start + 10, start + 10 + (100_000 if slow else 30_000))
+        light = Stage("light", heavy.end + 10, heavy.end + 10 + (90_000 if slow else 1_000))
+        stages.append(Stage("request", start, light.end + 10, inside=[heavy, light]))
+    assert [(call.name, call.ms, call.usual_ms) for call in find(stages).calls] == [("light", 90, 1)]
+    assert find(stages).rows.sum() == 3

@@ -179,3 +179,48 @@ def test_no_share_of_time_exceeds_the_time(name, seed):
     ):
         assert (part >= 0).all()
         assert (part <= whole).all()
+
+
+def test_what_a_wait_is_for_is_known_within_a_request_alone():
+    """A launch in the first segment counts, one in the request before does not, and only waits are for anything."""
+    launching = Stage("x", 10, 505, gpu=(500, 506))
+    first = Stage("request", 0, 1000, gpu=(3, 1003), inside=[launching, AFTER])
+    alone = Stage("request", 2000, 3000, gpu=(2003, 3003), inside=[Stage("x", 2010, 2505, gpu=(2500, 2506))])
+    stored = recording(first, alone)
+    evidence = gather(stored)
+    waits = evidence.kind == Activity.WAITS
+    assert [stored.names[stored.stage[row]] for row in evidence.segments.owner[waits]] == ["x", "x"]
+    assert evidence.waited_for[waits].tolist() == [0, 3]
+    assert set(evidence.waited_for[~waits].tolist()) == {-1}
+    # The same wait, with nothing in its own request that was launched before it.
+    bare = Stage("x", 2000, 2505, gpu=(2500, 2506))
+    evidence = gather(recording(first, bare))
+    assert evidence.waited_for[evidence.kind == Activity.WAITS].tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [
+        (Stage("x", 100, 800, gpu=(104, 973)), Activity.PACED),  # Behind by a little less than a fifth of 870 µs.
+        (Stage("x", 100, 800, gpu=(104, 977)), Activity.AHEAD),
+        (Stage("x", 100, 150, gpu=(104, 163)), Activity.PACED),  # Behind by no more than 10 µs and the uncertainty.
+        (Stage("x", 100, 150, gpu=(104, 164)), Activity.AHEAD),
+        (Stage("x", 100, 300, gpu=(150, 350), uncertainty=50), Activity.PACED),  # Nothing of that is certain.
+        (Stage("x", 100, 200, gpu=(110, 203)), Activity.PACED),  # No wait explains what is not behind.
+        (Stage("x", 100, 800, gpu=(625, 801)), Activity.WAITS),  # A quarter of its time after the stream was there.
+        (Stage("x", 100, 800, gpu=(624, 801)), Activity.UNCLEAR),
+        (Stage("x", 100, 800, gpu=(135, 801)), Activity.UNCLEAR),  # Behind at the start by a twentieth of its time.
+        (Stage("x", 100, 800, gpu=(134, 801)), Activity.PACED),
+        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": 696_000}), Activity.COPIES),
+        (Stage("x", 100, 800, gpu=(104, 803), attributes={"bytes": 695_999}), Activity.PACED),
+    ],
+)
+def test_a_segment_is_read_by_thresholds(stage, kind):
+    """Each at the last value on one side and the first on the other."""
+    assert kinds(request(stage, AFTER)) == [kind]
+
+
+def test_time_without_gpu_times_is_told():
+    """A stage without them hides what the GPU did in all its time and up to the next events, one with them nothing."""
+    stored = recording(request(Stage("x", 100, 800), AFTER))
+    assert gather(stored).untimed_ns.tolist() == [900_000, 700_000, 0]
