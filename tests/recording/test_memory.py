@@ -1,6 +1,9 @@
-"""What waits is bounded in bytes."""
+"""What waits is bounded in bytes, and what has been exported is gone, though the garbage collector is off."""
 
 from __future__ import annotations
+
+import gc
+import threading
 
 import pytest
 from opentelemetry import trace
@@ -9,6 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from gpuscope import stage
 from gpuscope._recording.queue import ByteBudget
 from gpuscope._recording.state import state
+from gpuscope.testing import FakeEvent
 
 KIB = 1024
 LIMIT = 64 * KIB
@@ -118,3 +122,87 @@ class TestBytes:
             del held
             assert budget.used == 60
         assert budget.used == 0
+
+
+@pytest.fixture
+def no_garbage_collector():
+    """Collect what there is, and switch the garbage collector off."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def requests(count):
+    """Run so many requests, in the ways in which stages are used."""
+
+    @stage("decorated")
+    def decorated(fail):
+        trace.get_current_span().set_attribute("a", 1)
+        if fail:
+            raise ValueError("bad")
+
+    for number in range(count):
+        with stage("block") as s:
+            s.set_attribute("prompt", "x" * 2000)
+            try:
+                decorated(number % 2)
+            except ValueError:
+                trace.get_current_span().add_event("bad", {"x": 1})
+
+
+@pytest.mark.usefixtures("no_garbage_collector")
+class TestCycles:
+    """Many servers switch the garbage collector off, so no stage may need it."""
+
+    @pytest.mark.parametrize("provider", [None, TracerProvider()], ids=["no provider", "provider"])
+    @pytest.mark.parametrize("queue_size", [8192, 16], ids=["exported", "refused"])
+    def test_no_stage_needs_the_garbage_collector(self, make_bench, monkeypatch, provider, queue_size):
+        """Whether a stage was exported or refused, nothing of it is left."""
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+        bench = make_bench(queue_size=queue_size)
+
+        def run():
+            requests(200)
+            bench.collect()
+            bench.spans.clear()
+            # A fake device keeps the events of all streams, as a real one does.
+            return sum(type(each) not in (tuple, FakeEvent) for each in gc.get_objects())
+
+        before = run()
+        assert run() - before < 100
+        assert gc.collect() < 100
+
+    @pytest.mark.parametrize("provider", [None, TracerProvider()], ids=["no provider", "provider"])
+    def test_an_abandoned_generator_is_garbage(self, bench, monkeypatch, provider):
+        """A generator that leads back to itself by what its stage was told, or by the context, is collected."""
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+        ended = []
+
+        class Owner:
+            generator = None
+
+        def abandon(link):
+            owner = Owner()
+
+            def generator():
+                try:
+                    with stage("g") as s:
+                        s.set_attribute("owner", owner if link == "attribute" else 1)
+                        yield 1
+                finally:
+                    ended.append(link)
+
+            owner.generator = generator()
+            if link == "context":
+                from opentelemetry import context
+
+                context.attach(context.set_value("owner", owner))
+            next(owner.generator)
+
+        for link in ("nothing", "attribute", "context"):
+            thread = threading.Thread(target=abandon, args=(link,))
+            thread.start()
+            thread.join()
+        gc.collect()
+        assert sorted(ended) == ["attribute", "context", "nothing"]
