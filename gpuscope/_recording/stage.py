@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope._data.native import native
 from gpuscope._data.record import UnnamedSite
-from gpuscope._data.values import PLAIN, as_key, shown, snapshot, snapshot_mapping
+from gpuscope._data.values import as_key, shown, snapshot, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end
+from gpuscope._recording.queue import tell
 from gpuscope._recording.state import MAX_SITES, new_site, state
 from gpuscope._recording.wrap import stage_of
 
@@ -119,25 +120,9 @@ class Stage(StageBlock):
         name = None if isinstance(site, UnnamedSite) else site.name
         return stage_of(function, name, self.attributes, self.stream, site.warmup, graph=site.graph)
 
-    def set_attribute(self, key: str, value: object) -> None:
-        """
-        Add an attribute to this run's host span, unless the run has ended.
-
-        Args:
-            key: the attribute's name, e.g. `batch_size`.
-            value: a `str`, `bool`, `int`, `float` or a sequence of one of them. The attribute has the value of this
-                moment, whatever becomes of the object. Built-in containers and small arrays of numpy are copied; a
-                tensor is described and never read, and any other object is named by its type.
-
-        """
+    def _set_uncommon(self, key: str, value: object) -> None:
         if not self.end_ns or self.uses == 0:
-            if type(key) is not str or type(value) not in PLAIN:
-                key, value = as_key(key), snapshot(value)
-            attributes = self.attributes
-            if attributes is None:
-                self.attributes = {key: value}
-            else:
-                attributes[key] = value
+            tell(self, {as_key(key): snapshot(value)})
 
     def _enter_again(self) -> Self:
         inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
@@ -159,7 +144,9 @@ class Stage(StageBlock):
 def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream) -> Stage:
     stage = new_block(Stage, recorder, site)
     stage.stream = stream
-    stage.attributes = None if attributes is None else snapshot_mapping(attributes)
+    stage.attributes = None
+    if attributes is not None:
+        tell(stage, snapshot_mapping(attributes))
     return stage
 
 
