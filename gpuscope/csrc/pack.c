@@ -131,8 +131,7 @@ static StageRecord *read_row(PyObject *row, Cells *cells) {
 
 /* The record's trace, or null and an exception for what was never begun, or was taken apart since. */
 static const Trace *whole_trace(const StageRecord *record) {
-    if (record->trace && PyObject_TypeCheck(record->trace, trace_type) && record->site && record->thread &&
-        record->span_id)
+    if (record->trace && PyObject_TypeCheck(record->trace, trace_type) && record->site && record->thread)
         return (const Trace *)record->trace;
     PyErr_SetString(PyExc_AttributeError, "the record was never begun");
     return NULL;
