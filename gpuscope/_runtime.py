@@ -182,6 +182,7 @@ def reset() -> None:
     shutdown()
     state.engine = None
     state.sites.clear()
+    state.set_up_sites.clear()
 
 
 def statistics() -> Statistics:

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import propagate
 from opentelemetry.context import Context, attach, create_key, get_current
-from opentelemetry.propagators.textmap import default_getter, default_setter
+from opentelemetry.propagators.textmap import DefaultGetter, default_setter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 
+from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from opentelemetry.propagators.textmap import Getter, Setter
     from opentelemetry.trace import SpanContext
     from typing_extensions import Self
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
 
 _ENTRY = create_key("gpuscope-extract")
+_warnings = WarnOnce(SUPPRESSED)
 
 
 def inject(carrier: Any, *, setter: Setter[Any] | None = None) -> None:
@@ -59,7 +63,26 @@ def extract(carrier: Any, *, getter: Getter[Any] | None = None) -> RemoteContext
         A context manager, which is an OpenTelemetry `Context` too: for `context=` of their functions.
 
     """
-    return RemoteContext(propagate.extract(carrier, Context(), getter or default_getter))
+    try:
+        found = propagate.extract(carrier, Context(), getter or _as_text)
+    except Exception as error:  # What a client sends, and what a propagator makes of it, fails no request.
+        _warnings.warn("extract", "a trace that another process sent cannot be read, and is left: %r.", error)
+        found = Context()
+    return RemoteContext(found)
+
+
+class _AsText(DefaultGetter):
+    """Reads from mappings whose values may be anything: bytes are text, as in headers, and what is not text is none."""
+
+    def get(self, carrier: Mapping[str, Any], key: str) -> list[str] | None:
+        """Return the values of a field that are text."""
+        values = carrier.get(key)
+        several = values if isinstance(values, list | tuple) else [values]
+        texts = [one.decode("latin-1") if isinstance(one, bytes) else one for one in several]
+        return [one for one in texts if isinstance(one, str)] or None
+
+
+_as_text = _AsText()
 
 
 class RemoteContext(Context):

@@ -14,7 +14,7 @@ from gpuscope._data.record import UnnamedSite
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end
-from gpuscope._recording.state import MAX_SITES, new_site, state
+from gpuscope._recording.state import MAX_SITES, site_of, state
 from gpuscope._recording.wrap import stage_of
 
 F = TypeVar("F", bound="Callable[..., object]")
@@ -207,7 +207,7 @@ def stage(
     Raises:
         TypeError: for a name that is not a `str`, a stream without `cuda_stream`, attributes that are not a mapping, a
             `warmup` that is not an `int`; and at decoration for what can't be a stage.
-        ValueError: for a negative `warmup`.
+        ValueError: for a blank name, or a negative `warmup`.
 
     """
     # First and alone: see `_recording.wrap`.
@@ -240,13 +240,10 @@ def _uncommon(
             return _off_stage(name)
         return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _DISABLED_STAGE
     if name is not None:
-        site = _sites.get(name) or new_site(name)
+        site = site_of(name, warmup, graph=graph)
     else:
         site = state.unnamed if warmup is None and graph else UnnamedSite()
-    if warmup is not None:
-        site.warmup = warmup
-    if not graph:
-        site.graph = False
+        site.warmup, site.graph = warmup, graph
     return _new_stage(recorder, site, attributes, stream)
 
 
@@ -270,6 +267,8 @@ def _could_be_decorated(name: object) -> bool:
 def _check(name: object, attributes: object, stream: object, warmup: object) -> None:
     if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
         raise TypeError(f'The name of a `stage` must be a `str`, not {name!r}; write `stage("decode")`.')
+    if isinstance(name, str) and not name.strip():
+        raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
     if attributes is not None and not hasattr(attributes, "items"):
         raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {attributes!r}.")
     if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
