@@ -15,7 +15,7 @@ from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end
 from gpuscope._recording.state import MAX_SITES, site_of, state
-from gpuscope._recording.wrap import stage_of
+from gpuscope._recording.wrap import check, stage_of
 
 F = TypeVar("F", bound="Callable[..., object]")
 
@@ -98,6 +98,10 @@ class IdleStage(DisabledStage):
     warmup: int | None
     graph: bool
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle what was said of the stage."""
+        return _stage_again, (self.name, self.attributes, None, self.warmup, self.graph)
+
     def __call__(self, function: F) -> F:
         """Wrap the function so that it is recorded once recording is on."""
         return stage_of(function, self.name, self.attributes, self.stream, self.warmup, graph=self.graph)
@@ -117,6 +121,24 @@ class Stage(StageBlock):
         site = self.site
         name = None if isinstance(site, UnnamedSite) else site.name
         return stage_of(function, name, self.attributes, self.stream, site.warmup, graph=site.graph)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle what was said of the stage; a run of it, and its stream, stay in this process."""
+        return self._again(None)
+
+    def __copy__(self) -> object:
+        """Return another stage of the same kind."""
+        function, arguments = self._again(self.stream)
+        return function(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
+        """Return another stage of the same kind."""
+        return self.__copy__()
+
+    def _again(self, stream: Stream) -> tuple[Callable[..., object], tuple[object, ...]]:
+        site = self.site
+        name = None if isinstance(site, UnnamedSite) else site.name
+        return _stage_again, (name, self.attributes, stream, site.warmup, site.graph)
 
     def set_attribute(self, key: str, value: object) -> None:
         """
@@ -155,6 +177,11 @@ def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] 
     stage.stream = stream
     stage.attributes = dict(attributes) if attributes else None
     return stage
+
+
+def _stage_again(*arguments: Any) -> object:
+    """Make what was copied or unpickled: on, idle or off as this process is."""
+    return stage(*arguments)
 
 
 _DISABLED_STAGE = DisabledStage()
@@ -232,7 +259,7 @@ def _uncommon(
     *,
     graph: bool,
 ) -> object:
-    _check(name, attributes, stream, warmup)
+    check(name, attributes, stream, warmup)
     if name is not None and not isinstance(name, str):
         return stage_of(name, None, attributes, stream, warmup)
     if recorder is None:
@@ -258,22 +285,3 @@ def _idle_stage(
 def _off_stage(name: str) -> DisabledStage:
     off = _idle_stage(name, None, None, None) if state.may_toggle else _DISABLED_STAGE
     return _off_stages.setdefault(name, off) if len(_off_stages) < MAX_SITES else off
-
-
-def _could_be_decorated(name: object) -> bool:
-    return callable(name) or isinstance(name, staticmethod | classmethod | property)
-
-
-def _check(name: object, attributes: object, stream: object, warmup: object) -> None:
-    if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
-        raise TypeError(f'The name of a `stage` must be a `str`, not {name!r}; write `stage("decode")`.')
-    if isinstance(name, str) and not name.strip():
-        raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
-    if attributes is not None and not hasattr(attributes, "items"):
-        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {attributes!r}.")
-    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
-        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {stream!r}.")
-    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
-        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {warmup!r}.")
-    if warmup is not None and warmup < 0:
-        raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")

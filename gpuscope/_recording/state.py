@@ -7,8 +7,9 @@ belongs to one module alone, as the current stage does (`hot_path`) and the stag
 
 from __future__ import annotations
 
+import copyreg
 import threading
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpuscope._data.record import Site, UnnamedSite
 
@@ -51,6 +52,10 @@ class State:
         self.graphs: FromAbove = None
         """The hooks that notice captures and launches of CUDA graphs."""
 
+    def __reduce__(self) -> str:
+        """Pickle by name: a function that goes to another process by value finds that process's own."""
+        return "state"
+
     @property
     def config(self) -> Config:
         """The settings of the environment as it was at import. They are read, and warned about, when first needed."""
@@ -68,6 +73,17 @@ class State:
 
 
 state = State()
+
+
+def _site_again(warmup: int | None, graph: bool, *facts: Any) -> Site:
+    site = Site(*facts)
+    site.warmup, site.graph = warmup, graph
+    return site
+
+
+# A function that goes to another process by value takes along what was said of its stage, and nothing of what was
+# counted or prepared here.
+copyreg.pickle(Site, lambda site: (_site_again, (site.warmup, site.graph, site.name, site.attributes, site.function)))
 
 
 def _logger() -> logging.Logger:
