@@ -19,6 +19,7 @@ from gpuscope._recording.state import state
 from gpuscope._settings.environment import is_off, variables
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable, Iterator
 
     from typing_extensions import Unpack
@@ -95,11 +96,15 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
             state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
             state.graphs.install(config.queue_size)
         _hook_exit_and_fork()
-    from gpuscope._log import logger
-
-    logger.info("recording starts: %s", _description(config))
+    _logger().info("recording starts: %s", _description(config))
     elisions.listen()
     return engine
+
+
+def _logger() -> logging.Logger:
+    from gpuscope._log import logger
+
+    return logger
 
 
 def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
@@ -280,5 +285,8 @@ def set_up() -> bool:
     config = state.config
     state.may_toggle = config.mode != "absent"
     if config.mode == "on":
-        start(config)
+        try:
+            start(config)
+        except Exception as error:  # Whatever it is, `import gpuscope` goes on. In a sub-interpreter it is numpy.
+            _logger().warning("nothing is recorded, because recording could not start: %r.", error)
     return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)
