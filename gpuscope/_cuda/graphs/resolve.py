@@ -20,7 +20,7 @@ import numpy as np
 from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._cuda.graphs.replay import stages_in
 from gpuscope._data.interfaces import DONE, PENDING
-from gpuscope._log import SUPPRESSED, logger
+from gpuscope._log import SUPPRESSED, WarnOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from gpuscope._cuda.graphs.replay import Replay, ReplayQueue
     from gpuscope._cuda.timed_stream import TimedStream
     from gpuscope._data.interfaces import Anchor, Device
-    from gpuscope._log import WarnOnce
     from gpuscope._recording.ledger import Ledger
 
 _ROUNDING_NS = 2_000
@@ -91,6 +90,7 @@ class ReplayResolver:
         self._clock = clock
         self._deadline_ns = deadline_ns
         self._warns_of_crowds = not inline
+        self._crowd_warnings = WarnOnce(SUPPRESSED)
         self._waiting: dict[TimedStream, deque[Replay]] = {}
         self._held = 0
 
@@ -138,13 +138,14 @@ class ReplayResolver:
                 self._lose(waiting, "given_up")
             if not waiting:
                 del self._waiting[timed_stream]  # A stream that is gone leaves nothing behind.
-        if self._warns_of_crowds and (crowd := largest_crowd(placed)) > _CROWD:
-            self._warns_of_crowds = False
-            logger.warning(
+        # Once it has been said, nothing is worked out for it.
+        wanted = self._warns_of_crowds and not self._crowd_warnings.counts
+        if wanted and (crowd := largest_crowd(placed)) > _CROWD:
+            self._crowd_warnings.warn(
+                "crowd",
                 "%d CUDA graphs with stages inside ran on one GPU at once. They may hold each other up, and the times "
-                "of these stages may be off by tens of microseconds; `GPUSCOPE_GRAPH_STAGES=inline` avoids that. %s",
+                "of these stages may be off by tens of microseconds; `GPUSCOPE_GRAPH_STAGES=inline` avoids that.",
                 crowd,
-                SUPPRESSED,
             )
         return placed
 
