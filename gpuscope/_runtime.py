@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, TypedDict
 
 from gpuscope._multiprocessing import finish_in_children
@@ -21,6 +20,7 @@ from gpuscope._settings.environment import is_off, variables
 from gpuscope._settings.shown import shown_url
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable, Iterator
 
     from typing_extensions import Unpack
@@ -97,11 +97,15 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
             state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
             state.graphs.install(config.queue_size)
         _hook_exit_and_fork()
-    from gpuscope._log import logger
-
-    logger.info("recording starts: %s", _description(config))
+    _logger().info("recording starts: %s", _description(config))
     elisions.listen()
     return engine
+
+
+def _logger() -> logging.Logger:
+    from gpuscope._log import logger
+
+    return logger
 
 
 def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
@@ -184,6 +188,7 @@ def reset() -> None:
     shutdown()
     state.engine = None
     state.sites.clear()
+    state.set_up_sites.clear()
 
 
 def statistics() -> Statistics:
@@ -219,22 +224,15 @@ def _be_first_at_exit() -> None:
 
 
 def _hand_over_at_exit() -> None:
-    """Before providers end, give them what there is. The program's own handlers may still run stages."""
-    engine, began_s = state.engine, time.monotonic()
-    if engine is not None and not engine.ended:
-        engine.hand_over(engine.config.shutdown_timeout_s)
-        state.exit_took_s = time.monotonic() - began_s
+    # Before providers end they get what there is. The program's own handlers may still run stages.
+    if state.engine is not None:
+        state.engine.hand_over()
 
 
 def _at_exit() -> None:
-    """
-    End, after all handlers of `atexit` that came after ours, within what is left of the time.
-
-    The recorder stays, so that stages of handlers that run later still are counted.
-    """
-    engine = state.engine
-    if engine is not None:
-        engine.shutdown(max(engine.config.shutdown_timeout_s - state.exit_took_s, 0.0))
+    # After all handlers that were registered after this. The recorder stays, so that what comes later still is counted.
+    if state.engine is not None:
+        state.engine.shutdown_at_exit()
 
 
 def _before_the_end() -> None:
@@ -252,10 +250,9 @@ def _hook_exit_and_fork() -> None:
     if not state.hooked:
         state.hooked = True
         atexit.register(_at_exit)
-        # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a
-        # collector that has just started still needs. Handlers of `_register_atexit` run earlier. They run last in,
-        # first out as well, so that of the thread pools has to be there first. All this is private to Python, and of
-        # use only to programs of a few milliseconds.
+        # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a new
+        # collector still needs. Handlers of `_register_atexit` run earlier. They run last in, first out as well, so that
+        # of the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
         getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)
@@ -296,5 +293,8 @@ def set_up() -> bool:
     config = state.config
     state.may_toggle = config.mode != "absent"
     if config.mode == "on":
-        start(config)
+        try:
+            start(config)
+        except Exception as error:  # Whatever it is, `import gpuscope` goes on. In a sub-interpreter it is numpy.
+            _logger().warning("nothing is recorded, because recording could not start: %r.", error)
     return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)
