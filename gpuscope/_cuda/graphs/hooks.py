@@ -251,7 +251,8 @@ class GraphHooks:
         return timed_stream
 
     def _begin_capture(self, graph: Graph, captures: OpenCaptures, timed_stream: TimedStream) -> None:
-        driver, ident = captures.device.driver, captures.device.capture_of(timed_stream)
+        driver = captures.device.driver
+        ident = None if driver is None else captures.device.capture_of(timed_stream)
         if driver is None or ident is None:
             return
         watched = self._watched(graph)
