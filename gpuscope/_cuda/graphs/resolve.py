@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from gpuscope._cuda.clock import GpuClock
     from gpuscope._cuda.graphs.events import GraphStages
-    from gpuscope._cuda.graphs.replay import Replay, ReplayQueue
+    from gpuscope._cuda.graphs.replay import Replay
     from gpuscope._cuda.timed_stream import TimedStream
-    from gpuscope._data.interfaces import Anchor, Device
+    from gpuscope._data.interfaces import Anchor, Device, ReplaySink
     from gpuscope._recording.ledger import Ledger
 
 _CROWD = 2
@@ -61,7 +61,7 @@ class ReplayResolver:
         self,
         device: Device,
         ledger: Ledger,
-        queue: ReplayQueue,
+        queue: ReplaySink,
         warnings: WarnOnce,
         *,
         clock: Callable[[], int],
