@@ -195,7 +195,7 @@ def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last one."""
     from gpuscope._recording.ledger import Ledger
 
-    engine: Engine | None = state.engine
+    engine = state.engine
     if engine is None:
         return Ledger().statistics()
     return engine.statistics()
@@ -210,11 +210,11 @@ def summary() -> Summary:
     """
     from gpuscope._collecting.aggregation.statistics import StageStatistics
 
-    engine: Engine | None = state.engine
-    if engine is None:
-        return StageStatistics().summary()
-    engine.flush(_CATCH_UP_S, send=False)
-    return engine.summary.summary()
+    engine = state.engine
+    if engine is not None:
+        engine.flush(_CATCH_UP_S, send=False)
+    found: StageStatistics = StageStatistics() if engine is None else engine.summary
+    return found.summary()
 
 
 def _be_first_at_exit() -> None:
