@@ -251,8 +251,8 @@ def _hook_exit_and_fork() -> None:
         state.hooked = True
         atexit.register(_at_exit)
         # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a new
-        # collector still needs. Handlers of `_register_atexit` run earlier. They run last in, first out as well, so that
-        # of the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
+        # collector still needs. Handlers of `_register_atexit` run earlier, and last in, first out as well, so that of
+        # the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
         getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)
