@@ -195,7 +195,7 @@ def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last one."""
     from gpuscope._recording.ledger import Ledger
 
-    engine: Engine | None = state.engine
+    engine = state.engine
     if engine is None:
         return Ledger().statistics()
     return engine.statistics()
@@ -210,11 +210,11 @@ def summary() -> Summary:
     """
     from gpuscope._collecting.aggregation.statistics import StageStatistics
 
-    engine: Engine | None = state.engine
-    if engine is None:
-        return StageStatistics().summary()
-    engine.flush(_CATCH_UP_S, send=False)
-    return engine.summary.summary()
+    engine = state.engine
+    if engine is not None:
+        engine.flush(_CATCH_UP_S, send=False)
+    found: StageStatistics = StageStatistics() if engine is None else engine.summary
+    return found.summary()
 
 
 def _be_first_at_exit() -> None:
@@ -251,8 +251,8 @@ def _hook_exit_and_fork() -> None:
         state.hooked = True
         atexit.register(_at_exit)
         # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a new
-        # collector still needs. Handlers of `_register_atexit` run earlier. They run last in, first out as well, so that
-        # of the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
+        # collector still needs. Handlers of `_register_atexit` run earlier, and last in, first out as well, so that of
+        # the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
         getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode
 
-from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
+from gpuscope._data.attributes import EXCEPTION_ESCAPED, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
 from gpuscope._data.descriptions import full_name_of, size_of
 from gpuscope._data.record import ExceptionInfo
 from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
@@ -189,7 +189,7 @@ class LazySpan(Span):
             EXCEPTION_TYPE: facts.type,
             EXCEPTION_MESSAGE: facts.message,
             EXCEPTION_STACKTRACE: stacktrace(facts),
-            "exception.escaped": as_key(escaped),
+            EXCEPTION_ESCAPED: as_key(escaped),
         }
         self.add_event("exception", {**values, **_taken(attributes)}, timestamp)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gpuscope._data.record import Site, UnnamedSite
 
@@ -17,12 +17,54 @@ if TYPE_CHECKING:
     import logging
 
     from gpuscope._data.record import FromAbove
+    from gpuscope._data.statistics import Statistics
     from gpuscope._recording.recorder import Recorder
     from gpuscope._settings.config import Config
 
 Key = TypeVar("Key")
 MAX_SITES = 2048
 """Stages kept by name. NVTX keeps every name for ever; names with request ids in them must not pile up here as well."""
+
+
+class Period(Protocol):
+    """A period of recording, as whoever finds it here sees it: `_collecting.engine.Engine`."""
+
+    @property
+    def config(self) -> Config:
+        """Its settings."""
+
+    @property
+    def recorder(self) -> Recorder:
+        """What the hot path reads while it is on."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it records no more."""
+
+    @property
+    def summary(self) -> FromAbove:
+        """The figures of its stages: `_collecting.aggregation.statistics.StageStatistics`."""
+
+    def statistics(self) -> Statistics:
+        """Return the account of this moment."""
+
+    def wait_until_ready(self) -> None:
+        """Wait until a collector that has just started has made its exporters."""
+
+    def flush(self, timeout_s: float, *, send: bool = True) -> bool:
+        """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
+
+    def hand_over(self) -> None:
+        """Hand everything recorded so far to the application's providers, before these end."""
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Export what can be exported in time, count the rest as lost, and end."""
+
+    def shutdown_at_exit(self) -> bool:
+        """Do so within what is left of the time at the end of the process."""
+
+    def abandon(self) -> None:
+        """Do nothing more: this process is the child of a fork."""
 
 
 class State:
@@ -37,7 +79,7 @@ class State:
         self.off_stages: dict[str, FromAbove] = {}
         """What `stage` hands out while nothing is recorded, by name."""
         self.unnamed = UnnamedSite()
-        self.engine: FromAbove = None
+        self.engine: Period | None = None
         """The period of recording that is on, or the last one."""
         self.meters: dict[int, FromAbove] = {}
         """The instruments made so far by each MeterProvider of the application."""

@@ -149,29 +149,29 @@ static PyType_Spec spec = {
 
 /* ---- NoopBlock: what `stage` hands out while nothing is recorded */
 
-static PyObject *enter_quietly(PyObject *self, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(self); }
+static PyObject *enter_noop(PyObject *self, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(self); }
 
-static PyObject *leave_quietly(PyObject *Py_UNUSED(self), PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count)) {
+static PyObject *leave_noop(PyObject *Py_UNUSED(self), PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count)) {
     Py_RETURN_NONE;
 }
 
-static PyMethodDef quiet_methods[] = {
-    {"__enter__", enter_quietly, METH_NOARGS, "Do nothing."},
-    {"__exit__", (PyCFunction)(void (*)(void))leave_quietly, METH_FASTCALL, "Do nothing."},
+static PyMethodDef noop_methods[] = {
+    {"__enter__", enter_noop, METH_NOARGS, "Do nothing."},
+    {"__exit__", (PyCFunction)(void (*)(void))leave_noop, METH_FASTCALL, "Do nothing."},
     {NULL},
 };
 
-static PyType_Slot quiet_slots[] = {
+static PyType_Slot noop_slots[] = {
     {Py_tp_doc, "A context manager that does nothing."},
-    {Py_tp_methods, quiet_methods},
+    {Py_tp_methods, noop_methods},
     {0, NULL},
 };
 
-static PyType_Spec quiet_spec = {
+static PyType_Spec noop_spec = {
     .name = "gpuscope._native.NoopBlock",
     .basicsize = sizeof(PyObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-    .slots = quiet_slots,
+    .slots = noop_slots,
 };
 
 int add_block(PyObject *module) {
@@ -184,8 +184,8 @@ int add_block(PyObject *module) {
     block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, bases);
     Py_DECREF(bases);
     if (block_type == NULL || PyModule_AddType(module, block_type)) return -1;
-    PyObject *quiet = PyType_FromModuleAndSpec(module, &quiet_spec, NULL);
-    if (quiet == NULL || PyModule_AddType(module, (PyTypeObject *)quiet)) return -1;
-    Py_DECREF(quiet);
+    PyObject *noop = PyType_FromModuleAndSpec(module, &noop_spec, NULL);
+    if (noop == NULL || PyModule_AddType(module, (PyTypeObject *)noop)) return -1;
+    Py_DECREF(noop);
     return PyModule_AddFunctions(module, functions);
 }

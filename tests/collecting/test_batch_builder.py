@@ -331,7 +331,7 @@ class TestFailures:
 
 
 def test_epoch_is_the_tightest_of_three_readings(monkeypatch):
-    """It is read once a batch, between two readings of the other clock, and again for the next one."""
+    """It is read once per batch, between two readings of the other clock, and again for the next one."""
     clock = iter([0, 100, 200, 300, 400, 420, 1000, 1010, 1100, 1200, 1300, 1400])
     epoch = iter([9050, 5250, 5411, 7005, 7150, 9350])
     builder = BatchBuilder(None, warmup=0, clock=lambda: next(clock), epoch_clock=lambda: next(epoch))
