@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpuscope import _runtime, stage
-from gpuscope._collecting.collector import _Flush
 from gpuscope._data.interfaces import BROKEN, PENDING
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
@@ -229,18 +228,17 @@ class TestPasses:
         collector = bench.engine.collector
         with stage("s"):
             pass
-        request = _Flush(time.monotonic() + 1000, send=True)
-        collector._flushes.append(request)
+        request = collector._flushes.ask(1000, send=True)
         for _ in range(2):
             collector._drain()
-            collector._serve_flushes()
+            collector._flushes.serve(may_ask=True)
             assert not request.done.is_set()
         bench.device.complete()
         collector._drain()
-        collector._serve_flushes()
+        collector._flushes.serve(may_ask=True)
         assert request.done.is_set()
         assert request.succeeded
-        assert collector._flushes == []
+        assert not collector._flushes
         assert len(bench.spans) == 2
 
     def test_a_flush_that_is_out_of_time_says_so(self, make_bench):
@@ -250,9 +248,8 @@ class TestPasses:
         with stage("s"):
             pass
         collector._drain()
-        late = _Flush(0.0, send=True)
-        collector._flushes.append(late)
-        collector._serve_flushes()
+        late = collector._flushes.ask(0.0, send=True)
+        collector._flushes.serve(may_ask=True)
         assert late.done.is_set()
         assert not late.succeeded
         assert bench.statistics().pending == 1
