@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._collecting.resolve import Row
-    from gpuscope._cuda.graphs.resolve import Placed
+    from gpuscope._cuda.graphs.placing import Placed
     from gpuscope._data.interfaces import Bridge, Device, Identity
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
 
@@ -77,6 +77,8 @@ class BatchBuilder:
         self._details: dict[int, SpanDetails] = {}
         self._records: list[StageRecord | None] = []
         self._count = 0
+        self.held_bytes = 0
+        """Of what the stages so far were told, as far as it was weighed."""
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
@@ -99,6 +101,7 @@ class BatchBuilder:
             _uncount(rows)
             raise
         details = {row: what for row, what in found.items() if what is not None}
+        self.held_bytes += sum(getattr(what.attributes, "size", 0) for what in details.values())
         self._packed.append(packed)
         self._place(row[0] for row in rows)
         self._details.update(details)

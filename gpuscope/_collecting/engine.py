@@ -20,7 +20,7 @@ from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._log import logger
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
-from gpuscope._recording.queue import RecordQueue
+from gpuscope._recording.queue import ByteBudget, RecordQueue
 from gpuscope._recording.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class Engine:
             device=device,
             ledger=self.ledger,
             open_bridge=self._open_bridge,
+            budget=ByteBudget(config.queue_bytes),
         )
         self.recorder.clock = clock
         self.recorder.nvtx = nvtx or (open_nvtx() if config.nvtx else None)

@@ -14,6 +14,7 @@ from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._data.native import native
 from gpuscope._data.values import shown
+from gpuscope._recording.queue import is_refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from gpuscope._collecting.resolve import Row
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.interfaces import Bridge
+    from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
     from gpuscope._recording.queue import RecordQueue
     from gpuscope._recording.recorder import Recorder
@@ -41,6 +43,10 @@ _MAX_BATCH_ROWS = 4096
 exceed it."""
 _BACKLOG_ROWS = 512
 """A slice grows by its usual size for every 512 records that wait."""
+_BATCH_BYTES = 1 << 20
+"""Bytes of what stages were told at which a batch is exported: encoding takes as much again, several times."""
+_SLICE_ROWS_LARGE = 8
+"""While more than that waits."""
 _BATCH_DELAY_NS = 500_000_000
 """From a batch's first row until it is exported, however small it is."""
 
@@ -118,6 +124,8 @@ class Intake:
     @property
     def is_full(self) -> bool:
         """Whether the batch has enough rows. The more replays wait, the more rows are enough."""
+        if self._builder.held_bytes >= _BATCH_BYTES:
+            return True
         return len(self._builder) >= min(_MAX_BATCH_ROWS, _BATCH_ROWS * (1 + self._replays.pending // _MAX_BATCH_ROWS))
 
     @property
@@ -128,7 +136,7 @@ class Intake:
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
         """Add a few stages to the batch; return whether there is more to do right away."""
         recorder, limit, before = self._recorder, self._slice_rows(), len(self._builder)
-        rows = self._resolver.accept(recorder.ledger.take(partial(self._queue.drain, limit)))
+        rows = self._resolver.accept(self._without_refused(recorder.ledger.take(partial(self._queue.drain, limit))))
         rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
         self._add_rows(rows)
         inner = 0
@@ -163,8 +171,22 @@ class Intake:
             self._recorder.ledger.lose("internal_error", stages)
             self._warnings.warn("batch", "adding to a batch failed: %s.", shown(error))
 
+    def _without_refused(self, records: list[StageRecord]) -> list[StageRecord]:
+        """Drop the stages for whose attributes there was no room."""
+        if not self._recorder.budget.has_refused:
+            return records
+        kept = [record for record in records if not is_refused(record)]
+        if len(kept) < len(records):
+            self._recorder.ledger.drop("queue_bytes", len(records) - len(kept))
+            for record in records:
+                if is_refused(record) and record.pair is not None:
+                    self._recorder.device.give_back(record)
+        return kept
+
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge
+        if self._recorder.budget.used > _BATCH_BYTES:
+            return _SLICE_ROWS_LARGE
         rows = _SLICE_ROWS_SDK if bridge is not None and bridge.sdk else _SLICE_ROWS
         # Larger slices work off a backlog: losing spans would be worse than holding the GIL for longer.
         backlog = len(self._queue) + self._replays.pending // _INNER_FOR_ONE

@@ -25,6 +25,7 @@ MISSING = object()
 MAX_TEXT = 4096
 """Characters kept of a text that is made here; a string of the program is kept whole."""
 _MAX_DIMENSIONS = 64
+_ITEM_BYTES = 64
 _COPIED_BYTES = 1 << 20
 """The most that is copied of a buffer, in some 0.1 ms."""
 _MAX_BITS = 1 << 13
@@ -55,6 +56,16 @@ def full_name_of(kind: type) -> str:
     """Return the name of a type with its module, which is left out if it is built in."""
     module = _module_of(kind)
     return f"{module}.{_qualified(kind)}" if type(module) is str and module != "builtins" else _qualified(kind)
+
+
+def size_of(value: Value) -> int:
+    """Return roughly how many bytes a snapshot takes."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        return kind.__sizeof__(value)
+    if kind is dict:
+        return sum(size_of(key) + size_of(item) for key, item in value.items()) + _ITEM_BYTES
+    return sum(map(size_of, value)) + _ITEM_BYTES if kind is list else _ITEM_BYTES
 
 
 def _qualified(kind: type) -> str:

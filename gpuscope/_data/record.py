@@ -16,6 +16,8 @@ FromAbove: TypeAlias = Any
 """A part of a room above, which cannot be named here. It is only carried, from its maker to its reader."""
 LazySpan: TypeAlias = FromAbove
 """A `LazySpan` of `_otel.lazy_span`."""
+Standing: TypeAlias = FromAbove
+"""A `Standing` of `_otel.lazy_span`."""
 
 
 class Site:
@@ -109,8 +111,8 @@ class StageRecord:
     """The enclosing stage."""
     trace: Trace
     span_id: int
-    span: LazySpan
-    """Stands for this stage in the application's OpenTelemetry context; or None."""
+    span: Standing
+    """What the stage is in the application's OpenTelemetry contexts; or None. It refers to no record."""
     context_before: FromAbove
     """The OpenTelemetry context to put back, or None."""
     thread: ThreadInfo

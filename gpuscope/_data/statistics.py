@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+ROOM = ("queue_full", "queue_bytes")
+"""Reasons for which stages are dropped because there is no room for them: for one more, or for what it was told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """
@@ -45,7 +49,7 @@ class Statistics:
     @property
     def missing(self) -> dict[str, int]:
         """What should have been exported and was not, by reason: the lost, and those that found no room."""
-        full = {reason: count for reason, count in self.dropped.items() if reason == "queue_full" and count}
+        full = {reason: count for reason, count in self.dropped.items() if reason in ROOM and count}
         return {**self.lost, **full}
 
     def as_dict(self) -> dict[str, object]:

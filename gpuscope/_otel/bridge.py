@@ -17,7 +17,7 @@ from gpuscope._data.batch import SpanDetails
 from gpuscope._data.native import Trace
 from gpuscope._otel.contexts import SPAN_KEY, find_current_context, find_provider, keeps_contexts, span_in, with_span
 from gpuscope._otel.identities import Identities, ids_of
-from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand
+from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand, take_out
 from gpuscope._otel.provider_end import end_of
 from gpuscope._recording.ancestry import running_stage
 
@@ -71,7 +71,7 @@ class Bridge(Identities):
             return
         previous = get_current()
         span = previous.get(SPAN_KEY)
-        if span is not None and (outer is None or outer.span is not span or outer.end_ns):
+        if span is not None and (outer is None or record_of(span) is not outer or outer.end_ns):
             self._adopt(record, span)
         if self.visible:
             stand(self, record, previous)
@@ -79,7 +79,7 @@ class Bridge(Identities):
     def leave(self, record: StageRecord) -> None:
         """Put the context back as it was at entry, if the stage still stands in it."""
         # Not `detach(token)`, which logs an error when a generator is closed in another context than it began in.
-        own, current = own_context(record), get_current()
+        own, current = take_out(record), get_current()
         if own is None:
             return
         if current is own:
@@ -100,8 +100,8 @@ class Bridge(Identities):
     def details(self, record: StageRecord) -> SpanDetails | None:
         """Return what few stages have: attributes of this run, an error, and what the current span was told."""
         notes = notes_of(record)
-        # A copy, because another thread that holds the span may be about to add one more.
-        attributes = dict(record.attributes) if record.attributes else None
+        # Not a copy: where there is something large, the bytes are held as long as this lives.
+        attributes = record.attributes
         if notes is None:
             return SpanDetails(attributes, record.error) if attributes or record.error is not None else None
         return SpanDetails(attributes, record.error, notes.name, notes.status, tuple(notes.events), tuple(notes.links))
@@ -160,13 +160,13 @@ def _is_above(outer: StageRecord, context: SpanContext, stage: StageRecord | Non
 def _leave_otherwise(record: StageRecord, current: Context) -> None:
     """Take the stage out of a context that is not its own."""
     span, below = span_in(current), span_in(record.context_before)
-    if span is record.span:
+    if record_of(span) is record:
         # The application has put something else into the context, such as baggage, and has not taken it out yet.
         attach(with_span(current, below))
         return
     # A stage that was entered inside this one is still running. When it ends, it must not bring this one back.
     while (inner := record_of(span)) is not None and (seen := inner.context_before) is not None:
         span = span_in(seen)
-        if span is record.span:
+        if record_of(span) is record:
             inner.context_before = with_span(seen, below)
             return

@@ -23,6 +23,7 @@ from gpuscope._otel.lazy_span import (
     LazySpan,
     RealSpan,
     give_ids,
+    lazy_span,
     let_go_of_contexts,
     real_span,
     record_of,
@@ -131,8 +132,8 @@ class Identities:
         """Return the stage's lazy span; make one if the stage was entered before there was a provider."""
         if record.span is None:
             with self._turn():
-                return self._lazy(record)
-        return record.span  # type: ignore[no-any-return]
+                return lazy_span(self, record)
+        return lazy_span(self, record)
 
     def context_of(self, record: StageRecord) -> SpanContext:
         """Settle the ids and return them; where that is not possible now, answer as if there were no stage."""
@@ -216,11 +217,6 @@ class Identities:
                 self._holder = 0
                 lock.release()
 
-    def _lazy(self, record: StageRecord) -> LazySpan:
-        if record.span is None:
-            record.span = LazySpan(self, record)
-        return record.span  # type: ignore[no-any-return]
-
     def _settle(self, record: StageRecord) -> None:
         tracer = self._ask("tracer", lambda: self.tracer, None) if self.uses_sdk() else None
         # From the outermost stage inwards. Not by recursion: whoever asks may be near the end of Python's stack.
@@ -230,7 +226,7 @@ class Identities:
         for each in reversed(chain):
             real = None if tracer is None else self._ask("span", partial(self._start, tracer, each), None)
             ids = self._own_ids(each) if real is None else real.span.get_span_context()
-            give_ids(self._lazy(each), ids, real)
+            give_ids(each, ids, real)
 
     def _start(self, tracer: Tracer, record: StageRecord) -> RealSpan:
         context, start_ns = self._parent_context(record), max(1, self._epoch_ns(record, record.start_ns))
@@ -271,7 +267,7 @@ class Identities:
         if outer is None:
             return with_parent_of(record.trace, record.context_before)
         real = real_span(outer)
-        return with_span(record.context_before, self._lazy(outer) if real is None else real.span)
+        return with_span(record.context_before, lazy_span(self, outer) if real is None else real.span)
 
     def _epoch_ns(self, record: StageRecord, at_ns: int) -> int:
         if at_ns == 0:  # Its entry failed before it had a time.

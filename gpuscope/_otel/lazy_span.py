@@ -21,10 +21,11 @@ from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode
 
 from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
-from gpuscope._data.descriptions import full_name_of
+from gpuscope._data.descriptions import full_name_of, size_of
 from gpuscope._data.record import ExceptionInfo
 from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
 from gpuscope._otel.contexts import SPAN_KEY
+from gpuscope._recording.queue import hold, tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,6 +71,19 @@ class Source(Protocol):
         """Return the time since the epoch, as the stage's own times are placed."""
 
 
+class Standing:
+    """What a stage is in OpenTelemetry's contexts and traces: `StageRecord.span`."""
+
+    # Defaults of the class and no slots, because one is made on every entry of a stage: only what differs is stored.
+    _attached: Context | None = None
+    """The context that the stage was put into, as long as it stands there."""
+    _context: SpanContext | None = None
+    """The ids, once settled; they do not change after that."""
+    _real: RealSpan | None = None
+    """Set with the ids, and let go when that span has ended."""
+    _notes: Notes | None = None
+
+
 class LazySpan(Span):
     """
     A stage as the application's code sees it through `trace.get_current_span()`.
@@ -80,14 +94,7 @@ class LazySpan(Span):
 
     """
 
-    # Defaults of the class and no slots, because one is made on every entry of a stage: only what differs is stored.
-    _attached: Context | None = None
-    """The context that it was put into, as long as that may be current."""
-    _context: SpanContext | None = None
-    """The ids, once settled; they do not change after that."""
-    _real: RealSpan | None = None
-    """Set with the ids, and let go when that span has ended."""
-    _notes: Notes | None = None
+    # Refers to the record, which refers to a `Standing` and not back: no stage may need the garbage collector.
 
     def __init__(self, source: Source, record: StageRecord) -> None:
         self._source = source
@@ -95,7 +102,7 @@ class LazySpan(Span):
 
     def get_span_context(self) -> SpanContext:
         """Return the ids of the stage's host span."""
-        return self._context or self._source.context_of(self._record)
+        return settled_ids(self._record) or self._source.context_of(self._record)
 
     @property
     def context(self) -> SpanContext:
@@ -106,8 +113,9 @@ class LazySpan(Span):
         """Return False once the stage has ended, and in a trace that is known not to be sampled."""
         if self._record.end_ns:
             return False
-        if self._real is not None:
-            return self._real.span.is_recording()
+        real = real_span(self._record)
+        if real is not None:
+            return real.span.is_recording()
         return self._record.trace.sampled is not False
 
     def end(self, end_time: int | None = None) -> None:
@@ -115,19 +123,13 @@ class LazySpan(Span):
 
     def set_attributes(self, attributes: Mapping[str, object]) -> None:
         """Add to the stage's attributes."""
-        record = self._record
-        if record.end_ns == 0:
-            if record.attributes is None:
-                record.attributes = {}
-            record.attributes.update(snapshot_mapping(attributes))
+        if self._record.end_ns == 0:
+            tell(self._record, snapshot_mapping(attributes))
 
     def set_attribute(self, key: str, value: object) -> None:
         """Add to the stage's attributes."""
-        record = self._record
-        if record.end_ns == 0:
-            if record.attributes is None:
-                record.attributes = {}
-            record.attributes[as_key(key)] = snapshot(value)
+        if self._record.end_ns == 0:
+            tell(self._record, {as_key(key): snapshot(value)})
 
     def add_event(
         self, name: str, attributes: Mapping[str, object] | None = None, timestamp: int | None = None
@@ -139,17 +141,23 @@ class LazySpan(Span):
             if type(at_ns) is not int:
                 finite = type(at_ns) is float and isfinite(at_ns)
                 at_ns = int(at_ns) if finite else self._source.now_ns(self._record)
-            self._noted().events.append((as_key(name), at_ns, _taken(attributes)))
+            name, taken = as_key(name), _taken(attributes)
+            if hold(self._record, size_of(name) + size_of(taken)):
+                self._noted().events.append((name, at_ns, taken))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, object] | None = None) -> None:
         """Add a link to the host span."""
         if self._record.end_ns == 0 and context is not None and context.is_valid:
-            self._noted().links.append((context.trace_id, context.span_id, _taken(attributes)))
+            taken = _taken(attributes)
+            if hold(self._record, size_of(taken)):
+                self._noted().links.append((context.trace_id, context.span_id, taken))
 
     def update_name(self, name: str) -> None:
         """Rename this run's host span; NVTX and the summary keep the stage's name."""
         if self._record.end_ns == 0:
-            self._noted().name = as_key(name)
+            name = as_key(name)
+            if hold(self._record, size_of(name)):
+                self._noted().name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the host span's status. As OpenTelemetry specifies, UNSET changes nothing and OK is final."""
@@ -160,10 +168,9 @@ class LazySpan(Span):
         notes = self._noted()
         final = notes.status is not None and notes.status[0] == StatusCode.OK.name
         if self._record.end_ns == 0 and code is not StatusCode.UNSET and not final:
-            notes.status = (
-                code.name,
-                as_key(description) if code is StatusCode.ERROR and description is not None else None,
-            )
+            told = as_key(description) if code is StatusCode.ERROR and description is not None else None
+            if hold(self._record, size_of(told)):
+                notes.status = code.name, told
 
     def record_exception(
         self,
@@ -201,9 +208,10 @@ class LazySpan(Span):
         return f"LazySpan(stage={self._record.site.name!r})"
 
     def _noted(self) -> Notes:
-        if self._notes is None:
-            self._notes = Notes()
-        return self._notes
+        standing: Standing = self._record.span
+        if standing._notes is None:
+            standing._notes = Notes()
+        return standing._notes
 
 
 def _taken(attributes: Mapping[str, object] | None) -> dict[str, Any]:
@@ -217,12 +225,20 @@ def stand(source: Source, record: StageRecord, previous: Context) -> None:
     This is the hot path.
     """
     # Stores what `__init__` stores, without calling it: the call would cost as much as that of this function.
-    record.span = lazy = _new(LazySpan)
+    lazy = _new(LazySpan)
     lazy._source = source
     lazy._record = record
     record.context_before = previous
-    lazy._attached = context = Context({**previous, SPAN_KEY: lazy})
+    record.span = standing = _new(Standing)
+    standing._attached = context = Context({**previous, SPAN_KEY: lazy})
     attach(context)
+
+
+def lazy_span(source: Source, record: StageRecord) -> LazySpan:
+    """Return a lazy span for a stage that may have been entered before there was a provider."""
+    if record.span is None:
+        record.span = Standing()
+    return LazySpan(source, record)
 
 
 def own_context(record: StageRecord) -> Context | None:
@@ -230,16 +246,27 @@ def own_context(record: StageRecord) -> Context | None:
     return None if record.span is None else record.span._attached
 
 
+def take_out(record: StageRecord) -> Context | None:
+    """Return the same, and let go of it: the stage has ended."""
+    standing: Standing | None = record.span
+    if standing is None:
+        return None
+    attached, standing._attached = standing._attached, None
+    return attached
+
+
 def record_of(span: object) -> StageRecord | None:
     """Return the record of the stage that a span in a context stands for; None for a span of the application's."""
     return span._record if type(span) is LazySpan else None
 
 
-def give_ids(lazy: LazySpan, ids: SpanContext, real: RealSpan | None) -> None:
-    """Give the span its ids, once and for all, and the provider's span if the ids are of one."""
+def give_ids(record: StageRecord, ids: SpanContext, real: RealSpan | None) -> None:
+    """Give the stage its ids, once and for all, and the provider's span if the ids are of one."""
+    if record.span is None:
+        record.span = Standing()
     # In this order: where another thread sees the ids, it finds the span as well.
-    lazy._real = real
-    lazy._context = ids
+    record.span._real = real
+    record.span._context = ids
 
 
 def settled_ids(record: StageRecord) -> SpanContext | None:
@@ -268,4 +295,4 @@ def let_go_of_contexts(record: StageRecord) -> None:
 def let_go_of_span(lazy: LazySpan) -> None:
     """Forget the provider's span, which has ended; the ids stay."""
     # It would keep the request's objects alive as long as a task keeps the context.
-    lazy._real = None
+    lazy._record.span._real = None

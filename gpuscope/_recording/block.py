@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._data.native import StageRecord, native
 from gpuscope._recording.hot_path import begin, end
+from gpuscope._recording.queue import FEW, SMALL_BYTES
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -56,11 +57,42 @@ if TYPE_CHECKING or native is None:
             else:
                 self._exit_again(error)
 
+        def set_attribute(self, key: str, value: object) -> None:
+            """
+            Add an attribute to this run's host span, unless the run has ended.
+
+            Args:
+                key: the attribute's name, e.g. `batch_size`.
+                value: a `str`, `bool`, `int`, `float` or a sequence of one of them. The attribute has the value of this
+                    moment, whatever becomes of the object. Built-in containers and small arrays of numpy are copied; a
+                    tensor is described and never read, and any other object is named by its type.
+
+            """
+            attributes = self.attributes
+            if type(key) is not str or not _is_small(value) or (attributes is not None and len(attributes) >= FEW):
+                self._set_uncommon(key, value)
+            elif not self.end_ns or self.uses == 0:
+                if attributes is None:
+                    self.attributes = {key: value}
+                else:
+                    attributes[key] = value
+
+        def _set_uncommon(self, key: str, value: object) -> None:
+            raise NotImplementedError
+
         def _enter_again(self) -> Self:
             raise NotImplementedError
 
         def _exit_again(self, error: BaseException | None) -> None:
             raise NotImplementedError
+
+    def _is_small(value: object) -> bool:
+        kind = type(value)
+        if kind is int:
+            return -(2**63) <= value < 2**63  # type: ignore[operator]  # Its type has been looked at.
+        if kind is str or kind is bytes:
+            return len(value) < SMALL_BYTES  # type: ignore[arg-type]
+        return value is None or kind is float or kind is bool
 
     Block = TypeVar("Block", bound=StageBlock)
 

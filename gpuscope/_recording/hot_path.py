@@ -19,14 +19,16 @@ from gpuscope._data.native import StageRecord, Trace, native
 from gpuscope._data.record import ThreadInfo
 from gpuscope._data.values import exception_info
 from gpuscope._recording.ancestry import running_stage
+from gpuscope._recording.queue import hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._data.interfaces import Stream
-    from gpuscope._data.record import Site
+    from gpuscope._data.record import ExceptionInfo, Site
     from gpuscope._recording.recorder import Recorder
 
+_FRAME_BYTES = 64
 _modules = sys.modules
 current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
 
@@ -128,7 +130,7 @@ def end_in_python(record: StageRecord, error: BaseException | None) -> None:
         if record.span is not None:
             recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
         if error is not None:
-            record.error = exception_info(error)
+            record.error = _note_error(error, record)
         if current.get() is record:
             outer = record.outer
             current.set(outer if outer is None or not outer.end_ns else running_stage(outer))
@@ -154,6 +156,13 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
     recorder.ledger.fail("stage_error")
 
 
+def _note_error(error: BaseException, record: StageRecord) -> ExceptionInfo | None:
+    facts = exception_info(error)
+    if facts is not None:
+        hold(record, len(facts.message) + _FRAME_BYTES * len(facts.frames))
+    return facts
+
+
 begin: Callable[[Recorder, StageRecord, Site, Stream, int], None] = begin_in_python
 start: Callable[[Recorder, Site, Stream, int], StageRecord] = start_in_python
 end: Callable[[StageRecord, BaseException | None], None] = end_in_python
@@ -167,7 +176,9 @@ if native is not None:
         see_otel=_first_sight_of_otel,
         begin_failed=_begin_failed,
         end_the_rest=_end_what_is_left,
-        exception_info=exception_info,
+        exception_info=_note_error,
         running=running_stage,
     )
     begin, start, end = native.begin, native.start, native.end
+    # A function that goes to another process by value refers to them by name, and there the twins may stand here.
+    begin.__module__ = start.__module__ = end.__module__ = __name__

@@ -16,16 +16,25 @@ queue. A flag for whether it has started would do as well, but every stage would
 `StartingQueue.put`; the second finds the collector started, and accepts the same queue once more.
 
 A queue of capacity 0 refuses everything. The child after a fork gives one to its parent's recorder.
+
+Bytes are bounded as well, but not here, where each stage would pay for being weighed. What is large is weighed when a
+stage is told it (`hold`). A stage for which there is no room loses it at once, and the collector drops the stage.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from itertools import count
-from typing import TYPE_CHECKING
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from gpuscope._data.descriptions import size_of
 
 if TYPE_CHECKING:
     from gpuscope._data.record import StageRecord
+
+SMALL_BYTES, FEW = 1024, 64
+"""What is smaller is not weighed, of the first so many attributes: the limit of stages bounds it well enough."""
 
 
 class RecordQueue:
@@ -75,3 +84,98 @@ class RecordQueue:
         """How many records were refused since the start."""
         # `next(count)` is atomic where `+= 1` is not. Where it stands shows only in its repr, "count(5)".
         return int(repr(self._count_refused)[6:-1])
+
+
+class ByteBudget:
+    """
+    The bytes of attributes that wait in the queue, with the collector or for an encoder, up to a limit.
+
+    No method waits, because a stage may be told something in a signal handler, and attributes may be freed by the
+    garbage collector, inside whatever runs.
+    """
+
+    __slots__ = ("_changes", "_lock", "_used", "has_refused", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.has_refused = False
+        """Whether some stage was refused, so that the collector has to look for such stages."""
+        self._used = 0
+        self._changes: deque[int] = deque()
+        self._lock = Lock()
+
+    @property
+    def used(self) -> int:
+        """How many bytes are held. Where another thread is counting, how many there were."""
+        if self._lock.acquire(blocking=False):
+            try:
+                while self._changes:
+                    self._used += self._changes.popleft()
+            finally:
+                self._lock.release()
+        return self._used
+
+    def take(self, size: int) -> Hold | None:
+        """Count so many bytes as held until the result is freed; None where that would exceed the limit."""
+        if self.used + size > self.limit:
+            self.has_refused = True
+            return None
+        self._changes.append(size)
+        return Hold(self._changes, size)
+
+
+class Hold:
+    """Bytes that are held as long as this object lives."""
+
+    __slots__ = ("_changes", "size")
+
+    def __init__(self, changes: deque[int], size: int) -> None:
+        self._changes, self.size = changes, size
+
+    def __del__(self) -> None:
+        """Give the bytes back."""
+        self._changes.append(-self.size)
+
+
+class HeldAttributes(dict[str, Any]):
+    """The attributes of a stage that was told something large."""
+
+    __slots__ = ("holds",)
+    holds: list[Hold] | None
+    """None if there was no room: the stage is to be dropped."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes were weighed."""
+        return sum(hold.size for hold in self.holds or ())
+
+
+def hold(record: StageRecord, size: int) -> bool:
+    """Count bytes that a stage was told, beside those of its attributes; return whether there is room for them."""
+    attributes = record.attributes
+    if size < SMALL_BYTES and (attributes is None or len(attributes) < FEW):
+        return True
+    if type(attributes) is not HeldAttributes:
+        record.attributes = attributes = HeldAttributes(attributes or ())
+        attributes.holds = []
+    holds = attributes.holds
+    held = None if holds is None else record.recorder.budget.take(size)
+    if holds is None or held is None:
+        attributes.clear()
+        attributes.holds = None
+        return False
+    holds.append(held)
+    return True
+
+
+def tell(record: StageRecord, attributes: dict[str, Any]) -> None:
+    """Add attributes, which are snapshots, to those of a stage."""
+    if hold(record, sum(size_of(key) + size_of(value) for key, value in attributes.items())):
+        if record.attributes is None:
+            record.attributes = {}
+        record.attributes.update(attributes)
+
+
+def is_refused(record: StageRecord) -> bool:
+    """Tell whether there was no room for what the stage was told."""
+    return type(record.attributes) is HeldAttributes and record.attributes.holds is None

@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gpuscope._data.native import native
+from gpuscope._recording.queue import ByteBudget
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,9 @@ else:
     RecorderFields = native.RecorderFields
 
 
+_BYTES = 1 << 24
+
+
 class Recorder(RecorderFields):
     """
     Everything that the hot path reads.
@@ -38,10 +42,11 @@ class Recorder(RecorderFields):
         device: the GPUs.
         ledger: counts what failed.
         open_bridge: opens the door to OpenTelemetry.
+        budget: bounds the bytes of what stages are told.
 
     """
 
-    __slots__ = ("_open", "captures", "replays")
+    __slots__ = ("_open", "budget", "captures", "replays")
     ledger: Ledger
 
     def __init__(
@@ -52,11 +57,13 @@ class Recorder(RecorderFields):
         device: Device,
         ledger: Ledger,
         open_bridge: Callable[[], Bridge],
+        budget: ByteBudget | None = None,
     ) -> None:
         self.queue = queue
         self.waiting = deque()
         self.capacity = 0
         self.replays = replays
+        self.budget = ByteBudget(_BYTES) if budget is None else budget
         self.device = device
         self.ledger = ledger
         self.clock = time.perf_counter_ns

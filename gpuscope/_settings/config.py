@@ -51,7 +51,7 @@ class Config:
         67_108_864,
         "GPUSCOPE_FILE_MAX_BYTES",
         parse.count(4096, 2**40),
-        "Size at which the file is rotated, to `PATH.1`.",
+        "Size at which the file is rotated to `PATH.1`.",
     )
     file_backups: int = setting(
         3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "How many rotated files are kept beside the current one."
@@ -85,11 +85,7 @@ class Config:
         "none",
     )
     frameworks: str = setting(
-        "",
-        "GPUSCOPE_FRAMEWORKS",
-        str.strip,
-        "Frameworks whose functions become stages, separated by commas, or `all`.",
-        "none",
+        "", "GPUSCOPE_FRAMEWORKS", str.strip, "Frameworks whose functions become stages, by commas, or `all`.", "none"
     )
     stages_file: str = setting(
         "", "GPUSCOPE_STAGES_FILE", str.strip, "A TOML file that names stages and frameworks.", "none"
@@ -98,8 +94,13 @@ class Config:
         8192,
         "GPUSCOPE_QUEUE_SIZE",
         parse.count(16, 1_000_000),
-        "How many stages may wait for the collector, and as many again for their GPU events; beyond that the newest "
-        "are dropped.",
+        "How many stages may wait for the collector, and as many for their GPU events; the newest are dropped.",
+    )
+    queue_bytes: int = setting(
+        16_777_216,
+        "GPUSCOPE_QUEUE_BYTES",
+        parse.count(65_536, 2**40),
+        "How many bytes of large attributes may wait, and twice as many encoded; stages beyond that are dropped.",
     )
     interval_s: float = setting(
         0.2, "GPUSCOPE_INTERVAL", parse.between(0.001, 60.0, "seconds"), "Seconds between the collector's passes."

@@ -5,7 +5,7 @@
 #include "native.h"
 
 PyTypeObject *block_type;
-static PyObject *str_enter_again, *str_exit_again;
+static PyObject *str_enter_again, *str_exit_again, *str_set_uncommon;
 
 static PyMemberDef members[] = {
     {"owner", T_OBJECT_EX, offsetof(StageBlock, owner), 0, NULL},
@@ -69,6 +69,40 @@ static PyObject *leave(StageBlock *self, PyObject *const *args, Py_ssize_t count
     Py_RETURN_NONE;
 }
 
+enum { SMALL_BYTES = 1024, FEW = 64 }; /* As in `_recording/queue.py`. */
+
+/* Whether the value is plain and needs no weighing: it never changes, refers to nothing, and is short. */
+static int is_small(PyObject *value) {
+    if (PyLong_CheckExact(value)) {
+        int overflow;
+        PyLong_AsLongLongAndOverflow(value, &overflow);
+        return !overflow;
+    }
+    if (PyUnicode_CheckExact(value)) return PyUnicode_GET_LENGTH(value) < SMALL_BYTES;
+    if (PyBytes_CheckExact(value)) return PyBytes_GET_SIZE(value) < SMALL_BYTES;
+    return value == Py_None || PyFloat_CheckExact(value) || PyBool_Check(value);
+}
+
+/* set_attribute(key, value). Whatever is not small, and a call that is not plain, is left to Python. */
+static PyObject *set_attribute(StageBlock *self, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    PyObject *attributes = self->record.attributes;
+    if (names != NULL || count != 2 || !PyUnicode_CheckExact(args[0]) || !is_small(args[1]) ||
+        (is_present(attributes) && (!PyDict_CheckExact(attributes) || PyDict_GET_SIZE(attributes) >= FEW))) {
+        PyObject *uncommon = PyObject_GetAttr((PyObject *)self, str_set_uncommon);
+        PyObject *result = uncommon == NULL ? NULL : PyObject_Vectorcall(uncommon, args, count, names);
+        Py_XDECREF(uncommon);
+        return result;
+    }
+    if (self->uses && self->record.end_ns) Py_RETURN_NONE;
+    if (!is_present(attributes)) {
+        attributes = PyDict_New();
+        if (attributes == NULL) return NULL;
+        put(&self->record.attributes, attributes);
+    }
+    if (PyDict_SetItem(attributes, args[0], args[1])) return NULL;
+    Py_RETURN_NONE;
+}
+
 /* new_block(type, recorder, site): what `stage(name)` returns while recording is on. */
 static PyObject *new_block(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
     if (count != 3 || !PyType_Check(args[0]) || !PyType_IsSubtype((PyTypeObject *)args[0], block_type)) {
@@ -86,6 +120,8 @@ static PyObject *new_block(PyObject *Py_UNUSED(module), PyObject *const *args, P
 static PyMethodDef methods[] = {
     {"__enter__", (PyCFunction)enter, METH_NOARGS, "Begin the stage."},
     {"__exit__", (PyCFunction)(void (*)(void))leave, METH_FASTCALL, "End the stage; an exception is noted and goes on."},
+    {"set_attribute", (PyCFunction)(void (*)(void))set_attribute, METH_FASTCALL | METH_KEYWORDS,
+     "set_attribute($self, /, key, value)\n--\n\nAdd an attribute to this run's host span, unless the run has ended."},
     {NULL},
 };
 
@@ -141,7 +177,8 @@ static PyType_Spec quiet_spec = {
 int add_block(PyObject *module) {
     str_enter_again = PyUnicode_InternFromString("_enter_again");
     str_exit_again = PyUnicode_InternFromString("_exit_again");
-    if (!str_enter_again || !str_exit_again) return -1;
+    str_set_uncommon = PyUnicode_InternFromString("_set_uncommon");
+    if (!str_enter_again || !str_exit_again || !str_set_uncommon) return -1;
     PyObject *bases = PyTuple_Pack(1, record_type);
     if (bases == NULL) return -1;
     block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, bases);

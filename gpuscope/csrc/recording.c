@@ -166,8 +166,10 @@ int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObjec
     Py_INCREF(recorder);
     int failed = try_begin(recorder, record, stream ? stream : Py_None, suspends, outer);
     Py_XDECREF(outer);
-    /* It refers to nothing that refers to it, so the garbage collector need not look at it while it waits. */
-    PyObject_GC_UnTrack(record);
+    /* It refers to nothing that refers to it, so the garbage collector need not look at it while it waits. Not so where
+       it has a context or a stream of the application's, which may lead back to it. */
+    if (!is_present(record->span) && !is_present(record->context_before) && !is_present(stream))
+        PyObject_GC_UnTrack(record);
     failed = failed ? recover(begin_failed, recorder, record) : 0;
     Py_DECREF(recorder);
     return failed;
@@ -234,7 +236,7 @@ static int try_end(Recorder *recorder, StageRecord *record, PyObject *error) {
     if (read_clock(recorder, &record->end_ns) || leave_range(recorder, record)) return -1;
     if (is_present(record->span) && tell(recorder->bridge, str_leave, record, NULL)) return -1;
     if (is_present(error)) {
-        PyObject *facts = PyObject_CallOneArg(exception_info, error);
+        PyObject *facts = PyObject_CallFunctionObjArgs(exception_info, error, record, NULL);
         if (facts == NULL) return -1;
         put(&record->error, facts);
     }
@@ -250,8 +252,8 @@ Recorder *as_recorder(PyObject *object) {
 int end_stage(StageRecord *record, PyObject *error) {
     Recorder *recorder = as_recorder(record->recorder);
     if (recorder == NULL) return -1;
-    /* What a span or attributes refer to may refer to the record again. */
-    if ((is_present(record->span) || is_present(record->attributes)) && !PyObject_GC_IsTracked((PyObject *)record))
+    /* As in `begin_stage`; attributes are plain. */
+    if ((is_present(record->span) || is_present(record->context_before)) && !PyObject_GC_IsTracked((PyObject *)record))
         PyObject_GC_Track(record);
     Py_INCREF(recorder);
     int failed = try_end(recorder, record, error) ? recover(end_the_rest, recorder, record) : 0;

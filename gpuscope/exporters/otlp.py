@@ -52,7 +52,7 @@ class OtlpExporter:
         self._encoder = SpanEncoder()
         interrupt = Event()
         client = HttpClient(Endpoint.for_traces(config), interrupt, version=__version__, backoff_s=backoff_s)
-        limits = limits or Limits(delay_s=config.schedule_delay_s)
+        limits = limits or Limits(delay_s=config.schedule_delay_s, buffer_bytes=2 * config.queue_bytes)
         self._sender = Sender(client, interrupt, self._envelope.wrap, limits)
 
     @property

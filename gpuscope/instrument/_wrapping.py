@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import wrapt
 
-from gpuscope._data.values import message_of, shown
+from gpuscope._data.values import message_of, shown, snapshot_mapping
 from gpuscope._errors import UnsuitableError
 from gpuscope._log import WarnOnce
 from gpuscope._recording.hot_path import current
+from gpuscope._recording.queue import tell
 from gpuscope._recording.stage import stage
 from gpuscope._recording.state import state
 from gpuscope.instrument import _expressions
@@ -116,7 +117,7 @@ class _ArgumentAttributes:
         # Does nothing where recording is off, or where this stage has failed to begin.
         if state.recorder is None or record is None or record.site.name != self.target.stage:
             return
-        values = dict(record.attributes or ())
+        values = {}
         for key, read in self.readers.items():
             try:
                 value = _expressions.plain(read(args, kwargs))
@@ -125,7 +126,8 @@ class _ArgumentAttributes:
                 continue
             if value is not None:
                 values[key] = value
-        record.attributes = values or None
+        if values:
+            tell(record, snapshot_mapping(values))
 
     def _leave_out(self, key: str, error: Exception) -> None:
         why = message_of(error) if isinstance(error, ValueError | TypeError) else shown(error)

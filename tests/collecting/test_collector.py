@@ -17,6 +17,16 @@ from gpuscope.exporters.memory import MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
 
 
+def ask_to_flush(collector, timeout_s):
+    """Return a thread that waits for a flush, once the collector knows of it, and the list of its answers."""
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(collector.flush(timeout_s)))
+    asking.start()
+    while not collector._flushes:
+        pass
+    return asking, answers
+
+
 class Stubborn:
     """An exporter that settles when told, or refuses."""
 
@@ -159,6 +169,29 @@ class TestResolving:
         assert bench.statistics().untimed == {"device_error": 1}
         assert bench.statistics().pending == 1
 
+    def test_a_device_that_raises_costs_gpu_times_and_no_stage(self, make_bench):
+        """Those that were placed before it raised keep theirs; the rest of the window goes out without; all leave."""
+
+        class Raising(FakeDevice):
+            """Raises about the third of each five stages."""
+
+            def elapsed_ms(self, first, second):
+                if any(second is pair[1] for pair in list(self.lanes[0, 7].recorded)[2::5]):
+                    raise OSError("lost")
+                return super().elapsed_ms(first, second)
+
+        bench = make_bench(device=Raising(ManualClock(), completes=True))
+        for _ in range(2):
+            for _ in range(5):
+                with stage("s"):
+                    pass
+            bench.collect()
+        assert len(bench.spans) == 10 + 4
+        assert bench.statistics().untimed == {"device_error": 6}
+        assert bench.statistics().pending == 0
+        assert bench.engine.collector._intake.pending == 0
+        assert bench.device.pairs_in_use == 0
+
     @pytest.mark.parametrize("unknown", ["duration", "place"])
     def test_a_distance_that_cannot_be_told_leaves_host_times(self, make_bench, unknown):
         """Of the two that place a stage either may be missing, as where one event was captured."""
@@ -228,30 +261,31 @@ class TestPasses:
         collector = bench.engine.collector
         with stage("s"):
             pass
-        request = collector._flushes.ask(1000, send=True)
+        asking, answers = ask_to_flush(collector, 1000)
         for _ in range(2):
             collector._drain()
             collector._flushes.serve(may_ask=True)
-            assert not request.done.is_set()
+            assert collector._flushes
         bench.device.complete()
         collector._drain()
         collector._flushes.serve(may_ask=True)
-        assert request.done.is_set()
-        assert request.succeeded
         assert not collector._flushes
+        asking.join()
+        assert answers == [True]
         assert len(bench.spans) == 2
 
     def test_a_flush_that_is_out_of_time_says_so(self, make_bench):
-        """What is pending then is no success, and no other request is held up by it."""
+        """What is pending then is not a success, and no other request is held up by it."""
         bench = make_bench(completes=False)
         collector = bench.engine.collector
         with stage("s"):
             pass
         collector._drain()
-        late = collector._flushes.ask(0.0, send=True)
+        asking, answers = ask_to_flush(collector, 0.0)
         collector._flushes.serve(may_ask=True)
-        assert late.done.is_set()
-        assert not late.succeeded
+        assert not collector._flushes
+        asking.join()
+        assert answers == [False]
         assert bench.statistics().pending == 1
 
     def test_at_the_end_pending_work_is_given_up_after_part_of_the_time(self, make_bench):

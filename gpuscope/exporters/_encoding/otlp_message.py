@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PARENT_KNOWN = 0x100
 PARENT_REMOTE = 0x200
-_ATTRIBUTES_CACHED = 4096
+_ATTRIBUTES_CACHED, _TEXT_CACHED = 4096, 256
 Fields: TypeAlias = dict[str, Any]
 """Arguments of a message by name. `Any`, because each field of a message has a type of its own."""
 AttributeKey: TypeAlias = "tuple[type, str, Clean]"
@@ -102,8 +102,10 @@ def _serialized(message: Message) -> bytes:
 
 def _attribute_bytes(key: str, value: Clean, cache: dict[AttributeKey, bytes]) -> bytes:
     kind = type(value)
-    if kind is not str and kind is not int and kind is not bool:
-        # Floats are not cached: 0.0 equals -0.0, and NaN is never found again.
+    if (kind is not str and kind is not int and kind is not bool) or (
+        isinstance(value, str) and len(value) > _TEXT_CACHED
+    ):
+        # Floats are not cached: 0.0 equals -0.0, and NaN is never found again. Long texts would fill the memory.
         return _serialized(Span(attributes=key_values({key: value})))
     attribute = (kind, key, value)
     encoded = cache.get(attribute)
