@@ -158,7 +158,7 @@ def flush(timeout: float | None = None) -> bool:
         timeout: how long to wait at most, in seconds; by default `GPUSCOPE_SHUTDOWN_TIMEOUT`.
 
     Returns:
-        Whether it was done in time.
+        Whether all of it was exported in time, and nothing was lost since the flush before.
 
     """
     engine = state.engine

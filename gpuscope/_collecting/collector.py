@@ -95,6 +95,7 @@ class Collector:
             epoch_clock=epoch_clock,
             meters={} if meters is None else meters,
             on_provider=on_provider,
+            before_its_end=self.hand_over,
         )
         self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
         self._wake = wake
@@ -134,13 +135,7 @@ class Collector:
         return self._flushes.wait(timeout_s, send=send)
 
     def hand_over(self, by_s: float | None = None) -> None:
-        """
-        Hand everything recorded so far to the exporters, with GPU times where those are known in time.
-
-        Args:
-            by_s: by when, on the clock `monotonic`, now and whenever this is called again: at exit.
-
-        """
+        """Hand everything recorded so far to the exporters; once `by_s` is given, never later than that."""
         self._hand_over_by_s = by_s or self._hand_over_by_s
         time_s = min(self._config.shutdown_timeout_s, self._hand_over_by_s - time.monotonic())
         if threading.current_thread() is not self._thread and self._stop_at_s is None and time_s > 0:
