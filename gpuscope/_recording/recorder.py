@@ -56,6 +56,7 @@ class Recorder(RecorderFields):
         self.queue = queue
         self.waiting = deque()
         self.capacity = 0
+        self.paused = False
         self.replays = replays
         self.device = device
         self.ledger = ledger
