@@ -74,10 +74,8 @@ def enable(**settings: object) -> None:
                 engine.shutdown(engine.config.shutdown_timeout_s)
             start(config)
         elif state.recorder is None:
-            state.recorder = engine.recorder
-        if not state.may_toggle:
-            state.may_toggle = True
-            state.off_stages.clear()
+            state.switch_to(engine.recorder)
+        state.allow_toggling()
 
 
 def start(config: Config, **parts: Unpack[Parts]) -> Engine:
@@ -90,7 +88,7 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
         )
         if state.look is not None:
             state.look.attach(engine.recorder)
-        state.recorder = engine.recorder
+        state.switch_to(engine.recorder)
         if config.graph_stages:
             from gpuscope._cuda.graphs.hooks import GraphHooks
 
@@ -123,12 +121,13 @@ def period(config: Config, **parts: Unpack[Parts]) -> Iterator[Engine]:
     with state.lock:
         before = (state.engine, state.recorder, state.may_toggle)
         engine = start(config, **parts)
-        state.may_toggle = True
+        state.allow_toggling()
     try:
         yield engine
     finally:
         engine.shutdown(config.shutdown_timeout_s)
-        state.engine, state.recorder, state.may_toggle = before
+        state.engine, recorder, state.may_toggle = before
+        state.switch_to(recorder)
 
 
 def _description(config: Config) -> str:
@@ -142,7 +141,7 @@ def _description(config: Config) -> str:
 
 def disable() -> None:
     """Record no new stages; those in progress are still exported. `enable()` resumes."""
-    state.recorder = None
+    state.switch_to(None)
 
 
 def is_enabled() -> bool:
@@ -178,7 +177,7 @@ def shutdown(timeout: float | None = None) -> bool:
         Whether everything was exported in time.
 
     """
-    state.recorder = None
+    state.switch_to(None)
     engine = state.engine
     return engine is None or engine.shutdown(engine.config.shutdown_timeout_s if timeout is None else timeout)
 
@@ -274,7 +273,7 @@ def _after_fork_in_child() -> None:
     engine.abandon()
     start(engine.config)
     if not was_on:
-        state.recorder = None
+        state.switch_to(None)
     _be_first_at_exit()
     finish_in_children(_at_exit)
 

@@ -236,6 +236,7 @@ class RecorderFields:
         "ledger",
         "look_for_provider",
         "nvtx",
+        "paused",
         "queue",
         "random_bits",
         "span_ids",
@@ -254,6 +255,8 @@ class RecorderFields:
     """The bridge's, once there is one."""
     nvtx: Nvtx | None
     """None where no tool listens. A deep look stands here while it is on (`_profiling.session.NvtxTap`)."""
+    paused: bool
+    """Whether it is not, or no longer, what new stages are recorded by. A block that is entered late asks for that."""
     queue: Queue
     random_bits: Callable[[int], int]
     span_ids: Iterator[int]

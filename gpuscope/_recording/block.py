@@ -14,7 +14,7 @@ from gpuscope._recording.hot_path import begin, end
 from gpuscope._recording.queue import FEW, SMALL_BYTES
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import CodeType, TracebackType
 
     from typing_extensions import Self
 
@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
 _SUSPENDS = 0x20 | 0x80 | 0x200
 """`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import would cost 5 ms."""
+_ON_BEHALF = ("enter_context", "__enter__")
 _getframe = sys._getframe
+
+
+def _suspends(code: CodeType) -> int:
+    """
+    Tell whether what enters a block may be suspended before it leaves it.
+
+    A function's code says so. One that enters on behalf of another, as `ExitStack.enter_context` does, does not know.
+    """
+    return 1 if code.co_name in _ON_BEHALF else code.co_flags & _SUSPENDS
+
 
 if TYPE_CHECKING or native is None:
 
@@ -40,11 +51,11 @@ if TYPE_CHECKING or native is None:
 
         def __enter__(self) -> Self:
             """Begin the stage."""
-            if self.uses:
+            recorder = self.recorder
+            if self.uses or recorder.paused:
                 return self._enter_again()
             self.uses = 1
-            recorder = self.recorder
-            suspends = 0 if recorder.nvtx is None else _getframe(1).f_code.co_flags & _SUSPENDS
+            suspends = 0 if recorder.nvtx is None else _suspends(_getframe(1).f_code)
             begin(recorder, self, self.site, self.stream, suspends)
             return self
 

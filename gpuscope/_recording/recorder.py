@@ -61,6 +61,7 @@ class Recorder(RecorderFields):
         self.queue = queue
         self.waiting = deque()
         self.capacity = 0
+        self.paused = False
         self.replays = replays
         self.budget = ByteBudget(_BYTES) if budget is None else budget
         self.device = device

@@ -7,6 +7,7 @@ Only decides which of its forms applies. Recording is done in `_recording.hot_pa
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope._data.native import native
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gpuscope._data.interfaces import Stream
-    from gpuscope._data.record import Site
+    from gpuscope._data.record import Site, StageRecord
     from gpuscope._recording.recorder import Recorder
 
     class StageHandle(Protocol):
@@ -47,16 +48,14 @@ if TYPE_CHECKING:
 
 
 _MAY_SUSPEND = 1
+_quiet: list[tuple[Stage, int, StageRecord | None]] = []
+"""Entries while nothing is recorded, that are not left yet: the object, the thread, and its record around the entry."""
 _sites = state.sites
 _off_stages: dict[str, DisabledStage] = state.off_stages
 
 
 class NoopStage:
-    """
-    A stage that records nothing, for a region that `torch.compile` traces.
-
-    It has no `__init__`, because some versions of Dynamo can't trace through one.
-    """
+    """A stage that records nothing, for `torch.compile`. Some versions of Dynamo can't trace through an `__init__`."""
 
     __slots__ = ()
 
@@ -147,20 +146,33 @@ class Stage(StageBlock):
         return _stage_again, (name, self.attributes, stream, site.warmup, site.graph)
 
     def _enter_again(self) -> Self:
-        inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
-        inner.owner, inner.uses = self, 1
+        if self.uses == 0:  # It has no run of its own.
+            self.end_ns = 1
         self.uses = 2
+        if state.recorder is None:
+            _quiet.append((self, threading.get_ident(), self._innermost()))
+            return cast("Self", _DISABLED_STAGE)
+        inner = _new_stage(state.recorder, self.site, self.attributes, self.stream)
+        inner.owner, inner.uses = self, 1
         begin(inner.recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
         return cast("Self", inner)
 
     def _exit_again(self, error: BaseException | None) -> None:
+        record = self._innermost()
+        entry = (self, threading.get_ident(), record)
+        if entry in _quiet:
+            _quiet.remove(entry)
+        elif record is not None:
+            end(record, error)
+
+    def _innermost(self) -> StageRecord | None:
+        """Return the innermost record of this object that runs in this context."""
         record = current.get()
         while record is not None and (
             record.end_ns or (record is not self and getattr(record, "owner", None) is not self)
         ):
             record = record.outer
-        if record is not None:
-            end(record, error)
+        return record
 
 
 def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream) -> Stage:

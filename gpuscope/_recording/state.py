@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
 
 Key = TypeVar("Key")
+MAX_NAMED = 5
 MAX_SITES = 2048
 """Stages kept by name. NVTX keeps every name for ever; names with request ids in them must not pile up here as well."""
 
@@ -79,6 +80,8 @@ class State:
         self.off_stages: dict[str, FromAbove] = {}
         """What `stage` hands out while nothing is recorded, by name."""
         self.unnamed = UnnamedSite()
+        self.left_plain: dict[str, None] = {}
+        """Names of functions that were decorated, or named by `instrument`, while gpuscope was off for good."""
         self.engine: Period | None = None
         """The period of recording that is on, or the last one."""
         self.meters: dict[int, FromAbove] = {}
@@ -108,6 +111,31 @@ class State:
             for warning in warnings:
                 _logger().warning("%s", warning)
         return self._config
+
+    def switch_to(self, recorder: Recorder | None) -> None:
+        """Record new stages with this recorder, or none. Blocks made for another ask when they are entered."""
+        before, self.recorder = self.recorder, recorder
+        if before is not None:
+            before.paused = True
+        if recorder is not None:
+            recorder.paused = False
+
+    def allow_toggling(self) -> None:
+        """Have what is decorated from now on be a stage; say, once, what was decorated before and stays plain."""
+        if self.may_toggle:
+            return
+        self.may_toggle = True
+        self.off_stages.clear()
+        if self.left_plain:
+            names = [*self.left_plain]
+            more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+            _logger().warning(
+                "%s%s will not be recorded: decorated or named while gpuscope was off for good. Set GPUSCOPE=idle or "
+                "GPUSCOPE=1, or call `enable()` before that.",
+                ", ".join(f"`{name}`" for name in names[:MAX_NAMED]),
+                more,
+            )
+            self.left_plain.clear()
 
     def begin_anew(self, environ: dict[str, str]) -> None:
         """Take another environment. Its settings are read when they are first needed."""

@@ -5,7 +5,7 @@
 #include "native.h"
 
 PyTypeObject *block_type;
-static PyObject *str_enter_again, *str_exit_again, *str_set_uncommon;
+static PyObject *str_enter_again, *str_exit_again, *str_enter, *str_enter_context, *str_set_uncommon;
 
 static PyMemberDef members[] = {
     {"owner", T_OBJECT_EX, offsetof(StageBlock, owner), 0, NULL},
@@ -36,22 +36,24 @@ static void dealloc(StageBlock *self) {
     Py_TRASHCAN_END
 }
 
-/* The flags of the running function's code that say whether it may be suspended; only NVTX asks. */
+/* Whether what enters the block may be suspended before it leaves it; only NVTX asks. A function's code says so by its
+   flags. One that enters on behalf of another (`ExitStack.enter_context`, somebody's `__enter__`) does not know. */
 static PyObject *flags_of_caller(void) {
     PyFrameObject *frame = PyEval_GetFrame();
     if (frame == NULL) return PyLong_FromLong(0);
     PyCodeObject *code = PyFrame_GetCode(frame);
     int flags = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
+    if (code->co_name == str_enter_context || code->co_name == str_enter) flags = 1;
     Py_DECREF(code);
     return PyLong_FromLong(flags);
 }
 
 static PyObject *enter(StageBlock *self, PyObject *Py_UNUSED(ignored)) {
-    if (self->uses) return PyObject_CallMethodNoArgs((PyObject *)self, str_enter_again);
-    self->uses = 1;
     StageRecord *record = &self->record;
     Recorder *recorder = as_recorder(record->recorder);
     if (recorder == NULL) return NULL;
+    if (self->uses || recorder->paused) return PyObject_CallMethodNoArgs((PyObject *)self, str_enter_again);
+    self->uses = 1;
     PyObject *suspends = is_present(recorder->nvtx) ? flags_of_caller() : PyLong_FromLong(0);
     if (suspends == NULL) return NULL;
     int failed = begin_stage(recorder, record, record->site, self->stream, suspends);
@@ -178,7 +180,9 @@ int add_block(PyObject *module) {
     str_enter_again = PyUnicode_InternFromString("_enter_again");
     str_exit_again = PyUnicode_InternFromString("_exit_again");
     str_set_uncommon = PyUnicode_InternFromString("_set_uncommon");
-    if (!str_enter_again || !str_exit_again || !str_set_uncommon) return -1;
+    str_enter = PyUnicode_InternFromString("__enter__");
+    str_enter_context = PyUnicode_InternFromString("enter_context");
+    if (!str_enter_again || !str_exit_again || !str_set_uncommon || !str_enter || !str_enter_context) return -1;
     PyObject *bases = PyTuple_Pack(1, record_type);
     if (bases == NULL) return -1;
     block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, bases);
