@@ -234,6 +234,7 @@ def _uncommon(
             return _off_stage(name)
         return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _DISABLED_STAGE
     if name is not None:
+        name = str.__str__(name)  # Of a subclass, whose own methods nobody shall call.
         site = _sites.get(name) or new_site(name)
     else:
         site = state.unnamed if warmup is None and graph else UnnamedSite()
