@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, TypedDict
 
 from gpuscope._multiprocessing import finish_in_children
@@ -219,22 +218,15 @@ def _be_first_at_exit() -> None:
 
 
 def _hand_over_at_exit() -> None:
-    """Before providers end, give them what there is. The program's own handlers may still run stages."""
-    engine, began_s = state.engine, time.monotonic()
-    if engine is not None and not engine.ended:
-        engine.hand_over(engine.config.shutdown_timeout_s)
-        state.exit_took_s = time.monotonic() - began_s
+    # Before providers end they get what there is. The program's own handlers may still run stages.
+    if state.engine is not None:
+        state.engine.hand_over()
 
 
 def _at_exit() -> None:
-    """
-    End, after all handlers of `atexit` that came after ours, within what is left of the time.
-
-    The recorder stays, so that stages of handlers that run later still are counted.
-    """
-    engine = state.engine
-    if engine is not None:
-        engine.shutdown(max(engine.config.shutdown_timeout_s - state.exit_took_s, 0.0))
+    # After all handlers that were registered after this. The recorder stays, so that what comes later still is counted.
+    if state.engine is not None:
+        state.engine.shutdown_at_exit()
 
 
 def _before_the_end() -> None:

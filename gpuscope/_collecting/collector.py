@@ -107,6 +107,7 @@ class Collector:
             send=self._send,
             missing=lambda: sum(self.statistics().missing.values()),
         )
+        self._hand_over_by_s = float("inf")
         self._may_ask = False
         self._stop_at_s: float | None = None
         self.ready = threading.Event()
@@ -133,10 +134,18 @@ class Collector:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         return self._flushes.wait(timeout_s, send=send)
 
-    def hand_over(self, timeout_s: float) -> None:
-        """Hand everything recorded so far to the exporters, with GPU times where those are known in time."""
-        if threading.current_thread() is not self._thread and self._stop_at_s is None:
-            self._flushes.hand_over(timeout_s, _SHARE_FOR_GPU)
+    def hand_over(self, by_s: float | None = None) -> None:
+        """
+        Hand everything recorded so far to the exporters, with GPU times where those are known in time.
+
+        Args:
+            by_s: by when, on the clock `monotonic`, now and whenever this is called again: at exit.
+
+        """
+        self._hand_over_by_s = by_s or self._hand_over_by_s
+        time_s = min(self._config.shutdown_timeout_s, self._hand_over_by_s - time.monotonic())
+        if threading.current_thread() is not self._thread and self._stop_at_s is None and time_s > 0:
+            self._flushes.hand_over(time_s, _SHARE_FOR_GPU)
 
     @property
     def uses_providers(self) -> bool:
@@ -147,7 +156,7 @@ class Collector:
         """Hand over what there is before the application ends its provider."""
         try:
             if (bridge := self._recorder.bridge) is not None:
-                bridge.watch_provider(lambda: self.hand_over(self._config.shutdown_timeout_s))
+                bridge.watch_provider(self.hand_over)
         except Exception as error:  # The provider's own code; the stages go on.
             self.warnings.warn("provider", "the application's TracerProvider cannot be watched: %r.", error)
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from gpuscope.exporters import Exporter
     from gpuscope.exporters.metrics_sdk import Instruments
 
+_LEAST_EXIT_S = 0.1
+"""What the end has at exit where handing over took all the time."""
+
 
 def _warn_of_gevent() -> None:
     monkey = sys.modules.get("gevent.monkey")
@@ -96,6 +99,7 @@ class Engine:
         self._closed = False
         self._complete = True
         """Whether, at its end, nothing was lost."""
+        self._exit_took_s = 0.0
         self._late = RecordQueue(0)
         """Refuses the stages that end after the engine."""
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
@@ -160,10 +164,19 @@ class Engine:
             return self._complete
         return self.collector.flush(timeout_s, send=send) if self._started else True
 
-    def hand_over(self, timeout_s: float) -> None:
-        """Hand everything recorded so far to the application's providers, in time, before these end."""
+    def hand_over(self) -> None:
+        """At exit, hand everything recorded so far to the application's providers, before these end."""
+        began_s = time.monotonic()
         if self._started and not self.ended and self.collector.uses_providers:
-            self.collector.hand_over(timeout_s)
+            self.collector.hand_over(began_s + self.config.shutdown_timeout_s)
+        self._exit_took_s = time.monotonic() - began_s
+
+    def shutdown_at_exit(self) -> bool:
+        """Do the same as `shutdown`, in what is left of the time for the exit."""
+        timeout_s = self.config.shutdown_timeout_s
+        # Threads of the program may still be at work, and the recorder stays: without this there would be no end.
+        self.recorder.accept(self._late)
+        return self.shutdown(min(timeout_s, max(timeout_s - self._exit_took_s, _LEAST_EXIT_S)))
 
     def shutdown(self, timeout_s: float) -> bool:
         """Export what can be exported in time and count the rest as lost; return whether it ended and lost nothing."""

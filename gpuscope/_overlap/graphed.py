@@ -154,7 +154,7 @@ class GraphedFunction:
 
     def _failed(self, pool: Pool, error: Exception) -> None:
         self._give_up(f"its capture failed: {error!r}")
-        traceback.clear_frames(error.__traceback__)
+        _let_go_of_frames(error)
         if without_collecting(pool.holds_more):
             self._broken = (
                 "`infer` kept tensors of a call whose capture as a CUDA graph failed, so they were never computed: "
@@ -165,6 +165,13 @@ class GraphedFunction:
     def _give_up(self, reason: str) -> None:
         self.reason = reason
         logger.warning("no CUDA graph of `infer`: %s; calling it without one.", reason)
+
+
+def _let_go_of_frames(error: BaseException | None) -> None:
+    """Clear the frames of an exception and of those that it came after: they hold the tensors of the call."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 @contextlib.contextmanager

@@ -41,8 +41,6 @@ class State:
         self._config: Config | None = None
         self.lock = threading.RLock()
         self.hooked = False
-        self.exit_took_s = 0.0
-        """What the end of the process has taken so far of the time that it has."""
         self.look: FromAbove = None
         """The deep look that is on; it takes part in every period of recording."""
         self.instrumentation: FromAbove = None

@@ -160,6 +160,29 @@ class TestResolving:
         assert bench.statistics().untimed == {"device_error": 1}
         assert bench.statistics().pending == 1
 
+    def test_a_device_that_raises_costs_gpu_times_and_no_stage(self, make_bench):
+        """Those that were placed before it raised keep theirs; the rest of the window goes out without; all leave."""
+
+        class Raising(FakeDevice):
+            """Raises about the third of each five stages."""
+
+            def elapsed_ms(self, first, second):
+                if any(second is pair[1] for pair in list(self.lanes[0, 7].recorded)[2::5]):
+                    raise OSError("lost")
+                return super().elapsed_ms(first, second)
+
+        bench = make_bench(device=Raising(ManualClock(), completes=True))
+        for _ in range(2):
+            for _ in range(5):
+                with stage("s"):
+                    pass
+            bench.collect()
+        assert len(bench.spans) == 10 + 4
+        assert bench.statistics().untimed == {"device_error": 6}
+        assert bench.statistics().pending == 0
+        assert bench.engine.collector._intake.pending == 0
+        assert bench.device.pairs_in_use == 0
+
     @pytest.mark.parametrize("unknown", ["duration", "place"])
     def test_a_distance_that_cannot_be_told_leaves_host_times(self, make_bench, unknown):
         """Of the two that place a stage either may be missing, as where one event was captured."""

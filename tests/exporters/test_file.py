@@ -111,7 +111,7 @@ def test_pid_in_the_path(make_exporter, tmp_path, account):
 
 def test_no_folder_is_made(make_exporter, tmp_path, account, caplog):
     """A mistyped folder is a loss that is said, and does not come to be."""
-    exporter = make_exporter(file=str(tmp_path / "tpyo" / "t.jsonl"))
+    exporter = make_exporter(file=str(tmp_path / "mistyped" / "t.jsonl"))
     exporter.export(make_batch(Row()), account.open(1))
     assert account.lost == {"disk": 1}
     assert not list(tmp_path.iterdir())

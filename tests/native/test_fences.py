@@ -62,6 +62,35 @@ def test_a_replay_whose_fence_is_refused_is_not_read(machine, graph):
     assert timed(machine) == 2
 
 
+def test_events_of_replays_that_are_not_read_are_used_again(machine, graph):
+    """However many fences are refused, the next replay has events."""
+    for _ in range(100):
+        with stage("request"):
+            machine.library.fake_answer(999, 2)
+            graph.replay()
+        machine.collect()
+    with stage("request"):
+        graph.replay()
+    assert timed(machine) == 2
+    assert machine.engine.statistics().dropped == {"overwritten": 100}
+
+
+def test_a_fence_that_cannot_be_recorded_costs_the_program_nothing(machine, graph, monkeypatch, caplog):
+    """An error of ours after the launch stays ours, is told of once, and the replay is counted."""
+
+    def record(event, stream):
+        raise OSError("no driver")
+
+    for _ in range(2):
+        with stage("request"), monkeypatch.context() as patch:
+            patch.setattr(machine.engine.recorder.device.driver, "event_record", record)
+            graph.replay()
+    assert timed(machine) == 1
+    assert machine.engine.statistics().dropped == {"overwritten": 2}
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "recording an event after a CUDA graph failed: OSError('no driver')" in message
+
+
 def test_a_bare_replay_that_fails_ends_the_stage_around_it(machine, graph):
     """The error is the program's, the stage is exported with it, and none stays current."""
     graph.error = RuntimeError("out of memory")

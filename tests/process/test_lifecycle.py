@@ -289,3 +289,75 @@ def test_no_secret_is_in_the_log(run_python):
         assert "lost 1" in done.stdout
         assert "cannot export to" in done.stderr
         assert "hunter" not in (done.stdout + done.stderr).replace("127.0.0.1:1/hunter", "")
+
+
+EXIT = """
+import atexit, sys, weakref
+EARLY
+import gpuscope
+from gpuscope import stage
+PROVIDER
+class Thing: pass
+def drain(name):
+    with stage(name): pass
+thing = Thing()
+weakref.finalize(thing, drain, "finalizer")
+atexit.register(drain, "handler")
+with stage("body"): pass
+"""
+PROVIDER = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+PROVIDER = TracerProvider()
+PROVIDER.add_span_processor(BatchSpanProcessor(ConsoleSpanExporter(formatter=lambda s: "span " + s.name + chr(10))))
+trace.set_tracer_provider(PROVIDER)
+"""
+
+
+@at_exit
+def test_stages_of_handlers_at_exit_are_exported(run_python):
+    """What the program records when it ends, in `atexit` and in finalizers, is in the file."""
+    result = run_python(EXIT.replace("EARLY", "").replace("PROVIDER", ""), **ON)
+    (spans,) = names(Path(result.args[3]).parent).values()
+    assert spans == ["body", "finalizer", "handler"], result.stderr
+
+
+@at_exit
+def test_stages_of_handlers_that_outlive_recording_are_counted(run_python):
+    """A handler that was registered before gpuscope was imported runs after its end: its stages are counted."""
+    early = "def last():\n    with stage('last'): pass\n    print(gpuscope.statistics())\natexit.register(last)"
+    result = run_python(EXIT.replace("EARLY", early).replace("PROVIDER", ""), **ON)
+    assert "recorded 4, exported 3, pending 0, dropped 1 (after_shutdown 1), lost 0" in result.stdout, result.stderr
+
+
+@at_exit
+def test_a_provider_that_ends_at_exit_gets_what_there_is(run_python):
+    """Stages before the provider's own handler go through it; of those after it, the log says that they are lost."""
+    program = EXIT.replace("EARLY", "").replace("PROVIDER", PROVIDER, 1)
+    result = run_python(program, GPUSCOPE="1", GPUSCOPE_METRICS="none")
+    assert result.stdout.split("\n").count("span body") == 1, result.stderr
+    # Both handlers were registered after the provider's, and so run before it.
+    assert {"span handler", "span finalizer"} <= set(result.stdout.split("\n"))
+    early = "import atexit\natexit.register(lambda: drain('late'))\n"
+    program = EXIT.replace("EARLY", "").replace("PROVIDER", early + PROVIDER, 1)
+    result = run_python(program, GPUSCOPE="1", GPUSCOPE_METRICS="none")
+    assert "span late" not in result.stdout
+    assert "1 provider_shutdown" in result.stderr
+
+
+@at_exit
+def test_threads_that_never_stop_do_not_keep_the_end_from_ending(run_python):
+    """Daemon threads that are always in stages cost nothing of what was recorded before, nor the exit its time."""
+    program = HEAD + (
+        "work(3); go = threading.Event()\n"
+        "def load():\n"
+        "    while True:\n        with stage('load'): go.set()\n"
+        "threading.Thread(target=load, daemon=True).start(); go.wait()\n"
+    )
+    began = time.monotonic()
+    result = run_python(program, **{**ON, "GPUSCOPE_QUEUE_SIZE": "100000"}, GPUSCOPE_SHUTDOWN_TIMEOUT="30")
+    assert time.monotonic() - began < 30
+    (spans,) = names(Path(result.args[3]).parent).values()
+    assert spans.count("work") == 1, result.stderr
+    assert "shutdown" not in result.stderr

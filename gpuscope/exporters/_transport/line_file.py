@@ -36,7 +36,8 @@ class LineFile:
     """
 
     def __init__(self, path: str, max_bytes: int, backups: int) -> None:
-        self._path = Path(path)
+        # Absolute, because the program may change its directory.
+        self._path = Path(path).absolute()
         self._max_bytes = max_bytes
         self._backups = backups
         self._fd = -1

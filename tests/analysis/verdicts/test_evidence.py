@@ -207,6 +207,7 @@ def test_what_a_wait_is_for_is_known_within_a_request_alone():
         (Stage("x", 100, 150, gpu=(104, 164)), Activity.AHEAD),
         (Stage("x", 100, 300, gpu=(150, 350), uncertainty=50), Activity.PACED),  # Nothing of that is certain.
         (Stage("x", 100, 200, gpu=(110, 203)), Activity.PACED),  # No wait explains what is not behind.
+        (Stage("x", 100, 115, gpu=(112, 118)), Activity.PACED),
         (Stage("x", 100, 800, gpu=(625, 801)), Activity.WAITS),  # A quarter of its time after the stream was there.
         (Stage("x", 100, 800, gpu=(624, 801)), Activity.UNCLEAR),
         (Stage("x", 100, 800, gpu=(135, 801)), Activity.UNCLEAR),  # Behind at the start by a twentieth of its time.
