@@ -20,6 +20,7 @@ from gpuscope._settings.environment import is_off, variables
 from gpuscope._settings.shown import shown_url
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable, Iterator
 
     from typing_extensions import Unpack
@@ -96,11 +97,15 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
             state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
             state.graphs.install(config.queue_size)
         _hook_exit_and_fork()
-    from gpuscope._log import logger
-
-    logger.info("recording starts: %s", _description(config))
+    _logger().info("recording starts: %s", _description(config))
     elisions.listen()
     return engine
+
+
+def _logger() -> logging.Logger:
+    from gpuscope._log import logger
+
+    return logger
 
 
 def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
@@ -183,6 +188,7 @@ def reset() -> None:
     shutdown()
     state.engine = None
     state.sites.clear()
+    state.set_up_sites.clear()
 
 
 def statistics() -> Statistics:
@@ -244,10 +250,9 @@ def _hook_exit_and_fork() -> None:
     if not state.hooked:
         state.hooked = True
         atexit.register(_at_exit)
-        # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a
-        # collector that has just started still needs. Handlers of `_register_atexit` run earlier. They run last in,
-        # first out as well, so that of the thread pools has to be there first. All this is private to Python, and of
-        # use only to programs of a few milliseconds.
+        # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a new
+        # collector still needs. Handlers of `_register_atexit` run earlier. They run last in, first out as well, so that
+        # of the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
         getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)
@@ -288,5 +293,8 @@ def set_up() -> bool:
     config = state.config
     state.may_toggle = config.mode != "absent"
     if config.mode == "on":
-        start(config)
+        try:
+            start(config)
+        except Exception as error:  # Whatever it is, `import gpuscope` goes on. In a sub-interpreter it is numpy.
+            _logger().warning("nothing is recorded, because recording could not start: %r.", error)
     return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)

@@ -180,3 +180,5 @@ if native is not None:
         running=running_stage,
     )
     begin, start, end = native.begin, native.start, native.end
+    # A function that goes to another process by value refers to them by name, and there the twins may stand here.
+    begin.__module__ = start.__module__ = end.__module__ = __name__
