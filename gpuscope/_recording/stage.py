@@ -273,7 +273,8 @@ def _uncommon(
             return _off_stage(name)
         return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _DISABLED_STAGE
     if name is not None:
-        site = site_of(name, warmup, graph=graph)
+        # `str.__str__`, because the name may be of a subclass, whose own methods nobody shall call.
+        site = site_of(str.__str__(name), warmup, graph=graph)
     else:
         site = state.unnamed if warmup is None and graph else UnnamedSite()
         site.warmup, site.graph = warmup, graph

@@ -71,7 +71,7 @@ static PyObject *leave(StageBlock *self, PyObject *const *args, Py_ssize_t count
     Py_RETURN_NONE;
 }
 
-enum { SMALL_BYTES = 1024, FEW = 64 }; /* As in `_recording/queue.py`. */
+enum { SMALL_BYTES = 256, FEW = 32 }; /* As in `_recording/queue.py`. */
 
 /* Whether the value is plain and needs no weighing: it never changes, refers to nothing, and is short. */
 static int is_small(PyObject *value) {
