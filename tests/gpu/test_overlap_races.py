@@ -39,19 +39,23 @@ class Models:
         self.graph = None
 
     def intermediates(self, x):
+        """Memory in between is used again by the allocator."""
         y = ((x * 2) + 1) * 3
         torch.cuda._sleep(SLEEP)
         return y
 
     def static(self, x):
+        """The same memory each time."""
         torch.mul(x, 10, out=self.out)
         return self.out
 
     def views_of_static(self, x):
+        """Views of the same memory."""
         torch.mul(x, 10, out=self.out)
         return [self.out[1:], {"first": self.out[:1], "expanded": self.out[:1].expand(5)}]
 
     def users_graph(self, x):
+        """A CUDA graph of the program's own."""
         if self.graph is None:
             self.static_in = torch.zeros(self.size, device="cuda")
             torch.cuda.synchronize()
@@ -63,39 +67,49 @@ class Models:
         return self.static_out
 
     def pinned_output(self, x):
+        """Its own pinned memory on the host."""
         torch.cuda._sleep(SLEEP)
         self.host.copy_(x + 1, non_blocking=True)
         return self.host
 
     def in_place(self, x):
+        """The input, changed in place."""
         return x.add_(1)
 
     def view_of_input(self, x):
+        """A view of the input."""
         return x[1:], x
 
     def state_in_place(self, x):
+        """State that is changed in place and returned."""
         return self.state.mul_(0.5).add_(x)
 
     def state_anew(self, x):
+        """State that each call makes anew."""
         self.state = self.state * 0.5 + x
         return self.state
 
     def state_beside(self, x):
+        """State beside what is returned."""
         self.state = self.state * 0.5 + x
         return self.state + 1
 
     def difference(self, x):
+        """From the input before, which it keeps."""
         y, self.previous = x - self.previous, x
         return y
 
     def lazy(self, x):
+        """Lazily conjugated and negated."""
         z = torch.complex(torch.sin(x) * 2, -x)
         return {"conj": z.conj(), "neg": z.conj().imag, "plain": z}
 
     def matrix(self, x):
+        """A product of matrices."""
         return x[: x.numel() // 8 * 8].view(-1, 8) @ self.weight if x.numel() > 8 else x
 
     def random(self, x):
+        """From the generator of the device."""
         return x + torch.rand_like(x)
 
     def other_stream(self, x):

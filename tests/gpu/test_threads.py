@@ -59,8 +59,9 @@ def test_the_account_balances():
     for queue_size in (65_536, 16):
         with capture(queue_size=queue_size, interval_s=0.001):
             run_threads()
-            assert gpuscope.flush(60)
+            flushed = gpuscope.flush(60)
             account = gpuscope.statistics()
+        assert flushed is ("queue_full" not in account.dropped)
         settled = account.exported + sum(account.dropped.values()) + sum(account.lost.values())
         assert account.recorded == 2 * THREADS * STAGES
         assert account.recorded == settled + account.pending

@@ -28,10 +28,14 @@ def in_block(tensor):
         raise Rejected(tensor)
 
 
-@stage("decorated")
 def decorated(tensor):
-    """Leave a function by one."""
-    raise Rejected("scores out of range", tensor)
+    """Leave a function by one; it is decorated here, where recording is on."""
+
+    @stage("decorated")
+    def reject():
+        raise Rejected("scores out of range", tensor)
+
+    reject()
 
 
 def in_a_container(tensor):
@@ -43,7 +47,7 @@ def in_a_container(tensor):
 def by_an_assertion(tensor):
     """Leave a block by a failed assertion."""
     with stage("assert"):
-        assert False, tensor  # noqa: B011, PT015 - as programs do
+        raise AssertionError(tensor)  # What `assert ..., tensor` raises; in a test pytest would make a text of it.
 
 
 def told(tensor):

@@ -81,6 +81,7 @@ def test_after_break_out_of_async_for(workers, held):
     """The same, although the event loop does not get a turn, and although the loop is kept for its report."""
 
     async def main():
+        """Run the loop."""
         program = Watched()
         loop = program.loop(workers=workers)
         if not held:
@@ -116,14 +117,17 @@ def test_after_a_task_was_cancelled():
     """A task that waits in `async for` for its source: its loop has ended when the task has."""
 
     async def main():
+        """Run the loop."""
         waits = asyncio.Event()
 
         async def source():
+            """Give batches."""
             yield torch.ones(2)
             waits.set()
             await asyncio.Event().wait()
 
         async def use():
+            """Take results."""
             async for _ in gpuscope.overlap(source(), lambda x: x, lambda y: y, depth=2, workers=1):
                 pass
 

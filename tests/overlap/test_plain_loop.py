@@ -55,37 +55,47 @@ class Models:
         self.previous = torch.zeros(SIZE)
 
     def intermediates(self, x):
+        """Memory in between is used again by the allocator."""
         return ((x * 2) + 1) * 3
 
     def static(self, x):
+        """The same memory each time."""
         return torch.mul(x, 10, out=self.out)
 
     def views_of_static(self, x):
+        """Views of the same memory."""
         torch.mul(x, 10, out=self.out)
         return [self.out[1:], {"first": self.out[:1], "same": self.out}]
 
     def host_array(self, x):
+        """An array of its own on the host."""
         np.multiply(x.numpy(), 10, out=self.array)
         return self.array
 
     def in_place(self, x):
+        """The input, changed in place."""
         return x.add_(1)
 
     def view_of_input(self, x):
+        """A view of the input."""
         return x[1:], x
 
     def state_in_place(self, x):
+        """State that is changed in place and returned."""
         return self.state.mul_(0.5).add_(x)
 
     def state_anew(self, x):
+        """State that each call makes anew."""
         self.state = self.state * 0.5 + x
         return self.state
 
     def difference(self, x):
+        """From the input before, which it keeps."""
         y, self.previous = x - self.previous, x
         return y
 
     def lazy(self, x):
+        """Lazily conjugated and negated."""
         return torch.complex(x, -x).conj(), torch.complex(x, x).conj().imag
 
 

@@ -307,6 +307,7 @@ def drive(coroutine):
     """Run an awaitable that nothing has to be waited for."""
 
     async def wait():
+        """Wait for the worker."""
         return await coroutine
 
     iterator = wait().__await__()

@@ -155,11 +155,13 @@ class TestBlock:
                 self.block.__exit__(*exception)
 
         async def work() -> None:
+            """Stay open while another runs."""
             async with contextlib.AsyncExitStack() as stack:
                 stack.enter_context(Timer() if form == "object" else stage("block"))
                 await asyncio.sleep(0)
 
         async def plainly() -> None:
+            """Open and close at once."""
             with contextlib.ExitStack() as stack:
                 if form == "with":
                     stack.enter_context(_in_a_with("block"))
@@ -168,6 +170,7 @@ class TestBlock:
                 await asyncio.sleep(0)
 
         async def both() -> None:
+            """Run both."""
             await asyncio.gather(work(), plainly(), work())
 
         asyncio.run(both())
