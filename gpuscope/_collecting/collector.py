@@ -17,6 +17,7 @@ import numpy as np
 
 from gpuscope._collecting.active_exporters import ActiveExporters
 from gpuscope._collecting.batch_builder import select
+from gpuscope._collecting.gates import Gate, Wake
 from gpuscope._collecting.intake import Intake
 from gpuscope._collecting.metrics_pipeline import MetricsPipeline
 from gpuscope._log import COUNTED, WarnOnce, logger
@@ -48,7 +49,7 @@ class _Flush:
     def __init__(self, deadline_s: float, *, send: bool) -> None:
         self.deadline_s = deadline_s
         self.send = send
-        self.done = threading.Event()
+        self.done = Gate()
         self.succeeded = False
 
     def remaining_s(self) -> float:
@@ -81,7 +82,7 @@ class Collector:
         recorder: Recorder,
         *,
         queue: RecordQueue,
-        wake: threading.Event,
+        wake: Wake,
         summary: StageStatistics,
         extra_exporters: tuple[Exporter, ...] = (),
         on_provider: Callable[[], None] = lambda: None,
@@ -113,16 +114,25 @@ class Collector:
         self._flushes: list[_Flush] = []
         self._may_ask = False
         self._stop_at_s: float | None = None
-        self.ready = threading.Event()
-        """Set once the exporters are made: that takes imports and threads, which the interpreter refuses at its end."""
-        self.stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gpuscope-collector", daemon=True)
+        self.ready = Gate()
+        """Open once the exporters are made; that takes imports and threads, refused by an interpreter that ends."""
+        self.stopped = Gate()
+        self._started = False
+        self._taken = threading.Lock()
+        """Held for ever by the one thread that is the collector's."""
 
     # ---- any thread
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread. Starting another is harmless: it ends at once."""
+        threading.Thread(target=self._run, name="gpuscope-collector", daemon=True).start()
+        self._started = True
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs, or has run."""
+        # The second where an interrupt came while `start` waited for the thread to be there.
+        return self._started or self._taken.locked()
 
     def statistics(self) -> Statistics:
         """Return the account of this moment."""
@@ -149,25 +159,32 @@ class Collector:
     # ---- the collector's thread
 
     def _run(self) -> None:
+        if not self._taken.acquire(blocking=False):
+            return
         try:
             self._set_up()
             while self._stop_at_s is None:
                 self._wake.wait(_FLUSH_PAUSE_S if self._flushes else self._config.interval_s)
-                self._wake.clear()
-                self._drain()
-                self._serve_flushes()
+                self._pass()
             self._finish(self._stop_at_s)
-        except Exception:  # Nobody is left to catch it: it would become a traceback in the application's stderr.
+        except BaseException:  # Nobody is left to catch it: it would become a traceback in the application's stderr.
             logger.warning("the collector failed; nothing more is exported.", exc_info=True)
         finally:
-            self.stopped.set()
+            self.stopped.open()
+
+    def _pass(self) -> None:
+        try:
+            self._drain()
+            self._serve_flushes()
+        except BaseException as error:  # Even a `SystemExit`: the code of the program's that we run may raise anything.
+            self.warnings.warn("pass", "a pass of the collector failed: %r.", error)
 
     def _set_up(self) -> None:
         try:
             self._refresh()
-        except Exception as error:  # Not fatal: each pass does the same again.
+        except BaseException as error:  # Not fatal: each pass does the same again.
             self.warnings.warn("pass", "setting up the collector failed: %r.", error)
-        self.ready.set()
+        self.ready.open()
 
     def _prepare(self) -> None:
         self._may_ask = False
@@ -175,14 +192,14 @@ class Collector:
             self._refresh()
             self._recorder.device.attach()
             self._may_ask = True
-        except Exception as error:  # The pass goes on, but asks no GPU, for which the thread may not be prepared.
+        except BaseException as error:  # The pass goes on, but asks no GPU, for which the thread may not be prepared.
             self.warnings.warn("pass", "preparing a pass of the collector failed: %r.", error)
 
     def _tell_of_pass(self) -> None:
         try:
             if self._on_pass is not None:
                 self._on_pass(self._recorder)
-        except Exception as error:  # A deep look that cannot begin is not a reason to stop collecting.
+        except BaseException as error:  # A deep look that cannot begin is not a reason to stop collecting.
             self.warnings.warn("look", "checking whether a deep look was asked for failed: %r.", error)
 
     def _drain(self) -> None:
@@ -241,7 +258,7 @@ class Collector:
             if sampled:
                 left = 0
                 self.active_exporters.export(batch, self._breathe)
-        except Exception as error:  # It costs this batch's stages, which are counted as lost; the loop goes on.
+        except BaseException as error:  # It costs this batch's stages, which are counted as lost; the loop goes on.
             ledger.lose("internal_error", left)
             self.warnings.warn("batch", "making a batch failed: %r.", error)
 
@@ -256,7 +273,7 @@ class Collector:
             if request.send:
                 self.metrics_pipeline.flush(request.remaining_s)
             request.succeeded = sent and not waiting
-            request.done.set()
+            request.done.open()
 
     def _finish(self, deadline_s: float) -> None:
         """
@@ -280,4 +297,4 @@ class Collector:
         self._recorder.ledger.close("shutdown", self._queue, self._recorder.replays)
         self.metrics_pipeline.shutdown(lambda: max(0.0, deadline_s - time.monotonic()))
         for request in self._flushes:
-            request.done.set()
+            request.done.open()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._collecting.aggregation.statistics import StageStatistics
 from gpuscope._collecting.collector import Collector
+from gpuscope._collecting.gates import Wake
 from gpuscope._cuda.cuda_device import CudaDevice
 from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
@@ -89,12 +90,11 @@ class Engine:
         self.queue = RecordQueue(config.queue_size)
         self.ledger = Ledger()
         self.summary = StageStatistics()
-        self.ended = False
-        self._lock = threading.Lock()
-        self._started = False
+        self._claimed_end = threading.Lock()
+        """Held for ever once the period has ended; it is tried, and nobody waits for it."""
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
         device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
-        wake = threading.Event()
+        wake = Wake()
         self.replays = ReplayQueue(wake.set)
         self.recorder = Recorder(
             StartingQueue(self),
@@ -129,34 +129,40 @@ class Engine:
         visible = True if self._extra_exporters else None
         return bridge.Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock, visible=visible)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the period is over."""
+        return self._claimed_end.locked()
+
     def start(self) -> None:
-        """Start the collector's thread, unless it is running or has ended."""
-        with self._lock:
-            starts = not self._started and not self.ended
-            if starts:
-                self.collector.start()
-                self._started = True
-        if starts:
+        """
+        Start the collector's thread, unless it is running or has ended.
+
+        Takes no lock: a stage in a signal handler may come here while its own thread is here. If both start a thread,
+        the collector keeps one.
+        """
+        if not self.collector.is_running and not self.ended:
+            self.collector.start()
             _warn_of_gevent()
 
     def wait_until_ready(self) -> None:
         """Wait until a collector that has just started has made its exporters."""
-        if self._started and not self.ended:
+        if self.collector.is_running and not self.ended:
             self.collector.ready.wait(self.config.shutdown_timeout_s)
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
-        return self.collector.flush(timeout_s, send=send) if self._started and not self.ended else True
+        return self.collector.flush(timeout_s, send=send) if self.collector.is_running and not self.ended else True
 
     def shutdown(self, timeout_s: float) -> bool:
         """Export what can be exported in time and count the rest as lost; return whether it ended and lost nothing."""
-        with self._lock:
-            if self.ended:
-                return True
-            self.ended = True
-        finished = self.collector.shutdown(timeout_s) if self._started else True
-        self.ledger.close("shutdown", self.queue, self.replays)
-        self._retire_bridge()
+        if not self._claimed_end.acquire(blocking=False):
+            return True
+        try:
+            finished = self.collector.shutdown(timeout_s) if self.collector.is_running else True
+        finally:  # Also if the program is interrupted while it waits.
+            self.ledger.close("shutdown", self.queue, self.replays)
+            self._retire_bridge()
         lost = self.statistics().lost
         missing = {**lost, **{k: v for k, v in self.statistics().dropped.items() if k == "queue_full"}}
         if missing:
@@ -166,7 +172,7 @@ class Engine:
 
     def abandon(self) -> None:
         """Do nothing more: this process is the child of a fork, and the engine is its parent's."""
-        self.ended = True
+        self._claimed_end.acquire(blocking=False)
         self.recorder.device.close()
         # The hot path reads both: no range is opened any more, and no record finds room.
         self.recorder.nvtx = None

@@ -122,7 +122,7 @@ class Bridge(Identities):
     def _follow(self, record: StageRecord, outer: StageRecord) -> None:
         """Make the stage a child of one that has ended, as in a task that was started inside it; by its ids alone."""
         # Not by reference, because a task that starts its successor inside its stage would hold all earlier stages.
-        sampled, (trace_id, span_id) = self.sampled(outer), ids_of(outer)
+        sampled, (trace_id, span_id) = self.sampled(outer, wait_s=0), ids_of(outer)
         record.trace = _new_trace(trace_id, span_id, remote=False, root=outer.trace.root, sampled=sampled)
         record.outer = running_stage(outer)
 

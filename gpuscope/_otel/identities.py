@@ -79,7 +79,7 @@ class Identities:
         # OpenTelemetry only passes on what comes from elsewhere, and so do we.
         self.look_for_provider = (lambda: None) if config.sdk_disabled else get_provider
         self._sampler = EnvironmentSampler(config.sampler, config.sampler_ratio)
-        self._lock, self._holder, self._retired = threading.Lock(), 0, False
+        self._lock, self._retired = threading.RLock(), False
         self._tracer: tuple[TracerProvider, Tracer] | None = None
 
     @property
@@ -110,7 +110,7 @@ class Identities:
     def retire(self) -> None:
         """Settle nothing more: after shutdown, and in a fork's child, where a lock of another thread stays locked."""
         self._retired = True
-        self._lock, self._holder = threading.Lock(), 0
+        self._lock = threading.RLock()
 
     def now_ns(self) -> int:
         """Return the time since the epoch."""
@@ -144,10 +144,10 @@ class Identities:
         stage = record_of(lazy)
         return None if stage is None else real_span(stage)
 
-    def sampled(self, record: StageRecord) -> bool:
+    def sampled(self, record: StageRecord, *, wait_s: float = _TURN_S) -> bool:
         """Return whether the stage's trace is exported; decided once per trace."""
         if record.trace.sampled is None:
-            with self._turn() as given:
+            with self._turn(wait_s=wait_s) as given:
                 if given:
                     self._decide(record)
         return record.trace.sampled is not False
@@ -191,7 +191,7 @@ class Identities:
         return *ids_of(record), sampled
 
     @contextmanager
-    def _turn(self) -> Iterator[bool]:
+    def _turn(self, *, wait_s: float = _TURN_S) -> Iterator[bool]:
         """
         Wait until no other thread settles, and yield whether this one may.
 
@@ -201,15 +201,13 @@ class Identities:
         then neither thread would go on.
         """
         # `retire` may put another lock in this one's place meanwhile.
-        me, lock = threading.get_ident(), self._lock
-        given = self._holder != me and lock.acquire(timeout=_TURN_S)
-        if given:
-            self._holder = me
+        lock = self._lock
+        inside = lock._is_owned()  # type: ignore[attr-defined]  # `threading.Condition` asks so, too.
         try:
-            yield given
+            yield not inside and lock.acquire(timeout=wait_s)
         finally:
-            if given:
-                self._holder = 0
+            # Asked again, because an interrupt may come between the lock and whoever notes that it was taken.
+            if not inside and lock._is_owned():  # type: ignore[attr-defined]
                 lock.release()
 
     def _lazy(self, record: StageRecord) -> LazySpan:
