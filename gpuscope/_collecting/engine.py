@@ -17,6 +17,7 @@ from gpuscope._collecting.gates import Wake
 from gpuscope._cuda.cuda_device import CudaDevice
 from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
+from gpuscope._data.interrupts import is_the_programs
 from gpuscope._log import logger
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
@@ -43,6 +44,40 @@ def _warn_of_gevent() -> None:
         )
 
 
+class _Follower:
+    """Opens the door to OpenTelemetry when the program has imported that, so that no stage has to import anything."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.has_come = False
+
+    def open(self, _module: object = None) -> None:
+        self.has_come = True
+        if self.engine is None or self.engine.ended:
+            return
+        try:
+            self.engine.recorder.open_bridge()
+        except Exception:  # OpenTelemetry is broken, or still being imported; the collector tries again.
+            logger.debug("OpenTelemetry cannot be followed yet.", exc_info=True)
+
+
+_followers: list[_Follower] = []
+
+
+def follow_opentelemetry(engine: Engine) -> None:
+    """Open an engine's door to OpenTelemetry, now or when the program imports that."""
+    if not _followers:
+        import wrapt
+
+        _followers.append(_Follower())
+        _followers[0].engine = engine
+        wrapt.when_imported("opentelemetry.trace")(_followers[0].open)
+        return
+    _followers[0].engine = engine
+    if _followers[0].has_come:
+        _followers[0].open()
+
+
 class StartingQueue:
     """Stands in for a recorder's queue until the first record, which starts the collector: see `_recording.queue`."""
 
@@ -51,8 +86,14 @@ class StartingQueue:
 
     def put(self, record: StageRecord) -> bool:
         """Start the collector, step aside, and queue the record."""
-        self._engine.start()
-        self._engine.recorder.accept(self._engine.queue)
+        try:
+            self._engine.start()
+            self._engine.recorder.accept(self._engine.queue)
+        except BaseException as error:  # No thread can be had, or an interrupt; the next record tries again.
+            taken = self._engine.queue.put(record)
+            if is_the_programs(error):
+                raise
+            return taken
         return self._engine.queue.put(record)
 
 

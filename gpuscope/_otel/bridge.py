@@ -18,7 +18,7 @@ from gpuscope._data.native import Trace
 from gpuscope._otel.contexts import SPAN_KEY, find_current_context, find_provider, keeps_contexts, span_in, with_span
 from gpuscope._otel.identities import Identities, ids_of
 from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand
-from gpuscope._recording.ancestry import running_stage
+from gpuscope._recording.current_stage import is_collecting, running_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,12 +72,21 @@ class Bridge(Identities):
         span = previous.get(SPAN_KEY)
         if span is not None and (outer is None or outer.span is not span or outer.end_ns):
             self._adopt(record, span)
-        if self.visible:
+        if self.visible and not is_collecting():
             stand(self, record, previous)
 
     def leave(self, record: StageRecord) -> None:
-        """Put the context back as it was at entry, if the stage still stands in it."""
+        """Put the span of the entry back, whatever span came since; what else the application has attached stays."""
         # Not `detach(token)`, which logs an error when a generator is closed in another context than it began in.
+        own, current = own_context(record), get_current()
+        if own is not None:
+            previous = record.context_before
+            attach(previous if current is own else with_span(current, span_in(previous)))
+
+    def leave_elsewhere(self, record: StageRecord) -> None:
+        """Take the stage out of a context that is not its own: that of a task that was started inside, say."""
+        if is_collecting():
+            return
         own, current = own_context(record), get_current()
         if own is None:
             return
@@ -117,14 +126,21 @@ class Bridge(Identities):
             sampled=None if stage is None else context.trace_flags.sampled,
         )
         record.context_before = get_current()
-        record.outer = running_stage(outer)
+        _enclose(record, outer)
 
     def _follow(self, record: StageRecord, outer: StageRecord) -> None:
         """Make the stage a child of one that has ended, as in a task that was started inside it; by its ids alone."""
         # Not by reference, because a task that starts its successor inside its stage would hold all earlier stages.
         sampled, (trace_id, span_id) = self.sampled(outer, wait_s=0), ids_of(outer)
         record.trace = _new_trace(trace_id, span_id, remote=False, root=outer.trace.root, sampled=sampled)
-        record.outer = running_stage(outer)
+        _enclose(record, outer)
+
+
+def _enclose(record: StageRecord, outer: StageRecord | None) -> None:
+    """Enclose the stage in the one that still runs, and remember which was current."""
+    if record.before is None:
+        record.before = outer
+    record.outer = running_stage(outer)
 
 
 def _new_trace(trace_id: int, parent_id: int, *, remote: bool, root: Site, sampled: bool | None) -> Trace:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from opentelemetry import trace as api
 from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext
 
+from gpuscope._data.interrupts import is_the_programs
 from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import UNKNOWN, flags, plain_attributes, span_in, with_span
 from gpuscope._otel.lazy_span import (
@@ -29,7 +30,7 @@ from gpuscope._otel.lazy_span import (
 )
 from gpuscope._otel.parents import trace_state, with_parent_of
 from gpuscope._otel.sampling import EnvironmentSampler, is_kept, sampler_of
-from gpuscope._recording.ancestry import parent_stage, root_stage
+from gpuscope._recording.current_stage import parent_stage, root_stage
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
@@ -277,7 +278,9 @@ class Identities:
     def _ask(self, kind: str, question: Callable[[], T], otherwise: T) -> T:
         try:
             return question()
-        except Exception:  # Of the application's sampler, id generator or processor; its program goes on as without us.
+        except Exception as error:  # Of its sampler, id generator or processor; the program goes on as without us.
+            if is_the_programs(error):
+                raise
             self.warnings.warn(kind, "the application's TracerProvider failed (%s).", kind, exc_info=True)
             return otherwise
 

@@ -21,7 +21,7 @@ A queue of capacity 0 refuses everything. The child after a fork gives one to it
 from __future__ import annotations
 
 from collections import deque
-from itertools import count
+from itertools import count, repeat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,10 +44,20 @@ class RecordQueue:
         """Take the record and return True, or count a refusal and return False."""
         # The length test and the append are two steps, so the queue can overshoot by one per thread. A lock would cost
         # ten times what the append does, and `queue.Queue` thirty times; the bound is a guard, not a promise.
+        left: list[StageRecord | None] = [None, record]
+        try:
+            return self._put(left)
+        except BaseException:  # An interrupt, which goes on; the record is counted all the same.
+            if len(left) > 1:
+                self._put(left)
+            raise
+
+    def _put(self, left: list[StageRecord | None]) -> bool:
+        """Take the record out of the list and count it, in one step that no interrupt can divide."""
         if len(self.waiting) < self.capacity:
-            self.waiting.append(record)
+            self.waiting.extend(iter(left.pop, None))
             return True
-        next(self._count_refused)
+        deque(map(next, repeat(self._count_refused), iter(left.pop, None)), 0)
         return False
 
     def drain(self, limit: int) -> list[StageRecord]:

@@ -13,6 +13,7 @@ Everything is decided here, when the decorator runs; the wrappers only record. E
 * They are plain closures, to which `functools` gives name and signature. Objects of wrapt look even more like their
   functions, but cost half a microsecond per call, and not every version of Dynamo can trace them (not on methods in
   PyTorch 2.4, not in cells of closures in 2.11 and 2.13). Nor can all trace `contextlib.ContextDecorator` (2.4, 2.6).
+* The record is there before the `try` in which it begins and ends, so that an interrupt can be met wherever it comes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from gpuscope._data.record import Site
 from gpuscope._recording import dynamo
-from gpuscope._recording.hot_path import end, start
+from gpuscope._recording.hot_path import begin, end, end_raised, new_record
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
@@ -106,13 +107,14 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
         recorder = state.recorder
         if recorder is None:
             return function(*args, **kwargs)
-        record = start(recorder, site, stream, 0)
+        record = new_record()
         try:
+            begin(recorder, record, site, stream, 0)
             result = function(*args, **kwargs)
+            end(record, None)
         except BaseException as error:
-            end(record, error)
+            end_raised(record, error)
             raise
-        end(record, None)
         return result
 
     return wrapper
@@ -126,13 +128,14 @@ def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) 
         recorder = state.recorder
         if recorder is None:
             return await function(*args, **kwargs)
-        record = start(recorder, site, stream, 1)
+        record = new_record()
         try:
+            begin(recorder, record, site, stream, 1)
             result = await function(*args, **kwargs)
+            end(record, None)
         except BaseException as error:
-            end(record, error)
+            end_raised(record, error)
             raise
-        end(record, None)
         return result
 
     return wrapper
@@ -143,16 +146,14 @@ def _resume(step: Callable[..., Item], value: object, site: Site, stream: Stream
     recorder = state.recorder
     if recorder is None:
         return step(value)
-    record = start(recorder, site, stream, 0)
+    record = new_record()
     try:
+        begin(recorder, record, site, stream, 0)
         item = step(value)
-    except StopIteration:
         end(record, None)
-        raise
     except BaseException as error:
-        end(record, error)
+        end_raised(record, None if type(error) is StopIteration else error)
         raise
-    end(record, None)
     return item
 
 
@@ -187,16 +188,14 @@ async def _resume_async(awaitable: Awaitable[Item], site: Site, stream: Stream) 
     recorder = state.recorder
     if recorder is None:
         return await awaitable
-    record = start(recorder, site, stream, 1)
+    record = new_record()
     try:
+        begin(recorder, record, site, stream, 1)
         item = await awaitable
-    except StopAsyncIteration:
         end(record, None)
-        raise
     except BaseException as error:
-        end(record, error)
+        end_raised(record, None if type(error) is StopAsyncIteration else error)
         raise
-    end(record, None)
     return item
 
 
