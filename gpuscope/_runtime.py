@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, TypedDict
 
 from gpuscope._multiprocessing import finish_in_children
+from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
 from gpuscope._settings.environment import is_off, variables
@@ -81,7 +82,7 @@ def enable(**settings: object) -> None:
 
 def start(config: Config, **parts: Unpack[Parts]) -> Engine:
     """Begin a new period of recording. `parts` replace those of the engine, for tests."""
-    from gpuscope._collecting.engine import Engine
+    from gpuscope._collecting.engine import Engine, follow_opentelemetry
 
     with state.lock:
         engine = state.engine = Engine(
@@ -90,6 +91,8 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
         if state.look is not None:
             state.look.attach(engine.recorder)
         state.recorder = engine.recorder
+        watch_collections()
+        follow_opentelemetry(engine)
         if config.graph_stages:
             from gpuscope._cuda.graphs.hooks import GraphHooks
 

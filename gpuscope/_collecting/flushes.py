@@ -6,9 +6,10 @@ Decides when a flush is over and whether it succeeded; the work itself is the co
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
+
+from gpuscope._collecting.gates import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,7 @@ class _Flush:
         self.send = send
         self.give_up = give_up
         """Whether stages whose GPU work has not ended at the deadline go out without GPU times."""
-        self.done = threading.Event()
+        self.done = Gate()
         self.succeeded = False
 
     def remaining_s(self) -> float:
@@ -62,6 +63,7 @@ class Flushes:
         self._clock, self._wake = clock, wake
         self._export, self._send, self._missing = export, send, missing
         self._waiting: list[_Flush] = []
+        self._hand_over_by_s = float("inf")
         self._missing_before = 0
         """As it was at the last flush that sent."""
 
@@ -73,9 +75,20 @@ class Flushes:
         """Have everything that has ended resolved and, with `send`, exported; return whether that was done in time."""
         return self._wait_for(timeout_s, timeout_s, send=send, give_up=False)
 
-    def hand_over(self, timeout_s: float, share: float) -> None:
-        """Have everything handed to the exporters, after a share of the time also without GPU times."""
-        self._wait_for(timeout_s, share * timeout_s, send=False, give_up=True)
+    def hand_over(self, timeout_s: float, share: float, by_s: float | None) -> None:
+        """
+        Have everything handed to the exporters, after a share of the time also without GPU times.
+
+        Args:
+            timeout_s: how long that may take.
+            share: of the time.
+            by_s: by when at the latest, on the clock `monotonic`, also whenever this is called again.
+
+        """
+        self._hand_over_by_s = by_s or self._hand_over_by_s
+        timeout_s = min(timeout_s, self._hand_over_by_s - time.monotonic())
+        if timeout_s > 0:
+            self._wait_for(timeout_s, share * timeout_s, send=False, give_up=True)
 
     def serve(self, *, may_ask: bool) -> None:
         """End those that are over. For the collector's thread, in each pass."""
@@ -95,12 +108,12 @@ class Flushes:
                 # What was lost since the last flush is not exported, whether it was lost now or a while ago.
                 done &= self._missing_before == before
             flush.succeeded = done
-            flush.done.set()
+            flush.done.open()
 
     def end(self) -> None:
         """Let go of those who wait: nothing more will come."""
         for flush in self._waiting:
-            flush.done.set()
+            flush.done.open()
 
     def _wait_for(self, timeout_s: float, until_s: float, *, send: bool, give_up: bool) -> bool:
         flush = _Flush(time.monotonic() + until_s, self._clock(), send=send, give_up=give_up)

@@ -13,11 +13,13 @@ from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.propagators.textmap import DefaultGetter, default_setter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 
+from gpuscope._data.native import StageRecord
+from gpuscope._data.record import Site
 from gpuscope._data.values import shown, snapshot
 from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
 from gpuscope._otel.lazy_span import own_context
-from gpuscope._recording.hot_path import current
+from gpuscope._recording.current_stage import current, find_current, is_collecting
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gpuscope._data.interfaces import Bridge
-    from gpuscope._data.record import StageRecord
     from gpuscope._settings.config import Config
 
 _ENTRY = create_key("gpuscope-extract")
@@ -89,6 +90,28 @@ _TEXT_GETTER = _TextGetter()
 _warnings = WarnOnce(SUPPRESSED)
 
 
+_NO_SITE = Site("", {})
+
+
+class _Border(StageRecord):
+    """
+    Current in place of a stage while a remote context is; it is of no recorder, so that it encloses nothing.
+
+    By it a stage that ends finds out that it is around a remote context that nobody has left.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, stage: StageRecord, seen: Context) -> None:
+        self.recorder = self.before = self.span = None
+        self.site = _NO_SITE
+        self.outer, self.end_ns, self.place, self.context_before = stage, 1, 0, seen
+
+    def close(self) -> None:
+        """Take the remote context out."""
+        attach(self.context_before)
+
+
 class RemoteContext(Context):
     """
     A context from another process, current during a `with` block.
@@ -105,10 +128,12 @@ class RemoteContext(Context):
         """Make it the current context."""
         # The context holds only a key to what is put back. If it held that itself, the last of a chain of tasks, each
         # started inside the block of the one before, would hold the contexts of all of them.
-        entry, seen = object(), get_current()
-        self._before[entry] = seen, current.get()
+        entry, seen, stage = object(), get_current(), find_current()
+        self._before[entry] = seen, stage
+        if is_collecting():  # No variable may be set: see `_recording.current_stage`.
+            return self
         if SPAN_KEY in self:
-            current.set(None)
+            current.set(None if stage is None else _Border(stage, seen))
         attach(Context({**({} if SPAN_KEY in self else seen), **self, _ENTRY: entry}))
         return self
 

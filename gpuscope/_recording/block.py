@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._data.native import StageRecord, native
-from gpuscope._recording.hot_path import begin, end
+from gpuscope._recording.hot_path import begin, end, undo
 from gpuscope._recording.queue import FEW, SMALL_BYTES
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ if TYPE_CHECKING or native is None:
         stream: Stream
         uses: int
         """0: not entered yet; 1: entered; 2: entered again, and each further entry has a record of its own."""
-        owner: StageBlock
-        """Set only on such a record of a further entry: the object that was entered."""
+        owner: StageBlock | list[StageBlock]
+        """Of such a record: the object that was entered; of that object: such records that have not ended."""
 
         def __enter__(self) -> Self:
             """Begin the stage."""
@@ -45,17 +45,25 @@ if TYPE_CHECKING or native is None:
             self.uses = 1
             recorder = self.recorder
             suspends = 0 if recorder.nvtx is None else _getframe(1).f_code.co_flags & _SUSPENDS
-            begin(recorder, self, self.site, self.stream, suspends)
-            return self
+            try:
+                begin(recorder, self, self.site, self.stream, suspends)
+                return self
+            except BaseException:  # Nobody leaves what was not entered.
+                undo(recorder, self)
+                raise
 
         def __exit__(
             self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
         ) -> None:
             """End the stage; an exception is noted and passes through."""
-            if self.uses == 1:
-                end(self, error)
-            else:
+            if self.uses != 1:
                 self._exit_again(error)
+                return
+            try:
+                end(self, error)
+            except BaseException:
+                end(self, error)  # Does nothing where the interrupt came after it.
+                raise
 
         def set_attribute(self, key: str, value: object) -> None:
             """

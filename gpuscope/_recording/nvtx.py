@@ -33,10 +33,15 @@ class Nvtx:
         attributes = site.nvtx
         if attributes is None:
             attributes = site.nvtx = self._prepare(message=site.name)
-        if suspends:
-            return self._start(attributes)
-        self._push(attributes)
-        return _PUSHED
+        opened: list[object] = []
+        try:
+            # Opened and noted in one step, so that no interrupt finds a range that is open and unknown.
+            opened.extend(map(self._start if suspends else self._push, (attributes,)))
+            return opened[0] if suspends else _PUSHED
+        except BaseException:  # An interrupt, which goes on.
+            if opened:
+                self.end(opened[0] if suspends else _PUSHED)
+            raise
 
     def end(self, opened: object) -> None:
         """Close a range."""

@@ -24,8 +24,8 @@ stage is told it (`hold`). A stage for which there is no room loses it at once, 
 from __future__ import annotations
 
 from collections import deque
-from itertools import count
-from threading import Lock
+from itertools import count, repeat
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._data.descriptions import size_of
@@ -53,10 +53,20 @@ class RecordQueue:
         """Take the record and return True, or count a refusal and return False."""
         # The length test and the append are two steps, so the queue can overshoot by one per thread. A lock would cost
         # ten times what the append does, and `queue.Queue` thirty times; the bound is a guard, not a promise.
+        left: list[StageRecord | None] = [None, record]
+        try:
+            return self._put(left)
+        except BaseException:  # An interrupt, which goes on; the record is counted all the same.
+            if len(left) > 1:
+                self._put(left)
+            raise
+
+    def _put(self, left: list[StageRecord | None]) -> bool:
+        """Take the record out of the list and count it, in one step that no interrupt can divide."""
         if len(self.waiting) < self.capacity:
-            self.waiting.append(record)
+            self.waiting.extend(iter(left.pop, None))
             return True
-        next(self._count_refused)
+        deque(map(next, repeat(self._count_refused), iter(left.pop, None)), 0)
         return False
 
     def drain(self, limit: int) -> list[StageRecord]:
@@ -102,17 +112,21 @@ class ByteBudget:
         """Whether some stage was refused, so that the collector has to look for such stages."""
         self._used = 0
         self._changes: deque[int] = deque()
-        self._lock = Lock()
+        self._lock = RLock()
 
     @property
     def used(self) -> int:
         """How many bytes are held. Where another thread is counting, how many there were."""
-        if self._lock.acquire(blocking=False):
-            try:
+        lock = self._lock
+        inside = lock._is_owned()  # type: ignore[attr-defined]  # `threading.Condition` asks so, too.
+        try:
+            if not inside and lock.acquire(blocking=False):
                 while self._changes:
                     self._used += self._changes.popleft()
-            finally:
-                self._lock.release()
+        finally:
+            # Asked again, because an interrupt may come just after the lock was taken.
+            if not inside and lock._is_owned():  # type: ignore[attr-defined]
+                lock.release()
         return self._used
 
     def take(self, size: int) -> Hold | None:

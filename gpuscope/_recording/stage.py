@@ -14,7 +14,7 @@ from gpuscope._data.record import UnnamedSite
 from gpuscope._data.values import as_key, shown, snapshot, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
-from gpuscope._recording.hot_path import begin, current, end
+from gpuscope._recording.hot_path import begin, current, end, undo
 from gpuscope._recording.queue import tell
 from gpuscope._recording.state import MAX_SITES, new_site, state
 from gpuscope._recording.wrap import stage_of
@@ -128,8 +128,19 @@ class Stage(StageBlock):
         inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
         inner.owner, inner.uses = self, 1
         self.uses = 2
-        begin(inner.recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
-        return cast("Self", inner)
+        try:
+            begin(inner.recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
+            self._entries().append(inner)
+            return cast("Self", inner)
+        except BaseException:
+            undo(inner.recorder, inner)
+            raise
+
+    def _entries(self) -> list[StageBlock]:
+        """Return the records of further entries that have not been left; kept where such a record has its owner."""
+        if not hasattr(self, "owner"):
+            self.owner = []
+        return self.owner  # type: ignore[return-value]
 
     def _exit_again(self, error: BaseException | None) -> None:
         record = current.get()
@@ -137,8 +148,12 @@ class Stage(StageBlock):
             record.end_ns or (record is not self and getattr(record, "owner", None) is not self)
         ):
             record = record.outer
+        if record is None:  # It was entered in another context.
+            record = next((each for each in (*reversed(self._entries()), self) if not each.end_ns), None)
         if record is not None:
             end(record, error)
+            if record is not self:
+                self._entries().remove(record)  # type: ignore[arg-type]  # Found by its owner.
 
 
 def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream) -> Stage:

@@ -3,7 +3,7 @@
  *
  * Everything here has a twin in Python that says at more length what it does, and is used where this was not built. The
  * twins are in `_data/record.py`, `_data/interfaces.py`, `_data/row.py`, `_recording/hot_path.py`,
- * `_recording/block.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
+ * `_recording/current_stage.py`, `_recording/block.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
  * `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
  * `exporters/_encoding/otlp_bytes.py`. The common path is here; rare cases are handed back to the Python functions that
  * `prepare` was given.
@@ -20,10 +20,12 @@
 /* One run of a stage: `StageRecord` of `_data/record.py`. A null object is None where it may be absent. */
 typedef struct {
     PyObject_HEAD
-    PyObject *attributes, *error, *timed_stream, *outer, *pair, *range, *context_before, *span;
+    PyObject *attributes, *before, *error, *timed_stream, *outer, *pair, *range, *context_before, *span;
     PyObject *recorder, *site, *thread, *trace;
     long long start_ns, end_ns;
     unsigned long long span_id;
+    /* The address of the context that it has been made current in and not been taken out of, or 0. */
+    unsigned long long place;
 } StageRecord;
 
 /* What a stage and those inside it share: `Trace` of `_data/record.py`. Refers to nothing that could refer to it. */
@@ -89,6 +91,16 @@ Recorder *as_recorder(PyObject *object);
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends);
 int end_stage(StageRecord *record, PyObject *error);
 
+/* The current stage (`current.c`). What returns an int returns -1 and an exception on failure. */
+enum { ELSEWHERE, TAKEN_OUT };
+int keep_current(PyObject *variable, PyObject *close_inside);
+int find_current(PyObject **stage);
+int step_in(StageRecord *record);
+int step_out(StageRecord *record);
+/* Whether the current stage has ended elsewhere and was left here; and what was current before it. */
+int is_left_behind(PyObject *stage);
+PyObject *stage_before(PyObject *stage);
+
 /* A new trace with this stage as its root, and a span id that no other stage has. */
 int new_trace(Recorder *recorder, StageRecord *record);
 int next_span_id(Recorder *recorder, StageRecord *record);
@@ -115,6 +127,7 @@ PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, cons
 int add_record(PyObject *module);
 int add_recording(PyObject *module);
 int add_block(PyObject *module);
+int add_current(PyObject *module);
 int add_events(PyObject *module);
 int add_place(PyObject *module);
 int add_pack(PyObject *module);
