@@ -1,5 +1,5 @@
 """
-Which stage is current, in which context, and which stages are around a stage. `csrc/current.c` is the twin.
+Which stage is current, in which context, and which stages are around a stage. `csrc/current.h` is the twin.
 
 A stage is made current in the context that it is entered in, and its *place* says so until it is taken out of there.
 When it ends there, what was current before is current again, whatever has become current since and was never left: a

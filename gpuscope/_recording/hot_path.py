@@ -262,5 +262,4 @@ if native is not None:
         leave_behind=_leave_behind,
         close_inside=close_inside,
     )
-    new_record = StageRecord
-    begin, start, end = native.begin, native.start, native.end
+    new_record, begin, start, end = native.new_record, native.begin, native.start, native.end

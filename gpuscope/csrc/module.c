@@ -2,7 +2,7 @@
 #include "native.h"
 
 static int execute(PyObject *module) {
-    if (add_record(module) || add_recording(module) || add_block(module) || add_current(module)) return -1;
+    if (add_record(module) || add_recording(module) || add_block(module)) return -1;
     if (add_events(module) || add_place(module) || add_pack(module) || add_join(module)) return -1;
     return add_reader(module) || add_graphs(module) ? -1 : 0;
 }

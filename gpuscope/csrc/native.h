@@ -91,16 +91,6 @@ Recorder *as_recorder(PyObject *object);
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends);
 int end_stage(StageRecord *record, PyObject *error);
 
-/* The current stage (`current.c`). What returns an int returns -1 and an exception on failure. */
-enum { ELSEWHERE, TAKEN_OUT };
-int keep_current(PyObject *variable, PyObject *close_inside);
-int find_current(PyObject **stage);
-int step_in(StageRecord *record);
-int step_out(StageRecord *record);
-/* Whether the current stage has ended elsewhere and was left here; and what was current before it. */
-int is_left_behind(PyObject *stage);
-PyObject *stage_before(PyObject *stage);
-
 /* A new trace with this stage as its root, and a span id that no other stage has. */
 int new_trace(Recorder *recorder, StageRecord *record);
 int next_span_id(Recorder *recorder, StageRecord *record);
@@ -127,7 +117,6 @@ PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, cons
 int add_record(PyObject *module);
 int add_recording(PyObject *module);
 int add_block(PyObject *module);
-int add_current(PyObject *module);
 int add_events(PyObject *module);
 int add_place(PyObject *module);
 int add_pack(PyObject *module);

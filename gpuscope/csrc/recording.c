@@ -4,7 +4,7 @@
  * After an exception Python functions do what is left to do. They swallow that of a part, and raise again what is the
  * program's: a KeyboardInterrupt, or what its own signal handler has raised.
  */
-#include "native.h"
+#include "current.h"
 
 #include <time.h>
 
@@ -285,6 +285,10 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
     return (PyObject *)record;
 }
 
+static PyObject *new_record(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
+    return record_type->tp_alloc(record_type, 0);
+}
+
 static PyObject *begin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
     if (count != 5) {
         PyErr_SetString(PyExc_TypeError, "begin takes a recorder, a record, a site, a stream and suspends");
@@ -326,7 +330,11 @@ static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *
 static PyMethodDef functions[] = {
     {"prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS, "Take what is rare from Python."},
     {"start", (PyCFunction)(void (*)(void))start, METH_FASTCALL, "Return a new record, begun."},
+    {"new_record", new_record, METH_NOARGS, "Return a record that may begin."},
     {"begin", (PyCFunction)(void (*)(void))begin, METH_FASTCALL, "Start a run of a stage."},
+    {"step_out", py_step_out, METH_O, "Make current what was current before the stage."},
+    {"is_collecting", py_is_collecting, METH_NOARGS, "Whether this thread collects garbage, where that matters."},
+    {"note_collection", (PyCFunction)(void (*)(void))note_collection, METH_FASTCALL, "Note a garbage collection."},
     {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, "Finish a run."},
     {NULL},
 };

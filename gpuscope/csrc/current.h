@@ -1,8 +1,11 @@
 /*
- * Which stage is current, in which context. The twin is `_recording/current_stage.py`, which says what a stage's place
+ * Which stage is current, in which context; for `recording.c` alone, which calls it on the hot path, so that the compiler
+ * can make one function of both. What returns an int returns -1 and an exception on failure. The twin is `_recording/current_stage.py`, which says what a stage's place
  * is, and why no context is touched within a garbage collection.
  */
 #include "native.h"
+
+enum { ELSEWHERE, TAKEN_OUT };
 
 static PyObject *current, *close_inside;
 
@@ -29,7 +32,7 @@ static PyObject *before(StageRecord *record) {
     return Py_NewRef(found != NULL ? found : Py_None);
 }
 
-int find_current(PyObject **stage) {
+static int find_current(PyObject **stage) {
     if (is_collecting() && collecting_stage != NULL) {
         *stage = Py_NewRef(collecting_stage);
         return 0;
@@ -51,7 +54,7 @@ static int set_current(PyObject *stage) {
     return token == NULL ? -1 : 0;
 }
 
-int step_in(StageRecord *record) {
+static int step_in(StageRecord *record) {
     if (is_collecting()) {
         put(&collecting_stage, Py_NewRef((PyObject *)record));
         return 0;
@@ -90,7 +93,7 @@ static int step_out_of(StageRecord *record, PyObject *now) {
     return answer;
 }
 
-int step_out(StageRecord *record) {
+static int step_out(StageRecord *record) {
     if (is_collecting()) {
         if (collecting_stage == (PyObject *)record) put(&collecting_stage, before(record));
         return ELSEWHERE;
@@ -102,15 +105,15 @@ int step_out(StageRecord *record) {
     return answer;
 }
 
-int is_left_behind(PyObject *stage) {
+static int is_left_behind(PyObject *stage) {
     if (!PyObject_TypeCheck(stage, record_type) || is_collecting()) return 0;
     StageRecord *record = (StageRecord *)stage;
     return record->end_ns != 0 && record->place != 0 && record->place == here();
 }
 
-PyObject *stage_before(PyObject *stage) { return before((StageRecord *)stage); }
+static PyObject *stage_before(PyObject *stage) { return before((StageRecord *)stage); }
 
-int keep_current(PyObject *variable, PyObject *closing) {
+static int keep_current(PyObject *variable, PyObject *closing) {
     if (!PyContextVar_CheckExact(variable)) {
         PyErr_SetString(PyExc_TypeError, "current must be a ContextVar");
         return -1;
@@ -143,12 +146,3 @@ static PyObject *note_collection(PyObject *Py_UNUSED(module), PyObject *const *a
 #endif
     Py_RETURN_NONE;
 }
-
-static PyMethodDef functions[] = {
-    {"step_out", py_step_out, METH_O, "Make current what was current before the stage."},
-    {"is_collecting", py_is_collecting, METH_NOARGS, "Whether this thread collects garbage, where that matters."},
-    {"note_collection", (PyCFunction)(void (*)(void))note_collection, METH_FASTCALL, "Note a garbage collection."},
-    {NULL},
-};
-
-int add_current(PyObject *module) { return PyModule_AddFunctions(module, functions); }
