@@ -9,6 +9,11 @@ from gpuscope._runtime import disable, enable, flush, is_enabled, set_up, shutdo
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
+    from gpuscope import analysis as analysis
+    from gpuscope import exporters as exporters
+    from gpuscope import instrument as instrument
+    from gpuscope import pinned as pinned
+    from gpuscope import testing as testing
     from gpuscope._otel.propagation import extract, inject
     from gpuscope._overlap.double_buffer import DoubleBuffer
     from gpuscope._overlap.overlap import overlap
@@ -47,19 +52,24 @@ _LAZY = {
 }
 """Names whose modules import torch or OpenTelemetry; they are imported when somebody asks for them."""
 
+_SUBMODULES = frozenset(("analysis", "exporters", "instrument", "integrations", "pinned", "testing"))
+"""Public folders and files; `gpuscope.testing.capture()` needs no import of its own."""
+
 if not TYPE_CHECKING:  # With this, type checkers would take any name for one of ours.
 
     def __getattr__(name: str) -> object:
-        if name not in _LAZY:
+        if name not in _LAZY and name not in _SUBMODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
+        if name in _SUBMODULES:
+            return import_module(f"{__name__}.{name}")
         value = globals()[name] = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBMODULES})
 
 
 if set_up():

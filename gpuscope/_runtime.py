@@ -14,13 +14,13 @@ import threading
 from typing import TYPE_CHECKING, TypedDict
 
 from gpuscope._multiprocessing import finish_in_children
-from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
 from gpuscope._settings.environment import is_off, variables
 from gpuscope._settings.shown import shown_url
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable, Iterator
 
     from typing_extensions import Unpack
@@ -82,7 +82,7 @@ def enable(**settings: object) -> None:
 
 def start(config: Config, **parts: Unpack[Parts]) -> Engine:
     """Begin a new period of recording. `parts` replace those of the engine, for tests."""
-    from gpuscope._collecting.engine import Engine, follow_opentelemetry
+    from gpuscope._collecting.engine import Engine
 
     with state.lock:
         engine = state.engine = Engine(
@@ -91,19 +91,22 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
         if state.look is not None:
             state.look.attach(engine.recorder)
         state.recorder = engine.recorder
-        watch_collections()
-        follow_opentelemetry(engine)
+        engine.follow_program()
         if config.graph_stages:
             from gpuscope._cuda.graphs.hooks import GraphHooks
 
             state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
             state.graphs.install(config.queue_size)
         _hook_exit_and_fork()
-    from gpuscope._log import logger
-
-    logger.info("recording starts: %s", _description(config))
+    _logger().info("recording starts: %s", _description(config))
     elisions.listen()
     return engine
+
+
+def _logger() -> logging.Logger:
+    from gpuscope._log import logger
+
+    return logger
 
 
 def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
@@ -186,6 +189,7 @@ def reset() -> None:
     shutdown()
     state.engine = None
     state.sites.clear()
+    state.set_up_sites.clear()
 
 
 def statistics() -> Statistics:
@@ -193,9 +197,7 @@ def statistics() -> Statistics:
     from gpuscope._recording.ledger import Ledger
 
     engine: Engine | None = state.engine
-    if engine is None:
-        return Ledger().statistics()
-    return engine.statistics()
+    return Ledger().statistics() if engine is None else engine.statistics()
 
 
 def summary() -> Summary:
@@ -247,10 +249,9 @@ def _hook_exit_and_fork() -> None:
     if not state.hooked:
         state.hooked = True
         atexit.register(_at_exit)
-        # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a
-        # collector that has just started still needs. Handlers of `_register_atexit` run earlier. They run last in,
-        # first out as well, so that of the thread pools has to be there first. All this is private to Python, and of
-        # use only to programs of a few milliseconds.
+        # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a new
+        # collector still needs. Handlers of `_register_atexit` run earlier. They run last in, first out as well, so
+        # that of the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
         getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)
@@ -291,5 +292,8 @@ def set_up() -> bool:
     config = state.config
     state.may_toggle = config.mode != "absent"
     if config.mode == "on":
-        start(config)
+        try:
+            start(config)
+        except Exception as error:  # Whatever it is, `import gpuscope` goes on. In a sub-interpreter it is numpy.
+            _logger().warning("nothing is recorded, because recording could not start: %r.", error)
     return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)

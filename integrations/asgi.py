@@ -59,6 +59,7 @@ class Middleware:
     """
 
     def __init__(self, app: Application, *, name: str = "request") -> None:
+        gpuscope.stage(name)  # Refuses what can't be a name: here, and not with each request.
         self.app = app
         self.name = name
 

@@ -21,6 +21,20 @@ def test_all_is_the_public_names():
     assert all(getattr(gpuscope, name).__doc__ for name in gpuscope.__all__)
 
 
+def test_submodules_are_attributes(run_python):
+    """`gpuscope.testing.capture()` and the like need no second import, and cost nothing until somebody asks."""
+    program = (
+        "import sys, gpuscope\nassert 'gpuscope.testing' not in sys.modules\n"
+        "for name in ('analysis', 'exporters', 'instrument', 'integrations', 'pinned', 'testing'):\n"
+        "    assert name in dir(gpuscope) and getattr(gpuscope, name) is sys.modules['gpuscope.' + name]\n"
+        "with gpuscope.testing.capture() as spans, gpuscope.stage('s'): pass\n"
+        "assert [span.name for span in spans] == ['s']\n"
+        "try: gpuscope.nosuch\nexcept AttributeError as error: print(error)\n"
+    )
+    result = run_python(program, GPUSCOPE="idle")
+    assert result.stdout == "module 'gpuscope' has no attribute 'nosuch'\n", result.stderr
+
+
 def test_import_is_light(run_python):
     """`import gpuscope` imports neither torch nor OpenTelemetry nor numpy, and starts no thread."""
     program = (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._collecting.resolve import Row
-    from gpuscope._cuda.graphs.resolve import Placed
+    from gpuscope._cuda.graphs.placing import Placed
     from gpuscope._data.interfaces import Bridge, Device, Identity
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
 

@@ -1,10 +1,9 @@
 """
 The loop on the collector's thread: drain, ask, resolve, export, give events back.
 
-Never waits for the GPU. Never waits for a network either, except to flush and to shut down within a deadline: while it
-waited, the anchors would age and the queue would fill. Works in short slices with real pauses between them, because
-every PyTorch operator gives up the GIL and takes it again: a thread of ours that is busy for milliseconds would make
-the application wait for it, again and again.
+Never waits for the GPU. Never waits for a network, except to flush and to shut down within a deadline: anchors would
+age and the queue fill. Works in short slices with real pauses between them, because every PyTorch operator gives up the
+GIL and takes it again: a thread of ours that is busy for milliseconds would make the application wait again and again.
 """
 
 from __future__ import annotations
@@ -280,8 +279,8 @@ class Collector:
         """
         Export what can be exported, with one deadline for everything.
 
-        First keep asking about GPU work that has not ended. Stages whose work is still pending then go out without GPU
-        times. The rest of the time belongs to the exporters of spans, then to the metrics.
+        First ask on about GPU work that has not ended; then let the stages go whose work is still pending. The rest of
+        the time belongs to the exporters of spans, then to the metrics.
         """
         started_s = time.monotonic()
         give_up_s = started_s + _SHARE_FOR_GPU * max(0.0, deadline_s - started_s)

@@ -21,6 +21,7 @@ from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._data.interrupts import is_the_programs
 from gpuscope._data.values import traceback_of
 from gpuscope._log import logger
+from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
 from gpuscope._recording.queue import ByteBudget, RecordQueue
@@ -71,7 +72,7 @@ class _Follower:
 _followers: list[_Follower] = []
 
 
-def follow_opentelemetry(engine: Engine) -> None:
+def _follow_opentelemetry(engine: Engine) -> None:
     """Open an engine's door to OpenTelemetry, now or when the program imports that."""
     if not _followers:
         import wrapt
@@ -184,6 +185,11 @@ class Engine:
         # With exporters handed in, as in tests, stages stand in the application's context, whatever `config` names.
         visible = True if self._extra_exporters else None
         return bridge.Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock, visible=visible)
+
+    def follow_program(self) -> None:
+        """Learn of the program's garbage collections, and of its import of OpenTelemetry."""
+        watch_collections()
+        _follow_opentelemetry(self)
 
     @property
     def ended(self) -> bool:

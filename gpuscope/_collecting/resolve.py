@@ -19,7 +19,7 @@ from gpuscope._data.values import shown
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._data.interfaces import Device, TimedStreamOfDevice
+    from gpuscope._data.interfaces import Anchor, Device, TimedStreamOfDevice
     from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
     from gpuscope._recording.ledger import Ledger
@@ -29,6 +29,15 @@ Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
 """One resolved stage: record, GPU start and end in host nanoseconds or 0, uncertainty, flags. A tuple, for speed."""
 
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
+_UNPLACED = int(RowFlag.UNPLACED)
+_NO_CLOCK = 0, 0, 1e6, 0.0
+"""Stands for the terms of a clock without an anchor: what ends at 0 is moved to its launch."""
+
+
+_LOST = (
+    "the clock of GPU %d can't be read while it is this busy (is CUDA_DEVICE_MAX_CONNECTIONS 1?). Stages have their "
+    "durations, and no place on the timeline: `gpuscope.unplaced`."
+)
 
 
 class Resolver:
@@ -95,8 +104,8 @@ class Resolver:
         return rows
 
     def clock_of(self, timed_stream: TimedStreamOfDevice) -> GpuClock | None:
-        """Return the clock of a stream's device, or None where it cannot be calibrated now."""
-        return self._clocks[timed_stream.index] if self._calibrated(timed_stream) else None
+        """Return the clock of a stream's device, which may be lost; None where it cannot be calibrated now."""
+        return self._clocks[timed_stream.index] if self._may_tell(timed_stream) else None
 
     def collect(self, limit: int, *, may_ask: bool = True, give_up: bool = False) -> list[Row]:
         """
@@ -136,7 +145,7 @@ class Resolver:
     ) -> None:
         device, (waiting, window) = self._device, work
         said: str | None = PENDING
-        if may_ask and self._calibrated(timed_stream):
+        if may_ask and self._may_tell(timed_stream):
             before = len(rows)
             said = self._ask(timed_stream, waiting, window, rows)
             window -= len(rows) - before
@@ -155,17 +164,32 @@ class Resolver:
             waiting.popleft()
             rows.append(row)
 
+    def _may_tell(self, timed_stream: TimedStreamOfDevice) -> bool:
+        """Return whether GPU times can be told now: with their places or, once the clock is lost, without."""
+        return self._calibrated(timed_stream) or self._clocks[timed_stream.index].is_lost
+
     def _calibrated(self, timed_stream: TimedStreamOfDevice) -> bool:
         """Return whether the clock of the stream's device has an anchor, after taking a new one where that is due."""
         clock = self._clocks.setdefault(timed_stream.index, GpuClock())
         if clock.is_due(self._clock()):
             if self._device.is_capturing(timed_stream):
                 return False
-            before = clock.anchor
-            anchor = self._device.calibrate(timed_stream, before)
+            before, anchor = clock.anchor, self._new_anchor(timed_stream, clock)
             if anchor is not None:
                 clock.calibrate(anchor, self._device.elapsed_ms(before.event, anchor.event) if before else None)
         return clock.anchor is not None
+
+    def _new_anchor(self, timed_stream: TimedStreamOfDevice, clock: GpuClock) -> Anchor | None:
+        anchor = None
+        try:
+            anchor = self._device.calibrate(timed_stream, clock.anchor)
+        except Exception as error:  # No events, say. Durations can be told without.
+            self._warnings.warn("anchor", "reading the clock of GPU %d failed: %r.", timed_stream.index, error)
+        if anchor is None:
+            clock.miss(self._clock())
+            if clock.is_lost:
+                self._warnings.warn("clock", _LOST, timed_stream.index)
+        return anchor
 
     def _ask(
         self, timed_stream: TimedStreamOfDevice, waiting: deque[StageRecord], window: int, rows: list[Row]
@@ -176,7 +200,7 @@ class Resolver:
         The reader, where there is one, has moved those that are done to `rows` before.
         """
         device, clock = self._device, self._clocks[timed_stream.index]
-        if device.reader is None or clock.anchor is None:
+        if device.reader is None:
             if device.is_capturing(timed_stream):
                 return PENDING  # Asking about an event of a stream that is being captured would break the capture.
             # Work on a stream ends in order, so the newest event answers for all before it.
@@ -187,22 +211,24 @@ class Resolver:
             timed_stream.context.value,
             timed_stream.raw,
             timed_stream.foreign,
-            clock.anchor.event.value,
+            clock.anchor.event.value if clock.anchor else 0,
             _CLAMPED,
-            *clock.terms,
+            *(clock.terms if clock.anchor else _NO_CLOCK),
         )
         for _ in done:
             waiting.popleft()
-        rows += done
+        rows += done if clock.anchor else map(self._unplaced, done)
         return PENDING if code in PENDING_CODES else None
 
     def _resolve(self, record: StageRecord, index: int) -> Row | None:
         clock, pair = self._clocks[index], record.pair
         duration_ms = self._device.elapsed_ms(pair[0], pair[1])
-        end_ms = self._device.elapsed_ms(clock.anchor.event, pair[1]) if clock.anchor else None
+        end_ms = self._device.elapsed_ms(clock.anchor.event, pair[1]) if clock.anchor else 0.0
         if duration_ms is None or end_ms is None:
             return None
-        start_ns, end_ns, uncertainty_ns = clock.place(end_ms, duration_ms)
+        start_ns, end_ns, uncertainty_ns = (
+            clock.place(end_ms, duration_ms) if clock.anchor else (-int(duration_ms * 1e6), 0, 1)
+        )
         flags = 0
         early_ns = record.start_ns - start_ns
         if early_ns > 0:
@@ -210,7 +236,13 @@ class Resolver:
             flags = _CLAMPED if early_ns > uncertainty_ns else 0
             start_ns, end_ns = start_ns + early_ns, end_ns + early_ns
         self._device.give_back(record)
-        return record, start_ns, end_ns, uncertainty_ns, flags
+        row = record, start_ns, end_ns, uncertainty_ns, flags
+        return row if clock.anchor else self._unplaced(row)
+
+    def _unplaced(self, row: Row) -> Row:
+        """Say of a stage that was moved to its launch how much later it may have been: until now, when it is done."""
+        record, start_ns, end_ns, _, flags = row
+        return record, start_ns, end_ns, max(1, self._clock() - end_ns), flags | _CLAMPED | _UNPLACED
 
     def _unresolved(self, record: StageRecord, state: str, *, give_up: bool) -> Row | None:
         if state == CAPTURED:

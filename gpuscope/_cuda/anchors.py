@@ -1,9 +1,12 @@
 """
 Takes anchors: paired readings of the host's clock and a GPU's.
 
-For the collector's thread alone, which has relaxed its capture mode. It polls for 50 ms at most and never synchronises.
-The parts in C poll without the GIL, because the driver may hold its lock for as long as a copy from pageable memory
-takes, and no thread of the program may wait for ours meanwhile.
+For the collector's thread alone, which has relaxed its capture mode. It polls, for 50 ms at first and 200 ms at most,
+and never synchronises. The parts in C poll without the GIL, because the driver may hold its lock for as long as a copy
+from pageable memory takes, and no thread of the program may wait for ours meanwhile.
+
+On a GPU with one connection an event waits for all work before it, however long that is. After a tenth of a millisecond
+the thread therefore sleeps between two questions, and the bracket is the time between the last two.
 """
 
 from __future__ import annotations
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
 _TRIES = 5
 _BUSY_NS = 100_000
 """Where an anchor took longer, the GPU or the driver is busy, and another try would not be better."""
-_LIMIT_NS = 50_000_000
-"""An event that takes longer is given up."""
+_LIMIT_NS, _LONGEST_NS = 50_000_000, 200_000_000
+"""An event that takes longer is given up; after that the next one may take twice as long, up to a limit."""
+_NAP_S = 20e-6
+_LATENCY_NS = 5_000
+"""An event that is done is seen so much later at most, where nothing holds up the question."""
 
 
 class Anchors:
@@ -49,6 +55,7 @@ class Anchors:
         self._reader = reader
         self._clock = clock
         self._parts: dict[int, tuple[Handle, deque[Handle]]] = {}
+        self._limits_ns: dict[int, int] = {}
 
     def take(self, device: int, context: Handle, keep: Anchor | None = None) -> Anchor | None:
         """
@@ -63,7 +70,7 @@ class Anchors:
             keep: an anchor that is still needed, whose event is not recorded again.
 
         Returns:
-            The anchor, whose `half_ns` says how far it may be off; None if no event completed within 50 ms.
+            The anchor, whose `half_ns` says how far it may be off; None if no event completed in time.
 
         """
         driver = self._driver
@@ -73,31 +80,35 @@ class Anchors:
                 self._parts[device] = (driver.new_stream(), ring)
             stream, ring = self._parts[device]
             best: Anchor | None = None
+            limit_ns = self._limits_ns.get(device, _LIMIT_NS)
             for _ in range(_TRIES):
+                before_ns = self._clock()
                 ring.rotate(1)
                 if keep is not None and ring[0] is keep.event:
                     ring.rotate(1)
-                anchor = self._bracket(ring[0], stream)
+                anchor = self._bracket(ring[0], stream, limit_ns)
                 if anchor is not None and (best is None or anchor.half_ns < best.half_ns):
                     best = anchor
-                if anchor is None or anchor.half_ns > _BUSY_NS:
+                if anchor is None or self._clock() - before_ns > 2 * _BUSY_NS:
                     break
+        self._limits_ns[device] = _LIMIT_NS if best is not None else min(2 * limit_ns, _LONGEST_NS)
         return best
 
-    def _bracket(self, event: Handle, stream: Handle) -> Anchor | None:
+    def _bracket(self, event: Handle, stream: Handle, limit_ns: int) -> Anchor | None:
         if self._reader is not None:
-            bracket = self._reader.bracket(event.value, stream.value, _LIMIT_NS)
+            bracket = self._reader.bracket(event.value, stream.value, limit_ns)
             return None if bracket is None else _middle(event, *bracket)
         driver, now = self._driver, self._clock
-        before = now()
+        began = before = asked = now()
         if driver.event_record(event, stream):
             return None
         while driver.event_query(event) == NOT_READY:
-            waited = now() - before
-            if waited > _LIMIT_NS:
+            if asked - began > _BUSY_NS:
+                before = asked - _LATENCY_NS  # It was not done then.
+                time.sleep(_NAP_S)
+            asked = now()
+            if asked - began > limit_ns:
                 return None
-            if waited > _BUSY_NS:
-                time.sleep(0)  # Lets other threads have the GIL.
         return _middle(event, before, now())
 
 

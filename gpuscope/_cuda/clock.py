@@ -30,6 +30,8 @@ _WIDE_NS = 50_000
 Half of a bracket that something held up. Undisturbed ones measured 3 to 4 µs on H100 and H200; one taken during a copy
 from pageable memory, which holds the driver's lock for its whole length, was off by up to 20 ms.
 """
+_MISSES = 3
+"""Attempts without any anchor, after which stages go out unplaced. They take some 0.4 s."""
 _DRIFT_WINDOW_NS = 64_000_000_000
 _UNKNOWN_DRIFT = 50e-6
 """
@@ -53,12 +55,24 @@ class GpuClock:
         self.anchor: Anchor | None = None
         self._readings: deque[tuple[int, float, int]] = deque()
         self._max_age_ns, self._retry_ns = _FIRST_ANCHOR_AGE_NS, _RETRY_NS
-        self._due_ns = 0
+        self._due_ns = -1
+        self._misses = 0
         self._host_ns_per_ms = self._doubt_ns_per_ms = 0.0
 
     def is_due(self, now_ns: int) -> bool:
-        """Tell whether a new anchor is needed before anything is placed."""
-        return self.anchor is None or now_ns > self._due_ns
+        """Tell whether a new anchor should be taken."""
+        return now_ns > self._due_ns
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether there is no anchor, and is not likely to be one soon: then durations are all that can be told."""
+        return self.anchor is None and self._misses >= _MISSES
+
+    def miss(self, now_ns: int) -> None:
+        """Take notice that no anchor could be taken: the next attempt comes later, each time twice as much."""
+        self._misses += 1
+        self._due_ns = now_ns + self._retry_ns
+        self._retry_ns = min(2 * self._retry_ns, MAX_ANCHOR_AGE_NS)
 
     def calibrate(self, anchor: Anchor, elapsed_ms: float | None) -> None:
         """

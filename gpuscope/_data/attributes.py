@@ -11,12 +11,14 @@ from gpuscope._data.batch import RowFlag
 STAGE = "gpuscope.stage"
 
 WARMUP = "gpuscope.warmup"
-"""This and the next four are flags: true, or absent."""
+"""This and the next five are flags: true, or absent."""
 CAPTURED = "gpuscope.captured"
 CLAMPED = "gpuscope.clamped"
 GIVEN_UP = "gpuscope.given_up"
 GRAPH = "gpuscope.graph"
 """On the GPU span of a stage inside a replay of a CUDA graph."""
+UNPLACED = "gpuscope.unplaced"
+"""On a GPU span whose duration alone is known."""
 
 HOST_DURATION = "gpuscope.host.duration"
 """This and the next three are in seconds."""
@@ -55,11 +57,12 @@ FLAGS = {
     RowFlag.CLAMPED: CLAMPED,
     RowFlag.GIVEN_UP: GIVEN_UP,
     RowFlag.IN_GRAPH: GRAPH,
+    RowFlag.UNPLACED: UNPLACED,
 }
 """The attribute for each flag of a row. `REMOTE_PARENT` has none, because a span has a field for it."""
 HOST_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP)}
 """Those that a host span shows."""
-GPU_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.IN_GRAPH)}
+GPU_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.IN_GRAPH, RowFlag.UNPLACED)}
 """Those that a GPU span shows."""
 
 HOST_MEASURED = (HOST_DURATION, GPU_DURATION, LAUNCH_TO_START)

@@ -35,6 +35,9 @@ class RowFlag(IntFlag):
     IN_GRAPH = 32
     """A stage inside a replay of a CUDA graph, which has a GPU span and no host span. Its host times are those of the
     launch, and `span_id` and `gpu_span_id` are the same."""
+    UNPLACED = 64
+    """The GPU's clock could not be read, so only the duration is known: the GPU span begins at the launch, and the
+    uncertainty reaches to when it was seen done. `CLAMPED` is set as well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ native: Any = None  # A module in C, without stubs.
 if wants_native():
     try:
         from gpuscope import _native as native  # type: ignore[attr-defined,no-redef]
-    except ImportError:  # There was no C compiler when gpuscope was installed; `gpuscope doctor` says so.
+    except ImportError:
+        # There was no C compiler when gpuscope was installed, as `gpuscope doctor` says; or the parts in C serve an
+        # earlier import of gpuscope in this process.
         native = None
 
 if TYPE_CHECKING or native is None:

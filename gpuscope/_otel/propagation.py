@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import propagate
 from opentelemetry.context import Context, attach, create_key, get_current
@@ -16,7 +16,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 from gpuscope._data.interrupts import is_the_programs
 from gpuscope._data.native import StageRecord
 from gpuscope._data.record import Site
-from gpuscope._data.values import shown, snapshot
+from gpuscope._data.values import shown
 from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
 from gpuscope._otel.lazy_span import own_context, record_of
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
 
 _ENTRY = create_key("gpuscope-extract")
+_warnings = WarnOnce(SUPPRESSED)
 
 
 def inject(carrier: CarrierT, *, setter: Setter[CarrierT] | None = None) -> None:
@@ -71,27 +72,31 @@ def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> Rem
 
     """
     try:
-        reader: Any = getter or _TEXT_GETTER  # It reads any mapping, and what is none is not read.
+        reader: Any = getter or _as_text  # It reads any mapping, and what is not one is not read.
         return RemoteContext(propagate.extract(carrier, Context(), reader))
-    except Exception as error:  # A request that cannot be read is served, as one without a trace.
+    except Exception as error:  # What a client sends, and what a propagator makes of it, fails no request.
         if is_the_programs(error):
             raise
         _warnings.warn("extract", "the trace of a request could not be read: %s.", shown(error))
         return RemoteContext(Context())
 
 
-class _TextGetter(DefaultGetter):
-    """Reads fields that are text, or lists of it, and passes over others, which a propagator would try to parse."""
+class _AsText(DefaultGetter):
+    """
+    Reads fields that are text, or lists of it; bytes are text, as in headers.
+
+    Other fields, which a propagator would try to parse, are passed over, and nothing asks them anything.
+    """
 
     def get(self, carrier: Mapping[str, object], key: str) -> list[str] | None:
         """Return the field's texts, or None for none."""
-        field = snapshot(carrier.get(key))
-        texts = [text for text in (field if type(field) is list else [field]) if type(text) is str]
-        return texts or None
+        field = carrier.get(key)
+        several = field if type(field) in (list, tuple) else [field]
+        texts = [one.decode("latin-1") if type(one) is bytes else one for one in cast("list[object]", several)]
+        return [one for one in texts if type(one) is str] or None
 
 
-_TEXT_GETTER = _TextGetter()
-_warnings = WarnOnce(SUPPRESSED)
+_as_text = _AsText()
 
 
 class _Entry:

@@ -263,3 +263,5 @@ if native is not None:
         close_inside=close_inside,
     )
     new_record, begin, start, end = native.new_record, native.begin, native.start, native.end
+    # A function that goes to another process by value refers to them by name, and there the twins may stand here.
+    new_record.__module__ = begin.__module__ = start.__module__ = end.__module__ = __name__

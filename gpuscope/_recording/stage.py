@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 from gpuscope._data.native import native
 from gpuscope._data.record import UnnamedSite
-from gpuscope._data.values import as_key, shown, snapshot, snapshot_mapping
+from gpuscope._data.values import as_key, snapshot, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end, undo
 from gpuscope._recording.queue import tell
-from gpuscope._recording.state import MAX_SITES, new_site, state
-from gpuscope._recording.wrap import stage_of
+from gpuscope._recording.state import MAX_SITES, site_of, state
+from gpuscope._recording.wrap import check, stage_of
 
 F = TypeVar("F", bound="Callable[..., object]")
 
@@ -100,6 +100,10 @@ class IdleStage(DisabledStage):
     warmup: int | None
     graph: bool
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle what was said of the stage."""
+        return _stage_again, (self.name, self.attributes, None, self.warmup, self.graph)
+
     def __call__(self, function: F) -> F:
         """Wrap the function so that it is recorded once recording is on."""
         return stage_of(function, self.name, self.attributes, self.stream, self.warmup, graph=self.graph)
@@ -123,6 +127,24 @@ class Stage(StageBlock):
     def _set_uncommon(self, key: str, value: object) -> None:
         if not self.end_ns or self.uses == 0:
             tell(self, {as_key(key): snapshot(value)})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle what was said of the stage; a run of it, and its stream, stay in this process."""
+        return self._again(None)
+
+    def __copy__(self) -> object:
+        """Return another stage of the same kind."""
+        function, arguments = self._again(self.stream)
+        return function(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
+        """Return another stage of the same kind."""
+        return self.__copy__()
+
+    def _again(self, stream: Stream) -> tuple[Callable[..., object], tuple[object, ...]]:
+        site = self.site
+        name = None if isinstance(site, UnnamedSite) else site.name
+        return _stage_again, (name, self.attributes, stream, site.warmup, site.graph)
 
     def _enter_again(self) -> Self:
         inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
@@ -163,6 +185,11 @@ def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] 
     if attributes is not None:
         tell(stage, snapshot_mapping(attributes))
     return stage
+
+
+def _stage_again(*arguments: Any) -> object:
+    """Make what was copied or unpickled: on, idle or off as this process is."""
+    return stage(*arguments)
 
 
 _DISABLED_STAGE = DisabledStage()
@@ -216,7 +243,7 @@ def stage(
     Raises:
         TypeError: for a name that is not a `str`, a stream without `cuda_stream`, attributes that are not a mapping, a
             `warmup` that is not an `int`; and at decoration for what can't be a stage.
-        ValueError: for a negative `warmup`.
+        ValueError: for a blank name, or a negative `warmup`.
 
     """
     # First and alone: see `_recording.wrap`.
@@ -241,7 +268,7 @@ def _uncommon(
     *,
     graph: bool,
 ) -> object:
-    _check(name, attributes, stream, warmup)
+    check(name, attributes, stream, warmup)
     if name is not None and not isinstance(name, str):
         return stage_of(name, None, attributes, stream, warmup)
     if recorder is None:
@@ -249,13 +276,10 @@ def _uncommon(
             return _off_stage(name)
         return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _DISABLED_STAGE
     if name is not None:
-        site = _sites.get(name) or new_site(name)
+        site = site_of(name, warmup, graph=graph)
     else:
         site = state.unnamed if warmup is None and graph else UnnamedSite()
-    if warmup is not None:
-        site.warmup = warmup
-    if not graph:
-        site.graph = False
+        site.warmup, site.graph = warmup, graph
     return _new_stage(recorder, site, attributes, stream)
 
 
@@ -270,20 +294,3 @@ def _idle_stage(
 def _off_stage(name: str) -> DisabledStage:
     off = _idle_stage(name, None, None, None) if state.may_toggle else _DISABLED_STAGE
     return _off_stages.setdefault(name, off) if len(_off_stages) < MAX_SITES else off
-
-
-def _could_be_decorated(name: object) -> bool:
-    return callable(name) or isinstance(name, staticmethod | classmethod | property)
-
-
-def _check(name: object, attributes: object, stream: object, warmup: object) -> None:
-    if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
-        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
-    if attributes is not None and not hasattr(attributes, "items"):
-        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
-    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
-        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
-    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
-        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
-    if warmup is not None and warmup < 0:
-        raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")

@@ -7,8 +7,9 @@ belongs to one module alone, as the current stage does (`hot_path`) and the stag
 
 from __future__ import annotations
 
+import copyreg
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpuscope._data.record import Site, UnnamedSite
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gpuscope._recording.recorder import Recorder
     from gpuscope._settings.config import Config
 
+Key = TypeVar("Key")
 MAX_SITES = 2048
 """Stages kept by name. NVTX keeps every name for ever; names with request ids in them must not pile up here as well."""
 
@@ -30,6 +32,8 @@ class State:
         self.recorder: Recorder | None = None
         self.may_toggle = False
         self.sites: dict[str, Site] = {}
+        self.set_up_sites: dict[tuple[str, int | None, bool], Site] = {}
+        """Those of blocks with a `warmup` or `graph` of their own, by name and these two."""
         self.off_stages: dict[str, FromAbove] = {}
         """What `stage` hands out while nothing is recorded, by name."""
         self.unnamed = UnnamedSite()
@@ -47,6 +51,10 @@ class State:
         """The functions that were made stages by their names, once there are any."""
         self.graphs: FromAbove = None
         """The hooks that notice captures and launches of CUDA graphs."""
+
+    def __reduce__(self) -> str:
+        """Pickle by name: a function that goes to another process by value finds that process's own."""
+        return "state"
 
     @property
     def config(self) -> Config:
@@ -67,17 +75,39 @@ class State:
 state = State()
 
 
+def _site_again(warmup: int | None, graph: bool, *facts: Any) -> Site:
+    site = Site(*facts)
+    site.warmup, site.graph = warmup, graph
+    return site
+
+
+# A function that goes to another process by value takes along what was said of its stage, and nothing of what was
+# counted or prepared here.
+copyreg.pickle(Site, lambda site: (_site_again, (site.warmup, site.graph, site.name, site.attributes, site.function)))
+
+
 def _logger() -> logging.Logger:
     from gpuscope._log import logger
 
     return logger
 
 
-def new_site(name: str) -> Site:
-    """Return the stage of this name for `with` blocks, made on first use."""
-    if len(state.sites) < MAX_SITES:
-        return state.sites.setdefault(name, Site(name, {}))
-    if len(state.sites) == MAX_SITES:
-        state.sites.setdefault(name, Site(name, {}))
+def site_of(name: str, warmup: int | None = None, *, graph: bool = True) -> Site:
+    """Return the stage of this name and these settings for `with` blocks, made on first use."""
+    if warmup is None and graph:
+        return _kept(state.sites, name, name)
+    # A block's own settings are no other's: its calls are counted, and warmed up, apart from those of plain blocks.
+    site = _kept(state.set_up_sites, (name, warmup, graph), name)
+    site.warmup, site.graph = warmup, graph
+    return site
+
+
+def _kept(sites: dict[Key, Site], key: Key, name: str) -> Site:
+    """Return what is kept under a key; beyond the limit it is made for this once."""
+    site = sites.get(key) or Site(name, {})
+    if len(sites) < MAX_SITES:
+        return sites.setdefault(key, site)
+    if len(sites) == MAX_SITES and key not in sites:
+        sites[key] = site
         _logger().warning("more than %d stage names; put what varies (ids of requests) into attributes.", MAX_SITES)
-    return Site(name, {})
+    return site

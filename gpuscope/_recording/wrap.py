@@ -10,6 +10,8 @@ Everything is decided here, when the decorator runs; the wrappers only record. E
 * Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps compiled versions by code object,
   8 of each by default, and the closures of one `def` share theirs: the ninth stage to be compiled would fail, or
   silently run uncompiled. A helper shared by the wrappers would be one such code object, and one more call per stage.
+* Each names `__class__`, which costs nothing, to have the cell in which its function finds the class for `super()`: see
+  `functions.looking_like`.
 * They are plain closures, to which `functools` gives name and signature. Objects of wrapt look even more like their
   functions, but cost half a microsecond per call, and not every version of Dynamo can trace them (not on methods in
   PyTorch 2.4, not in cells of closures in 2.11 and 2.13). Nor can all trace `contextlib.ContextDecorator` (2.4, 2.6).
@@ -18,6 +20,7 @@ Everything is decided here, when the decorator runs; the wrappers only record. E
 
 from __future__ import annotations
 
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
 from gpuscope._data.record import Site
@@ -64,19 +67,26 @@ def stage_of(
     called = _checked(function)
     if state.recorder is None and not state.may_toggle:
         return function
+    from gpuscope._recording import functions
+
+    if type(function) is MethodType:  # A method again, which goes with copies of its object.
+        method = cast("MethodType", function)
+        inner = stage_of(method.__func__, name, attributes, stream, warmup, graph=graph)
+        return cast("F", MethodType(inner, method.__self__))
+    site = _new_site(function, name, attributes)
+    site.warmup, site.graph = warmup, graph
+    wrapper = _wrapper_for(called)(called, site, stream)
+    if type(function) is FunctionType:
+        return cast("F", functions.looking_like(called, wrapper))
+    return cast("F", functions.staged_callable(called, wrapper, site, stream, wrap_again))
+
+
+def _new_site(function: object, name: str | None, attributes: Mapping[str, object] | None) -> Site:
     named = function if hasattr(function, "__qualname__") else type(function)
     module = getattr(function, "__module__", None) or type(function).__module__
     name = name or named.__qualname__.rpartition("<locals>.")[2]
     own = {} if attributes is None else snapshot_mapping(attributes)
-    site = Site(name, own, f"{module}.{named.__qualname__}")
-    site.warmup, site.graph = warmup, graph
-    import inspect
-
-    if not inspect.isroutine(function):
-        return cast("F", StagedCallable(called, site, stream))
-    from gpuscope._recording.functions import looking_like
-
-    return cast("F", looking_like(called, _wrapper_for(called)(called, site, stream)))
+    return Site(name, own, f"{module}.{named.__qualname__}")
 
 
 def _checked(function: object) -> AnyCallable:
@@ -101,7 +111,10 @@ def _wrapper_for(function: AnyCallable) -> Callable[[AnyCallable, Site, Stream],
 
 
 def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, R]:
+    __class__ = None
+
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal __class__
         # First and alone, here and in each wrapper below: see above.
         if dynamo.is_dynamo_compiling():
             dynamo.gpuscope_left_out()
@@ -123,7 +136,10 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
 
 
 def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) -> Callable[P, Awaitable[R]]:
+    __class__ = None
+
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal __class__
         if dynamo.is_dynamo_compiling():
             dynamo.gpuscope_left_out()
             return await function(*args, **kwargs)
@@ -167,7 +183,10 @@ def _resume(step: Callable[..., Item], sent: list[object], site: Site, stream: S
 def _generator(
     function: Callable[P, Generator[Item, object, object]], site: Site, stream: Stream
 ) -> Callable[P, Generator[Item, object, object]]:
+    __class__ = None
+
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Generator[Item, object, object]:
+        nonlocal __class__
         if dynamo.is_dynamo_compiling():
             dynamo.gpuscope_left_out()
             return (yield from function(*args, **kwargs))
@@ -212,7 +231,10 @@ async def _resume_async(steps: list[Awaitable[Item]], site: Site, stream: Stream
 def _async_generator(
     function: Callable[P, AsyncGenerator[Item, object]], site: Site, stream: Stream
 ) -> Callable[P, AsyncGenerator[Item, object]]:
+    __class__ = None
+
     async def wrapper(*args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[Item, object]:
+        nonlocal __class__
         generator = function(*args, **kwargs)
         del args, kwargs  # As in `_generator`. What is awaited holds what was sent, so that is in a list as well.
         steps: list[Awaitable[Item]] = [generator.__anext__()]
@@ -232,35 +254,33 @@ def _async_generator(
     return wrapper
 
 
-class StagedCallable:
-    """A callable object, such as an `nn.Module`, whose calls are stages. Everything but the call is the object's."""
-
-    def __init__(self, target: Any, site: Site, stream: Stream) -> None:  # An object of whatever class.
-        """Wrap `target` by the kind of its `__call__`."""
-        self.__wrapped__ = target
-        self.__doc__ = target.__doc__
-        self._gpuscope_site = site
-        self._gpuscope_call = _wrapper_for(getattr(target, "func", target.__call__))(target, site, stream)
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """Call the object, as a stage."""
-        return self._gpuscope_call(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> object:
-        """Take every other attribute from the object."""
-        if name == "__wrapped__":
-            raise AttributeError(name)  # While it is being unpickled or copied.
-        return getattr(self.__wrapped__, name)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the object; it is decorated again where it is unpickled."""
-        site = self._gpuscope_site
-        return _wrap_again, (self.__wrapped__, site.name, site.attributes, site.warmup, site.graph)
-
-    def __repr__(self) -> str:
-        """Show the stage and the object."""
-        return f"<stage {self._gpuscope_site.name!r} of {self.__wrapped__!r}>"
+def wrap_again(target: F, site: Site, stream: Stream = None) -> F:
+    """Make a stage of what was copied, or unpickled: its stream stays where it was."""
+    return stage_of(target, site.name, site.attributes, stream, site.warmup, graph=site.graph)
 
 
-def _wrap_again(target: F, name: str, attributes: Mapping[str, object], warmup: int | None, graph: bool) -> F:
-    return stage_of(target, name, attributes, None, warmup, graph=graph)
+def check(name: object, attributes: object, stream: object, warmup: object) -> None:
+    """
+    Raise if these can't be the arguments of a stage.
+
+    Raises:
+        TypeError: for values of another type.
+        ValueError: for a blank name, or a negative `warmup`.
+
+    """
+    if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
+        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
+    if isinstance(name, str) and not name.strip():
+        raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
+    if attributes is not None and not hasattr(attributes, "items"):
+        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
+    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
+        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
+    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
+        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
+    if warmup is not None and warmup < 0:
+        raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")
+
+
+def _could_be_decorated(name: object) -> bool:
+    return callable(name) or isinstance(name, staticmethod | classmethod | property)

@@ -1,7 +1,16 @@
 /* The module `gpuscope._native`: `_data/native.py` decides whether it or the twins are used. */
 #include "native.h"
 
+/* Types, and what `prepare` gave, are there once per process. Of gpuscope imported anew (a purged `sys.modules`, a
+   sub-interpreter) they would be taken from under the stages that run, so that one gets along with the twins. */
+static int is_taken;
+
 static int execute(PyObject *module) {
+    if (is_taken) {
+        PyErr_SetString(PyExc_ImportError, "gpuscope._native serves an earlier import of gpuscope in this process");
+        return -1;
+    }
+    is_taken = 1;
     if (add_record(module) || add_recording(module) || add_block(module)) return -1;
     if (add_events(module) || add_place(module) || add_pack(module) || add_join(module)) return -1;
     return add_reader(module) || add_graphs(module) ? -1 : 0;

@@ -8,7 +8,6 @@
  */
 #include "native.h"
 
-#include <sched.h>
 #include <time.h>
 
 /* `EventReader(set_context, is_capturing, query, elapsed, record)`: the addresses of the driver's functions */
@@ -22,7 +21,7 @@ typedef struct {
 } EventReader;
 
 enum { INVALID_HANDLE = 400, NOT_READY = 600, CAPTURING = -1 };
-static const long long PATIENCE_NS = 100000;
+static const long long PATIENCE_NS = 100000, NAP_NS = 20000, LATENCY_NS = 5000;
 
 static long long now_ns(void) {
     struct timespec now;
@@ -53,12 +52,15 @@ static Py_ssize_t count_done(const EventReader *self, const Distance *all, Py_ss
     return done;
 }
 
-/* How many of the done events can be timed; if not all, `answer` becomes what the driver said of the next one. */
+/*
+ * How many of the done events can be timed; if not all, `answer` becomes what the driver said of the next one. Without
+ * an anchor the durations alone are told.
+ */
 static Py_ssize_t measure(const EventReader *self, void *anchor, Distance *all, Py_ssize_t done, int *answer) {
     for (Py_ssize_t i = 0; i < done; i++) {
         Distance *one = &all[i];
         int code = one->start ? self->elapsed(&one->duration_ms, one->start, one->end) : INVALID_HANDLE;
-        if (code == 0) code = self->elapsed(&one->end_ms, anchor, one->end);
+        if (code == 0 && anchor != NULL) code = self->elapsed(&one->end_ms, anchor, one->end);
         if (code) {
             *answer = code;
             return i;
@@ -113,7 +115,8 @@ static PyObject *read_events(EventReader *self, PyObject *args) {
 static int measure_replay(const EventReader *self, void *anchor, void *const *events, Py_ssize_t count, float *distances) {
     /* Until the fence is done, the nodes' events may be those of an earlier launch. */
     Py_ssize_t fence = count - 1;
-    int code = self->elapsed(&distances[fence], anchor, events[fence]);
+    int code = anchor != NULL ? self->elapsed(&distances[fence], anchor, events[fence]) : ask(self, events[fence]);
+    if (anchor == NULL) distances[fence] = 0;
     for (Py_ssize_t i = 0; code == 0 && i < fence; i++) {
         /* NaN where it can't be told: only the replay that it belongs to is left out. */
         if (self->elapsed(&distances[i], events[i], events[fence])) distances[i] = Py_NAN;
@@ -192,15 +195,21 @@ static PyObject *read_replays(EventReader *self, PyObject *args) {
 /* bracket(event, stream, limit_ns): the host's clock before and after the event; None if it was not done in time. */
 static PyObject *bracket(EventReader *self, PyObject *args) {
     unsigned long long event, stream;
-    long long limit_ns, before, after;
+    long long limit_ns, began, before, asked, after;
     int code;
     if (!PyArg_ParseTuple(args, "KKL:bracket", &event, &stream, &limit_ns)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    before = now_ns();
+    began = before = asked = now_ns();
     code = self->record((void *)(uintptr_t)event, (void *)(uintptr_t)stream);
     if (code == 0) code = self->query((void *)(uintptr_t)event);
-    while (code == NOT_READY && now_ns() - before <= limit_ns) {
-        if (now_ns() - before > PATIENCE_NS) sched_yield();
+    while (code == NOT_READY) {
+        if (asked - began > PATIENCE_NS) {
+            const struct timespec nap = {0, NAP_NS};
+            before = asked - LATENCY_NS; /* It was not done then. */
+            nanosleep(&nap, NULL);
+        }
+        asked = now_ns();
+        if (asked - began > limit_ns) break;
         code = self->query((void *)(uintptr_t)event);
     }
     after = now_ns();

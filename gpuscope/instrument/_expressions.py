@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,6 +27,9 @@ Reader: TypeAlias = Callable[[tuple[Value, ...], dict[str, Value]], Value]
 Plain: TypeAlias = "str | bool | int | float"
 
 FORM = "names of arguments, attributes, items by a constant, `len(...)` and constants, as in `len(batch['ids'])`"
+MAX_DEPTH = 32
+"""Levels of an expression: each is a call, while the program's own call waits."""
+_TOO_DEEP = f"Invalid expression {{}}: it is nested more than {MAX_DEPTH} deep; name something nearer to the argument."
 MAX_ITEMS = 64
 """Items of the longest list or tuple that becomes an attribute."""
 _NUMBERS = (bool, int, float)
@@ -55,11 +59,29 @@ def reader(text: str, signature: inspect.Signature | None) -> Reader:
         ValueError: if the text is not an expression, or if it has a name that is not a parameter.
 
     """
+    return _build(_parse(text), text, signature)
+
+
+def _parse(text: str) -> ast.expr:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
+    except (RecursionError, MemoryError):  # CPython's way of saying that a text is nested too deep for its parser.
+        raise ValueError(_TOO_DEEP.format(reprlib.repr(text))) from None
     except (SyntaxError, ValueError):
-        raise ValueError(f"Invalid expression {text!r}: expected {FORM}.") from None
-    return _build(tree, text, signature)
+        raise ValueError(f"Invalid expression {reprlib.repr(text)}: expected {FORM}.") from None
+    if _is_too_deep(tree):
+        raise ValueError(_TOO_DEEP.format(reprlib.repr(text)))
+    return tree
+
+
+def _is_too_deep(tree: ast.AST) -> bool:
+    """Tell whether what follows here, and reading a value later, would need more of the stack than is fair."""
+    level: list[ast.AST] = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return False
+    return True
 
 
 def _build(node: ast.expr, text: str, signature: inspect.Signature | None) -> Reader:
@@ -77,15 +99,17 @@ def _build(node: ast.expr, text: str, signature: inspect.Signature | None) -> Re
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "len" and len(node.args) == 1 and not node.keywords:
         of = _build(node.args[0], text, signature)
         return lambda args, kwargs: len(of(args, kwargs))
-    raise ValueError(f"Invalid expression {text!r}, at {ast.unparse(node)!r}: expected {FORM}.")
+    raise ValueError(f"Invalid expression {reprlib.repr(text)}, at {reprlib.repr(ast.unparse(node))}: expected {FORM}.")
 
 
 def _constant(node: ast.expr, text: str) -> str | int:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, TypeError):  # A `TypeError` for what cannot be made, such as `{[]}`.
         key = ast.literal_eval(node)
         if isinstance(key, str | int):
             return key
-    raise ValueError(f"Invalid index {ast.unparse(node)!r} in {text!r}: expected an integer or a string.")
+    raise ValueError(
+        f"Invalid index {reprlib.repr(ast.unparse(node))} in {reprlib.repr(text)}: expected an integer or a string."
+    )
 
 
 def _argument(name: str, signature: inspect.Signature | None) -> Reader:

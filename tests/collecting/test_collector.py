@@ -11,11 +11,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpuscope import _runtime, stage
-from gpuscope._collecting.collector import _Flush
 from gpuscope._data.interfaces import BROKEN, PENDING
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
+
+
+def ask_to_flush(collector, timeout_s):
+    """Return a thread that waits for a flush, once the collector knows of it, and the list of its answers."""
+    answers = []
+    asking = threading.Thread(target=lambda: answers.append(collector.flush(timeout_s)))
+    asking.start()
+    while not collector._flushes:
+        pass
+    return asking, answers
 
 
 class Stubborn:
@@ -252,32 +261,31 @@ class TestPasses:
         collector = bench.engine.collector
         with stage("s"):
             pass
-        request = _Flush(time.monotonic() + 1000, send=True)
-        collector._flushes.append(request)
+        asking, answers = ask_to_flush(collector, 1000)
         for _ in range(2):
             collector._drain()
-            collector._serve_flushes()
-            assert not request.done.is_set()
+            collector._flushes.serve(may_ask=True)
+            assert collector._flushes
         bench.device.complete()
         collector._drain()
-        collector._serve_flushes()
-        assert request.done.is_set()
-        assert request.succeeded
-        assert collector._flushes == []
+        collector._flushes.serve(may_ask=True)
+        assert not collector._flushes
+        asking.join()
+        assert answers == [True]
         assert len(bench.spans) == 2
 
     def test_a_flush_that_is_out_of_time_says_so(self, make_bench):
-        """What is pending then is no success, and no other request is held up by it."""
+        """What is pending then is not a success, and no other request is held up by it."""
         bench = make_bench(completes=False)
         collector = bench.engine.collector
         with stage("s"):
             pass
         collector._drain()
-        late = _Flush(0.0, send=True)
-        collector._flushes.append(late)
-        collector._serve_flushes()
-        assert late.done.is_set()
-        assert not late.succeeded
+        asking, answers = ask_to_flush(collector, 0.0)
+        collector._flushes.serve(may_ask=True)
+        assert not collector._flushes
+        asking.join()
+        assert answers == [False]
         assert bench.statistics().pending == 1
 
     def test_at_the_end_pending_work_is_given_up_after_part_of_the_time(self, make_bench):

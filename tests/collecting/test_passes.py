@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from gpuscope import _runtime, stage
-from gpuscope._collecting.collector import _Flush
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
@@ -139,7 +138,7 @@ class TestThread:
         def fail():
             raise SystemError("odd")
 
-        running.collector._serve_flushes = fail
+        running.collector._flushes.serve = lambda **_: fail()
         run()
         assert running.collector.stopped.wait(PATIENCE_S)
         (record,) = [each for each in caplog.records if "the collector failed" in each.getMessage()]
@@ -296,12 +295,6 @@ class TestEnd:
         assert watching.shutdowns == [0.0]
         account = bench.statistics()
         assert (account.pending, account.lost) == (0, {"shutdown": 3})
-
-
-def test_time_that_remains_is_never_less_than_nothing():
-    """A flush that is late has none left."""
-    assert _Flush(0.0, send=True).remaining_s() == 0.0
-    assert 0 < _Flush(time.monotonic() + 10, send=True).remaining_s() <= 10
 
 
 def test_spans_that_are_exported_in_memory_are_there_at_the_end():

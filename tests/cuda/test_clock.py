@@ -131,6 +131,23 @@ def test_place_without_anchor_is_an_error():
         GpuClock().place(1.0, 1.0)
 
 
+def test_attempts_that_fail_come_ever_less_often():
+    """After a few the clock is lost, until an anchor is taken; and with one it never is."""
+    clock, now, attempts = GpuClock(), 10**12, []
+    while now < 10**12 + 20 * 10**9:
+        if clock.is_due(now):
+            clock.miss(now)
+            attempts.append(now)
+        assert clock.is_lost == (len(attempts) >= 3)
+        now += 5_000_000
+    assert len(attempts) < 15
+    clock.calibrate(Anchor("a", now, 3_500), None)
+    for _ in range(5):
+        clock.miss(now)
+    assert not clock.is_lost
+    assert not clock.is_due(now + 10_000_000)
+
+
 SECOND, MS, US = 10**9, 10**6, 10**3
 NOON = 10**12
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuscope._cuda.clock import GpuClock
-from gpuscope._cuda.graphs.resolve import Placed, largest_crowd, place
+from gpuscope._cuda.graphs.placing import Placed, largest_crowd, place
 from gpuscope._cuda.graphs.rows import InnerRows
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import Anchor
@@ -33,7 +33,7 @@ def placed(*replays, launched_ms=0.0):
     rows = [[fence - at for stage in stages for at in stage] + [fence] for *stages, fence in replays]
     places = np.arange(len(rows[0]) - 1)
     launched_ns = np.full(len(rows), ANCHOR_NS + round(launched_ms * 1e6), np.int64)
-    return place(np.array(rows), (places[::2], places[1::2]), launched_ns, new_clock())
+    return place(np.array(rows), (places[::2], places[1::2]), launched_ns, new_clock(), 0)
 
 
 def test_times_of_their_own_are_taken():
@@ -100,11 +100,22 @@ def test_stages_that_share_nodes_meet():
     to_fence_ms = np.sort(rng.uniform(0, 30, (50, 3)).astype(np.float32))[:, ::-1]
     distances = np.hstack([to_fence_ms, 7_000 + 40 * np.arange(50, dtype=np.float32)[:, np.newaxis]])
     nodes = np.array([0, 0, 1]), np.array([2, 1, 2])  # One around two.
-    right, start_ns, end_ns, *_ = place(distances.astype(np.float64), nodes, np.full(50, ANCHOR_NS), new_clock())
+    right, start_ns, end_ns, *_ = place(distances.astype(np.float64), nodes, np.full(50, ANCHOR_NS), new_clock(), 0)
     assert right.all()
     assert (start_ns[:, 0] == start_ns[:, 1]).all()
     assert (end_ns[:, 1] == start_ns[:, 2]).all()
     assert (end_ns[:, 2] == end_ns[:, 0]).all()
+
+
+def test_without_an_anchor_a_replay_begins_at_its_launch():
+    """Its stages keep their lengths and distances, and may be as late as they were seen done."""
+    distances, nodes = np.array([[5.0, 4.0, 4.0, 1.0, 0.0]] * 2), (np.array([0, 2]), np.array([1, 3]))
+    launched_ns, seen_ns = np.array([ANCHOR_NS, ANCHOR_NS + 1000]), ANCHOR_NS + 10**7
+    right, start_ns, end_ns, uncertainty_ns, _ = place(distances, nodes, launched_ns, GpuClock(), seen_ns)
+    assert right.tolist() == [True, True]
+    assert (start_ns - launched_ns[:, np.newaxis]).tolist() == [[0, 1_000_000]] * 2
+    assert (end_ns - start_ns).tolist() == [[1_000_000, 3_000_000]] * 2
+    assert (uncertainty_ns == seen_ns - end_ns).all()
 
 
 class TimedStream(NamedTuple):

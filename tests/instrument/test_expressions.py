@@ -79,11 +79,28 @@ class TestReading:
         assert read("len(images)", images=[1]) == 1
         assert (read("k", []), read("key", []), read("more", [])) == (3, "default", ())
 
-    @pytest.mark.parametrize("text", REFUSED.split("|"))
+    @pytest.mark.parametrize("text", [*REFUSED.split("|"), "x[{[]: 1}]", "x[{[]}]"])
     def test_everything_else_is_refused(self, text):
         """What would call, compute or build is not an expression, and the message says what is."""
         with pytest.raises(ValueError, match=r"names of arguments|an integer or a string"):
             reader(text, None)
+
+    @pytest.mark.parametrize("depth", [40, 400, 4000, 40_000])
+    @pytest.mark.parametrize(("before", "after"), [("x", ".a"), ("len(", ")"), ("-", ""), ("(", ")"), ("x[", "]")])
+    def test_what_is_nested_too_deep_is_refused_in_a_sentence(self, depth, before, after):
+        """However deep a text is nested, and whatever the parser raises for that, it is a short `ValueError`."""
+        text = before + after * depth if before == "x" else before * depth + "x" + after * depth
+        if before == "(" and depth == 40:
+            return  # Brackets that the parser takes away are no depth.
+        with pytest.raises(
+            ValueError, match=r"nested more than 32 deep|names of arguments|an integer or a string"
+        ) as raised:
+            reader(text, None)
+        assert len(str(raised.value)) < 300
+
+    def test_as_deep_as_people_write_is_read(self):
+        """Twenty attributes in a row are an expression."""
+        assert callable(reader("len(self" + ".a" * 20 + "[0])", None))
 
     def test_unknown_parameter_is_named_with_the_closest(self):
         """A typo in an argument's name is found when the function is, not when it is called."""

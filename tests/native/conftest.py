@@ -168,5 +168,6 @@ def machine(request, driver_file, monkeypatch):
         library.fake_capture(None)
         library.fake_refuse_exchanges(0)
         library.fake_make_events(-1)
+        library.fake_delay_anchors(ctypes.c_longlong(0))
         library.fake_work(1_000_000)
         assert library.fake_crashes() == 0

@@ -189,6 +189,10 @@ void fake_destroy_executable(Graph *executable) {
     leave(executable);
 }
 
+#define ANCHORS ((void *)0x5000)
+static long long anchor_delay_ns; /* As on a GPU with one connection: an event waits for work of other streams. */
+void fake_delay_anchors(long long ns) { anchor_delay_ns = ns; }
+
 static int events_left = -1; /* Then the driver is out of memory. */
 void fake_make_events(int count) { events_left = count; }
 
@@ -208,6 +212,7 @@ int cuEventRecord(Event *event, void *stream) {
     }
     if (event == NULL) return INVALID_HANDLE;
     event->captured = captured_stream != NULL && stream == captured_stream;
+    if (stream == ANCHORS && anchor_delay_ns) return event->recorded_ns = now_ns() + anchor_delay_ns, SUCCESS;
     if (!event->captured) enqueue(event, 1, NOW);
     return SUCCESS;
 }
@@ -252,7 +257,7 @@ int cuGraphExecEventRecordNodeSetEvent(Graph *executable, Node *node, Event *eve
 
 int cuEventQuery(Event *event) {
     if (event == NULL) return INVALID_HANDLE;
-    return event->captured ? INVALID_VALUE : event->awaited ? NOT_READY : SUCCESS;
+    return event->captured ? INVALID_VALUE : event->awaited || now_ns() < event->recorded_ns ? NOT_READY : SUCCESS;
 }
 
 int cuEventElapsedTime(float *ms, Event *start, Event *end) {
@@ -277,7 +282,7 @@ int cuCtxPushCurrent_v2(void *context) { return contexts_pushed++, 0; }
 int cuCtxPopCurrent_v2(void **context) { return contexts_pushed--, 0; }
 int cuCtxSetCurrent(void *context) { return 0; }
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, 0; }
-int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { return *stream = (void *)0x5000, 0; }
+int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { return *stream = ANCHORS, 0; }
 int cuThreadExchangeStreamCaptureMode(int *mode) { return 0; }
 int cuDeviceGet(int *device, int index) { return *device = index, 0; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { return *flags = 0, *active = device < 2, 0; }

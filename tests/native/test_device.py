@@ -200,6 +200,38 @@ def test_a_stage_on_a_stream_of_a_pool_asks_nothing(machine):
     assert machine.library.fake_questions() == before
 
 
+def test_an_anchor_that_waits_for_work_is_bracketed_where_it_is_done(machine):
+    """On a GPU with one connection an anchor is as good as the time between two questions, not as its whole wait."""
+    machine.library.fake_delay_anchors(ctypes.c_longlong(20_000_000))
+    run()
+    spans = machine.collect()
+    assert [span.kind for span in spans] == ["host", "gpu"]
+    assert spans[1].attributes["gpuscope.clock.uncertainty"] < 0.01
+    assert "gpuscope.unplaced" not in spans[1].attributes
+
+
+def test_without_any_anchor_the_durations_are_told(machine, monkeypatch):
+    """A GPU whose clock can't be read is asked ever less often, and its stages have durations without a place."""
+    attempts, device = [], machine.engine.recorder.device
+    monkeypatch.setattr(device, "calibrate", lambda *arguments: attempts.append(arguments))
+    run()
+    while not machine.collect():
+        pass
+    run()
+    spans = machine.collect()
+    assert len(attempts) == 3
+    assert [span.kind for span in spans] == ["host", "gpu"] * 2
+    for host, gpu in (spans[:2], spans[2:]):
+        assert gpu.attributes["gpuscope.unplaced"]
+        assert gpu.start_ns == host.start_ns
+        assert 0 <= gpu.duration_ns < host.duration_ns + 100_000
+        assert gpu.attributes["gpuscope.clock.uncertainty"] > 0
+    monkeypatch.undo()
+    while "gpuscope.unplaced" in machine.spans[-1].attributes:
+        run()
+        machine.collect()
+
+
 def test_events_that_can_not_be_made_are_not_counted_as_made(machine):
     """After any number of failures the next stage has GPU times, once the driver can make events again."""
     machine.library.fake_make_events(0)

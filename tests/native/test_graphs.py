@@ -305,6 +305,22 @@ def test_a_replay_that_another_library_captures_is_none(machine, new_graph):
     assert account(machine).pending == 0
 
 
+def test_a_replay_on_a_gpu_whose_clock_can_not_be_read(machine, new_graph, monkeypatch):
+    """Its stages have their durations and begin at the launch, and say so."""
+    monkeypatch.setattr(machine.engine.recorder.device, "calibrate", lambda *_: None)
+    graph = new_graph("attention", "mlp")
+    replay(graph)
+    while not inner(machine.collect()):
+        pass
+    found = inner(machine.spans)
+    for name in ("attention [gpu]", "mlp [gpu]"):
+        (span,) = found[name]
+        assert microseconds(span) == KERNEL_US
+        assert span.attributes["gpuscope.unplaced"]
+    assert found["attention [gpu]"][0].end_ns == found["mlp [gpu]"][0].start_ns
+    assert account(machine).dropped == {}
+
+
 def test_a_graph_captured_on_one_thread_is_replayed_on_others(machine, new_graph):
     """Eight threads that replay one graph at once yield as many spans as replays, each in its own request."""
     graph = new_graph("attention")
@@ -480,6 +496,42 @@ def test_a_graph_destroyed_before_it_was_read_is_read(machine, new_graph):
     assert len(inner(machine.collect())["attention [gpu]"]) == 1
     (pool,) = _runtime.state.graphs._pools.values()
     assert len(pool._spare) == 3
+
+
+def test_events_that_can_not_be_made_cost_their_replays_alone(machine, new_graph):
+    """However often the driver fails to make events for a replay, the next one is timed once it can again."""
+    graph = new_graph("attention")
+    (pool,) = _runtime.state.graphs._pools.values()
+    left = pool._left
+    machine.library.fake_make_events(0)
+    for _ in range(3):
+        replay(graph)
+    assert pool._left == left
+    machine.library.fake_make_events(-1)
+    replay(graph)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 1
+    assert account(machine).dropped == {"overwritten": 3}
+
+
+def test_a_forked_child_waits_for_no_lock_of_its_parent(machine, new_graph):
+    """A graph that a thread of the parent was launching is replayed in the child as without us."""
+    graph = new_graph("attention")
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with graph._gpuscope.lock:
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    _runtime.state.graphs._forget()  # What happens in a forked child.
+    replay(graph)
+    graph.reset()
+    done.set()
+    thread.join()
+    assert inner(machine.collect()) == {}
 
 
 def test_a_stage_may_opt_out(machine, new_graph):

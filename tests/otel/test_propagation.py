@@ -199,6 +199,31 @@ class TestExtract:
             pass
         assert spans[0].parent_id == 0
 
+    @pytest.mark.parametrize(
+        "value",
+        [b"\xff\x00", None, 5, ["x"], [None, b"y"], (), {}, object(), "nonsense", f"00-{0:032x}-{SPAN_ID:016x}-01"],
+    )
+    @pytest.mark.parametrize("field", ["traceparent", "tracestate", "baggage"])
+    def test_a_value_that_is_no_trace_fails_no_request(self, field, value):
+        """Whatever a client sends in whichever field, the block is entered, and stages inside are recorded."""
+        with capture() as spans, gpuscope.extract({**REMOTE, field: value}), gpuscope.stage("request"):
+            pass
+        assert by_name(spans)["request"].trace_id == TRACE_ID or field == "traceparent"
+
+    def test_bytes_are_text(self):
+        """Headers as an ASGI scope has them go on with the trace."""
+        headers = {name: value.encode() for name, value in REMOTE.items()}
+        with capture() as spans, gpuscope.extract(headers), gpuscope.stage("request"):
+            pass
+        assert by_name(spans)["request"].trace_id == TRACE_ID
+
+    @pytest.mark.parametrize("carrier", [None, [], [(b"traceparent", b"x")], 3])
+    def test_a_carrier_that_is_no_mapping_is_no_trace(self, carrier, caplog):
+        """What cannot be read is said once, and the block changes nothing."""
+        with gpuscope.extract(carrier), gpuscope.extract(carrier):
+            assert trace.get_current_span() is trace.INVALID_SPAN
+        assert len(caplog.messages) <= 1
+
     def test_what_was_not_sampled_there_is_not_exported_here(self):
         """The flag of the remote trace holds, and is passed on: a trace is whole in all processes, or in none."""
         with capture() as spans, gpuscope.extract(UNSAMPLED), gpuscope.stage("worker"):

@@ -361,3 +361,38 @@ def test_threads_that_never_stop_do_not_keep_the_end_from_ending(run_python):
     (spans,) = names(Path(result.args[3]).parent).values()
     assert spans.count("work") == 1, result.stderr
     assert "shutdown" not in result.stderr
+
+
+class TestImportedAgain:
+    """gpuscope is imported more than once in a process; its parts in C are there once."""
+
+    def test_stages_of_an_earlier_import_go_on(self, run_python):
+        """After `sys.modules` was purged, what was decorated before and what is decorated now are both recorded."""
+        program = (
+            "import sys, gpuscope\nold = gpuscope\n"
+            "@old.stage('f')\ndef f(): return 1\nf()\n"
+            "for name in [name for name in sys.modules if name.split('.')[0] == 'gpuscope']: del sys.modules[name]\n"
+            "import gpuscope as new\nassert new is not old\n"
+            "@new.stage('g')\ndef g():\n    with old.stage('block'): return f()\n"
+            "assert g() == 1\n"
+            "with old.stage('outer'), new.stage('inner'), old.stage('innermost'): f()\n"
+            "for each in (old, new):\n"
+            "    each.flush(20); print(each.statistics().recorded, sum(each.statistics().lost.values()))\n"
+        )
+        result = run_python(program, GPUSCOPE="1", GPUSCOPE_EXPORTER="none", GPUSCOPE_METRICS="none")
+        assert result.stdout == "6 0\n2 0\n", result.stdout + result.stderr
+        assert result.returncode == 0
+
+    @pytest.mark.parametrize("mode", ["1", "idle", "0"])
+    def test_a_sub_interpreter_changes_nothing_here(self, run_python, mode):
+        """There the import succeeds, whatever is recorded there, and the main interpreter's stages go on."""
+        pytest.importorskip("_xxsubinterpreters")
+        program = (
+            "import gpuscope, _xxsubinterpreters as interpreters\nwith gpuscope.stage('before'): pass\n"
+            "code = 'import gpuscope\\nwith gpuscope.stage(\"s\"): pass\\n'\n"
+            "code += 'assert gpuscope.stage(\"f\")(abs)(-1) == 1'\n"
+            "interpreters.run_string(interpreters.create(), code)\n"
+            "@gpuscope.stage('f')\ndef f(): pass\nf()\ngpuscope.flush(20); print(gpuscope.statistics().recorded)\n"
+        )
+        result = run_python(program, GPUSCOPE=mode, GPUSCOPE_EXPORTER="none", GPUSCOPE_METRICS="none")
+        assert result.stdout == ("2\n" if mode == "1" else "0\n"), result.stdout + result.stderr

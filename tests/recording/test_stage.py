@@ -7,6 +7,7 @@ import functools
 import gc
 import inspect
 import pickle
+import re
 import threading
 import weakref
 
@@ -112,6 +113,24 @@ class TestBlock:
         with stage():
             pass
         assert len(bench.named("stage")) == 1
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_settings_of_one_block_hold_for_that_block(self, bench, first):
+        """`warmup` and `graph` of one block leave the others of its name alone, and its own calls are counted on."""
+        own = {"warmup": 2, "graph": False}
+        for options in ([own, {}] if first else [{}, own]) * 3:
+            with stage(f"w{first}", **options) as block:
+                assert block.site.graph is (not options)
+        spans = [span for span in bench.named(f"w{first}") if span.kind == "host"]
+        ours = spans[not first :: 2]
+        assert [span.attributes.get("gpuscope.warmup", False) for span in ours] == [True, True, False]
+        assert not any(span.attributes.get("gpuscope.warmup") for span in spans if span not in ours)
+
+    def test_a_decorator_s_settings_are_no_block_s(self, bench):
+        """A decorator with `warmup` changes no block that goes by the same name."""
+        stage("w", warmup=3, graph=False)(len)
+        with stage("w") as block:
+            assert (block.site.warmup, block.site.graph) == (None, True)
 
     def test_names_beyond_the_limit_are_recorded_and_not_kept(self, bench, monkeypatch, caplog):
         """Names with request ids in them do not pile up; one warning says so."""
@@ -321,6 +340,17 @@ class TestDecorator:
             stage("x", stream=3)
         with pytest.raises(TypeError, match="must be a mapping"):
             stage("x", attributes=3)
+
+    @pytest.mark.parametrize("name", ["", " ", "\t\n"])
+    @pytest.mark.parametrize("state", ["on", "idle", "absent"])
+    def test_a_blank_name_is_refused_at_once(self, bench, monkeypatch, name, state):
+        """A row without a name says nothing; the refusal does not depend on whether anything is recorded."""
+        if state != "on":
+            gpuscope.disable()
+        monkeypatch.setattr(gpuscope._recording.state.state, "may_toggle", state != "absent")
+        for options in ({}, {"attributes": {"a": 1}}, {"warmup": 1}, {"graph": False}):
+            with pytest.raises(ValueError, match=f"is {re.escape(repr(name))}: expected one that is not blank"):
+                stage(name, **options)
 
 
 class _Model:

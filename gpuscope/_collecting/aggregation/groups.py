@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HOST, GPU, DELAY = range(3)
 """Rows of a block: host duration, GPU duration, and launch to start, in milliseconds."""
-WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
+WARMUP, _IN_GRAPH, _UNPLACED = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH), int(RowFlag.UNPLACED)
 
 
 class Group(NamedTuple):
@@ -81,6 +81,7 @@ def _durations(
     block[GPU:, batch.gpu_end_ns[order] == 0] = np.nan
     # A stage inside a replay has no host time and no launch of its own.
     block[HOST, replayed] = block[DELAY, replayed] = np.nan
+    block[DELAY, np.flatnonzero(batch.flags[order] & _UNPLACED)] = np.nan
     return block, sums
 
 

@@ -56,7 +56,7 @@ reads. That is cheaper than a mask. Warm-up calls are counted there too."""
 _ROWS_AT_ONCE, _BATCHES_AT_ONCE = 1024, 8
 """Batches are kept and counted together, because what costs is the number of numpy calls: 1,024 rows take some 0.4 ms
 of the GIL, half as long per row as 256 do."""
-_WARMUP, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH)
+_WARMUP, _IN_GRAPH, _UNPLACED = int(RowFlag.WARMUP), int(RowFlag.IN_GRAPH), int(RowFlag.UNPLACED)
 
 
 class StageMetrics:
@@ -97,6 +97,7 @@ class StageMetrics:
         series[1] = rows.stage + (rows.device * 2 + _DEVICES) * _BLOCK
         series[2] = series[1] + _BLOCK
         series[:, np.flatnonzero(rows.flags & _WARMUP)] = _NOWHERE * _BLOCK
+        series[2, np.flatnonzero(rows.flags & _UNPLACED)] = _NOWHERE * _BLOCK
         times_ns[0] = rows.host_end_ns - rows.host_start_ns
         times_ns[1] = rows.gpu_end_ns - rows.gpu_start_ns
         times_ns[2] = rows.gpu_start_ns - rows.host_start_ns

@@ -87,7 +87,13 @@ class EventPool:
                 return None
             self._left -= missing
             taken = [self._spare.pop() for _ in range(count - missing)]
-        return taken + self._new(missing)
+        try:
+            return taken + self._new(missing)
+        except BaseException:  # What could not be made does not count as made.
+            with self._lock:
+                self._left += missing
+                self._spare += taken
+            raise
 
     def give_back(self, events: list[Handle]) -> None:
         """Take them back."""
@@ -98,7 +104,11 @@ class EventPool:
         """Return events that nobody reads. There is no limit, because each graph has few."""
         with self._lock:
             taken = [self._unread.pop() for _ in range(min(count, len(self._unread)))]
-        return taken + self._new(count - len(taken))
+        try:
+            return taken + self._new(count - len(taken))
+        except BaseException:
+            self.give_back_unread(taken)
+            raise
 
     def give_back_unread(self, events: list[Handle]) -> None:
         """Take them back, for scratch alone: launches of a graph that is gone may still record into them."""

@@ -13,11 +13,12 @@ events of a replay, and of the replays that wait with it, are read in one call.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpuscope._cuda.driver import PENDING_CODES
+from gpuscope._cuda.graphs.placing import Placed, largest_crowd, place
 from gpuscope._cuda.graphs.replay import stages_in
 from gpuscope._data.interfaces import DONE, PENDING
 from gpuscope._log import SUPPRESSED, logger
@@ -35,27 +36,11 @@ if TYPE_CHECKING:
     from gpuscope._log import WarnOnce
     from gpuscope._recording.ledger import Ledger
 
-_ROUNDING_NS = 2_000
-"""Two steps of a 32-bit float of milliseconds at 8 s from the anchor (0.5 µs each), for each of two replays."""
 _CROWD = 2
 """
 With more graphs than this at once on one GPU, their record nodes may hold each other up: 1 stage in 100 was off by more
 than 2 µs with two, 6 with four and 49 with eight (`benchmarks/bench_graphs.py`, H200).
 """
-_IMPOSSIBLE_NS = 50_000
-"""A stage that began before its launch by the uncertainty and so much more has another replay's time."""
-
-
-class Placed(NamedTuple):
-    """Replays of one graph on one stream; times in host nanoseconds, a row per replay and a column per stage."""
-
-    graph: GraphStages
-    replays: list[Replay]
-    start_ns: NDArray[np.int64]
-    end_ns: NDArray[np.int64]
-    uncertainty_ns: NDArray[np.int64]
-    clamped: NDArray[np.bool_]
-    """Per replay, whether it began before its launch by more than the uncertainty, and was moved to it."""
 
 
 class ReplayResolver:
@@ -183,14 +168,14 @@ class ReplayResolver:
     ) -> tuple[str, list[NDArray[np.float32]]]:
         """Return what is known of the first replay that is not done, and the distances of those before it."""
         reader, anchor = self._device.reader, clock.anchor
-        if reader is None or anchor is None:
+        if reader is None:
             return self._measure_in_python(timed_stream, anchor, window)
         code, done, distances = reader.read_replays(
             [replay.events.addresses for replay in window],
             timed_stream.context.value,
             timed_stream.raw,
             timed_stream.foreign,
-            anchor.event.value,
+            anchor.event.value if anchor else 0,
         )
         sizes = [len(replay.events.events) for replay in window[:done]]
         values = np.frombuffer(distances, np.float32)[: sum(sizes)]
@@ -201,14 +186,15 @@ class ReplayResolver:
         self, timed_stream: TimedStream, anchor: Anchor | None, window: list[Replay]
     ) -> tuple[str, list[NDArray[np.float32]]]:
         device, rows = self._device, list["NDArray[np.float32]"]()
-        if anchor is None or device.is_capturing(timed_stream):
+        if device.is_capturing(timed_stream):
             return PENDING, rows
         for replay in window:
             said = device.query(replay)  # type: ignore[arg-type]  # It has a record's `pair`, and no more is asked of it.
             if said != DONE:
                 return said, rows
             *nodes, fence = replay.events.events
-            row = [device.elapsed_ms(node, fence) for node in nodes] + [device.elapsed_ms(anchor.event, fence)]
+            row = [device.elapsed_ms(node, fence) for node in nodes]
+            row.append(device.elapsed_ms(anchor.event, fence) if anchor else 0.0)
             rows.append(np.array([np.nan if value is None else value for value in row], np.float32))
         return DONE, rows
 
@@ -218,7 +204,9 @@ class ReplayResolver:
         """Place the stages of replays, and count those whose replay has times that can't be its own."""
         launched_ns = np.array([replay.launched_ns for replay in replays], np.int64)
         nodes = np.array(graph.starts), np.array(graph.ends)
-        right, start_ns, end_ns, uncertainty_ns, early_ns = place(np.array(rows, np.float64), nodes, launched_ns, clock)
+        right, start_ns, end_ns, uncertainty_ns, early_ns = place(
+            np.array(rows, np.float64), nodes, launched_ns, clock, self._clock()
+        )
         for replay in replays:
             graph.give_back(replay.events)
         if graph.is_broken:
@@ -232,69 +220,6 @@ class ReplayResolver:
             start_ns[kept],
             end_ns[kept],
             uncertainty_ns[kept],
-            (early_ns > uncertainty_ns.max(axis=1))[kept],
+            (early_ns > uncertainty_ns.max(axis=1))[kept] | (clock.anchor is None),
+            clock.anchor is None,
         )
-
-
-def largest_crowd(placed: list[Placed]) -> int:
-    """Return how many replays ran on one GPU at once."""
-    devices: dict[int, list[Placed]] = {}
-    for group in placed:
-        if group.replays:
-            devices.setdefault(group.replays[0].timed_stream.index, []).append(group)
-    return max(map(_most_at_once, devices.values()), default=0)
-
-
-def _most_at_once(groups: list[Placed]) -> int:
-    if len({group.replays[0].timed_stream for group in groups}) == 1:
-        return 1
-    start_ns = np.concatenate([group.start_ns.min(axis=1) for group in groups])
-    # Replays on one stream follow each other, but for rounding.
-    end_ns = np.maximum(start_ns, np.concatenate([group.end_ns.max(axis=1) for group in groups]) - 2 * _ROUNDING_NS)
-    step = np.repeat([1, -1], len(start_ns))
-    order = np.lexsort((step, np.concatenate([start_ns, end_ns])))
-    return int(step[order].cumsum().max())
-
-
-def place(
-    distances: NDArray[np.float64],
-    nodes: tuple[NDArray[np.int64], NDArray[np.int64]],
-    launched_ns: NDArray[np.int64],
-    clock: GpuClock,
-) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """
-    Place the stages of replays of one graph on one stream, as `GpuClock.place` does with one stage.
-
-    Stages that share a node meet to the nanosecond.
-
-    Args:
-        distances: a row per replay, oldest first: of each node to the fence, and of the fence from the anchor, in
-            milliseconds; NaN where the driver could not tell.
-        nodes: places of the nodes at which the stages start, and at which they end.
-        launched_ns: when each replay was launched.
-        clock: of the device.
-
-    Returns:
-        Which replays have times of their own; starts, ends and uncertainties in nanoseconds, a row per replay; and by
-        how much each replay began before its launch, to which it was then moved.
-
-    """
-    host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = clock.terms
-    right = ~np.isnan(distances).any(axis=1)
-    distances = np.nan_to_num(distances)
-    to_fence_ms, fence_ms = distances[:, :-1], distances[:, -1:]
-    fence_ns = host_ns + (fence_ms * host_ns_per_ms).astype(np.int64)
-    node_ns = fence_ns - (to_fence_ms * host_ns_per_ms).astype(np.int64)
-    starts, ends = nodes
-    start_ns, end_ns = node_ns[:, starts], node_ns[:, ends]
-    length_ms = to_fence_ms[:, starts] - to_fence_ms[:, ends]
-    doubtful_ms = abs(fence_ms - to_fence_ms[:, ends]) + length_ms
-    uncertainty_ns = half_ns + (doubtful_ms * doubt_ns_per_ms).astype(np.int64) + 1
-    early_ns = (launched_ns - start_ns.min(axis=1)).clip(min=0)
-    right &= (to_fence_ms >= 0).all(axis=1) & (start_ns <= end_ns).all(axis=1)
-    right &= early_ns <= uncertainty_ns.max(axis=1) + _IMPOSSIBLE_NS
-    # Launches of one graph follow each other.
-    in_order = start_ns.min(axis=1)[1:] >= end_ns.max(axis=1)[:-1] - _ROUNDING_NS
-    right[1:] &= in_order | ~right[:-1]
-    early = early_ns[:, np.newaxis]
-    return right, start_ns + early, end_ns + early, uncertainty_ns, early_ns

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope._cuda.graphs.placing import Placed
     from gpuscope._cuda.graphs.replay import Replay
-    from gpuscope._cuda.graphs.resolve import Placed
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
 
 _WARMUP, _CLAMPED, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.CLAMPED), int(RowFlag.IN_GRAPH)
+_UNPLACED = int(RowFlag.UNPLACED)
 _LOW = (1 << 64) - 1
 _SHARED = (
     *("trace_high", "trace_low", "parent_id", "stream", "root", "thread", "sampled"),
@@ -78,6 +79,7 @@ class InnerRows:
         rehearsed = np.array([replay.outer.trace.root.warms_up for replay in replays])
         warm = rehearsed[:, np.newaxis] | self._count_calls(graph.sites, len(replays))
         cells["flags"] = _IN_GRAPH + warm * _WARMUP + placed.clamped[:, np.newaxis] * _CLAMPED
+        cells["flags"] += placed.unplaced * _UNPLACED
         return cells.tobytes()
 
     def _new_ids(self, shape: tuple[int, int]) -> NDArray[np.uint64]:

@@ -193,6 +193,8 @@ def _why_unmeasured(flags: int) -> str:
         return "ran while a CUDA graph was captured, so it has no GPU times"
     if flags & RowFlag.GIVEN_UP:
         return "was given up before its GPU work ended"
+    if flags & RowFlag.UNPLACED:
+        return "has GPU times that cannot be placed: the GPU's clock could not be read"
     if flags & RowFlag.CLAMPED:
         return "has GPU times that cannot be placed: they lie before the launch"
     return "has no GPU times: recorded without a GPU, or on a device that was not current"
