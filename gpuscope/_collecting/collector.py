@@ -20,8 +20,8 @@ from gpuscope._collecting.gates import Gate, Wake
 from gpuscope._collecting.intake import Intake
 from gpuscope._collecting.metrics_pipeline import MetricsPipeline
 from gpuscope._collecting.one_thread import OneThread
-from gpuscope._data.interrupts import is_the_programs
 from gpuscope._data.values import shown
+from gpuscope._interrupts import is_the_programs
 from gpuscope._log import COUNTED, WarnOnce
 
 if TYPE_CHECKING:

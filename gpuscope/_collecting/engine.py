@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,8 @@ from gpuscope._collecting.gates import Wake
 from gpuscope._cuda.cuda_device import CudaDevice
 from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
-from gpuscope._data.interrupts import is_the_programs
 from gpuscope._data.values import traceback_of
+from gpuscope._interrupts import is_the_programs
 from gpuscope._log import logger
 from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.ledger import Ledger
@@ -54,15 +55,16 @@ class _Follower:
     """Opens the door to OpenTelemetry when the program has imported that, so that no stage has to import anything."""
 
     def __init__(self) -> None:
-        self.engine: Engine | None = None
+        self.find_engine: Callable[[], Engine | None] = lambda: None
         self.has_come = False
 
     def open(self, _module: object = None) -> None:
         self.has_come = True
-        if self.engine is None or self.engine.ended:
+        engine = self.find_engine()
+        if engine is None or engine.ended:
             return
         try:
-            self.engine.recorder.open_bridge()
+            engine.recorder.open_bridge()
         except Exception as error:  # OpenTelemetry is broken, or still being imported; the collector tries again.
             if is_the_programs(error):
                 raise
@@ -78,10 +80,10 @@ def _follow_opentelemetry(engine: Engine) -> None:
         import wrapt
 
         _followers.append(_Follower())
-        _followers[0].engine = engine
+        _followers[0].find_engine = weakref.ref(engine)
         wrapt.when_imported("opentelemetry.trace")(_followers[0].open)
         return
-    _followers[0].engine = engine
+    _followers[0].find_engine = weakref.ref(engine)
     if _followers[0].has_come:
         _followers[0].open()
 

@@ -13,10 +13,10 @@ from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.propagators.textmap import DefaultGetter, default_setter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 
-from gpuscope._data.interrupts import is_the_programs
 from gpuscope._data.native import StageRecord
 from gpuscope._data.record import Site
 from gpuscope._data.values import shown
+from gpuscope._interrupts import is_the_programs
 from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
 from gpuscope._otel.lazy_span import own_context, record_of

@@ -16,10 +16,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from gpuscope._data.interrupts import is_the_programs
 from gpuscope._data.native import StageRecord, Trace, native
 from gpuscope._data.record import ThreadInfo
 from gpuscope._data.values import exception_info
+from gpuscope._interrupts import is_the_programs
 from gpuscope._recording.current_stage import (
     TAKEN_OUT,
     before,
