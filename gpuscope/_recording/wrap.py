@@ -113,7 +113,7 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
             result = function(*args, **kwargs)
             end(record, None)
         except BaseException as error:
-            end_raised(record, error)
+            end_raised(record, error, None)
             raise
         return result
 
@@ -134,7 +134,7 @@ def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) 
             result = await function(*args, **kwargs)
             end(record, None)
         except BaseException as error:
-            end_raised(record, error)
+            end_raised(record, error, None)
             raise
         return result
 
@@ -152,7 +152,7 @@ def _resume(step: Callable[..., Item], value: object, site: Site, stream: Stream
         item = step(value)
         end(record, None)
     except BaseException as error:
-        end_raised(record, None if type(error) is StopIteration else error)
+        end_raised(record, error, StopIteration)
         raise
     return item
 
@@ -194,7 +194,7 @@ async def _resume_async(awaitable: Awaitable[Item], site: Site, stream: Stream) 
         item = await awaitable
         end(record, None)
     except BaseException as error:
-        end_raised(record, None if type(error) is StopAsyncIteration else error)
+        end_raised(record, error, StopAsyncIteration)
         raise
     return item
 
