@@ -235,13 +235,12 @@ def _exception_info(error: BaseException) -> ExceptionInfo | None:
 
 def end_raised_in_python(record: StageRecord, error: BaseException, harmless: type[BaseException] | None) -> None:
     """Finish a run that an exception has left, unless it came before the run began or after it ended."""
-    noted = None if type(error) is harmless else error
     try:
         if hasattr(record, "recorder"):
-            end_in_python(record, noted)
+            end_in_python(record, None if type(error) is harmless else error)
     except BaseException:  # An interrupt, which goes on; the second `end` does nothing where it came after the first.
         if hasattr(record, "recorder"):
-            end_in_python(record, noted)
+            end_in_python(record, None)
         raise
 
 
