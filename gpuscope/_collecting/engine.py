@@ -21,7 +21,7 @@ from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._data.values import traceback_of
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import logger
+from gpuscope._log import WarnOnce, logger
 from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
@@ -42,12 +42,13 @@ _LEAST_EXIT_S = 0.1
 """What the end has at exit where handing over took all the time."""
 
 
-def _warn_of_gevent() -> None:
+def _warn_of_gevent(warnings: WarnOnce) -> None:
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
-        logger.warning(
+        warnings.warn(  # Starting a thread lets other greenlets run, which may start one as well.
+            "gevent",
             "gevent has patched `threading`, which is unsupported: gpuscope's threads become greenlets that take turns "
-            "with the program's, and NVTX ranges of different greenlets close each other."
+            "with the program's, and NVTX ranges of different greenlets close each other.",
         )
 
 
@@ -148,6 +149,7 @@ class Engine:
         self._complete = True
         """Whether, at its end, nothing was lost."""
         self._exit_took_s = 0.0
+        self._warnings = WarnOnce()
         self._late = RecordQueue(0)
         """Refuses the stages that end after the engine."""
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
@@ -216,7 +218,7 @@ class Engine:
         if starts:
             # Here and not on the collector's thread: the program may end its provider before that has begun.
             self.collector.watch_provider()
-            _warn_of_gevent()
+            _warn_of_gevent(self._warnings)
 
     def wait_until_ready(self) -> None:
         """Wait until a collector that has just started has made its exporters."""

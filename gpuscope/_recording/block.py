@@ -56,13 +56,14 @@ if TYPE_CHECKING or native is None:
             self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
         ) -> None:
             """End the stage; an exception is noted and passes through."""
-            if self.uses != 1:
-                self._exit_again(error)
-                return
             try:
-                end(self, error)
+                if self.uses == 1:
+                    end(self, error)
+                else:
+                    self._exit_again(error)
             except BaseException:
-                end(self, error)  # Does nothing where the interrupt came after it.
+                if self.uses == 1:
+                    end(self, error)  # Does nothing where the interrupt came after it.
                 raise
 
         def set_attribute(self, key: str, value: object) -> None:

@@ -9,7 +9,7 @@ as by a task that was started inside it, and what begins there belongs to its tr
 
 Before 3.12 Python collects garbage within allocations, also within those of `ContextVar.set`. If a finalizer then sets
 any variable of the same context, the first `set` goes on with memory that was freed (it borrows the context's table).
-So a stage that begins while its own thread collects garbage is made current in `collection` instead, and in no context.
+So a stage that begins while its own thread collects garbage is made current in `_within` instead, and in no context.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import gc
 import sys
 import threading
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gpuscope._data.native import native
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gpuscope._data.record import StageRecord
 
 ELSEWHERE, TAKEN_OUT = 0, 1
@@ -35,25 +34,36 @@ _COLLECTS_ANYWHERE = sys.version_info < (3, 12)
 current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
 
 
-class _Collection:
-    """The garbage collection that is going on: its thread, and what is current in the finalizers that it runs."""
+class _Within(threading.local):
+    """What is current in the finalizers that a garbage collection runs, by thread."""
 
-    thread = 0
     stage: StageRecord | None = None
 
 
-collection = _Collection()
+class _Phases(list[str]):
+    """
+    Longer than `_IDLE` while garbage is collected.
+
+    `gc` sets one of these attributes in C alone: a callback in Python would swallow what a signal handler raises in it.
+    """
+
+    start = property(fset=list.append)
+    stop = property(fset=list.__init__)  # To the three keys of what `gc` tells.
 
 
-def note_collection_in_python(phase: str, _facts: Mapping[str, int]) -> None:
-    """Note that this thread begins or ends to collect garbage; `gc.callbacks` calls this."""
-    collection.stage = None
-    collection.thread = threading.get_ident() if phase == "start" else 0
+_IDLE = 3
+_within, _phases = _Within(), _Phases("gcu")
+note_collection_in_python = partial(setattr, _phases)
 
 
-def is_collecting() -> bool:
+def is_collecting_in_python() -> bool:
     """Tell whether this code runs within a garbage collection, where no context variable may be set."""
-    return collection.thread != 0 and collection.thread == threading.get_ident()
+    return len(_phases) > _IDLE
+
+
+note_collection, is_collecting = note_collection_in_python, is_collecting_in_python
+if native is not None:
+    note_collection, is_collecting = native.note_collection, native.is_collecting
 
 
 def before(record: StageRecord) -> StageRecord | None:
@@ -63,8 +73,8 @@ def before(record: StageRecord) -> StageRecord | None:
 
 def find_current() -> StageRecord | None:
     """Return the current stage, which may have ended."""
-    if collection.thread and is_collecting() and collection.stage is not None:
-        return collection.stage
+    if is_collecting() and _within.stage is not None and not _within.stage.end_ns:
+        return _within.stage
     return current.get()
 
 
@@ -82,8 +92,8 @@ def is_left_behind(record: StageRecord) -> bool:
 
 def step_in(record: StageRecord) -> None:
     """Make the stage current."""
-    if collection.thread and is_collecting():
-        collection.stage = record
+    if is_collecting():
+        _within.stage = record
         return
     _held = copy_context() if _COLLECTS_ANYWHERE else None  # Keeps the table that `set` borrows.
     record.place = current.set(record)
@@ -92,9 +102,9 @@ def step_in(record: StageRecord) -> None:
 def step_out_in_python(record: StageRecord) -> int:
     """Make current what was current before the stage; return `TAKEN_OUT` or `ELSEWHERE`."""
     outer = before(record)
-    if collection.thread and is_collecting():
-        if collection.stage is record:
-            collection.stage = outer
+    if is_collecting():
+        if _within.stage is record:
+            _within.stage = outer
         return ELSEWHERE
     _held = copy_context() if _COLLECTS_ANYWHERE else None
     now = current.get()
@@ -140,16 +150,14 @@ def close_inside(record: StageRecord, now: StageRecord | None) -> None:
 def close_range(record: StageRecord) -> None:
     """Close the stage's NVTX range, if it is open."""
     opened, record.range = record.range, None
-    if type(opened) is list:  # The twin's: see `hot_path.begin_in_python`.
+    if native is None and isinstance(opened, list):  # See `hot_path.begin_in_python`.
         opened = opened[1] if len(opened) > 1 else None
     if opened is not None and record.recorder.nvtx is not None:
         with contextlib.suppress(Exception):
             record.recorder.nvtx.end(opened)
 
 
-note_collection, step_out = note_collection_in_python, step_out_in_python
-if native is not None:
-    note_collection, step_out, is_collecting = native.note_collection, native.step_out, native.is_collecting
+step_out = step_out_in_python if native is None else native.step_out
 
 
 def watch_collections() -> None:

@@ -58,9 +58,8 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
     record.start_ns = record.end_ns = 0
     record.outer = record.before = record.place = record.span = record.context_before = record.timed_stream = None
     record.pair = record.range = record.error = None
-    record.site = site
-    record.recorder = recorder
     try:
+        record.recorder, record.site = recorder, site
         outer = _find_outer(recorder)
         if outer is not None and outer.recorder is recorder:
             record.outer = outer
@@ -140,7 +139,7 @@ def _begin_failed(recorder: Recorder, record: StageRecord, error: BaseException)
 
 def undo(recorder: Recorder, record: StageRecord) -> None:
     """Leave nothing of a stage that has begun in part: nobody is going to end it."""
-    if record.end_ns:
+    if not hasattr(record, "error") or record.end_ns:  # Nothing has begun, or it is undone.
         return
     record.end_ns = record.start_ns or 1
     recorder.ledger.fail("interrupted")
@@ -173,6 +172,8 @@ def end_in_python(record: StageRecord, error: BaseException | None) -> None:
         elif record.span is not None:
             recorder.bridge.leave_elsewhere(record)  # type: ignore[union-attr]
         if isinstance(record.range, list) and recorder.nvtx is not None:
+            if isinstance(record.range[-1], list):  # Its door knows whether it is closed.
+                recorder.nvtx.end(record.range[-1])
             # Takes it out and closes it, in one step.
             deque(map(recorder.nvtx.end, iter(record.range.pop, None)), 0)
         if error is not None:
@@ -232,10 +233,15 @@ def _note_error(error: BaseException, record: StageRecord) -> ExceptionInfo | No
     return facts
 
 
-def end_raised(record: StageRecord, error: BaseException | None) -> None:
-    """Finish a run that an exception has left, unless that came before the run began or after it ended."""
-    if hasattr(record, "recorder"):
-        end(record, error)
+def end_raised_in_python(record: StageRecord, error: BaseException, harmless: type[BaseException] | None) -> None:
+    """Finish a run that an exception has left, unless it came before the run began or after it ended."""
+    try:
+        if hasattr(record, "recorder"):
+            end_in_python(record, None if type(error) is harmless else error)
+    except BaseException:  # An interrupt, which goes on; the second `end` does nothing where it came after the first.
+        if hasattr(record, "recorder"):
+            end_in_python(record, None)
+        raise
 
 
 def _new_record() -> StageRecord:
@@ -246,6 +252,7 @@ def _new_record() -> StageRecord:
 
 new_record: Callable[[], StageRecord] = _new_record
 """A record that may begin. Who begins it in a `try` can end it, wherever in `begin` an interrupt comes."""
+end_raised: Callable[[StageRecord, BaseException, type[BaseException] | None], None] = end_raised_in_python
 begin: Callable[[Recorder, StageRecord, Site, Stream, int], None] = begin_in_python
 start: Callable[[Recorder, Site, Stream, int], StageRecord] = start_in_python
 end: Callable[[StageRecord, BaseException | None], None] = end_in_python
@@ -263,5 +270,6 @@ if native is not None:
         close_inside=close_inside,
     )
     new_record, begin, start, end = native.new_record, native.begin, native.start, native.end
+    end_raised = native.end_raised
     # A function that goes to another process by value refers to them by name, and there the twins may stand here.
-    new_record.__module__ = begin.__module__ = start.__module__ = end.__module__ = __name__
+    new_record.__module__ = begin.__module__ = start.__module__ = end.__module__ = end_raised.__module__ = __name__

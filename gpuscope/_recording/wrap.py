@@ -128,7 +128,7 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
             result = function(*args, **kwargs)
             end(record, None)
         except BaseException as error:
-            end_raised(record, error)
+            end_raised(record, error, None)
             raise
         return result
 
@@ -152,7 +152,7 @@ def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) 
             result = await function(*args, **kwargs)
             end(record, None)
         except BaseException as error:
-            end_raised(record, error)
+            end_raised(record, error, None)
             raise
         return result
 
@@ -175,7 +175,7 @@ def _resume(step: Callable[..., Item], sent: list[object], site: Site, stream: S
         item = step(sent.pop())
         end(record, None)
     except BaseException as error:
-        end_raised(record, None if type(error) is StopIteration else error)
+        end_raised(record, error, StopIteration)
         raise
     return item
 
@@ -223,7 +223,7 @@ async def _resume_async(steps: list[Awaitable[Item]], site: Site, stream: Stream
         item = await steps.pop()
         end(record, None)
     except BaseException as error:
-        end_raised(record, None if type(error) is StopAsyncIteration else error)
+        end_raised(record, error, StopAsyncIteration)
         raise
     return item
 

@@ -192,6 +192,8 @@ static int leave_range(Recorder *recorder, StageRecord *record) {
     record->range = NULL;
     PyObject *result = nvtx == NULL ? NULL : PyObject_CallMethodOneArg(nvtx, str_end, opened);
     Py_XDECREF(nvtx);
+    /* A door that gives lists knows whether a range is closed, so that `close_range` may try again. */
+    if (result == NULL && PyList_CheckExact(opened)) record->range = Py_NewRef(opened);
     Py_DECREF(opened);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
@@ -310,6 +312,20 @@ static PyObject *end(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
+/* end_raised(record, error, harmless): as `end`, but does nothing with a record that has not begun. In C, because Python
+   looks for signals at the start of a function. */
+static PyObject *end_raised(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "end_raised takes a record, an error and the type of one that is harmless");
+        return NULL;
+    }
+    StageRecord *record = as_record(args[0]);
+    if (record == NULL) return NULL;
+    PyObject *error = (PyObject *)Py_TYPE(args[1]) == args[2] ? Py_None : args[1];
+    if (record->recorder != NULL && end_stage(record, error)) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs) {
     static char *names[] = {"keeps_threads", "current", "perf_counter", "thread_info", "begin_failed", "end_the_rest",
                             "exception_info", "leave_behind", "close_inside", NULL};
@@ -332,6 +348,7 @@ static PyMethodDef functions[] = {
     {"start", (PyCFunction)(void (*)(void))start, METH_FASTCALL, "Return a new record, begun."},
     {"new_record", new_record, METH_NOARGS, "Return a record that may begin."},
     {"begin", (PyCFunction)(void (*)(void))begin, METH_FASTCALL, "Start a run of a stage."},
+    {"end_raised", (PyCFunction)(void (*)(void))end_raised, METH_FASTCALL, "Finish a run that an exception has left."},
     {"step_out", py_step_out, METH_O, "Make current what was current before the stage."},
     {"is_collecting", py_is_collecting, METH_NOARGS, "Whether this thread collects garbage, where that matters."},
     {"note_collection", (PyCFunction)(void (*)(void))note_collection, METH_FASTCALL, "Note a garbage collection."},
