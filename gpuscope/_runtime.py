@@ -74,10 +74,8 @@ def enable(**settings: object) -> None:
                 engine.shutdown(engine.config.shutdown_timeout_s)
             start(config)
         elif state.recorder is None:
-            state.recorder = engine.recorder
-        if not state.may_toggle:
-            state.may_toggle = True
-            state.off_stages.clear()
+            state.switch_to(engine.recorder)
+        state.allow_toggling()
 
 
 def start(config: Config, **parts: Unpack[Parts]) -> Engine:
@@ -90,7 +88,7 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
         )
         if state.look is not None:
             state.look.attach(engine.recorder)
-        state.recorder = engine.recorder
+        state.switch_to(engine.recorder)
         engine.follow_program()
         if config.graph_stages:
             from gpuscope._cuda.graphs.hooks import GraphHooks
@@ -124,12 +122,13 @@ def period(config: Config, **parts: Unpack[Parts]) -> Iterator[Engine]:
     with state.lock:
         before = (state.engine, state.recorder, state.may_toggle)
         engine = start(config, **parts)
-        state.may_toggle = True
+        state.allow_toggling()
     try:
         yield engine
     finally:
         engine.shutdown(config.shutdown_timeout_s)
-        state.engine, state.recorder, state.may_toggle = before
+        state.engine, recorder, state.may_toggle = before
+        state.switch_to(recorder)
 
 
 def _description(config: Config) -> str:
@@ -143,7 +142,7 @@ def _description(config: Config) -> str:
 
 def disable() -> None:
     """Record no new stages; those in progress are still exported. `enable()` resumes."""
-    state.recorder = None
+    state.switch_to(None)
 
 
 def is_enabled() -> bool:
@@ -159,7 +158,7 @@ def flush(timeout: float | None = None) -> bool:
         timeout: how long to wait at most, in seconds; by default `GPUSCOPE_SHUTDOWN_TIMEOUT`.
 
     Returns:
-        Whether it was done in time.
+        Whether all of it was exported in time, and nothing was lost since the flush before.
 
     """
     engine = state.engine
@@ -179,7 +178,7 @@ def shutdown(timeout: float | None = None) -> bool:
         Whether everything was exported in time.
 
     """
-    state.recorder = None
+    state.switch_to(None)
     engine = state.engine
     return engine is None or engine.shutdown(engine.config.shutdown_timeout_s if timeout is None else timeout)
 
@@ -196,7 +195,7 @@ def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last one."""
     from gpuscope._recording.ledger import Ledger
 
-    engine: Engine | None = state.engine
+    engine = state.engine
     return Ledger().statistics() if engine is None else engine.statistics()
 
 
@@ -209,11 +208,11 @@ def summary() -> Summary:
     """
     from gpuscope._collecting.aggregation.statistics import StageStatistics
 
-    engine: Engine | None = state.engine
-    if engine is None:
-        return StageStatistics().summary()
-    engine.flush(_CATCH_UP_S, send=False)
-    return engine.summary.summary()
+    engine = state.engine
+    if engine is not None:
+        engine.flush(_CATCH_UP_S, send=False)
+    found: StageStatistics = StageStatistics() if engine is None else engine.summary
+    return found.summary()
 
 
 def _be_first_at_exit() -> None:
@@ -250,8 +249,8 @@ def _hook_exit_and_fork() -> None:
         state.hooked = True
         atexit.register(_at_exit)
         # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a new
-        # collector still needs. Handlers of `_register_atexit` run earlier. They run last in, first out as well, so
-        # that of the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
+        # collector still needs. Handlers of `_register_atexit` run earlier, and last in, first out as well, so that of
+        # the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
         getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)
@@ -273,7 +272,7 @@ def _after_fork_in_child() -> None:
     engine.abandon()
     start(engine.config)
     if not was_on:
-        state.recorder = None
+        state.switch_to(None)
     _be_first_at_exit()
     finish_in_children(_at_exit)
 

@@ -278,7 +278,7 @@ class TestFleet:
     """The page on fleets."""
 
     def test_its_figures_are_the_benchmarks(self):
-        """Volumes, bytes a span and what a collector costs are what `results/volume.json` says."""
+        """Volumes, bytes per span and what a collector costs are what `results/volume.json` says."""
         page = (FILES / "fleet.md").read_text()
         figures = json.loads((ROOT / "benchmarks/results/volume.json").read_text())
         plain, gzip = figures["sent"]["none"], figures["sent"]["gzip"]

@@ -96,6 +96,7 @@ class Collector:
             epoch_clock=epoch_clock,
             meters={} if meters is None else meters,
             on_provider=on_provider,
+            before_its_end=self.hand_over,
         )
         self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
         self._wake = wake
@@ -138,11 +139,7 @@ class Collector:
         return self._flushes.wait(timeout_s, send=send)
 
     def hand_over(self, by_s: float | None = None) -> None:
-        """
-        Hand everything recorded so far to the exporters, with GPU times where those are known in time.
-
-        At exit `by_s` says by when, on the clock `monotonic`, now and whenever this is called again.
-        """
+        """Hand everything recorded so far to the exporters; once `by_s` is given, never later than that."""
         if not self._thread.is_this and self._stop_at_s is None:
             self._flushes.hand_over(self._config.shutdown_timeout_s, _SHARE_FOR_GPU, by_s)
 

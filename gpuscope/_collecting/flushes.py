@@ -20,7 +20,9 @@ _GIVING_UP_S = 1.0
 """The most that it may take to let stages go out without GPU times; it takes milliseconds."""
 
 
-class _Flush:
+class Flush:
+    """What somebody waits for."""
+
     def __init__(self, deadline_s: float, until_ns: int, *, send: bool, give_up: bool) -> None:
         self.deadline_s = deadline_s
         self.until_ns = until_ns
@@ -32,6 +34,7 @@ class _Flush:
         self.succeeded = False
 
     def remaining_s(self) -> float:
+        """Return what is left of its time."""
         return max(0.0, self.deadline_s - time.monotonic())
 
 
@@ -62,7 +65,7 @@ class Flushes:
         self._intake = intake
         self._clock, self._wake = clock, wake
         self._export, self._send, self._missing = export, send, missing
-        self._waiting: list[_Flush] = []
+        self._waiting: list[Flush] = []
         self._hand_over_by_s = float("inf")
         self._missing_before = 0
         """As it was at the last flush that sent."""
@@ -73,7 +76,8 @@ class Flushes:
 
     def wait(self, timeout_s: float, *, send: bool) -> bool:
         """Have everything that has ended resolved and, with `send`, exported; return whether that was done in time."""
-        return self._wait_for(timeout_s, timeout_s, send=send, give_up=False)
+        flush = self.ask(timeout_s, send=send)
+        return flush.done.wait(timeout_s) and flush.succeeded
 
     def hand_over(self, timeout_s: float, share: float, by_s: float | None) -> None:
         """
@@ -88,7 +92,14 @@ class Flushes:
         self._hand_over_by_s = by_s or self._hand_over_by_s
         timeout_s = min(timeout_s, self._hand_over_by_s - time.monotonic())
         if timeout_s > 0:
-            self._wait_for(timeout_s, share * timeout_s, send=False, give_up=True)
+            self.ask(share * timeout_s, send=False, give_up=True).done.wait(timeout_s)
+
+    def ask(self, timeout_s: float, *, send: bool, give_up: bool = False) -> Flush:
+        """Have a flush served, and do not wait for it."""
+        flush = Flush(time.monotonic() + timeout_s, self._clock(), send=send, give_up=give_up)
+        self._waiting.append(flush)
+        self._wake()
+        return flush
 
     def serve(self, *, may_ask: bool) -> None:
         """End those that are over. For the collector's thread, in each pass."""
@@ -114,9 +125,3 @@ class Flushes:
         """Let go of those who wait: nothing more will come."""
         for flush in self._waiting:
             flush.done.open()
-
-    def _wait_for(self, timeout_s: float, until_s: float, *, send: bool, give_up: bool) -> bool:
-        flush = _Flush(time.monotonic() + until_s, self._clock(), send=send, give_up=give_up)
-        self._waiting.append(flush)
-        self._wake()
-        return flush.done.wait(timeout_s) and flush.succeeded

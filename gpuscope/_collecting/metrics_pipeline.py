@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ParamSpec
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
 from gpuscope._data.metrics import Snapshot
 from gpuscope._data.values import shown
+from gpuscope._otel.provider_end import end_of
 from gpuscope.exporters.metrics_sdk import Instruments, find_provider
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class MetricsPipeline:
         epoch_clock: nanoseconds since the epoch.
         meters: the instruments made so far in this process, by the `id` of the application's MeterProvider.
         on_provider: called when the application's MeterProvider is first seen.
+        before_its_end: called before the application ends its MeterProvider, whose readers then ask for the last time.
 
     """
 
@@ -58,6 +60,7 @@ class MetricsPipeline:
         epoch_clock: Callable[[], int],
         meters: dict[int, Instruments],
         on_provider: Callable[[], None],
+        before_its_end: Callable[[], object],
     ) -> None:
         self.way = "none"
         """`otlp`, `sdk` or `none`."""
@@ -67,7 +70,7 @@ class MetricsPipeline:
         self._statistics = statistics
         self._clock, self._epoch_clock = clock, epoch_clock
         self._meters = meters
-        self._on_provider = on_provider
+        self._on_provider, self._before_its_end = on_provider, before_its_end
         self._start_ns = epoch_clock()
         self._stages = StageMetrics(self._start_ns)
         self._otlp: OtlpMetrics | None = None
@@ -163,6 +166,8 @@ class MetricsPipeline:
                 self._meters[id(provider)] = Instruments(provider)
             self._instruments = self._meters[id(provider)]
             self._on_provider()
+            if (end := end_of(provider)) is not None:
+                end.tell(self._before_its_end)
 
     def _hand_on_what_is_due(self, now_ns: int) -> None:
         if now_ns >= self._account_due_ns:

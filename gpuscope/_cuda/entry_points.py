@@ -6,6 +6,7 @@ Decides nothing: the device says which functions are its own, and whoever swaps 
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ class EntryPoints:
     """
     `begin` and `end`, which the hot path looks up and calls for each stage.
 
-    `swap` and `_become` are the only places where they are set.
+    `swap` and `_become` are the only places where they are set, both under one lock: threads may call both at once, and
+    neither is on the hot path.
     """
 
     begin: Begin
@@ -31,6 +33,9 @@ class EntryPoints:
     """The device's own functions of this moment."""
     _stands_in = False
 
+    def __init__(self) -> None:
+        self._setting = threading.RLock()  # A garbage collection within may end a capture.
+
     def swap(self, begin: Begin | None = None, end: End | None = None) -> None:
         """
         Have the hot path call these from now on or, without any, the device's own functions again.
@@ -38,11 +43,13 @@ class EntryPoints:
         What stands in calls `usual`, which it looks up each time. The device may change its own functions meanwhile,
         when PyTorch is first used or recording ends; that does not take out what stands in, and is not undone later.
         """
-        self._stands_in = begin is not None
-        self.begin, self.end = begin or self.usual[0], end or self.usual[1]
+        with self._setting:
+            self._stands_in = begin is not None
+            self.begin, self.end = begin or self.usual[0], end or self.usual[1]
 
     def _become(self, begin: Begin, end: End) -> None:
         """Change the device's own functions."""
-        self.usual = begin, end
-        if not self._stands_in:
-            self.begin, self.end = begin, end
+        with self._setting:
+            self.usual = begin, end
+            if not self._stands_in:
+                self.begin, self.end = begin, end

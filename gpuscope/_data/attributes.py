@@ -42,12 +42,13 @@ RANK = "gpuscope.rank"
 LOCAL_RANK = "gpuscope.local_rank"
 WORLD_SIZE = "gpuscope.world_size"
 
-# OpenTelemetry's names, where more than one module uses them.
+# OpenTelemetry's names.
 FUNCTION = "code.function.name"
 THREAD_ID, THREAD_NAME = "thread.id", "thread.name"
 HW_ID, HW_NAME, HW_TYPE = "hw.id", "hw.name", "hw.type"
 EXCEPTION_TYPE, EXCEPTION_MESSAGE = "exception.type", "exception.message"
-EXCEPTION_STACKTRACE = "exception.stacktrace"
+EXCEPTION_STACKTRACE, EXCEPTION_ESCAPED = "exception.stacktrace", "exception.escaped"
+ERROR_TYPE = "error.type"
 SERVICE_NAME, SERVICE_INSTANCE_ID = "service.name", "service.instance.id"
 HOST_NAME, PROCESS_PID = "host.name", "process.pid"
 

@@ -104,7 +104,7 @@ class Queue(Protocol):
 
 
 class Account(Protocol):
-    """Counts what failed on application threads: `_recording.ledger.Ledger`."""
+    """Counts what failed on application threads, and stages in captures: `_recording.ledger.Ledger`."""
 
     def untimed(self, reason: str, stages: int = 1) -> None:
         """Count stages that go out without GPU times although a GPU is in use."""
@@ -114,6 +114,55 @@ class Account(Protocol):
 
     def refuse(self, reason: str, stages: int) -> None:
         """Count stages that will never reach the collector."""
+
+    def graph_stage(self, reason: str, stages: int = 1) -> None:
+        """Count stages in a capture by what comes of them in replays."""
+
+
+class ReplaySink(Protocol):
+    """Takes the replays of CUDA graphs with stages inside: `_cuda.graphs.replay.ReplayQueue`."""
+
+    @property
+    def stages(self) -> int:
+        """The stages inside the replays that wait."""
+
+    @property
+    def refused(self) -> int:
+        """How many stages it has refused since the start."""
+
+    def put(self, replay: FromAbove) -> None:
+        """Take a replay."""
+
+    def drain(self) -> list[FromAbove]:
+        """Remove and return all replays, oldest first."""
+
+    def give_up(self) -> int:
+        """Remove all replays, unread, and return how many stages are inside them."""
+
+
+class Captures(Protocol):
+    """The captures of CUDA graphs that are going on: `_cuda.graphs.capture.OpenCaptures`."""
+
+    @property
+    def device(self) -> FromAbove:
+        """The `CudaDevice` whose streams are captured."""
+
+    @property
+    def ledger(self) -> Account:
+        """Counts what became of stages inside captures."""
+
+    @property
+    def inline(self) -> bool:
+        """Whether record nodes stand in line with those of the program."""
+
+    def open(self, ident: int, capture: FromAbove) -> None:
+        """Take notice of stages on the streams of a capture that has begun; the driver knows it by `ident`."""
+
+    def close(self, ident: int) -> None:
+        """Take notice of no more."""
+
+    def includes(self, timed_stream: TimedStreamOfDevice) -> bool:
+        """Tell whether a stream takes part in a capture."""
 
 
 class Nvtx(Protocol):
@@ -190,6 +239,7 @@ class RecorderFields:
         "ledger",
         "look_for_provider",
         "nvtx",
+        "paused",
         "queue",
         "random_bits",
         "span_ids",
@@ -208,6 +258,8 @@ class RecorderFields:
     """The bridge's, once there is one."""
     nvtx: Nvtx | None
     """None where no tool listens. A deep look stands here while it is on (`_profiling.session.NvtxTap`)."""
+    paused: bool
+    """Whether it is not, or no longer, what new stages are recorded by. A block that is entered late asks for that."""
     queue: Queue
     random_bits: Callable[[int], int]
     span_ids: Iterator[int]

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FromAbove: TypeAlias = Any
-"""A part of a room above, which cannot be named here. It is only carried, from its maker to its reader."""
+"""
+A part of a room above, which cannot be named here. It is only carried, from its maker to its reader.
+
+`Any`, because both know its type and nobody between them looks at it: a protocol would have no methods.
+"""
 LazySpan: TypeAlias = FromAbove
 """A `LazySpan` of `_otel.lazy_span`."""
 Standing: TypeAlias = FromAbove

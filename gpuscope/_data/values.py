@@ -42,14 +42,13 @@ PLAIN = frozenset((str, int, float, bool, bytes, NoneType))
 UNPRINTABLE = "<unprintable>"
 _INT64 = range(-(2**63), 2**63)
 _ITEMS = 1024
-"""Items that one value may have, all levels together. It bounds the time, and ends cycles."""
+"""Items that one value may have, all levels together, which bounds the time and ends cycles."""
 _DEPTH = 16
-_FEW = 16
 _MAX_FRAMES = 64
 _RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
 """Activation checkpointing raises this in the function that it computes again, once it has all that it needs."""
-_GROUP = getattr(sys.modules["builtins"], "BaseExceptionGroup", None)
-"""Its `__str__` shows a message, which is a `str`, and a number. Python 3.10 has no groups."""
+_WITH_FIELDS = (OSError, ImportError, SyntaxError)  # Their `__str__` shows more than their arguments.
+_GROUP = getattr(sys.modules["builtins"], "BaseExceptionGroup", None)  # Its `__str__` shows a `str` and a number.
 _args_of: Callable[[BaseException], tuple[Value, ...]] = BaseException.__dict__["args"].__get__
 _traceback_of: Callable[[BaseException], Any] = BaseException.__dict__["__traceback__"].__get__
 _BRACKETS: dict[Any, tuple[str, str]] = {
@@ -143,6 +142,8 @@ def _take(value: Value, budget: list[int], depth: int) -> Any:
     kind = type(value)
     if kind in PLAIN:
         return value
+    if kind in (list, tuple, dict):
+        return _take_container(value, kind, budget, depth - 1)
     # Not `isinstance`, which asks the object for its `__class__` where its type does not fit.
     for base, take in SCALARS.items():
         if issubclass(kind, base):
@@ -159,7 +160,11 @@ def _take_container(value: Value, base: Any, budget: list[int], depth: int) -> A
         return f"<{name_of(type(value))} of {size} items>"
     if base is dict:
         return {as_key(key): _take(item, budget, depth) for key, item in list(dict.items(value))}
-    return [_take(item, budget, depth) for item in list(base.__iter__(value))]
+    items = list(base.__iter__(value))
+    if size <= budget[0] and PLAIN.issuperset(map(type, items)):
+        budget[0] -= size
+        return items
+    return [_take(item, budget, depth) for item in items]
 
 
 def _take_numpy(value: Value, kind: type, budget: list[int], depth: int) -> Any:
@@ -180,10 +185,10 @@ def _take_numpy(value: Value, kind: type, budget: list[int], depth: int) -> Any:
 def _take_object(value: Value, kind: type, budget: list[int], depth: int) -> Any:
     if issubclass(kind, BaseException):
         return message_of(value)
-    # A dataclass may be a tensor as well, and its size is told by its shape.
-    fields = None if tensor(value) else dataclass_fields(value)
+    text = tensor(value)  # Before the fields, because a dataclass may be a tensor as well.
+    fields = None if text else dataclass_fields(value)
     if fields is None:
-        return described(value)
+        return text or described(value)
     return {name: _take(item, budget, depth) for name, item in fields.items()}
 
 
@@ -232,8 +237,7 @@ def stacktrace(error: ExceptionInfo) -> str:
 
 def traceback_of(error: BaseException) -> str:
     """Return an exception as a log shows it."""
-    facts = exception_info(error)
-    return shown(error) if facts is None else stacktrace(facts)
+    return stacktrace(exception_info(error) or ExceptionInfo(full_name_of(type(error)), "", ()))
 
 
 def _show(value: Value, budget: list[int], depth: int) -> str:
@@ -270,7 +274,7 @@ def _message(error: BaseException, budget: list[int], depth: int) -> str:
         return str(method.__get__(error)())  # Built in, so it prints nothing but what was looked at.
     if not args:
         own = snapshot_mapping(own_attributes(error))
-        return ", ".join(f"{name}={_show(item, budget, depth - 1)}" for name, item in islice(own.items(), _FEW))
+        return ", ".join(f"{name}={_show(item, budget, depth - 1)}" for name, item in islice(own.items(), _DEPTH))
     if len(args) > 1:
         return f"({', '.join(_show(item, budget, depth - 1) for item in args)})"
     (only,) = args
@@ -285,7 +289,8 @@ def _read_by_str(error: BaseException, args: tuple[Value, ...]) -> Iterator[Valu
     """Iterate over what the `__str__` of a built-in exception may look at."""
     for item in args:
         yield from item if type(item) is tuple else (item,)  # `SyntaxError` has a tuple among them.
-    yield from (attribute(error, name) for name in ("filename", "filename2", "lineno", "msg"))
+    if issubclass(type(error), _WITH_FIELDS):
+        yield from (attribute(error, name) for name in ("filename", "filename2", "lineno", "msg"))
 
 
 def _is_short(value: Value) -> bool:

@@ -80,7 +80,7 @@ def span_in(context: Context | None) -> object:
 
 
 def with_span(context: Context | None, span: object) -> Context:
-    """Return the context with another span in it; None as the context is an empty one, None as the span is no span."""
+    """Return the context with another span in it; None as context is an empty one, None as span is not a span."""
     return set_value(SPAN_KEY, INVALID_SPAN if span is None else span, Context() if context is None else context)
 
 

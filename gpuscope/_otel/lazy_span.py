@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode
 
-from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
+from gpuscope._data.attributes import EXCEPTION_ESCAPED, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
 from gpuscope._data.descriptions import full_name_of, size_of
 from gpuscope._data.record import ExceptionInfo
 from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
@@ -142,15 +142,17 @@ class LazySpan(Span):
                 finite = type(at_ns) is float and isfinite(at_ns)
                 at_ns = int(at_ns) if finite else self._source.now_ns(self._record)
             name, taken = as_key(name), _taken(attributes)
-            if hold(self._record, size_of(name) + size_of(taken)):
-                self._noted().events.append((name, at_ns, taken))
+            events = self._noted().events
+            if hold(self._record, size_of(name) + size_of(taken), told=len(events)):
+                events.append((name, at_ns, taken))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, object] | None = None) -> None:
         """Add a link to the host span."""
         if self._record.end_ns == 0 and context is not None and context.is_valid:
             taken = _taken(attributes)
-            if hold(self._record, size_of(taken)):
-                self._noted().links.append((context.trace_id, context.span_id, taken))
+            links = self._noted().links
+            if hold(self._record, size_of(taken), told=len(links)):
+                links.append((context.trace_id, context.span_id, taken))
 
     def update_name(self, name: str) -> None:
         """Rename this run's host span; NVTX and the summary keep the stage's name."""
@@ -189,7 +191,7 @@ class LazySpan(Span):
             EXCEPTION_TYPE: facts.type,
             EXCEPTION_MESSAGE: facts.message,
             EXCEPTION_STACKTRACE: stacktrace(facts),
-            "exception.escaped": as_key(escaped),
+            EXCEPTION_ESCAPED: as_key(escaped),
         }
         self.add_event("exception", {**values, **_taken(attributes)}, timestamp)
 

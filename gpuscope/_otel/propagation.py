@@ -186,11 +186,13 @@ def _context_here() -> Context:
     if stage is None or engine is None or engine.ended or stage.recorder is not engine.recorder:
         return seen
     recorder = engine.recorder
-    if not recorder.open_bridge() or own_context(stage) is not None:
+    recorder.open_bridge()
+    bridge = recorder.bridge
+    if bridge is None or own_context(stage) is not None:
         return seen
-    if not _is_above(stage, span_in(seen)) or not _may_be_a_parent(recorder.bridge, engine.config):
+    if not _is_above(stage, span_in(seen)) or not _may_be_a_parent(bridge, engine.config):
         return seen
-    return with_span(seen, recorder.bridge.lazy(stage))
+    return with_span(seen, bridge.lazy(stage))
 
 
 def _may_be_a_parent(bridge: Bridge, config: Config) -> bool:

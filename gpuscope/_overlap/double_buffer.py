@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gpuscope._overlap.leaves import Tree
 
 Result: TypeAlias = Any
-"""What the program's `post` returns, or a `Tree` without that."""
+"""What the program's `post` returns, or a `Tree` without that. `Any`, because the program alone knows what that is."""
 
 
 _WORKERS = "gpuscope-post"

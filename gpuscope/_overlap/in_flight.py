@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from gpuscope.pinned._memory import Event
 
 Batch: TypeAlias = Any
-"""What the program gives for a batch: whatever its `prepare` takes, or a `Tree` without that."""
+"""
+What the program gives for a batch: whatever its `prepare` takes, or a `Tree` without that. `Any`, because the program
+alone knows what that is; it is only carried.
+"""
 
 _STREAMS_ARE_CONTEXTS = hasattr(torch.Stream, "__enter__")
 

@@ -46,13 +46,24 @@ class DeepLook:
         self._report: DeepFindings | None = None
 
     def __enter__(self) -> Self:
-        """Begin to count requests; stages are recorded for the length of the block if nothing else records them."""
+        """
+        Begin to count requests; stages are recorded for the length of the block if nothing else records them.
+
+        Raises:
+            RuntimeError: if another thread switches recording off meanwhile.
+
+        """
         if state.recorder is None:
             self._entered.enter_context(self._period(state.config.changed(mode="on", exporters="none")))
         state.look = state.look or self._session
         self._entered.callback(self._end)
         recorder = state.recorder
-        assert recorder is not None
+        if recorder is None:
+            self._entered.close()
+            raise RuntimeError(
+                "Recording was switched off while the deep look began; call `gpuscope.disable()` before the `with` "
+                "block or after it, not at the same time."
+            )
         self._session.attach(recorder)
         return self
 

@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuscope._data.values import shown
 from gpuscope._log import logger
 from gpuscope._profiling.session import ProfilingSession
 from gpuscope._settings.environment import variables
@@ -86,7 +87,7 @@ class OnDemand:
         try:
             self._profile_into(folder, recorder)
         except Exception as error:  # The last guard of a thread of ours: the program has no part in it.
-            logger.warning("the deep look into %s failed: %r.", folder, error)
+            logger.warning("the deep look into %s failed: %s.", folder, shown(error))
 
     def _profile_into(self, folder: Path, recorder: Recorder) -> None:
         enough = threading.Event()

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from gpuscope._data import values
 from gpuscope._errors import CannotProfileError
 from gpuscope._log import logger
 from gpuscope._profiling.torch_profiler import LEAVING_S, Profiler
@@ -152,7 +153,7 @@ class ProfilingSession:
             opened.range = profiler.range(site.name)
             opened.range.__enter__()
         except Exception as error:  # The stage is recorded all the same.
-            opened.range, why = None, f"torch.profiler failed: {error!r}."
+            opened.range, why = None, f"torch.profiler failed: {values.shown(error)}."
         self._come_out(why)
 
     def leave(self, opened: _OpenRange) -> None:
@@ -172,7 +173,7 @@ class ProfilingSession:
         try:
             shown.__exit__(None, None, None)
         except Exception as error:  # As in `enter`.
-            why = f"torch.profiler failed: {error!r}."
+            why = f"torch.profiler failed: {values.shown(error)}."
         self._come_out(why)
 
     def _go_in(self) -> Profiler | None:
@@ -226,7 +227,7 @@ class ProfilingSession:
             else:
                 self._give_up(str(error))
         except Exception as error:  # PyTorch's, or CUPTI's: the program goes on without a profile.
-            self._give_up(f"torch.profiler did not start: {error!r}.")
+            self._give_up(f"torch.profiler did not start: {values.shown(error)}.")
 
     def finish(self) -> None:
         """End the profile, if it is on, and leave the recorders as they were."""
@@ -236,7 +237,7 @@ class ProfilingSession:
                 try:
                     self.profiler.stop({"gpuscope": {"stages": sorted(self._names), "requests": sorted(self._roots)}})
                 except Exception as error:  # As in `_advance`.
-                    self._give_up(f"torch.profiler did not end: {error!r}.")
+                    self._give_up(f"torch.profiler did not end: {values.shown(error)}.")
             elif state == WAITING:
                 self.profiler = None
                 seen = (

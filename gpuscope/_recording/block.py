@@ -7,14 +7,17 @@ Knows the first entry only; what happens when an object is entered again is left
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gpuscope._data.native import StageRecord, native
 from gpuscope._recording.hot_path import begin, end, undo
 from gpuscope._recording.queue import FEW, SMALL_BYTES
 
+F = TypeVar("F", bound="Callable[..., object]")
+
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Callable
+    from types import CodeType, TracebackType
 
     from typing_extensions import Self
 
@@ -22,9 +25,36 @@ if TYPE_CHECKING:
     from gpuscope._data.record import Site
     from gpuscope._recording.recorder import Recorder
 
+    class StageHandle(Protocol):
+        """What `stage(...)` returns: a decorator and a context manager."""
+
+        def __call__(self, function: F, /) -> F:
+            """Make each call of the function a stage."""
+
+        def __enter__(self) -> Self:
+            """Begin the stage."""
+
+        def __exit__(self, *exception: object) -> None:
+            """End the stage."""
+
+        def set_attribute(self, key: str, value: object) -> None:
+            """Add an attribute to this run's host span."""
+
+
 _SUSPENDS = 0x20 | 0x80 | 0x200
 """`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import would cost 5 ms."""
+_ON_BEHALF = ("enter_context", "__enter__")
 _getframe = sys._getframe
+
+
+def _suspends(code: CodeType) -> int:
+    """
+    Tell whether what enters a block may be suspended before it leaves it.
+
+    A function's code says so. One that enters on behalf of another, as `ExitStack.enter_context` does, does not know.
+    """
+    return 1 if code.co_name in _ON_BEHALF else code.co_flags & _SUSPENDS
+
 
 if TYPE_CHECKING or native is None:
 
@@ -40,12 +70,12 @@ if TYPE_CHECKING or native is None:
 
         def __enter__(self) -> Self:
             """Begin the stage."""
-            if self.uses:
+            recorder = self.recorder
+            if self.uses or recorder.paused:
                 return self._enter_again()
             self.uses = 1
-            recorder = self.recorder
-            suspends = 0 if recorder.nvtx is None else _getframe(1).f_code.co_flags & _SUSPENDS
             try:
+                suspends = 0 if recorder.nvtx is None else _suspends(_getframe(1).f_code)
                 begin(recorder, self, self.site, self.stream, suspends)
                 return self
             except BaseException:  # Nobody leaves what was not entered.

@@ -47,7 +47,7 @@ __all__ = ["begin", "current", "end", "end_raised", "new_record", "start", "thre
 
 
 class _Threads(threading.local):
-    facts: ThreadInfo
+    info: ThreadInfo
 
 
 _threads = _Threads()
@@ -74,7 +74,7 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
             trace.sampled = None
         record.span_id = next(recorder.span_ids)
         try:
-            record.thread = _threads.facts
+            record.thread = _threads.info
         except AttributeError:
             record.thread = thread_info()
         step_in(record)
@@ -110,10 +110,10 @@ def _leave_behind(recorder: Recorder, record: StageRecord) -> None:
 
 def thread_info() -> ThreadInfo:
     """Return what is known of this thread."""
-    if not hasattr(_threads, "facts"):
+    if not hasattr(_threads, "info"):
         ident = threading.get_ident()
-        _threads.facts = ThreadInfo(ident, _thread_name(ident))
-    return _threads.facts
+        _threads.info = ThreadInfo(ident, _thread_name(ident))
+    return _threads.info
 
 
 def _thread_name(ident: int) -> str:

@@ -2,7 +2,8 @@
 The account of every stage: exported, dropped, lost by reason, or still with an exporter.
 
 Counts, and has queues drained and given up under its lock, so that every stage is in one place whenever somebody asks.
-It owns no queue and calls no exporter. Application threads come here only when something failed, which is rare.
+It owns no queue and calls no exporter. Application threads come here only when something failed, which is
+rare, and for stages in a capture of a CUDA graph, which are counted there (`graph_stage`); never on the common path.
 """
 
 from __future__ import annotations

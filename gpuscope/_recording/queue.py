@@ -33,7 +33,7 @@ from gpuscope._data.descriptions import size_of
 if TYPE_CHECKING:
     from gpuscope._data.record import StageRecord
 
-SMALL_BYTES, FEW = 1024, 64
+SMALL_BYTES, FEW = 256, 32
 """What is smaller is not weighed, of the first so many attributes: the limit of stages bounds it well enough."""
 
 
@@ -164,10 +164,18 @@ class HeldAttributes(dict[str, Any]):
         return sum(hold.size for hold in self.holds or ())
 
 
-def hold(record: StageRecord, size: int) -> bool:
-    """Count bytes that a stage was told, beside those of its attributes; return whether there is room for them."""
+def hold(record: StageRecord, size: int, *, told: int = 0) -> bool:
+    """
+    Count bytes that a stage was told, and return whether there is room for them.
+
+    Args:
+        record: the stage.
+        size: the bytes.
+        told: how many things of this kind the stage was told before.
+
+    """
     attributes = record.attributes
-    if size < SMALL_BYTES and (attributes is None or len(attributes) < FEW):
+    if size < SMALL_BYTES and told < FEW:
         return True
     if type(attributes) is not HeldAttributes:
         record.attributes = attributes = HeldAttributes(attributes or ())
@@ -184,7 +192,8 @@ def hold(record: StageRecord, size: int) -> bool:
 
 def tell(record: StageRecord, attributes: dict[str, Any]) -> None:
     """Add attributes, which are snapshots, to those of a stage."""
-    if hold(record, sum(size_of(key) + size_of(value) for key, value in attributes.items())):
+    size = sum(size_of(key) + size_of(value) for key, value in attributes.items())
+    if hold(record, size, told=len(record.attributes or ())):
         if record.attributes is None:
             record.attributes = {}
         record.attributes.update(attributes)

@@ -18,8 +18,7 @@ from gpuscope._recording.queue import ByteBudget
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._data.interfaces import Bridge, Device, Queue
-    from gpuscope._data.record import FromAbove
+    from gpuscope._data.interfaces import Bridge, Captures, Device, Queue, ReplaySink
     from gpuscope._recording.ledger import Ledger
     from gpuscope._recording.queue import RecordQueue
 
@@ -53,7 +52,7 @@ class Recorder(RecorderFields):
         self,
         queue: Queue,
         *,
-        replays: FromAbove,
+        replays: ReplaySink,
         device: Device,
         ledger: Ledger,
         open_bridge: Callable[[], Bridge],
@@ -62,6 +61,7 @@ class Recorder(RecorderFields):
         self.queue = queue
         self.waiting = deque()
         self.capacity = 0
+        self.paused = False
         self.replays = replays
         self.budget = ByteBudget(_BYTES) if budget is None else budget
         self.device = device
@@ -69,7 +69,7 @@ class Recorder(RecorderFields):
         self.clock = time.perf_counter_ns
         self.nvtx = self.bridge = self.look_for_provider = self.current_context = None
         self._open = open_bridge
-        self.captures: FromAbove = None
+        self.captures: Captures | None = None
         """The captures of CUDA graphs that are going on, where stages inside graphs are wanted."""
         # Not the global `random`: frameworks seed it alike on all ranks, so that trace ids would repeat.
         self.random_bits = random.Random(random.SystemRandom().getrandbits(256)).getrandbits  # noqa: S311

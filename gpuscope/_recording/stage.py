@@ -7,7 +7,8 @@ Only decides which of its forms applies. Recording is done in `_recording.hot_pa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from gpuscope._data.native import native
 from gpuscope._data.record import UnnamedSite
@@ -27,36 +28,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gpuscope._data.interfaces import Stream
-    from gpuscope._data.record import Site
+    from gpuscope._data.record import Site, StageRecord
+    from gpuscope._recording.block import StageHandle
     from gpuscope._recording.recorder import Recorder
 
-    class StageHandle(Protocol):
-        """What `stage(...)` returns: a decorator and a context manager."""
-
-        def __call__(self, function: F, /) -> F:
-            """Make each call of the function a stage."""
-
-        def __enter__(self) -> Self:
-            """Begin the stage."""
-
-        def __exit__(self, *exception: object) -> None:
-            """End the stage."""
-
-        def set_attribute(self, key: str, value: object) -> None:
-            """Add an attribute to this run's host span."""
-
-
 _MAY_SUSPEND = 1
+_quiet: list[tuple[Stage, int, StageRecord | None]] = []
+"""Entries while nothing is recorded, that are not left yet: the object, the thread, and its record around the entry."""
 _sites = state.sites
 _off_stages: dict[str, DisabledStage] = state.off_stages
 
 
 class NoopStage:
-    """
-    A stage that records nothing, for a region that `torch.compile` traces.
-
-    It has no `__init__`, because some versions of Dynamo can't trace through one.
-    """
+    """A stage that records nothing, for `torch.compile`. Some versions of Dynamo can't trace through an `__init__`."""
 
     __slots__ = ()
 
@@ -147,15 +131,20 @@ class Stage(StageBlock):
         return _stage_again, (name, self.attributes, stream, site.warmup, site.graph)
 
     def _enter_again(self) -> Self:
-        inner = _new_stage(state.recorder or self.recorder, self.site, self.attributes, self.stream)
-        inner.owner, inner.uses = self, 1
+        if self.uses == 0:  # It has no run of its own.
+            self.end_ns = 1
         self.uses = 2
+        if (recorder := state.recorder) is None:
+            _quiet.append((self, threading.get_ident(), self._innermost()))
+            return cast("Self", _DISABLED_STAGE)
+        inner = _new_stage(recorder, self.site, self.attributes, self.stream)
+        inner.owner, inner.uses = self, 1
         try:
-            begin(inner.recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
+            begin(recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
             self._entries().append(inner)
             return cast("Self", inner)
         except BaseException:
-            undo(inner.recorder, inner)
+            undo(recorder, inner)
             raise
 
     def _entries(self) -> list[StageBlock]:
@@ -165,17 +154,26 @@ class Stage(StageBlock):
         return self.owner  # type: ignore[return-value]
 
     def _exit_again(self, error: BaseException | None) -> None:
-        record = current.get()
-        while record is not None and (
-            record.end_ns or (record is not self and getattr(record, "owner", None) is not self)
-        ):
-            record = record.outer
+        record = self._innermost()
+        entry = (self, threading.get_ident(), record)
+        if entry in _quiet:
+            _quiet.remove(entry)
+            return
         if record is None:  # It was entered in another context.
             record = next((each for each in (*reversed(self._entries()), self) if not each.end_ns), None)
         if record is not None:
             end(record, error)
             if record is not self:
                 self._entries().remove(record)  # type: ignore[arg-type]  # Found by its owner.
+
+    def _innermost(self) -> StageRecord | None:
+        """Return the innermost record of this object that runs in this context."""
+        record = current.get()
+        while record is not None and (
+            record.end_ns or (record is not self and getattr(record, "owner", None) is not self)
+        ):
+            record = record.outer
+        return record
 
 
 def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream) -> Stage:
@@ -276,7 +274,8 @@ def _uncommon(
             return _off_stage(name)
         return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _DISABLED_STAGE
     if name is not None:
-        site = site_of(name, warmup, graph=graph)
+        # `str.__str__`, because the name may be of a subclass, whose own methods nobody shall call.
+        site = site_of(str.__str__(name), warmup, graph=graph)
     else:
         site = state.unnamed if warmup is None and graph else UnnamedSite()
         site.warmup, site.graph = warmup, graph

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gpuscope._data.record import Site, UnnamedSite
 
@@ -17,12 +17,55 @@ if TYPE_CHECKING:
     import logging
 
     from gpuscope._data.record import FromAbove
+    from gpuscope._data.statistics import Statistics
     from gpuscope._recording.recorder import Recorder
     from gpuscope._settings.config import Config
 
 Key = TypeVar("Key")
+MAX_NAMED = 5
 MAX_SITES = 2048
 """Stages kept by name. NVTX keeps every name for ever; names with request ids in them must not pile up here as well."""
+
+
+class Period(Protocol):
+    """A period of recording, as whoever finds it here sees it: `_collecting.engine.Engine`."""
+
+    @property
+    def config(self) -> Config:
+        """Its settings."""
+
+    @property
+    def recorder(self) -> Recorder:
+        """What the hot path reads while it is on."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it records no more."""
+
+    @property
+    def summary(self) -> FromAbove:
+        """The figures of its stages: `_collecting.aggregation.statistics.StageStatistics`."""
+
+    def statistics(self) -> Statistics:
+        """Return the account of this moment."""
+
+    def wait_until_ready(self) -> None:
+        """Wait until a collector that has just started has made its exporters."""
+
+    def flush(self, timeout_s: float, *, send: bool = True) -> bool:
+        """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
+
+    def hand_over(self) -> None:
+        """Hand everything recorded so far to the application's providers, before these end."""
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Export what can be exported in time, count the rest as lost, and end."""
+
+    def shutdown_at_exit(self) -> bool:
+        """Do so within what is left of the time at the end of the process."""
+
+    def abandon(self) -> None:
+        """Do nothing more: this process is the child of a fork."""
 
 
 class State:
@@ -37,7 +80,9 @@ class State:
         self.off_stages: dict[str, FromAbove] = {}
         """What `stage` hands out while nothing is recorded, by name."""
         self.unnamed = UnnamedSite()
-        self.engine: FromAbove = None
+        self.left_plain: dict[str, None] = {}
+        """Names of functions that were decorated, or named by `instrument`, while gpuscope was off for good."""
+        self.engine: Period | None = None
         """The period of recording that is on, or the last one."""
         self.meters: dict[int, FromAbove] = {}
         """The instruments made so far by each MeterProvider of the application."""
@@ -66,6 +111,31 @@ class State:
             for warning in warnings:
                 _logger().warning("%s", warning)
         return self._config
+
+    def switch_to(self, recorder: Recorder | None) -> None:
+        """Record new stages with this recorder, or none. Blocks made for another ask when they are entered."""
+        before, self.recorder = self.recorder, recorder
+        if before is not None:
+            before.paused = True
+        if recorder is not None:
+            recorder.paused = False
+
+    def allow_toggling(self) -> None:
+        """Have what is decorated from now on be a stage; say, once, what was decorated before and stays plain."""
+        if self.may_toggle:
+            return
+        self.may_toggle = True
+        self.off_stages.clear()
+        if self.left_plain:
+            names = [*self.left_plain]
+            more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+            _logger().warning(
+                "%s%s will not be recorded: decorated or named while gpuscope was off for good. Set GPUSCOPE=idle or "
+                "GPUSCOPE=1, or call `enable()` before that.",
+                ", ".join(f"`{name}`" for name in names[:MAX_NAMED]),
+                more,
+            )
+            self.left_plain.clear()
 
     def begin_anew(self, environ: dict[str, str]) -> None:
         """Take another environment. Its settings are read when they are first needed."""

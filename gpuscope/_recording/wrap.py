@@ -27,7 +27,7 @@ from gpuscope._data.record import Site
 from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
-from gpuscope._recording.state import state
+from gpuscope._recording.state import MAX_SITES, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
@@ -66,6 +66,8 @@ def stage_of(
         return function if inner is function.__func__ else type(function)(inner)
     called = _checked(function)
     if state.recorder is None and not state.may_toggle:
+        if len(state.left_plain) < MAX_SITES:
+            state.left_plain[str(getattr(function, "__qualname__", type(function).__qualname__))] = None
         return function
     from gpuscope._recording import functions
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Event: TypeAlias = "dict[str, Plain]"
 Tracks = dict[tuple[int, int], tuple[int, int]]
-"""(pid, tid) by (thread or stream, lane)."""
+"""(pid, tid) by (thread or stream, layer)."""
 
 
 def write_perfetto(recording: Recording, path: str | PathLike[str]) -> None:
@@ -66,7 +66,7 @@ def _tracks(recording: Recording, host: Slices, gpu: Slices) -> tuple[Tracks, Tr
     for stream in recording.streams:
         pids.setdefault((stream.process, stream.device), len(pids) + 1)
     tids = itertools.count(len(pids) + 1)
-    places = [sorted(set(zip(slices.track.tolist(), slices.lane.tolist(), strict=True))) for slices in (host, gpu)]
+    places = [sorted(set(zip(slices.track.tolist(), slices.layer.tolist(), strict=True))) for slices in (host, gpu)]
     threads, streams = recording.threads, recording.streams
     return (
         {place: (pids[(threads[place[0]].process,)], next(tids)) for place in places[0]},
@@ -75,19 +75,19 @@ def _tracks(recording: Recording, host: Slices, gpu: Slices) -> tuple[Tracks, Tr
 
 
 def _names(recording: Recording, host_tracks: Tracks, gpu_tracks: Tracks) -> Iterator[Event]:
-    for (number, lane), track in host_tracks.items():
+    for (number, layer), track in host_tracks.items():
         thread = recording.threads[number]
-        yield from _named(track, recording.processes[thread.process].name, thread.name, lane)
-    for (number, lane), track in gpu_tracks.items():
+        yield from _named(track, recording.processes[thread.process].name, thread.name, layer)
+    for (number, layer), track in gpu_tracks.items():
         stream = recording.streams[number]
         gpu = f"{recording.processes[stream.process].name}: GPU {stream.device} {stream.device_name}".strip()
         name = f"stream {stream.handle:#x}" if stream.handle else "default stream"
-        yield from _named(track, gpu, name, lane)
+        yield from _named(track, gpu, name, layer)
 
 
-def _named(track: tuple[int, int], process: str, thread: str, lane: int) -> Iterator[Event]:
+def _named(track: tuple[int, int], process: str, thread: str, layer: int) -> Iterator[Event]:
     pid, tid = track
-    name = f"{thread}, overlapping {lane}" if lane else thread
+    name = f"{thread}, overlapping {layer}" if layer else thread
     yield {"ph": "M", "pid": pid, "name": "process_name", "args": {"name": process}}
     yield {"ph": "M", "pid": pid, "name": "process_sort_index", "args": {"sort_index": pid}}
     yield {"ph": "M", "pid": pid, "tid": tid, "name": "thread_name", "args": {"name": name}}
@@ -96,8 +96,8 @@ def _named(track: tuple[int, int], process: str, thread: str, lane: int) -> Iter
 
 def _slices(recording: Recording, slices: Slices, tracks: Tracks, origin_ns: int) -> Iterator[tuple[int, Event]]:
     """Yield (row, complete event), in order on each track."""
-    for row, track, lane, start_ns, end_ns in zip(*(column.tolist() for column in slices), strict=True):
-        pid, tid = tracks[track, lane]
+    for row, track, layer, start_ns, end_ns in zip(*(column.tolist() for column in slices), strict=True):
+        pid, tid = tracks[track, layer]
         yield (
             row,
             {

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.ancestors import ancestors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     from numpy.typing import NDArray
 
 _UNMEASURED = RowFlag.CAPTURED | RowFlag.CLAMPED | RowFlag.GIVEN_UP
@@ -79,7 +80,8 @@ class Recording:
     A row without a GPU part has `stream` -1 and GPU times 0. A stage inside a replay of a CUDA graph (`IN_GRAPH`) has
     no host part: both its host times are the launch of the replay, and one of the stages around it has a host part.
 
-    Masks over the rows are worked out when they are first asked for, and kept. Nobody may write into one.
+    Masks over the rows, and their callers, are worked out when they are first asked for, and kept. Nobody may write
+    into one.
     """
 
     names: tuple[str, ...]
@@ -119,6 +121,14 @@ class Recording:
         """Which rows are stages inside a replay: they have no host times of their own."""
         inside: NDArray[np.bool_] = ((self.flags & RowFlag.IN_GRAPH) != 0) & (self.parent >= 0)
         return inside
+
+    @cached_property
+    def callers(self) -> NDArray[np.int64]:
+        """For each row inside a replay the row of the stage on the host that launched it; for any other row itself."""
+        caller = np.arange(len(self.stage))
+        while (still := self.in_graph[caller]).any():
+            caller[still] = self.parent[caller[still]]
+        return caller
 
     @cached_property
     def leaf(self) -> NDArray[np.bool_]:

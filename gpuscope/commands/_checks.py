@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import gpuscope
 from gpuscope._data.native import native
-from gpuscope._log import COUNTED
+from gpuscope._log import COUNTED, logger
 from gpuscope._settings.config import Config, read_environment
 from gpuscope._settings.environment import wants_native
 from gpuscope._settings.shown import shown_setting, shown_url
@@ -55,7 +55,7 @@ class _Ears(logging.Handler):
 @contextlib.contextmanager
 def _listening() -> Iterator[list[str]]:
     """Collect what the logger `gpuscope` says meanwhile, so that it is shown as the reason and not on stderr."""
-    logger, ears = logging.getLogger("gpuscope"), _Ears()
+    ears = _Ears()
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(ears)
     try:

@@ -5,7 +5,7 @@
 #include "native.h"
 
 PyTypeObject *block_type;
-static PyObject *str_enter_again, *str_exit_again, *str_set_uncommon;
+static PyObject *str_enter_again, *str_exit_again, *str_enter, *str_enter_context, *str_set_uncommon;
 
 static PyMemberDef members[] = {
     {"owner", T_OBJECT_EX, offsetof(StageBlock, owner), 0, NULL},
@@ -36,22 +36,24 @@ static void dealloc(StageBlock *self) {
     Py_TRASHCAN_END
 }
 
-/* The flags of the running function's code that say whether it may be suspended; only NVTX asks. */
+/* Whether what enters the block may be suspended before it leaves it; only NVTX asks. A function's code says so by its
+   flags. One that enters on behalf of another (`ExitStack.enter_context`, somebody's `__enter__`) does not know. */
 static PyObject *flags_of_caller(void) {
     PyFrameObject *frame = PyEval_GetFrame();
     if (frame == NULL) return PyLong_FromLong(0);
     PyCodeObject *code = PyFrame_GetCode(frame);
     int flags = code->co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR);
+    if (code->co_name == str_enter_context || code->co_name == str_enter) flags = 1;
     Py_DECREF(code);
     return PyLong_FromLong(flags);
 }
 
 static PyObject *enter(StageBlock *self, PyObject *Py_UNUSED(ignored)) {
-    if (self->uses) return PyObject_CallMethodNoArgs((PyObject *)self, str_enter_again);
-    self->uses = 1;
     StageRecord *record = &self->record;
     Recorder *recorder = as_recorder(record->recorder);
     if (recorder == NULL) return NULL;
+    if (self->uses || recorder->paused) return PyObject_CallMethodNoArgs((PyObject *)self, str_enter_again);
+    self->uses = 1;
     PyObject *suspends = is_present(recorder->nvtx) ? flags_of_caller() : PyLong_FromLong(0);
     if (suspends == NULL) return NULL;
     int failed = begin_stage(recorder, record, record->site, self->stream, suspends);
@@ -69,7 +71,7 @@ static PyObject *leave(StageBlock *self, PyObject *const *args, Py_ssize_t count
     Py_RETURN_NONE;
 }
 
-enum { SMALL_BYTES = 1024, FEW = 64 }; /* As in `_recording/queue.py`. */
+enum { SMALL_BYTES = 256, FEW = 32 }; /* As in `_recording/queue.py`. */
 
 /* Whether the value is plain and needs no weighing: it never changes, refers to nothing, and is short. */
 static int is_small(PyObject *value) {
@@ -149,43 +151,45 @@ static PyType_Spec spec = {
 
 /* ---- NoopBlock: what `stage` hands out while nothing is recorded */
 
-static PyObject *enter_quietly(PyObject *self, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(self); }
+static PyObject *enter_noop(PyObject *self, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(self); }
 
-static PyObject *leave_quietly(PyObject *Py_UNUSED(self), PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count)) {
+static PyObject *leave_noop(PyObject *Py_UNUSED(self), PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count)) {
     Py_RETURN_NONE;
 }
 
-static PyMethodDef quiet_methods[] = {
-    {"__enter__", enter_quietly, METH_NOARGS, "Do nothing."},
-    {"__exit__", (PyCFunction)(void (*)(void))leave_quietly, METH_FASTCALL, "Do nothing."},
+static PyMethodDef noop_methods[] = {
+    {"__enter__", enter_noop, METH_NOARGS, "Do nothing."},
+    {"__exit__", (PyCFunction)(void (*)(void))leave_noop, METH_FASTCALL, "Do nothing."},
     {NULL},
 };
 
-static PyType_Slot quiet_slots[] = {
+static PyType_Slot noop_slots[] = {
     {Py_tp_doc, "A context manager that does nothing."},
-    {Py_tp_methods, quiet_methods},
+    {Py_tp_methods, noop_methods},
     {0, NULL},
 };
 
-static PyType_Spec quiet_spec = {
+static PyType_Spec noop_spec = {
     .name = "gpuscope._native.NoopBlock",
     .basicsize = sizeof(PyObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-    .slots = quiet_slots,
+    .slots = noop_slots,
 };
 
 int add_block(PyObject *module) {
     str_enter_again = PyUnicode_InternFromString("_enter_again");
     str_exit_again = PyUnicode_InternFromString("_exit_again");
     str_set_uncommon = PyUnicode_InternFromString("_set_uncommon");
-    if (!str_enter_again || !str_exit_again || !str_set_uncommon) return -1;
+    str_enter = PyUnicode_InternFromString("__enter__");
+    str_enter_context = PyUnicode_InternFromString("enter_context");
+    if (!str_enter_again || !str_exit_again || !str_set_uncommon || !str_enter || !str_enter_context) return -1;
     PyObject *bases = PyTuple_Pack(1, record_type);
     if (bases == NULL) return -1;
     block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, bases);
     Py_DECREF(bases);
     if (block_type == NULL || PyModule_AddType(module, block_type)) return -1;
-    PyObject *quiet = PyType_FromModuleAndSpec(module, &quiet_spec, NULL);
-    if (quiet == NULL || PyModule_AddType(module, (PyTypeObject *)quiet)) return -1;
-    Py_DECREF(quiet);
+    PyObject *noop = PyType_FromModuleAndSpec(module, &noop_spec, NULL);
+    if (noop == NULL || PyModule_AddType(module, (PyTypeObject *)noop)) return -1;
+    Py_DECREF(noop);
     return PyModule_AddFunctions(module, functions);
 }

@@ -43,6 +43,7 @@ typedef struct {
     PyObject *random_bits, *span_ids, *waiting;
     /* Of `ids.c`: drawn from `random_bits` and `span_ids` with the first stage. */
     unsigned long long random[4], last_span_id;
+    char paused;
 } Recorder;
 
 /* A stream of a device: `TimedStreamFields` of `_data/record.py`. */

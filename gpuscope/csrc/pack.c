@@ -131,8 +131,7 @@ static StageRecord *read_row(PyObject *row, Cells *cells) {
 
 /* The record's trace, or null and an exception for what was never begun, or was taken apart since. */
 static const Trace *whole_trace(const StageRecord *record) {
-    if (record->trace && PyObject_TypeCheck(record->trace, trace_type) && record->site && record->thread &&
-        record->span_id)
+    if (record->trace && PyObject_TypeCheck(record->trace, trace_type) && record->site && record->thread)
         return (const Trace *)record->trace;
     PyErr_SetString(PyExc_AttributeError, "the record was never begun");
     return NULL;
@@ -183,14 +182,14 @@ static void uncount(PyObject *rows, Py_ssize_t count) {
     PyErr_Restore(type, error, traceback);
 }
 
-static int is_odd(const StageRecord *record) {
+static int has_details(const StageRecord *record) {
     return is_present(record->attributes) || is_present(record->error) || is_present(record->span);
 }
 
-static int note_odd(PyObject *odd, PyObject *row, Py_ssize_t i) {
-    if (!is_odd((StageRecord *)PyTuple_GET_ITEM(row, 0))) return 0;
+static int note_details(PyObject *with_details, PyObject *row, Py_ssize_t i) {
+    if (!has_details((StageRecord *)PyTuple_GET_ITEM(row, 0))) return 0;
     PyObject *index = PyLong_FromSsize_t(i);
-    int failed = index == NULL || PyList_Append(odd, index);
+    int failed = index == NULL || PyList_Append(with_details, index);
     Py_XDECREF(index);
     return failed ? -1 : 0;
 }
@@ -198,7 +197,7 @@ static int note_odd(PyObject *odd, PyObject *row, Py_ssize_t i) {
 /*
  * pack(rows, sites, threads, identify, own, warmup, warmup_flag, remote_flag)
  *
- * The rows' cells as bytes, and the indices of the odd rows: those with attributes, an error or a span.
+ * The rows' cells as bytes, and the indices of the rows with details: those with attributes, an error or a span.
  */
 static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *rows;
@@ -209,22 +208,23 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
         ))
         return NULL;
     Py_ssize_t count = PyList_GET_SIZE(rows);
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(Cells)), *odd = PyList_New(0);
-    int failed = bytes == NULL || odd == NULL;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(Cells));
+    PyObject *with_details = PyList_New(0);
+    int failed = bytes == NULL || with_details == NULL;
     for (Py_ssize_t i = 0; !failed && i < count; i++) {
         Cells cells = {0};
         PyObject *row = PyList_GetItem(rows, i);
         failed = row == NULL;
         if (failed) break;
         Py_INCREF(row);
-        failed = fill(&packing, row, &cells) || note_odd(odd, row, i);
+        failed = fill(&packing, row, &cells) || note_details(with_details, row, i);
         if (failed) uncount(rows, i);
         memcpy(PyBytes_AS_STRING(bytes) + i * (Py_ssize_t)sizeof cells, &cells, sizeof cells);
         Py_DECREF(row);
     }
-    PyObject *answer = failed || PyErr_Occurred() ? NULL : PyTuple_Pack(2, bytes, odd);
+    PyObject *answer = failed || PyErr_Occurred() ? NULL : PyTuple_Pack(2, bytes, with_details);
     Py_XDECREF(bytes);
-    Py_XDECREF(odd);
+    Py_XDECREF(with_details);
     return answer;
 }
 
@@ -257,7 +257,7 @@ static PyObject *row_layout(void) {
 }
 
 static PyMethodDef functions[] = {
-    {"pack", pack, METH_VARARGS, "Return rows as the bytes of a batch's cells, and which are odd."},
+    {"pack", pack, METH_VARARGS, "Return rows as the bytes of a batch's cells, and which have details."},
     {NULL},
 };
 

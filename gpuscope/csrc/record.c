@@ -195,7 +195,11 @@ static PyType_Spec timed_stream_spec = {
 #define OPTIONAL(name) {#name, T_OBJECT, offsetof(Recorder, name), 0, NULL},
 #define REQUIRED(name) {#name, T_OBJECT_EX, offsetof(Recorder, name), 0, NULL},
 
-static PyMemberDef recorder_members[] = {OPTIONAL_IN_RECORDER(OPTIONAL) REQUIRED_IN_RECORDER(REQUIRED){NULL}};
+static PyMemberDef recorder_members[] = {
+    OPTIONAL_IN_RECORDER(OPTIONAL) REQUIRED_IN_RECORDER(REQUIRED)
+    {"paused", T_BOOL, offsetof(Recorder, paused), 0, NULL},
+    {NULL},
+};
 
 static int traverse_recorder(Recorder *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));

@@ -13,7 +13,7 @@ static PyObject *perf_counter;
 static int keeps_threads;
 static PyObject *thread_info, *begin_failed, *end_the_rest, *exception_info, *leave_behind;
 
-static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_facts, *str_give_back, *str_leave, *str_leave_elsewhere,
+static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_info, *str_give_back, *str_leave, *str_leave_elsewhere,
     *str_put;
 
 /* A required member, as a borrowed reference; null and an exception where it is not set. Whoever calls into Python with
@@ -67,17 +67,17 @@ static int find_place(Recorder *recorder, StageRecord *record, PyObject *outer) 
 /* Kept where Python keeps what belongs to a thread, and so for no longer than that. */
 static int find_thread(StageRecord *record) {
     PyObject *kept = keeps_threads ? PyThreadState_GetDict() : NULL;
-    PyObject *facts = kept == NULL ? NULL : PyDict_GetItemWithError(kept, str_facts);
-    if (facts != NULL) {
-        put(&record->thread, Py_NewRef(facts));
+    PyObject *info = kept == NULL ? NULL : PyDict_GetItemWithError(kept, str_info);
+    if (info != NULL) {
+        put(&record->thread, Py_NewRef(info));
         return 0;
     }
-    facts = PyErr_Occurred() ? NULL : PyObject_CallNoArgs(thread_info);
-    if (facts == NULL || (kept != NULL && PyDict_SetItem(kept, str_facts, facts))) {
-        Py_XDECREF(facts);
+    info = PyErr_Occurred() ? NULL : PyObject_CallNoArgs(thread_info);
+    if (info == NULL || (kept != NULL && PyDict_SetItem(kept, str_info, info))) {
+        Py_XDECREF(info);
         return -1;
     }
-    put(&record->thread, facts);
+    put(&record->thread, info);
     return 0;
 }
 
@@ -242,9 +242,9 @@ static int try_end(Recorder *recorder, StageRecord *record, PyObject *error, int
     if (read_clock(recorder, &record->end_ns)) return -1;
     if (leave_contexts(recorder, record) || leave_range(recorder, record)) return -1;
     if (is_present(error)) {
-        PyObject *facts = PyObject_CallFunctionObjArgs(exception_info, error, record, NULL);
-        if (facts == NULL) return -1;
-        put(&record->error, facts);
+        PyObject *info = PyObject_CallFunctionObjArgs(exception_info, error, record, NULL);
+        if (info == NULL) return -1;
+        put(&record->error, info);
     }
     return hand_over(recorder, record, queued);
 }
@@ -365,7 +365,7 @@ int add_recording(PyObject *module) {
         {&str_begin, "begin"},
         {&str_end, "end"},
         {&str_enter, "enter"},
-        {&str_facts, "gpuscope.thread"},
+        {&str_info, "gpuscope.thread"},
         {&str_give_back, "give_back"},
         {&str_leave, "leave"},
         {&str_leave_elsewhere, "leave_elsewhere"},

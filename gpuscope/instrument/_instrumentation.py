@@ -68,6 +68,7 @@ def instrument(
         names += more_names
     modules = _frameworks.modules_of(filter(None, names))
     if state.recorder is None and not state.may_toggle:
+        state.left_plain.update(dict.fromkeys([*(target.path for target in targets), *modules]))
         return
     current = _instrumentation()
     # What the user names comes first, because a function is one stage only.

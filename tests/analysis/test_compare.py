@@ -133,7 +133,7 @@ class TestStages:
         assert comparison.requests[0].change.change_ms == pytest.approx(0.11, rel=0.15)
 
     def test_an_effect_counts_every_call(self):
-        """A stage that runs three times a request has three times its median's change for an effect."""
+        """A stage that runs three times per request has three times its median's change for an effect."""
 
         def thrice(each):
             return recording(

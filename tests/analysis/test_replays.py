@@ -8,7 +8,7 @@ import pytest
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.kinds import kinds
-from gpuscope.analysis._structure.replays import callers, outside_ns, replays_of
+from gpuscope.analysis._structure.replays import outside_ns, replays_of
 from gpuscope.analysis._verdicts.evidence import gather
 from gpuscope.analysis.compare import compare
 from gpuscope.analysis.figures import figures
@@ -80,7 +80,7 @@ class TestRelations:
 
     def test_nested_stages_have_the_launcher_of_the_outermost(self, requests):
         """The launcher of a stage inside a stage of a graph is the one on the host."""
-        launcher = callers(requests)[requests.in_graph]
+        launcher = requests.callers[requests.in_graph]
         assert {requests.names[stage] for stage in requests.stage[launcher]} == {"decode"}
 
     def test_left_over_is_what_no_inner_stage_covers(self, requests):

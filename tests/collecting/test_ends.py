@@ -8,6 +8,9 @@ import time
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.metrics import _internal as metrics_internal
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -288,3 +291,40 @@ class TestProvider:
         made.shutdown()
         assert engine.statistics().exported == 1
         assert len(memory.get_finished_spans()) == 1
+
+
+def test_the_last_metrics_of_a_provider_have_all(period, monkeypatch):
+    """A MeterProvider that the application ends reads what had ended a moment before."""
+    exported = []
+
+    class Keeps(MetricExporter):
+        def export(self, metrics_data, timeout_millis=0, **keywords):
+            """Keep it."""
+            exported.append(metrics_data)
+            return MetricExportResult.SUCCESS
+
+        def shutdown(self, timeout_millis=0, **keywords):
+            """End."""
+
+        def force_flush(self, timeout_millis=0):
+            """Hold nothing."""
+            return True
+
+    reader = PeriodicExportingMetricReader(Keeps(), export_interval_millis=10**8)
+    made = MeterProvider([reader], shutdown_on_exit=False)
+    monkeypatch.setattr(metrics_internal, "_METER_PROVIDER", made)
+    engine = period(Takes(), metrics="sdk", interval_s=30.0, warmup=0)
+    with stage("first"):
+        pass
+    assert engine.flush(20)
+    with stage("last"):
+        pass
+    made.shutdown()
+    points = [
+        dict(point.attributes)
+        for resource in exported[-1].resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        for point in metric.data.data_points
+    ]
+    assert any("last" in attributes.values() for attributes in points)

@@ -48,11 +48,14 @@ def test_only_calls_of_roots_are_requests():
         row("embed", "embed", host=3.0, span=12, parent=11),
         row("embed", "embed", host=5.0, span=11),
         row("embed", "embed", host=2.0, span=13),
+        row("rank", "rank", host=6.0, span=21),
+        row("rank", "rank", host=1.0, span=22),
     )
     assert {key[0]: (group.requests, group.requests_ms) for key, group in groups.items()} == {
         "infer": (0, 0.0),
         "chat": (1, 4.0),
         "embed": (2, 7.0),
+        "rank": (2, 7.0),
     }
 
 

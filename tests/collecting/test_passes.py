@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpuscope import _runtime, stage
+from gpuscope._collecting.intake import _SLICE_ROWS
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
@@ -172,9 +173,9 @@ class TestTelling:
     """Who is told of what."""
 
     def test_each_pass_is_told_of(self, make_bench):
-        """Also between the batches of a backlog, because under constant load a pass does not end."""
+        """Also within a backlog, once per interval, because under constant load a pass does not end."""
         told = []
-        bench = make_bench(queue_size=10_000)
+        bench = make_bench(queue_size=10_000, interval_s=0.001)
         bench.engine.collector._on_pass = told.append
         run()
         bench.engine.collector._drain()
@@ -182,6 +183,18 @@ class TestTelling:
         run(1500)
         bench.engine.collector._drain()
         assert len(told) >= 4
+
+    def test_the_program_has_pauses(self, make_bench):
+        """After every slice and every part of a batch, so that a thread that wants the GIL waits for one of them."""
+        bench, pauses = make_bench(queue_size=10_000), []
+        bench.engine.collector._breathe = lambda: pauses.append(len(bench.spans))
+        run(1)
+        bench.engine.collector.step()
+        assert pauses == [0, 0, 0, 2]  # The batch, the summary, the metrics, and the exporter.
+        pauses.clear()
+        run(300)
+        bench.engine.collector._drain()
+        assert len(pauses) >= 300 // _SLICE_ROWS
 
     def test_whoever_is_told_may_fail(self, make_bench, caplog):
         """It is logged once, and the pass goes on."""

@@ -190,6 +190,7 @@ class TestFigures:
             SpanDetails(error=ExceptionInfo("ValueError", "no", ())),
             SpanDetails(status=("ERROR", "bad")),
             SpanDetails(status=("OK", None)),
+            SpanDetails(status=("UNSET", None)),
             SpanDetails(attributes={"batch_size": 8}),
             None,
         ]

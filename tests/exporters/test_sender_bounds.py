@@ -10,9 +10,11 @@ import pytest
 
 from gpuscope._settings.config import Config
 from gpuscope.exporters._transport.http import Endpoint, HttpClient, Outcome
-from gpuscope.exporters._transport.sender import Limits, Sender, _settle
+from gpuscope.exporters._transport.pieces import Chunk, post
+from gpuscope.exporters._transport.sender import Limits, Sender
 
 from .conftest import free_port
+from .receiver import rejects
 
 
 class HeldClient:
@@ -116,14 +118,20 @@ def test_rejected_spans_are_taken_from_the_first_batches():
     """A stage for each, and no more than a batch has."""
     reports = []
 
-    def delivery(stages):
-        return SimpleNamespace(stages=stages, settle=lambda *report: reports.append(report))
+    def settled(rejected, *batches):
+        reports.clear()
+        chunks = [
+            Chunk(b"", SimpleNamespace(stages=stages, settle=lambda *report: reports.append(report)), 0.0)
+            for stages in batches
+        ]
+        client = SimpleNamespace(post=lambda _: Outcome(body=rejects(rejected).body))
+        outcome = post(chunks, client, b"".join, lambda: True)
+        for chunk in chunks:
+            chunk.settle(outcome.reason)
+        return reports
 
-    _settle([delivery(2), delivery(2), delivery(5)], 3)
-    assert reports == [(0, {"rejected": 2}), (1, {"rejected": 1}), (5, None)]
-    reports.clear()
-    _settle([delivery(2)], 9)
-    assert reports == [(0, {"rejected": 2})]
+    assert settled(3, 2, 2, 5) == [(0, {"rejected": 2}), (1, {"rejected": 1}), (5, {})]
+    assert settled(9, 2) == [(0, {"rejected": 2})]
 
 
 class Interrupt:

@@ -256,7 +256,7 @@ def test_a_graph_destroyed_while_it_runs_is_read():
         come_and_go(10)
         spare, unread = len(pool._spare), len(pool._unread)
     assert [len(inner) for inner in by_request(spans)] == [2] * 60
-    # Four events a replay, of which all 30 may be on their way at once; three of each graph, one after the other.
+    # Four events per replay, of which all 30 may be on their way at once; three of each graph, one after the other.
     assert spare - held[0] <= 30 * 4
     assert unread - held[1] <= 3
 

@@ -36,7 +36,7 @@ from operators import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
 NATIVE = "tests/native/test_device.py"
-GRAPHS = "tests/native/test_graphs.py tests/cuda/test_replays.py"
+GRAPHS = "tests/native/test_fences.py tests/native/test_graphs.py tests/cuda/test_replays.py"
 COLLECTING = "tests/collecting/test_collector.py"
 METRICS = "tests/collecting/test_metrics.py tests/collecting/test_summary.py tests/collecting/test_groups.py"
 OVERLAP = "tests/overlap"
@@ -60,13 +60,13 @@ TESTS = {
     "_collecting/aggregation/summary.py": METRICS,
     "_collecting/aggregation/tally.py": METRICS,
     "_recording/queue.py": COLLECTING,
-    "_recording/ledger.py": f"{COLLECTING} tests/exporters/test_memory.py tests/data",
+    "_recording/ledger.py": f"{COLLECTING} tests/collecting/test_passes.py tests/data",
     "_otel/sampling.py": f"{COLLECTING} tests/otel/test_otel.py",
-    "_otel/identities.py": "tests/otel/test_otel.py tests/exporters/test_sdk.py",
+    "_otel/identities.py": "tests/otel/test_identities.py tests/otel/test_otel.py tests/exporters/test_sdk.py",
     "_settings/parsers.py": "tests/settings",
     "instrument/_expressions.py": "tests/instrument/test_expressions.py",
-    "exporters/_transport/http.py": "tests/exporters/test_otlp_http.py tests/exporters/test_otlp_sender.py",
-    "exporters/_transport/sender.py": "tests/exporters/test_otlp_sender.py",
+    "exporters/_transport/http.py": "tests/exporters/test_otlp_http.py tests/exporters/test_sender_bounds.py",
+    "exporters/_transport/sender.py": "tests/exporters/test_sender_bounds.py tests/exporters/test_otlp_sender.py",
     "exporters/_encoding/otlp_bytes.py": "tests/exporters/test_otlp.py tests/exporters/test_otlp_equals_sdk.py",
     "analysis/_verdicts/calls.py": f"{VERDICTS}/test_verdict.py",
     "analysis/_verdicts/cold.py": f"{VERDICTS}/test_cold.py",

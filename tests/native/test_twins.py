@@ -118,7 +118,7 @@ def test_rows_have_one_layout():
 @in_c
 @given(rows(), st.integers(0, 3), st.booleans())
 def test_rows_are_packed_alike(rows, warmup, bridged):
-    """The same bytes, the same odd rows, the same tables, the same counts of calls."""
+    """The same bytes, the same rows with details, the same tables, the same counts of calls."""
     # A bridge that has no provider to ask: a trace that is undecided goes to `identify`.
     identify = lambda record: (*own_identity(record)[:3], record.trace.sampled is not False)  # noqa: E731
     bridge = SimpleNamespace(identify=identify, sdk=False) if bridged else None

@@ -363,6 +363,32 @@ def test_threads_that_never_stop_do_not_keep_the_end_from_ending(run_python):
     assert "shutdown" not in result.stderr
 
 
+@pytest.mark.parametrize("mode", ["", "0"])
+@pytest.mark.parametrize("switch", ["gpuscope.enable(exporters='none', metrics='none')", "gpuscope.testing.capture()"])
+def test_what_was_decorated_too_early_is_named_once(run_python, mode, switch):
+    """Functions that gpuscope left alone while it was off for good are named when recording starts, with what to do."""
+    program = (
+        "import gpuscope\n"
+        "@gpuscope.stage('a')\ndef infer(): pass\n"
+        "class Model:\n    @gpuscope.stage\n    def forward(self): pass\n"
+        "gpuscope.instrument.instrument('dump=json:dumps')\n"
+        f"for _ in range(2): context = {switch}; context and context.__enter__()\n"
+        "@gpuscope.stage('later')\ndef later(): pass\n"
+    )
+    said = run_python(program, GPUSCOPE=mode).stderr.splitlines()
+    assert len([line for line in said if "GPUSCOPE=idle" in line]) == 1, said
+    assert said[0].startswith("`infer`, `Model.forward`, `json:dumps` will not be recorded")
+
+
+def test_names_of_what_was_decorated_too_early_are_few(run_python):
+    """Five are named, and the rest are a number."""
+    program = (
+        "import gpuscope\nfor i in range(30): exec(f'@gpuscope.stage\\ndef f{i}(): pass')\n"
+        "gpuscope.enable(exporters='none', metrics='none')\n"
+    )
+    assert "`f4` and 25 more will not be recorded" in run_python(program).stderr
+
+
 class TestImportedAgain:
     """gpuscope is imported more than once in a process; its parts in C are there once."""
 
@@ -376,8 +402,8 @@ class TestImportedAgain:
             "@new.stage('g')\ndef g():\n    with old.stage('block'): return f()\n"
             "assert g() == 1\n"
             "with old.stage('outer'), new.stage('inner'), old.stage('innermost'): f()\n"
-            "for each in (old, new):\n"
-            "    each.flush(20); print(each.statistics().recorded, sum(each.statistics().lost.values()))\n"
+            "for each in (old, new):\n    each.flush(20); account = each.statistics()\n"
+            "    print(account.recorded, sum(account.lost.values()))\n"
         )
         result = run_python(program, GPUSCOPE="1", GPUSCOPE_EXPORTER="none", GPUSCOPE_METRICS="none")
         assert result.stdout == "6 0\n2 0\n", result.stdout + result.stderr

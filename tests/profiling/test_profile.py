@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,10 @@ import torch
 
 import gpuscope
 from gpuscope.__main__ import main
+from gpuscope._profiling.deep_look import DeepLook
 from gpuscope._profiling.on_demand import OnDemand
+from gpuscope._profiling.session import ProfilingSession
+from gpuscope._recording.state import state
 
 HERE = Path(gpuscope.__file__).parents[1]
 ONES = torch.ones(8, 8)
@@ -72,6 +76,16 @@ class TestLoop:
                 request()
             assert look.done
             assert bench.engine.recorder.nvtx is bench.nvtx
+
+    def test_recording_switched_off_meanwhile(self):
+        """Where another thread switches recording off as a look begins, that is said, and nothing is left on."""
+        ended = []
+        with contextlib.ExitStack() as period:
+            period.callback(ended.append, True)
+            look = DeepLook(ProfilingSession(1, 0), lambda _: period)
+            with pytest.raises(RuntimeError, match=r"switched off.*call `gpuscope.disable"), look:
+                pass
+        assert (ended, state.look) == ([True], None)
 
     def test_a_stage_open_across_the_end_of_a_look_is_closed_rightly(self, bench):
         """A stage that began in the look and ends after it closes its range; only then is the look gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
@@ -107,6 +108,72 @@ class TestBlock:
         assert len(spans) == 2 + 3 + 200
         assert len({span.span_id for span in spans}) == len(spans)
         assert bench.nvtx.stack == bench.nvtx.started == []
+
+    def test_kept_block_records_nothing_while_disabled(self, bench):
+        """Whatever was entered or only made before, nothing begins between `disable()` and `enable()`."""
+        entered, made, open_ = stage("entered"), stage("made"), stage("open")
+        with entered, open_:
+            gpuscope.disable()
+            for kept in (entered, made, open_, entered):
+                with kept as block:
+                    block.set_attribute("a", 1)
+                with kept, kept, pytest.raises(KeyError), kept:
+                    raise KeyError
+            with stage("around"), made:
+                gpuscope.enable()
+                with made, stage("inside"):
+                    pass
+            with entered, made:
+                gpuscope.disable()
+        with entered, made, open_:
+            pass
+        assert [span.name for span in bench.collect() if span.kind == "host"] == [
+            "inside", "made", "made", "entered", "open", "entered",
+        ]  # fmt: skip
+        assert not gpuscope._recording.stage._quiet
+        assert bench.nvtx.stack == bench.nvtx.started == []
+
+    def test_kept_block_goes_with_the_recording_that_is_on(self, bench, make_bench):
+        """A block that was made before `enable()` with other settings is recorded by what is on when it is entered."""
+        kept = stage("kept")
+        other = make_bench()
+        for _ in range(2):
+            with kept:
+                pass
+        assert len(other.named("kept")) == 2
+        assert bench.named("kept") == []
+
+    @pytest.mark.parametrize("form", ["enter_context", "enter_async_context", "object", "with"])
+    def test_range_that_a_coroutine_may_leave_elsewhere_is_no_thread_s(self, bench, form):
+        """A block that is entered on behalf of a coroutine pushes no range, because others would end inside it."""
+
+        class Timer:
+            def __enter__(self):
+                self.block = stage("block").__enter__()
+
+            def __exit__(self, *exception):
+                self.block.__exit__(*exception)
+
+        async def work() -> None:
+            async with contextlib.AsyncExitStack() as stack:
+                stack.enter_context(Timer() if form == "object" else stage("block"))
+                await asyncio.sleep(0)
+
+        async def plainly() -> None:
+            with contextlib.ExitStack() as stack:
+                if form == "with":
+                    stack.enter_context(_in_a_with("block"))
+                else:
+                    stack.enter_context(stage("block"))
+                await asyncio.sleep(0)
+
+        async def both() -> None:
+            await asyncio.gather(work(), plainly(), work())
+
+        asyncio.run(both())
+        assert {kind for kind, _ in bench.nvtx.log} == {"start"}
+        assert len(bench.named("block")) == 3
+        assert bench.nvtx.started == []
 
     def test_block_without_a_name_is_called_stage(self, bench):
         """A block that forgot its name is recorded under a plain one rather than failing in production."""
@@ -351,6 +418,12 @@ class TestDecorator:
         for options in ({}, {"attributes": {"a": 1}}, {"warmup": 1}, {"graph": False}):
             with pytest.raises(ValueError, match=f"is {re.escape(repr(name))}: expected one that is not blank"):
                 stage(name, **options)
+
+
+@contextlib.contextmanager
+def _in_a_with(name):
+    with stage(name):
+        yield
 
 
 class _Model:

@@ -74,7 +74,7 @@ class Net(torch.nn.Module):
             self.inner, self.outer = torch.nn.Linear(4, 5), torch.nn.Linear(5, 1)
 
     def forward(self, x):
-        """Return one number a row."""
+        """Return one number per row."""
         return self.outer(plain(self.inner(x)))
 
 

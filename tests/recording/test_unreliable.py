@@ -130,7 +130,7 @@ class SettlesThenRaises(Failing):
 
 
 def test_failing_exporter_does_not_cost_the_others(make_bench, caplog):
-    """The other exporters get the batch; the failure is logged once a kind."""
+    """The other exporters get the batch; the failure is logged once per kind."""
     bench = make_bench(exporters=(Failing(),))
     for _ in range(3):
         run_stages()

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from gpuscope._cuda.cuda_device import CudaDevice
     from gpuscope._cuda.driver import Driver
-    from gpuscope._cuda.graphs.capture import OpenCaptures
     from gpuscope._cuda.graphs.launch import Graph
     from gpuscope._cuda.timed_stream import TimedStream
+    from gpuscope._data.interfaces import Captures
     from gpuscope._recording.recorder import Recorder
 
 P = ParamSpec("P")
@@ -146,7 +146,7 @@ class GraphHooks:
     def _new_capture_begin(self, original: Method) -> Method:
         def capture_begin(graph: Graph, *args: object, **kwargs: object) -> object:
             recorder = self._recorder_now()
-            captures: OpenCaptures | None = None if recorder is None else recorder.captures
+            captures = None if recorder is None else recorder.captures
             timed_stream = None if captures is None else self._guarded(self._stream_before_capture, captures.device)
             result = original(graph, *args, **kwargs)
             if captures is not None and timed_stream is not None:
@@ -250,8 +250,9 @@ class GraphHooks:
         timed_stream: TimedStream | None = record.timed_stream
         return timed_stream
 
-    def _begin_capture(self, graph: Graph, captures: OpenCaptures, timed_stream: TimedStream) -> None:
-        driver, ident = captures.device.driver, captures.device.capture_of(timed_stream)
+    def _begin_capture(self, graph: Graph, captures: Captures, timed_stream: TimedStream) -> None:
+        driver = captures.device.driver
+        ident = None if driver is None else captures.device.capture_of(timed_stream)
         if driver is None or ident is None:
             return
         watched = self._watched(graph)
@@ -271,7 +272,7 @@ class GraphHooks:
             self._pools[key] = EventPool(driver, timed_stream.context, timed_stream.index, limit=4 * self._max_stages)
         return self._pools[key]
 
-    def _end_capture(self, graph: Graph, watched: Watched, captures: OpenCaptures, whole: bool) -> None:
+    def _end_capture(self, graph: Graph, watched: Watched, captures: Captures, whole: bool) -> None:
         capture, watched.capture, watched.captures = watched.capture, None, None
         captures.close(watched.ident)
         if capture is None:

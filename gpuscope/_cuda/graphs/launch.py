@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._cuda.driver import Driver
-    from gpuscope._cuda.graphs.capture import OpenCaptures
     from gpuscope._cuda.graphs.events import EventSet, GraphStages
     from gpuscope._cuda.graphs.watched import Watched
     from gpuscope._cuda.timed_stream import TimedStream
@@ -90,10 +89,9 @@ class Launcher:
 
     def _stream_of(self, recorder: Recorder, watched: Watched) -> TimedStream | None:
         """Return where the graph is launched; None if that is not known, or if it becomes part of another graph."""
-        stages = watched.stages
-        if stages is None:
+        stages, captures = watched.stages, recorder.captures
+        if stages is None or captures is None:  # A recorder without captures wants no stages inside graphs.
             return None
-        captures: OpenCaptures = recorder.captures  # Recorders without any want no stages inside graphs.
         timed_stream: TimedStream | None = None
         try:
             timed_stream = captures.device.stream_of(stages.index)

@@ -21,7 +21,7 @@ from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._cuda.graphs.placing import Placed, largest_crowd, place
 from gpuscope._cuda.graphs.replay import stages_in
 from gpuscope._data.interfaces import DONE, PENDING
-from gpuscope._log import SUPPRESSED, logger
+from gpuscope._log import SUPPRESSED, WarnOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
     from gpuscope._cuda.clock import GpuClock
     from gpuscope._cuda.graphs.events import GraphStages
-    from gpuscope._cuda.graphs.replay import Replay, ReplayQueue
+    from gpuscope._cuda.graphs.replay import Replay
     from gpuscope._cuda.timed_stream import TimedStream
-    from gpuscope._data.interfaces import Anchor, Device
-    from gpuscope._log import WarnOnce
+    from gpuscope._data.interfaces import Anchor, Device, ReplaySink
     from gpuscope._recording.ledger import Ledger
 
 _CROWD = 2
@@ -62,7 +61,7 @@ class ReplayResolver:
         self,
         device: Device,
         ledger: Ledger,
-        queue: ReplayQueue,
+        queue: ReplaySink,
         warnings: WarnOnce,
         *,
         clock: Callable[[], int],
@@ -76,6 +75,7 @@ class ReplayResolver:
         self._clock = clock
         self._deadline_ns = deadline_ns
         self._warns_of_crowds = not inline
+        self._crowd_warnings = WarnOnce(SUPPRESSED)
         self._waiting: dict[TimedStream, deque[Replay]] = {}
         self._held = 0
 
@@ -123,13 +123,14 @@ class ReplayResolver:
                 self._lose(waiting, "given_up")
             if not waiting:
                 del self._waiting[timed_stream]  # A stream that is gone leaves nothing behind.
-        if self._warns_of_crowds and (crowd := largest_crowd(placed)) > _CROWD:
-            self._warns_of_crowds = False
-            logger.warning(
+        # Once it has been said, nothing is worked out for it.
+        wanted = self._warns_of_crowds and not self._crowd_warnings.counts
+        if wanted and (crowd := largest_crowd(placed)) > _CROWD:
+            self._crowd_warnings.warn(
+                "crowd",
                 "%d CUDA graphs with stages inside ran on one GPU at once. They may hold each other up, and the times "
-                "of these stages may be off by tens of microseconds; `GPUSCOPE_GRAPH_STAGES=inline` avoids that. %s",
+                "of these stages may be off by tens of microseconds; `GPUSCOPE_GRAPH_STAGES=inline` avoids that.",
                 crowd,
-                SUPPRESSED,
             )
         return placed
 

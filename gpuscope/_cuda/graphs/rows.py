@@ -76,8 +76,8 @@ class InnerRows:
         cells["site"] = [sites.setdefault(site, len(sites)) for site in graph.sites]
         cells["gpu_start_ns"], cells["gpu_end_ns"] = placed.start_ns, placed.end_ns
         cells["uncertainty_ns"] = placed.uncertainty_ns
-        rehearsed = np.array([replay.outer.trace.root.warms_up for replay in replays])
-        warm = rehearsed[:, np.newaxis] | self._count_calls(graph.sites, len(replays))
+        warms_up = np.array([replay.outer.trace.root.warms_up for replay in replays])
+        warm = warms_up[:, np.newaxis] | self._count_calls(graph.sites, len(replays))
         cells["flags"] = _IN_GRAPH + warm * _WARMUP + placed.clamped[:, np.newaxis] * _CLAMPED
         cells["flags"] += placed.unplaced * _UNPLACED
         return cells.tobytes()

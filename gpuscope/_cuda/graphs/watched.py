@@ -13,8 +13,9 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gpuscope._cuda.graphs.capture import Capture, OpenCaptures
+    from gpuscope._cuda.graphs.capture import Capture
     from gpuscope._cuda.graphs.events import GraphStages
+    from gpuscope._data.interfaces import Captures
 
 
 class Watched:
@@ -50,7 +51,7 @@ class Watched:
         self.process = process
         self.keeps = keeps
         self.ours = ours
-        self.captures: OpenCaptures | None = None
+        self.captures: Captures | None = None
         """What was told of the graph's capture, as long as that lasts."""
         self.ident = 0
         self.capture: Capture | None = None

@@ -30,18 +30,10 @@ class ReplayIntervals(NamedTuple):
     end_ns: NDArray[np.int64]
 
 
-def callers(recording: Recording) -> NDArray[np.int64]:
-    """Return for each row inside a replay the stage on the host that launched it, and for any other row itself."""
-    caller = np.arange(len(recording.stage))
-    while (still := recording.in_graph[caller]).any():
-        caller[still] = recording.parent[caller[still]]
-    return caller
-
-
 def replays_of(recording: Recording) -> ReplayIntervals:
     """Return the replays. Rows on one stream that one stage launched at one moment belong to one replay."""
     rows = np.flatnonzero(recording.in_graph & (recording.stream >= 0))
-    keys = np.stack([callers(recording)[rows], recording.host_start_ns[rows], recording.stream[rows]])
+    keys = np.stack([recording.callers[rows], recording.host_start_ns[rows], recording.stream[rows]])
     kept, replay = np.unique(keys, axis=1, return_inverse=True)
     start_ns, end_ns = np.full(kept.shape[1], 2**63 - 1), np.zeros(kept.shape[1], np.int64)
     np.minimum.at(start_ns, replay.ravel(), recording.gpu_start_ns[rows])
@@ -52,7 +44,7 @@ def replays_of(recording: Recording) -> ReplayIntervals:
 def outside_ns(recording: Recording) -> dict[int, int]:
     """Return for each timed stage around replays the nanoseconds on its stream that no stage inside covers."""
     rows = np.flatnonzero(recording.in_graph)
-    caller = callers(recording)
+    caller = recording.callers
     timed = recording.stream[caller[rows]] >= 0
     by_caller: dict[int, list[int]] = {}
     for row, around in zip(rows[timed].tolist(), caller[rows[timed]].tolist(), strict=True):

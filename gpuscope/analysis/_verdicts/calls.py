@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
-from gpuscope.analysis._structure.replays import callers
 from gpuscope.analysis._verdicts.evidence import Activity
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class CallsOfStage:
     @property
     def replayed(self) -> bool:
         """Whether these ran inside replays of CUDA graphs."""
-        return bool(self.material.recording.flags[self.rows[0]] & RowFlag.IN_GRAPH)
+        return bool(self.material.recording.in_graph[self.rows[0]])
 
     @cached_property
     def judged(self) -> NDArray[np.int64]:
@@ -144,12 +143,12 @@ class CallsOfStage:
         """Return the time of these calls as a part of the stream time of the stages that launched their graphs."""
         recording = self.material.recording
         gpu_ns = recording.gpu_end_ns - recording.gpu_start_ns
-        launched = np.unique(callers(recording)[self.timed])
+        launched = np.unique(recording.callers[self.timed])
         return float(gpu_ns[self.timed].sum()) / max(1.0, float(gpu_ns[launched].sum()))
 
     def launched_by(self) -> str:
         """Return the stage that launched the graph of the first of these calls."""
-        return self.material.name(int(callers(self.material.recording)[self.rows[0]]))
+        return self.material.name(int(self.material.recording.callers[self.rows[0]]))
 
     def without_gpu_times(self) -> str:
         """Return why GPU times are missing in these calls: of the stage that has most time without them."""

@@ -23,8 +23,8 @@ class Slices(NamedTuple):
     """Row of the recording."""
     track: NDArray[np.int64]
     """Index into the recording's threads, or into its streams."""
-    lane: NDArray[np.int64]
-    """0, or the number of a further lane of the track, if it overlaps another slice without being inside it."""
+    layer: NDArray[np.int64]
+    """0, or the number of a further layer of the track, if it overlaps another slice without being inside it."""
     start_ns: NDArray[np.int64]
     end_ns: NDArray[np.int64]
 
@@ -65,23 +65,23 @@ def _slices(
 ) -> Slices:
     order = np.lexsort((row, -end_ns, start_ns, track))
     columns = np.stack([column[order].astype(np.int64) for column in (row, track, start_ns, end_ns)])
-    tracks: dict[int, list[_Lane]] = {}
+    tracks: dict[int, list[_Layer]] = {}
     placed = [
         _place(tracks.setdefault(on, []), start, end, slack)
         for on, start, end, slack in zip(*columns[1:].tolist(), slack_ns[order].tolist(), strict=True)
     ]
-    lane, start, end = np.array(placed, np.int64).reshape(-1, 3).T
-    return Slices(columns[0], columns[1], lane, start, end)
+    layer, start, end = np.array(placed, np.int64).reshape(-1, 3).T
+    return Slices(columns[0], columns[1], layer, start, end)
 
 
-class _Lane:
-    """The slices of one lane that are open, outermost first."""
+class _Layer:
+    """The slices of one layer that are open, outermost first."""
 
     def __init__(self) -> None:
         self._open: list[tuple[int, int]] = []
 
     def fit(self, start_ns: int, end_ns: int, slack_ns: int) -> tuple[int, int] | None:
-        """Return the slice's times on this lane, each moved by at most the slack; None if it does not fit."""
+        """Return the slice's times on this layer, each moved by at most the slack; None if it does not fit."""
         while self._open and self._open[-1][1] <= start_ns:
             self._open.pop()
         first_ns, depth = start_ns, len(self._open)
@@ -100,10 +100,10 @@ class _Lane:
         return start_ns, end_ns
 
 
-def _place(lanes: list[_Lane], start_ns: int, end_ns: int, slack_ns: int) -> tuple[int, int, int]:
-    """Return the lane and the times of a slice, which starts no earlier than any before it."""
-    for number, lane in enumerate(lanes):
-        if at := lane.fit(start_ns, end_ns, slack_ns):
+def _place(layers: list[_Layer], start_ns: int, end_ns: int, slack_ns: int) -> tuple[int, int, int]:
+    """Return the layer and the times of a slice, which starts no earlier than any before it."""
+    for number, layer in enumerate(layers):
+        if at := layer.fit(start_ns, end_ns, slack_ns):
             return number, *at
-    lanes.append(_Lane())
-    return _place(lanes, start_ns, end_ns, slack_ns)
+    layers.append(_Layer())
+    return _place(layers, start_ns, end_ns, slack_ns)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gpuscope._data.attributes import EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
+from gpuscope._data.attributes import ERROR_TYPE, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
 from gpuscope._data.values import as_text, clean_mapping, stacktrace
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _add_error(clean: CleanDetails, error: ExceptionInfo, end_ns: int) -> None:
     """Add what the SDK adds when an exception leaves a span."""
     kind, message = as_text(error.type), as_text(error.message)
     clean.error = error
-    clean.attributes.setdefault("error.type", kind)
+    clean.attributes.setdefault(ERROR_TYPE, kind)
     trace = as_text(stacktrace(error))
     values: dict[str, Clean] = {EXCEPTION_TYPE: kind, EXCEPTION_MESSAGE: message, EXCEPTION_STACKTRACE: trace}
     clean.events.append(("exception", end_ns, values))

@@ -36,8 +36,8 @@ def tags(span):
     return {tag["key"]: (tag["type"], tag["value"]) for tag in span["tags"]}
 
 
-def test_a_trace_a_request():
-    """Each trace id is one trace with a host span a stage and a GPU span for each that has GPU times."""
+def test_one_trace_per_request():
+    """Each trace id is one trace with a host span per stage and a GPU span for each that has GPU times."""
     found = list(traces(recording(*repeat(REQUEST, 3, 5000))))
     assert [trace["traceID"] for trace in found] == [f"{1 + 3 * n:032x}" for n in range(3)]
     assert all({*by_name(trace)} == {"request", "infer", "infer [gpu]", "back"} for trace in found)

@@ -109,7 +109,7 @@ def test_what_a_slice_says():
     assert host["span_id"] == gpu["span_id"] == "0000000000000001"
 
 
-def test_coroutines_that_overlap_get_another_lane():
+def test_coroutines_that_overlap_get_another_layer():
     """Stages of one thread that overlap without being inside each other are on two tracks with the thread's name."""
     trace = list(events(recording(Stage("a", 0, 10), Stage("b", 5, 15), Stage("c", 11, 12))))
     tracks = names(trace)
@@ -121,7 +121,7 @@ def test_overlaps_within_the_uncertainty_are_none():
     """On a stream, what overlaps by less than the clock can tell stays on one track, after or inside the other."""
     inside = [Stage("first", 1, 2, gpu=(9, 20)), Stage("second", 2, 3, gpu=(19, 31))]
     found = gpu_slices(recording(Stage("outer", 0, 4, gpu=(10, 30), inside=inside)))
-    assert found.lane.tolist() == [0, 0, 0]
+    assert found.layer.tolist() == [0, 0, 0]
     relative = [
         ((start - found.start_ns[0]) / 1e3, (end - found.start_ns[0]) / 1e3)
         for start, end in zip(found.start_ns, found.end_ns, strict=True)
@@ -129,10 +129,10 @@ def test_overlaps_within_the_uncertainty_are_none():
     assert relative == [(0, 20), (0, 10), (10, 20)]
 
 
-def test_real_overlaps_on_a_stream_get_another_lane():
+def test_real_overlaps_on_a_stream_get_another_layer():
     """Two threads that share a stream may overlap for long; neither slice is moved then."""
     found = gpu_slices(recording(Stage("a", 0, 1, gpu=(10, 50)), Stage("b", 0, 1, gpu=(30, 90), thread="worker")))
-    assert found.lane.tolist() == [0, 1]
+    assert found.layer.tolist() == [0, 1]
     assert ((found.end_ns - found.start_ns) / 1e3).tolist() == [40, 60]
 
 
@@ -145,12 +145,12 @@ def test_a_short_stage_at_the_end_of_another_stays_inside():
 
 @given(st.lists(STAGES, max_size=8))
 def test_slices_of_a_track_follow_or_contain_each_other(stages):
-    """Whatever the times, no two slices of a lane overlap in part, in the order in which they are written."""
+    """Whatever the times, no two slices of a layer overlap in part, in the order in which they are written."""
     whole = recording(*stages)
     for found in (host_slices(whole), gpu_slices(whole)):
         opened = defaultdict(list)
-        for track, lane, start, end in zip(*(column.tolist() for column in found[1:]), strict=True):
-            stack = opened[track, lane]
+        for track, layer, start, end in zip(*(column.tolist() for column in found[1:]), strict=True):
+            stack = opened[track, layer]
             while stack and stack[-1][1] <= start:
                 stack.pop()
             assert start <= end
