@@ -27,6 +27,21 @@ DOORS = {
     "rich": ("commands/",),
 }
 MAX_FILES = 12
+NATIVE = "gpuscope._native"
+"""The module in C, which imports nothing."""
+BESIDE_FILES = (
+    *FOUNDATIONS,
+    "_runtime.py",
+    "__init__.py",
+    "_profile.py",
+    "testing.py",
+    "_instrumentor.py",
+    "__main__.py",
+)
+BEHIND_THE_DOORS = ("_checks.py", "_program.py", "run.py", "profile.py")
+"""Of `commands/`, those that may import private rooms."""
+ORDER = ("_reading/", "_structure/", "_verdicts/", "_viewers/")
+"""Of `analysis/`: none imports what stands after it."""
 
 
 def module_of(name: str) -> str:
@@ -52,11 +67,12 @@ def imports(path: Path, *, runtime_only: bool = False) -> set[str]:
             continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import, which this test does not follow"
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                found.add(full if full in MODULES else node.module)
-    return found - {"gpuscope"} if path == PACKAGE / "_data" / "native.py" else found
+                found.add(full if full in MODULES or full == NATIVE else node.module)
+    return found
 
 
 def own_imports(name: str) -> set[str]:
@@ -66,7 +82,7 @@ def own_imports(name: str) -> set[str]:
 
 def room_of(name: str) -> str:
     """The row of the table that a file belongs to: the longest folder, else what stands beside the rooms."""
-    inside = [room for room in ROOMS if name.startswith(room) and room.endswith("/")]
+    inside = [room for room in ROOMS if name == room or (name.startswith(room) and room.endswith("/"))]
     return max(inside, key=len, default=BESIDE)
 
 
@@ -99,7 +115,9 @@ def test_the_table_and_the_folders_are_the_same_rooms():
     """Each row is a folder, and each folder at the top has a row."""
     folders = {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders == {room for room in ROOMS if room.count("/") == 1}
-    assert all((PACKAGE / room).is_dir() for room in ROOMS if room != BESIDE)
+    assert all((PACKAGE / room).exists() for room in ROOMS if room != BESIDE)
+    beside = {name for name in SOURCES if "/" not in name}
+    assert beside == {*BESIDE_FILES} | {room for room in ROOMS if room.endswith(".py")}
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -121,6 +139,35 @@ def test_only_the_exporter_of_the_sdk_knows_the_bridge():
 def is_otel(name: str) -> bool:
     """Tell whether a file is in the room of OpenTelemetry's contexts."""
     return name.startswith("_otel/")
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("commands/")])
+def test_most_commands_use_what_everybody_may_use(name):
+    """A command imports public modules, the errors, and its neighbours; a few look behind the doors."""
+    if not name.endswith(BEHIND_THE_DOORS):
+        used = {MODULES[module] for module in imports(SOURCES[name], runtime_only=True) if module in MODULES}
+        foreign = {other for other in used if not other.startswith("commands/")} - {"_errors.py", "__init__.py"}
+        assert {other for other in foreign if any(part.startswith("_") for part in other.split("/"))} <= {"__main__.py"}
+
+
+def test_parts_of_rooms_keep_their_order():
+    """Reports are built upwards, and what knows formats knows no sockets, nor the reverse."""
+    for name in SOURCES:
+        room, _, rest = name.partition("/")
+        others = [other.partition("/")[2] for other in own_imports(name) if other.startswith(f"{room}/")]
+        if room == "analysis" and rest.startswith(ORDER):
+            after = ORDER[[rest.startswith(part) for part in ORDER].index(True) + 1 :]
+            assert not [other for other in others if other.startswith(after)], name
+        if rest.startswith("_transport/"):
+            assert not [other for other in others if other.startswith("_encoding/")], name
+        if rest.startswith("_encoding/"):
+            assert not [other for other in others if other.startswith("_transport/")], name
+
+
+def test_imports_by_name_are_where_names_are_given():
+    """What imports a module by a text is out of sight of these tests: few do, all of them for the program's names."""
+    users = {name for name, path in SOURCES.items() if re.search(r"import_module|__import__", path.read_text())}
+    assert {name for name in users if not name.startswith(("instrument/", "commands/"))} <= {"__init__.py"}
 
 
 def test_no_circle_between_rooms():

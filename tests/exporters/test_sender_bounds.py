@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from gpuscope._settings.config import Config
+from gpuscope.exporters._pieces import Chunk, post
 from gpuscope.exporters._transport.http import Endpoint, HttpClient, Outcome
-from gpuscope.exporters._transport.pieces import Chunk, post
 from gpuscope.exporters._transport.sender import Limits, Sender
 
 from .conftest import free_port

@@ -15,8 +15,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from gpuscope._log import COUNTED, WarnOnce, logger
+from gpuscope.exporters._pieces import Chunk, post
 from gpuscope.exporters._transport.http import HttpClient, Outcome
-from gpuscope.exporters._transport.pieces import Chunk, post
 
 if TYPE_CHECKING:
     from collections.abc import Callable
