@@ -79,23 +79,25 @@ class Bridge(Identities):
     def leave(self, record: StageRecord) -> None:
         """Put the span of the entry back, whatever span came since; what else the application has attached stays."""
         # Not `detach(token)`, which logs an error when a generator is closed in another context than it began in.
-        own, current, previous = take_out(record), get_current(), record.context_before
+        own, current, previous = own_context(record), get_current(), record.context_before
         if own is not None:
             attach(previous if current is own else with_span(current, span_in(previous)))
+            take_out(record)  # At last, because an interrupt may come before, and then this is done again.
 
     def leave_elsewhere(self, record: StageRecord) -> None:
         """Take the stage out of a context that is not its own: that of a task that was started inside, say."""
         if is_collecting():
             return
         previous = record.context_before
-        # Where it is still in its place, that context may become current again.
-        own, current = own_context(record) if record.place else take_out(record), get_current()
+        own, current = own_context(record), get_current()
         if own is None or previous is None:
             return
         if current is own:
             attach(previous)
         else:
             _leave_otherwise(record, current, span_in(previous))
+        if not record.place:  # Else that context, in which it still is, may become current again.
+            take_out(record)
 
     def watch_provider(self, before_its_end: Callable[[], object]) -> None:
         """Have something called before the application ends its provider, where stages go there."""

@@ -23,6 +23,7 @@ stage is told it (`hold`). A stage for which there is no room loses it at once, 
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from itertools import count, repeat
 from threading import RLock
@@ -104,14 +105,15 @@ class ByteBudget:
     garbage collector, inside whatever runs.
     """
 
-    __slots__ = ("_changes", "_lock", "_used", "has_refused", "limit")
+    __slots__ = ("_changes", "_lock", "_notes", "_used", "has_refused", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.has_refused = False
         """Whether some stage was refused, so that the collector has to look for such stages."""
         self._used = 0
-        self._changes: deque[int] = deque()
+        self._changes: deque[int | _Note] = deque()
+        self._notes: set[_Note] = set()
         self._lock = RLock()
 
     @property
@@ -122,7 +124,12 @@ class ByteBudget:
         try:
             if not inside and lock.acquire(blocking=False):
                 while self._changes:
-                    self._used += self._changes.popleft()
+                    change = self._changes.popleft()
+                    if isinstance(change, int):
+                        self._used += change
+                    else:
+                        self._used -= change.size
+                        self._notes.discard(change)
         finally:
             # Asked again, because an interrupt may come just after the lock was taken.
             if not inside and lock._is_owned():  # type: ignore[attr-defined]
@@ -134,21 +141,32 @@ class ByteBudget:
         if self.used + size > self.limit:
             self.has_refused = True
             return None
+        held = Hold(size)
+        note = _Note(held, self._changes.append)
+        note.size = size
+        self._notes.add(note)
         self._changes.append(size)
-        return Hold(self._changes, size)
+        return held
 
 
 class Hold:
     """Bytes that are held as long as this object lives."""
 
-    __slots__ = ("_changes", "size")
+    __slots__ = ("__weakref__", "size")
 
-    def __init__(self, changes: deque[int], size: int) -> None:
-        self._changes, self.size = changes, size
+    def __init__(self, size: int) -> None:
+        self.size = size
 
-    def __del__(self) -> None:
-        """Give the bytes back."""
-        self._changes.append(-self.size)
+
+class _Note(weakref.ref[Hold]):
+    """
+    Tells the account when a hold is freed.
+
+    By a function in C: in a `__del__`, Python would swallow what the program's signal handler raises.
+    """
+
+    __slots__ = ("size",)
+    size: int
 
 
 class HeldAttributes(dict[str, Any]):
