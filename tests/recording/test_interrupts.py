@@ -183,8 +183,9 @@ def test_first_stage_interrupted_at_any_step(kind):
             assert (type(error) is kind) is interrupted, interrupt.where
             with stage("later"):
                 pass
-            assert gpuscope.flush(60), interrupt.where
-            statistics = gpuscope.statistics()
+            done, statistics = gpuscope.flush(60), gpuscope.statistics()
+            assert done is not bool(statistics.lost), interrupt.where
+            assert set(statistics.lost) <= {"interrupted", "stage_error"}, interrupt.where
             assert statistics.pending == 0, interrupt.where
         assert [span.name for span in spans if span.name == "later"] == ["later"], interrupt.where
 
