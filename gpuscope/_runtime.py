@@ -89,6 +89,7 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
         if state.look is not None:
             state.look.attach(engine.recorder)
         state.switch_to(engine.recorder)
+        engine.follow_program()
         if config.graph_stages:
             from gpuscope._cuda.graphs.hooks import GraphHooks
 
@@ -195,9 +196,7 @@ def statistics() -> Statistics:
     from gpuscope._recording.ledger import Ledger
 
     engine = state.engine
-    if engine is None:
-        return Ledger().statistics()
-    return engine.statistics()
+    return Ledger().statistics() if engine is None else engine.statistics()
 
 
 def summary() -> Summary:

@@ -17,7 +17,7 @@ ROOMS = {
     name or BESIDE: set(re.findall(r"`([\w./]+)`", allowed)) or ({"everything"} if "everything" in allowed else set())
     for name, allowed in ROW.findall((ROOT / "ARCHITECTURE.md").read_text().partition("## Rules")[0])
 }
-FOUNDATIONS = ("_log.py", "_errors.py", "_version.py", "_multiprocessing.py")
+FOUNDATIONS = ("_log.py", "_errors.py", "_interrupts.py", "_version.py", "_multiprocessing.py")
 """Files beside the rooms that import nothing of ours."""
 DOORS = {
     "torch": ("commands/", "pinned/", "_overlap/"),

@@ -102,7 +102,7 @@ class ActiveExporters:
         if name not in self._made and name not in self._failed:
             try:
                 self._made[name] = _make(name, self._config, bridge, self.resource)
-            except Exception as error:  # Not tried again; `export` counts what that costs.
+            except BaseException as error:  # Not tried again; `export` counts what that costs.
                 self._failed.add(name)
                 self._warnings.warn(name, "the exporter %r cannot be set up: %s.", name, shown(error))
         return self._made.get(name)
@@ -119,7 +119,7 @@ class ActiveExporters:
             try:
                 for _ in exporter.export(batch, delivery) or ():
                     breathe()
-            except Exception as error:  # One exporter's failure; the others still get the batch.
+            except BaseException as error:  # One exporter's failure; the others still get the batch.
                 delivery.settle(0, {"exporter_error": stages})
                 self._warnings.warn(exporter.name, "the exporter %r failed: %s.", exporter.name, shown(error))
             breathe()
@@ -147,7 +147,7 @@ class ActiveExporters:
     def _try(self, exporter: Exporter, action: str, argument: float | Snapshot) -> bool:
         try:
             return getattr(exporter, action)(argument) is not False
-        except Exception as error:  # As in `export`.
+        except BaseException as error:  # As in `export`.
             self._warnings.warn(
                 f"{exporter.name}.{action}", "`%s` of %r failed: %s.", action, exporter.name, shown(error)
             )

@@ -216,7 +216,7 @@ class BatchBuilder:
         if index not in self._device_infos:
             try:
                 self._device_infos[index] = self._device.facts(index)
-            except Exception:  # A name is not worth a batch; the next batch asks again.
+            except BaseException:  # A name is not worth a batch; the next batch asks again.
                 return DeviceInfo(index, "unknown", "unknown")
         return self._device_infos[index]
 

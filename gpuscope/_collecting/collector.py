@@ -8,7 +8,6 @@ GIL and takes it again: a thread of ours that is busy for milliseconds would mak
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -17,10 +16,13 @@ import numpy as np
 from gpuscope._collecting.active_exporters import ActiveExporters
 from gpuscope._collecting.batch_builder import select
 from gpuscope._collecting.flushes import Flushes
+from gpuscope._collecting.gates import Gate, Wake
 from gpuscope._collecting.intake import Intake
 from gpuscope._collecting.metrics_pipeline import MetricsPipeline
+from gpuscope._collecting.one_thread import OneThread
 from gpuscope._data.values import shown
-from gpuscope._log import COUNTED, WarnOnce, logger
+from gpuscope._interrupts import is_the_programs
+from gpuscope._log import COUNTED, WarnOnce
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +71,7 @@ class Collector:
         recorder: Recorder,
         *,
         queue: RecordQueue,
-        wake: threading.Event,
+        wake: Wake,
         summary: StageStatistics,
         extra_exporters: tuple[Exporter, ...] = (),
         on_provider: Callable[[], None] = lambda: None,
@@ -81,8 +83,7 @@ class Collector:
         self._recorder = recorder
         self._queue = queue
         self._summary = summary
-        self._on_provider = on_provider
-        self._on_pass = on_pass
+        self._on_provider, self._on_pass = on_provider, on_pass or (lambda _: None)
         self._provider: object = None
         self.warnings = WarnOnce(COUNTED)
         self.active_exporters = ActiveExporters(config, recorder.ledger, self.warnings, extra=extra_exporters)
@@ -107,19 +108,22 @@ class Collector:
             send=self._send,
             missing=lambda: sum(self.statistics().missing.values()),
         )
-        self._hand_over_by_s = float("inf")
         self._may_ask = False
         self._stop_at_s: float | None = None
-        self.ready = threading.Event()
-        """Set once the exporters are made: that takes imports and threads, which the interpreter refuses at its end."""
-        self.stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gpuscope-collector", daemon=True)
+        self.ready = Gate()
+        """Open once the exporters are made; that takes imports and threads, refused by an interpreter that ends."""
+        self._thread = OneThread("gpuscope-collector", self._run)
 
     # ---- any thread
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread; to do so twice is harmless."""
         self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs, or has run."""
+        return self._thread.is_running
 
     def statistics(self) -> Statistics:
         """Return the account of this moment."""
@@ -136,10 +140,8 @@ class Collector:
 
     def hand_over(self, by_s: float | None = None) -> None:
         """Hand everything recorded so far to the exporters; once `by_s` is given, never later than that."""
-        self._hand_over_by_s = by_s or self._hand_over_by_s
-        time_s = min(self._config.shutdown_timeout_s, self._hand_over_by_s - time.monotonic())
-        if threading.current_thread() is not self._thread and self._stop_at_s is None and time_s > 0:
-            self._flushes.hand_over(time_s, _SHARE_FOR_GPU)
+        if not self._thread.is_this and self._stop_at_s is None:
+            self._flushes.hand_over(self._config.shutdown_timeout_s, _SHARE_FOR_GPU, by_s)
 
     @property
     def uses_providers(self) -> bool:
@@ -152,36 +154,38 @@ class Collector:
             if (bridge := self._recorder.bridge) is not None:
                 bridge.watch_provider(self.hand_over)
         except Exception as error:  # The provider's own code; the stages go on.
-            self.warnings.warn("provider", "the application's TracerProvider cannot be watched: %r.", error)
+            if is_the_programs(error):
+                raise
+            self.warnings.warn("provider", "the application's TracerProvider cannot be watched: %s.", shown(error))
 
     def shutdown(self, timeout_s: float) -> bool:
-        """Export what can be exported in the time, and end the thread; return whether it ended."""
+        """Export what can be exported in the time, and end the thread, if it runs; return whether it ended."""
         self._stop_at_s = time.monotonic() + timeout_s
         self._wake.set()
-        return self.stopped.wait(timeout_s)
+        return self._thread.stopped.wait(timeout_s) if self.is_running else True
 
     # ---- the collector's thread
 
     def _run(self) -> None:
+        self._set_up()
+        while self._stop_at_s is None:
+            self._wake.wait(_FLUSH_PAUSE_S if self._flushes else self._config.interval_s)
+            self._pass()
+        self._finish(self._stop_at_s)
+
+    def _pass(self) -> None:
         try:
-            self._set_up()
-            while self._stop_at_s is None:
-                self._wake.wait(_FLUSH_PAUSE_S if self._flushes else self._config.interval_s)
-                self._wake.clear()
-                self._drain()
-                self._flushes.serve(may_ask=self._may_ask)
-            self._finish(self._stop_at_s)
-        except Exception:  # Nobody is left to catch it: it would become a traceback in the application's stderr.
-            logger.warning("the collector failed; nothing more is exported.", exc_info=True)
-        finally:
-            self.stopped.set()
+            self._drain()
+            self._flushes.serve(may_ask=self._may_ask)
+        except BaseException as error:  # Even a `SystemExit`: the code of the program's that we run may raise anything.
+            self.warnings.warn("pass", "a pass of the collector failed: %s.", shown(error))
 
     def _set_up(self) -> None:
         try:
             self._refresh()
-        except Exception as error:  # Not fatal: each pass does the same again.
+        except BaseException as error:  # Not fatal: each pass does the same again.
             self.warnings.warn("pass", "setting up the collector failed: %s.", shown(error))
-        self.ready.set()
+        self.ready.open()
 
     def _prepare(self) -> None:
         self._may_ask = False
@@ -189,14 +193,13 @@ class Collector:
             self._refresh()
             self._recorder.device.attach()
             self._may_ask = True
-        except Exception as error:  # The pass goes on, but asks no GPU, for which the thread may not be prepared.
+        except BaseException as error:  # The pass goes on, but asks no GPU, for which the thread may not be prepared.
             self.warnings.warn("pass", "preparing a pass of the collector failed: %s.", shown(error))
 
     def _tell_of_pass(self) -> None:
         try:
-            if self._on_pass is not None:
-                self._on_pass(self._recorder)
-        except Exception as error:  # A deep look that cannot begin is not a reason to stop collecting.
+            self._on_pass(self._recorder)
+        except BaseException as error:  # A deep look that cannot begin is not a reason to stop collecting.
             self.warnings.warn("look", "checking whether a deep look was asked for failed: %s.", shown(error))
 
     def _drain(self) -> None:
@@ -230,9 +233,7 @@ class Collector:
 
     def _refresh(self) -> None:
         """Follow the application: has it imported OpenTelemetry, has it set a provider, are metrics due?"""
-        bridge = self._recorder.bridge
-        if bridge is None and self._recorder.open_bridge():
-            bridge = self._recorder.bridge
+        bridge = self._recorder.bridge if self._recorder.open_bridge() else None
         provider = bridge.provider if bridge is not None else None
         if provider is not self._provider:
             self._provider = provider
@@ -262,7 +263,7 @@ class Collector:
             if sampled:
                 left = 0
                 self.active_exporters.export(batch, self._breathe)
-        except Exception as error:  # It costs this batch's stages, which are counted as lost; the loop goes on.
+        except BaseException as error:  # It costs this batch's stages, which are counted as lost; the loop goes on.
             ledger.lose("internal_error", left)
             self.warnings.warn("batch", "making a batch failed: %s.", shown(error))
 

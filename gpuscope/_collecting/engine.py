@@ -9,15 +9,20 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gpuscope._collecting.aggregation.statistics import StageStatistics
 from gpuscope._collecting.collector import Collector
+from gpuscope._collecting.gates import Wake
 from gpuscope._cuda.cuda_device import CudaDevice
 from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
-from gpuscope._log import logger
+from gpuscope._data.values import traceback_of
+from gpuscope._interrupts import is_the_programs
+from gpuscope._log import WarnOnce, logger
+from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
 from gpuscope._recording.queue import ByteBudget, RecordQueue
@@ -37,13 +42,51 @@ _LEAST_EXIT_S = 0.1
 """What the end has at exit where handing over took all the time."""
 
 
-def _warn_of_gevent() -> None:
+def _warn_of_gevent(warnings: WarnOnce) -> None:
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
-        logger.warning(
+        warnings.warn(  # Starting a thread lets other greenlets run, which may start one as well.
+            "gevent",
             "gevent has patched `threading`, which is unsupported: gpuscope's threads become greenlets that take turns "
-            "with the program's, and NVTX ranges of different greenlets close each other."
+            "with the program's, and NVTX ranges of different greenlets close each other.",
         )
+
+
+class _Follower:
+    """Opens the door to OpenTelemetry when the program has imported that, so that no stage has to import anything."""
+
+    def __init__(self) -> None:
+        self.find_engine: Callable[[], Engine | None] = lambda: None
+        self.has_come = False
+
+    def open(self, _module: object = None) -> None:
+        self.has_come = True
+        engine = self.find_engine()
+        if engine is None or engine.ended:
+            return
+        try:
+            engine.recorder.open_bridge()
+        except Exception as error:  # OpenTelemetry is broken, or still being imported; the collector tries again.
+            if is_the_programs(error):
+                raise
+            logger.debug("OpenTelemetry cannot be followed yet.\n%s", traceback_of(error))
+
+
+_followers: list[_Follower] = []
+
+
+def _follow_opentelemetry(engine: Engine) -> None:
+    """Open an engine's door to OpenTelemetry, now or when the program imports that."""
+    if not _followers:
+        import wrapt
+
+        _followers.append(_Follower())
+        _followers[0].find_engine = weakref.ref(engine)
+        wrapt.when_imported("opentelemetry.trace")(_followers[0].open)
+        return
+    _followers[0].find_engine = weakref.ref(engine)
+    if _followers[0].has_come:
+        _followers[0].open()
 
 
 class StartingQueue:
@@ -54,9 +97,16 @@ class StartingQueue:
 
     def put(self, record: StageRecord) -> bool:
         """Start the collector, step aside, and queue the record."""
-        self._engine.start()
-        queue = self._engine.recorder.queue
-        return (self._engine.queue if queue is self else queue).put(record)
+        engine = self._engine
+        try:
+            engine.start()
+        except BaseException as error:  # No thread can be had, or an interrupt; the next record tries again.
+            taken = engine.queue.put(record)
+            if is_the_programs(error):
+                raise
+            return taken
+        queue = engine.recorder.queue
+        return (engine.queue if queue is self else queue).put(record)
 
 
 class Engine:
@@ -93,18 +143,18 @@ class Engine:
         self.queue = RecordQueue(config.queue_size)
         self.ledger = Ledger()
         self.summary = StageStatistics()
-        self.ended = False
-        self._lock = threading.Lock()
-        self._started = False
+        self._claimed_end = threading.Lock()
+        """Held for ever once the period has ended; it is tried, and nobody waits for it."""
         self._closed = False
         self._complete = True
         """Whether, at its end, nothing was lost."""
         self._exit_took_s = 0.0
+        self._warnings = WarnOnce()
         self._late = RecordQueue(0)
         """Refuses the stages that end after the engine."""
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
         device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
-        wake = threading.Event()
+        wake = Wake()
         self.replays = ReplayQueue(wake.set)
         self.recorder = Recorder(
             StartingQueue(self),
@@ -140,34 +190,51 @@ class Engine:
         visible = True if self._extra_exporters else None
         return bridge.Bridge(self.config, clock=self.recorder.clock, epoch_clock=self._epoch_clock, visible=visible)
 
+    def follow_program(self) -> None:
+        """Learn of the program's garbage collections, and of its import of OpenTelemetry."""
+        watch_collections()
+        _follow_opentelemetry(self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the period is over."""
+        return self._claimed_end.locked()
+
     def start(self) -> None:
-        """Start the collector's thread, unless it is running or has ended."""
-        with self._lock:
-            starts = not self._started and not self.ended
-            if starts:
-                self.collector.start()
-                self._started = True
-                self.recorder.accept(self.queue)
+        """
+        Start the collector's thread and open the queue, unless that was done or the period has ended.
+
+        Takes no lock: a stage in a signal handler may come here while its own thread is here. If both start a thread,
+        the collector keeps one.
+        """
+        if self.ended:
+            return
+        starts = not self.collector.is_running
+        if starts:
+            self.collector.start()
+        self.recorder.accept(self.queue)
+        if self.ended:  # By another thread, meanwhile.
+            self.recorder.accept(self._late)
         if starts:
             # Here and not on the collector's thread: the program may end its provider before that has begun.
             self.collector.watch_provider()
-            _warn_of_gevent()
+            _warn_of_gevent(self._warnings)
 
     def wait_until_ready(self) -> None:
         """Wait until a collector that has just started has made its exporters."""
-        if self._started and not self.ended:
+        if self.collector.is_running and not self.ended:
             self.collector.ready.wait(self.config.shutdown_timeout_s)
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         if self.ended:
             return self._complete
-        return self.collector.flush(timeout_s, send=send) if self._started else True
+        return self.collector.flush(timeout_s, send=send) if self.collector.is_running else True
 
     def hand_over(self) -> None:
         """At exit, hand everything recorded so far to the application's providers, before these end."""
         began_s = time.monotonic()
-        if self._started and not self.ended and self.collector.uses_providers:
+        if self.collector.is_running and not self.ended and self.collector.uses_providers:
             self.collector.hand_over(began_s + self.config.shutdown_timeout_s)
         self._exit_took_s = time.monotonic() - began_s
 
@@ -180,27 +247,28 @@ class Engine:
 
     def shutdown(self, timeout_s: float) -> bool:
         """Export what can be exported in time and count the rest as lost; return whether it ended and lost nothing."""
-        with self._lock:
-            if self.ended:
-                return self._complete
-            self.ended = True
-            if not self._started:
+        finished = False
+        if not self._claimed_end.acquire(blocking=False):
+            return self._complete
+        try:
+            if not self.collector.is_running:
                 self.recorder.accept(self._late)
-        finished = self.collector.shutdown(timeout_s) if self._started else True
-        # What ends from now on is refused, and counted; what is still on its way there is swept up by `statistics`.
-        self.recorder.accept(self._late)
-        self._closed = True
-        self._retire_bridge()
-        missing = self.statistics().missing
+            finished = self.collector.shutdown(timeout_s)
+        finally:  # Also if the program is interrupted while it waits.
+            # What ends from now on is refused, and counted; what is still on its way there is swept up by `statistics`.
+            self.recorder.accept(self._late)
+            self._closed = True
+            self._retire_bridge()
+            missing = self.statistics().missing
+            self._complete = finished and not missing
         if missing:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
             logger.warning("some stages were not exported: %s.", reasons)
-        self._complete = finished and not missing
         return self._complete
 
     def abandon(self) -> None:
         """Do nothing more: this process is the child of a fork, and the engine is its parent's."""
-        self.ended = True
+        self._claimed_end.acquire(blocking=False)
         self.recorder.device.close()
         # The hot path reads both: no range is opened any more, and no record finds room.
         self.recorder.nvtx = None

@@ -6,9 +6,10 @@ Decides when a flush is over and whether it succeeded; the work itself is the co
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
+
+from gpuscope._collecting.gates import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ class Flush:
         self.send = send
         self.give_up = give_up
         """Whether stages whose GPU work has not ended at the deadline go out without GPU times."""
-        self.done = threading.Event()
+        self.done = Gate()
         self.succeeded = False
 
     def remaining_s(self) -> float:
@@ -65,6 +66,7 @@ class Flushes:
         self._clock, self._wake = clock, wake
         self._export, self._send, self._missing = export, send, missing
         self._waiting: list[Flush] = []
+        self._hand_over_by_s = float("inf")
         self._missing_before = 0
         """As it was at the last flush that sent."""
 
@@ -77,9 +79,20 @@ class Flushes:
         flush = self.ask(timeout_s, send=send)
         return flush.done.wait(timeout_s) and flush.succeeded
 
-    def hand_over(self, timeout_s: float, share: float) -> None:
-        """Have everything handed to the exporters, after a share of the time also without GPU times."""
-        self.ask(share * timeout_s, send=False, give_up=True).done.wait(timeout_s)
+    def hand_over(self, timeout_s: float, share: float, by_s: float | None) -> None:
+        """
+        Have everything handed to the exporters, after a share of the time also without GPU times.
+
+        Args:
+            timeout_s: how long that may take.
+            share: of the time.
+            by_s: by when at the latest, on the clock `monotonic`, also whenever this is called again.
+
+        """
+        self._hand_over_by_s = by_s or self._hand_over_by_s
+        timeout_s = min(timeout_s, self._hand_over_by_s - time.monotonic())
+        if timeout_s > 0:
+            self.ask(share * timeout_s, send=False, give_up=True).done.wait(timeout_s)
 
     def ask(self, timeout_s: float, *, send: bool, give_up: bool = False) -> Flush:
         """Have a flush served, and do not wait for it."""
@@ -106,9 +119,9 @@ class Flushes:
                 # What was lost since the last flush is not exported, whether it was lost now or a while ago.
                 done &= self._missing_before == before
             flush.succeeded = done
-            flush.done.set()
+            flush.done.open()
 
     def end(self) -> None:
         """Let go of those who wait: nothing more will come."""
         for flush in self._waiting:
-            flush.done.set()
+            flush.done.open()

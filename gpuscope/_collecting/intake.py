@@ -167,7 +167,7 @@ class Intake:
             return
         try:
             add(resolved, self._recorder.bridge)
-        except Exception as error:  # What cannot be added to a batch is lost, and counted.
+        except BaseException as error:  # What cannot be added to a batch is lost, and counted.
             self._recorder.ledger.lose("internal_error", stages)
             self._warnings.warn("batch", "adding to a batch failed: %s.", shown(error))
 

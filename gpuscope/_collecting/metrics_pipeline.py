@@ -110,7 +110,7 @@ class MetricsPipeline:
     def _guarded(self, action: Callable[P, None], *arguments: P.args, **keywords: P.kwargs) -> None:
         try:
             action(*arguments, **keywords)
-        except Exception as error:  # It costs metrics; the stages themselves are exported all the same.
+        except BaseException as error:  # It costs metrics; the stages themselves are exported all the same.
             self._warnings.warn("metrics", "metrics failed: %s.", shown(error))
 
     def snapshot(self, *, exemplars: bool = False) -> Snapshot:

@@ -125,7 +125,7 @@ class Resolver:
             before = len(rows)
             try:
                 self._collect_stream(timed_stream, (waiting, window), rows, may_ask=may_ask, give_up=give_up)
-            except Exception as error:  # A device that raises costs GPU times, but no stage.
+            except BaseException as error:  # A device that raises costs GPU times, but no stage.
                 self._warnings.warn("device", "asking the GPU about stages failed: %s.", shown(error))
                 left = window - (len(rows) - before)
                 rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
@@ -257,6 +257,6 @@ class Resolver:
         self._ledger.untimed(reason)
         try:
             self._device.give_back(record)
-        except Exception as error:  # The pool is one pair poorer.
+        except BaseException as error:  # The pool is one pair poorer.
             self._warnings.warn("device", "returning events failed: %s.", shown(error))
         return record, 0, 0, 0, flag

@@ -206,7 +206,10 @@ class Bridge(Protocol):
         """Find the stage's parent, and put the stage's lazy span into the application's context."""
 
     def leave(self, record: StageRecord) -> None:
-        """Put the context back as it was at entry."""
+        """Put the context back as it was at entry, whatever was put into it since."""
+
+    def leave_elsewhere(self, record: StageRecord) -> None:
+        """Take the stage out of a context that is not the one it was put into."""
 
     def lazy(self, record: StageRecord) -> LazySpan:
         """Return the stage's lazy span."""

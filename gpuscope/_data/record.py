@@ -93,11 +93,13 @@ class StageRecord:
 
     __slots__ = (
         "attributes",
+        "before",
         "context_before",
         "end_ns",
         "error",
         "outer",
         "pair",
+        "place",
         "range",
         "recorder",
         "site",
@@ -113,6 +115,10 @@ class StageRecord:
     """The `Recorder`; `begin` and `end` give it its type."""
     outer: StageRecord | None
     """The enclosing stage."""
+    before: StageRecord | None
+    """What was current at entry, while the stage runs; None where that is `outer`."""
+    place: FromAbove
+    """Says in which context the stage is current; false once it is not: see `_recording.current_stage`."""
     trace: Trace
     span_id: int
     span: Standing

@@ -19,7 +19,7 @@ from gpuscope._otel.contexts import SPAN_KEY, find_current_context, find_provide
 from gpuscope._otel.identities import Identities, ids_of
 from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand, take_out
 from gpuscope._otel.provider_end import end_of
-from gpuscope._recording.ancestry import running_stage
+from gpuscope._recording.current_stage import is_collecting, running_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,19 +73,31 @@ class Bridge(Identities):
         span = previous.get(SPAN_KEY)
         if span is not None and (outer is None or record_of(span) is not outer or outer.end_ns):
             self._adopt(record, span)
-        if self.visible:
+        if self.visible and not is_collecting():
             stand(self, record, previous)
 
     def leave(self, record: StageRecord) -> None:
-        """Put the context back as it was at entry, if the stage still stands in it."""
+        """Put the span of the entry back, whatever span came since; what else the application has attached stays."""
         # Not `detach(token)`, which logs an error when a generator is closed in another context than it began in.
-        own, current = take_out(record), get_current()
-        if own is None:
+        own, current, previous = own_context(record), get_current(), record.context_before
+        if own is not None:
+            attach(previous if current is own else with_span(current, span_in(previous)))
+            take_out(record)  # At last, because an interrupt may come before, and then this is done again.
+
+    def leave_elsewhere(self, record: StageRecord) -> None:
+        """Take the stage out of a context that is not its own: that of a task that was started inside, say."""
+        if is_collecting():
+            return
+        previous = record.context_before
+        own, current = own_context(record), get_current()
+        if own is None or previous is None:
             return
         if current is own:
-            attach(record.context_before)
+            attach(previous)
         else:
-            _leave_otherwise(record, current)
+            _leave_otherwise(record, current, span_in(previous))
+        if not record.place:  # Else that context, in which it still is, may become current again.
+            take_out(record)
 
     def watch_provider(self, before_its_end: Callable[[], object]) -> None:
         """Have something called before the application ends its provider, where stages go there."""
@@ -128,14 +140,21 @@ class Bridge(Identities):
             sampled=None if stage is None else context.trace_flags.sampled,
         )
         record.context_before = get_current()
-        record.outer = running_stage(outer)
+        _enclose(record, outer)
 
     def _follow(self, record: StageRecord, outer: StageRecord) -> None:
         """Make the stage a child of one that has ended, as in a task that was started inside it; by its ids alone."""
         # Not by reference, because a task that starts its successor inside its stage would hold all earlier stages.
-        sampled, (trace_id, span_id) = self.sampled(outer), ids_of(outer)
+        sampled, (trace_id, span_id) = self.sampled(outer, wait_s=0), ids_of(outer)
         record.trace = _new_trace(trace_id, span_id, remote=False, root=outer.trace.root, sampled=sampled)
-        record.outer = running_stage(outer)
+        _enclose(record, outer)
+
+
+def _enclose(record: StageRecord, outer: StageRecord | None) -> None:
+    """Enclose the stage in the one that still runs, and remember which was current."""
+    if record.before is None:
+        record.before = outer
+    record.outer = running_stage(outer)
 
 
 def _new_trace(trace_id: int, parent_id: int, *, remote: bool, root: Site, sampled: bool | None) -> Trace:
@@ -157,9 +176,9 @@ def _is_above(outer: StageRecord, context: SpanContext, stage: StageRecord | Non
     return stage is not None or (context.span_id, context.trace_id) == (outer.trace.parent_id, outer.trace.trace_id)
 
 
-def _leave_otherwise(record: StageRecord, current: Context) -> None:
-    """Take the stage out of a context that is not its own."""
-    span, below = span_in(current), span_in(record.context_before)
+def _leave_otherwise(record: StageRecord, current: Context, below: object) -> None:
+    """Take the stage out of a context that is not its own, where the span before it was `below`."""
+    span = span_in(current)
     if record_of(span) is record:
         # The application has put something else into the context, such as baggage, and has not taken it out yet.
         attach(with_span(current, below))

@@ -17,6 +17,7 @@ from opentelemetry import trace as api
 from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext
 
 from gpuscope._data.values import traceback_of
+from gpuscope._interrupts import is_the_programs
 from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import UNKNOWN, flags, plain_attributes, span_in, with_span
 from gpuscope._otel.lazy_span import (
@@ -31,7 +32,7 @@ from gpuscope._otel.lazy_span import (
 )
 from gpuscope._otel.parents import trace_state, with_parent_of
 from gpuscope._otel.sampling import EnvironmentSampler, is_kept, sampler_of
-from gpuscope._recording.ancestry import parent_stage, root_stage
+from gpuscope._recording.current_stage import parent_stage, root_stage
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Identities:
         # OpenTelemetry only passes on what comes from elsewhere, and so do we.
         self.look_for_provider = (lambda: None) if config.sdk_disabled else get_provider
         self._sampler = EnvironmentSampler(config.sampler, config.sampler_ratio)
-        self._lock, self._holder, self._retired = threading.Lock(), 0, False
+        self._lock, self._retired = threading.RLock(), False
         self._tracer: tuple[TracerProvider, Tracer] | None = None
 
     @property
@@ -115,7 +116,7 @@ class Identities:
     def retire(self) -> None:
         """Settle nothing more: after shutdown, and in a fork's child, where a lock of another thread stays locked."""
         self._retired = True
-        self._lock, self._holder = threading.Lock(), 0
+        self._lock = threading.RLock()
 
     def now_ns(self, record: StageRecord) -> int:
         """Return the time since the epoch, as the stage's own times are placed."""
@@ -149,10 +150,10 @@ class Identities:
         stage = record_of(lazy)
         return None if stage is None else real_span(stage)
 
-    def sampled(self, record: StageRecord) -> bool:
+    def sampled(self, record: StageRecord, *, wait_s: float = _TURN_S) -> bool:
         """Return whether the stage's trace is exported; decided once per trace."""
         if record.trace.sampled is None:
-            with self._turn() as given:
+            with self._turn(wait_s=wait_s) as given:
                 if given:
                     self._decide(record)
         return record.trace.sampled is not False
@@ -196,7 +197,7 @@ class Identities:
         return *ids_of(record), sampled
 
     @contextmanager
-    def _turn(self) -> Iterator[bool]:
+    def _turn(self, *, wait_s: float = _TURN_S) -> Iterator[bool]:
         """
         Wait until no other thread settles, and yield whether this one may.
 
@@ -206,15 +207,13 @@ class Identities:
         then neither thread would go on.
         """
         # `retire` may put another lock in this one's place meanwhile.
-        me, lock = threading.get_ident(), self._lock
-        given = self._holder != me and lock.acquire(timeout=_TURN_S)
-        if given:
-            self._holder = me
+        lock = self._lock
+        inside = lock._is_owned()  # type: ignore[attr-defined]  # `threading.Condition` asks so, too.
         try:
-            yield given
+            yield not inside and lock.acquire(timeout=wait_s)
         finally:
-            if given:
-                self._holder = 0
+            # Asked again, because an interrupt may come between the lock and whoever notes that it was taken.
+            if not inside and lock._is_owned():  # type: ignore[attr-defined]
                 lock.release()
 
     def _settle(self, record: StageRecord) -> None:
@@ -282,6 +281,8 @@ class Identities:
         try:
             return question()
         except Exception as error:  # Of its sampler, id generator or processor; its program goes on as without us.
+            if is_the_programs(error):
+                raise
             # Not `exc_info`, with which the log would print what the exception holds.
             self.warnings.warn(kind, "the application's TracerProvider failed (%s).\n%s", kind, traceback_of(error))
             return otherwise

@@ -12,7 +12,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext
 
 from gpuscope._otel.contexts import flags, span_in, with_span
 from gpuscope._otel.lazy_span import record_of, settled_ids
-from gpuscope._recording.ancestry import root_stage
+from gpuscope._recording.current_stage import root_stage
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

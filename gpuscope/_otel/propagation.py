@@ -13,11 +13,14 @@ from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.propagators.textmap import DefaultGetter, default_setter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 
+from gpuscope._data.native import StageRecord
+from gpuscope._data.record import Site
 from gpuscope._data.values import shown
+from gpuscope._interrupts import is_the_programs
 from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
-from gpuscope._otel.lazy_span import own_context
-from gpuscope._recording.hot_path import current
+from gpuscope._otel.lazy_span import own_context, record_of
+from gpuscope._recording.current_stage import current, find_current, is_collecting
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gpuscope._data.interfaces import Bridge
-    from gpuscope._data.record import StageRecord
     from gpuscope._settings.config import Config
 
 _ENTRY = create_key("gpuscope-extract")
@@ -57,8 +59,9 @@ def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> Rem
     Read the trace that another process wrote; `with gpuscope.extract(headers):` continues it.
 
     Stages and spans in the block are children of the remote span, even if a stage is running around the block. A
-    carrier without a trace, or one that cannot be read, changes nothing. The sampling decision of the process that
-    began the trace holds here.
+    carrier without a trace, or one that cannot be read, changes nothing, except that a stage which has ended is not
+    continued: the next request on a connection may inherit that from the last one. The sampling decision of the process
+    that began the trace holds here.
 
     Args:
         carrier: a mapping of `str` to `str`, with names in lower case, or whatever `getter` reads from.
@@ -72,6 +75,8 @@ def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> Rem
         reader: Any = getter or _as_text  # It reads any mapping, and what is not one is not read.
         return RemoteContext(propagate.extract(carrier, Context(), reader))
     except Exception as error:  # What a client sends, and what a propagator makes of it, fails no request.
+        if is_the_programs(error):
+            raise
         _warnings.warn("extract", "the trace of a request could not be read: %s.", shown(error))
         return RemoteContext(Context())
 
@@ -94,6 +99,34 @@ class _AsText(DefaultGetter):
 _as_text = _AsText()
 
 
+class _Entry:
+    """One time that a remote context was entered; this much of it stays in contexts that were copied inside."""
+
+    is_left = False
+
+
+_NO_SITE = Site("", {})
+
+
+class _Border(StageRecord):
+    """
+    Current in place of a stage while a remote context is; it is of no recorder, so that it encloses nothing.
+
+    By it a stage that ends finds out that it is around a remote context that nobody has left.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, stage: StageRecord, seen: Context) -> None:
+        self.recorder = self.before = self.span = None
+        self.site = _NO_SITE
+        self.outer, self.end_ns, self.place, self.context_before = stage, 1, 0, seen
+
+    def close(self) -> None:
+        """Take the remote context out."""
+        attach(self.context_before)
+
+
 class RemoteContext(Context):
     """
     A context from another process, current during a `with` block.
@@ -104,26 +137,47 @@ class RemoteContext(Context):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._before: dict[object, tuple[Context, StageRecord | None]] = {}
+        self._before: dict[_Entry, tuple[Context, StageRecord | None]] = {}
 
     def __enter__(self) -> Self:
         """Make it the current context."""
         # The context holds only a key to what is put back. If it held that itself, the last of a chain of tasks, each
         # started inside the block of the one before, would hold the contexts of all of them.
-        entry, seen = object(), get_current()
-        self._before[entry] = seen, current.get()
-        if SPAN_KEY in self:
-            current.set(None)
-        attach(Context({**({} if SPAN_KEY in self else seen), **self, _ENTRY: entry}))
+        if is_collecting():  # No variable may be set: see `_recording.current_stage`.
+            return self
+        entry, seen, stage = _Entry(), get_current(), find_current()
+        self._before[entry] = seen, stage
+        around: Context = Context() if SPAN_KEY in self else seen
+        if around is seen and _is_over(seen, stage):
+            around = with_span(seen, _span_that_runs(seen))
+        if around is not seen:
+            current.set(None if stage is None else _Border(stage, seen))
+        attach(Context({**around, **self, _ENTRY: entry}))
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Put back what was current before."""
-        before = self._before.pop(get_current().get(_ENTRY), None)
-        if before is not None:  # None where the block is left in another context than it was entered in.
-            seen, stage = before
+        entry = get_current().get(_ENTRY)
+        # It is none where the block is left in another context than it was entered in.
+        if isinstance(entry, _Entry) and entry in self._before:
+            entry.is_left = True
+            seen, stage = self._before.pop(entry)
             attach(seen)
             current.set(stage)
+
+
+def _is_over(seen: Context, stage: StageRecord | None) -> bool:
+    """Whether the request that this context was inherited from is over, as on a connection that serves one by one."""
+    entry = seen.get(_ENTRY)
+    return (stage is not None and stage.end_ns != 0) or (isinstance(entry, _Entry) and entry.is_left)
+
+
+def _span_that_runs(seen: Context) -> object:
+    """Return the innermost span of the application's below stages that have ended; None for a remote one."""
+    span = span_in(seen)
+    while (stage := record_of(span)) is not None and stage.end_ns:
+        span = span_in(stage.context_before)
+    return None if isinstance(span, Span) and span.get_span_context().is_remote else span
 
 
 def _context_here() -> Context:

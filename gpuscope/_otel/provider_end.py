@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # A stage in a signal handler may come here while its own thread is here.
 
 
 class ProviderEnd:

@@ -53,7 +53,7 @@ class NvtxTap:
         self._session = session
         self._recorder = recorder
         self._door = recorder.nvtx
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A garbage collection within may run a finalizer that is a stage.
         self._open = 0
         self._retired = False
         recorder.nvtx = self
@@ -123,7 +123,7 @@ class ProfilingSession:
         self._names: set[str] = set()
         self._roots: set[str] = set()
         self._lock = threading.RLock()
-        self._gate = threading.Lock()
+        self._gate = threading.RLock()
         self._inside = 0
         """Threads that are in the profiler's code at this moment."""
 

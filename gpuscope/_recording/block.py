@@ -7,13 +7,16 @@ Knows the first entry only; what happens when an object is entered again is left
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gpuscope._data.native import StageRecord, native
-from gpuscope._recording.hot_path import begin, end
+from gpuscope._recording.hot_path import begin, end, undo
 from gpuscope._recording.queue import FEW, SMALL_BYTES
 
+F = TypeVar("F", bound="Callable[..., object]")
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType, TracebackType
 
     from typing_extensions import Self
@@ -21,6 +24,22 @@ if TYPE_CHECKING:
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site
     from gpuscope._recording.recorder import Recorder
+
+    class StageHandle(Protocol):
+        """What `stage(...)` returns: a decorator and a context manager."""
+
+        def __call__(self, function: F, /) -> F:
+            """Make each call of the function a stage."""
+
+        def __enter__(self) -> Self:
+            """Begin the stage."""
+
+        def __exit__(self, *exception: object) -> None:
+            """End the stage."""
+
+        def set_attribute(self, key: str, value: object) -> None:
+            """Add an attribute to this run's host span."""
+
 
 _SUSPENDS = 0x20 | 0x80 | 0x200
 """`CO_GENERATOR`, `CO_COROUTINE` and `CO_ASYNC_GENERATOR` of `inspect`, whose import would cost 5 ms."""
@@ -46,8 +65,8 @@ if TYPE_CHECKING or native is None:
         stream: Stream
         uses: int
         """0: not entered yet; 1: entered; 2: entered again, and each further entry has a record of its own."""
-        owner: StageBlock
-        """Set only on such a record of a further entry: the object that was entered."""
+        owner: StageBlock | list[StageBlock]
+        """Of such a record: the object that was entered; of that object: such records that have not ended."""
 
         def __enter__(self) -> Self:
             """Begin the stage."""
@@ -55,18 +74,27 @@ if TYPE_CHECKING or native is None:
             if self.uses or recorder.paused:
                 return self._enter_again()
             self.uses = 1
-            suspends = 0 if recorder.nvtx is None else _suspends(_getframe(1).f_code)
-            begin(recorder, self, self.site, self.stream, suspends)
-            return self
+            try:
+                suspends = 0 if recorder.nvtx is None else _suspends(_getframe(1).f_code)
+                begin(recorder, self, self.site, self.stream, suspends)
+                return self
+            except BaseException:  # Nobody leaves what was not entered.
+                undo(recorder, self)
+                raise
 
         def __exit__(
             self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
         ) -> None:
             """End the stage; an exception is noted and passes through."""
-            if self.uses == 1:
-                end(self, error)
-            else:
-                self._exit_again(error)
+            try:
+                if self.uses == 1:
+                    end(self, error)
+                else:
+                    self._exit_again(error)
+            except BaseException:
+                if self.uses == 1:
+                    end(self, error)  # Does nothing where the interrupt came after it.
+                raise
 
         def set_attribute(self, key: str, value: object) -> None:
             """

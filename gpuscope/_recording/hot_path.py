@@ -1,24 +1,36 @@
 """
 The two halves of recording a stage, `begin` and `end`: the hot code, and the twin of that in C.
 
-On the common path it never locks, logs, formats, imports, reads the environment or does I/O. It never raises into the
-application: after one part has failed the others still run, so that no range stays open.
+On the common path it never locks, logs, formats, imports, reads the environment or does I/O. What a part of ours raises
+never reaches the application: after one part has failed the others still run, so that no range stays open. What the
+program raises, by Ctrl-C or in its own signal handler, reaches it, after the same. So both may be interrupted between
+any two bytecodes: what is opened or handed over is also noted, and C does both in one step (`map`, `iter`).
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
-import sys
 import threading
 import time
-from contextvars import ContextVar
+from collections import deque
 from typing import TYPE_CHECKING
 
 from gpuscope._data.native import StageRecord, Trace, native
 from gpuscope._data.record import ThreadInfo
 from gpuscope._data.values import exception_info
-from gpuscope._recording.ancestry import running_stage
+from gpuscope._interrupts import is_the_programs
+from gpuscope._recording.current_stage import (
+    TAKEN_OUT,
+    before,
+    close_inside,
+    close_range,
+    current,
+    find_current,
+    is_left_behind,
+    step_in,
+    step_out,
+)
 from gpuscope._recording.queue import hold
 
 if TYPE_CHECKING:
@@ -29,8 +41,9 @@ if TYPE_CHECKING:
     from gpuscope._recording.recorder import Recorder
 
 _FRAME_BYTES = 64
-_modules = sys.modules
-current: ContextVar[StageRecord | None] = ContextVar("gpuscope_stage", default=None)
+
+
+__all__ = ["begin", "current", "end", "end_raised", "new_record", "start", "thread_info", "undo"]
 
 
 class _Threads(threading.local):
@@ -42,18 +55,17 @@ _threads = _Threads()
 
 def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream: Stream, suspends: int) -> None:
     """Start a run of a stage on this thread, in this context. The caller has set the record's attributes."""
-    record.recorder = recorder
-    record.site = site
     record.start_ns = record.end_ns = 0
-    record.outer = record.span = record.context_before = record.timed_stream = record.pair = record.range = (
-        record.error
-    ) = None
+    record.outer = record.before = record.place = record.span = record.context_before = record.timed_stream = None
+    record.pair = record.range = record.error = None
     try:
-        outer = current.get()
+        record.recorder, record.site = recorder, site
+        outer = _find_outer(recorder)
         if outer is not None and outer.recorder is recorder:
             record.outer = outer
             record.trace = outer.trace
         else:
+            record.before = outer
             record.trace = trace = Trace()
             trace.trace_id = recorder.random_bits(128)
             trace.parent_id = 0
@@ -65,19 +77,35 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
             record.thread = _threads.info
         except AttributeError:
             record.thread = thread_info()
-        current.set(record)
-        look = recorder.look_for_provider or _first_sight_of_otel(recorder)
+        step_in(record)
+        look = recorder.look_for_provider
         if look is not None and (
             # Even with no provider, its parent may be a remote span or a stage that has already ended.
             look() is not None or (recorder.current_context() if outer is None else outer.end_ns)  # type: ignore[misc]
         ):
             recorder.bridge.enter(record)  # type: ignore[union-attr]  # `look` is its question, so it is there.
         if recorder.nvtx is not None:
-            record.range = recorder.nvtx.begin(site, suspends)
+            ranges: list[object] = [None]
+            record.range = ranges
+            ranges.extend(map(recorder.nvtx.begin, (site,), (suspends,)))
         record.start_ns = recorder.clock()
         recorder.device.begin(record, stream)
-    except Exception:  # The application must not notice; `end` copes with whatever is missing.
-        _begin_failed(recorder, record)
+    except BaseException as error:  # Judged there: a part's is swallowed, the program's goes on.
+        _begin_failed(recorder, record, error)
+
+
+def _find_outer(recorder: Recorder) -> StageRecord | None:
+    outer = find_current()
+    while outer is not None and is_left_behind(outer):
+        _leave_behind(recorder, outer)
+        outer = before(outer)
+    return outer
+
+
+def _leave_behind(recorder: Recorder, record: StageRecord) -> None:
+    """Take a stage that has ended elsewhere out of OpenTelemetry's context; that it is no longer current is settled."""
+    if record.span is not None and record.recorder is recorder:
+        recorder.bridge.leave_elsewhere(record)
 
 
 def thread_info() -> ThreadInfo:
@@ -96,7 +124,11 @@ def _thread_name(ident: int) -> str:
         return f"Thread-{ident}"
 
 
-def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
+def _begin_failed(recorder: Recorder, record: StageRecord, error: BaseException) -> None:
+    """Let the stage go on without the part that failed, or undo what was begun and raise what is the program's."""
+    if is_the_programs(error):
+        undo(recorder, record)
+        raise error
     recorder.ledger.untimed("begin_failed")
     with contextlib.suppress(Exception):  # Also what was not reached: a record that lacks it would not be exported.
         if not hasattr(record, "thread"):
@@ -105,14 +137,21 @@ def _begin_failed(recorder: Recorder, record: StageRecord) -> None:
         record.start_ns = record.start_ns or recorder.clock()
 
 
-def _first_sight_of_otel(recorder: Recorder) -> Callable[[], object] | None:
-    return recorder.look_for_provider if "opentelemetry.trace" in _modules and recorder.open_bridge() else None
+def undo(recorder: Recorder, record: StageRecord) -> None:
+    """Leave nothing of a stage that has begun in part: nobody is going to end it."""
+    if not hasattr(record, "error") or record.end_ns:  # Nothing has begun, or it is undone.
+        return
+    record.end_ns = record.start_ns or 1
+    recorder.ledger.fail("interrupted")
+    _leave_contexts(recorder, record)
+    close_range(record)
+    with contextlib.suppress(Exception):
+        recorder.device.give_back(record)
 
 
 def start_in_python(recorder: Recorder, site: Site, stream: Stream, suspends: int) -> StageRecord:
     """Begin a run of a stage with a new record, and return that."""
-    record = StageRecord()
-    record.attributes = None
+    record = _new_record()
     begin(recorder, record, site, stream, suspends)
     return record
 
@@ -120,40 +159,71 @@ def start_in_python(recorder: Recorder, site: Site, stream: Stream, suspends: in
 def end_in_python(record: StageRecord, error: BaseException | None) -> None:
     """Finish a run on the way out of the stage, whether it returns or raises."""
     recorder: Recorder = record.recorder
+    if record.end_ns:  # Its beginning was interrupted, and undone.
+        return
+    left = [None, record]
     try:
         if record.pair is not None:
             recorder.device.end(record)
         record.end_ns = recorder.clock()
-        if record.range is not None:
-            opened, record.range = record.range, None
-            recorder.nvtx.end(opened)  # type: ignore[union-attr]  # It has opened this range.
-        if record.span is not None:
-            recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
+        if step_out(record) == TAKEN_OUT:
+            if record.span is not None:
+                recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
+        elif record.span is not None:
+            recorder.bridge.leave_elsewhere(record)  # type: ignore[union-attr]
+        if isinstance(record.range, list) and recorder.nvtx is not None:
+            if isinstance(record.range[-1], list):  # Its door knows whether it is closed.
+                recorder.nvtx.end(record.range[-1])
+            # Takes it out and closes it, in one step.
+            deque(map(recorder.nvtx.end, iter(record.range.pop, None)), 0)
         if error is not None:
             record.error = _note_error(error, record)
-        if current.get() is record:
-            outer = record.outer
-            current.set(outer if outer is None or not outer.end_ns else running_stage(outer))
-        if len(recorder.waiting) < recorder.capacity:
-            recorder.waiting.append(record)
-        elif not recorder.queue.put(record):
-            recorder.device.give_back(record)
-    except Exception:  # Each remaining step on its own: a range left open would misname all that follows.
-        _end_what_is_left(recorder, record)
+        _hand_over(recorder, left)
+    except BaseException as failure:  # As above.
+        _end_what_is_left(recorder, record, failure, record not in left)
 
 
-def _end_what_is_left(recorder: Recorder, record: StageRecord) -> None:
-    record.pair = None
-    record.end_ns = record.end_ns or record.start_ns
-    if record.range is not None:
+def _hand_over(recorder: Recorder, left: list[StageRecord | None]) -> None:
+    """Queue the record that is in the list, and take it out of there in the same step; after that it is counted."""
+    record = left[1]
+    if len(recorder.waiting) < recorder.capacity:
+        recorder.waiting.extend(iter(left.pop, None))
+    elif not any(map(recorder.queue.put, iter(left.pop, None))):
+        recorder.device.give_back(record)  # type: ignore[arg-type]
+
+
+def _end_what_is_left(recorder: Recorder, record: StageRecord, error: BaseException, queued: bool) -> None:
+    """Do what `end` has not done, each step on its own; raise what is the program's."""
+    programs = is_the_programs(error)
+    if programs and not record.end_ns:
         with contextlib.suppress(Exception):
-            recorder.nvtx.end(record.range)  # type: ignore[union-attr]  # It has opened this range.
-    if record.context_before is not None:
+            if record.pair is not None:
+                recorder.device.end(record)
+            record.end_ns = recorder.clock()
+    record.end_ns = record.end_ns or record.start_ns or 1
+    _leave_contexts(recorder, record)
+    close_range(record)
+    if not queued:
+        _account(recorder, record, interrupted=programs)
+    if programs:
+        raise error
+
+
+def _account(recorder: Recorder, record: StageRecord, *, interrupted: bool) -> None:
+    left = [None, record]
+    if interrupted:
         with contextlib.suppress(Exception):
-            recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
-    if current.get() is record:
-        current.set(running_stage(record.outer))
-    recorder.ledger.fail("stage_error")
+            _hand_over(recorder, left)
+    if len(left) > 1:
+        record.pair = None
+        recorder.ledger.fail("stage_error")
+
+
+def _leave_contexts(recorder: Recorder, record: StageRecord) -> None:
+    done = step_out(record)
+    if record.span is not None and recorder.bridge is not None:
+        with contextlib.suppress(Exception):
+            (recorder.bridge.leave if done == TAKEN_OUT else recorder.bridge.leave_elsewhere)(record)
 
 
 def _note_error(error: BaseException, record: StageRecord) -> ExceptionInfo | None:
@@ -163,6 +233,26 @@ def _note_error(error: BaseException, record: StageRecord) -> ExceptionInfo | No
     return facts
 
 
+def end_raised_in_python(record: StageRecord, error: BaseException, harmless: type[BaseException] | None) -> None:
+    """Finish a run that an exception has left, unless it came before the run began or after it ended."""
+    try:
+        if hasattr(record, "recorder"):
+            end_in_python(record, None if type(error) is harmless else error)
+    except BaseException:  # An interrupt, which goes on; the second `end` does nothing where it came after the first.
+        if hasattr(record, "recorder"):
+            end_in_python(record, None)
+        raise
+
+
+def _new_record() -> StageRecord:
+    record = StageRecord()
+    record.attributes = None
+    return record
+
+
+new_record: Callable[[], StageRecord] = _new_record
+"""A record that may begin. Who begins it in a `try` can end it, wherever in `begin` an interrupt comes."""
+end_raised: Callable[[StageRecord, BaseException, type[BaseException] | None], None] = end_raised_in_python
 begin: Callable[[Recorder, StageRecord, Site, Stream, int], None] = begin_in_python
 start: Callable[[Recorder, Site, Stream, int], StageRecord] = start_in_python
 end: Callable[[StageRecord, BaseException | None], None] = end_in_python
@@ -173,12 +263,13 @@ if native is not None:
         current=current,
         perf_counter=time.perf_counter_ns,
         thread_info=thread_info,
-        see_otel=_first_sight_of_otel,
         begin_failed=_begin_failed,
         end_the_rest=_end_what_is_left,
         exception_info=_note_error,
-        running=running_stage,
+        leave_behind=_leave_behind,
+        close_inside=close_inside,
     )
-    begin, start, end = native.begin, native.start, native.end
+    new_record, begin, start, end = native.new_record, native.begin, native.start, native.end
+    end_raised = native.end_raised
     # A function that goes to another process by value refers to them by name, and there the twins may stand here.
-    begin.__module__ = start.__module__ = end.__module__ = __name__
+    new_record.__module__ = begin.__module__ = start.__module__ = end.__module__ = end_raised.__module__ = __name__

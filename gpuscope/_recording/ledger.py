@@ -9,7 +9,7 @@ rare, and for stages in a capture of a CUDA graph, which are counted there (`gra
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gpuscope._data.statistics import Delivery, Statistics
@@ -44,7 +44,11 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant, because a signal handler may ask for statistics while its own thread does.
+        self._lock = threading.RLock()
+        self._counting = False
+        self._notes: deque[tuple[Counter[str], str, int]] = deque()
+        """What application threads have noted, until it is counted. They wait for no lock."""
         self._exported = 0
         self._with_collector = 0
         self._with_exporters = 0
@@ -64,6 +68,7 @@ class Ledger:
 
         """
         with self._lock:
+            self._count_notes()
             taken = drain()
             self._with_collector += stages_in(taken)
         return taken
@@ -84,23 +89,34 @@ class Ledger:
 
     def fail(self, reason: str) -> None:
         """Count a stage that never reached the queue."""
-        with self._lock:
-            self._lost[reason] += 1
+        self._note(self._lost, reason, 1)
 
     def untimed(self, reason: str, stages: int = 1) -> None:
         """Count stages that go out without GPU times although a GPU is in use. Their fate is counted as well."""
-        with self._lock:
-            self._untimed[reason] += stages
+        self._note(self._untimed, reason, stages)
 
     def refuse(self, reason: str, stages: int) -> None:
         """Count stages that will never reach the collector."""
-        with self._lock:
-            self._dropped[reason] += stages
+        self._note(self._dropped, reason, stages)
 
     def graph_stage(self, reason: str, stages: int = 1) -> None:
         """Count stages in a capture by what comes of them in replays. They are also counted as any other stage is."""
-        with self._lock:
-            self._graph_stages[reason] += stages
+        self._note(self._graph_stages, reason, stages)
+
+    def _note(self, counter: Counter[str], reason: str, stages: int) -> None:
+        self._notes.append((counter, reason, stages))
+
+    def _count_notes(self) -> None:
+        """Count what was noted, under the lock; the collector does it in every pass."""
+        if self._counting:  # By this very thread, further down its stack.
+            return
+        try:
+            self._counting = True
+            for _ in range(len(self._notes)):  # Not until there are none: others go on noting.
+                counter, reason, stages = self._notes.popleft()
+                counter[reason] += stages
+        finally:
+            self._counting = False
 
     def deliver(self, stages: int, exporters: int) -> Delivery:
         """Move stages from the collector to a number of exporters."""
@@ -126,6 +142,7 @@ class Ledger:
     ) -> Statistics:
         """Return the account of this moment; stages that wait in the queues are pending."""
         with self._lock:
+            self._count_notes()
             pending = sum(queue.stages for queue in queues) + self._with_collector + self._with_exporters
             dropped = self._dropped + Counter({"queue_full": sum(queue.refused for queue in queues)})
             return Statistics(

@@ -1,18 +1,24 @@
 """
 NVTX ranges in the domain `gpuscope`, for Nsight Systems, Nsight Compute and DCGM.
 
-The only door to the `nvtx` package. It does not keep open ranges: whoever opened one closes it.
+The only door to the `nvtx` package. It does not keep open ranges: whoever opened one closes it. An open range is a list
+with the arguments that close it, after a None. C opens a range and notes it in one step, and takes it out and closes it
+in one step (`map`, `iter`), so that no interrupt can come between.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import starmap
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpuscope._data.record import Site
 
 DOMAIN = "gpuscope"
-_PUSHED = object()
+_NOTHING: tuple[tuple[()], ...] = ((),)
+_SECOND = itemgetter(1)
 
 
 class Nvtx:
@@ -33,17 +39,22 @@ class Nvtx:
         attributes = site.nvtx
         if attributes is None:
             attributes = site.nvtx = self._prepare(message=site.name)
-        if suspends:
-            return self._start(attributes)
-        self._push(attributes)
-        return _PUSHED
+        opened: list[tuple[object, ...] | None] = [None]
+        try:
+            if suspends:
+                opened.extend(zip(map(self._start, (attributes,))))
+            else:
+                opened.extend(map(_SECOND, zip(map(self._push, (attributes,)), _NOTHING)))  # noqa: B905
+            return opened
+        except BaseException:  # An interrupt, which goes on.
+            self.end(opened)
+            raise
 
     def end(self, opened: object) -> None:
-        """Close a range."""
-        if opened is _PUSHED:
-            self._pop()
-        else:
-            self._end(opened)
+        """Close a range, unless it is closed already."""
+        if isinstance(opened, list) and len(opened) > 1:
+            close = self._end if opened[1] else self._pop
+            deque(starmap(close, iter(opened.pop, None)), 0)
 
 
 def tool_is_listening(domain: object) -> bool:

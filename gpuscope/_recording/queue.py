@@ -23,9 +23,10 @@ stage is told it (`hold`). A stage for which there is no room loses it at once, 
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from itertools import count
-from threading import Lock
+from itertools import count, repeat
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._data.descriptions import size_of
@@ -53,10 +54,20 @@ class RecordQueue:
         """Take the record and return True, or count a refusal and return False."""
         # The length test and the append are two steps, so the queue can overshoot by one per thread. A lock would cost
         # ten times what the append does, and `queue.Queue` thirty times; the bound is a guard, not a promise.
+        left: list[StageRecord | None] = [None, record]
+        try:
+            return self._put(left)
+        except BaseException:  # An interrupt, which goes on; the record is counted all the same.
+            if len(left) > 1:
+                self._put(left)
+            raise
+
+    def _put(self, left: list[StageRecord | None]) -> bool:
+        """Take the record out of the list and count it, in one step that no interrupt can divide."""
         if len(self.waiting) < self.capacity:
-            self.waiting.append(record)
+            self.waiting.extend(iter(left.pop, None))
             return True
-        next(self._count_refused)
+        deque(map(next, repeat(self._count_refused), iter(left.pop, None)), 0)
         return False
 
     def drain(self, limit: int) -> list[StageRecord]:
@@ -94,25 +105,35 @@ class ByteBudget:
     garbage collector, inside whatever runs.
     """
 
-    __slots__ = ("_changes", "_lock", "_used", "has_refused", "limit")
+    __slots__ = ("_changes", "_lock", "_notes", "_used", "has_refused", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.has_refused = False
         """Whether some stage was refused, so that the collector has to look for such stages."""
         self._used = 0
-        self._changes: deque[int] = deque()
-        self._lock = Lock()
+        self._changes: deque[int | _Note] = deque()
+        self._notes: set[_Note] = set()
+        self._lock = RLock()
 
     @property
     def used(self) -> int:
         """How many bytes are held. Where another thread is counting, how many there were."""
-        if self._lock.acquire(blocking=False):
-            try:
+        lock = self._lock
+        inside = lock._is_owned()  # type: ignore[attr-defined]  # `threading.Condition` asks so, too.
+        try:
+            if not inside and lock.acquire(blocking=False):
                 while self._changes:
-                    self._used += self._changes.popleft()
-            finally:
-                self._lock.release()
+                    change = self._changes.popleft()
+                    if isinstance(change, int):
+                        self._used += change
+                    else:
+                        self._used -= change.size
+                        self._notes.discard(change)
+        finally:
+            # Asked again, because an interrupt may come just after the lock was taken.
+            if not inside and lock._is_owned():  # type: ignore[attr-defined]
+                lock.release()
         return self._used
 
     def take(self, size: int) -> Hold | None:
@@ -120,21 +141,32 @@ class ByteBudget:
         if self.used + size > self.limit:
             self.has_refused = True
             return None
+        held = Hold(size)
+        note = _Note(held, self._changes.append)
+        note.size = size
+        self._notes.add(note)
         self._changes.append(size)
-        return Hold(self._changes, size)
+        return held
 
 
 class Hold:
     """Bytes that are held as long as this object lives."""
 
-    __slots__ = ("_changes", "size")
+    __slots__ = ("__weakref__", "size")
 
-    def __init__(self, changes: deque[int], size: int) -> None:
-        self._changes, self.size = changes, size
+    def __init__(self, size: int) -> None:
+        self.size = size
 
-    def __del__(self) -> None:
-        """Give the bytes back."""
-        self._changes.append(-self.size)
+
+class _Note(weakref.ref[Hold]):
+    """
+    Tells the account when a hold is freed.
+
+    By a function in C: in a `__del__`, Python would swallow what the program's signal handler raises.
+    """
+
+    __slots__ = ("size",)
+    size: int
 
 
 class HeldAttributes(dict[str, Any]):

@@ -8,14 +8,14 @@ Only decides which of its forms applies. Recording is done in `_recording.hot_pa
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from gpuscope._data.native import native
 from gpuscope._data.record import UnnamedSite
 from gpuscope._data.values import as_key, snapshot, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
-from gpuscope._recording.hot_path import begin, current, end
+from gpuscope._recording.hot_path import begin, current, end, undo
 from gpuscope._recording.queue import tell
 from gpuscope._recording.state import MAX_SITES, site_of, state
 from gpuscope._recording.wrap import check, stage_of
@@ -29,23 +29,8 @@ if TYPE_CHECKING:
 
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site, StageRecord
+    from gpuscope._recording.block import StageHandle
     from gpuscope._recording.recorder import Recorder
-
-    class StageHandle(Protocol):
-        """What `stage(...)` returns: a decorator and a context manager."""
-
-        def __call__(self, function: F, /) -> F:
-            """Make each call of the function a stage."""
-
-        def __enter__(self) -> Self:
-            """Begin the stage."""
-
-        def __exit__(self, *exception: object) -> None:
-            """End the stage."""
-
-        def set_attribute(self, key: str, value: object) -> None:
-            """Add an attribute to this run's host span."""
-
 
 _MAY_SUSPEND = 1
 _quiet: list[tuple[Stage, int, StageRecord | None]] = []
@@ -149,21 +134,37 @@ class Stage(StageBlock):
         if self.uses == 0:  # It has no run of its own.
             self.end_ns = 1
         self.uses = 2
-        if state.recorder is None:
+        if (recorder := state.recorder) is None:
             _quiet.append((self, threading.get_ident(), self._innermost()))
             return cast("Self", _DISABLED_STAGE)
-        inner = _new_stage(state.recorder, self.site, self.attributes, self.stream)
+        inner = _new_stage(recorder, self.site, self.attributes, self.stream)
         inner.owner, inner.uses = self, 1
-        begin(inner.recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
-        return cast("Self", inner)
+        try:
+            begin(recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
+            self._entries().append(inner)
+            return cast("Self", inner)
+        except BaseException:
+            undo(recorder, inner)
+            raise
+
+    def _entries(self) -> list[StageBlock]:
+        """Return the records of further entries that have not been left; kept where such a record has its owner."""
+        if not hasattr(self, "owner"):
+            self.owner = []
+        return self.owner  # type: ignore[return-value]
 
     def _exit_again(self, error: BaseException | None) -> None:
         record = self._innermost()
         entry = (self, threading.get_ident(), record)
         if entry in _quiet:
             _quiet.remove(entry)
-        elif record is not None:
+            return
+        if record is None:  # It was entered in another context.
+            record = next((each for each in (*reversed(self._entries()), self) if not each.end_ns), None)
+        if record is not None:
             end(record, error)
+            if record is not self:
+                self._entries().remove(record)  # type: ignore[arg-type]  # Found by its owner.
 
     def _innermost(self) -> StageRecord | None:
         """Return the innermost record of this object that runs in this context."""

@@ -15,6 +15,7 @@ Everything is decided here, when the decorator runs; the wrappers only record. E
 * They are plain closures, to which `functools` gives name and signature. Objects of wrapt look even more like their
   functions, but cost half a microsecond per call, and not every version of Dynamo can trace them (not on methods in
   PyTorch 2.4, not in cells of closures in 2.11 and 2.13). Nor can all trace `contextlib.ContextDecorator` (2.4, 2.6).
+* The record is there before the `try` in which it begins and ends, so that an interrupt can be met wherever it comes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 from gpuscope._data.record import Site
 from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
-from gpuscope._recording.hot_path import end, start
+from gpuscope._recording.hot_path import begin, end, end_raised, new_record
 from gpuscope._recording.state import MAX_SITES, state
 
 if TYPE_CHECKING:
@@ -123,13 +124,14 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
         recorder = state.recorder
         if recorder is None:
             return function(*args, **kwargs)
-        record = start(recorder, site, stream, 0)
+        record = new_record()
         try:
+            begin(recorder, record, site, stream, 0)
             result = function(*args, **kwargs)
+            end(record, None)
         except BaseException as error:
-            end(record, error)
+            end_raised(record, error, None)
             raise
-        end(record, None)
         return result
 
     return wrapper
@@ -146,13 +148,14 @@ def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) 
         recorder = state.recorder
         if recorder is None:
             return await function(*args, **kwargs)
-        record = start(recorder, site, stream, 1)
+        record = new_record()
         try:
+            begin(recorder, record, site, stream, 1)
             result = await function(*args, **kwargs)
+            end(record, None)
         except BaseException as error:
-            end(record, error)
+            end_raised(record, error, None)
             raise
-        end(record, None)
         return result
 
     return wrapper
@@ -168,16 +171,14 @@ def _resume(step: Callable[..., Item], sent: list[object], site: Site, stream: S
     recorder = state.recorder
     if recorder is None:
         return step(sent.pop())
-    record = start(recorder, site, stream, 0)
+    record = new_record()
     try:
+        begin(recorder, record, site, stream, 0)
         item = step(sent.pop())
-    except StopIteration:
         end(record, None)
-        raise
     except BaseException as error:
-        end(record, error)
+        end_raised(record, error, StopIteration)
         raise
-    end(record, None)
     return item
 
 
@@ -218,16 +219,14 @@ async def _resume_async(steps: list[Awaitable[Item]], site: Site, stream: Stream
     recorder = state.recorder
     if recorder is None:
         return await steps.pop()
-    record = start(recorder, site, stream, 1)
+    record = new_record()
     try:
+        begin(recorder, record, site, stream, 1)
         item = await steps.pop()
-    except StopAsyncIteration:
         end(record, None)
-        raise
     except BaseException as error:
-        end(record, error)
+        end_raised(record, error, StopAsyncIteration)
         raise
-    end(record, None)
     return item
 
 

@@ -3,7 +3,7 @@
  *
  * Everything here has a twin in Python that says at more length what it does, and is used where this was not built. The
  * twins are in `_data/record.py`, `_data/interfaces.py`, `_data/row.py`, `_recording/hot_path.py`,
- * `_recording/block.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
+ * `_recording/current_stage.py`, `_recording/block.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
  * `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
  * `exporters/_encoding/otlp_bytes.py`. The common path is here; rare cases are handed back to the Python functions that
  * `prepare` was given.
@@ -20,10 +20,12 @@
 /* One run of a stage: `StageRecord` of `_data/record.py`. A null object is None where it may be absent. */
 typedef struct {
     PyObject_HEAD
-    PyObject *attributes, *error, *timed_stream, *outer, *pair, *range, *context_before, *span;
+    PyObject *attributes, *before, *error, *timed_stream, *outer, *pair, *range, *context_before, *span;
     PyObject *recorder, *site, *thread, *trace;
     long long start_ns, end_ns;
     unsigned long long span_id;
+    /* The address of the context that it has been made current in and not been taken out of, or 0. */
+    unsigned long long place;
 } StageRecord;
 
 /* What a stage and those inside it share: `Trace` of `_data/record.py`. Refers to nothing that could refer to it. */

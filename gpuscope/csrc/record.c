@@ -6,7 +6,7 @@
 
 PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type;
 
-#define OPTIONAL_IN_RECORD(X) X(attributes) X(error) X(timed_stream) X(outer) X(pair) X(range) X(context_before) X(span)
+#define OPTIONAL_IN_RECORD(X) X(attributes) X(before) X(error) X(timed_stream) X(outer) X(pair) X(range) X(context_before) X(span)
 #define REQUIRED_IN_RECORD(X) X(recorder) X(site) X(thread) X(trace)
 #define OPTIONAL_IN_RECORDER(X) X(bridge) X(current_context) X(look_for_provider) X(nvtx)
 #define REQUIRED_IN_RECORDER(X) X(capacity) X(clock) X(device) X(ledger) X(queue) X(random_bits) X(span_ids) X(waiting)
@@ -24,6 +24,7 @@ static PyMemberDef record_members[] = {
     {"start_ns", T_LONGLONG, offsetof(StageRecord, start_ns), 0, NULL},
     {"end_ns", T_LONGLONG, offsetof(StageRecord, end_ns), 0, NULL},
     {"span_id", T_ULONGLONG, offsetof(StageRecord, span_id), 0, NULL},
+    {"place", T_ULONGLONG, offsetof(StageRecord, place), 0, NULL},
     {NULL},
 };
 

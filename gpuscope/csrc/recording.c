@@ -1,19 +1,20 @@
 /*
  * `begin` and `end`, the two halves of recording a stage. The twins are in `_recording/hot_path.py`.
  *
- * An exception of any part is swallowed, and Python functions do what is left to do then. What is not an `Exception`,
- * such as a KeyboardInterrupt, passes.
+ * After an exception Python functions do what is left to do. They swallow that of a part, and raise again what is the
+ * program's: a KeyboardInterrupt, or what its own signal handler has raised.
  */
-#include "native.h"
+#include "current.h"
 
 #include <time.h>
 
 /* What `prepare` gave. */
-static PyObject *current, *perf_counter;
+static PyObject *perf_counter;
 static int keeps_threads;
-static PyObject *thread_info, *see_otel, *begin_failed, *end_the_rest, *exception_info, *running;
+static PyObject *thread_info, *begin_failed, *end_the_rest, *exception_info, *leave_behind;
 
-static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_info, *str_give_back, *str_leave, *str_otel, *str_put;
+static PyObject *str_append, *str_begin, *str_end, *str_enter, *str_info, *str_give_back, *str_leave, *str_leave_elsewhere,
+    *str_put;
 
 /* A required member, as a borrowed reference; null and an exception where it is not set. Whoever calls into Python with
    one holds a reference during the call, because another thread may replace the member. */
@@ -52,13 +53,14 @@ static int tell(PyObject *part, PyObject *method, StageRecord *record, PyObject 
     return result == NULL ? -1 : 0;
 }
 
-/* Finds the enclosing stage of the same recorder, and with it the trace, or starts a trace. */
+/* Finds the enclosing stage of the same recorder, and with it the trace, or starts a trace. `outer` was current. */
 static int find_place(Recorder *recorder, StageRecord *record, PyObject *outer) {
     if (PyObject_TypeCheck(outer, record_type) && ((StageRecord *)outer)->recorder == (PyObject *)recorder) {
         put(&record->outer, Py_NewRef(outer));
         put(&record->trace, Py_XNewRef(((StageRecord *)outer)->trace));
         return 0;
     }
+    if (PyObject_TypeCheck(outer, record_type)) put(&record->before, Py_NewRef(outer));
     return new_trace(recorder, record);
 }
 
@@ -105,14 +107,11 @@ static int has_ended(PyObject *outer) {
 static int concerns_otel(Recorder *recorder, PyObject *outer) {
     PyObject *look = Py_XNewRef(recorder->look_for_provider);
     if (!is_present(look)) {
-        int imported = PyDict_Contains(PyImport_GetModuleDict(), str_otel);
         Py_XDECREF(look);
-        if (imported <= 0) return imported;
-        look = PyObject_CallOneArg(see_otel, (PyObject *)recorder);
-        if (look == NULL) return -1;
+        return 0;
     }
-    int answer = look == Py_None ? 0 : has_provider(look);
-    if (answer == 0 && look != Py_None) answer = outer == Py_None ? has_context(recorder) : has_ended(outer);
+    int answer = has_provider(look);
+    if (answer == 0) answer = outer == Py_None ? has_context(recorder) : has_ended(outer);
     Py_DECREF(look);
     return answer;
 }
@@ -130,47 +129,59 @@ static int open_range(Recorder *recorder, StageRecord *record, PyObject *suspend
 
 static int try_begin(Recorder *recorder, StageRecord *record, PyObject *stream, PyObject *suspends, PyObject *outer) {
     if (find_place(recorder, record, outer) || next_span_id(recorder, record) || find_thread(record)) return -1;
-    PyObject *token = PyContextVar_Set(current, (PyObject *)record);
-    if (token == NULL) return -1;
-    Py_DECREF(token);
+    if (step_in(record)) return -1;
     int concerned = concerns_otel(recorder, outer);
     if (concerned < 0 || (concerned && tell(recorder->bridge, str_enter, record, NULL))) return -1;
     if (open_range(recorder, record, suspends) || read_clock(recorder, &record->start_ns)) return -1;
     return tell(recorder->device, str_begin, record, stream);
 }
 
-/* -1 for what is not an `Exception`, which passes. */
-static int swallow(void) {
-    if (!PyErr_ExceptionMatches(PyExc_Exception)) return -1;
-    PyErr_Clear();
+/* Has Python do what is left after a failure, and judge whether the exception is the program's: -1 with that, or 0. */
+static int recover(PyObject *function, Recorder *recorder, StageRecord *record, PyObject *more) {
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL) PyException_SetTraceback(error, traceback);
+    PyObject *result = PyObject_CallFunctionObjArgs(function, recorder, record, error, more, NULL);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* Leaves out stages that have ended elsewhere and are still current here. */
+static int find_outer(Recorder *recorder, PyObject **outer) {
+    if (find_current(outer)) return -1;
+    while (is_left_behind(*outer)) {
+        PyObject *done = PyObject_CallFunctionObjArgs(leave_behind, recorder, *outer, NULL);
+        if (done == NULL) {
+            Py_CLEAR(*outer);
+            return -1;
+        }
+        Py_DECREF(done);
+        Py_SETREF(*outer, stage_before(*outer));
+    }
     return 0;
 }
 
-/* Has Python do what is left after a failure. */
-static int recover(PyObject *function, Recorder *recorder, StageRecord *record) {
-    if (swallow()) return -1;
-    PyObject *result = PyObject_CallFunctionObjArgs(function, recorder, record, NULL);
-    Py_XDECREF(result);
-    return result == NULL ? swallow() : 0;
-}
-
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends) {
-    if (current == NULL || site == NULL) {
-        PyErr_SetString(PyExc_AttributeError, current == NULL ? "`prepare` comes first" : "the record has no site");
+    if (thread_info == NULL || site == NULL) {
+        PyErr_SetString(PyExc_AttributeError, thread_info == NULL ? "`prepare` comes first" : "the record has no site");
         return -1;
     }
     put(&record->recorder, Py_NewRef((PyObject *)recorder));
     put(&record->site, Py_NewRef(site));
     PyObject *outer = NULL;
-    if (PyContextVar_Get(current, NULL, &outer)) return -1;
     Py_INCREF(recorder);
-    int failed = try_begin(recorder, record, stream ? stream : Py_None, suspends, outer);
+    int failed = find_outer(recorder, &outer) ||
+                 try_begin(recorder, record, stream ? stream : Py_None, suspends, outer);
     Py_XDECREF(outer);
     /* It refers to nothing that refers to it, so the garbage collector need not look at it while it waits. Not so where
        it has a context or a stream of the application's, which may lead back to it. */
     if (!is_present(record->span) && !is_present(record->context_before) && !is_present(stream))
         PyObject_GC_UnTrack(record);
-    failed = failed ? recover(begin_failed, recorder, record) : 0;
+    failed = failed ? recover(begin_failed, recorder, record, NULL) : 0;
     Py_DECREF(recorder);
     return failed;
 }
@@ -181,25 +192,18 @@ static int leave_range(Recorder *recorder, StageRecord *record) {
     record->range = NULL;
     PyObject *result = nvtx == NULL ? NULL : PyObject_CallMethodOneArg(nvtx, str_end, opened);
     Py_XDECREF(nvtx);
+    /* A door that gives lists knows whether a range is closed, so that `close_range` may try again. */
+    if (result == NULL && PyList_CheckExact(opened)) record->range = Py_NewRef(opened);
     Py_DECREF(opened);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
 }
 
-/* Makes the enclosing stage current again, or the innermost of those around it that still runs. */
-static int step_out(StageRecord *record) {
-    PyObject *now = NULL;
-    if (PyContextVar_Get(current, NULL, &now)) return -1;
-    int is_current = now == (PyObject *)record;
-    Py_XDECREF(now);
-    if (!is_current) return 0;
-    PyObject *outer = Py_NewRef(record->outer ? record->outer : Py_None);
-    if (PyObject_TypeCheck(outer, record_type) && ((StageRecord *)outer)->end_ns)
-        Py_SETREF(outer, PyObject_CallOneArg(running, outer));
-    PyObject *token = outer == NULL ? NULL : PyContextVar_Set(current, outer);
-    Py_XDECREF(outer);
-    Py_XDECREF(token);
-    return token == NULL ? -1 : 0;
+/* Makes current again what was, here and in OpenTelemetry's context. */
+static int leave_contexts(Recorder *recorder, StageRecord *record) {
+    int done = step_out(record);
+    if (done < 0 || !is_present(record->span)) return done < 0 ? -1 : 0;
+    return tell(recorder->bridge, done == TAKEN_OUT ? str_leave : str_leave_elsewhere, record, NULL);
 }
 
 /* 1: the queue took it; 0: it is full, or not open yet; -1: an exception. */
@@ -219,8 +223,10 @@ static int append(Recorder *recorder, StageRecord *record) {
     return answer;
 }
 
-static int hand_over(Recorder *recorder, StageRecord *record) {
+/* The queue counts the record as soon as it is called, whatever it raises. */
+static int hand_over(Recorder *recorder, StageRecord *record, int *queued) {
     int taken = append(recorder, record);
+    *queued = taken >= 0;
     if (taken == 0) {
         PyObject *queue = Py_XNewRef(member(recorder->queue, "queue"));
         PyObject *answer = queue == NULL ? NULL : PyObject_CallMethodOneArg(queue, str_put, (PyObject *)record);
@@ -231,16 +237,16 @@ static int hand_over(Recorder *recorder, StageRecord *record) {
     return taken ? (taken < 0 ? -1 : 0) : tell(recorder->device, str_give_back, record, NULL);
 }
 
-static int try_end(Recorder *recorder, StageRecord *record, PyObject *error) {
+static int try_end(Recorder *recorder, StageRecord *record, PyObject *error, int *queued) {
     if (is_present(record->pair) && tell(recorder->device, str_end, record, NULL)) return -1;
-    if (read_clock(recorder, &record->end_ns) || leave_range(recorder, record)) return -1;
-    if (is_present(record->span) && tell(recorder->bridge, str_leave, record, NULL)) return -1;
+    if (read_clock(recorder, &record->end_ns)) return -1;
+    if (leave_contexts(recorder, record) || leave_range(recorder, record)) return -1;
     if (is_present(error)) {
         PyObject *info = PyObject_CallFunctionObjArgs(exception_info, error, record, NULL);
         if (info == NULL) return -1;
         put(&record->error, info);
     }
-    return step_out(record) || hand_over(recorder, record) ? -1 : 0;
+    return hand_over(recorder, record, queued);
 }
 
 Recorder *as_recorder(PyObject *object) {
@@ -252,11 +258,13 @@ Recorder *as_recorder(PyObject *object) {
 int end_stage(StageRecord *record, PyObject *error) {
     Recorder *recorder = as_recorder(record->recorder);
     if (recorder == NULL) return -1;
+    if (record->end_ns != 0) return 0; /* Its beginning was interrupted, and undone. */
     /* As in `begin_stage`; attributes are plain. */
     if ((is_present(record->span) || is_present(record->context_before)) && !PyObject_GC_IsTracked((PyObject *)record))
         PyObject_GC_Track(record);
     Py_INCREF(recorder);
-    int failed = try_end(recorder, record, error) ? recover(end_the_rest, recorder, record) : 0;
+    int queued = 0, failed = try_end(recorder, record, error, &queued);
+    if (failed) failed = recover(end_the_rest, recorder, record, queued ? Py_True : Py_False);
     Py_DECREF(recorder);
     return failed;
 }
@@ -277,6 +285,10 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ss
     StageRecord *record = recorder == NULL ? NULL : (StageRecord *)record_type->tp_alloc(record_type, 0);
     if (record != NULL && begin_stage(recorder, record, args[1], args[2], args[3])) Py_CLEAR(record);
     return (PyObject *)record;
+}
+
+static PyObject *new_record(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)) {
+    return record_type->tp_alloc(record_type, 0);
 }
 
 static PyObject *begin(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
@@ -300,23 +312,33 @@ static PyObject *end(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssiz
     Py_RETURN_NONE;
 }
 
-static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"keeps_threads", "current", "perf_counter", "thread_info", "see_otel", "begin_failed", "end_the_rest",
-                            "exception_info", "running", NULL};
-    PyObject **kept[] = {&current, &perf_counter, &thread_info, &see_otel, &begin_failed, &end_the_rest,
-                         &exception_info, &running};
-    PyObject *given[8];
-    int keeps;
-    if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "$pOOOOOOOO:prepare", names, &keeps, &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
-            &given[6], &given[7]
-        ))
-        return NULL;
-    if (!PyContextVar_CheckExact(given[0])) {
-        PyErr_SetString(PyExc_TypeError, "current must be a ContextVar");
+/* end_raised(record, error, harmless): as `end`, but does nothing with a record that has not begun. In C, because Python
+   looks for signals at the start of a function. */
+static PyObject *end_raised(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "end_raised takes a record, an error and the type of one that is harmless");
         return NULL;
     }
-    for (int i = 0; i < 8; i++) put(kept[i], Py_NewRef(given[i]));
+    StageRecord *record = as_record(args[0]);
+    if (record == NULL) return NULL;
+    PyObject *error = (PyObject *)Py_TYPE(args[1]) == args[2] ? Py_None : args[1];
+    if (record->recorder != NULL && end_stage(record, error)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"keeps_threads", "current", "perf_counter", "thread_info", "begin_failed", "end_the_rest",
+                            "exception_info", "leave_behind", "close_inside", NULL};
+    PyObject **kept[] = {&perf_counter, &thread_info, &begin_failed, &end_the_rest, &exception_info, &leave_behind};
+    PyObject *current, *close_inside, *given[6];
+    int keeps;
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "$pOOOOOOOO:prepare", names, &keeps, &current, &given[0], &given[1], &given[2], &given[3],
+            &given[4], &given[5], &close_inside
+        ))
+        return NULL;
+    if (keep_current(current, close_inside)) return NULL;
+    for (int i = 0; i < 6; i++) put(kept[i], Py_NewRef(given[i]));
     keeps_threads = keeps;
     Py_RETURN_NONE;
 }
@@ -324,7 +346,12 @@ static PyObject *prepare(PyObject *Py_UNUSED(module), PyObject *args, PyObject *
 static PyMethodDef functions[] = {
     {"prepare", (PyCFunction)(void (*)(void))prepare, METH_VARARGS | METH_KEYWORDS, "Take what is rare from Python."},
     {"start", (PyCFunction)(void (*)(void))start, METH_FASTCALL, "Return a new record, begun."},
+    {"new_record", new_record, METH_NOARGS, "Return a record that may begin."},
     {"begin", (PyCFunction)(void (*)(void))begin, METH_FASTCALL, "Start a run of a stage."},
+    {"end_raised", (PyCFunction)(void (*)(void))end_raised, METH_FASTCALL, "Finish a run that an exception has left."},
+    {"step_out", py_step_out, METH_O, "Make current what was current before the stage."},
+    {"is_collecting", py_is_collecting, METH_NOARGS, "Whether this thread collects garbage, where that matters."},
+    {"note_collection", (PyCFunction)(void (*)(void))note_collection, METH_FASTCALL, "Note a garbage collection."},
     {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, "Finish a run."},
     {NULL},
 };
@@ -341,7 +368,7 @@ int add_recording(PyObject *module) {
         {&str_info, "gpuscope.thread"},
         {&str_give_back, "give_back"},
         {&str_leave, "leave"},
-        {&str_otel, "opentelemetry.trace"},
+        {&str_leave_elsewhere, "leave_elsewhere"},
         {&str_put, "put"},
     };
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from types import SimpleNamespace
@@ -73,10 +74,11 @@ class TestThread:
 
     def test_it_begins_with_the_first_stage(self, running):
         """Until then there is none; then there is one, and it gets ready."""
-        thread = running.collector._thread
-        assert not thread.is_alive()
+        assert not running.collector.is_running
+        before = set(threading.enumerate())
         run()
-        assert thread.is_alive()
+        assert running.collector.is_running
+        (thread,) = set(threading.enumerate()) - before
         assert thread.daemon
         assert running.collector.ready.wait(PATIENCE_S)
 
@@ -109,8 +111,10 @@ class TestThread:
         """Everything is exported, the exporters are shut down in the time that is left, and the thread is gone."""
         run(3)
         assert running.shutdown(PATIENCE_S)
-        running.collector._thread.join(PATIENCE_S)
-        assert not running.collector._thread.is_alive()
+        for thread in threading.enumerate():
+            if thread.name == "gpuscope-collector":
+                thread.join(PATIENCE_S)
+                assert not thread.is_alive()
         assert sum(watching.batches) == 3
         (timeout_s,) = watching.shutdowns
         assert 0 < timeout_s <= PATIENCE_S
@@ -133,13 +137,36 @@ class TestThread:
         assert answers == [False]
         assert time.monotonic() - began < PATIENCE_S / 2
 
-    def test_a_failure_of_the_loop_is_told_and_ends_it(self, running, caplog):
-        """Nobody waits for a thread that is gone."""
-        running.collector._flushes.serve = None
+    @pytest.mark.parametrize("error", [SystemError("odd"), SystemExit("odd")])
+    def test_a_failure_of_a_pass_is_told_once_and_the_next_one_comes(self, running, caplog, error):
+        """Whatever it is that the program's code raises there."""
+        serve, left = running.collector._flushes.serve, [error, error]
+
+        def fail(**how):
+            if left:
+                raise left.pop()
+            serve(**how)
+
+        running.collector._flushes.serve = fail
         run()
-        assert running.collector.stopped.wait(PATIENCE_S)
-        (record,) = [each for each in caplog.records if "the collector failed" in each.getMessage()]
-        assert record.exc_info[0] is TypeError
+        assert running.flush(PATIENCE_S)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert f"a pass of the collector failed: {type(error).__name__}('odd')" in message
+
+    def test_a_failure_of_the_end_is_told_and_ends_it(self, running, caplog):
+        """Nobody waits for a thread that is gone."""
+
+        def fail(deadline_s):
+            raise SystemExit("odd")
+
+        running.collector._finish = fail
+        run()
+        began = time.monotonic()
+        assert not running.shutdown(PATIENCE_S)
+        assert time.monotonic() - began < PATIENCE_S / 2
+        (message,) = [text for text in map(logging.LogRecord.getMessage, caplog.records) if "the collector" in text]
+        assert "the collector failed; nothing more is exported." in message
+        assert "odd" in message
 
 
 class TestTelling:

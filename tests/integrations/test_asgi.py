@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ pytest.importorskip("httpx")
 
 import httpx
 from opentelemetry import context, propagate, trace
+from opentelemetry.sdk.trace import TracerProvider
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware as Plugged
@@ -357,6 +359,45 @@ def test_a_real_server_streams_and_keeps_connections(installed):
         pieces_of = [span for span in spans if span.parent_id == request.span_id]
         assert len(pieces_of) == 3
         assert max(piece.end_ns for piece in pieces_of) <= request.end_ns
+
+
+class TestKeptConnections:
+    """A server may run a request in the context of the connection's last one, as uvicorn does after a large body."""
+
+    @pytest.mark.parametrize("provided", [False, True], ids=["alone", "with a provider"])
+    @pytest.mark.parametrize("first", [None, HEADERS], ids=["", "after a remote trace"])
+    def test_each_request_is_a_trace_of_its_own(self, provided, first, monkeypatch):
+        """Without a trace of its own it is a root, and with one it belongs to that."""
+        if provided:
+            monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider())
+        contexts = []
+
+        async def app(scope, receive, send):
+            contexts.append(contextvars.copy_context())
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message):
+            pass
+
+        def serve(headers):
+            encoded = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+            scope = {"type": "http", "method": "POST", "path": "/", "headers": encoded}
+            where = contexts[-1] if contexts else contextvars.copy_context()
+            where.run(asyncio.run, asgi.Middleware(app)(scope, receive, send))
+
+        with capture() as spans:
+            for headers in (first, None, None, HEADERS, None):
+                serve(headers)
+        requests = [span for span in spans if span.name == "request" and span.kind == "host"]
+        alone = [span for span in requests if span.trace_id != TRACE_ID]
+        assert len(requests) == 5
+        assert len({span.trace_id for span in alone}) == len(alone) == (3 if first else 4)
+        assert all(not span.parent_id for span in alone)
+        assert {span.parent_id for span in requests if span.trace_id == TRACE_ID} == {SPAN_ID}
 
 
 def test_it_goes_by_the_names_that_people_try():

@@ -301,7 +301,7 @@ NONSENSE = {
     "pack what never began": lambda: native.pack([(StageRecord(), 0, 0, 0, 0)], {}, {}, own_identity, 2, 0, 1, 2),
     "pack numbers that are none": lambda: native.pack([(StageRecord(), "", 0, 0, 0)], {}, {}, own_identity, 2, 0, 1, 2),
 }
-FUNCTIONS = ("thread_info", "see_otel", "begin_failed", "end_the_rest", "exception_info", "running")
+FUNCTIONS = ("thread_info", "begin_failed", "end_the_rest", "exception_info", "leave_behind", "close_inside")
 PREPARED = ("keeps_threads", "current", "perf_counter", *FUNCTIONS)
 
 

@@ -56,7 +56,7 @@ def test_a_turn_that_another_thread_keeps_is_not_waited_for_for_ever(bridge):
         other.start()
         other.join(60)
         assert (mine, given) == (True, [False])
-        assert bridge._holder == threading.get_ident()
+        assert bridge._lock._is_owned()
     ask()
     assert given == [False, True]
 

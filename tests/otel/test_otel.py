@@ -27,7 +27,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCod
 from gpuscope._data.native import StageRecord, Trace
 from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 from gpuscope._otel.bridge import Bridge
-from gpuscope._otel.lazy_span import settled_ids
+from gpuscope._otel.lazy_span import own_context, settled_ids
 from gpuscope._settings.config import Config
 
 
@@ -60,6 +60,7 @@ class Program:
         record = StageRecord()
         record.recorder, record.site, record.outer = self.recorder, site, self.current.get()
         record.span = record.context_before = record.timed_stream = record.pair = record.range = record.error = None
+        record.before = None
         record.attributes, record.start_ns, record.end_ns = None, 0, 0
         record.thread, record.span_id = ThreadInfo(1, "main"), next(self.ids)
         record.trace = record.outer.trace if record.outer is not None else self.new_trace(site)
@@ -79,7 +80,8 @@ class Program:
         """End a stage, and keep its record."""
         record.end_ns = time.perf_counter_ns()
         if record.span is not None:
-            self.bridge.leave(record)
+            own = context.get_current() is own_context(record)
+            (self.bridge.leave if own else self.bridge.leave_elsewhere)(record)
         if self.current.get() is record:
             self.current.set(record.outer)
         self.ended.append(record)

@@ -69,7 +69,7 @@ class StageMetrics:
     """
 
     def __init__(self, start_ns: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal handler may come while its own thread holds it.
         self._stages: dict[str, int] = {}
         self._uuids: dict[int, str] = {}
         self._uncounted: list[Columns] = []

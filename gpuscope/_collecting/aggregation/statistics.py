@@ -38,7 +38,7 @@ class StageStatistics:
 
     def __init__(self, *, max_stages: int = 2000) -> None:
         self._max_stages = max_stages
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal handler may come while its own thread holds it.
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._family = Family()
 

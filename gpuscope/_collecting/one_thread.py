@@ -1,0 +1,64 @@
+"""
+The thread that the collector runs on.
+
+A stage in a signal handler may start the collector while its own thread is starting it, so that no lock may be waited
+for. Two threads may then be started, of which one does the work.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from gpuscope._collecting.gates import Gate
+from gpuscope._data.values import traceback_of
+from gpuscope._log import logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class OneThread:
+    """
+    Runs something once, on a daemon thread, however often it is started.
+
+    Args:
+        name: the thread's.
+        work: what it runs.
+
+    """
+
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        self._name, self._work = name, work
+        self.stopped = Gate()
+        self._started = False
+        self._taken = threading.Lock()
+        """Held for ever by the one thread that does the work."""
+        self._ident = 0
+
+    def start(self) -> None:
+        """Start the thread. Starting another is harmless: it ends at once."""
+        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        self._started = True
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread runs, or has run."""
+        # The second where an interrupt came while `start` waited for the thread to be there.
+        return self._started or self._taken.locked()
+
+    @property
+    def is_this(self) -> bool:
+        """Whether it is the thread that asks."""
+        return self._ident == threading.get_ident()
+
+    def _run(self) -> None:
+        if not self._taken.acquire(blocking=False):
+            return
+        self._ident = threading.get_ident()
+        try:
+            self._work()
+        except BaseException as error:  # Nobody is left to catch it: it would end up in the application's stderr.
+            logger.warning("the collector failed; nothing more is exported.\n%s", traceback_of(error))
+        finally:
+            self.stopped.open()

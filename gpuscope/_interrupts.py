@@ -1,0 +1,40 @@
+"""
+Whose exception it is that came up in our code: one of a part of ours, or one that the program wants to have.
+
+Python runs signal handlers between any two of its bytecodes, ours included. What a handler raises, such as the
+`TimeoutError` of a deadline, is meant for the program and has to reach it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_PARTS = frozenset(("builtins", "gpuscope", "opentelemetry", "nvtx", *sys.stdlib_module_names))
+
+
+def is_the_programs(error: BaseException) -> bool:
+    """Tell whether the exception has to reach the program; it was caught in code of ours."""
+    if not isinstance(error, Exception):
+        return True
+    origin = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        if _is_handler(traceback.tb_frame):
+            return True
+        origin = traceback.tb_frame.f_globals.get("__name__", "")
+        traceback = traceback.tb_next
+    # None of our files raises a class of the program's: another thread has had it raised here.
+    return origin.startswith("gpuscope.") and type(error).__module__.partition(".")[0] not in _PARTS
+
+
+def _is_handler(frame: FrameType) -> bool:
+    """Tell whether the frame is that of a signal handler: those alone are given the frame that they interrupt."""
+    interrupted = frame.f_back
+    return interrupted is not None and any(
+        value is interrupted or (type(value) is tuple and any(item is interrupted for item in value))
+        for value in frame.f_locals.values()
+    )

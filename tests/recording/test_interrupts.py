@@ -1,0 +1,251 @@
+"""What the program raises at any step of ours reaches it: Ctrl-C, and the exceptions of its own signal handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dis
+import functools
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+import gpuscope
+from gpuscope import stage
+from gpuscope._data.native import native
+from gpuscope._recording.hot_path import current
+from gpuscope._recording.nvtx import Nvtx
+
+PACKAGE = Path(gpuscope.__file__).parent
+OURS = tuple(
+    str(PACKAGE / name) for name in ("_recording", "_otel", "_collecting/engine.py", "_collecting/collector.py")
+)
+BODY = "the body ran"
+UNGUARDED = {"__exit__", "end_raised_in_python"}
+"""The very start of these is in no `try` of ours; in C they have none."""
+
+
+def looks_for_signals(code, offset):
+    """Tell whether Python looks for signals before this instruction: after calls, and at the start of a function."""
+    before = ""
+    for instruction in dis.get_instructions(code):
+        if instruction.offset == offset:
+            started = instruction.opname == "RESUME" and code.co_name not in UNGUARDED
+            return started or before.startswith(("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE"))
+        before = instruction.opname
+    return False
+
+
+class DeadlineError(Exception):
+    """What a program's signal handler raises."""
+
+
+def handler(number, frame):
+    """Be the program's signal handler."""
+    raise DeadlineError
+
+
+_is_a_step = functools.cache(looks_for_signals)
+
+
+class Interrupt:
+    """Runs an action, and interrupts it at one step of ours."""
+
+    def __init__(self, step, kind):
+        """Raise at the step of this number: where Python looks for signals, in one of our files."""
+        self.left, self.kind, self.where = step, kind, ""
+
+    def trace(self, frame, event, argument):
+        """Count steps."""
+        code = frame.f_code
+        if not code.co_filename.startswith(OURS):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and _is_a_step(code, frame.f_lasti):
+            self.left -= 1
+            if self.left == 0:
+                sys.settrace(None)
+                self.where = f"{code.co_name}:{frame.f_lineno}"
+                if self.kind is KeyboardInterrupt:
+                    raise KeyboardInterrupt
+                handler(signal.SIGALRM, frame)
+        return self.trace
+
+    def run(self, action):
+        """Run the action, and return what it raised."""
+        before = sys.gettrace()
+        sys.settrace(self.trace)
+        try:
+            action()
+        except (KeyboardInterrupt, DeadlineError) as error:
+            return error
+        finally:
+            sys.settrace(before)
+        return None
+
+
+def block(ran):
+    """Run a block."""
+    with stage("a"):
+        ran.append(BODY)
+
+
+def decorated(ran):
+    """Return a decorated function."""
+    return stage("a")(lambda: ran.append(BODY))
+
+
+def coroutine(ran):
+    """Return a decorated coroutine function, run without an event loop."""
+
+    @stage("a")
+    async def work():
+        ran.append(BODY)
+
+    def run():
+        started = work()
+        with contextlib.closing(started), contextlib.suppress(StopIteration):
+            started.send(None)
+
+    return run
+
+
+def generator(ran):
+    """Return a decorated generator function, exhausted."""
+
+    @stage("a")
+    def work():
+        yield ran.append(BODY)
+
+    return lambda: list(work())
+
+
+FORMS = {
+    "block": lambda ran: lambda: block(ran),
+    "function": decorated,
+    "coroutine": coroutine,
+    "generator": generator,
+}
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, DeadlineError])
+@pytest.mark.parametrize("provided", [False, True], ids=["alone", "with a provider"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_interrupted_at_any_step(make_bench, form, provided, kind):
+    """It reaches the program, nothing stays open or current, all that began is exported or counted."""
+    bench = make_bench()
+    recorder = bench.engine.recorder
+    assert recorder.open_bridge()
+    if provided:
+        provider = TracerProvider()
+        recorder.look_for_provider = recorder.bridge.look_for_provider = lambda: provider
+    action, step, interrupted = FORMS[form]([]), 0, True
+    action()
+    while interrupted:
+        step += 1
+        interrupt = Interrupt(step, kind)
+        before = bench.statistics()
+        error = interrupt.run(action)
+        interrupted = bool(interrupt.where)
+        assert (type(error) is kind) is interrupted, interrupt.where
+        assert current.get() is None, interrupt.where
+        assert not trace.get_current_span().get_span_context().is_valid, interrupt.where
+        assert bench.nvtx.stack == bench.nvtx.started == [], interrupt.where
+        bench.collect()
+        after = bench.statistics()
+        assert after.recorded - before.recorded <= (2 if form == "generator" else 1), interrupt.where
+        assert after.recorded == after.exported + sum(after.lost.values()), interrupt.where
+        assert set(after.lost) <= {"interrupted", "stage_error"}
+    assert step > (1 if native else 10)
+    with stage("later"):
+        pass
+    assert len(bench.named("later")) == 1
+    assert not bench.named("later")[0].parent_id
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, DeadlineError])
+def test_first_stage_interrupted_at_any_step(kind):
+    """An interrupt while the first stage starts the collector costs no later stage."""
+    step, interrupted = 0, True
+    while interrupted:
+        step += 1
+        interrupt = Interrupt(step, kind)
+        with gpuscope.testing.capture() as spans:
+            error = interrupt.run(lambda: block([]))
+            interrupted = bool(interrupt.where)
+            assert (type(error) is kind) is interrupted, interrupt.where
+            with stage("later"):
+                pass
+            done, statistics = gpuscope.flush(60), gpuscope.statistics()
+            assert done is not bool(statistics.lost), interrupt.where
+            assert set(statistics.lost) <= {"interrupted", "stage_error"}, interrupt.where
+            assert statistics.pending == 0, interrupt.where
+        assert [span.name for span in spans if span.name == "later"] == ["later"], interrupt.where
+
+
+@pytest.mark.skipif(native is None, reason="the twin of a block's `__exit__` can be interrupted at its very start")
+def test_a_deadline_by_a_timer_is_never_swallowed(make_bench):
+    """The usual way: `SIGALRM`, and a handler that raises."""
+    open_ranges: list[object] = []
+    domain = SimpleNamespace(
+        get_event_attributes=lambda message: message,
+        push_range=open_ranges.append,
+        pop_range=open_ranges.pop,
+        start_range=None,
+        end_range=None,
+    )
+    bench = make_bench(nvtx=Nvtx(domain))
+    armed = [False]
+
+    def ring(number, frame):
+        if armed[0]:
+            armed[0] = False
+            raise DeadlineError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    work = stage("decorated")(lambda: sum(range(50)))
+    try:
+        for attempt in range(300):
+            seen = False
+            try:
+                armed[0] = True
+                signal.setitimer(signal.ITIMER_REAL, 2e-5 + attempt % 30 * 1e-5)
+                deadline = time.monotonic() + 10
+                while armed[0] and time.monotonic() < deadline:
+                    with stage("a"):
+                        work()
+            except DeadlineError:
+                seen = True
+            assert seen
+            assert current.get() is None
+            assert open_ranges == []
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    bench.collect()
+    after = bench.statistics()
+    assert after.recorded == after.exported + sum(after.lost.values()) + sum(after.dropped.values())
+
+
+def test_cancelled_tasks_and_errors_of_parts_are_told_apart(bench):
+    """A part's failure stays ours, although the program has signal handlers."""
+
+    async def serve():
+        with stage("request"):
+            await asyncio.sleep(60)
+
+    async def main():
+        task = asyncio.create_task(serve())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert len(bench.named("request")) == 1

@@ -1,0 +1,132 @@
+"""Code of the program's that comes while its own thread is in ours: signal handlers, finalizers, weakref callbacks."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpuscope
+from gpuscope import stage
+
+PACKAGE = str(Path(gpuscope.__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def _no_hang():
+    """End the run, with tracebacks, instead of hanging."""
+    faulthandler.dump_traceback_later(300, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def at_each_step(action, handler):
+    """Run the action, and the handler before each bytecode of ours in it, as a signal handler may run."""
+
+    def trace(frame, event, argument):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            sys.settrace(None)
+            handler()
+            sys.settrace(trace)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        return action()
+    finally:
+        sys.settrace(before)
+
+
+def test_statistics_may_be_asked_for_within_statistics(bench):
+    """A signal handler that asks for the account gets it, wherever its thread is."""
+    with stage("a"):
+        pass
+    answers = []
+    assert at_each_step(gpuscope.statistics, lambda: answers.append(gpuscope.statistics().recorded)).recorded == 1
+    assert len(answers) > 100
+    assert set(answers) == {1}
+    assert bench.statistics().recorded == 1
+
+
+def test_failures_noted_within_the_account_are_all_counted(bench):
+    """What a handler's stages lose while its own thread counts is counted as well, once."""
+    noted = []
+
+    def lose():
+        noted.append(bench.engine.ledger.fail("stage_error"))
+
+    bench.engine.ledger.fail("stage_error")
+    at_each_step(gpuscope.statistics, lose)
+    assert bench.statistics().lost == {"stage_error": len(noted) + 1}
+
+
+def test_summary_may_be_asked_for_within_summary(bench):
+    """The same holds for the summary."""
+    with stage("a"):
+        pass
+    bench.collect()
+    found = []
+    at_each_step(bench.engine.summary.summary, lambda: found.append(str(bench.engine.summary.summary())))
+    assert set(found) == {str(bench.engine.summary.summary())}
+
+
+def test_first_stage_may_come_within_the_first_stage():
+    """Both may start the collector; it is one, and no stage is lost."""
+    with gpuscope.testing.capture() as spans:
+
+        def handler():
+            with stage("inner"):
+                pass
+
+        engine = gpuscope._runtime.state.engine
+        record = stage("outer")
+        record.__enter__()
+        steps = []
+
+        def count():
+            steps.append(handler())
+
+        at_each_step(lambda: record.__exit__(None, None, None), count)
+        assert steps
+        assert engine.flush(60)
+        assert gpuscope.statistics().recorded == len(steps) + 1
+    assert {span.name for span in spans} == {"outer", "inner"}
+
+
+def test_stages_and_statistics_may_come_while_recording_starts_and_ends(tmp_path):
+    """A handler's stages and questions never wait, in `enable`, `flush` and `shutdown` neither."""
+    asked = []
+
+    def handler():
+        with stage("in a handler"):
+            pass
+        asked.append(gpuscope.statistics().recorded)
+
+    gpuscope.enable(exporters="file", file=str(tmp_path / "spans.jsonl"), metrics="none")
+    try:
+        handler()
+        at_each_step(lambda: gpuscope.flush(5), handler)
+        at_each_step(lambda: gpuscope.shutdown(5), handler)
+    finally:
+        gpuscope._runtime.reset()
+    assert asked
+
+
+def test_wake_and_gate_are_opened_within_themselves():
+    """Opening takes no lock: it may come at any step of opening and of waiting."""
+    from gpuscope._collecting.gates import Gate, Wake
+
+    wake, gate = Wake(), Gate()
+    at_each_step(wake.set, wake.set)
+    at_each_step(lambda: wake.wait(0), wake.set)
+    assert wake.wait(0)
+    assert not wake.wait(0)
+    assert not gate.wait(0)
+    at_each_step(lambda: gate.wait(60), gate.open)
+    assert gate.wait(0)
