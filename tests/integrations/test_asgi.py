@@ -373,14 +373,17 @@ class TestKeptConnections:
         contexts = []
 
         async def app(scope, receive, send):
+            """Answer once the body is read."""
             contexts.append(contextvars.copy_context())
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
         async def receive():
+            """Give the body piece by piece."""
             return {"type": "http.request", "body": b"", "more_body": False}
 
         async def send(message):
+            """Take the answer."""
             pass
 
         def serve(headers):

@@ -85,6 +85,7 @@ class TestLeftEarly:
         """A consumer that breaks off leaves no stage behind in its task."""
 
         async def serve():
+            """Serve one request."""
             for _ in range(4):
                 with stage("request"):
                     async for _item in stream():
@@ -119,11 +120,13 @@ class TestLeftEarly:
         """The task's end of it reaches the context where it was entered."""
 
         async def serve():
+            """Serve one request."""
             for _ in range(3):
                 request = stage("request")
                 request.__enter__()
 
                 async def respond(request=request):
+                    """Answer in a task."""
                     request.__exit__(None, None, None)
 
                 await asyncio.create_task(respond())
@@ -139,11 +142,13 @@ class TestTasks:
         """All of them do, not only the first."""
 
         async def job():
+            """Run stages later."""
             for name in ("first", "second", "third"):
                 with stage(name):
                     await asyncio.sleep(0)
 
         async def serve():
+            """Serve one request."""
             with stage("handler"):
                 task = asyncio.create_task(job())
             await task

@@ -106,6 +106,7 @@ def coroutine(ran):
 
     @stage("a")
     async def work():
+        """Run within a stage."""
         ran.append(BODY)
 
     def run():
@@ -237,10 +238,12 @@ def test_cancelled_tasks_and_errors_of_parts_are_told_apart(bench):
     """A part's failure stays ours, although the program has signal handlers."""
 
     async def serve():
+        """Serve one request."""
         with stage("request"):
             await asyncio.sleep(60)
 
     async def main():
+        """Run them all."""
         task = asyncio.create_task(serve())
         await asyncio.sleep(0)
         task.cancel()
