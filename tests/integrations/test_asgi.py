@@ -384,7 +384,6 @@ class TestKeptConnections:
 
         async def send(message):
             """Take the answer."""
-            pass
 
         def serve(headers):
             encoded = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
