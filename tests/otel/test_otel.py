@@ -15,6 +15,7 @@ import threading
 import time
 from contextvars import ContextVar
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry import baggage, context, propagate, trace
@@ -28,6 +29,7 @@ from gpuscope._data.native import StageRecord, Trace
 from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
 from gpuscope._otel.bridge import Bridge
 from gpuscope._otel.lazy_span import own_context, settled_ids
+from gpuscope._recording.queue import ByteBudget
 from gpuscope._settings.config import Config
 
 
@@ -38,7 +40,7 @@ class Program:
         self.provider, self.finished = provider, InMemorySpanExporter()
         if provider is not None and hasattr(provider, "add_span_processor"):
             provider.add_span_processor(SimpleSpanProcessor(self.finished))
-        self.recorder, self.ids, self.ended = object(), itertools.count(0xABC0), []
+        self.recorder, self.ids, self.ended = SimpleNamespace(budget=ByteBudget(1 << 20)), itertools.count(0xABC0), []
         self.current, self.random_bits = ContextVar("current", default=None), random.Random(7).getrandbits
         visible = settings.pop("visible", None)
         self.bridge = Bridge(Config(**settings), get_provider=lambda: self.provider, visible=visible)
