@@ -24,6 +24,8 @@ class GpuscopeInstrumentor:
             from gpuscope.instrument._instrumentation import follow_environment
 
             follow_environment()
+        if state.instrumentation is not None:  # Every child of the program comes here as well.
+            state.instrumentation.is_asked = False
 
     def uninstrument(self, **_options: object) -> None:
         """Put the functions back, and stop recording."""

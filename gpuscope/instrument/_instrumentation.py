@@ -8,12 +8,9 @@ never raises into an import.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import difflib
 import functools
-import importlib
 import sys
-import threading
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import wrapt
@@ -23,6 +20,7 @@ from gpuscope._errors import MissingError
 from gpuscope._log import logger
 from gpuscope._recording.state import state
 from gpuscope.instrument import _frameworks, _main_module
+from gpuscope.instrument._import_hooks import when_complete, when_over
 from gpuscope.instrument._patching import Patches, closest, is_being_imported
 from gpuscope.instrument._targets import Target, read_file, targets_of
 
@@ -108,14 +106,21 @@ class Instrumentation:
         """Every target, and whether it is still to be found."""
         self.frameworks: dict[str, Callable[[], None] | None] = {}
         """What undoes each framework's file, if it has been imported and has something to undo."""
+        self._of_main: set[Target] = set()
+        """Targets that named the main module, of which `__main__` tells nothing any more at exit."""
         self.active = True
+        self.is_asked = True
+        """Whether the program itself, or its command, asked; not a parent for all its children."""
         wrapt.when_imported("multiprocessing.spawn")(self._follow_children)
 
     def add(self, target: Target) -> None:
         """Make the target a stage, now or later; again if its module has been reloaded."""
         is_new = target not in self.waiting
         self.waiting.setdefault(target, True)
-        error = self._look_in_main(target) if _main_module.means_main(target.module) else None
+        error = None
+        if _main_module.means_main(target.module):
+            self._of_main.add(target)
+            error = self._look_in_main(target)
         if target.module == _main_module.MAIN:
             if error is not None:
                 self._say_that_main_lacks(target, error)
@@ -128,7 +133,7 @@ class Instrumentation:
         """Use a framework's file once the framework is imported."""
         if name not in self.frameworks:
             self.frameworks[name] = None
-            wrapt.when_imported(module)(functools.partial(self._framework_imported, name))
+            when_over(module, functools.partial(self._framework_imported, name))
 
     def undo(self) -> None:
         """Put back everything that was replaced."""
@@ -168,8 +173,12 @@ class Instrumentation:
                 error = self._look_in_main(target)
                 if error is not None:
                     self._say_that_main_lacks(target, error)
-            elif close and target.module not in sys.modules:
-                self.patches.say("%s was never imported; did you mean `%s`?", target.module, close[0])
+            elif target.module not in sys.modules and (close or self._is_asked_for(target)):
+                hint = f"; did you mean `{close[0]}`?" if close else f", so `{target.path}` is no stage."
+                self.patches.say("%s was never imported%s", target.module, hint)
+
+    def _is_asked_for(self, target: Target) -> bool:
+        return self.is_asked and target not in self.patches.yielding and target not in self._of_main
 
     def _in_main(self) -> list[Target]:
         # A copy, made in one step, because another thread may import a framework.
@@ -203,7 +212,8 @@ class Instrumentation:
             if is_complete:
                 self._say_missing(target, error)
             else:
-                self._try_again(target, module)
+                # It called `instrument` before it defined what is named.
+                when_complete(module, functools.partial(self._imported, target, module))
 
     def _apply(self, target: Target, module: object) -> None:
         try:
@@ -213,16 +223,6 @@ class Instrumentation:
         except Exception as error:  # A lookup may run any code of the program, whose import must go on.
             self.patches.say("%s is not instrumented: %s", target.path, shown(error))
         self.waiting[target] = False
-
-    def _try_again(self, target: Target, module: ModuleType) -> None:
-        """Wait, in a thread, for a module that called `instrument` before it defined what is named."""
-
-        def wait() -> None:
-            with contextlib.suppress(Exception):  # The program sees it where it imports the module.
-                self._imported(target, importlib.import_module(module.__name__))
-
-        with contextlib.suppress(RuntimeError):  # No thread starts any more: the program ends.
-            threading.Thread(target=wait, name="gpuscope-instrument", daemon=True).start()
 
     def _follow_children(self, spawn: ModuleType) -> None:
         """In a child of multiprocessing, look in the main module once it has been run again there."""

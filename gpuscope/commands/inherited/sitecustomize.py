@@ -16,6 +16,10 @@ _HERE = Path(__file__).resolve().parent
 
 with contextlib.suppress(Exception):  # Another Python, which has no gpuscope: its program is not ours to stop.
     import gpuscope  # noqa: F401
+    from gpuscope._recording.state import state
+
+    if state.instrumentation is not None:
+        state.instrumentation.is_asked = False
 
 _spec = PathFinder.find_spec("sitecustomize", [folder for folder in sys.path if Path(folder).resolve() != _HERE])
 if _spec is not None and _spec.loader is not None:
