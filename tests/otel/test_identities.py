@@ -63,9 +63,9 @@ def test_a_turn_that_another_thread_keeps_is_not_waited_for_for_ever(bridge):
 
 def test_stages_lie_in_the_epoch_as_their_batch_does(bridge):
     """With the batch's offset where there is one, else by the clocks of now; without a time of its own it is now."""
-    assert bridge._epoch_ns(30) == 980
-    assert bridge._epoch_ns(0) == 1_000
-    assert bridge._epoch_ns(1) == 951
+    assert bridge._epoch_ns(None, 30) == 980
+    assert bridge._epoch_ns(None, 0) == 1_000
+    assert bridge._epoch_ns(None, 1) == 951
     bridge.offset_ns = 7
-    assert bridge._epoch_ns(30) == 37
-    assert bridge._epoch_ns(0) == 1_000
+    assert bridge._epoch_ns(None, 30) == 37
+    assert bridge._epoch_ns(None, 0) == 1_000
