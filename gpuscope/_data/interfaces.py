@@ -208,6 +208,9 @@ class Bridge(Protocol):
     def leave(self, record: StageRecord) -> None:
         """Put the context back as it was at entry, whatever was put into it since."""
 
+    def leave_behind(self, record: StageRecord) -> None:
+        """Take the stage, which has ended elsewhere, out of the current context."""
+
     def leave_elsewhere(self, record: StageRecord) -> None:
         """Take the stage out of a context that is not the one it was put into."""
 

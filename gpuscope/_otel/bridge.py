@@ -19,7 +19,7 @@ from gpuscope._otel.contexts import SPAN_KEY, find_current_context, find_provide
 from gpuscope._otel.identities import Identities, ids_of
 from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand, take_out
 from gpuscope._otel.provider_end import end_of
-from gpuscope._recording.current_stage import is_collecting, running_stage
+from gpuscope._recording.current_stage import before, is_collecting, running_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,18 @@ class Bridge(Identities):
         if own is not None:
             attach(previous if current is own else with_span(current, span_in(previous)))
             take_out(record)  # At last, because an interrupt may come before, and then this is done again.
+
+    def leave_behind(self, record: StageRecord) -> None:
+        """Take the stage, which has ended elsewhere, out of the current context; its own contexts may be let go of."""
+        current, outer = get_current(), before(record)
+        if record_of(span_in(current)) is not record:
+            return
+        if record.context_before is not None:
+            below = span_in(record.context_before)
+        else:
+            runs = outer is not None and not outer.end_ns and own_context(outer) is not None
+            below = self.lazy(outer) if outer is not None and runs else None
+        attach(with_span(current, below))
 
     def leave_elsewhere(self, record: StageRecord) -> None:
         """Take the stage out of a context that is not its own: that of a task that was started inside, say."""

@@ -105,7 +105,7 @@ def _find_outer(recorder: Recorder) -> StageRecord | None:
 def _leave_behind(recorder: Recorder, record: StageRecord) -> None:
     """Take a stage that has ended elsewhere out of OpenTelemetry's context; that it is no longer current is settled."""
     if record.span is not None and record.recorder is recorder:
-        recorder.bridge.leave_elsewhere(record)
+        recorder.bridge.leave_behind(record)
 
 
 def thread_info() -> ThreadInfo:

@@ -62,7 +62,7 @@ class Program:
         record = StageRecord()
         record.recorder, record.site, record.outer = self.recorder, site, self.current.get()
         record.span = record.context_before = record.timed_stream = record.pair = record.range = record.error = None
-        record.before = None
+        record.before, record.place = None, 0
         record.attributes, record.start_ns, record.end_ns = None, 0, 0
         record.thread, record.span_id = ThreadInfo(1, "main"), next(self.ids)
         record.trace = record.outer.trace if record.outer is not None else self.new_trace(site)

@@ -106,6 +106,26 @@ class TestLeftEarly:
                 assert len(contextvars.copy_context()) >= 1
         assert roots(provided) == 3
 
+    def test_what_was_left_behind_is_recognised_after_it_was_exported(self, provided):
+        """The collector lets go of the contexts of a stage, and the context in which it is left still has it."""
+
+        def leave_behind():
+            generator = read_one()
+            thread = threading.Thread(target=generator.close)
+            thread.start()
+            thread.join()
+            provided.collect()
+
+        for _ in range(3):
+            leave_behind()
+            with stage("request"):
+                leave_behind()
+                with stage("inside"):
+                    pass
+        assert roots(provided) == 3
+        requests = {span.span_id for span in provided.named("request")}
+        assert {span.parent_id for span in provided.named("inside")} == requests
+
     def test_generators_of_two_requests_at_once(self, provided):
         """Generators that end in the order in which they began leave neither current."""
         first, second = read_one(), read_one()
