@@ -28,7 +28,7 @@ def is_the_programs(error: BaseException) -> bool:
         origin = traceback.tb_frame.f_globals.get("__name__", "")
         traceback = traceback.tb_next
     # None of our files raises a class of the program's: another thread has had it raised here.
-    return origin.startswith("gpuscope.") and type(error).__module__.partition(".")[0] not in _PARTS
+    return origin.partition(".")[0] == "gpuscope" and type(error).__module__.partition(".")[0] not in _PARTS
 
 
 def _is_handler(frame: FrameType) -> bool:

@@ -76,6 +76,14 @@ class Bench:
         return self.engine.statistics()
 
 
+@pytest.fixture(autouse=True)
+def _off_for_good_as_before():
+    """A test that switches recording on leaves no function of later tests to be switched on."""
+    before = _runtime.state.may_toggle
+    yield
+    _runtime.state.may_toggle = before
+
+
 @pytest.fixture
 def make_bench():
     """Return a function that makes a bench with settings of its own; its collector's thread is never started."""

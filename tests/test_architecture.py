@@ -38,7 +38,7 @@ BESIDE_FILES = (
     "_instrumentor.py",
     "__main__.py",
 )
-BEHIND_THE_DOORS = ("_checks.py", "_program.py", "run.py", "profile.py")
+BEHIND_THE_DOORS = ("_checks.py", "_program.py", "run.py", "profile.py", "sitecustomize.py")
 """Of `commands/`, those that may import private rooms."""
 ORDER = ("_reading/", "_structure/", "_verdicts/", "_viewers/")
 """Of `analysis/`: none imports what stands after it."""

@@ -76,4 +76,4 @@ def test_phases_have_the_time_that_was_spent_in_them():
     assert 0 < report.pin_ms < MUCH_MS
     assert 5 <= report.elsewhere_ms < MUCH_MS
     assert report.launch_ms == report.upload_ms == report.download_ms == 0
-    assert report.wall_ms >= 3 + 7 + 12 + 5
+    assert report.wall_ms >= 7 + 12 + 3  # What the first of them took before is not in it.
