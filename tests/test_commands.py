@@ -283,7 +283,7 @@ class TestDoctor:
         assert "hush" not in done.stdout
 
     def test_recording_that_is_off(self, run):
-        """Without `GPUSCOPE` the doctor warns that nothing is recorded, which is no problem."""
+        """Without `GPUSCOPE` the doctor warns that nothing is recorded, which is not a problem."""
         done = run("doctor", "--json", GPUSCOPE_EXPORTER="none")
         assert done.returncode == 0
         assert findings(done)["recording"]["verdict"] == "warning"

@@ -97,7 +97,7 @@ class BatchBuilder:
         packed, with_details = (self._pack_in_python if native is None else self._pack_natively)(rows, bridge)
         try:
             found = {self._count + index: _details(rows[index][0], bridge) for index in with_details}
-        except Exception:
+        except Exception:  # The caller counts what fails, and tries again row by row.
             _uncount(rows)
             raise
         details = {row: what for row, what in found.items() if what is not None}
@@ -165,7 +165,7 @@ class BatchBuilder:
                     gpu_start_ns, gpu_end_ns, uncertainty_ns, device, flags,
                 ))  # fmt: skip
                 site.calls = calls
-        except Exception:
+        except Exception:  # As above.
             _uncount(rows[: len(packed)])
             raise
         return b"".join(packed), with_details

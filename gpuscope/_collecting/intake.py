@@ -158,7 +158,7 @@ class Intake:
         try:
             if rows:
                 self._builder.add(rows, self._recorder.bridge)
-        except Exception:  # Some row can not be added.
+        except Exception:  # Some row can't be added; `_add` counts it.
             for row in rows:
                 self._add(1, self._builder.add, [row])
 

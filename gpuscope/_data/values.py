@@ -210,7 +210,7 @@ def message_of(error: BaseException) -> str:
 
 def exception_info(error: BaseException) -> ExceptionInfo | None:
     """
-    Return what is kept of an exception that leaves a stage; None for those that are no failure.
+    Return what is kept of an exception that leaves a stage; None for those that are not failures.
 
     Runs on the way out of the stage, so a tensor in the exception must not be printed: that would wait for the GPU.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpuscope._data.record import StageRecord
 
 _STEP_NS = 1_000_000
-"""Less is no step, but what reading two clocks comes to, and a drift that one may wait with."""
+"""A smaller change is not a step. It comes from reading two clocks, or it is drift, which can wait."""
 _REMEMBERED_NS = 3600 * 10**9
 """For so long after a step, requests that began before it are known; and for no more than `_MAX_STEPS` of them."""
 _MAX_STEPS = 16

@@ -166,7 +166,7 @@ def site_of(name: str, warmup: int | None = None, *, graph: bool = True) -> Site
     """Return the stage of this name and these settings for `with` blocks, made on first use."""
     if warmup is None and graph:
         return _kept(state.sites, name, name)
-    # A block's own settings are no other's: its calls are counted, and warmed up, apart from those of plain blocks.
+    # A block's own settings belong to it alone. Its calls are counted, and warmed up, apart from those of plain blocks.
     site = _kept(state.set_up_sites, (name, warmup, graph), name)
     site.warmup, site.graph = warmup, graph
     return site

@@ -127,7 +127,7 @@ def test_five_tries_use_five_events(gpu, take):
 
 
 def test_the_first_of_equal_tries_is_kept(gpu, take):
-    """A later one that is no tighter is no reason to change."""
+    """A later one that is not tighter is not a reason to change."""
     assert take().event.value == gpu.records[0][0]
 
 

@@ -256,7 +256,7 @@ def test_nothing_is_kept_of_an_object(bench):
 
 
 def test_keys_of_any_kind_reach_nobody(bench):
-    """A key that is no text, not even hashable, neither raises in the program nor costs the stage."""
+    """A key that is not text, not even hashable, neither raises in the program nor costs the stage."""
     with stage("s") as s:
         s.set_attribute(["a"], 1)
         s.set_attribute(None, 2)

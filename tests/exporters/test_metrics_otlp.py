@@ -126,7 +126,7 @@ class TestFailures:
 
     @pytest.mark.parametrize("status", [404, 405, 501])
     def test_an_endpoint_without_metrics_is_told_once_and_left_alone(self, make_metrics, otlp_receiver, caplog, status):
-        """Jaeger takes spans only: that is no warning, and nothing more is sent there."""
+        """Jaeger takes spans only: that is not worth a warning, and nothing more is sent there."""
         caplog.set_level(logging.INFO, "gpuscope")
         otlp_receiver.answer(status)
         exporter = make_metrics()

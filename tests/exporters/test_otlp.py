@@ -223,7 +223,7 @@ def test_keys_that_are_not_text_become_text(attributes):
 
 
 def test_odd_names_and_times_of_events_arrive():
-    """Names that are no text and times that fit no 64 bits are made to fit."""
+    """Names that are not text and times that do not fit 64 bits are made to fit."""
     details = SpanDetails(name=5, events=((None, -3, {}), ("late", 2**70, None)), status=("ERROR", 7))
     host, gpu = decoded(make_batch(Row(gpu_span_id=3, details=details)))
     assert (host.name, gpu.name, host.status.message) == ("5", "5 [gpu]", "7")

@@ -56,7 +56,7 @@ def test_a_run_is_a_stage(installed, session, by_name):
 
 
 def test_values_of_onnx_runtimes_own_have_shapes_too(installed, session):
-    """An `OrtValue` among the inputs is no different."""
+    """An `OrtValue` among the inputs is treated alike."""
     with capture() as spans:
         session.run(None, {"x": onnxruntime.OrtValue.ortvalue_from_numpy(INPUT)})
         (run,) = runs(spans)
@@ -84,7 +84,7 @@ def test_an_error_of_the_runtime_goes_on_and_is_noted(installed, session):
 
 
 def test_off_and_undone_it_is_as_before(session):
-    """With recording off a run is no stage; undone, the method is the one of before."""
+    """With recording off a run is not a stage; undone, the method is the one of before."""
     undo = integration.install()
     assert (session.run(None, {"x": INPUT})[0] == 2).all()
     undo()

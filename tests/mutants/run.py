@@ -10,7 +10,7 @@ decides: a survivor without any consequence is fine, every other one is a test t
     python tests/mutants/run.py _cuda/clock.py --line 86    # all changes of one line
 
 Everything happens in a copy of the package and its tests, in a child process for each change, so nothing here is ever
-changed. It takes minutes to hours and is no part of the test suite.
+changed. It takes minutes to hours and is not part of the test suite.
 """
 
 from __future__ import annotations

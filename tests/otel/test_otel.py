@@ -250,7 +250,7 @@ class TestNesting:
             assert decode.trace.root is request.site
 
     def test_stale_recorder(self, exporters):
-        """A stage of a recorder that is gone is no parent; what lies above it is."""
+        """A stage of a recorder that is gone is not a parent; what lies above it is."""
         program = Program(TracerProvider(), exporters=exporters)
         with program.span("request"), program.stage("old") as old:
             program.recorder = object()

@@ -198,13 +198,13 @@ class TestErrors:
 
     @pytest.mark.parametrize("device", ["nowhere", "meta", 1.5, None])
     def test_devices(self, buffer, device):
-        """What is no device, or none that a copy can go to."""
+        """What is not a device, or not one that a copy can go to."""
         with pytest.raises(ValueError, match="`device` is"):
             buffer.to_device(device)
 
     @without_cuda
     def test_streams(self, buffer):
-        """What is no stream."""
+        """What is not a stream."""
         with pytest.raises(TypeError, match=r"`stream` is of type `int`: expected a `torch\.cuda\.Stream` or None"):
             buffer.to_device("cpu", 0)
         with pytest.raises(TypeError, match="`stream`"):

@@ -125,7 +125,7 @@ class TestWorkers:
 
     @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
     def test_children_start_clean_and_export_as_themselves(self, run_python, tmp_path, method):
-        """A child is no part of the stage that it was started in, and has a `service.instance.id` of its own."""
+        """A child is not part of the stage that it was started in, and has a `service.instance.id` of its own."""
         result = run_python(CHILDREN, method, **ON)
         assert result.returncode == 0, result.stderr
         spans = spans_in(tmp_path)

@@ -405,7 +405,7 @@ class TestDecorator:
             stage(decorated)
 
     def test_wrong_arguments_are_refused_at_once(self, bench):
-        """A stream that is none and attributes that are no mapping are refused when given."""
+        """A stream that is not one and attributes that are not a mapping are refused when given."""
         with pytest.raises(TypeError, match=r"must be a `torch\.cuda\.Stream`"):
             stage("x", stream=3)
         with pytest.raises(TypeError, match="must be a mapping"):

@@ -188,7 +188,7 @@ class TestKeywords:
     """Keywords: a malformed value raises."""
 
     def test_unknown_setting_is_refused(self):
-        """A keyword that is no setting raises, and lists those that are."""
+        """A keyword that is not a setting raises, and lists those that are."""
         with pytest.raises(TypeError, match=r"`qeue_size` is not a setting.*queue_size"):
             Config().changed(qeue_size=5)
 
