@@ -174,7 +174,7 @@ class Instrumentation:
                 if error is not None:
                     self._say_that_main_lacks(target, error)
             elif target.module not in sys.modules and (close or self._is_asked_for(target)):
-                hint = f"; did you mean `{close[0]}`?" if close else f", so `{target.path}` is no stage."
+                hint = f"; did you mean `{close[0]}`?" if close else f", so `{target.path}` is not a stage."
                 self.patches.say("%s was never imported%s", target.module, hint)
 
     def _is_asked_for(self, target: Target) -> bool:

@@ -677,7 +677,7 @@ class TestEnvironment:
         done = run_python(program, GPUSCOPE="idle", GPUSCOPE_STAGES="a=applicatio_n:plain, b=not_needed_here:f")
         assert done.stderr.splitlines() == [
             "applicatio_n was never imported; did you mean `application`?",
-            "not_needed_here was never imported, so `not_needed_here:f` is no stage.",
+            "not_needed_here was never imported, so `not_needed_here:f` is not a stage.",
         ]
 
     def test_a_script_that_instruments_itself(self, run_python):

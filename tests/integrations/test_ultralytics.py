@@ -50,7 +50,7 @@ def test_each_batch_has_its_three_steps(model):
 
 
 def test_a_stream_of_results(model):
-    """Streamed, the first result of each batch has the batch's work in it, and time between results is no stage."""
+    """Streamed, the first result of each batch has the batch's work in it, and time between results is not a stage."""
     with recorded("ultralytics") as spans:
         for _ in model.predict(IMAGES, stream=True, **OPTIONS):
             pass
