@@ -259,6 +259,9 @@ class Engine:
             self.recorder.accept(self._late)
             self._closed = True
             self._retire_bridge()
+            device = self.recorder.device
+            if finished and isinstance(device, CudaDevice):
+                device.release()
             missing = self.statistics().missing
             self._complete = finished and not missing
         if missing:

@@ -16,6 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gpuscope._cuda.driver import NOT_READY, Driver, Handle
+from gpuscope._cuda.spares import AnchorParts, spares
 from gpuscope._data.interfaces import Anchor
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Anchors:
         self._driver = driver
         self._reader = reader
         self._clock = clock
-        self._parts: dict[int, tuple[Handle, deque[Handle]]] = {}
+        self._parts: dict[int, tuple[Handle, AnchorParts]] = {}
         self._limits_ns: dict[int, int] = {}
 
     def take(self, device: int, context: Handle, keep: Anchor | None = None) -> Anchor | None:
@@ -76,9 +77,8 @@ class Anchors:
         driver = self._driver
         with driver.current(context):
             if device not in self._parts:
-                ring = deque(driver.new_event() for _ in range(_TRIES + 1))
-                self._parts[device] = (driver.new_stream(), ring)
-            stream, ring = self._parts[device]
+                self._parts[device] = context, spares.take_anchor_parts(context) or self._new_parts()
+            stream, ring = self._parts[device][1]
             best: Anchor | None = None
             limit_ns = self._limits_ns.get(device, _LIMIT_NS)
             for _ in range(_TRIES):
@@ -93,6 +93,15 @@ class Anchors:
                     break
         self._limits_ns[device] = _LIMIT_NS if best is not None else min(2 * limit_ns, _LONGEST_NS)
         return best
+
+    def _new_parts(self) -> AnchorParts:
+        ring = deque(self._driver.new_event() for _ in range(_TRIES + 1))
+        return AnchorParts(self._driver.new_stream(), ring)
+
+    def release(self) -> None:
+        """Leave streams and events to a later period. The thread that calls `take` has ended."""
+        while self._parts:
+            spares.give_anchor_parts(*self._parts.popitem()[1])
 
     def _bracket(self, event: Handle, stream: Handle, limit_ns: int) -> Anchor | None:
         if self._reader is not None:

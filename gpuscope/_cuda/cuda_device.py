@@ -281,6 +281,11 @@ class CudaDevice(EntryPoints):
         name, uuid = self._driver.device_name_and_uuid(index)
         return DeviceInfo(index, name, uuid)
 
+    def release(self) -> None:
+        """Leave to later periods what anchors were taken with. The collector's thread has ended."""
+        if self.driver is not None:
+            self._anchors.release()
+
     def close(self) -> None:
         """Record nothing from now on; the end of the process frees events and contexts."""
         self._become(self._begin_never, self._end_never)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from gpuscope._cuda.spares import spares
 from gpuscope._cuda.timed_stream import TimedStream
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class OpenStreams:
         driver: makes events.
         torch: says which stream is current.
         count_untimed: counts a stage without GPU times, by reason.
-        max_pairs: how many event pairs there may be, on all devices together.
+        max_pairs: how many event pairs this period may make, on all devices together, less those that it found.
 
     """
 
@@ -46,6 +47,7 @@ class OpenStreams:
             lambda index: torch.cuda.current_stream(index).cuda_stream
         )
         self.pairs_made = 0
+        """Those that an earlier period has left are among them."""
         self._torch = torch
         self._driver = driver
         self._count_untimed = count_untimed
@@ -72,7 +74,9 @@ class OpenStreams:
                 if context is None:
                     self._count_untimed("device_not_in_use")
                     return None
-                self._contexts.setdefault(index, (context, []))
+                opened = context, spares.pairs(context)
+                if self._contexts.setdefault(index, opened) is opened:
+                    self.pairs_made += len(opened[1])
             table, foreign = self.tables[index], raw != 0 and _may_go(get_stream)
             if foreign:
                 _forget_oldest(table)
@@ -84,7 +88,7 @@ class OpenStreams:
         if free:
             return free.pop()
         with self._lock:
-            wanted = min(_PAIRS_AT_ONCE, self._max_pairs - self.pairs_made)
+            wanted = max(0, min(_PAIRS_AT_ONCE, self._max_pairs - self.pairs_made))
             self.pairs_made += wanted
         new = self._new_pairs(timed_stream, wanted)
         if not new:

@@ -215,6 +215,8 @@ def _account(recorder: Recorder, record: StageRecord, *, interrupted: bool) -> N
         with contextlib.suppress(Exception):
             _hand_over(recorder, left)
     if len(left) > 1:
+        with contextlib.suppress(Exception):  # The pool is one pair poorer.
+            recorder.device.give_back(record)
         record.pair = None
         recorder.ledger.fail("stage_error")
 

@@ -134,3 +134,21 @@ def test_the_uncertainty_is_stated_and_small():
     stated = [span.attributes["gpuscope.clock.uncertainty"] for span in spans if span.kind == "gpu"]
     assert len(stated) == 50
     assert all(0 < value < 100e-6 for value in stated)
+
+
+def test_periods_of_recording_share_events_and_streams():
+    """Switching settings again and again makes no new event or stream, and each period has GPU times in place."""
+    from gpuscope._cuda.spares import spares
+
+    made, x = [], torch.ones(64, device="cuda")
+    for _ in range(4):
+        with capture() as spans:
+            for _ in range(20):
+                with gpuscope.stage("again"):
+                    x.add_(1)
+                torch.cuda.synchronize()
+        gpu = [span for span in spans if span.kind == "gpu"]
+        assert len(gpu) == 20
+        assert not any("gpuscope.unplaced" in span.attributes for span in gpu)
+        made.append((sum(map(len, spares._pairs.values())), sum(map(len, spares._anchor_parts.values()))))
+    assert made[-1] == made[0], made

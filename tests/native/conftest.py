@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import shutil
 import subprocess
@@ -14,9 +15,10 @@ import pytest
 
 from gpuscope import _runtime
 from gpuscope._collecting import batch_builder
-from gpuscope._cuda import cuda_device
+from gpuscope._cuda import anchors, cuda_device, open_streams
 from gpuscope._cuda.driver import Driver
 from gpuscope._cuda.graphs import events
+from gpuscope._cuda.spares import Spares
 from gpuscope._data.native import native
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
@@ -125,6 +127,15 @@ class Machine:
         module.CUDAGraph = CUDAGraph
         return module
 
+    @contextlib.contextmanager
+    def period(self):
+        """Record, and collect by hand."""
+        config = Config().changed(mode="on", exporters="none", warmup=0, queue_size=16)
+        with _runtime.period(config, exporters=(MemoryExporter(self.spans),), clock=time.perf_counter_ns) as engine:
+            engine.recorder.accept(engine.queue)
+            self.engine = engine
+            yield
+
     def collect(self):
         """Let the collector do all it can, and return host and GPU spans in order of their starts."""
         while self.engine.collector.step():
@@ -153,16 +164,15 @@ def machine(request, driver_file, monkeypatch):
         pytest.skip("the parts in C are not in use")
     for module in (batch_builder, cuda_device, events):
         monkeypatch.setattr(module, "native", native if request.param == "native" else None)
+    for module in (anchors, open_streams):
+        monkeypatch.setattr(module, "spares", Spares())
     library = ctypes.PyDLL(str(driver_file))
     machine = Machine(library)
     monkeypatch.setattr(cuda_device, "load_driver", lambda: Driver(library))
     monkeypatch.setitem(sys.modules, "torch", machine.torch())
     monkeypatch.setitem(sys.modules, "torch.cuda.graphs", machine.graphs())
     monkeypatch.setattr(_runtime.state, "graphs", None)
-    config = Config().changed(mode="on", exporters="none", warmup=0, queue_size=16)
-    with _runtime.period(config, exporters=(MemoryExporter(machine.spans),), clock=time.perf_counter_ns) as engine:
-        engine.recorder.accept(engine.queue)
-        machine.engine = engine
+    with machine.period():
         yield machine
         library.fake_answer(0, 0)
         library.fake_capture(None)

@@ -196,8 +196,13 @@ void fake_delay_anchors(long long ns) { anchor_delay_ns = ns; }
 static int events_left = -1; /* Then the driver is out of memory. */
 void fake_make_events(int count) { events_left = count; }
 
+static int events_made, streams_made;
+int fake_events_made(void) { return events_made; }
+int fake_streams_made(void) { return streams_made; }
+
 int cuEventCreate(void **event, unsigned flags) {
     if (events_left == 0) return 2;
+    events_made++;
     events_left -= events_left > 0;
     *event = calloc(1, sizeof(Event));
     return SUCCESS;
@@ -282,7 +287,9 @@ int cuCtxPushCurrent_v2(void *context) { return contexts_pushed++, 0; }
 int cuCtxPopCurrent_v2(void **context) { return contexts_pushed--, 0; }
 int cuCtxSetCurrent(void *context) { return 0; }
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, 0; }
-int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) { return *stream = ANCHORS, 0; }
+int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
+    return streams_made++, *stream = ANCHORS, 0;
+}
 int cuThreadExchangeStreamCaptureMode(int *mode) { return 0; }
 int cuDeviceGet(int *device, int index) { return *device = index, 0; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { return *flags = 0, *active = device < 2, 0; }

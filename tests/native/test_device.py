@@ -244,3 +244,39 @@ def test_events_that_can_not_be_made_are_not_counted_as_made(machine):
     assert machine.engine.recorder.device.open_streams.pairs_made == 3
     machine.library.fake_make_events(-1)
     assert [span.kind for span in machine.collect()] == ["host"] * 10 + ["host", "gpu"]
+
+
+def test_events_and_streams_go_from_period_to_period(machine):
+    """However often recording begins anew, no more events and streams are made, and each period has GPU times."""
+    library, made = machine.library, []
+    for _ in range(5):
+        machine.spans.clear()
+        with machine.period():
+            run()
+            assert [span.kind for span in machine.collect()] == ["host", "gpu"]
+        made.append((library.fake_events_made(), library.fake_streams_made()))
+    assert len(set(made)) == 1
+
+
+def test_a_pair_that_comes_back_after_its_period_serves_the_next(machine):
+    """A stage that ends after its period gives its events to the pool as any other does."""
+    with machine.period():
+        block = stage("late")
+        block.__enter__()
+    with machine.period():
+        run()
+        spare = machine.timed_streams[0, 0x70].pairs
+        before = len(spare)
+        block.__exit__(None, None, None)
+        assert len(spare) == before + 1
+
+
+def test_periods_side_by_side_take_anchors_with_streams_of_their_own(machine):
+    """Two collectors never record into the same event."""
+    run()
+    machine.collect()
+    made = machine.library.fake_streams_made()
+    with machine.period():
+        run()
+        machine.collect()
+        assert machine.library.fake_streams_made() == made + 1
