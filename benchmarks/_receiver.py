@@ -1,7 +1,8 @@
 """
 A real OTLP/HTTP receiver for the benchmarks, run as a process of its own: counts the spans that arrive.
 
-Decodes every request with opentelemetry-proto, and keeps nothing but the counts. `GET /` answers with them.
+Decodes every request with opentelemetry-proto, and keeps nothing but the counts and the times of the metrics. `GET /`
+answers with the counts, and `GET /v1/metrics` with the times.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,12 +39,18 @@ class Receiver:
         with urlopen(self.endpoint, timeout=10) as answer:
             return dict(json.load(answer))
 
+    def metric_times(self) -> list[float]:
+        """When metrics arrived, in seconds of `time.monotonic`."""
+        with urlopen(self.endpoint + METRICS_PATH, timeout=10) as answer:
+            return list(json.load(answer))
+
 
 def serve() -> None:
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     counts: Counter[str] = Counter()
+    metric_times: list[float] = []
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -54,6 +62,7 @@ def serve() -> None:
                 body = gzip.decompress(body)
             if self.path.endswith(METRICS_PATH):
                 ExportMetricsServiceRequest.FromString(body)
+                metric_times.append(time.monotonic())
             else:
                 self._count(ExportTraceServiceRequest.FromString(body))
             self._answer(b"", "application/x-protobuf")
@@ -67,7 +76,7 @@ def serve() -> None:
 
         def do_GET(self) -> None:
             with lock:
-                answer = json.dumps(counts).encode()
+                answer = json.dumps(metric_times if self.path == METRICS_PATH else counts).encode()
             self._answer(answer, "application/json")
 
         def _answer(self, body: bytes, kind: str) -> None:

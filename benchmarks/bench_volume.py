@@ -75,9 +75,14 @@ def record(endpoint: str, compression: str, stages: int) -> Sent:
     sent, clock, chance = Sent(compression), ManualClock(), random.Random(0)
     config = Config().changed(mode="on", exporters="none", otlp_base_endpoint=endpoint, otlp_compression=compression)
     exporter = OtlpExporter(config, RESOURCE)
-    exporter._sender._client._session.hooks["response"].append(
-        lambda answer, *_, **__: sent.payloads.append(answer.request.body)
-    )
+    client = exporter._sender._client
+    attempt = client._attempt
+
+    def keep(body: bytes, deadline: float) -> Any:
+        sent.payloads.append(body)
+        return attempt(body, deadline)
+
+    client._attempt = keep
     device = FakeDevice(clock, completes=True, delay_ns=20_000)
     with _runtime.period(config, exporters=(exporter,), device=device, clock=clock):
         for number in range(stages // STAGES_A_REQUEST):
