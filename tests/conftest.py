@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import hypothesis
 import pytest
 
 from gpuscope import _runtime
@@ -17,6 +18,10 @@ from gpuscope._collecting.engine import Engine
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
+
+# A machine that others use as well is slow for a moment, and a test is not wrong because of that.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 
 @dataclass

@@ -43,7 +43,7 @@ class CapturedCall(NamedTuple):
     structure: pytree.TreeSpec | None
     """Of the inputs."""
     graph: torch.cuda.CUDAGraph
-    outputs: Tree
+    outputs: FlatTree
 
 
 class GraphedFunction:
@@ -81,8 +81,8 @@ class GraphedFunction:
         """`on`, with a limit that was reached, or why not; for people."""
         return self.reason or (f"on, for the first {MAX_GRAPHS} different inputs only" if self._full else "on")
 
-    def __call__(self, inputs: Tree) -> Tree:
-        """Return the function's results, on the current stream."""
+    def __call__(self, inputs: Tree) -> Tree | FlatTree:
+        """Return the function's results, on the current stream; those of a graph taken apart, as they are kept."""
         if self._broken:
             raise RuntimeError(self._broken)
         if self.reason:
@@ -119,7 +119,7 @@ class GraphedFunction:
         finally:
             current.wait_stream(beside)
 
-    def _capture(self, key: Hashable, flat: FlatTree, inputs: Tree) -> Tree:
+    def _capture(self, key: Hashable, flat: FlatTree, inputs: Tree) -> Tree | FlatTree:
         self._pool = pool = self._pool or Pool()
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         beside = _stream_beside(current.device.index, threading.get_ident())
@@ -147,10 +147,9 @@ class GraphedFunction:
         if reason:
             self._last = graph
             self._give_up(reason)
-            return returned.tree()
-        captured = CapturedCall(flat.structure, graph, returned.tree())
-        self._captured.setdefault(key, []).append(captured)
-        return captured.outputs
+            return returned
+        self._captured.setdefault(key, []).append(CapturedCall(flat.structure, graph, returned))
+        return returned
 
     def _failed(self, pool: Pool, error: Exception) -> None:
         self._give_up(f"its capture failed: {error!r}")

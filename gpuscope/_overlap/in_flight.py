@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gpuscope._overlap.gradients import connected, with_gradients
-from gpuscope._overlap.leaves import taken_apart
+from gpuscope._overlap.leaves import FlatTree, taken_apart
 from gpuscope._overlap.report import Phases
 from gpuscope._overlap.slots import Slot
 from gpuscope._recording.stage import stage
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gpuscope._overlap.gradients import Found
-    from gpuscope._overlap.leaves import FlatTree, Tree
+    from gpuscope._overlap.leaves import Tree
     from gpuscope.pinned._memory import Event
 
 Batch: TypeAlias = Any
@@ -43,7 +43,7 @@ class Work(NamedTuple):
     """What is done with each batch."""
 
     prepare: Callable[[Batch], Tree] | None
-    infer: Callable[[Tree], Tree]
+    infer: Callable[[Tree], Tree | FlatTree]
     copies: bool
     """Whether outputs are copied before the next call of `infer`."""
 
@@ -197,7 +197,8 @@ class InFlightBatch:
             compute.wait_event(up_end)
             start.record(compute)
             with on(compute), Timed(self._names["infer"]) as timed:
-                returned = taken_apart(work.infer(inputs))
+                given = work.infer(inputs)
+                returned = given if type(given) is FlatTree else taken_apart(given)
             self.phases.launch = timed.spent_ms
             self._gradients = with_gradients(returned)
             outputs = self._staged(returned, pinned, compute) if work.copies else returned

@@ -89,7 +89,7 @@ class Slot:
 
         What a result holds where this does not look keeps that memory for itself: see `GrowingBuffer`.
         """
-        return pytree.tree_map(self._apart, result, is_leaf=_is_long)
+        return result if known.is_atom(result) else pytree.tree_map(self._apart, result, is_leaf=_is_long)
 
     def _let_go(self) -> None:
         for buffers in (self._host, self._inputs, self._outputs):
