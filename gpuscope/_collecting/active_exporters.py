@@ -73,12 +73,18 @@ class ActiveExporters:
             self._resource = resource_attributes()
         return self._resource
 
-    def refresh(self, bridge: Bridge | None) -> None:
-        """Choose the exporters again: `auto` follows the application's provider, which may appear at any time."""
+    def refresh(self, bridge: Bridge | None, before_change: Callable[[], object] = lambda: None) -> None:
+        """
+        Choose the exporters again: `auto` follows the application's provider, which may appear at any time.
+
+        Before others take over, `before_change` hands to the present ones what was made for them.
+        """
         provider = None if bridge is None else bridge.provider
         if self._active and bridge is self._seen[0] and provider is self._seen[1]:
             return
         names, self._seen = self._wanted(bridge), (bridge, provider)
+        if names != self.names and self._active:
+            before_change()
         if bridge is not None:
             # The bridge reads it wherever it gives a stage its ids: with `sdk` the application's provider makes them.
             # Apart from this line only the bridge sets it: when it is made, and in `uses_sdk`.

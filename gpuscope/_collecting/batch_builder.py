@@ -76,6 +76,8 @@ class BatchBuilder:
         self._packed: list[bytes] = []
         self._details: dict[int, SpanDetails] = {}
         self._records: list[StageRecord | None] = []
+        self._is_live = False
+        """Whether the application's provider makes the spans. One way for all of a batch, as when that began."""
         self._count = 0
         self.held_bytes = 0
         """Of what the stages so far were told, as far as it was weighed."""
@@ -106,7 +108,7 @@ class BatchBuilder:
         self._place(row[0] for row in rows)
         self._details.update(details)
         self._count += len(rows)
-        if bridge is not None and bridge.sdk:
+        if self._is_live:
             self._records += [row[0] for row in rows]
 
     def add_replays(self, placed: Placed, bridge: Bridge | None) -> None:
@@ -116,12 +118,13 @@ class BatchBuilder:
         self._packed.append(self._inner.cells(placed, self._sites, self._threads, settle))
         self._place(replay.outer for replay in placed.replays for _ in range(len(placed.graph)))
         self._count += placed.start_ns.size
-        if bridge is not None and bridge.sdk:
+        if self._is_live:
             self._records += [None] * placed.start_ns.size
 
     def _fix_offset(self, bridge: Bridge | None) -> None:
-        """Read the epoch's offset, once per batch, and share it with the bridge."""
+        """Read the epoch's offset, once per batch, and share it with the bridge; settle whose the spans are."""
         if self._offset_ns is None:
+            self._is_live = bridge is not None and bridge.sdk
             self._offset_ns = self._wall.read()
             self._offsets_ns = [] if self._wall.has_stepped else None
             if bridge is not None:
@@ -134,7 +137,7 @@ class BatchBuilder:
             self._offsets_ns += map(self._wall.offset_of, records)
 
     def _pack_natively(self, rows: list[Row], bridge: Bridge | None) -> tuple[bytes, list[int]]:
-        identify, own = (bridge.identify, 0 if bridge.sdk else 1) if bridge is not None else (own_identity, 2)
+        identify, own = (bridge.identify, 0 if self._is_live else 1) if bridge is not None else (own_identity, 2)
         packed: tuple[bytes, list[int]] = native.pack(
             rows, self._sites, self._threads, identify, own, self._warmup, _WARMUP, _REMOTE_PARENT
         )
@@ -184,7 +187,7 @@ class BatchBuilder:
         span_id, device = rows["span_id"].copy(), rows["device"].astype(np.int32)
         gpu_span_id = np.where(rows["flags"] & _IN_GRAPH, span_id, span_id ^ _GPU_BIT)
         live = None
-        if bridge is not None and bridge.sdk:
+        if bridge is not None and self._is_live:
             live = tuple(record and bridge.lazy(record) for record in self._records)
         # Copies, so that columns are contiguous and the batch does not keep the rows alive.
         return StageBatch(

@@ -239,7 +239,7 @@ class Collector:
             self._provider = provider
             self._on_provider()
             self.watch_provider()
-        self.active_exporters.refresh(bridge)
+        self.active_exporters.refresh(bridge, self._export)
         self.metrics_pipeline.refresh()
 
     def _export(self) -> None:

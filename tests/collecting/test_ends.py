@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -19,6 +20,8 @@ from gpuscope import _runtime, stage
 from gpuscope._otel.provider_end import end_of
 from gpuscope._recording.state import state
 from gpuscope._settings.config import Config
+
+from ..exporters.receiver import Receiver
 
 
 class Takes:
@@ -328,3 +331,32 @@ def test_the_last_metrics_of_a_provider_have_all(period, monkeypatch):
         for point in metric.data.data_points
     ]
     assert any("last" in attributes.values() for attributes in points)
+
+
+class TestLateProvider:
+    """The application makes its TracerProvider after stages were recorded."""
+
+    def test_stages_on_both_sides_of_its_coming_are_exported(self, monkeypatch):
+        """What was made for the endpoint goes there, and what comes after goes to the provider."""
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+        made, memory = make_provider(SimpleSpanProcessor)
+        with contextlib.closing(Receiver()) as receiver:
+            config = Config().changed(mode="on", exporters="auto", otlp_endpoint=receiver.url, metrics="none", warmup=0)
+            with _runtime.period(config) as engine:
+                engine.recorder.accept(engine.queue)
+                collector = engine.collector
+                for _ in range(3):
+                    with stage("before"):
+                        pass
+                collector._prepare()
+                collector._intake.slice(may_ask=True)
+                monkeypatch.setattr(trace, "_TRACER_PROVIDER", made)
+                with stage("after"):
+                    trace.get_current_span().get_span_context()  # Before the collector has seen the provider.
+                while collector.step():
+                    pass
+                collector._finish(time.monotonic() + 20)
+                found = engine.statistics()
+            assert [span.name for span in receiver.spans] == ["before"] * 3
+        assert [span.name for span in memory.get_finished_spans()] == ["after"]
+        assert (found.exported, found.lost) == (4, {})
