@@ -130,10 +130,10 @@ def test_a_file_imports_its_own_room_and_what_the_table_allows(name):
         assert {other for other in own_imports(name) if place_of(other) not in allowed} == set()
 
 
-def test_only_the_exporter_of_the_sdk_knows_the_bridge():
+def test_only_exporters_by_the_application_know_the_bridge():
     """The other exporters see batches alone."""
     users = {name for name in SOURCES if name.startswith("exporters/") and any(map(is_otel, own_imports(name)))}
-    assert users <= {"exporters/sdk.py"}
+    assert users <= {"exporters/application.py", "exporters/sdk.py"}
 
 
 def is_otel(name: str) -> bool:

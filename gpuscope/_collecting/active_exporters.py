@@ -7,9 +7,11 @@ the collector's thread; any thread may read `names`.
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, cast
 
 from gpuscope._data.values import shown
+from gpuscope._log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from gpuscope._recording.ledger import Ledger
     from gpuscope._settings.config import Config
     from gpuscope.exporters import Exporter
+    from gpuscope.exporters.application import ApplicationExporter
 
 
 def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
@@ -35,6 +38,10 @@ def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[
 
         # The collector opens the bridge before it chooses exporters, and opens no other kind.
         return SdkExporter(cast("SdkBridge", bridge))
+    if name == "application":
+        from gpuscope.exporters.application import ApplicationExporter
+
+        return ApplicationExporter(cast("SdkBridge", bridge), config)
     from gpuscope.exporters.file import FileExporter
 
     return FileExporter(config, resource())
@@ -54,12 +61,14 @@ class ActiveExporters:
 
     def __init__(self, config: Config, ledger: Ledger, warnings: WarnOnce, *, extra: tuple[Exporter, ...] = ()) -> None:
         self.names: tuple[str, ...] = ()
+        self.route = ""
+        """Which way spans go, where an application has a TracerProvider; for people."""
         self._config = config
         self._ledger = ledger
         self._warnings = warnings
         self._extra = extra
-        self._seen: tuple[Bridge | None, object] = None, None
-        """The bridge and the application's provider for which the exporters were last chosen."""
+        self._seen: tuple[object, ...] = ()
+        """The bridge, and what was known of the application's provider, when the exporters were last chosen."""
         self._resource: Mapping[str, Clean] = {}
         self._made: dict[str, Exporter] = {}
         self._failed: set[str] = set()
@@ -79,10 +88,11 @@ class ActiveExporters:
 
         Before others take over, `before_change` hands to the present ones what was made for them.
         """
-        provider = None if bridge is None else bridge.provider
-        if self._active and bridge is self._seen[0] and provider is self._seen[1]:
+        provider, judgement = (None, None) if bridge is None else (bridge.provider, bridge.judgement(anew=True))
+        seen = bridge, provider, judgement
+        if self._active and len(self._seen) == len(seen) and all(map(operator.is_, seen, self._seen)):
             return
-        names, self._seen = self._wanted(bridge), (bridge, provider)
+        names, self._seen = self._wanted(bridge), seen
         if names != self.names and self._active:
             before_change()
         if bridge is not None:
@@ -94,15 +104,31 @@ class ActiveExporters:
         self.names = names
         found = (self._exporter(name, bridge) for name in names)
         self._active = [*self._extra, *(exporter for exporter in found if exporter is not None)]
+        self._say_which_way(bridge)
 
     def _wanted(self, bridge: Bridge | None) -> tuple[str, ...]:
         config, names = self._config, self._config.exporters
         if "auto" in names:
-            provided = bridge is not None and bridge.provider is not None
-            automatic = "none" if config.traces_exporter.strip().lower() == "none" else "sdk" if provided else "otlp"
+            automatic = "none" if config.traces_exporter.strip().lower() == "none" else self._automatic(bridge)
             names = tuple(dict.fromkeys(automatic if name == "auto" else name for name in names))
-        off = {"none"} | ({"otlp", "sdk"} if config.sdk_disabled else set())
+        off = {"none"} | ({"otlp", "sdk", "application"} if config.sdk_disabled else set())
         return tuple(name for name in names if name not in off)
+
+    def _automatic(self, bridge: Bridge | None) -> str:
+        if bridge is None or bridge.provider is None:
+            return "otlp"
+        return "application" if bridge.judgement().targets else "sdk"
+
+    def _say_which_way(self, bridge: Bridge | None) -> None:
+        self.route = ""
+        if "application" in self.names and "application" in self._made:
+            where = ", ".join(cast("ApplicationExporter", self._made["application"]).endpoints())
+            self.route = f"columns through the application's own exporter to {where}"
+        elif "sdk" in self.names and bridge is not None:
+            reason = bridge.judgement().reason if "auto" in self._config.exporters else "`GPUSCOPE_EXPORTER` says so"
+            self.route = f"span by span through the application's TracerProvider, because {reason}"
+        if self.route:
+            logger.info("spans go %s.", self.route)
 
     def _exporter(self, name: str, bridge: Bridge | None) -> Exporter | None:
         if name not in self._made and name not in self._failed:
@@ -134,6 +160,11 @@ class ActiveExporters:
         """Flush every exporter made so far, in use or not, within the time that remains; return whether all did."""
         results = [self._try(exporter, "flush", remaining_s()) for exporter in self._all()]
         return all(results)
+
+    def pass_on(self, remaining_s: Callable[[], float]) -> bool:
+        """Send what goes through the application's exporters but past its provider, before that flushes or ends."""
+        exporter = self._made.get("application")
+        return exporter is None or self._try(exporter, "flush", remaining_s())
 
     def account(self, snapshot: Snapshot) -> None:
         """Give the account of stages to the exporters that write it down."""

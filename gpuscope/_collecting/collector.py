@@ -106,6 +106,7 @@ class Collector:
             wake=wake.set,
             export=self._export,
             send=self._send,
+            pass_on=self.active_exporters.pass_on,
             missing=lambda: sum(self.statistics().missing.values()),
         )
         self._may_ask = False
@@ -132,21 +133,23 @@ class Collector:
             self._recorder.replays,
             uncertainty_ns=self._intake.uncertainty_ns,
             exporters=self.active_exporters.names,
+            route=self.active_exporters.route,
         )
 
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         return self._flushes.wait(timeout_s, send=send)
 
-    def hand_over(self, by_s: float | None = None) -> None:
-        """Hand everything recorded so far to the exporters; once `by_s` is given, never later than that."""
-        if not self._thread.is_this and self._stop_at_s is None:
-            self._flushes.hand_over(self._config.shutdown_timeout_s, _SHARE_FOR_GPU, by_s)
+    def hand_over(self, by_s: float | None = None) -> bool:
+        """Hand everything recorded so far to the exporters, by `by_s` if that is given; return whether it was done."""
+        if self._thread.is_this or not self.is_running or self._stop_at_s is not None:
+            return True
+        return self._flushes.hand_over(self._config.shutdown_timeout_s, _SHARE_FOR_GPU, by_s)
 
     @property
     def uses_providers(self) -> bool:
         """Whether anything goes to a provider of the application's, of traces or of metrics."""
-        return "sdk" in self.active_exporters.names or self.metrics_pipeline.way == "sdk"
+        return not {"sdk", "application"}.isdisjoint(self.active_exporters.names) or self.metrics_pipeline.way == "sdk"
 
     def watch_provider(self) -> None:
         """Hand over what there is before the application ends its provider."""

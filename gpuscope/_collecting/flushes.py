@@ -48,6 +48,7 @@ class Flushes:
         wake: has the collector come.
         export: hands the batch so far to the exporters.
         send: has the exporters send what they hold, within the time that remains; returns whether they did.
+        pass_on: the same for what goes past the application's provider.
         missing: returns how many stages should have been exported so far and were not.
 
     """
@@ -60,11 +61,12 @@ class Flushes:
         wake: Callable[[], object],
         export: Callable[[], None],
         send: Callable[[Callable[[], float]], bool],
+        pass_on: Callable[[Callable[[], float]], bool],
         missing: Callable[[], int],
     ) -> None:
         self._intake = intake
         self._clock, self._wake = clock, wake
-        self._export, self._send, self._missing = export, send, missing
+        self._export, self._send, self._pass_on, self._missing = export, send, pass_on, missing
         self._waiting: list[Flush] = []
         self._hand_over_by_s = float("inf")
         self._missing_before = 0
@@ -79,9 +81,11 @@ class Flushes:
         flush = self.ask(timeout_s, send=send)
         return flush.done.wait(timeout_s) and flush.succeeded
 
-    def hand_over(self, timeout_s: float, share: float, by_s: float | None) -> None:
+    def hand_over(self, timeout_s: float, share: float, by_s: float | None) -> bool:
         """
         Have everything handed to the exporters, after a share of the time also without GPU times.
+
+        What goes past the application's provider is sent as well. Returns whether all that was done in time.
 
         Args:
             timeout_s: how long that may take.
@@ -91,8 +95,10 @@ class Flushes:
         """
         self._hand_over_by_s = by_s or self._hand_over_by_s
         timeout_s = min(timeout_s, self._hand_over_by_s - time.monotonic())
-        if timeout_s > 0:
-            self.ask(share * timeout_s, send=False, give_up=True).done.wait(timeout_s)
+        if timeout_s <= 0:
+            return False
+        flush = self.ask(share * timeout_s, send=False, give_up=True)
+        return flush.done.wait(timeout_s) and flush.succeeded
 
     def ask(self, timeout_s: float, *, send: bool, give_up: bool = False) -> Flush:
         """Have a flush served, and do not wait for it."""
@@ -118,6 +124,8 @@ class Flushes:
                 self._missing_before = self._missing()
                 # What was lost since the last flush is not exported, whether it was lost now or a while ago.
                 done &= self._missing_before == before
+            elif flush.give_up:
+                done &= self._pass_on(flush.remaining_s)
             flush.succeeded = done
             flush.done.open()
 

@@ -60,7 +60,7 @@ class MetricsPipeline:
         epoch_clock: Callable[[], int],
         meters: dict[int, Instruments],
         on_provider: Callable[[], None],
-        before_its_end: Callable[[], object],
+        before_its_end: Callable[[], bool],
     ) -> None:
         self.way = "none"
         """`otlp`, `sdk` or `none`."""

@@ -175,6 +175,18 @@ class Nvtx(Protocol):
         """Close a range, which only whoever opened it can read."""
 
 
+class Judgement(Protocol):
+    """What is known of the application's provider: `_otel.stock.Judgement`."""
+
+    @property
+    def targets(self) -> tuple[object, ...]:
+        """Exporters of the application's that bytes may go through; none where spans have to be made one by one."""
+
+    @property
+    def reason(self) -> str:
+        """Why they have to."""
+
+
 class Bridge(Protocol):
     """The recording side's door to OpenTelemetry: `_otel.bridge.Bridge`."""
 
@@ -199,8 +211,11 @@ class Bridge(Protocol):
     def provider(self) -> Provider | None:
         """The application's TracerProvider."""
 
-    def watch_provider(self, before_its_end: Callable[[], object]) -> None:
-        """Have something called before the application ends its provider, where stages go there."""
+    def judgement(self, *, anew: bool = False) -> Judgement:
+        """Return what is known of the provider, the same object as long as that is the same; `anew` looks again."""
+
+    def watch_provider(self, before_its_end: Callable[[], bool]) -> None:
+        """Have something called before the application ends or flushes its provider, where stages go there."""
 
     def enter(self, record: StageRecord) -> None:
         """Find the stage's parent, and put the stage's lazy span into the application's context."""

@@ -40,6 +40,8 @@ class Statistics:
     """How far off GPU times may be, plus or minus: half the bracket of the latest anchor, the largest over the GPUs.
     None before the first anchor."""
     exporters: tuple[str, ...]
+    route: str = ""
+    """Which way spans go, and why, where the application has a TracerProvider; for people."""
     graph_stages: dict[str, int] = field(default_factory=dict)
     """Stages in captures of CUDA graphs: `timed` for those that each replay times, or the reason why it does not."""
     elided: dict[str, int] = field(default_factory=dict)
@@ -70,6 +72,8 @@ class Statistics:
             parts.append(f"compiled away at {len(self.elided)} places")
         if self.clock_uncertainty_ns is not None:
             parts.append(f"GPU clock within {self.clock_uncertainty_ns / 1e3:.1f} µs")
+        if self.route:
+            parts.append(f"spans go {self.route}")
         return ", ".join(parts)
 
 

@@ -111,9 +111,10 @@ class Bridge(Identities):
         if not record.place:  # Else that context, in which it still is, may become current again.
             take_out(record)
 
-    def watch_provider(self, before_its_end: Callable[[], object]) -> None:
-        """Have something called before the application ends its provider, where stages go there."""
-        if self.uses_sdk() and (provider := self.provider) is not None and (end := end_of(provider)) is not None:
+    def watch_provider(self, before_its_end: Callable[[], bool]) -> None:
+        """Have something called before the application ends or flushes its provider, where stages go there."""
+        goes_there = self._auto or self.sdk
+        if goes_there and (provider := self.provider) is not None and (end := end_of(provider)) is not None:
             end.tell(before_its_end)
 
     def provider_has_ended(self) -> bool:

@@ -32,6 +32,7 @@ from gpuscope._otel.lazy_span import (
 )
 from gpuscope._otel.parents import trace_state, with_parent_of
 from gpuscope._otel.sampling import EnvironmentSampler, is_kept, sampler_of
+from gpuscope._otel.stock import Judge
 from gpuscope._recording.current_stage import parent_stage, root_stage
 from gpuscope._version import __version__
 
@@ -87,6 +88,7 @@ class Identities:
         self._sampler = EnvironmentSampler(config.sampler, config.sampler_ratio)
         self._lock, self._retired = threading.RLock(), False
         self._tracer: tuple[TracerProvider, Tracer] | None = None
+        self.judgement = Judge(lambda: self.provider, lambda: self._ask("tracer", lambda: self.tracer, None)).judgement
 
     @property
     def provider(self) -> TracerProvider | None:
@@ -108,8 +110,12 @@ class Identities:
         return self._tracer[1]
 
     def uses_sdk(self) -> bool:
-        """Return whether the provider makes the ids; with `auto` it does once there is one, collector or not."""
-        if not self.sdk and self._auto and self.provider is not None:
+        """
+        Return whether the provider makes the ids.
+
+        With `auto` it does once there is one whose spans have to be made one by one, collector or not.
+        """
+        if not self.sdk and self._auto and self.provider is not None and not self.judgement().targets:
             self.sdk = True
         return self.sdk
 

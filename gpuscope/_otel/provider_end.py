@@ -2,8 +2,8 @@
 The end of the application's TracerProvider: what we still hold goes out before it, and what comes after is told.
 
 A provider has no hook for that. So its `shutdown` is called by way of ours, and a span processor of ours, which does
-nothing else, hears of an end that goes another way, as by the provider's own handler of `atexit`. Never ends a provider
-itself.
+nothing else, hears of an end that goes another way, as by the provider's own handler of `atexit`. Its `force_flush` is
+called by way of ours, too, because programs that freeze between requests count on it. Never ends a provider itself.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class ProviderEnd:
 
     def __init__(self, provider: Any) -> None:
         self.has_come = False
-        self.before: Callable[[], object] | None = None
-        """Called before the provider's `shutdown`, in the process that has set it."""
+        self.before: Callable[[], bool] | None = None
+        """Called before the provider's `shutdown` and `force_flush`, in the process that has set it; returns whether
+        all was handed over in time."""
         self._pid = 0
         original = provider.shutdown
 
@@ -44,18 +45,36 @@ class ProviderEnd:
 
         shutdown.gpuscope_end = self  # type: ignore[attr-defined]
         provider.shutdown = shutdown
+        with contextlib.suppress(Exception):  # Not every provider has it.
+            provider.force_flush = self._flushing(provider.force_flush)
         with contextlib.suppress(Exception):  # Not every provider takes processors.
             _add_first(provider, _processor(self))
 
+    def _flushing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def force_flush(*arguments: Any, **keywords: Any) -> Any:
+            handed_over = self._hand_over()
+            answer = original(*arguments, **keywords)
+            return answer if handed_over else False
+
+        force_flush.gpuscope_original = original  # type: ignore[attr-defined]
+        return force_flush
+
     def come(self) -> None:
         """Do what is to be done before it."""
-        before = self.before
-        if before is not None and not self.has_come and self._pid == os.getpid():
-            with contextlib.suppress(Exception):  # It is the application's call: no failure of ours is in its way.
-                before()
+        self._hand_over()
         self.has_come = True
 
-    def tell(self, before: Callable[[], object]) -> None:
+    def _hand_over(self) -> bool:
+        before = self.before
+        if before is None or self.has_come or self._pid != os.getpid():
+            return True
+        try:
+            return before()
+        except Exception:  # It is the application's call: no failure of ours is in its way.
+            return False
+
+    def tell(self, before: Callable[[], bool]) -> None:
         """Have this called before the end, instead of what was to be called."""
         self.before, self._pid = before, os.getpid()
 
@@ -72,7 +91,7 @@ def end_of(provider: Any) -> ProviderEnd | None:
 def _processor(end: ProviderEnd) -> Any:
     """Return a span processor that takes notice of its shutdown. Of the SDK's kind, which must be there already."""
     base: Any = getattr(sys.modules.get("opentelemetry.sdk.trace"), "SpanProcessor", object)
-    return type("GpuscopeEndProcessor", (base,), {"shutdown": lambda _: end.come()})()
+    return type("GpuscopeEndProcessor", (base,), {"shutdown": lambda _: end.come(), "gpuscope_end": end})()
 
 
 def _add_first(provider: Any, processor: Any) -> None:
@@ -83,3 +102,10 @@ def _add_first(provider: Any, processor: Any) -> None:
         with several._lock:
             others = tuple(other for other in several._span_processors if other is not processor)
             several._span_processors = (processor, *others)
+
+
+def original_flush(provider: Any) -> Callable[[int], object] | None:
+    """Return the provider's own `force_flush`, which does not come back to us; None where it has none."""
+    flush = getattr(provider, "force_flush", None)
+    found: Callable[[int], object] | None = getattr(flush, "gpuscope_original", flush)
+    return found

@@ -138,7 +138,7 @@ class Ledger:
         return stranded
 
     def statistics(
-        self, *queues: Waiting, uncertainty_ns: int | None = None, exporters: tuple[str, ...] = ()
+        self, *queues: Waiting, uncertainty_ns: int | None = None, exporters: tuple[str, ...] = (), route: str = ""
     ) -> Statistics:
         """Return the account of this moment; stages that wait in the queues are pending."""
         with self._lock:
@@ -154,6 +154,7 @@ class Ledger:
                 untimed=dict(self._untimed),
                 clock_uncertainty_ns=uncertainty_ns,
                 exporters=exporters,
+                route=route,
                 graph_stages=dict(self._graph_stages),
                 elided=dict(elisions.places),
             )

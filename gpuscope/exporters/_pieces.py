@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gpuscope.exporters._encoding.otlp_bytes import split_stages
 from gpuscope.exporters._encoding.otlp_message import rejected_spans
-from gpuscope.exporters._transport.http import HttpClient, Outcome
+from gpuscope.exporters._transport.http import Client, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ class Piece(NamedTuple):
 
 
 def post(
-    chunks: list[Chunk], client: HttpClient, wrap: Callable[[list[bytes]], bytes], is_wanted: Callable[[], bool]
+    chunks: list[Chunk], client: Client, wrap: Callable[[list[bytes]], bytes], is_wanted: Callable[[], bool]
 ) -> Outcome:
     """
     Send chunks as one payload, or in halves, and note in them what became of their stages.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
-from gpuscope.exporters._encoding.otlp_message import resource_bytes, scope_bytes, varint
+from gpuscope.exporters._encoding.otlp_message import resource_bytes, schema_url_bytes, scope_bytes, varint
 from gpuscope.exporters._encoding.resource import DISTRIBUTION, resource_attributes
 from gpuscope.exporters._transport.http import Endpoint, HttpClient
 from gpuscope.exporters._transport.sender import Limits, Sender
@@ -81,13 +81,14 @@ class OtlpExporter:
 class Envelope:
     """What is put around spans to make an `ExportTraceServiceRequest`: the same resource and scope each time."""
 
-    def __init__(self, resource: Mapping[str, Clean], version: str) -> None:
+    def __init__(self, resource: Mapping[str, Clean], version: str, schema_url: str = "") -> None:
         self._resource = resource_bytes(resource)
         self._scope = scope_bytes(DISTRIBUTION, version)
+        self._schema_url = schema_url_bytes(schema_url)
 
     def wrap(self, spans: list[bytes]) -> bytes:
         """Return the request that holds the encoded spans."""
         scope_size = len(self._scope) + sum(map(len, spans))
         scope_spans = b"\x12" + varint(scope_size)
-        size = len(self._resource) + len(scope_spans) + scope_size
-        return b"".join([b"\x0a", varint(size), self._resource, scope_spans, self._scope, *spans])
+        size = len(self._resource) + len(scope_spans) + scope_size + len(self._schema_url)
+        return b"".join([b"\x0a", varint(size), self._resource, scope_spans, self._scope, *spans, self._schema_url])

@@ -19,6 +19,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCod
 
 from gpuscope._log import logger
 from gpuscope._otel.lazy_span import let_go_of_span
+from gpuscope._otel.provider_end import original_flush
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
@@ -187,10 +188,11 @@ class _Flusher:
 
     def flush(self, provider: object, timeout_s: float) -> bool:
         """Return whether the provider flushed within the time; raise what it raised."""
-        if not hasattr(provider, "force_flush"):
+        force_flush = original_flush(provider)
+        if force_flush is None:
             return True
         answer: Future[bool] = Future()
-        self._requests.put((provider.force_flush, timeout_s, answer))
+        self._requests.put((force_flush, timeout_s, answer))
         done, _ = wait((answer,), timeout_s)
         return bool(done) and answer.result()
 

@@ -72,6 +72,11 @@ def resource_bytes(attributes: Mapping[str, Clean]) -> bytes:
     return b"\x0a" + varint(len(body)) + body
 
 
+def schema_url_bytes(url: str) -> bytes:
+    """Return the field `schema_url` of a `ResourceSpans`; nothing for an empty one."""
+    return b"\x1a" + varint(len(url.encode())) + url.encode() if url else b""
+
+
 def scope_bytes(name: str, version: str) -> bytes:
     """Return the field `scope` of a `ScopeSpans`."""
     body = _serialized(InstrumentationScope(name=name, version=version))

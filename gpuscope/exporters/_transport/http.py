@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gpuscope._settings.shown import shown_url
 from gpuscope.exporters._transport.connection import Answer, Connection, NotHttpError
@@ -97,6 +97,19 @@ class Endpoint:
             client_certificate=config.otlp_metrics_client_certificate,
             client_key=config.otlp_metrics_client_key,
         )
+
+
+class Client(Protocol):
+    """What a sender sends with."""
+
+    shown_url: str
+    """Where payloads go, without secrets."""
+
+    def post(self, payload: bytes) -> Outcome:
+        """Send the payload, and again where that may help."""
+
+    def close(self) -> None:
+        """Free what is the client's own."""
 
 
 class HttpClient:

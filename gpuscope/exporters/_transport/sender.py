@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope.exporters._pieces import Chunk, post
-from gpuscope.exporters._transport.http import HttpClient, Outcome
+from gpuscope.exporters._transport.http import Client, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +57,7 @@ class Sender:
 
     """
 
-    def __init__(
-        self, client: HttpClient, interrupt: Event, wrap: Callable[[list[bytes]], bytes], limits: Limits
-    ) -> None:
+    def __init__(self, client: Client, interrupt: Event, wrap: Callable[[list[bytes]], bytes], limits: Limits) -> None:
         self._client = client
         self._interrupt = interrupt
         self._wrap = wrap
@@ -79,6 +77,11 @@ class Sender:
         # interpreter has begun to exit, which is when the last spans come.
         self._thread = Thread(target=self._run, name="gpuscope-sender", daemon=True)
         self._thread.start()
+
+    @property
+    def shown_url(self) -> str:
+        """Where payloads go, without secrets."""
+        return self._client.shown_url
 
     @property
     def pending_stages(self) -> int:
