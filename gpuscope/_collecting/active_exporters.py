@@ -32,7 +32,7 @@ def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
 
-        return OtlpExporter(config, resource())
+        return OtlpExporter(config, resource(), get_provider=lambda: None if bridge is None else bridge.provider)
     if name == "sdk":
         from gpuscope.exporters.sdk import SdkExporter
 
@@ -123,10 +123,10 @@ class ActiveExporters:
         self.route = ""
         if "application" in self.names and "application" in self._made:
             where = ", ".join(cast("ApplicationExporter", self._made["application"]).endpoints())
-            self.route = f"columns through the application's own exporter to {where}"
+            self.route = f"as columns through the application's own exporter to {where}"
         elif "sdk" in self.names and bridge is not None:
             reason = bridge.judgement().reason if "auto" in self._config.exporters else "`GPUSCOPE_EXPORTER` says so"
-            self.route = f"span by span through the application's TracerProvider, because {reason}"
+            self.route = f"one by one through the application's TracerProvider, because {reason}"
         if self.route:
             logger.info("spans go %s.", self.route)
 

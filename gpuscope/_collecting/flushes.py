@@ -125,7 +125,8 @@ class Flushes:
                 # What was lost since the last flush is not exported, whether it was lost now or a while ago.
                 done &= self._missing_before == before
             elif flush.give_up:
-                done &= self._pass_on(flush.remaining_s)
+                missing = self._missing()
+                done &= self._pass_on(flush.remaining_s) and self._missing() == missing
             flush.succeeded = done
             flush.done.open()
 

@@ -65,6 +65,10 @@ class SpanDetails:
     """(name, epoch nanoseconds, attributes), from OpenTelemetry's `Span.add_event`."""
     links: tuple[tuple[int, int, Mapping[str, object]], ...] = ()
     """(trace id, span id, attributes), from OpenTelemetry's `Span.add_link`."""
+    dropped: tuple[int, int] = (0, 0)
+    """Events and links that came before and found no room."""
+    trace_state: str | None = None
+    """What other vendors say of the trace, as in the header `tracestate`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

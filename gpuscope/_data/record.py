@@ -72,7 +72,7 @@ class Trace:
     `sampled` is None until somebody asks; then it is decided once.
     """
 
-    __slots__ = ("parent_id", "remote", "root", "sampled", "trace_id")
+    __slots__ = ("parent_id", "remote", "root", "sampled", "state", "trace_id")
     trace_id: int
     parent_id: int
     """Span id of the application's span above the outermost stage; 0 if there is none."""
@@ -81,6 +81,8 @@ class Trace:
     root: Site
     """The outermost stage of ours."""
     sampled: bool | None
+    state: str | None
+    """What other vendors say of it, as in the header `tracestate`; plain text, so that it refers to nothing."""
 
 
 class StageRecord:

@@ -126,10 +126,20 @@ class Bridge(Identities):
         """Return what few stages have: attributes of this run, an error, and what the current span was told."""
         notes = notes_of(record)
         # Not a copy: where there is something large, the bytes are held as long as this lives.
-        attributes = record.attributes
+        attributes, error, state = record.attributes, record.error, record.trace.state
         if notes is None:
-            return SpanDetails(attributes, record.error) if attributes or record.error is not None else None
-        return SpanDetails(attributes, record.error, notes.name, notes.status, tuple(notes.events), tuple(notes.links))
+            few = attributes or error is not None or state
+            return SpanDetails(attributes, error, trace_state=state) if few else None
+        return SpanDetails(
+            attributes,
+            error,
+            notes.name,
+            notes.status,
+            tuple(notes.events),
+            tuple(notes.links),
+            (notes.events.dropped, notes.links.dropped),
+            state,
+        )
 
     def _adopt(self, record: StageRecord, span: object) -> None:
         """Make the stage a child of the span in the context, unless that span is above the enclosing stage too."""
@@ -151,6 +161,7 @@ class Bridge(Identities):
             root=record.site if above is None else above.trace.root,
             # The decision of a stage holds; for an application's span, the sampler decides.
             sampled=None if stage is None else context.trace_flags.sampled,
+            state=context.trace_state.to_header() if context.trace_state else None,
         )
         record.context_before = get_current()
         _enclose(record, outer)
@@ -159,7 +170,8 @@ class Bridge(Identities):
         """Make the stage a child of one that has ended, as in a task that was started inside it; by its ids alone."""
         # Not by reference, because a task that starts its successor inside its stage would hold all earlier stages.
         sampled, (trace_id, span_id) = self.sampled(outer, wait_s=0), ids_of(outer)
-        record.trace = _new_trace(trace_id, span_id, remote=False, root=outer.trace.root, sampled=sampled)
+        above = outer.trace
+        record.trace = _new_trace(trace_id, span_id, remote=False, root=above.root, sampled=sampled, state=above.state)
         _enclose(record, outer)
 
 
@@ -170,15 +182,12 @@ def _enclose(record: StageRecord, outer: StageRecord | None) -> None:
     record.outer = running_stage(outer)
 
 
-def _new_trace(trace_id: int, parent_id: int, *, remote: bool, root: Site, sampled: bool | None) -> Trace:
+def _new_trace(
+    trace_id: int, parent_id: int, *, remote: bool, root: Site, sampled: bool | None, state: str | None = None
+) -> Trace:
     trace = Trace()
-    trace.trace_id, trace.parent_id, trace.remote, trace.root, trace.sampled = (
-        trace_id,
-        parent_id,
-        remote,
-        root,
-        sampled,
-    )
+    trace.trace_id, trace.parent_id, trace.remote = trace_id, parent_id, remote
+    trace.root, trace.sampled, trace.state = root, sampled, state
     return trace
 
 

@@ -12,8 +12,6 @@ not methods, because a public method would hide the attribute of that name of th
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -25,6 +23,7 @@ from gpuscope._data.descriptions import full_name_of, size_of
 from gpuscope._data.record import ExceptionInfo
 from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
 from gpuscope._otel.contexts import SPAN_KEY
+from gpuscope._otel.notes import Notes
 from gpuscope._recording.queue import hold, tell
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
     from gpuscope._data.record import StageRecord
 
-_LIMIT = 128
-"""How many events a stage keeps, and how many links: the latest ones. These are the SDK's default limits."""
 _new = object.__new__
 
 
@@ -46,16 +43,6 @@ class RealSpan(NamedTuple):
     parent_context: Context
     """The context that it was started in, with its baggage; the GPU child is started there too."""
     start_ns: int
-
-
-@dataclass(slots=True, eq=False)
-class Notes:
-    """What the application told the current span, attributes aside."""
-
-    name: str | None = None
-    status: tuple[str, str | None] | None = None
-    events: deque[tuple[str, int, Mapping[str, object]]] = field(default_factory=lambda: deque(maxlen=_LIMIT))
-    links: deque[tuple[int, int, Mapping[str, object]]] = field(default_factory=lambda: deque(maxlen=_LIMIT))
 
 
 class Source(Protocol):

@@ -71,7 +71,7 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
             trace.parent_id = 0
             trace.remote = False
             trace.root = site
-            trace.sampled = None
+            trace.sampled = trace.state = None
         record.span_id = next(recorder.span_ids)
         try:
             record.thread = _threads.info

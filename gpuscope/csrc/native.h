@@ -31,7 +31,7 @@ typedef struct {
 /* What a stage and those inside it share: `Trace` of `_data/record.py`. Refers to nothing that could refer to it. */
 typedef struct {
     PyObject_HEAD
-    PyObject *root, *sampled;
+    PyObject *root, *sampled, *state;
     unsigned long long high, low, parent_id;
     char remote;
 } Trace;

@@ -76,6 +76,7 @@ static PyType_Spec record_spec = {
 static PyMemberDef trace_members[] = {
     {"root", T_OBJECT_EX, offsetof(Trace, root), 0, NULL},
     {"sampled", T_OBJECT, offsetof(Trace, sampled), 0, NULL},
+    {"state", T_OBJECT, offsetof(Trace, state), 0, NULL},
     {"parent_id", T_ULONGLONG, offsetof(Trace, parent_id), 0, NULL},
     {"remote", T_BOOL, offsetof(Trace, remote), 0, NULL},
     {NULL},
@@ -119,6 +120,7 @@ static void free_trace(Trace *self) {
     PyTypeObject *type = Py_TYPE(self);
     Py_XDECREF(self->root);
     Py_XDECREF(self->sampled);
+    Py_XDECREF(self->state);
     type->tp_free(self);
     Py_DECREF(type);
 }

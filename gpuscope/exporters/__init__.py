@@ -1,9 +1,9 @@
 """
 What happens to resolved stages: one file per exporter.
 
-An exporter sees batches and the account of stages, and nothing of the recording side. Only `sdk.py` and `application.py`
-hold the bridge to OpenTelemetry too: one ends the spans that stand in the application's contexts, and the other sends
-through the application's exporters. `metrics_otlp.py` and
+An exporter sees batches and the account of stages, and nothing of the recording side. Only `sdk.py` and
+`application.py` hold the bridge to OpenTelemetry too: one ends the spans that stand in the application's contexts, and
+the other sends through the application's exporters. `metrics_otlp.py` and
 `metrics_sdk.py` take snapshots of the metrics, and are not exporters in the sense of the protocols here.
 """
 

@@ -11,13 +11,11 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from gpuscope._data.statistics import Delivery
-from gpuscope._data.values import clean_mapping
-from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters._encoding.readable import readable_spans
 from gpuscope.exporters._transport.sender import Limits, Sender
 from gpuscope.exporters._transport.through import ApplicationClient
-from gpuscope.exporters.otlp import Envelope
+from gpuscope.exporters.otlp import Envelopes, limits_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,8 +43,8 @@ class ApplicationExporter:
 
     def __init__(self, bridge: Bridge, config: Config) -> None:
         self._bridge, self._config = bridge, config
-        self._encoder = SpanEncoder()
-        self._envelope: tuple[Resource, Envelope] | None = None
+        self._encoder = SpanEncoder(limits=limits_of(bridge.provider))
+        self._envelopes = Envelopes(lambda: bridge.provider, dict)
         self._senders: dict[int, tuple[Target, Sender]] = {}
         """By the `id` of the exporter, which is held here."""
         for target in bridge.judgement().targets:
@@ -86,19 +84,9 @@ class ApplicationExporter:
             interrupt = Event()
             client = ApplicationClient(target.protocol, target.exporter, self._readable, interrupt.wait)
             limits = Limits(delay_s=self._config.schedule_delay_s, buffer_bytes=2 * self._config.queue_bytes)
-            self._senders[key] = target, Sender(client, interrupt, self._wrap, limits)
+            self._senders[key] = target, Sender(client, interrupt, self._envelopes.wrap, limits)
         return self._senders[key][1]
 
-    def _wrap(self, spans: list[bytes]) -> bytes:
-        # The resource of this moment: after a fork the SDK gives the provider another.
-        resource = self._resource()
-        if self._envelope is None or self._envelope[0] is not resource:
-            self._envelope = resource, Envelope(clean_mapping(resource.attributes), __version__, resource.schema_url)
-        return self._envelope[1].wrap(spans)
-
     def _readable(self, payload: bytes) -> list[ReadableSpan]:
-        return readable_spans(payload, self._resource())
-
-    def _resource(self) -> Resource:
         resource: Resource = getattr(self._bridge.provider, "resource")  # noqa: B009 - of the SDK's, not of the API's
-        return resource
+        return readable_spans(payload, resource)

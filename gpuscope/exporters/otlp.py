@@ -9,7 +9,9 @@ from __future__ import annotations
 from threading import Event
 from typing import TYPE_CHECKING
 
+from gpuscope._data.values import as_text, clean_mapping
 from gpuscope._version import __version__
+from gpuscope.exporters._encoding.limits import SpanLimits
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters._encoding.otlp_message import resource_bytes, schema_url_bytes, scope_bytes, varint
 from gpuscope.exporters._encoding.resource import DISTRIBUTION, resource_attributes
@@ -17,7 +19,7 @@ from gpuscope.exporters._transport.http import Endpoint, HttpClient
 from gpuscope.exporters._transport.sender import Limits, Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.statistics import Delivery
@@ -32,6 +34,7 @@ class OtlpExporter:
     Args:
         config: its `otlp_` settings and `schedule_delay_s` are used.
         resource: the process's attributes; by default `resource_attributes()`.
+        get_provider: returns the application's TracerProvider, or None. Where there is one its resource is used.
         backoff_s: the first wait before a payload is sent again, in seconds.
         limits: how much is sent at once and how much is held; the delay is `config`'s by default.
 
@@ -44,16 +47,17 @@ class OtlpExporter:
         config: Config,
         resource: Mapping[str, Clean] | None = None,
         *,
+        get_provider: Callable[[], object] = lambda: None,
         backoff_s: float = 1.0,
         limits: Limits | None = None,
     ) -> None:
         attributes = resource_attributes() if resource is None else resource
-        self._envelope = Envelope(attributes, __version__)
-        self._encoder = SpanEncoder()
+        envelopes = Envelopes(get_provider, lambda: attributes)
+        self._encoder = SpanEncoder(limits=limits_of(get_provider()))
         interrupt = Event()
         client = HttpClient(Endpoint.for_traces(config), interrupt, version=__version__, backoff_s=backoff_s)
         limits = limits or Limits(delay_s=config.schedule_delay_s, buffer_bytes=2 * config.queue_bytes)
-        self._sender = Sender(client, interrupt, self._envelope.wrap, limits)
+        self._sender = Sender(client, interrupt, envelopes.wrap, limits)
 
     @property
     def pending_stages(self) -> int:
@@ -76,6 +80,40 @@ class OtlpExporter:
     def shutdown(self, timeout_s: float) -> None:
         """Send what can be sent within the time, and settle the rest as lost."""
         self._sender.shutdown(timeout_s)
+
+
+def limits_of(provider: object) -> SpanLimits:
+    """Return the limits of a provider's spans or, without one that shows them, those that the environment sets."""
+    from opentelemetry.sdk import trace
+
+    return SpanLimits.of(getattr(provider, "_span_limits", None) or trace.SpanLimits())
+
+
+class Envelopes:
+    """
+    The envelope of each payload, which is that of the resource of that moment.
+
+    Args:
+        get_provider: returns the application's TracerProvider, whose resource is that of the spans; or None.
+        otherwise: returns the resource's attributes where there is none.
+
+    """
+
+    def __init__(self, get_provider: Callable[[], object], otherwise: Callable[[], Mapping[str, Clean]]) -> None:
+        self._get_provider, self._otherwise = get_provider, otherwise
+        self._last: tuple[object, Envelope] | None = None
+
+    def wrap(self, spans: list[bytes]) -> bytes:
+        """Return the request that holds the encoded spans."""
+        # The provider may come late, and after a fork the SDK gives it another resource.
+        resource = getattr(self._get_provider(), "resource", None)
+        if self._last is None or self._last[0] is not resource:
+            if resource is None:
+                envelope = Envelope(self._otherwise(), __version__)
+            else:
+                envelope = Envelope(clean_mapping(resource.attributes), __version__, as_text(resource.schema_url or ""))
+            self._last = resource, envelope
+        return self._last[1].wrap(spans)
 
 
 class Envelope:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from concurrent.futures import Future, wait
+from copy import copy
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
+from gpuscope._data.values import shown
 from gpuscope._log import logger
-from gpuscope._otel.lazy_span import let_go_of_span
+from gpuscope._otel.lazy_span import RealSpan, let_go_of_span
 from gpuscope._otel.provider_end import original_flush
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import resolve, spans_of
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from gpuscope._data.statistics import Delivery
     from gpuscope._data.values import Clean
     from gpuscope._otel.bridge import Bridge
-    from gpuscope._otel.lazy_span import LazySpan, RealSpan
+    from gpuscope._otel.lazy_span import LazySpan
     from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.rows import SpanRow
     from gpuscope.exporters._encoding.spans import Group, SpanTemplate
@@ -88,7 +90,7 @@ class SdkExporter:
 
     def _end(self, tracer: Tracer, lazy: LazySpan, rows: tuple[_Row, _Row | None], lost: Counter[str]) -> None:
         """End one stage's span, with its child."""
-        real = self._bridge.realise(lazy)
+        real = self._bridge.realise(lazy) or _made_late(tracer, rows[0])
         if real is None:
             lost["no_span"] += 1
         elif not real.span.is_recording():
@@ -105,6 +107,44 @@ class SdkExporter:
     def shutdown(self, timeout_s: float) -> None:  # noqa: ARG002 - nothing here takes time
         """End our thread. The spans are with the provider, which the application shuts down."""
         self._flusher.stop()
+
+
+class _Given:
+    """An id generator that gives one stage's ids."""
+
+    def __init__(self, row: _Row, usual: object) -> None:
+        self._row, self._usual = row, usual
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._usual, name)
+
+    def generate_span_id(self) -> int:
+        return self._row.span_id
+
+    def generate_trace_id(self) -> int:
+        return self._row.trace_id
+
+
+def _made_late(tracer: Tracer, row: _Row) -> RealSpan | None:
+    """
+    Make the span of a stage whose own ids somebody has seen: while it ran, spans began to be made one by one.
+
+    Returns None where the provider cannot give it those ids.
+    """
+    if not hasattr(tracer, "id_generator"):
+        return None
+    tracer = copy(tracer)
+    tracer.id_generator = _Given(row, tracer.id_generator)
+    context = Context()
+    if row.parent_id:
+        flags = TraceFlags(TraceFlags.SAMPLED)
+        parent = SpanContext(row.trace_id, row.parent_id, is_remote=row.shared.remote, trace_flags=flags)
+        context = set_span_in_context(NonRecordingSpan(parent), context)
+    try:
+        return RealSpan(_start(tracer, row, context), context, max(1, row.start_ns))
+    except Exception as error:  # Of the application's sampler or processors.
+        logger.debug("a stage's span could not be made: %s", shown(error))
+        return None
 
 
 class _Inside:

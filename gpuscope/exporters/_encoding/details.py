@@ -22,6 +22,15 @@ _STATUS = {"UNSET": 0, "OK": _OK, "ERROR": _ERROR}
 
 
 @dataclass(slots=True)
+class Dropped:
+    """How much a span has no room for, by OpenTelemetry's limits."""
+
+    attributes: int = 0
+    events: int = 0
+    links: int = 0
+
+
+@dataclass(slots=True)
 class CleanDetails:
     """A row's `SpanDetails` in clean form: what one span has besides its group's `SpanTemplate`."""
 
@@ -33,6 +42,9 @@ class CleanDetails:
     status: tuple[int, str] = (0, "")
     """OTLP's code (0 unset, 1 OK, 2 error), and the description."""
     error: ExceptionInfo | None = None
+    trace_state: str = ""
+    """Of the whole trace, as in the header `tracestate`."""
+    dropped: Dropped = field(default_factory=Dropped)
 
 
 def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
@@ -40,7 +52,8 @@ def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
     attributes = clean_mapping(details.attributes or {})
     for name in OURS.intersection(attributes):
         del attributes[name]
-    clean = CleanDetails(attributes)
+    clean = CleanDetails(attributes, trace_state=as_text(details.trace_state or ""))
+    clean.dropped.events, clean.dropped.links = details.dropped
     if details.status is not None:
         code, description = details.status
         clean.status = _STATUS.get(code, 0), as_text(description or "") if code == "ERROR" else ""

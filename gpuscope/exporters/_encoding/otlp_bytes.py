@@ -15,13 +15,15 @@ import numpy as np
 
 from gpuscope._data.attributes import GPU_MEASURED, HOST_MEASURED
 from gpuscope._data.native import native
-from gpuscope.exporters._encoding.otlp_message import details_bytes, template_bytes, varint
+from gpuscope.exporters._encoding.limits import NO_LIMITS
+from gpuscope.exporters._encoding.otlp_message import details_bytes, template_bytes, trace_state_bytes, varint
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._data.batch import StageBatch
+    from gpuscope.exporters._encoding.limits import SpanLimits
     from gpuscope.exporters._encoding.otlp_message import AttributeKey
     from gpuscope.exporters._encoding.spans import Group, Spans, SpanTemplate
 
@@ -112,6 +114,8 @@ class SpanEncoder:
 
     _templates: dict[Group, _Template] = field(default_factory=dict)
     _attributes: dict[AttributeKey, bytes] = field(default_factory=dict)
+    limits: SpanLimits = NO_LIMITS
+    """Not to be changed once something was encoded."""
 
     def encode(self, batch: StageBatch) -> bytes:
         """Return the batch's spans as the fields `spans` of a `ScopeSpans`."""
@@ -119,10 +123,14 @@ class SpanEncoder:
 
     def prepare(self, batch: StageBatch) -> tuple[Spans, list[_Template]]:
         """Do the first half of the work: find each row's template."""
-        spans = spans_of(batch)
+        spans = spans_of(batch, self.limits)
         templates = resolve(spans, self._templates, _template)
         for row, details in spans.details_by_row.items():
-            templates[row] = _extended(templates[row], details_bytes(details, self._attributes))
+            more = details_bytes(details, self._attributes)
+            if details.trace_state:
+                state = trace_state_bytes(details.trace_state)
+                templates[row], more = _with_gpu_field(templates[row], state), state + more
+            templates[row] = _extended(templates[row], more)
         return spans, templates
 
     def join(self, spans: Spans, templates: list[_Template]) -> bytes:
@@ -216,13 +224,26 @@ def _bounds(encoded: bytes, at: int) -> tuple[int, int]:
 
 def _template(host: SpanTemplate | None, gpu: SpanTemplate | None) -> _Template:
     after = b"" if gpu is None else template_bytes(gpu)
-    of_gpu = b"" if gpu is None else _SPAN + varint(_LAYOUT.size_of(_GPU) + len(after))
+    of_gpu = b"" if gpu is None else _head_of_gpu(after)
     if host is None:
         return b"", _NONE, of_gpu, _NONE if gpu is None else _GPU, after, 0
     kind = _WITHOUT_PARENT * (not host.child) + _WITH_GPU * (gpu is not None)
     shared = template_bytes(host)
     size = _LAYOUT.size_of(kind) + len(shared)
     return _SPAN + varint(size), kind, shared + of_gpu, _NONE if gpu is None else _GPU, after, size
+
+
+def _with_gpu_field(template: _Template, more: bytes) -> _Template:
+    """Return the template with more fields in the GPU span, if it has one."""
+    before, host, between, gpu, after, size = template
+    if gpu == _NONE:
+        return template
+    head = _head_of_gpu(after)
+    return before, host, between.removesuffix(head) + _head_of_gpu(after + more), gpu, after + more, size
+
+
+def _head_of_gpu(shared: bytes) -> bytes:
+    return _SPAN + varint(_LAYOUT.size_of(_GPU) + len(shared))
 
 
 def _extended(template: _Template, more: bytes) -> _Template:

@@ -54,6 +54,7 @@ def template_bytes(template: SpanTemplate) -> bytes:
             kind=Span.SPAN_KIND_INTERNAL,
             attributes=key_values(template.attributes),
             flags=PARENT_KNOWN | PARENT_REMOTE * template.remote,
+            dropped_attributes_count=template.dropped,
         )
     )
 
@@ -61,9 +62,14 @@ def template_bytes(template: SpanTemplate) -> bytes:
 def details_bytes(details: CleanDetails, cache: dict[AttributeKey, bytes]) -> bytes:
     """Return the fields that only one span has. They can be appended, because joined protobuf messages are merged."""
     pieces = [_attribute_bytes(key, value, cache) for key, value in details.attributes.items()]
-    if details.events or details.links or details.status[0]:
+    if details.events or details.links or details.status[0] or details.dropped.attributes:
         pieces.append(_serialized(_detailed_span(details)))
     return b"".join(pieces)
+
+
+def trace_state_bytes(state: str) -> bytes:
+    """Return the field `trace_state` of a `Span`."""
+    return _serialized(Span(trace_state=state))
 
 
 def resource_bytes(attributes: Mapping[str, Clean]) -> bytes:
@@ -130,6 +136,9 @@ def _detailed_span(details: CleanDetails) -> Span:
         ],
         links=[_link(*link) for link in details.links],
         status=Status(code=Status.StatusCode.Name(code), message=description) if code else None,
+        dropped_attributes_count=details.dropped.attributes,
+        dropped_events_count=details.dropped.events,
+        dropped_links_count=details.dropped.links,
     )
 
 

@@ -31,16 +31,19 @@ from gpuscope._data.attributes import (
 )
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.values import as_text, clean_mapping
-from gpuscope.exporters._encoding.details import CleanDetails, clean_details
+from gpuscope.exporters._encoding.details import clean_details
+from gpuscope.exporters._encoding.limits import NO_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
-    from gpuscope._data.batch import DeviceInfo, SpanDetails, StageBatch
+    from gpuscope._data.batch import DeviceInfo, StageBatch
     from gpuscope._data.record import Site, ThreadInfo
     from gpuscope._data.values import Clean
+    from gpuscope.exporters._encoding.details import CleanDetails
+    from gpuscope.exporters._encoding.limits import SpanLimits
 
 T = TypeVar("T")
 Key: TypeAlias = "bytes | tuple[bytes, str | None, tuple[str, ...]]"
@@ -57,6 +60,7 @@ Plain, because it is hashed at every look-up.
 
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
 _CACHE_SIZE = 2048
+_SAID_OF_ALL = (STAGE, THREAD_ID, THREAD_NAME)
 
 # A row's key is these bytes: one structured array and a hash of 26 bytes cost a third of a tuple of seven numbers.
 _KEY = Struct("=QiiiI??")
@@ -82,6 +86,8 @@ class SpanTemplate:
     """Whether the parent belongs to another process."""
     measured: tuple[str, ...]
     """The names of its measured attributes."""
+    dropped: int = 0
+    """How many of the stage's attributes it has no room for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +99,7 @@ class Spans:
     """
 
     batch: StageBatch
+    limits: SpanLimits
     keys: list[Key]
     """One per row. `resolve` turns them into what an exporter makes of their groups' templates."""
     gpu: NDArray[np.bool_]
@@ -108,16 +115,20 @@ class Spans:
     uncertainty_s: NDArray[np.float64]
 
 
-def spans_of(batch: StageBatch) -> Spans:
-    """Return the batch's spans."""
+def spans_of(batch: StageBatch, limits: SpanLimits = NO_LIMITS) -> Spans:
+    """Return the batch's spans, within limits."""
     gpu = batch.gpu_span_id != 0
     packed = _packed_keys(batch, gpu)
     keys: list[Key] = [*packed]
     details_by_row = {}
     for row, details in batch.details.items():
-        keys[row], details_by_row[row] = _with_details(packed[row], details, int(batch.host_end_ns[row]))
+        clean = clean_details(details, int(batch.host_end_ns[row]))
+        missing = _fit(clean, batch, row, limits) if limits is not NO_LIMITS else []
+        name = None if details.name is None else as_text(details.name)
+        keys[row], details_by_row[row] = (packed[row], name, (*clean.attributes, *missing)), clean
     return Spans(
         batch=batch,
+        limits=limits,
         keys=keys,
         gpu=gpu,
         gpu_parent_id=np.where(batch.flags & _IN_GRAPH, batch.parent_id, batch.span_id),
@@ -149,7 +160,7 @@ def resolve(
             if len(cache) >= _CACHE_SIZE:
                 # Starting anew costs some microseconds per group; an order of use would cost at every hit.
                 cache.clear()
-            made = cache[group] = make(_host_template(group), _gpu_template(group))
+            made = cache[group] = make(_host_template(group, spans.limits), _gpu_template(group))
         local[key] = made
     return list(map(local.__getitem__, spans.keys))
 
@@ -164,11 +175,16 @@ def _packed_keys(batch: StageBatch, gpu: NDArray[np.bool_]) -> list[bytes]:
     return keys
 
 
-def _with_details(key: bytes, details: SpanDetails, end_ns: int) -> tuple[Key, CleanDetails]:
-    """Return the key and the clean details of a row that has some: what the run sets replaces the site's values."""
-    clean = clean_details(details, end_ns)
-    name = None if details.name is None else as_text(details.name)
-    return (key, name, tuple(clean.attributes)), clean
+def _fit(details: CleanDetails, batch: StageBatch, row: int, limits: SpanLimits) -> list[str]:
+    """Fit a row's details, and return the names of its stage's attributes for which there is no room."""
+    site, has_gpu = batch.sites[batch.site[row]], batch.gpu_span_id[row] != 0
+    flags = int(batch.flags[row])
+    return limits.fit(details, _attributes_of(site), _ours(site, flags, measured=3 if has_gpu else 1))
+
+
+def _ours(site: Site, flags: int, *, measured: int) -> int:
+    """Return how many attributes of a host span are not the application's."""
+    return len(_SAID_OF_ALL) + bool(site.function) + sum(bool(flags & flag) for flag in HOST_FLAGS) + measured
 
 
 def _group(batch: StageBatch, key: Key) -> Group:
@@ -186,17 +202,27 @@ def _common(site: Site, thread: ThreadInfo, flags: int, names: Mapping[RowFlag, 
 
 def _of_site(site: Site) -> dict[str, Clean]:
     """Return what is known of a stage before it runs; only one of its spans shows it."""
-    named: dict[str, Clean] = {FUNCTION: site.function} if site.function else {}
-    return named | {key: value for key, value in clean_mapping(site.attributes).items() if key not in OURS}
+    return _function_of(site) | _attributes_of(site)
 
 
-def _host_template(group: Group) -> SpanTemplate | None:
+def _function_of(site: Site) -> dict[str, Clean]:
+    return {FUNCTION: site.function} if site.function else {}
+
+
+def _attributes_of(site: Site) -> dict[str, Clean]:
+    return {key: value for key, value in clean_mapping(site.attributes).items() if key not in OURS}
+
+
+def _host_template(group: Group, limits: SpanLimits) -> SpanTemplate | None:
     site, thread, flags, child, where, name, replaced = group
     if flags & _IN_GRAPH:
         return None
-    attributes = _common(site, thread, flags, HOST_FLAGS) | _of_site(site)
+    own = {key: value for key, value in _attributes_of(site).items() if key not in replaced}
+    own, dropped = limits.fit_of_site(own, _ours(site, flags, measured=3 if where else 1))
+    attributes = _common(site, thread, flags, HOST_FLAGS) | _function_of(site) | own
     attributes = clean_mapping({key: value for key, value in attributes.items() if key not in replaced})
     return SpanTemplate(
+        dropped=dropped,
         name=as_text(site.name) if name is None else name,
         attributes=attributes,
         child=child,
