@@ -23,7 +23,7 @@ from gpuscope._log import logger
 from gpuscope._otel.lazy_span import RealSpan, let_go_of_span
 from gpuscope._otel.provider_end import original_flush
 from gpuscope.exporters._encoding.rows import rows_of
-from gpuscope.exporters._encoding.spans import resolve, spans_of
+from gpuscope.exporters._encoding.spans import SAID_BY_US, resolve, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -194,10 +194,15 @@ def _end_ns(row: _Row) -> int:
 
 def _attributes(row: _Row) -> dict[str, Clean]:
     template, details = row.shared, row.details
-    attributes = dict(template.attributes)
-    attributes.update(zip(template.measured, row.measured, strict=True))
+    ours: dict[str, Clean] = {}
+    attributes: dict[str, Clean] = {}
+    for key, value in template.attributes.items():
+        (ours if key in SAID_BY_US else attributes)[key] = value
     if details is not None:
         attributes.update(details.attributes)
+    # Ours come last, because the SDK makes room by dropping the oldest.
+    attributes.update(ours)
+    attributes.update(zip(template.measured, row.measured, strict=True))
     if None in attributes.values():  # The SDK exports no null, and older versions warn of one.
         attributes = {key: value for key, value in attributes.items() if value is not None}
     return attributes

@@ -39,6 +39,8 @@ class CleanDetails:
     """(name, nanoseconds since the epoch, attributes)."""
     links: list[tuple[int, int, dict[str, Clean]]] = field(default_factory=list)
     """(trace id, span id, attributes)."""
+    dropped_inside: dict[int, int] = field(default_factory=dict)
+    """How many attributes an event or a link has no room for, by the `id` of its attributes."""
     status: tuple[int, str] = (0, "")
     """OTLP's code (0 unset, 1 OK, 2 error), and the description."""
     error: ExceptionInfo | None = None

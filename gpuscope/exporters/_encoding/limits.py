@@ -45,6 +45,12 @@ class SpanLimits:
         found = {ours: getattr(given, name, None) for ours, name in names.items()}
         return cls(**{name: limit for name, limit in found.items() if type(limit) is int and limit >= 0})
 
+    def cut(self, attributes: dict[str, Clean]) -> dict[str, Clean]:
+        """Return a span's attributes, with texts no longer than a span's may be."""
+        if self.length is None:
+            return attributes
+        return {key: cut(value, self.length) for key, value in attributes.items()}
+
     def fit_of_site(self, attributes: Mapping[str, Clean], ours: int) -> tuple[dict[str, Clean], int]:
         """
         Return those attributes of a stage, the oldest first, that a span has room for, and how many it has not.
@@ -54,7 +60,7 @@ class SpanLimits:
             ours: how many others the span has.
 
         """
-        kept = {key: cut(value, self.length) for key, value in attributes.items()}
+        kept = dict(attributes)
         return kept, _drop_oldest(kept, None if self.attributes is None else self.attributes - ours)
 
     def fit(self, details: CleanDetails, of_site: Iterable[str], ours: int) -> list[str]:
@@ -74,10 +80,10 @@ class SpanLimits:
         details.attributes = {key: value for key, value in own.items() if key in both}
         details.dropped.events += _drop_first(details.events, self.events)
         details.dropped.links += _drop_first(details.links, self.links)
-        for _, _, attributes in details.events:
-            _fit_inner(attributes, self.event_attributes, self.other_length)
-        for _, _, attributes in details.links:
-            _fit_inner(attributes, self.link_attributes, self.other_length)
+        for items, limit in ((details.events, self.event_attributes), (details.links, self.link_attributes)):
+            for *_, attributes in items:
+                if dropped := _fit_inner(attributes, limit, self.other_length):
+                    details.dropped_inside[id(attributes)] = dropped
         return [name for name in names if name not in both and name not in own]
 
 
@@ -93,10 +99,11 @@ def cut(value: Clean, length: int | None) -> Clean:
     return [cut(item, length) for item in value] if isinstance(value, list) else value
 
 
-def _fit_inner(attributes: dict[str, Clean], count: int | None, length: int | None) -> None:
-    _drop_oldest(attributes, count)
+def _fit_inner(attributes: dict[str, Clean], count: int | None, length: int | None) -> int:
+    dropped = _drop_oldest(attributes, count)
     for key, value in attributes.items():
         attributes[key] = cut(value, length)
+    return dropped
 
 
 def _drop_oldest(attributes: dict[str, Any], room: int | None) -> int:

@@ -62,7 +62,9 @@ def template_bytes(template: SpanTemplate) -> bytes:
 def details_bytes(details: CleanDetails, cache: dict[AttributeKey, bytes]) -> bytes:
     """Return the fields that only one span has. They can be appended, because joined protobuf messages are merged."""
     pieces = [_attribute_bytes(key, value, cache) for key, value in details.attributes.items()]
-    if details.events or details.links or details.status[0] or details.dropped.attributes:
+    dropped = details.dropped
+    few = details.events, details.links, details.status[0], dropped.attributes, dropped.events, dropped.links
+    if any(few):
         pieces.append(_serialized(_detailed_span(details)))
     return b"".join(pieces)
 
@@ -128,13 +130,18 @@ def _attribute_bytes(key: str, value: Clean, cache: dict[AttributeKey, bytes]) -
 
 
 def _detailed_span(details: CleanDetails) -> Span:
-    code, description = details.status
+    (code, description), dropped = details.status, details.dropped_inside
     return Span(
         events=[
-            Span.Event(name=name, time_unix_nano=at, attributes=key_values(attributes))
+            Span.Event(
+                name=name,
+                time_unix_nano=at,
+                attributes=key_values(attributes),
+                dropped_attributes_count=dropped.get(id(attributes), 0),
+            )
             for name, at, attributes in details.events
         ],
-        links=[_link(*link) for link in details.links],
+        links=[_link(*link, dropped.get(id(link[2]), 0)) for link in details.links],
         status=Status(code=Status.StatusCode.Name(code), message=description) if code else None,
         dropped_attributes_count=details.dropped.attributes,
         dropped_events_count=details.dropped.events,
@@ -142,11 +149,12 @@ def _detailed_span(details: CleanDetails) -> Span:
     )
 
 
-def _link(trace_id: int, span_id: int, attributes: Mapping[str, Clean]) -> Span.Link:
+def _link(trace_id: int, span_id: int, attributes: Mapping[str, Clean], dropped: int) -> Span.Link:
     return Span.Link(
         trace_id=trace_id.to_bytes(16, "big"),
         span_id=span_id.to_bytes(8, "big"),
         attributes=key_values(attributes),
+        dropped_attributes_count=dropped,
         flags=PARENT_KNOWN,
     )
 

@@ -61,6 +61,8 @@ Plain, because it is hashed at every look-up.
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
 _CACHE_SIZE = 2048
 _SAID_OF_ALL = (STAGE, THREAD_ID, THREAD_NAME)
+SAID_BY_US = OURS | {*_SAID_OF_ALL, FUNCTION}
+"""Attributes of a host span that are not the application's, unless that has replaced them."""
 
 # A row's key is these bytes: one structured array and a hash of 26 bytes cost a third of a tuple of seven numbers.
 _KEY = Struct("=QiiiI??")
@@ -160,7 +162,7 @@ def resolve(
             if len(cache) >= _CACHE_SIZE:
                 # Starting anew costs some microseconds per group; an order of use would cost at every hit.
                 cache.clear()
-            made = cache[group] = make(_host_template(group, spans.limits), _gpu_template(group))
+            made = cache[group] = make(_host_template(group, spans.limits), _gpu_template(group, spans.limits))
         local[key] = made
     return list(map(local.__getitem__, spans.keys))
 
@@ -224,14 +226,14 @@ def _host_template(group: Group, limits: SpanLimits) -> SpanTemplate | None:
     return SpanTemplate(
         dropped=dropped,
         name=as_text(site.name) if name is None else name,
-        attributes=attributes,
+        attributes=limits.cut(attributes),
         child=child,
         remote=child and bool(flags & RowFlag.REMOTE_PARENT),
         measured=HOST_MEASURED if where else HOST_MEASURED[:1],
     )
 
 
-def _gpu_template(group: Group) -> SpanTemplate | None:
+def _gpu_template(group: Group, limits: SpanLimits) -> SpanTemplate | None:
     site, thread, flags, _, where, name, _ = group
     if where is None:
         return None
@@ -244,7 +246,7 @@ def _gpu_template(group: Group) -> SpanTemplate | None:
         attributes = _of_site(site) | attributes
     return SpanTemplate(
         name=(as_text(site.name) if name is None else name) + " [gpu]",
-        attributes=clean_mapping(attributes),
+        attributes=limits.cut(clean_mapping(attributes)),
         child=True,
         remote=False,
         measured=GPU_MEASURED,
