@@ -24,11 +24,6 @@ Standing: TypeAlias = FromAbove
 """A `Standing` of `_otel.lazy_span`."""
 
 
-def is_blank(name: str) -> bool:
-    """Tell whether a name has nothing in it that can be seen: empty, spaces, or letters without a width."""
-    return not any(letter.isprintable() and not letter.isspace() for letter in name)
-
-
 class Site:
     """What is known of a stage before it runs: made once per name and attributes, shared by all its records."""
 

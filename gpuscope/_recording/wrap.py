@@ -23,7 +23,7 @@ from __future__ import annotations
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
-from gpuscope._data.record import Site, is_blank
+from gpuscope._data.record import Site
 from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
@@ -285,6 +285,11 @@ def check(name: object, attributes: object, stream: object, warmup: object, grap
         raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
     if not isinstance(graph, bool):
         raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")
+
+
+def is_blank(name: str) -> bool:
+    """Tell whether a name has nothing in it that can be seen: empty, spaces, or letters without a width."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in name)
 
 
 def _could_be_decorated(name: object) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpuscope._data.record import is_blank
+from gpuscope._recording.wrap import is_blank
 from gpuscope.instrument import _expressions
 
 FORM = "`stage=package.module:function` or `stage=package.module:Class.method`, several separated by commas"

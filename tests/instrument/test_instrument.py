@@ -538,7 +538,7 @@ class TestForms:
         with pytest.raises(TypeError, match="`stages` is of type `int`: expected a text, a mapping or a list"):
             instrument(3)
         for frameworks in (3, None, [3]):
-            with pytest.raises(TypeError, match="`frameworks` has a `.*`: expected names, as a text or a list"):
+            with pytest.raises(TypeError, match=r"`frameworks` has a `.*`: expected names, as a text or a list"):
                 instrument(frameworks=frameworks)
 
     @pytest.mark.parametrize(
