@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypedDict
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
-from gpuscope._settings.environment import is_off, variables
+from gpuscope._settings.enabling import seconds, to_record
+from gpuscope._settings.environment import is_off, is_set_up_without_being_on, variables
 from gpuscope._settings.shown import shown_url
 
 if TYPE_CHECKING:
@@ -59,14 +60,11 @@ def enable(**settings: object) -> None:
             recorded so far is exported, and a new period of recording begins.
 
     Raises:
-        TypeError: for a name that is not a setting.
+        TypeError: for a name that is not a setting, or is one that only a variable can set.
         ValueError: for a value that is not allowed, or a `file` in a directory that does not exist.
 
     """
-    config = state.config.changed(**{**settings, "mode": "on"})
-    directory = os.path.dirname(config.file) or "."  # noqa: PTH120 - `pathlib` costs the import 2 ms
-    if "file" in config.exporters and not os.path.isdir(directory):  # noqa: PTH112
-        raise ValueError(f"`file` is {config.file!r}: there is no directory {directory!r}; create it first.")
+    config = to_record(state.config, settings)
     with state.lock:
         engine = state.engine
         if engine is None or engine.ended or (settings and engine.config != config):
@@ -162,7 +160,7 @@ def flush(timeout: float | None = None) -> bool:
 
     """
     engine = state.engine
-    return engine is None or engine.flush(engine.config.shutdown_timeout_s if timeout is None else timeout)
+    return engine is None or engine.flush(seconds(timeout, engine.config.shutdown_timeout_s))
 
 
 def shutdown(timeout: float | None = None) -> bool:
@@ -180,7 +178,7 @@ def shutdown(timeout: float | None = None) -> bool:
     """
     state.switch_to(None)
     engine = state.engine
-    return engine is None or engine.shutdown(engine.config.shutdown_timeout_s if timeout is None else timeout)
+    return engine is None or engine.shutdown(seconds(timeout, engine.config.shutdown_timeout_s))
 
 
 def reset() -> None:
@@ -286,7 +284,7 @@ def set_up() -> bool:
 
     """
     state.begin_anew(variables())
-    if is_off(state.environ):
+    if is_off(state.environ) and not is_set_up_without_being_on(state.environ):
         return False
     config = state.config
     state.may_toggle = config.mode != "absent"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import logging
 import os
@@ -485,11 +486,13 @@ def test_hosts_that_need_no_proxy(proxies, no, direct):
         {"url": "https://host", "https": "https://user:secret@proxy:1080"},
     ],
 )
-def test_a_url_that_cannot_be_used_is_said_and_not_quoted(make_client, proxies, setting):
+def test_a_url_that_cannot_be_used_is_said_and_not_quoted(proxies, setting):
     """The sentence says which URL it is about, the endpoint's or the proxy's, and has no part of it."""
     url = setting.pop("url")
     proxies(**setting)
-    client = make_client(url)
+    # Settings are checked when they are set; this is what comes of one that was not.
+    endpoint = dataclasses.replace(Endpoint.for_traces(Config()), url=url)
+    client = HttpClient(endpoint, threading.Event(), version="1")
     outcome = client.post(b"payload")
     assert outcome.reason == "invalid_request"
     assert "secret" not in outcome.detail + client.shown_url
