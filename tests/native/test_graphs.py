@@ -122,6 +122,21 @@ def test_replays_that_overtake_the_collector_keep_their_own_times(machine, new_g
     assert account(machine).dropped == {}
 
 
+def test_a_slice_takes_as_many_replays_as_it_may(machine, new_graph):
+    """The others stay for the next, and none is lost."""
+    graph, intake = new_graph("attention", "mlp"), machine.engine.collector._intake
+    replay(graph)
+    machine.collect()
+    for _ in range(5):
+        replay(graph)
+    taken = []
+    while intake._replays.pending:
+        found = intake._replays.collect(4, intake._resolver.clock_of, may_ask=True, give_up=False)
+        taken.append(sum(len(placed.replays) for placed in found))
+    assert taken == [2, 2, 1]
+    assert account(machine).lost == {}
+
+
 def test_nothing_is_read_before_the_fence(machine, new_graph):
     """A node's event tells of an older record until it is recorded; the replay's spans wait for the event after it."""
     graph = new_graph("attention")
