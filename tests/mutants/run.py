@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = "tests/native/test_device.py"
 GRAPHS = "tests/native/test_fences.py tests/native/test_graphs.py tests/cuda/test_replays.py"
 COLLECTING = "tests/collecting/test_collector.py"
+PROVIDERS = "tests/collecting/test_ends.py::TestProvider tests/collecting/test_metering.py::TestWay"
 METRICS = "tests/collecting/test_metrics.py tests/collecting/test_summary.py tests/collecting/test_groups.py"
 OVERLAP = "tests/overlap"
 VERDICTS = "tests/analysis/verdicts"
@@ -47,9 +48,9 @@ TESTS = {
     "_cuda/graphs/launch.py": GRAPHS,
     "_cuda/graphs/resolve.py": f"{GRAPHS} {COLLECTING}",
     "_collecting/resolve.py": f"{COLLECTING} {NATIVE}",
-    "_collecting/intake.py": f"tests/collecting/test_intake.py {COLLECTING}",
+    "_collecting/intake.py": f"tests/collecting/test_intake.py tests/recording/test_memory.py {COLLECTING}",
     "_collecting/batch_builder.py": "tests/collecting/test_batch_builder.py",
-    "_collecting/collector.py": f"tests/collecting/test_passes.py {COLLECTING}",
+    "_collecting/collector.py": f"tests/collecting/test_passes.py {COLLECTING} {PROVIDERS}",
     "_collecting/aggregation/groups.py": METRICS,
     "_collecting/aggregation/histograms.py": METRICS,
     "_collecting/aggregation/joined_columns.py": METRICS,
