@@ -313,13 +313,11 @@ class TestOccupancy:
         assert ratios(metrics) == {0: pytest.approx(30.05 / 60)}
 
     def test_memory_is_bounded(self):
-        """Whatever the export interval, what is old enough is counted and let go, also if something old comes with it."""
+        """Whatever the export interval, what is old enough is counted and let go, also with something old beside it."""
         metrics = StageMetrics(NOW_NS)
         for number in range(60):
-            rows = occupied(
-                (0, 0.005), *((number * 10 + each / 100, number * 10 + each / 100 + 0.005) for each in range(1000))
-            )
-            metrics.add(batch_of(*rows))
+            starts = [0, *(number * 10 + each / 100 for each in range(1000))]
+            metrics.add(batch_of(*occupied(*((start, start + 0.005) for start in starts))))
         assert metrics._occupancy._pending < 20_000
         metrics.settle(NOW_NS + 600 * SECOND_NS, last=True)
         metrics.end_interval()

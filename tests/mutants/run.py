@@ -61,7 +61,7 @@ TESTS = {
     "_collecting/aggregation/summary.py": METRICS,
     "_collecting/aggregation/tally.py": METRICS,
     "_recording/queue.py": COLLECTING,
-    "_recording/ledger.py": f"{COLLECTING} tests/collecting/test_passes.py tests/data",
+    "_recording/ledger.py": f"tests/recording/test_ledger.py {COLLECTING} tests/collecting/test_passes.py tests/data",
     "_otel/sampling.py": f"{COLLECTING} tests/otel/test_otel.py",
     "_otel/identities.py": "tests/otel/test_identities.py tests/otel/test_otel.py tests/exporters/test_sdk.py",
     "_settings/parsers.py": "tests/settings",
