@@ -69,7 +69,7 @@ TESTS = {
     "exporters/_transport/http.py": "tests/exporters/test_otlp_http.py tests/exporters/test_sender_bounds.py",
     "exporters/_transport/sender.py": "tests/exporters/test_sender_bounds.py tests/exporters/test_otlp_sender.py",
     "exporters/_encoding/otlp_bytes.py": "tests/exporters/test_otlp.py tests/exporters/test_otlp_equals_sdk.py",
-    "analysis/_verdicts/calls.py": f"{VERDICTS}/test_verdict.py",
+    "analysis/_verdicts/calls.py": f"{VERDICTS}/test_calls.py {VERDICTS}/test_verdict.py",
     "analysis/_verdicts/cold.py": f"{VERDICTS}/test_cold.py",
     "analysis/_verdicts/decide.py": f"{VERDICTS}/test_decide.py {VERDICTS}/test_verdict.py",
     "analysis/_verdicts/evidence.py": f"{VERDICTS}/test_evidence.py {VERDICTS}/test_verdict.py",
