@@ -63,24 +63,38 @@ def test_stages_in_a_graph_are_a_part_of_the_stage_that_launched_it():
 
 def test_the_kind_of_request_that_took_longest_comes_first():
     """And in it the request, then its stages, the longest first. Warm-up does not count."""
-    short = Stage("short", 0, 50, inside=[Stage("b", 1, 9), Stage("a", 10, 30)])
-    long = Stage("long", 0, 200, inside=[Stage("a", 10, 30), Stage("b", 40, 180)])
-    cold = Stage("short", -(10**7), -10, flags=RowFlag.WARMUP)
-    roots = [cold, *repeat(short, 12, 1000), *shifted(repeat(long, 12, 1000), 300)]
-    assert list(calls_in(*roots)) == [
-        ("long", "long", True),
-        ("long", "b", False),
-        ("long", "a", False),
-        ("short", "short", True),
-        ("short", "a", False),
-        ("short", "b", False),
-    ]
+    long = Stage("long", 0, 200, inside=[Stage("a", 10, 180), Stage("b", 185, 190)])
+    short = Stage("short", 0, 50, inside=[Stage("a", 1, 9), Stage("b", 10, 30)])
+    cold = Stage("short", 10**6, 10**8, flags=RowFlag.WARMUP)
+    for first, second in ((long, short), (short, long)):
+        roots = [*repeat(first, 12, 1000), *shifted(repeat(second, 12, 1000), 300), cold]
+        assert list(calls_in(*roots)) == [
+            ("long", "long", True),
+            ("long", "a", False),
+            ("long", "b", False),
+            ("short", "short", True),
+            ("short", "b", False),
+            ("short", "a", False),
+        ]
 
 
 def test_a_stage_inside_itself_is_two_things():
     """The outermost calls are requests, and the inner ones are stages of theirs."""
     found = calls_in(*repeat(Stage("a", 0, 100, inside=[Stage("a", 10, 40)]), 12, 1000))
     assert {key: len(calls.judged) for key, calls in found.items()} == {("a", "a", True): 12, ("a", "a", False): 12}
+
+
+def test_a_stage_in_a_graph_and_out_of_it_is_two_things():
+    """Also in one kind of request."""
+    machine = Machine()
+    for _ in range(12):
+        with machine.stage("request"):
+            machine.replay(("mlp", 100))
+            with machine.stage("mlp"):
+                machine.launch(100)
+    stored = recording(*machine.roots)
+    found = [calls for calls in Material(stored, gather(stored), find_cold(stored)).calls() if calls.name == "mlp"]
+    assert sorted((calls.replayed, len(calls.rows)) for calls in found) == [(False, 12), (True, 12)]
 
 
 def test_what_is_waited_for_longest_is_told():
