@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[2]
 NATIVE = "tests/native/test_device.py"
 GRAPHS = "tests/native/test_fences.py tests/native/test_graphs.py tests/cuda/test_replays.py"
 COLLECTING = "tests/collecting/test_collector.py"
+HTTP = "tests/exporters/test_otlp_http.py tests/exporters/test_otlp_odd_endpoints.py"
 PROVIDERS = "tests/collecting/test_ends.py::TestProvider tests/collecting/test_metering.py::TestWay"
 METRICS = "tests/collecting/test_metrics.py tests/collecting/test_summary.py tests/collecting/test_groups.py"
 OVERLAP = "tests/overlap"
@@ -66,7 +67,8 @@ TESTS = {
     "_otel/identities.py": "tests/otel/test_identities.py tests/otel/test_otel.py tests/exporters/test_sdk.py",
     "_settings/parsers.py": "tests/settings",
     "instrument/_expressions.py": "tests/instrument/test_expressions.py",
-    "exporters/_transport/http.py": "tests/exporters/test_otlp_http.py tests/exporters/test_sender_bounds.py",
+    "exporters/_transport/http.py": f"{HTTP} tests/exporters/test_sender_bounds.py",
+    "exporters/_transport/connection.py": HTTP,
     "exporters/_transport/sender.py": "tests/exporters/test_sender_bounds.py tests/exporters/test_otlp_sender.py",
     "exporters/_encoding/otlp_bytes.py": "tests/exporters/test_otlp.py tests/exporters/test_otlp_equals_sdk.py",
     "analysis/_verdicts/calls.py": f"{VERDICTS}/test_calls.py {VERDICTS}/test_verdict.py",
