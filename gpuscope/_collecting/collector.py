@@ -134,7 +134,7 @@ class Collector:
             exporters=self.active_exporters.names,
         )
 
-    def flush(self, timeout_s: float, *, send: bool = True) -> bool:
+    def flush(self, timeout_s: float, *, send: bool) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         return self._flushes.wait(timeout_s, send=send)
 

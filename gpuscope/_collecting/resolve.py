@@ -107,7 +107,7 @@ class Resolver:
         """Return the clock of a stream's device, which may be lost; None where it cannot be calibrated now."""
         return self._clocks[timed_stream.index] if self._may_tell(timed_stream) else None
 
-    def collect(self, limit: int, *, may_ask: bool = True, give_up: bool = False) -> list[Row]:
+    def collect(self, limit: int, *, may_ask: bool, give_up: bool) -> list[Row]:
         """
         Return at most `limit` stages whose GPU work is done.
 

@@ -20,7 +20,7 @@ from gpuscope.testing import FakeDevice, ManualClock
 def ask_to_flush(collector, timeout_s):
     """Return a thread that waits for a flush, once the collector knows of it, and the list of its answers."""
     answers = []
-    asking = threading.Thread(target=lambda: answers.append(collector.flush(timeout_s)))
+    asking = threading.Thread(target=lambda: answers.append(collector.flush(timeout_s, send=True)))
     asking.start()
     while not collector._flushes:
         pass

@@ -227,6 +227,20 @@ class TestProvider:
         found = engine.statistics()
         assert (found.exported, found.lost) == (3, {"provider_shutdown": 1})
 
+    def test_the_end_of_one_that_came_late(self, period, monkeypatch):
+        """A provider that is set while stages are recorded gets all that ended before its end, too."""
+        engine = period(exporters="sdk")
+        with stage("early"):
+            pass
+        engine.flush(20)
+        made, memory = make_provider()
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", made)
+        engine.flush(20)
+        with stage("late"):
+            pass
+        made.shutdown()
+        assert [span.name for span in memory.get_finished_spans()] == ["late"]
+
     def test_an_end_that_went_another_way_is_noticed(self, period, provider):
         """Where `shutdown` is called past ours, stages that come later are not said to be exported."""
         made, memory = provider

@@ -38,6 +38,8 @@ ROOT = Path(__file__).parents[2]
 NATIVE = "tests/native/test_device.py"
 GRAPHS = "tests/native/test_fences.py tests/native/test_graphs.py tests/cuda/test_replays.py"
 COLLECTING = "tests/collecting/test_collector.py"
+HTTP = "tests/exporters/test_otlp_http.py tests/exporters/test_otlp_odd_endpoints.py"
+PROVIDERS = "tests/collecting/test_ends.py::TestProvider tests/collecting/test_metering.py::TestWay"
 METRICS = "tests/collecting/test_metrics.py tests/collecting/test_summary.py tests/collecting/test_groups.py"
 OVERLAP = "tests/overlap"
 VERDICTS = "tests/analysis/verdicts"
@@ -47,9 +49,9 @@ TESTS = {
     "_cuda/graphs/launch.py": GRAPHS,
     "_cuda/graphs/resolve.py": f"{GRAPHS} {COLLECTING}",
     "_collecting/resolve.py": f"{COLLECTING} {NATIVE}",
-    "_collecting/intake.py": f"tests/collecting/test_intake.py {COLLECTING}",
+    "_collecting/intake.py": f"tests/collecting/test_intake.py tests/recording/test_memory.py {COLLECTING}",
     "_collecting/batch_builder.py": "tests/collecting/test_batch_builder.py",
-    "_collecting/collector.py": f"tests/collecting/test_passes.py {COLLECTING}",
+    "_collecting/collector.py": f"tests/collecting/test_passes.py {COLLECTING} {PROVIDERS}",
     "_collecting/aggregation/groups.py": METRICS,
     "_collecting/aggregation/histograms.py": METRICS,
     "_collecting/aggregation/joined_columns.py": METRICS,
@@ -60,15 +62,16 @@ TESTS = {
     "_collecting/aggregation/summary.py": METRICS,
     "_collecting/aggregation/tally.py": METRICS,
     "_recording/queue.py": COLLECTING,
-    "_recording/ledger.py": f"{COLLECTING} tests/collecting/test_passes.py tests/data",
+    "_recording/ledger.py": f"tests/recording/test_ledger.py {COLLECTING} tests/collecting/test_passes.py tests/data",
     "_otel/sampling.py": f"{COLLECTING} tests/otel/test_otel.py",
     "_otel/identities.py": "tests/otel/test_identities.py tests/otel/test_otel.py tests/exporters/test_sdk.py",
     "_settings/parsers.py": "tests/settings",
     "instrument/_expressions.py": "tests/instrument/test_expressions.py",
-    "exporters/_transport/http.py": "tests/exporters/test_otlp_http.py tests/exporters/test_sender_bounds.py",
+    "exporters/_transport/http.py": f"{HTTP} tests/exporters/test_sender_bounds.py",
+    "exporters/_transport/connection.py": HTTP,
     "exporters/_transport/sender.py": "tests/exporters/test_sender_bounds.py tests/exporters/test_otlp_sender.py",
     "exporters/_encoding/otlp_bytes.py": "tests/exporters/test_otlp.py tests/exporters/test_otlp_equals_sdk.py",
-    "analysis/_verdicts/calls.py": f"{VERDICTS}/test_verdict.py",
+    "analysis/_verdicts/calls.py": f"{VERDICTS}/test_calls.py {VERDICTS}/test_verdict.py",
     "analysis/_verdicts/cold.py": f"{VERDICTS}/test_cold.py",
     "analysis/_verdicts/decide.py": f"{VERDICTS}/test_decide.py {VERDICTS}/test_verdict.py",
     "analysis/_verdicts/evidence.py": f"{VERDICTS}/test_evidence.py {VERDICTS}/test_verdict.py",

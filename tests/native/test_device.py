@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from gpuscope import stage
+
+LONG_NS = 2_000_000
+"""Longer than what a stage without work takes."""
 
 
 def run(name="infer", **options):
@@ -217,7 +221,10 @@ def test_without_any_anchor_the_durations_are_told(machine, monkeypatch):
     run()
     while not machine.collect():
         pass
-    run()
+    with stage("infer"):
+        until_ns = time.perf_counter_ns() + LONG_NS
+        while time.perf_counter_ns() < until_ns:
+            pass
     spans = machine.collect()
     assert len(attempts) == 3
     assert [span.kind for span in spans] == ["host", "gpu"] * 2
@@ -226,6 +233,7 @@ def test_without_any_anchor_the_durations_are_told(machine, monkeypatch):
         assert gpu.start_ns == host.start_ns
         assert 0 <= gpu.duration_ns < host.duration_ns + 100_000
         assert gpu.attributes["gpuscope.clock.uncertainty"] > 0
+    assert spans[3].duration_ns >= LONG_NS
     monkeypatch.undo()
     while "gpuscope.unplaced" in machine.spans[-1].attributes:
         run()

@@ -122,6 +122,21 @@ def test_replays_that_overtake_the_collector_keep_their_own_times(machine, new_g
     assert account(machine).dropped == {}
 
 
+def test_a_slice_takes_as_many_replays_as_it_may(machine, new_graph):
+    """The others stay for the next, and none is lost."""
+    graph, intake = new_graph("attention", "mlp"), machine.engine.collector._intake
+    replay(graph)
+    machine.collect()
+    for _ in range(5):
+        replay(graph)
+    taken = []
+    while intake._replays.pending:
+        found = intake._replays.collect(4, intake._resolver.clock_of, may_ask=True, give_up=False)
+        taken.append(sum(len(placed.replays) for placed in found))
+    assert taken == [2, 2, 1]
+    assert account(machine).lost == {}
+
+
 def test_nothing_is_read_before_the_fence(machine, new_graph):
     """A node's event tells of an older record until it is recorded; the replay's spans wait for the event after it."""
     graph = new_graph("attention")
@@ -375,6 +390,26 @@ def test_a_replay_that_waited_finds_what_the_graph_is_now(machine, new_graph, mo
     assert set(inner(machine.collect())) == ({"mlp [gpu]"} if anew else set())
 
 
+def test_a_replay_that_waited_while_the_graph_went_to_another_gpu(machine, new_graph, monkeypatch):
+    """It is launched where it is captured now, and counted, because its events would be those of the first GPU."""
+    graph, original = new_graph("attention"), launch.Launcher._stream_of
+
+    def captured_elsewhere_meanwhile(self, recorder, watched):
+        monkeypatch.undo()
+        timed_stream = original(self, recorder, watched)
+        graph.reset()
+        machine.device = 1
+        capture_again(machine, graph, "mlp")
+        machine.device = 0
+        return timed_stream
+
+    monkeypatch.setattr(launch.Launcher, "_stream_of", captured_elsewhere_meanwhile)
+    replay(graph)
+    assert machine.launches == 1
+    assert inner(machine.collect()) == {}
+    assert account(machine).dropped == {"overwritten": 1}
+
+
 def test_launches_and_the_end_of_a_graph_never_meet(machine, new_graph):
     """A graph that is reset and captured anew beside replays in other threads: the driver has one of them in it."""
     graph, overlaps = new_graph("attention"), machine.library.fake_overlaps()
@@ -453,7 +488,7 @@ def test_a_replay_without_events_left_is_counted(machine, new_graph):
 
 
 def test_recording_may_be_toggled_between_replays(machine, new_graph):
-    """Replays while recording is off yield nothing, and disturb neither those before nor those after."""
+    """Replays while recording is off are launched, yield nothing, and disturb neither those before nor those after."""
     graph = new_graph("attention")
     machine.library.fake_hold()
     replay(graph)
@@ -468,6 +503,7 @@ def test_recording_may_be_toggled_between_replays(machine, new_graph):
     found = inner(machine.collect())["attention [gpu]"]
     assert [microseconds(span) for span in found] == [KERNEL_US] * 2
     assert account(machine).recorded == 1 + 2 + 2
+    assert machine.launches == 4
 
 
 def test_events_of_a_graph_that_is_gone_are_used_again(machine, new_graph):

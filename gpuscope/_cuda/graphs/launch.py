@@ -120,20 +120,20 @@ class Launcher:
         self, outer: StageRecord, graph: Graph, stages: GraphStages, timed_stream: TimedStream, launch: Callable[[], R]
     ) -> R:
         recorder: Recorder = outer.recorder
-        replay, fenced, thread = None, False, thread_info()
+        replay, thread = None, thread_info()
         events = self._events_for(graph, stages, recorder)
         try:
             launched_ns = recorder.clock()
             result = launch()
             if events is not None:
-                replay = Replay(stages, events, timed_stream, launched_ns=launched_ns, outer=outer, thread=thread)
-                fenced = self._fenced(replay)
+                made = Replay(stages, events, timed_stream, launched_ns=launched_ns, outer=outer, thread=thread)
+                replay = made if self._fenced(made) else None
         except BaseException:  # The program's, an interrupt included, and raised again.
             if events is not None:
                 stages.give_back(events)
                 recorder.ledger.refuse("replay_failed", len(stages))
             raise
-        if replay is not None and fenced:
+        if replay is not None:
             recorder.replays.put(replay)
         elif events is not None:
             stages.give_back(events)

@@ -94,8 +94,8 @@ class ReplayResolver:
         limit: int,
         clock_of: Callable[[TimedStream], GpuClock | None],
         *,
-        may_ask: bool = True,
-        give_up: bool = False,
+        may_ask: bool,
+        give_up: bool,
     ) -> list[Placed]:
         """
         Return replays that are done, with about `limit` stages in them.
