@@ -47,7 +47,7 @@ def _traced(action: Callable[[], object], steps: _Steps) -> object:
         if event == "call" and frame.f_lasti < 0:
             steps.last.pop(id(frame), None)
         frame.f_trace_opcodes = True
-        if event == "opcode":
+        if event == "opcode" or (event == "call" and _is_resumption(frame.f_code, frame.f_lasti)):
             steps.step(frame, frame.f_lasti)
         return trace
 
@@ -72,8 +72,11 @@ def _monitored(action: Callable[[], object], steps: _Steps) -> object:
         return None
 
     monitoring.use_tool_id(tool, "steps")
-    monitoring.register_callback(tool, events.INSTRUCTION, instruction)
-    monitoring.set_events(tool, events.INSTRUCTION)
+    # What a function begins with, or goes on with, is not among the others.
+    all_of_them = (events.INSTRUCTION, events.PY_START, events.PY_RESUME)
+    for event in all_of_them:
+        monitoring.register_callback(tool, event, instruction)
+    monitoring.set_events(tool, sum(all_of_them))
     try:
         return action()
     finally:
@@ -84,6 +87,10 @@ def _monitored(action: Callable[[], object], steps: _Steps) -> object:
 @functools.cache
 def _instructions(code: CodeType) -> dict[int, tuple[str, int]]:
     return {each.offset: (each.opname, each.arg or 0) for each in dis.get_instructions(code)}
+
+
+def _is_resumption(code: CodeType, offset: int) -> bool:
+    return _instructions(code).get(offset, ("", 0))[0] == "RESUME"
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from gpuscope._data.descriptions import (
     tensor,
 )
 from gpuscope._data.record import ExceptionInfo
+from gpuscope._interrupts import is_the_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +71,9 @@ def snapshot(value: Value) -> Any:
         return value
     try:
         return _take(value, [_ITEMS], _DEPTH)
-    except Exception:  # A dict that another thread changes, a buffer that was released.
+    except Exception as error:  # A dict that another thread changes, a buffer that was released.
+        if is_the_programs(error):
+            raise
         return UNPRINTABLE
 
 
@@ -83,7 +86,9 @@ def snapshot_mapping(values: Value) -> dict[str, Any]:
     try:
         items = dict.items(values) if issubclass(type(values), dict) else values.items()
         return {as_key(key): snapshot(value) for key, value in list(islice(items, _ITEMS))}
-    except Exception:  # A mapping of the application's own making may raise anything.
+    except Exception as error:  # A mapping of the application's own making may raise anything.
+        if is_the_programs(error):
+            raise
         return {}
 
 
@@ -196,7 +201,9 @@ def shown(value: Value) -> str:
     """Return what `repr` shows of a value that is plain; what is not is described. For messages and the log."""
     try:
         return _show(value, [_ITEMS], _DEPTH)[:MAX_TEXT]
-    except Exception:  # As in `snapshot`.
+    except Exception as failure:  # As in `snapshot`.
+        if is_the_programs(failure):
+            raise
         return UNPRINTABLE
 
 
@@ -204,7 +211,9 @@ def message_of(error: BaseException) -> str:
     """Return what `str` shows of an exception, as far as its arguments are plain; what is not is described."""
     try:
         return _message(error, [_ITEMS], _DEPTH)[:MAX_TEXT]
-    except Exception:  # As in `snapshot`.
+    except Exception as failure:  # As in `snapshot`.
+        if is_the_programs(failure):
+            raise
         return UNPRINTABLE
 
 

@@ -120,7 +120,9 @@ def _thread_name(ident: int) -> str:
     # `current_thread` would make and keep an object for a thread that Python did not start, or that is about to end.
     try:
         return str(threading._active[ident].name)  # type: ignore[attr-defined]
-    except Exception:  # There is none, or the name is the program's own property.
+    except Exception as error:  # There is none, or the name is the program's own property.
+        if is_the_programs(error):
+            raise
         return f"Thread-{ident}"
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import signal
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,8 @@ from ..steps import at_each_step
 
 PACKAGE = Path(gpuscope.__file__).parent
 OURS = tuple(
-    str(PACKAGE / name) for name in ("_recording", "_otel", "_collecting/engine.py", "_collecting/collector.py")
+    str(PACKAGE / name)
+    for name in ("_data", "_recording", "_otel", "_collecting/engine.py", "_collecting/collector.py")
 )
 BODY = "the body ran"
 UNGUARDED = {"__exit__", "end_raised_in_python"}
@@ -43,9 +45,9 @@ def handler(number, frame):
 class Interrupt:
     """Runs an action, and interrupts it at one step of ours."""
 
-    def __init__(self, step, kind):
-        """Raise at the step of this number: where Python looks for signals, in one of our files."""
-        self.left, self.kind, self.where = step, kind, ""
+    def __init__(self, step, kind, files=OURS):
+        """Raise at the step of this number: where Python looks for signals, in one of the files."""
+        self.left, self.kind, self.files, self.where = step, kind, files, ""
 
     def visit(self, frame, signals):
         """Count steps."""
@@ -61,7 +63,7 @@ class Interrupt:
     def run(self, action):
         """Run the action, and return what it raised."""
         try:
-            at_each_step(action, OURS, self.visit)
+            at_each_step(action, self.files, self.visit)
         except (KeyboardInterrupt, DeadlineError) as error:
             return error
         return None
@@ -70,6 +72,13 @@ class Interrupt:
 def block(ran):
     """Run a block."""
     with stage("a"):
+        ran.append(BODY)
+
+
+def telling(ran):
+    """Run a block that is told something."""
+    with stage("a", attributes={"shape": [1, 2]}) as running:
+        running.set_attribute("sizes", {"in": [1, 2]})
         ran.append(BODY)
 
 
@@ -156,6 +165,7 @@ def asynchronous_generator(ran):
 
 FORMS = {
     "block": lambda ran: lambda: block(ran),
+    "block that is told something": lambda ran: lambda: telling(ran),
     "function": decorated,
     "coroutine": coroutine,
     "generator": generator,
@@ -219,6 +229,29 @@ def test_first_stage_interrupted_at_any_step(kind):
             assert set(statistics.lost) <= {"interrupted", "stage_error"}, interrupt.where
             assert statistics.pending == 0, interrupt.where
         assert [span.name for span in spans if span.name == "later"] == ["later"], interrupt.where
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, DeadlineError])
+def test_first_stage_of_a_thread_interrupted_at_any_step(bench, kind):
+    """Also where the thread is asked for its name, which is code of Python's, it reaches the program."""
+    step, interrupted = 0, True
+    while interrupted:
+        step += 1
+        interrupt, errors = Interrupt(step, kind, (*OURS, threading.__file__)), []
+
+        def run(interrupt=interrupt, errors=errors):
+            errors.append(interrupt.run(lambda: block([])))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        interrupted = bool(interrupt.where)
+        assert (type(errors[0]) is kind) is interrupted, interrupt.where
+    assert step > 2
+    assert bench.nvtx.stack == []
+    bench.collect()
+    after = bench.statistics()
+    assert after.recorded == after.exported + sum(after.lost.values())
 
 
 @pytest.mark.skipif(native is None, reason="the twin of a block's `__exit__` can be interrupted at its very start")
