@@ -30,14 +30,13 @@ from gpuscope._data.descriptions import (
     tensor,
 )
 from gpuscope._data.record import ExceptionInfo
-from gpuscope._interrupts import is_the_programs
+from gpuscope._interrupts import instead_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 Clean: TypeAlias = "bool | int | float | str | bytes | list[Clean] | dict[str, Clean] | None"
 """What a snapshot is made of: these types exactly. In what OTLP can carry, an `int` has 64 bits."""
-
 PLAIN = frozenset((str, int, float, bool, bytes, NoneType))
 """Types whose values never change and refer to nothing."""
 UNPRINTABLE = "<unprintable>"
@@ -72,9 +71,7 @@ def snapshot(value: Value) -> Any:
     try:
         return _take(value, [_ITEMS], _DEPTH)
     except Exception as error:  # A dict that another thread changes, a buffer that was released.
-        if is_the_programs(error):
-            raise
-        return UNPRINTABLE
+        return instead_of(error, UNPRINTABLE)
 
 
 def snapshot_mapping(values: Value) -> dict[str, Any]:
@@ -87,9 +84,7 @@ def snapshot_mapping(values: Value) -> dict[str, Any]:
         items = dict.items(values) if issubclass(type(values), dict) else values.items()
         return {as_key(key): snapshot(value) for key, value in list(islice(items, _ITEMS))}
     except Exception as error:  # A mapping of the application's own making may raise anything.
-        if is_the_programs(error):
-            raise
-        return {}
+        return instead_of(error, {})
 
 
 def clean(value: Value) -> Any:
@@ -202,9 +197,7 @@ def shown(value: Value) -> str:
     try:
         return _show(value, [_ITEMS], _DEPTH)[:MAX_TEXT]
     except Exception as failure:  # As in `snapshot`.
-        if is_the_programs(failure):
-            raise
-        return UNPRINTABLE
+        return instead_of(failure, UNPRINTABLE)
 
 
 def message_of(error: BaseException) -> str:
@@ -212,9 +205,7 @@ def message_of(error: BaseException) -> str:
     try:
         return _message(error, [_ITEMS], _DEPTH)[:MAX_TEXT]
     except Exception as failure:  # As in `snapshot`.
-        if is_the_programs(failure):
-            raise
-        return UNPRINTABLE
+        return instead_of(failure, UNPRINTABLE)
 
 
 def exception_info(error: BaseException) -> ExceptionInfo | None:
