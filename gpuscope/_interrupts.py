@@ -8,10 +8,12 @@ Python runs signal handlers between any two of its bytecodes, ours included. Wha
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from types import FrameType
+
+T = TypeVar("T")
 
 _PARTS = frozenset(("builtins", "gpuscope", "opentelemetry", "nvtx", *sys.stdlib_module_names))
 
@@ -29,6 +31,13 @@ def is_the_programs(error: BaseException) -> bool:
         traceback = traceback.tb_next
     # None of our files raises a class of the program's: another thread has had it raised here.
     return origin.partition(".")[0] == "gpuscope" and type(error).__module__.partition(".")[0] not in _PARTS
+
+
+def instead_of(error: Exception, value: T) -> T:
+    """Return the value, in place of what has failed; raise the exception where it is the program's."""
+    if is_the_programs(error):
+        raise error
+    return value
 
 
 def _is_handler(frame: FrameType) -> bool:

@@ -30,13 +30,13 @@ from gpuscope._data.descriptions import (
     tensor,
 )
 from gpuscope._data.record import ExceptionInfo
+from gpuscope._interrupts import instead_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 Clean: TypeAlias = "bool | int | float | str | bytes | list[Clean] | dict[str, Clean] | None"
 """What a snapshot is made of: these types exactly. In what OTLP can carry, an `int` has 64 bits."""
-
 PLAIN = frozenset((str, int, float, bool, bytes, NoneType))
 """Types whose values never change and refer to nothing."""
 UNPRINTABLE = "<unprintable>"
@@ -70,8 +70,8 @@ def snapshot(value: Value) -> Any:
         return value
     try:
         return _take(value, [_ITEMS], _DEPTH)
-    except Exception:  # A dict that another thread changes, a buffer that was released.
-        return UNPRINTABLE
+    except Exception as error:  # A dict that another thread changes, a buffer that was released.
+        return instead_of(error, UNPRINTABLE)
 
 
 def snapshot_mapping(values: Value) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def snapshot_mapping(values: Value) -> dict[str, Any]:
     try:
         items = dict.items(values) if issubclass(type(values), dict) else values.items()
         return {as_key(key): snapshot(value) for key, value in list(islice(items, _ITEMS))}
-    except Exception:  # A mapping of the application's own making may raise anything.
-        return {}
+    except Exception as error:  # A mapping of the application's own making may raise anything.
+        return instead_of(error, {})
 
 
 def clean(value: Value) -> Any:
@@ -196,16 +196,16 @@ def shown(value: Value) -> str:
     """Return what `repr` shows of a value that is plain; what is not is described. For messages and the log."""
     try:
         return _show(value, [_ITEMS], _DEPTH)[:MAX_TEXT]
-    except Exception:  # As in `snapshot`.
-        return UNPRINTABLE
+    except Exception as failure:  # As in `snapshot`.
+        return instead_of(failure, UNPRINTABLE)
 
 
 def message_of(error: BaseException) -> str:
     """Return what `str` shows of an exception, as far as its arguments are plain; what is not is described."""
     try:
         return _message(error, [_ITEMS], _DEPTH)[:MAX_TEXT]
-    except Exception:  # As in `snapshot`.
-        return UNPRINTABLE
+    except Exception as failure:  # As in `snapshot`.
+        return instead_of(failure, UNPRINTABLE)
 
 
 def exception_info(error: BaseException) -> ExceptionInfo | None:

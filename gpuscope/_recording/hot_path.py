@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from gpuscope._data.native import StageRecord, Trace, native
 from gpuscope._data.record import ThreadInfo
 from gpuscope._data.values import exception_info
-from gpuscope._interrupts import is_the_programs
+from gpuscope._interrupts import instead_of, is_the_programs
 from gpuscope._recording.current_stage import (
     TAKEN_OUT,
     before,
@@ -120,8 +120,8 @@ def _thread_name(ident: int) -> str:
     # `current_thread` would make and keep an object for a thread that Python did not start, or that is about to end.
     try:
         return str(threading._active[ident].name)  # type: ignore[attr-defined]
-    except Exception:  # There is none, or the name is the program's own property.
-        return f"Thread-{ident}"
+    except Exception as error:  # There is none, or the name is the program's own property.
+        return instead_of(error, f"Thread-{ident}")
 
 
 def _begin_failed(recorder: Recorder, record: StageRecord, error: BaseException) -> None:

@@ -10,12 +10,12 @@ Everything is decided here, when the decorator runs; the wrappers only record. E
 * Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps compiled versions by code object,
   8 of each by default, and the closures of one `def` share theirs: the ninth stage to be compiled would fail, or
   silently run uncompiled. A helper shared by the wrappers would be one such code object, and one more call per stage.
-* Each names `__class__`, which costs nothing, to have the cell in which its function finds the class for `super()`: see
-  `functions.looking_like`.
+* Each names `__class__`: in its cell the function finds the class for `super()` (`functions.looking_like`).
 * They are plain closures, to which `functools` gives name and signature. Objects of wrapt look even more like their
   functions, but cost half a microsecond per call, and not every version of Dynamo can trace them (not on methods in
   PyTorch 2.4, not in cells of closures in 2.11 and 2.13). Nor can all trace `contextlib.ContextDecorator` (2.4, 2.6).
 * The record is there before the `try` in which it begins and ends, so that an interrupt can be met wherever it comes.
+  Python 3.10 looks for signals where a handler begins, too. So each stands in another `try`, which is free from 3.11.
 """
 
 from __future__ import annotations
@@ -127,10 +127,14 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
             return function(*args, **kwargs)
         record = new_record()
         try:
-            begin(recorder, record, site, stream, 0)
-            result = function(*args, **kwargs)
-            end(record, None)
-        except BaseException as error:
+            try:
+                begin(recorder, record, site, stream, 0)
+                result = function(*args, **kwargs)
+                end(record, None)
+            except BaseException as error:
+                end_raised(record, error, None)
+                raise
+        except BaseException as error:  # See above: the same once more, which does nothing where it was done.
             end_raised(record, error, None)
             raise
         return result
@@ -151,10 +155,14 @@ def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) 
             return await function(*args, **kwargs)
         record = new_record()
         try:
-            begin(recorder, record, site, stream, 1)
-            result = await function(*args, **kwargs)
-            end(record, None)
-        except BaseException as error:
+            try:
+                begin(recorder, record, site, stream, 1)
+                result = await function(*args, **kwargs)
+                end(record, None)
+            except BaseException as error:
+                end_raised(record, error, None)
+                raise
+        except BaseException as error:  # See above: the same once more, which does nothing where it was done.
             end_raised(record, error, None)
             raise
         return result
@@ -174,10 +182,14 @@ def _resume(step: Callable[..., Item], sent: list[object], site: Site, stream: S
         return step(sent.pop())
     record = new_record()
     try:
-        begin(recorder, record, site, stream, 0)
-        item = step(sent.pop())
-        end(record, None)
-    except BaseException as error:
+        try:
+            begin(recorder, record, site, stream, 0)
+            item = step(sent.pop())
+            end(record, None)
+        except BaseException as error:
+            end_raised(record, error, StopIteration)
+            raise
+    except BaseException as error:  # See above: the same once more, which does nothing where it was done.
         end_raised(record, error, StopIteration)
         raise
     return item
@@ -222,10 +234,14 @@ async def _resume_async(steps: list[Awaitable[Item]], site: Site, stream: Stream
         return await steps.pop()
     record = new_record()
     try:
-        begin(recorder, record, site, stream, 1)
-        item = await steps.pop()
-        end(record, None)
-    except BaseException as error:
+        try:
+            begin(recorder, record, site, stream, 1)
+            item = await steps.pop()
+            end(record, None)
+        except BaseException as error:
+            end_raised(record, error, StopAsyncIteration)
+            raise
+    except BaseException as error:  # See above: the same once more, which does nothing where it was done.
         end_raised(record, error, StopAsyncIteration)
         raise
     return item
@@ -271,7 +287,7 @@ def check(name: object, attributes: object, stream: object, warmup: object, grap
         ValueError: for a blank name, or a `warmup` that is not a count.
 
     """
-    if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
+    if not (name is None or callable(name) or isinstance(name, str | staticmethod | classmethod | property)):
         raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
     if isinstance(name, str) and is_blank(name):
         raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
@@ -290,7 +306,3 @@ def check(name: object, attributes: object, stream: object, warmup: object, grap
 def is_blank(name: str) -> bool:
     """Tell whether a name has nothing in it that can be seen: empty, spaces, or letters without a width."""
     return not any(letter.isprintable() and not letter.isspace() for letter in name)
-
-
-def _could_be_decorated(name: object) -> bool:
-    return callable(name) or isinstance(name, staticmethod | classmethod | property)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import faulthandler
-import sys
 from pathlib import Path
 
 import pytest
 
 import gpuscope
 from gpuscope import stage
+
+from .. import steps
 
 PACKAGE = str(Path(gpuscope.__file__).parent)
 
@@ -24,23 +25,7 @@ def _no_hang():
 
 def at_each_step(action, handler):
     """Run the action, and the handler before each bytecode of ours in it, as a signal handler may run."""
-
-    def trace(frame, event, argument):
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            sys.settrace(None)
-            handler()
-            sys.settrace(trace)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        return action()
-    finally:
-        sys.settrace(before)
+    return steps.at_each_step(action, (PACKAGE,), lambda *_: handler())
 
 
 def test_statistics_may_be_asked_for_within_statistics(bench):
@@ -87,15 +72,15 @@ def test_first_stage_may_come_within_the_first_stage():
         engine = gpuscope._runtime.state.engine
         record = stage("outer")
         record.__enter__()
-        steps = []
+        ran = []
 
         def count():
-            steps.append(handler())
+            ran.append(handler())
 
         at_each_step(lambda: record.__exit__(None, None, None), count)
-        assert steps
+        assert ran
         assert engine.flush(60)
-        assert gpuscope.statistics().recorded == len(steps) + 1
+        assert gpuscope.statistics().recorded == len(ran) + 1
     assert {span.name for span in spans} == {"outer", "inner"}
 
 
