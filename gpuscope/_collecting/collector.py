@@ -162,6 +162,8 @@ class Collector:
         """Export what can be exported in the time, and end the thread, if it runs; return whether it ended."""
         self._stop_at_s = time.monotonic() + timeout_s
         self._wake.set()
+        if not self.is_running and len(self._queue):
+            self._thread.run_here()  # No thread was to be had: early 3.12 starts none once the main one has ended.
         return self._thread.stopped.wait(timeout_s) if self.is_running else True
 
     # ---- the collector's thread

@@ -190,6 +190,46 @@ def test_a_large_answer_is_not_read(serve, make_client, status, framing):
     assert peak < 2_000_000
 
 
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b"x" * 65536),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"A: b\r\n" * 10_000),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2000),
+    ],
+    ids=["negative chunk", "trailers", "interim answers"],
+)
+def test_an_answer_without_an_end_is_left(serve, make_client, head, piece):
+    """What is not a body that was asked for is bounded too: memory, and the work until the time is up."""
+    sent = 0
+
+    def speak(connection):
+        nonlocal sent
+        connection.sendall(head)
+        while sent < 100_000_000:
+            connection.sendall(piece)
+            sent += len(piece)
+
+    client = make_client(serve(speak).url, otlp_timeout_s=30, otlp_compression="none")
+    tracemalloc.start()
+    try:
+        client.post(b"payload")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        client.close()
+    assert peak < 5_000_000
+    assert sent < 50_000_000
+
+
+def test_a_program_that_debugs_its_own_requests_prints_none_of_ours(serve, make_client, monkeypatch, capsys):
+    """The switch of `http.client` is one for all connections of a process; our headers hold keys."""
+    monkeypatch.setattr("http.client.HTTPConnection.debuglevel", 1)
+    server = serve(lambda connection: connection.sendall(OK))
+    assert make_client(server.url, otlp_headers={"authorization": "Bearer secret"}).post(b"payload").reason == ""
+    assert capsys.readouterr().out == ""
+
+
 def test_a_compressed_answer_is_read_as_far_as_a_plain_one(serve, make_client):
     """What unpacks to gigabytes is cut off; an answer of usual size that comes compressed unasked is understood."""
     bodies = [gzip.compress(bytes(50_000_000)), gzip.compress(rejects(3).body)]

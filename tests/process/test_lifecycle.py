@@ -238,6 +238,27 @@ class TestChildren:
         assert result.returncode == 0, result.stderr
         assert sorted(names(tmp_path).values()) == [["inner", "inner", "work"]] * 2 + [["inner", "work"]]
 
+    @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+    def test_what_a_child_of_multiprocessing_does_after_its_work_is_exported(self, run_python, tmp_path, method):
+        """Its threads and the finalizers of the program come after the function that it was made for."""
+        program = HEAD + (
+            "import multiprocessing, multiprocessing.util\n"
+            "def last(over):\n"
+            "    over.wait(); work(1)\n"
+            "def child():\n"
+            "    over = threading.Event(); threading.Thread(target=last, args=(over,)).start(); work(1)\n"
+            "    multiprocessing.util.Finalize(None, work, (1,), exitpriority=-5)\n"
+            "    multiprocessing.util.Finalize(None, over.set, exitpriority=-(1 << 31))\n"
+            "if __name__ == '__main__':\n"
+            f"    process = multiprocessing.get_context('{method}').Process(target=child)\n"
+            "    process.start(); process.join()\n"
+            "    assert process.exitcode == 0\n"
+        )
+        result = run_python(program, **ON)
+        assert result.returncode == 0, result.stderr
+        (spans,) = names(tmp_path).values()
+        assert spans == ["inner"] * 3 + ["work"] * 3
+
     @at_exit
     def test_subprocess_inherits_the_variables_and_exports_its_own(self, run_python, tmp_path):
         """A subprocess is a process like any other."""
@@ -321,6 +342,23 @@ def test_stages_of_handlers_at_exit_are_exported(run_python):
     result = run_python(EXIT.replace("EARLY", "").replace("PROVIDER", ""), **ON)
     (spans,) = names(Path(result.args[3]).parent).values()
     assert spans == ["body", "finalizer", "handler"], result.stderr
+
+
+@pytest.mark.parametrize("where", ["threading.Thread(target=last).start()", "pool.submit(last); pool.submit(last)"])
+def test_first_stages_after_the_main_thread_are_exported(run_python, where):
+    """Threads of the program go on after its last line, and may be the first to record."""
+    program = HEAD + (
+        "import concurrent.futures.thread\n"
+        "def last():\n"
+        "    while not concurrent.futures.thread._shutdown: pass\n"
+        "    work(1)\n"
+        "pool = concurrent.futures.ThreadPoolExecutor(2)\n"
+        f"{where}\n"
+    )
+    result = run_python(program, **ON)
+    (spans,) = names(Path(result.args[3]).parent).values()
+    assert set(spans) == {"work", "inner"}, result.stderr
+    assert "not exported" not in result.stderr
 
 
 @at_exit

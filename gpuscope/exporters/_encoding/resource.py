@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuscope._data.attributes import HOST_NAME, LOCAL_RANK, PROCESS_PID, RANK, SERVICE_INSTANCE_ID, WORLD_SIZE
+from gpuscope._data.attributes import (
+    HOST_NAME,
+    LOCAL_RANK,
+    PROCESS_PID,
+    RANK,
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    WORLD_SIZE,
+)
 from gpuscope._data.values import clean_mapping
 from gpuscope._settings.environment import variables
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gpuscope._data.values import Clean
 
 DISTRIBUTION = "gpuscope"
@@ -32,9 +43,19 @@ def resource_attributes() -> dict[str, Clean]:
 
     Takes milliseconds, and imports OpenTelemetry's SDK. What the user's variables say comes first.
     """
-    from opentelemetry.sdk.resources import Resource
+    return clean_mapping({**_found_here(), **_found_by_sdk()})
 
-    return clean_mapping({**_found_here(), **Resource.create().attributes})
+
+def _found_by_sdk() -> Mapping[str, object]:
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+    try:
+        return Resource.create().attributes
+    except RuntimeError:
+        # It asks its detectors in threads, which an interpreter that ends refuses: threads of the program go on until
+        # they are done. What the variables say needs none.
+        unknown = f"unknown_service:{Path(sys.executable or 'python').name}"
+        return {SERVICE_NAME: unknown, **OTELResourceDetector().detect().attributes}
 
 
 def _found_here() -> dict[str, Clean]:
