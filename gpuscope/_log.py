@@ -27,9 +27,9 @@ class WarnOnce:
         self.counts: dict[str, int] = {}
         self._tail = tail and f" {tail}"
 
-    def warn(self, kind: str, message: str, *arguments: object, exc_info: bool = False) -> None:
+    def warn(self, kind: str, message: str, *arguments: object) -> None:
         """Log a warning the first time that this kind is seen."""
         # Counted before it is logged: the application's handlers may raise.
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] == 1:
-            logger.warning(f"{message}{self._tail}", *arguments, exc_info=exc_info)  # noqa: G004
+            logger.warning(f"{message}{self._tail}", *arguments)  # noqa: G004

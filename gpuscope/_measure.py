@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gpuscope._data.record import Site
+from gpuscope._data.values import shown
 from gpuscope._recording.hot_path import end, start
 from gpuscope._recording.state import state
 
@@ -214,7 +215,7 @@ def _check(functions: Sequence[object], *, iterations: int, warmup: int = 0) -> 
         raise TypeError("`measure` needs a function: `measure(old, new)`.")
     for function in functions:
         if not callable(function):
-            raise TypeError(f"{function!r} can't be called; give the function itself, not what it returns.")
+            raise TypeError(f"{shown(function)} can't be called; give the function itself, not what it returns.")
     if iterations < 1:
         raise ValueError(f"`iterations` is {iterations}: expected 1 or more.")
     if warmup < 0:

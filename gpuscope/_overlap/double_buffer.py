@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from gpuscope._data.values import shown
 from gpuscope._overlap.graphed import REHEARSALS, GraphedFunction
 from gpuscope._overlap.in_flight import InFlightBatch, Streams, Timed, Work
 from gpuscope._overlap.modes import in_modes_of_this_thread
@@ -242,7 +243,7 @@ def _device(device: torch.device | str | None) -> torch.device:
 def _check(infer: object, post: object, prepare: object, depth: int, workers: int) -> None:
     for name, function in (("infer", infer), ("post", post), ("prepare", prepare)):
         if not callable(function) and (function is not None or name == "infer"):
-            raise TypeError(f"`{name}` is {function!r}: expected a function of one argument.")
+            raise TypeError(f"`{name}` is {shown(function)}: expected a function of one argument.")
     if depth < 1:
         raise ValueError(f"`depth` is {depth}: expected 1 or more batches in flight; 2 for double buffering.")
     if workers < 0:

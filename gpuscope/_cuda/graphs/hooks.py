@@ -24,6 +24,7 @@ from gpuscope._cuda.graphs.events import EventPool
 from gpuscope._cuda.graphs.launch import Launcher
 from gpuscope._cuda.graphs.watched import Watched
 from gpuscope._data.native import StageRecord
+from gpuscope._data.values import shown
 from gpuscope._log import COUNTED, WarnOnce
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class GraphHooks:
         try:
             return function(*args, **kwargs)
         except Exception as error:  # The program captures and replays as it would without us.
-            self.warnings.warn("graphs", "timing stages inside CUDA graphs failed: %r.", error)
+            self.warnings.warn("graphs", "timing stages inside CUDA graphs failed: %s.", shown(error))
             return None
 
     # ---- captures

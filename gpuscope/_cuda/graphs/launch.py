@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from gpuscope._cuda.driver import SUCCESS
 from gpuscope._cuda.graphs.replay import Replay
 from gpuscope._data.record import Site
+from gpuscope._data.values import shown
 from gpuscope._recording.hot_path import current, end, start, thread_info
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Launcher:
             if timed_stream is not None and captures.includes(timed_stream):
                 return None
         except Exception as error:  # The graph is launched as without us, and its stages are counted.
-            self._warnings.warn("graphs", "finding the stream of a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "finding the stream of a CUDA graph failed: %s.", shown(error))
             timed_stream = None
         if timed_stream is None:
             recorder.ledger.refuse("overwritten", len(stages))
@@ -160,7 +161,7 @@ class Launcher:
         try:
             return stages.take()
         except Exception as error:  # No new events.
-            self._warnings.warn("graphs", "making events for a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "making events for a CUDA graph failed: %s.", shown(error))
             return None
 
     def _exchange(self, graph: Graph, stages: GraphStages, events: EventSet) -> bool:
@@ -174,14 +175,14 @@ class Launcher:
             stages.exchange(events)
         except Exception as error:  # From now on nobody knows which replay has which events.
             stages.is_broken = True
-            self._warnings.warn("graphs", "timing stages inside a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "timing stages inside a CUDA graph failed: %s.", shown(error))
         return not stages.is_broken
 
     def _fenced(self, replay: Replay) -> bool:
         try:
             return _record_fence(replay.graph.driver, replay)
         except Exception as error:  # Without a fence nobody knows when to read.
-            self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %s.", shown(error))
             return False
 
 
