@@ -25,6 +25,7 @@ from gpuscope._cuda.graphs.launch import Launcher
 from gpuscope._cuda.graphs.watched import Watched
 from gpuscope._data.native import StageRecord
 from gpuscope._data.values import shown
+from gpuscope._interrupts import is_the_programs
 from gpuscope._log import COUNTED, WarnOnce
 
 if TYPE_CHECKING:
@@ -230,6 +231,8 @@ class GraphHooks:
         try:
             return function(*args, **kwargs)
         except Exception as error:  # The program captures and replays as it would without us.
+            if is_the_programs(error):
+                raise
             self.warnings.warn("graphs", "timing stages inside CUDA graphs failed: %s.", shown(error))
             return None
 
@@ -275,7 +278,11 @@ class GraphHooks:
 
     def _end_capture(self, graph: Graph, watched: Watched, captures: Captures, whole: bool) -> None:
         capture, watched.capture, watched.captures = watched.capture, None, None
-        captures.close(watched.ident)
+        try:
+            captures.close(watched.ident)
+        except BaseException:  # An interrupt, which goes on.
+            captures.close(watched.ident)
+            raise
         if capture is None:
             return
         stages = capture.finish() if whole else None

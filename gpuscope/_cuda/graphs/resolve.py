@@ -210,7 +210,7 @@ class ReplayResolver:
             np.array(rows, np.float64), nodes, launched_ns, clock, self._clock()
         )
         for replay in replays:
-            graph.give_back(replay.events)
+            graph.give_back(replay.events, was_read=True)
         if graph.is_broken:
             right[:] = False
         if not right.all():
