@@ -27,6 +27,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCod
 
 from gpuscope._data.native import StageRecord, Trace
 from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
+from gpuscope._log import say_what_waits
 from gpuscope._otel.bridge import Bridge
 from gpuscope._otel.lazy_span import own_context, settled_ids
 from gpuscope._recording.queue import ByteBudget
@@ -703,6 +704,7 @@ class TestSampling:
         assert program.identities()["infer"][3]
         failures = program.bridge.warnings.counts
         assert sum(failures.values()) >= 3
+        say_what_waits()
         said = [record.levelname for record in caplog.records if "TracerProvider failed" in record.message]
         assert said == ["WARNING"] * len(failures)
 

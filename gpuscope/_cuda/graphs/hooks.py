@@ -26,7 +26,7 @@ from gpuscope._cuda.graphs.watched import Watched
 from gpuscope._data.native import StageRecord
 from gpuscope._data.values import shown
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import COUNTED, WarnOnce
+from gpuscope._log import COUNTED, WarnOnce, later
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ class GraphHooks:
     """
 
     def __init__(self, get_recorder: Callable[[], Recorder | None]) -> None:
-        self.warnings = WarnOnce(COUNTED)
+        self.warnings = WarnOnce(COUNTED, later)
         self._get_recorder = get_recorder
         self._launcher = Launcher(self.warnings)
         self._pools: dict[int, EventPool] = {}
