@@ -16,7 +16,9 @@ import inspect
 import io
 import multiprocessing
 import operator
+import pickle
 import pydoc
+import textwrap
 import threading
 import traceback
 import types
@@ -915,3 +917,17 @@ def test_a_decorated_function_goes_to_spawned_workers(bench):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(double, [1, 2]) == [2, 4]
         assert pool.map(stage("partial")(functools.partial(operator.mul, 3)), [1, 2]) == [3, 6]
+
+
+def test_a_function_that_stays_where_it_is(switched):
+    """Pickle says what stands in the way; a partial of the function goes by value."""
+    staged = stage("s")(textwrap.dedent)
+    with pytest.raises(pickle.PicklingError, match=r"it's not the same object as textwrap\.dedent"):
+        pickle.dumps(staged)
+    assert pickle.loads(pickle.dumps(stage("s")(functools.partial(textwrap.dedent))))(" x") == "x"
+
+
+def test_a_function_in_place_of_another_is_pickled_by_its_name(switched, monkeypatch):
+    """What stands where its name says is found there."""
+    monkeypatch.setattr(textwrap, "dedent", stage("s")(textwrap.dedent))
+    assert pickle.loads(pickle.dumps(textwrap.dedent)) is textwrap.dedent
