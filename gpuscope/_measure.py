@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gpuscope._data.record import Site
+from gpuscope._data.values import shown
 from gpuscope._recording.hot_path import end, start
 from gpuscope._recording.state import state
 
@@ -215,10 +216,7 @@ def _check(functions: Sequence[object], *, iterations: int, warmup: int = 0) -> 
         raise TypeError("`measure` needs a function: `measure(old, new)`.")
     for function in functions:
         if not callable(function):
-            kind = type(function).__name__
-            raise TypeError(
-                f"An object of type `{kind}` can't be called; give the function itself, not what it returns."
-            )
+            raise TypeError(f"{shown(function)} can't be called; give the function itself, not what it returns.")
     check_count("iterations", iterations, 1)
     check_count("warmup", warmup, 0)
 

@@ -13,6 +13,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, TypedDict
 
+from gpuscope._data.values import shown
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
@@ -292,5 +293,5 @@ def set_up() -> bool:
         try:
             start(config)
         except Exception as error:  # Whatever it is, `import gpuscope` goes on. In a sub-interpreter it is numpy.
-            _logger().warning("nothing is recorded, because recording could not start: %r.", error)
+            _logger().warning("nothing is recorded, because recording could not start: %s.", shown(error))
     return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)

@@ -22,7 +22,7 @@ from gpuscope._collecting.metrics_pipeline import MetricsPipeline
 from gpuscope._collecting.one_thread import OneThread
 from gpuscope._data.values import shown
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import COUNTED, WarnOnce
+from gpuscope._log import COUNTED, WarnOnce, say_what_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,6 +195,7 @@ class Collector:
             self._refresh()
             self._recorder.device.attach()
             self._may_ask = True
+            say_what_waits()
         except BaseException as error:  # The pass goes on, but asks no GPU, for which the thread may not be prepared.
             self.warnings.warn("pass", "preparing a pass of the collector failed: %s.", shown(error))
 

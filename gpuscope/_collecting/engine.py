@@ -21,7 +21,7 @@ from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._data.values import traceback_of
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import WarnOnce, logger
+from gpuscope._log import WarnOnce, later, logger, say_what_waits
 from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
@@ -153,7 +153,7 @@ class Engine:
         self._complete = True
         """Whether, at its end, nothing was lost."""
         self._exit_took_s = 0.0
-        self._warnings = WarnOnce()
+        self._warnings = WarnOnce(say=later)
         self._late_before = _late.stages + _late.refused
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
         device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
@@ -270,6 +270,7 @@ class Engine:
                 device.release()
             missing = self.statistics().missing
             self._complete = finished and not missing
+        say_what_waits()
         if missing:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
             logger.warning("some stages were not exported: %s.", reasons)

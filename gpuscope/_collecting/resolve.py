@@ -184,7 +184,7 @@ class Resolver:
         try:
             anchor = self._device.calibrate(timed_stream, clock.anchor)
         except Exception as error:  # No events, say. Durations can be told without.
-            self._warnings.warn("anchor", "reading the clock of GPU %d failed: %r.", timed_stream.index, error)
+            self._warnings.warn("anchor", "reading the clock of GPU %d failed: %s.", timed_stream.index, shown(error))
         if anchor is None:
             clock.miss(self._clock())
             if clock.is_lost:

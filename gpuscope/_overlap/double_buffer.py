@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
+from gpuscope._data.values import shown
 from gpuscope._overlap.graphed import REHEARSALS, GraphedFunction
 from gpuscope._overlap.in_flight import InFlightBatch, Streams, Timed, Work
 from gpuscope._overlap.modes import in_modes_of_this_thread
@@ -251,18 +252,12 @@ def _device(device: torch.device | str | None) -> torch.device:
     return found
 
 
-def _seen(value: object) -> str:
-    # Of objects the type alone: they may be tensors, or hold some.
-    plain = value is None or isinstance(value, str | int | float)
-    return repr(value) if plain else f"of type `{type(value).__name__}`"
-
-
 def _check_functions(**functions: object) -> None:
     for name, function in functions.items():
         if function is None and name != "infer":
             continue
         if not callable(function):
-            raise TypeError(f"`{name}` is {_seen(function)}: expected a function of one argument.")
+            raise TypeError(f"`{name}` is {shown(function)}: expected a function of one argument.")
         if inspect.iscoroutinefunction(function):
             raise TypeError(f"`{name}` is a coroutine function: expected one that returns its result.")
 
@@ -270,12 +265,12 @@ def _check_functions(**functions: object) -> None:
 def _check_options(*, depth: object, workers: object, name: object, **switches: object) -> None:
     for option, value in (("depth", depth), ("workers", workers)):
         if not isinstance(value, Integral) or isinstance(value, bool):
-            raise TypeError(f"`{option}` is {_seen(value)}: expected a whole number.")
+            raise TypeError(f"`{option}` is {shown(value)}: expected a whole number.")
     if not isinstance(name, str):
-        raise TypeError(f"`name` is {_seen(name)}: expected a text.")
+        raise TypeError(f"`name` is {shown(name)}: expected a text.")
     for option, value in switches.items():
         if not isinstance(value, bool):
-            raise TypeError(f"`{option}` is {_seen(value)}: expected True or False.")
+            raise TypeError(f"`{option}` is {shown(value)}: expected True or False.")
     if cast("int", depth) < 1:
         raise ValueError(f"`depth` is {depth}: expected 1 or more batches in flight; 2 for double buffering.")
     if cast("int", workers) < 0:

@@ -51,7 +51,11 @@ def taken_apart(tree: Tree) -> FlatTree:
 
 def is_atom(leaf: Leaf) -> bool:
     """Tell whether a value never changes and holds no tensor. Subclasses may hold anything."""
-    return type(leaf) in _ATOMS or (isinstance(leaf, np.generic | enum.Enum) and not isinstance(leaf, np.void))
+    if type(leaf) in _ATOMS:
+        return True
+    if isinstance(leaf, enum.Enum):
+        return type(leaf._value_) in _ATOMS
+    return isinstance(leaf, np.generic) and not isinstance(leaf, np.void)
 
 
 def check_input(tensor: torch.Tensor) -> None:

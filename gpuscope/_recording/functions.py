@@ -67,7 +67,14 @@ def is_at_its_name(function: object) -> bool:
 
 
 def looking_like(function: Callable[..., object], wrapper: Callable[..., object]) -> FunctionType:
-    """Return the wrapper, with the function's name, signature and docstring, and a code object of its own."""
+    """
+    Return the wrapper, with the function's name, signature and docstring, and a code object of its own.
+
+    Pickle looks for a function by its name and takes no other one that it finds there. So `fast = stage(library.run)`
+    can't be pickled where the library keeps its own `run`. An object could say how, but Dynamo breaks a graph where one
+    stands for a function: at methods that are bound to it, and under `vmap`. A stage of a `functools.partial` of it is
+    one, and goes by value.
+    """
     made = _with_own_code(cast("FunctionType", wrapper), function)
     functools.update_wrapper(made, function)
     return made

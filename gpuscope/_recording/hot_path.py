@@ -236,7 +236,11 @@ def _note_error(error: BaseException, record: StageRecord) -> ExceptionInfo | No
 
 
 def end_raised_in_python(record: StageRecord, error: BaseException, harmless: type[BaseException] | None) -> None:
-    """Finish a run that an exception has left, unless it came before the run began or after it ended."""
+    """
+    Finish a run that an exception has left, unless it came before the run began or after it ended.
+
+    A second interrupt, as the first step of this function, comes before the `try`: see `block.StageBlock.__exit__`.
+    """
     try:
         if hasattr(record, "recorder"):
             end_in_python(record, None if type(error) is harmless else error)

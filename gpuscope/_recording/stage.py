@@ -221,7 +221,8 @@ def stage(
     Each run becomes a host span and, where a GPU is in use, a GPU span: the time between two CUDA events on the
     stream that is current at entry. Nothing waits for the GPU. With recording off for good (`GPUSCOPE` unset or 0), a
     decorated function is the function itself, and a block costs one call. A generator is timed each time that it is
-    resumed.
+    resumed. Pickle finds a decorated function by its name; a stage of a function that stays where it is, as in
+    `run = stage(library.run)`, can be pickled as `stage(functools.partial(library.run))`.
 
     Examples:
         `@stage`, `@stage("preprocess")`, `@stage("inference", attributes={"model": "vit"})`, and

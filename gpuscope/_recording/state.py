@@ -183,5 +183,7 @@ def _kept(sites: dict[Key, Site], key: Key, name: str) -> Site:
         return sites.setdefault(key, site)
     if len(sites) == MAX_SITES and key not in sites:
         sites[key] = site
-        _logger().warning("more than %d stage names; put what varies (ids of requests) into attributes.", MAX_SITES)
+        from gpuscope._log import later  # It is there, because something is recorded.
+
+        later("more than %d stage names; put what varies (ids of requests) into attributes.", MAX_SITES)
     return site

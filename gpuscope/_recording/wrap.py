@@ -7,13 +7,11 @@ Everything is decided here, when the decorator runs; the wrappers only record. E
 * The question to Dynamo stands first, and alone, in each. Dynamo takes it for a constant, so what is below is not
   traced, guarded or run. If `state.recorder` were looked at before it, that would be guarded, and `enable()` or
   `disable()` would compile everything anew. Only the wrapper of async generators does not ask; Dynamo traces none.
-* Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps compiled versions by code object,
-  8 of each by default, and the closures of one `def` share theirs: the ninth stage to be compiled would fail, or
-  silently run uncompiled. A helper shared by the wrappers would be one such code object, and one more call per stage.
+* Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps 8 compiled versions per code object,
+  and the closures of one `def` share theirs: the ninth stage would fail, or run uncompiled. So would a shared helper.
 * Each names `__class__`: in its cell the function finds the class for `super()` (`functions.looking_like`).
 * They are plain closures, to which `functools` gives name and signature. Objects of wrapt look even more like their
-  functions, but cost half a microsecond per call, and not every version of Dynamo can trace them (not on methods in
-  PyTorch 2.4, not in cells of closures in 2.11 and 2.13). Nor can all trace `contextlib.ContextDecorator` (2.4, 2.6).
+  functions, but cost half a microsecond per call, and not every version of Dynamo can trace them, from 2.4 to 2.13.
 * The record is there before the `try` in which it begins and ends, so that an interrupt can be met wherever it comes.
   Python 3.10 looks for signals where a handler begins, too. So each stands in another `try`, which is free from 3.11.
 """
@@ -28,6 +26,7 @@ from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
 from gpuscope._recording.state import MAX_SITES, state
+from gpuscope._settings.names import is_blank
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
@@ -38,7 +37,6 @@ F = TypeVar("F")
 P = ParamSpec("P")
 R = TypeVar("R")
 Item = TypeVar("Item")
-_END_OF_COUNTING = 2**63
 AnyCallable: TypeAlias = "Callable[..., Any]"
 """A function of the application's, of whatever signature: its wrapper takes that over."""
 
@@ -72,10 +70,9 @@ def stage_of(
         return function
     from gpuscope._recording import functions
 
-    if type(function) is MethodType:  # A method again, which goes with copies of its object.
-        method = cast("MethodType", function)
-        inner = stage_of(method.__func__, name, attributes, stream, warmup, graph=graph)
-        return cast("F", MethodType(inner, method.__self__))
+    if isinstance(function, MethodType):  # A method again, which goes with copies of its object.
+        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)
+        return cast("F", MethodType(inner, function.__self__))
     site = _new_site(function, name, attributes)
     site.warmup, site.graph = warmup, graph
     wrapper = _wrapper_for(called)(called, site, stream)
@@ -280,7 +277,7 @@ def wrap_again(target: F, site: Site, stream: Stream = None) -> F:
 
 def check(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
     """
-    Raise if these can't be the arguments of a stage.
+    Refuse what can't be the arguments of a stage.
 
     Raises:
         TypeError: for values of another type.
@@ -295,14 +292,9 @@ def check(name: object, attributes: object, stream: object, warmup: object, grap
         raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
     if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
         raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
-    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
+    if not isinstance(warmup, int | None) or isinstance(warmup, bool):
         raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
-    if warmup is not None and not 0 <= warmup < _END_OF_COUNTING:
+    if not 0 <= (warmup or 0) < 2**63:
         raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
     if not isinstance(graph, bool):
         raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")
-
-
-def is_blank(name: str) -> bool:
-    """Tell whether a name has nothing in it that can be seen: empty, spaces, or letters without a width."""
-    return not any(letter.isprintable() and not letter.isspace() for letter in name)

@@ -63,3 +63,8 @@ def _meant(name: str, ours: Iterable[str]) -> str:
 
 def _shown(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name[:_LONGEST])
+
+
+def is_blank(name: str) -> bool:
+    """Tell whether a name has nothing in it that can be seen: empty, spaces, or letters without a width."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in name)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import wrapt
 
-from gpuscope._data.values import shown
+from gpuscope._data.values import message_of, shown, traceback_of
 from gpuscope._errors import MissingError
 from gpuscope._log import logger
 from gpuscope._recording.state import state
@@ -94,7 +94,7 @@ def follow_environment() -> None:
         try:
             instrument(**arguments)
         except Exception as error:  # Whatever it is: `import gpuscope` goes on.
-            logger.warning("ignoring %s: %s", variable, error)
+            logger.warning("ignoring %s: %s", variable, message_of(error))
 
 
 class Instrumentation:
@@ -142,8 +142,8 @@ class Instrumentation:
             try:
                 if undo is not None:
                     undo()
-            except Exception:  # A framework's own way of undoing.
-                logger.warning("%s is still instrumented: undoing it failed.", name, exc_info=True)
+            except Exception as error:  # A framework's own way of undoing.
+                logger.warning("%s is still instrumented: undoing it failed.\n%s", name, traceback_of(error))
         self.patches.undo()
 
     def names_in_main(self) -> set[str]:
@@ -239,8 +239,8 @@ class Instrumentation:
                 self.add(target)
             if hasattr(file, "install"):
                 self.frameworks[name] = file.install()
-        except Exception:  # The file may be written for other versions; the program goes on with this one.
-            logger.warning("%s is not instrumented.", name, exc_info=True)
+        except Exception as error:  # The file may be written for other versions; the program goes on with this one.
+            logger.warning("%s is not instrumented.\n%s", name, traceback_of(error))
 
 
 def _then(function: Callable[P, R], action: Callable[[], None]) -> Callable[P, R]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
+from gpuscope._data.values import message_of, shown, traceback_of
 from gpuscope._errors import MissingError, UnsuitableError
 from gpuscope._log import WarnOnce, logger
 from gpuscope.instrument._pre_hook import with_pre_hook
@@ -113,7 +114,7 @@ class Patches:
         except UnsuitableError as error:
             self.say("%s cannot be a stage: %s", target.path, error)
         except (TypeError, AttributeError) as error:  # A class written in C, or slots.
-            self.say("%s cannot be replaced: %s.", target.path, error)
+            self.say("%s cannot be replaced: %s.", target.path, message_of(error))
 
     def _stage_of(self, target: Target, found: Member, name: str) -> Member:
         now = as_stage(target, found)
@@ -161,8 +162,8 @@ def _init_subclass(owner: type, override: Callable[[type, type], None]) -> Calla
             before.__get__(None, cls)(**keywords)
         try:
             override(owner, cls)
-        except Exception:  # The class must come into being as it does without us.
-            logger.warning("%s is not instrumented.", cls, exc_info=True)
+        except Exception as error:  # The class must come into being as it does without us.
+            logger.warning("%s is not instrumented.\n%s", shown(cls), traceback_of(error))
 
     return __init_subclass__
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpuscope._recording.wrap import is_blank
+from gpuscope._data.values import shown
+from gpuscope._settings.names import is_blank
 from gpuscope.instrument import _expressions
 
 FORM = "`stage=package.module:function` or `stage=package.module:Class.method`, several separated by commas"
@@ -98,7 +99,7 @@ def targets_of(stages: str | Iterable[Target] | Mapping[str, str]) -> list[Targe
     for target in targets:
         if not isinstance(target, Target):
             raise TypeError(
-                f"Expected a `Target`, got {target!r}; write `Target('infer', 'app.vision:Detector.forward')`."
+                f"Expected a `Target`, got {shown(target)}; write `Target('infer', 'app.vision:Detector.forward')`."
             )
     return targets
 
@@ -189,9 +190,11 @@ def _entry(stage: str, entry: object) -> Target:
     if isinstance(entry, str):
         return _parse(f"{stage}={entry}")
     if not isinstance(entry, dict) or "path" not in entry:
-        raise ValueError(f"Invalid stage {stage!r} with {entry!r}: expected a path, or a table with the key `path`.")
+        raise ValueError(
+            f"Invalid stage {shown(stage)} with {shown(entry)}: expected a path, or a table with the key `path`."
+        )
     bad = {key: value for key, value in entry.items() if not isinstance(value, _KEYS.get(key, ()))}
     if bad:
         allowed = ", ".join(f"`{key}` ({kind.__name__})" for key, kind in _KEYS.items())
-        raise ValueError(f"Invalid stage {stage!r} with {bad}: expected {allowed}.")
+        raise ValueError(f"Invalid stage {shown(stage)} with {shown(bad)}: expected {allowed}.")
     return Target(stage, **entry)

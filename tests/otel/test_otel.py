@@ -27,6 +27,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCod
 
 from gpuscope._data.native import StageRecord, Trace
 from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
+from gpuscope._log import say_what_waits
 from gpuscope._otel.bridge import Bridge
 from gpuscope._otel.lazy_span import own_context, settled_ids
 from gpuscope._recording.queue import ByteBudget
@@ -738,6 +739,7 @@ class TestSampling:
         assert exporters == ("sdk",) or record.trace.sampled is True
         failures = program.bridge.warnings.counts
         assert sum(failures.values()) >= 3
+        say_what_waits()
         said = [record.levelname for record in caplog.records if "TracerProvider failed" in record.message]
         assert said == ["WARNING"] * len(failures)
 

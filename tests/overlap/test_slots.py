@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import enum
 import gc
 import itertools
 import os
 import time
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
 import gpuscope
+from gpuscope._overlap import graphed
 from gpuscope._overlap.in_flight import InFlightBatch
 from gpuscope._overlap.leaves import taken_apart
 from gpuscope._overlap.slots import Slot
@@ -172,3 +175,50 @@ def test_without_a_gpu_nothing_is_hidden():
     loop = gpuscope.overlap([torch.zeros(1)] * 6, lambda x: spin(5))
     assert list(loop) == [None] * 6
     assert (loop.report().bound, loop.report().overlap_ratio) == ("cpu-bound", 0.0)
+
+
+class Own(enum.Enum):
+    """The program says how its members are shown; one holds a tensor."""
+
+    PLAIN = 1
+    TENSOR = torch.ones(2)
+
+    def __repr__(self):
+        raise AssertionError("printed")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (0.0, -0.0),
+        (complex(0.0, 1), complex(-0.0, 1)),
+        (10**5000, 10**5000 + 1),
+        (range(0), range(1, 1)),
+        (range(10**5000), range(10**5000 + 1)),
+        (1, True),
+        ("a", b"a"),
+        (np.float32(1), np.float64(1)),
+        (np.datetime64("2020", "Y"), np.datetime64("2020-01-01", "D")),
+        (Own.PLAIN, 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_inputs_that_are_not_alike_have_graphs_of_their_own(one, other):
+    """Numbers and texts are compared by type and bits, and a value without an end in its text is not printed."""
+    keys = [graphed._kind_of(value) for value in (one, other)]
+    assert keys[0] != keys[1]
+    assert keys == [graphed._kind_of(value) for value in (one, other)]
+
+
+def test_a_value_that_is_not_a_number_is_like_itself():
+    """A NaN equals nothing, and yet the same graph is for it."""
+    assert graphed._kind_of(float("nan")) == graphed._kind_of(float("nan"))
+    assert graphed._kind_of(np.float32("nan")) == graphed._kind_of(np.float32("nan"))
+
+
+def test_a_member_of_an_enum_that_holds_a_tensor_may_change():
+    """It is not taken for a plain value."""
+    assert graphed._kind_of(Own.TENSOR) is None
+    assert graphed._kind_of(Own.PLAIN) is not None

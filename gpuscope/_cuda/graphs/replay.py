@@ -32,9 +32,9 @@ class Replay:
         events: EventSet,
         timed_stream: TimedStream,
         *,
-        launched_ns: int,
         outer: StageRecord,
         thread: ThreadInfo,
+        launched_ns: int = 0,
     ) -> None:
         self.graph = graph
         self.events = events
@@ -63,9 +63,9 @@ class ReplayQueue:
         self._wake = wake
         self._waiting: deque[Replay] = deque()
 
-    def put(self, replay: Replay) -> None:
-        """Take a replay."""
-        self._waiting.append(replay)
+    def put(self, held: list[Replay | None]) -> None:
+        """Take the replay that is in a list after a None, out of there in the same step: no interrupt comes between."""
+        self._waiting.extend(iter(held.pop, None))
         if len(self._waiting) % _MANY == 0:
             self._wake()
 
