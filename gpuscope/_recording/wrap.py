@@ -7,8 +7,8 @@ Everything is decided here, when the decorator runs; the wrappers only record. E
 * The question to Dynamo stands first, and alone, in each. Dynamo takes it for a constant, so what is below is not
   traced, guarded or run. If `state.recorder` were looked at before it, that would be guarded, and `enable()` or
   `disable()` would compile everything anew. Only the wrapper of async generators does not ask; Dynamo traces none.
-* Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps 8 compiled versions per code object,
-  and the closures of one `def` share theirs: the ninth stage would fail, or run uncompiled. So would a shared helper.
+* Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps 8 compiled versions per code
+  object, and closures of one `def` share theirs: the ninth stage would fail, or run uncompiled. So would a helper.
 * Each names `__class__`: in its cell the function finds the class for `super()` (`functions.looking_like`).
 * They are plain closures, to which `functools` gives name and signature. Objects of wrapt look even more like their
   functions, but cost half a microsecond per call, and not every version of Dynamo can trace them, from 2.4 to 2.13.
