@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
+from gpuscope._settings.enabling import seconds, to_record
 from gpuscope._settings.environment import is_off, is_set_up_without_being_on, variables
 from gpuscope._settings.shown import shown_url
 
@@ -63,8 +64,6 @@ def enable(**settings: object) -> None:
         ValueError: for a value that is not allowed, or a `file` in a directory that does not exist.
 
     """
-    from gpuscope._settings.enabling import to_record
-
     config = to_record(state.config, settings)
     with state.lock:
         engine = state.engine
@@ -161,7 +160,7 @@ def flush(timeout: float | None = None) -> bool:
 
     """
     engine = state.engine
-    return engine is None or engine.flush(engine.config.shutdown_timeout_s if timeout is None else timeout)
+    return engine is None or engine.flush(seconds(timeout, engine.config.shutdown_timeout_s))
 
 
 def shutdown(timeout: float | None = None) -> bool:
@@ -179,7 +178,7 @@ def shutdown(timeout: float | None = None) -> bool:
     """
     state.switch_to(None)
     engine = state.engine
-    return engine is None or engine.shutdown(engine.config.shutdown_timeout_s if timeout is None else timeout)
+    return engine is None or engine.shutdown(seconds(timeout, engine.config.shutdown_timeout_s))
 
 
 def reset() -> None:

@@ -240,7 +240,7 @@ def stage(
 
     Raises:
         TypeError: for a name that is not a `str`, a stream without `cuda_stream`, attributes that are not a mapping, a
-            `warmup` that is not an `int`; and at decoration for what can't be a stage.
+            `warmup` that is not an `int`, a `graph` that is not a `bool`; and at decoration for what can't be a stage.
         ValueError: for a blank name, or a negative `warmup`.
 
     """
@@ -249,7 +249,7 @@ def stage(
         dynamo.gpuscope_left_out()
         return NoopStage()
     recorder = state.recorder
-    if attributes is None and stream is None and warmup is None and graph:
+    if attributes is None and stream is None and warmup is None and graph is True:
         try:
             return _off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
         except (KeyError, TypeError):  # The first use of a name, or something that is not a name.
@@ -266,9 +266,9 @@ def _uncommon(
     *,
     graph: bool,
 ) -> object:
-    check(name, attributes, stream, warmup)
+    check(name, attributes, stream, warmup, graph)
     if name is not None and not isinstance(name, str):
-        return stage_of(name, None, attributes, stream, warmup)
+        return stage_of(name, None, attributes, stream, warmup, graph=graph)
     if recorder is None:
         if name is not None and attributes is None and stream is None and warmup is None and graph:
             return _off_stage(name)

@@ -38,6 +38,7 @@ F = TypeVar("F")
 P = ParamSpec("P")
 R = TypeVar("R")
 Item = TypeVar("Item")
+_END_OF_COUNTING = 2**63
 AnyCallable: TypeAlias = "Callable[..., Any]"
 """A function of the application's, of whatever signature: its wrapper takes that over."""
 
@@ -261,18 +262,18 @@ def wrap_again(target: F, site: Site, stream: Stream = None) -> F:
     return stage_of(target, site.name, site.attributes, stream, site.warmup, graph=site.graph)
 
 
-def check(name: object, attributes: object, stream: object, warmup: object) -> None:
+def check(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
     """
     Raise if these can't be the arguments of a stage.
 
     Raises:
         TypeError: for values of another type.
-        ValueError: for a blank name, or a negative `warmup`.
+        ValueError: for a blank name, or a `warmup` that is not a count.
 
     """
     if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
         raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
-    if isinstance(name, str) and not name.strip():
+    if isinstance(name, str) and is_blank(name):
         raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
     if attributes is not None and not hasattr(attributes, "items"):
         raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
@@ -280,8 +281,15 @@ def check(name: object, attributes: object, stream: object, warmup: object) -> N
         raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
     if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
         raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
-    if warmup is not None and warmup < 0:
-        raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")
+    if warmup is not None and not 0 <= warmup < _END_OF_COUNTING:
+        raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
+    if not isinstance(graph, bool):
+        raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")
+
+
+def is_blank(name: str) -> bool:
+    """Tell whether a name has nothing in it that can be seen: empty, spaces, or letters without a width."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in name)
 
 
 def _could_be_decorated(name: object) -> bool:

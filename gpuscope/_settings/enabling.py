@@ -46,3 +46,18 @@ def _check_file(file: str) -> None:
         raise ValueError(f"`file` is {file!r}: there is no directory {directory!r}; create it first.")
     if os.path.isdir(file):  # noqa: PTH112
         raise ValueError(f"`file` is {file!r}: that is a directory; name a file in it.")
+
+
+def seconds(timeout: object, default: float) -> float:
+    """
+    Return a time to wait: the default for None.
+
+    Raises:
+        TypeError: for what is not a number.
+
+    """
+    if timeout is None:
+        return default
+    if not isinstance(timeout, int | float):
+        raise TypeError(f"`timeout` is of type `{type(timeout).__name__}`: expected a number of seconds, or None.")
+    return timeout

@@ -22,7 +22,7 @@ from gpuscope._recording.state import state
 from gpuscope.instrument import _frameworks, _main_module
 from gpuscope.instrument._import_hooks import when_complete, when_over
 from gpuscope.instrument._patching import Patches, closest, is_being_imported
-from gpuscope.instrument._targets import Target, read_file, targets_of
+from gpuscope.instrument._targets import Target, names_of, read_file, targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -53,13 +53,13 @@ def instrument(
         frameworks: names of files in `gpuscope.integrations`, as a list or separated by commas; `all` for every one.
 
     Raises:
-        TypeError: for stages of another type.
+        TypeError: for stages or frameworks of another type.
         ValueError: for malformed stages or files, and for unknown frameworks.
         OSError: for a file that cannot be read.
 
     """
     targets = targets_of(stages)
-    names = [name.strip() for name in frameworks.split(",")] if isinstance(frameworks, str) else list(frameworks)
+    names = names_of(frameworks)
     if file is not None:
         more, more_names = read_file(file)
         targets += more

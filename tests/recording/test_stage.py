@@ -16,6 +16,7 @@ import pytest
 
 import gpuscope
 from gpuscope import stage
+from gpuscope._data.record import Site
 
 
 class TestNothing:
@@ -410,8 +411,20 @@ class TestDecorator:
             stage("x", stream=3)
         with pytest.raises(TypeError, match="must be a mapping"):
             stage("x", attributes=3)
+        for graph in ("no", None, 1):
+            with pytest.raises(TypeError, match="`graph` of a `stage` must be True or False"):
+                stage("x", graph=graph)
+        for warmup in (-1, 2**63):
+            with pytest.raises(ValueError, match="expected 0 or more calls"):
+                stage("x", warmup=warmup)
 
-    @pytest.mark.parametrize("name", ["", " ", "\t\n"])
+    def test_options_of_a_bare_decorator_hold(self, bench):
+        """Given beside the function itself, as elsewhere."""
+        decorated = stage(lambda: None, warmup=2, graph=False)
+        site = next(cell.cell_contents for cell in decorated.__closure__ if isinstance(cell.cell_contents, Site))
+        assert (site.warmup, site.graph) == (2, False)
+
+    @pytest.mark.parametrize("name", ["", " ", "\t\n", "\u3000", "\u200b", "\0", "\u200b \ufeff"])
     @pytest.mark.parametrize("state", ["on", "idle", "absent"])
     def test_a_blank_name_is_refused_at_once(self, bench, monkeypatch, name, state):
         """A row without a name says nothing; the refusal does not depend on whether anything is recorded."""

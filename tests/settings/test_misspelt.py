@@ -137,6 +137,15 @@ class TestKeywords:
             gpuscope.enable(exporters=["file"], file=tmp_path)
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize("function", [gpuscope.flush, gpuscope.shutdown])
+    def test_a_time_to_wait_is_a_number(self, function):
+        """Or None, for that of the settings."""
+        with (
+            gpuscope.testing.capture(),
+            pytest.raises(TypeError, match="`timeout` is of type `str`: expected a number"),
+        ):
+            function("5")
+
 
 class TestEndpoints:
     """URLs that cannot be used are said when they are given, by the part that is wrong."""
