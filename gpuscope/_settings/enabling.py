@@ -21,6 +21,8 @@ _VARIABLES_ONLY = {
     "stages_file": "call `gpuscope.instrument.instrument(file=...)` instead",
 }
 
+_FILES = ("_certificate", "_client_key")
+
 
 def to_record(config: Config, settings: Mapping[str, object]) -> Config:
     """
@@ -37,6 +39,10 @@ def to_record(config: Config, settings: Mapping[str, object]) -> Config:
     config = config.changed(**{**settings, "mode": "on"})
     if "file" in config.exporters:
         _check_file(config.file)
+    for name in settings:
+        path = getattr(config, name)
+        if name.endswith(_FILES) and path and not os.path.exists(path):  # noqa: PTH110 - as below
+            raise ValueError(f"`{name}` is {path!r}: there is no such file.")
     return config
 
 

@@ -201,6 +201,7 @@ class TestOtherFiles:
     def test_paths(self, refused, tmp_path):
         """Folders, links to themselves, names that are too long, and what the system refuses to read."""
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        refused("cannot read ''", "report", "")
         refused("no `*.jsonl` file in this folder", "report", tmp_path)
         refused("Too many levels of symbolic links", "report", tmp_path / "loop")
         refused("File name too long", "report", "x" * 300)

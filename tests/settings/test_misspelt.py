@@ -136,6 +136,9 @@ class TestKeywords:
         with pytest.raises(ValueError, match="that is a directory; name a file in it"):
             gpuscope.enable(exporters=["file"], file=tmp_path)
         assert not list(tmp_path.iterdir())
+        for name in ("otlp_certificate", "otlp_client_key", "otlp_metrics_client_certificate"):
+            with pytest.raises(ValueError, match=f"`{name}` is '.*': there is no such file"):
+                gpuscope.enable(exporters="otlp", **{name: tmp_path / "typo.pem"})
 
     @pytest.mark.parametrize("function", [gpuscope.flush, gpuscope.shutdown])
     def test_a_time_to_wait_is_a_number(self, function):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import stat
 import zlib
+from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -31,7 +32,10 @@ def list_files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
 
     """
     files: dict[Path, None] = {}
-    for path in map(Path, paths):
+    for given in paths:
+        if not fspath(given):  # Of nothing, `Path` makes the present folder.
+            raise FileNotFoundError(2, "No such file or directory", "")
+        path = Path(given)
         first = _in_folder(path) if stat.S_ISDIR(path.stat().st_mode) else [path]
         if not first:
             raise FileNotFoundError(2, "no `*.jsonl` file in this folder", str(path))
