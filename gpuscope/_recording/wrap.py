@@ -70,9 +70,9 @@ def stage_of(
         return function
     from gpuscope._recording import functions
 
-    if isinstance(function, MethodType):  # A method again, which goes with copies of its object.
-        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)
-        return cast("F", MethodType(inner, function.__self__))
+    if type(function) is MethodType:  # A method again, which goes with copies of its object.
+        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)  # type: ignore[attr-defined]
+        return cast("F", MethodType(inner, function.__self__))  # type: ignore[attr-defined]
     site = _new_site(function, name, attributes)
     site.warmup, site.graph = warmup, graph
     wrapper = _wrapper_for(called)(called, site, stream)
