@@ -71,7 +71,9 @@ class Bridge(Identities):
             return
         previous = get_current()
         span = previous.get(SPAN_KEY)
-        if span is not None and (outer is None or record_of(span) is not outer or outer.end_ns):
+        if span is None:
+            _begin_anew(record)
+        elif outer is None or record_of(span) is not outer or outer.end_ns:
             self._adopt(record, span)
         if self.visible and not is_collecting():
             stand(self, record, previous)
@@ -140,7 +142,10 @@ class Bridge(Identities):
         if not isinstance(span, Span):
             return
         outer, context = record.outer, span.get_span_context()
-        if not context.is_valid or (outer is not None and _is_above(outer, context, stage)):
+        if not context.is_valid:
+            _begin_anew(record)
+            return
+        if outer is not None and _is_above(outer, context, stage):
             return
         above = stage or outer
         record.trace = _new_trace(
@@ -160,6 +165,15 @@ class Bridge(Identities):
         sampled, (trace_id, span_id) = self.sampled(outer, wait_s=0), ids_of(outer)
         record.trace = _new_trace(trace_id, span_id, remote=False, root=outer.trace.root, sampled=sampled)
         _enclose(record, outer)
+
+
+def _begin_anew(record: StageRecord) -> None:
+    """Make the stage the first of a trace where the enclosing one has stood in a context and none is there any more."""
+    # As below a span of the application's that ended while a generator inside it was kept, with its stage open.
+    outer = record.outer
+    if outer is not None and own_context(outer) is not None:
+        record.before, record.outer, ident = outer, None, record.recorder.random_bits(128)
+        record.trace = _new_trace(ident, 0, remote=False, root=record.site, sampled=None)
 
 
 def _enclose(record: StageRecord, outer: StageRecord | None) -> None:

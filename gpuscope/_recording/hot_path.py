@@ -144,7 +144,8 @@ def undo(recorder: Recorder, record: StageRecord) -> None:
     record.end_ns = record.start_ns or 1
     recorder.ledger.fail("interrupted")
     _leave_contexts(recorder, record)
-    close_range(record)
+    with contextlib.suppress(Exception):
+        close_range(record)
     with contextlib.suppress(Exception):
         recorder.device.give_back(record)
 
@@ -202,7 +203,8 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord, error: BaseExcept
             record.end_ns = recorder.clock()
     record.end_ns = record.end_ns or record.start_ns or 1
     _leave_contexts(recorder, record)
-    close_range(record)
+    with contextlib.suppress(Exception):
+        close_range(record)
     if not queued:
         _account(recorder, record, interrupted=programs)
     if programs:

@@ -23,6 +23,7 @@ stage is told it (`hold`). A stage for which there is no room loses it at once, 
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import deque
 from itertools import count, repeat
@@ -71,10 +72,11 @@ class RecordQueue:
         return False
 
     def drain(self, limit: int) -> list[StageRecord]:
-        """Remove and return at most `limit` records, oldest first. For the collector's thread only."""
-        take = min(limit, len(self.waiting))
-        records = [self.waiting.popleft() for _ in range(take)]
-        self.drained += take
+        """Remove and return at most `limit` records, oldest first. For the collector, or who closes the account."""
+        records: list[StageRecord] = []
+        with contextlib.suppress(IndexError):  # A signal handler has closed the account since their number was asked.
+            records.extend(map(deque.popleft, repeat(self.waiting, min(limit, len(self.waiting)))))
+        self.drained += len(records)
         return records
 
     def give_up(self) -> int:

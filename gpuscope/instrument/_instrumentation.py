@@ -17,6 +17,7 @@ import wrapt
 
 from gpuscope._data.values import message_of, shown, traceback_of
 from gpuscope._errors import MissingError
+from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import logger
 from gpuscope._recording.state import state
 from gpuscope.instrument import _frameworks, _main_module
@@ -221,6 +222,8 @@ class Instrumentation:
         except MissingError:
             raise
         except Exception as error:  # A lookup may run any code of the program, whose import must go on.
+            if is_an_interrupt(error):
+                raise
             self.patches.say("%s is not instrumented: %s", target.path, shown(error))
         self.waiting[target] = False
 
@@ -240,6 +243,8 @@ class Instrumentation:
             if hasattr(file, "install"):
                 self.frameworks[name] = file.install()
         except Exception as error:  # The file may be written for other versions; the program goes on with this one.
+            if is_an_interrupt(error):
+                raise
             logger.warning("%s is not instrumented.\n%s", name, traceback_of(error))
 
 

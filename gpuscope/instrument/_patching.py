@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._data.values import message_of, shown, traceback_of
 from gpuscope._errors import MissingError, UnsuitableError
+from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import WarnOnce, logger
 from gpuscope.instrument._pre_hook import with_pre_hook
 from gpuscope.instrument._wrapping import as_stage
@@ -163,6 +164,8 @@ def _init_subclass(owner: type, override: Callable[[type, type], None]) -> Calla
         try:
             override(owner, cls)
         except Exception as error:  # The class must come into being as it does without us.
+            if is_an_interrupt(error):
+                raise
             logger.warning("%s is not instrumented.\n%s", shown(cls), traceback_of(error))
 
     return __init_subclass__

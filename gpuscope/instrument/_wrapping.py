@@ -15,6 +15,7 @@ import wrapt
 
 from gpuscope._data.values import message_of, shown, snapshot_mapping
 from gpuscope._errors import UnsuitableError
+from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import WarnOnce, later
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.queue import tell
@@ -122,6 +123,8 @@ class _ArgumentAttributes:
             try:
                 value = _expressions.plain(read(args, kwargs))
             except Exception as error:  # The arguments are the application's, and may raise anything.
+                if is_an_interrupt(error):
+                    raise
                 self._leave_out(key, error)
                 continue
             if value is not None:

@@ -41,8 +41,9 @@ class Program:
         self.provider, self.finished = provider, InMemorySpanExporter()
         if provider is not None and hasattr(provider, "add_span_processor"):
             provider.add_span_processor(SimpleSpanProcessor(self.finished))
-        self.recorder, self.ids, self.ended = SimpleNamespace(budget=ByteBudget(1 << 20)), itertools.count(0xABC0), []
-        self.current, self.random_bits = ContextVar("current", default=None), random.Random(7).getrandbits
+        self.random_bits = random.Random(7).getrandbits
+        self.recorder = SimpleNamespace(budget=ByteBudget(1 << 20), random_bits=self.random_bits)
+        self.ids, self.ended, self.current = itertools.count(0xABC0), [], ContextVar("current", default=None)
         visible = settings.pop("visible", None)
         self.bridge = Bridge(Config(**settings), get_provider=lambda: self.provider, visible=visible)
 
@@ -590,6 +591,33 @@ class TestContexts:
             generator.close()
             assert trace.get_current_span() is other
         assert not caplog.records
+
+    @pytest.mark.parametrize("cleared", [False, True], ids=["span ended", "context cleared"])
+    def test_a_generator_kept_below_a_span_that_has_ended(self, exporters, cleared):
+        """Its stage is still open, and what begins afterwards is a trace of its own, as among spans of the SDK."""
+        program = Program(TracerProvider(), exporters=exporters)
+
+        def tokens():
+            with program.stage("decode"):
+                yield 1
+
+        generator = tokens()
+        if cleared:
+            next(generator)
+            token = context.attach(context.Context())
+        else:
+            with program.span("request"):
+                next(generator)
+        for _ in range(2):
+            with program.stage("later"), program.stage("inside"):
+                pass
+            found = program.identities()
+            assert not found["later"][2]
+            assert found["inside"][2] == found["later"][1]
+        if cleared:
+            context.detach(token)
+        generator.close()
+        assert program.identities()["decode"][0] != found["later"][0]
 
     def test_context_of_the_application_stays(self, exporters):
         """Baggage that the application attached inside a stage is still there after it; the stage is not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
 import signal
 import threading
 import time
@@ -318,3 +319,47 @@ def test_cancelled_tasks_and_errors_of_parts_are_told_apart(bench):
 
     asyncio.run(main())
     assert len(bench.named("request")) == 1
+
+
+class AcceleratorError(RuntimeError):
+    """What PyTorch raises where the GPU has failed."""
+
+    __module__ = "torch"
+
+
+def test_what_pytorch_raises_within_ours_is_a_part_s_failure(make_bench):
+    """Its functions of C have no frame: what they raise seems to come up in our own files, and costs GPU times only."""
+    bench = make_bench()
+    begun = bench.device.begin
+    code = compile("def begin(record, stream):\n    raise AcceleratorError", "cuda_device.py", "exec")
+    names = {"__name__": "gpuscope._cuda.cuda_device", "AcceleratorError": AcceleratorError}
+    exec(code, names)
+    bench.device.begin = names["begin"]
+    with stage("a"):
+        pass
+    bench.device.begin = begun
+    assert len(bench.named("a")) == 1
+    assert bench.statistics().untimed == {"begin_failed": 1}
+
+
+def test_a_deadline_while_an_argument_is_read_is_the_program_s(bench, tmp_path, monkeypatch):
+    """A property that an expression reads may take a while: the program's handler ends the call."""
+    (tmp_path / "served.py").write_text("def infer(images):\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    gpuscope.instrument.instrument("infer=served:infer{size=images.size}")
+    served = importlib.import_module("served")
+
+    class Slow:
+        @property
+        def size(self):
+            signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(DeadlineError):
+            served.infer(Slow())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        gpuscope.instrument.uninstrument()
+    assert current.get() is None
+    assert len(bench.named("infer")) == 1

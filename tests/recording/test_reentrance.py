@@ -9,6 +9,10 @@ import pytest
 
 import gpuscope
 from gpuscope import stage
+from gpuscope._cuda.graphs.replay import ReplayQueue
+from gpuscope._data.native import StageRecord
+from gpuscope._recording.ledger import Ledger
+from gpuscope._recording.queue import RecordQueue
 
 from .. import steps
 
@@ -115,3 +119,41 @@ def test_wake_and_gate_are_opened_within_themselves():
     assert not gate.wait(0)
     at_each_step(lambda: gate.wait(60), gate.open)
     assert gate.wait(0)
+
+
+class Replayed:
+    """Stands for a replay with one stage inside, and for its graph."""
+
+    events = None
+
+    @property
+    def graph(self):
+        """Return itself."""
+        return self
+
+    def __len__(self):
+        return 1
+
+    def give_back(self, events):
+        """Take events back."""
+
+
+def test_the_account_may_be_closed_while_it_is_closed():
+    """A handler that asks for statistics while the account is being closed: each stage is lost once."""
+    step, steps = 0, [0]
+    while step <= steps[0]:
+        step, steps = step + 1, [0]
+        ledger, queue, replays = Ledger(), RecordQueue(8), ReplayQueue(lambda: None)
+        for _ in range(3):
+            queue.put(StageRecord())
+            replays.put([None, Replayed()])
+
+        def handler(step=step, steps=steps, close=ledger.close, queues=(queue, replays)):
+            steps[0] += 1
+            if steps[0] == step:
+                close("shutdown", *queues)
+
+        at_each_step(lambda close=ledger.close, queues=(queue, replays): close("shutdown", *queues), handler)
+        assert ledger.statistics(queue, replays).lost == {"shutdown": 6}, step
+        assert queue.drained == 3
+    assert step > 10

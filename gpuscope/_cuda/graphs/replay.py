@@ -7,7 +7,9 @@ inside, and none of them has a host span: the collector makes columns of all the
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -70,8 +72,11 @@ class ReplayQueue:
             self._wake()
 
     def drain(self) -> list[Replay]:
-        """Remove and return all replays, oldest first. For the collector's thread alone."""
-        return [self._waiting.popleft() for _ in range(len(self._waiting))]
+        """Remove and return all replays, oldest first. For the collector, or who closes the account."""
+        replays: list[Replay] = []
+        with contextlib.suppress(IndexError):  # A signal handler has closed the account since their number was asked.
+            replays.extend(map(deque.popleft, repeat(self._waiting, len(self._waiting))))
+        return replays
 
     def give_up(self) -> int:
         """Remove all replays, unread, and return how many stages are inside them."""
