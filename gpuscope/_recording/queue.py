@@ -41,11 +41,10 @@ SMALL_BYTES, FEW = 256, 32
 class RecordQueue:
     """A bounded queue that refuses the newest and counts what it refuses."""
 
-    __slots__ = ("_count_refused", "capacity", "drained", "waiting")
+    __slots__ = ("_count_refused", "capacity", "waiting")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.drained = 0
         self.waiting: deque[StageRecord] = deque()
         """The hot path appends here by itself while there is room: see above."""
         self._count_refused = count()
@@ -73,9 +72,7 @@ class RecordQueue:
     def drain(self, limit: int) -> list[StageRecord]:
         """Remove and return at most `limit` records, oldest first. For the collector's thread only."""
         take = min(limit, len(self.waiting))
-        records = [self.waiting.popleft() for _ in range(take)]
-        self.drained += take
-        return records
+        return [self.waiting.popleft() for _ in range(take)]
 
     def give_up(self) -> int:
         """Remove all records unread, and return how many there were."""

@@ -109,6 +109,7 @@ class TestStages:
         assert of(few, "infer").effect_ms is None
         enough = compare(requests(MIN_CALLS), requests(MIN_CALLS, infer=900, seed=1))
         assert of(enough, "infer").change.verdict == SLOWER
+        assert of(enough, "infer").effect_ms == pytest.approx(0.7, rel=0.05)
 
     def test_warmup_is_left_out(self):
         """Slow first calls change nothing, and do not count as calls."""
