@@ -42,6 +42,7 @@ HTTP = "tests/exporters/test_otlp_http.py tests/exporters/test_otlp_odd_endpoint
 ENCODED = "tests/exporters/test_otlp.py tests/exporters/test_otlp_equals_sdk.py"
 PROVIDERS = "tests/collecting/test_ends.py::TestProvider tests/collecting/test_metering.py::TestWay"
 METRICS = "tests/collecting/test_metrics.py tests/collecting/test_summary.py tests/collecting/test_groups.py"
+CLOCKS = "tests/collecting/test_wall_clock.py"
 OVERLAP = "tests/overlap"
 VERDICTS = "tests/analysis/verdicts"
 TESTS = {
@@ -57,7 +58,7 @@ TESTS = {
     "_collecting/aggregation/histograms.py": METRICS,
     "_collecting/aggregation/joined_columns.py": METRICS,
     "_collecting/aggregation/metrics.py": METRICS,
-    "_collecting/aggregation/occupancy.py": METRICS,
+    "_collecting/aggregation/occupancy.py": f"{METRICS} {CLOCKS}",
     "_collecting/aggregation/stage_tree.py": METRICS,
     "_collecting/aggregation/statistics.py": METRICS,
     "_collecting/aggregation/summary.py": METRICS,
