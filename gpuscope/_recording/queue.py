@@ -42,11 +42,10 @@ SMALL_BYTES, FEW = 256, 32
 class RecordQueue:
     """A bounded queue that refuses the newest and counts what it refuses."""
 
-    __slots__ = ("_count_refused", "capacity", "drained", "waiting")
+    __slots__ = ("_count_refused", "capacity", "waiting")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.drained = 0
         self.waiting: deque[StageRecord] = deque()
         """The hot path appends here by itself while there is room: see above."""
         self._count_refused = count()
@@ -76,7 +75,6 @@ class RecordQueue:
         records: list[StageRecord] = []
         with contextlib.suppress(IndexError):  # A signal handler has closed the account since their number was asked.
             records.extend(map(deque.popleft, repeat(self.waiting, min(limit, len(self.waiting)))))
-        self.drained += len(records)
         return records
 
     def give_up(self) -> int:

@@ -289,13 +289,14 @@ class TestOccupancy:
             metrics.end_interval()
             assert ratios(metrics) == {0: pytest.approx(0.5)}
 
-    def test_stages_that_have_many_inside_do_not_crowd_out_others(self):
+    @pytest.mark.parametrize("one", [5, 9])
+    def test_stages_that_have_many_inside_do_not_crowd_out_others(self, one):
         """A stage whose row comes late is known as the one around another, whatever else has come meanwhile."""
         metrics = StageMetrics(NOW_NS)
-        metrics.add(batch_of(*(replace(row, parent_id=5) for row in occupied((1, 2))), nested=True))
+        metrics.add(batch_of(*(replace(row, parent_id=one) for row in occupied((1, 2))), nested=True))
         (many,) = (replace(row, parent_id=7) for row in occupied((3, 4)))
         metrics.add(batch_of(*[many] * 2000, nested=True))
-        outer = [replace(row, span_id=span_id, site=B) for span_id in (5, 7) for row in occupied((0, 10))]
+        outer = [replace(row, span_id=span_id, site=B) for span_id in (one, 7) for row in occupied((0, 10))]
         metrics.add(batch_of(*outer))
         metrics.settle(NOW_NS + 10 * SECOND_NS, last=True)
         metrics.end_interval()

@@ -307,6 +307,7 @@ class TestIds:
             span = trace.get_current_span()
             asked = span.get_span_context()
         assert program.bridge.identify(record)[:2] == (asked.trace_id, asked.span_id)
+        assert not asked.is_remote
         assert span.get_span_context() == asked
         assert span.context == asked
 

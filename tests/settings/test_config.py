@@ -43,6 +43,21 @@ class TestEnvironment:
         assert config.schedule_delay_s == seconds
         assert bool(complaints) is (value == "86400001")
 
+    @pytest.mark.parametrize(("text", "calls"), [("0", 0), (" 12 ", 12), ("1000000", 1_000_000)])
+    def test_a_count_is_a_whole_number(self, text, calls):
+        """In the range that its row of the table tells."""
+        config, complaints = Config.from_env({"GPUSCOPE_WARMUP": text})
+        assert (config.warmup, complaints) == (calls, [])
+
+    @pytest.mark.parametrize(
+        ("variable", "allowed"),
+        [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "one of none, gzip")],
+    )
+    def test_what_is_allowed_is_told(self, variable, allowed):
+        """All of it or, where there is one word, that."""
+        _, (complaint,) = Config.from_env({variable: "grpc-web"})
+        assert f"expected {allowed}" in complaint
+
     @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", "", " "])
     def test_false_words_mean_absent(self, word):
         """Every word for no leaves gpuscope out, whatever its case."""

@@ -84,6 +84,13 @@ def test_many_calls_are_thinned_out():
     assert fit.calls == 1000
 
 
+def test_the_order_of_calls_does_not_matter():
+    """Each of them counts as long as there are no more than a thousand."""
+    sizes, costs = SIZES[:25], 2 + 0.5 * SIZES[:25] + 0.1 * noise(25)
+    there, back = fit_cost("batch_size", sizes, costs), fit_cost("batch_size", sizes[::-1], costs[::-1])
+    assert there == back
+
+
 NINE = np.tile(np.arange(1.0, 10), 12)
 
 
@@ -102,11 +109,13 @@ def test_a_third_of_the_sizes_that_is_off_the_line_is_a_bend(high, off, straight
         ((8, 8, 30, 8, 12, 12, 13, 13, 13), (5, 6), False),
         ((14, 14, 14, 8, 8, 30, 8, 12, 12), (4, 5), True),
         ((14, 14, 14, 8, 8, 30, 8, 12, 12), (8, 9), False),
+        ((10,) * 12, (2, 3), True),
+        ((10,) * 12, (10, 11), True),
     ],
 )
 def test_a_size_that_most_calls_have_counts_among_the_smaller_ones(calls, high, straight):
-    """There it outweighs the few calls beside it, and it hides no bend of the larger ones."""
-    sizes = np.repeat(np.arange(1.0, 10), calls)
+    """There it outweighs the few calls beside it, and it hides no bend of the larger ones. Half a third is no bend."""
+    sizes = np.repeat(np.arange(1.0, len(calls) + 1), calls)
     costs = 10 + 0.01 * noise(len(sizes)) + 2.5 * np.isin(sizes, high)
     assert isinstance(fit_cost("batch_size", sizes, costs), Fit) is straight
 
