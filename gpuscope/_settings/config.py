@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, read, setting
+from gpuscope._settings.shown import shown_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -273,7 +274,7 @@ class Config:
                 try:
                     keywords[name] = known[name].metadata["parse"](text)
                 except ValueError as error:
-                    seen = "" if isinstance(error, parse.PartlyError) else f" is {value!r}"
+                    seen = "" if isinstance(error, parse.PartlyError) else f" is {shown_text(value)}"
                     raise ValueError(f"`{name}`{seen}: expected {error}.") from None
         return replace(self, **keywords)  # type: ignore[arg-type]  # The parsers have checked them.
 
