@@ -1,7 +1,7 @@
 """
 The fields of `Config`: each carries what is known of one setting besides its value.
 
-Knows no setting itself. What may hold a credential, a header or a URL, is left out of the text of a `Config`.
+Knows no setting itself. What may hold a credential, a header, a URL or a key, is left out of the text of a `Config`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def setting(
     }
     if isinstance(default, dict):
         return field(default_factory=type(default), repr=False, metadata=metadata)
-    return field(default=default, repr=not variables.endswith("ENDPOINT"), metadata=metadata)
+    return field(default=default, repr=not variables.endswith(("ENDPOINT", "CLIENT_KEY")), metadata=metadata)
 
 
 def for_metrics(spans_setting: T) -> T:
@@ -59,7 +59,7 @@ def for_metrics(spans_setting: T) -> T:
     metadata = {**spans.metadata, "variables": variables, "text": "The same for metrics."}
     if spans.default_factory is not MISSING:
         return field(default_factory=spans.default_factory, repr=False, metadata=metadata)
-    return field(default=cast("T", spans.default), metadata=metadata)
+    return field(default=cast("T", spans.default), repr=spans.repr, metadata=metadata)
 
 
 def read(setting: Field[Any], environ: Mapping[str, str]) -> tuple[dict[str, object], list[str]]:
