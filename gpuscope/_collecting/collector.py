@@ -23,6 +23,7 @@ from gpuscope._collecting.one_thread import OneThread
 from gpuscope._data.values import shown
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import COUNTED, WarnOnce
+from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,6 +242,7 @@ class Collector:
             self.watch_provider()
         self.active_exporters.refresh(bridge)
         self.metrics_pipeline.refresh()
+        state.tell_of_names()
 
     def _export(self) -> None:
         """Finish the batch and hand it on, with a pause after each part."""

@@ -88,6 +88,7 @@ class State:
         """The instruments made so far by each MeterProvider of the application."""
         self.environ: dict[str, str] = {}
         self._config: Config | None = None
+        self._has_told = False
         self.lock = threading.RLock()
         self.hooked = False
         self.look: FromAbove = None
@@ -137,6 +138,12 @@ class State:
             )
             self.left_plain.clear()
 
+    def tell_of_names(self) -> None:
+        """Warn, once, of more names than are kept. For the collector, because the program's handlers may wait."""
+        if not self._has_told and max(len(self.sites), len(self.set_up_sites)) > MAX_SITES:
+            self._has_told = True
+            _logger().warning("more than %d stage names; put what varies (ids of requests) into attributes.", MAX_SITES)
+
     def begin_anew(self, environ: dict[str, str]) -> None:
         """Take another environment. Its settings are read when they are first needed."""
         self.environ, self._config = environ, None
@@ -178,6 +185,5 @@ def _kept(sites: dict[Key, Site], key: Key, name: str) -> Site:
     if len(sites) < MAX_SITES:
         return sites.setdefault(key, site)
     if len(sites) == MAX_SITES and key not in sites:
-        sites[key] = site
-        _logger().warning("more than %d stage names; put what varies (ids of requests) into attributes.", MAX_SITES)
+        sites[key] = site  # One more than the limit, by which the collector knows.
     return site
