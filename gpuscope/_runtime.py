@@ -192,10 +192,12 @@ def reset() -> None:
 
 def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last one."""
-    from gpuscope._recording.ledger import Ledger
-
     engine = state.engine
-    return Ledger().statistics() if engine is None else engine.statistics()
+    if engine is None:
+        from gpuscope._recording.ledger import Ledger  # Only here: it may be asked for within an import.
+
+        return Ledger().statistics()
+    return engine.statistics()
 
 
 def summary() -> Summary:
@@ -205,13 +207,13 @@ def summary() -> Summary:
     Waits up to one second until the collector has caught up with the stages that have ended, and with their GPU work.
     Sends nothing.
     """
-    from gpuscope._collecting.aggregation.statistics import StageStatistics
-
     engine = state.engine
-    if engine is not None:
-        engine.flush(_CATCH_UP_S, send=False)
-    found: StageStatistics = StageStatistics() if engine is None else engine.summary
-    return found.summary()
+    if engine is None:
+        from gpuscope._collecting.aggregation.statistics import StageStatistics
+
+        return StageStatistics().summary()
+    engine.flush(_CATCH_UP_S, send=False)
+    return engine.summary.summary()  # type: ignore[no-any-return]  # Of a room above `state`.
 
 
 def _be_first_at_exit() -> None:

@@ -91,7 +91,7 @@ class _AsText(DefaultGetter):
     def get(self, carrier: Mapping[str, object], key: str) -> list[str] | None:
         """Return the field's texts, or None for none."""
         field = carrier.get(key)
-        several = field if type(field) in (list, tuple) else [field]
+        several = field if type(field) is list or type(field) is tuple else [field]
         texts = [one.decode("latin-1") if type(one) is bytes else one for one in cast("list[object]", several)]
         return [one for one in texts if type(one) is str] or None
 

@@ -51,9 +51,9 @@ class DoubleBuffer:
 
     Args:
         infer: takes the inputs on the device and returns outputs: nested containers (dicts, lists, tuples, and whatever
-            else `torch.utils._pytree` knows) of dense tensors, arrays, and objects that hold none. Runs on the stream,
-            in the autocast and in the gradient and inference mode that are current at `put`. It may keep its inputs and
-            return the same memory each time.
+            else `torch.utils._pytree` knows) of dense tensors, arrays, and objects that hold none, which are copied as
+            well. Runs on the stream, in the autocast and in the gradient and inference mode that are current at `put`.
+            It may keep its inputs and return the same memory each time.
         post: takes the outputs on the host. What it returns is the result; without `post` that is the outputs. Results
             stay valid, whatever holds them.
         prepare: takes a batch and returns such containers of tensors or numpy arrays on the host. Tensors that are

@@ -296,7 +296,7 @@ def test_wrong_order_of_calls_is_said():
         ({"infer": None}, "`infer` is None"),
         ({"post": 3}, "`post` is 3"),
         ({"prepare": "x"}, "`prepare` is 'x'"),
-        ({"infer": [torch.ones(1)]}, "`infer` is \[<Tensor shape=(1,) dtype=torch.float32 device=cpu>\]: expected a function of one argument"),
+        ({"infer": [torch.ones(1)]}, "`infer` is \\[<Tensor shape=\\(1,\\) .*expected a function of one argument"),
         ({"infer": asyncio.sleep}, "`infer` is a coroutine function: expected one that returns its result"),
         ({"depth": 0}, "`depth` is 0"),
         ({"depth": "2"}, "`depth` is '2': expected a whole number"),

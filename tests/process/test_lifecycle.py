@@ -466,3 +466,21 @@ class TestImportedAgain:
         )
         result = run_python(program, GPUSCOPE=mode, GPUSCOPE_EXPORTER="none", GPUSCOPE_METRICS="none")
         assert result.stdout == ("2\n" if mode == "1" else "0\n"), result.stdout + result.stderr
+
+
+def test_statistics_in_finalizers_at_the_end_of_the_interpreter(run_python):
+    """The account answers where nothing can be imported any more."""
+    ended = run_python(
+        """
+import builtins, os, gpuscope
+class Late:
+    def __del__(self, gpuscope=gpuscope, write=os.write):
+        write(1, str(gpuscope.statistics().recorded).encode())
+builtins.late = Late()
+gpuscope.enable(exporters="none")
+with gpuscope.stage("a"):
+    pass
+gpuscope.flush()
+"""
+    )
+    assert (ended.stdout.strip(), ended.stderr) == ("1", "")
