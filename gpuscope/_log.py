@@ -20,7 +20,6 @@ logger = logging.getLogger("gpuscope")
 SUPPRESSED = "Further warnings of this kind are suppressed."
 COUNTED = f"{SUPPRESSED} `gpuscope.statistics()` counts what was lost."
 
-
 _MOST_WAITING = 64
 _waiting: deque[tuple[str, tuple[object, ...]]] = deque(maxlen=_MOST_WAITING)
 
@@ -36,6 +35,11 @@ def say_what_waits() -> None:
         with contextlib.suppress(Exception):
             message, arguments = _waiting.popleft()
             logger.warning(message, *arguments)
+
+
+def forget_what_waits() -> None:
+    """Leave it to whom it belongs: the parent of this process, or the test before this one."""
+    _waiting.clear()
 
 
 class WarnOnce:

@@ -21,7 +21,7 @@ from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._data.values import traceback_of
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import WarnOnce, later, logger, say_what_waits
+from gpuscope._log import WarnOnce, forget_what_waits, later, logger, say_what_waits
 from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
@@ -279,6 +279,7 @@ class Engine:
     def abandon(self) -> None:
         """Do nothing more: this process is the child of a fork, and the engine is its parent's."""
         self._claimed_end.acquire(blocking=False)
+        forget_what_waits()
         self.recorder.device.close()
         # The hot path reads both: no range is opened any more, and no record finds room.
         self.recorder.nvtx = None

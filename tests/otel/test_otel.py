@@ -419,6 +419,7 @@ class TestIds:
         assert stages["outer"][:2] == (outer.trace.trace_id, outer.span_id)
         assert stages["inner"][2] == outer.span_id
         assert program.bridge.realise(program.bridge.lazy(inner)).span.parent.span_id == outer.span_id
+        say_what_waits()
         assert [record.message.count("ZeroDivisionError") for record in caplog.records] == [1]
 
     def test_retired(self):

@@ -25,7 +25,7 @@ class TestExporters:
         [
             ("otpl", rf"`exporters` is 'otpl': expected {NAMES} \(did you mean otlp\?\)\."),
             (["otpl"], rf"`exporters` is \['otpl'\]: expected {NAMES} \(did you mean otlp\?\)\."),
-            (("otlp", "flie"), r"did you mean file\?"),
+            (("otlp", "filee"), r"did you mean file\?"),
             (["file", "none"], rf"is \['file', 'none'\]: expected {NAMES}\."),
             ([], rf"is \[\]: expected {NAMES}\."),
             ([["otlp"]], r"has a `list` in it: expected a text or a list of texts, of auto, otlp, sdk, file, none\."),
@@ -51,10 +51,10 @@ class TestExporters:
 
     def test_the_variable_names_the_closest(self):
         """A typo in one of several names is found."""
-        config, (said,) = Config.from_env({"GPUSCOPE_EXPORTER": "otlp,flie"})
+        config, (said,) = Config.from_env({"GPUSCOPE_EXPORTER": "otlp,filee"})
         assert config.exporters == ("auto",)
         assert said == (
-            f"ignoring GPUSCOPE_EXPORTER='otlp,flie': expected {NAMES} (did you mean file?); using the default, auto."
+            f"ignoring GPUSCOPE_EXPORTER='otlp,filee': expected {NAMES} (did you mean file?); using the default, auto."
         )
 
     def test_objects_are_named_by_their_type(self):
