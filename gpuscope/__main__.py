@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = COMMANDS[options.command].run(options)
         if not callable(result):
-            sys.stdout.flush()
+            if sys.stdout is not None:  # It may have been closed before the start.
+                sys.stdout.flush()
             return int(result)
     except CommandError as error:
         sys.stderr.write(f"gpuscope {options.command}: {error}\n")
@@ -46,12 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Otherwise Python would fail once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return PIPE_CLOSED
+    except OSError as error:
+        # Commands have seen to the files that they name. What is left is their output, on a full disk for one.
+        _discard_output()
+        what = "write to standard output" if error.filename is None else f"read or write {error.filename!r}"
+        sys.stderr.write(f"gpuscope {options.command}: cannot {what}: {error.strerror or error}.\n")
+        return CommandError.exit_code
     # A program of the user's, whose exceptions are its own.
     result()
     return 0
+
+
+def _discard_output() -> None:
+    # Otherwise Python would fail once more when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,17 +1,45 @@
 """
 What gpuscope logs: few lines, through the logger `gpuscope`, and each kind of failure once.
 
-The hot path never calls it.
+A handler of the log is the program's: it may wait for a disk or a network, take any lock, or raise. So what runs on the
+application's threads, in or around a stage, has the collector log it (`later`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger("gpuscope")
 
 SUPPRESSED = "Further warnings of this kind are suppressed."
 COUNTED = f"{SUPPRESSED} `gpuscope.statistics()` counts what was lost."
+
+_MOST_WAITING = 64
+_waiting: deque[tuple[str, tuple[object, ...]]] = deque(maxlen=_MOST_WAITING)
+
+
+def later(message: str, *arguments: object) -> None:
+    """Have the collector log a warning in its next pass, or at its end."""
+    _waiting.append((message, arguments))
+
+
+def say_what_waits() -> None:
+    """Log the warnings that wait; what handlers raise costs a warning."""
+    for _ in range(len(_waiting)):
+        with contextlib.suppress(Exception):
+            message, arguments = _waiting.popleft()
+            logger.warning(message, *arguments)
+
+
+def forget_what_waits() -> None:
+    """Leave it to whom it belongs: the parent of this process, or the test before this one."""
+    _waiting.clear()
 
 
 class WarnOnce:
@@ -20,16 +48,18 @@ class WarnOnce:
 
     Args:
         tail: the last sentence of each warning, such as `SUPPRESSED` or `COUNTED`.
+        say: logs a warning; `later` on the application's threads.
 
     """
 
-    def __init__(self, tail: str = "") -> None:
+    def __init__(self, tail: str = "", say: Callable[..., None] = logger.warning) -> None:
         self.counts: dict[str, int] = {}
         self._tail = tail and f" {tail}"
+        self._say = say
 
-    def warn(self, kind: str, message: str, *arguments: object, exc_info: bool = False) -> None:
+    def warn(self, kind: str, message: str, *arguments: object) -> None:
         """Log a warning the first time that this kind is seen."""
         # Counted before it is logged: the application's handlers may raise.
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] == 1:
-            logger.warning(f"{message}{self._tail}", *arguments, exc_info=exc_info)  # noqa: G004
+            self._say(f"{message}{self._tail}", *arguments)

@@ -7,11 +7,13 @@ For the workbench: unlike a stage, both wait for the GPU, once, at their end. Th
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gpuscope._data.record import Site
+from gpuscope._data.values import shown
 from gpuscope._recording.hot_path import end, start
 from gpuscope._recording.state import state
 
@@ -214,8 +216,21 @@ def _check(functions: Sequence[object], *, iterations: int, warmup: int = 0) -> 
         raise TypeError("`measure` needs a function: `measure(old, new)`.")
     for function in functions:
         if not callable(function):
-            raise TypeError(f"{function!r} can't be called; give the function itself, not what it returns.")
-    if iterations < 1:
-        raise ValueError(f"`iterations` is {iterations}: expected 1 or more.")
-    if warmup < 0:
-        raise ValueError(f"`warmup` is {warmup}: expected 0 or more.")
+            raise TypeError(f"{shown(function)} can't be called; give the function itself, not what it returns.")
+    check_count("iterations", iterations, 1)
+    check_count("warmup", warmup, 0)
+
+
+def check_count(name: str, count: object, least: int) -> None:
+    """
+    Refuse what is not a number of calls.
+
+    Raises:
+        TypeError: for another type.
+        ValueError: for too few.
+
+    """
+    if not hasattr(count, "__index__") or isinstance(count, bool):
+        raise TypeError(f"`{name}` is of type `{type(count).__name__}`: expected a whole number.")
+    if operator.index(count) < least:
+        raise ValueError(f"`{name}` is {count}: expected {least} or more.")

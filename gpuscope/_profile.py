@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuscope._measure import check_count
+
 if TYPE_CHECKING:
     from gpuscope._profiling.deep_look import DeepLook
 
@@ -37,13 +39,12 @@ def profile(requests: int = 5, warmup: int = 3) -> DeepLook:
             calls do.
 
     Raises:
+        TypeError: for what is not a whole number.
         ValueError: for fewer than one request, or a negative `warmup`.
 
     """
-    if requests < 1:
-        raise ValueError(f"`requests` is {requests}: expected 1 or more.")
-    if warmup < 0:
-        raise ValueError(f"`warmup` is {warmup}: expected 0 or more.")
+    check_count("requests", requests, 1)
+    check_count("warmup", warmup, 0)
     from gpuscope._profiling.deep_look import DeepLook
     from gpuscope._profiling.session import ProfilingSession
     from gpuscope._runtime import period

@@ -13,10 +13,12 @@ import os
 import threading
 from typing import TYPE_CHECKING, TypedDict
 
+from gpuscope._data.values import shown
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
-from gpuscope._settings.environment import is_off, variables
+from gpuscope._settings.enabling import seconds, to_record
+from gpuscope._settings.environment import is_off, is_set_up_without_being_on, variables
 from gpuscope._settings.shown import shown_url
 
 if TYPE_CHECKING:
@@ -59,14 +61,11 @@ def enable(**settings: object) -> None:
             recorded so far is exported, and a new period of recording begins.
 
     Raises:
-        TypeError: for a name that is not a setting.
+        TypeError: for a name that is not a setting, or is one that only a variable can set.
         ValueError: for a value that is not allowed, or a `file` in a directory that does not exist.
 
     """
-    config = state.config.changed(**{**settings, "mode": "on"})
-    directory = os.path.dirname(config.file) or "."  # noqa: PTH120 - `pathlib` costs the import 2 ms
-    if "file" in config.exporters and not os.path.isdir(directory):  # noqa: PTH112
-        raise ValueError(f"`file` is {config.file!r}: there is no directory {directory!r}; create it first.")
+    config = to_record(state.config, settings)
     with state.lock:
         engine = state.engine
         if engine is None or engine.ended or (settings and engine.config != config):
@@ -162,7 +161,7 @@ def flush(timeout: float | None = None) -> bool:
 
     """
     engine = state.engine
-    return engine is None or engine.flush(engine.config.shutdown_timeout_s if timeout is None else timeout)
+    return engine is None or engine.flush(seconds(timeout, engine.config.shutdown_timeout_s))
 
 
 def shutdown(timeout: float | None = None) -> bool:
@@ -180,7 +179,7 @@ def shutdown(timeout: float | None = None) -> bool:
     """
     state.switch_to(None)
     engine = state.engine
-    return engine is None or engine.shutdown(engine.config.shutdown_timeout_s if timeout is None else timeout)
+    return engine is None or engine.shutdown(seconds(timeout, engine.config.shutdown_timeout_s))
 
 
 def reset() -> None:
@@ -193,10 +192,12 @@ def reset() -> None:
 
 def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last one."""
-    from gpuscope._recording.ledger import Ledger
-
     engine = state.engine
-    return Ledger().statistics() if engine is None else engine.statistics()
+    if engine is None:
+        from gpuscope._recording.ledger import Ledger  # Only here: it may be asked for within an import.
+
+        return Ledger().statistics()
+    return engine.statistics()
 
 
 def summary() -> Summary:
@@ -206,13 +207,13 @@ def summary() -> Summary:
     Waits up to one second until the collector has caught up with the stages that have ended, and with their GPU work.
     Sends nothing.
     """
-    from gpuscope._collecting.aggregation.statistics import StageStatistics
-
     engine = state.engine
-    if engine is not None:
-        engine.flush(_CATCH_UP_S, send=False)
-    found: StageStatistics = StageStatistics() if engine is None else engine.summary
-    return found.summary()
+    if engine is None:
+        from gpuscope._collecting.aggregation.statistics import StageStatistics
+
+        return StageStatistics().summary()
+    engine.flush(_CATCH_UP_S, send=False)
+    return engine.summary.summary()  # type: ignore[no-any-return]  # Of a room above `state`.
 
 
 def _be_first_at_exit() -> None:
@@ -286,7 +287,7 @@ def set_up() -> bool:
 
     """
     state.begin_anew(variables())
-    if is_off(state.environ):
+    if is_off(state.environ) and not is_set_up_without_being_on(state.environ):
         return False
     config = state.config
     state.may_toggle = config.mode != "absent"
@@ -294,5 +295,5 @@ def set_up() -> bool:
         try:
             start(config)
         except Exception as error:  # Whatever it is, `import gpuscope` goes on. In a sub-interpreter it is numpy.
-            _logger().warning("nothing is recorded, because recording could not start: %r.", error)
+            _logger().warning("nothing is recorded, because recording could not start: %s.", shown(error))
     return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)

@@ -15,6 +15,7 @@ from gpuscope import _runtime
 from gpuscope._data.batch import DeviceInfo
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING, Anchor
 from gpuscope._recording.state import state
+from gpuscope._settings.enabling import to_record
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def capture(**settings: object) -> Iterator[list[CapturedSpan]]:
             the epoch).
 
     Raises:
-        TypeError: for a name that is not a setting.
+        TypeError: for a name that is not a setting, or is one that only a variable can set.
         ValueError: for a value that is not allowed.
 
     """
@@ -50,7 +51,7 @@ def capture(**settings: object) -> Iterator[list[CapturedSpan]]:
         name: settings.pop(name) for name in ("device", "nvtx", "clock", "epoch_clock") if name in settings
     }
     parts["exporters"] = (MemoryExporter(spans),)
-    config = state.config.changed(**{"exporters": "none", "interval_s": 0.005, **settings, "mode": "on"})
+    config = to_record(state.config, {"exporters": "none", "interval_s": 0.005, **settings})
     with _runtime.period(config, **cast("_runtime.Parts", parts)):
         yield spans
     spans.sort(key=lambda span: span.start_ns)

@@ -52,7 +52,7 @@ def stage_children(model: nn.Module) -> Callable[[], None]:
 
     """
     if not hasattr(model, "named_children"):
-        raise TypeError(f"`stage_children` takes an `nn.Module`, not {model!r}.")
+        raise TypeError(f"`stage_children` takes an `nn.Module`, not an object of type `{type(model).__qualname__}`.")
     undo = contextlib.ExitStack()
     for name, child in model.named_children():
         # As the first hook, so that no other one can fail between ours and the child.

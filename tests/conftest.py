@@ -15,6 +15,7 @@ import pytest
 
 from gpuscope import _runtime
 from gpuscope._collecting.engine import Engine
+from gpuscope._log import forget_what_waits
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
@@ -83,10 +84,11 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def _off_for_good_as_before():
-    """A test that switches recording on leaves no function of later tests to be switched on."""
+    """A test that switches recording on leaves nothing for later tests: no function to switch on, nothing to say."""
     before = _runtime.state.may_toggle
     yield
     _runtime.state.may_toggle = before
+    forget_what_waits()
 
 
 @pytest.fixture

@@ -263,3 +263,88 @@ def test_no_sleeps_in_tests_and_no_notes_to_self():
     for folder, pattern in ((ROOT / "tests", words[0]), (ROOT / "gpuscope", "|".join(words[1:]))):
         for path in folder.rglob("*.py"):
             assert not re.search(re.escape(pattern).replace(r"\|", "|"), path.read_text()), path
+
+
+WRITERS = {"warning", "info", "debug", "error", "exception", "critical", "log", "warn", "say", "_warn"}
+"""Methods that write to a log."""
+SHOWS_ERRORS_OF_ITS_OWN = {
+    "__main__.py": "a command's own error, in the command's own process",
+    "commands/_checks.py": "as above",
+    "commands/_program.py": "as above",
+    "commands/profile.py": "as above",
+    "commands/run.py": "as above",
+    "_settings/fields.py": "a parser of ours raised it, about a text of the environment or an argument",
+    "_settings/keywords.py": "as above",
+    "_settings/parsers.py": "as above",
+    "exporters/_transport/route.py": "as above",
+    "_profiling/session.py": "a `CannotProfileError` of ours",
+    "instrument/_patching.py": "an `UnsuitableError` of ours",
+    "exporters/file.py": "an `OSError` of a file that we write",
+    "exporters/_transport/http.py": "of the HTTP client, in the sender's thread",
+}
+"""Files that show a caught exception as it is, and why its arguments hold nothing of the program's."""
+
+
+def shown_as_they_are(tree: ast.AST) -> set[int]:
+    """The lines on which a caught exception is formatted, or handed to a log, as it is or with its traceback."""
+    found = set()
+    for handler in ast.walk(tree):
+        if isinstance(handler, ast.ExceptHandler):
+            names = {handler.name} - {None}
+            for node in ast.walk(handler):
+                if isinstance(node, ast.FormattedValue | ast.Call) and any(is_shown(node, name) for name in names):
+                    found.add(node.lineno)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            logs_traceback = any(keyword.arg in ("exc_info", "stack_info") for keyword in node.keywords)
+            called = getattr(node.func, "attr", "")
+            if logs_traceback or called in ("print_exc", "format_exc") or (called == "exception" and node.args):
+                found.add(node.lineno)
+    return found
+
+
+def is_shown(node: ast.FormattedValue | ast.Call, name: str) -> bool:
+    """Tell whether a node makes a text of the name's value."""
+    if isinstance(node, ast.FormattedValue):
+        return isinstance(node.value, ast.Name) and node.value.id == name
+    called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    given = {getattr(argument, "id", None) for argument in node.args}
+    return name in given and called in {
+        "str",
+        "repr",
+        "format",
+        "print",
+        "format_exception",
+        "print_exception",
+        *WRITERS,
+    }
+
+
+@pytest.mark.parametrize("path", [*SOURCES.values(), *sorted((ROOT / "integrations").glob("*.py"))], ids=str)
+def test_no_exception_is_shown_as_it_is(path):
+    """What an exception holds may be a tensor, whose text waits for the GPU: `_data.values` says errors safely."""
+    name = str(path.relative_to(PACKAGE)) if path.is_relative_to(PACKAGE) else path.name
+    assert name in SHOWS_ERRORS_OF_ITS_OWN or shown_as_they_are(ast.parse(path.read_text())) == set()
+
+
+def test_the_list_of_files_that_show_errors_is_true():
+    """A file that shows no exception any more is not on the list."""
+    for name in SHOWS_ERRORS_OF_ITS_OWN:
+        assert shown_as_they_are(ast.parse(SOURCES[name].read_text())), name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f'{error}'",
+        "f'{error!r}'",
+        "str(error)",
+        "log.warning('%s', error)",
+        "log.exception('failed')",
+        "log.warning('failed', exc_info=True)",
+        "traceback.print_exc()",
+    ],
+)
+def test_an_exception_that_is_shown_would_be_found(text):
+    """Each way to make a text of an exception is found."""
+    assert shown_as_they_are(ast.parse(f"try:\n    pass\nexcept Exception as error:\n    {text}\n")) == {4}

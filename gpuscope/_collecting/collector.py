@@ -22,7 +22,7 @@ from gpuscope._collecting.metrics_pipeline import MetricsPipeline
 from gpuscope._collecting.one_thread import OneThread
 from gpuscope._data.values import shown
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import COUNTED, WarnOnce
+from gpuscope._log import COUNTED, WarnOnce, say_what_waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +136,7 @@ class Collector:
             route=self.active_exporters.route,
         )
 
-    def flush(self, timeout_s: float, *, send: bool = True) -> bool:
+    def flush(self, timeout_s: float, *, send: bool) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         return self._flushes.wait(timeout_s, send=send)
 
@@ -165,6 +165,8 @@ class Collector:
         """Export what can be exported in the time, and end the thread, if it runs; return whether it ended."""
         self._stop_at_s = time.monotonic() + timeout_s
         self._wake.set()
+        if not self.is_running and len(self._queue):
+            self._thread.run_here()  # No thread was to be had: early 3.12 starts none once the main one has ended.
         return self._thread.stopped.wait(timeout_s) if self.is_running else True
 
     # ---- the collector's thread
@@ -196,6 +198,7 @@ class Collector:
             self._refresh()
             self._recorder.device.attach()
             self._may_ask = True
+            say_what_waits()
         except BaseException as error:  # The pass goes on, but asks no GPU, for which the thread may not be prepared.
             self.warnings.warn("pass", "preparing a pass of the collector failed: %s.", shown(error))
 

@@ -21,7 +21,7 @@ from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._data.values import traceback_of
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import WarnOnce, logger
+from gpuscope._log import WarnOnce, forget_what_waits, later, logger, say_what_waits
 from gpuscope._recording.current_stage import watch_collections
 from gpuscope._recording.ledger import Ledger
 from gpuscope._recording.nvtx import open_nvtx
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 _LEAST_EXIT_S = 0.1
 """What the end has at exit where handing over took all the time."""
+
+
+_late = RecordQueue(0)
+"""Refuses the stages that end after their period. One for all periods: the account of the next one has them."""
 
 
 def _warn_of_gevent(warnings: WarnOnce) -> None:
@@ -149,9 +153,8 @@ class Engine:
         self._complete = True
         """Whether, at its end, nothing was lost."""
         self._exit_took_s = 0.0
-        self._warnings = WarnOnce()
-        self._late = RecordQueue(0)
-        """Refuses the stages that end after the engine."""
+        self._warnings = WarnOnce(say=later)
+        self._late_before = _late.stages + _late.refused
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
         device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
         wake = Wake()
@@ -214,7 +217,7 @@ class Engine:
             self.collector.start()
         self.recorder.accept(self.queue)
         if self.ended:  # By another thread, meanwhile.
-            self.recorder.accept(self._late)
+            self.recorder.accept(_late)
         if starts:
             # Here and not on the collector's thread: the program may end its provider before that has begun.
             self.collector.watch_provider()
@@ -229,7 +232,10 @@ class Engine:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         if self.ended:
             return self._complete
-        return self.collector.flush(timeout_s, send=send) if self.collector.is_running else True
+        if self.collector.is_running:
+            return self.collector.flush(timeout_s, send=send)
+        found = self.statistics()  # No thread was to be had, or nothing was recorded.
+        return not found.pending and not found.missing
 
     def hand_over(self) -> None:
         """At exit, hand everything recorded so far to the application's providers, before these end."""
@@ -242,7 +248,7 @@ class Engine:
         """Do the same as `shutdown`, in what is left of the time for the exit."""
         timeout_s = self.config.shutdown_timeout_s
         # Threads of the program may still be at work, and the recorder stays: without this there would be no end.
-        self.recorder.accept(self._late)
+        self.recorder.accept(_late)
         return self.shutdown(min(timeout_s, max(timeout_s - self._exit_took_s, _LEAST_EXIT_S)))
 
     def shutdown(self, timeout_s: float) -> bool:
@@ -252,11 +258,11 @@ class Engine:
             return self._complete
         try:
             if not self.collector.is_running:
-                self.recorder.accept(self._late)
+                self.recorder.accept(_late)
             finished = self.collector.shutdown(timeout_s)
         finally:  # Also if the program is interrupted while it waits.
             # What ends from now on is refused, and counted; what is still on its way there is swept up by `statistics`.
-            self.recorder.accept(self._late)
+            self.recorder.accept(_late)
             self._closed = True
             self._retire_bridge()
             device = self.recorder.device
@@ -264,6 +270,7 @@ class Engine:
                 device.release()
             missing = self.statistics().missing
             self._complete = finished and not missing
+        say_what_waits()
         if missing:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
             logger.warning("some stages were not exported: %s.", reasons)
@@ -272,6 +279,7 @@ class Engine:
     def abandon(self) -> None:
         """Do nothing more: this process is the child of a fork, and the engine is its parent's."""
         self._claimed_end.acquire(blocking=False)
+        forget_what_waits()
         self.recorder.device.close()
         # The hot path reads both: no range is opened any more, and no record finds room.
         self.recorder.nvtx = None
@@ -286,7 +294,7 @@ class Engine:
         """Return the account of this moment."""
         if self._closed:
             self.ledger.close("shutdown", self.queue, self.replays)
-        found, late = self.collector.statistics(), self._late.refused + self._late.stages
+        found, late = self.collector.statistics(), _late.stages + _late.refused - self._late_before
         if not late:
             return found
         return replace(found, recorded=found.recorded + late, dropped={**found.dropped, "after_shutdown": late})

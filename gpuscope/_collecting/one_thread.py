@@ -38,7 +38,7 @@ class OneThread:
 
     def start(self) -> None:
         """Start the thread. Starting another is harmless: it ends at once."""
-        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        threading.Thread(target=self.run_here, name=self._name, daemon=True).start()
         self._started = True
 
     @property
@@ -52,7 +52,8 @@ class OneThread:
         """Whether it is the thread that asks."""
         return self._ident == threading.get_ident()
 
-    def _run(self) -> None:
+    def run_here(self) -> None:
+        """Do the work on the thread that asks, unless another does it or did."""
         if not self._taken.acquire(blocking=False):
             return
         self._ident = threading.get_ident()

@@ -107,7 +107,7 @@ class Resolver:
         """Return the clock of a stream's device, which may be lost; None where it cannot be calibrated now."""
         return self._clocks[timed_stream.index] if self._may_tell(timed_stream) else None
 
-    def collect(self, limit: int, *, may_ask: bool = True, give_up: bool = False) -> list[Row]:
+    def collect(self, limit: int, *, may_ask: bool, give_up: bool) -> list[Row]:
         """
         Return at most `limit` stages whose GPU work is done.
 
@@ -184,7 +184,7 @@ class Resolver:
         try:
             anchor = self._device.calibrate(timed_stream, clock.anchor)
         except Exception as error:  # No events, say. Durations can be told without.
-            self._warnings.warn("anchor", "reading the clock of GPU %d failed: %r.", timed_stream.index, error)
+            self._warnings.warn("anchor", "reading the clock of GPU %d failed: %s.", timed_stream.index, shown(error))
         if anchor is None:
             clock.miss(self._clock())
             if clock.is_lost:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._cuda.spares import spares
 from gpuscope._cuda.timed_stream import TimedStream
+from gpuscope._interrupts import is_the_programs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +107,10 @@ class OpenStreams:
                 for _ in range(wanted):
                     start, end = self._driver.new_event(), self._driver.new_event()
                     new.append((start, end, start.value, end.value))
-        except Exception:  # Out of memory, say. The next stage tries again.
+        except Exception as error:  # Out of memory, say. The next stage tries again.
+            if is_the_programs(error):
+                timed_stream.pairs.extend(new)
+                raise
             return new
         finally:
             with self._lock:
@@ -123,7 +127,9 @@ def _may_go(get_stream: Callable[[], Stream]) -> bool:
     """
     try:
         ident = getattr(get_stream(), "stream_id", None)
-    except Exception:  # It may go, as far as is known.
+    except Exception as error:  # It may go, as far as is known.
+        if is_the_programs(error):
+            raise
         return True
     return not isinstance(ident, int) or (ident != 0 and ident % 2 == 0)
 

@@ -35,6 +35,10 @@ _KNOWN = frozenset(
     ("cupy", "gpuscope", "jax", "jaxlib", "keras", "ml_dtypes", "mlx", "numpy", "paddle", "tensorflow", "torch")
 )
 """Packages whose tensors tell their shape without waiting for the GPU, also where that is a property in Python."""
+_TRUSTED = _KNOWN | sys.stdlib_module_names
+"""Packages whose descriptors in C read what is stored, and run nothing."""
+_DICT_DOC = type("", (), {}).__dict__["__dict__"].__doc__
+"""The docstring of the `__dict__` that each class statement makes."""
 _PRINTED = frozenset(("datetime", "decimal", "fractions", "ipaddress", "pathlib", "pathlib._local", "uuid", "zoneinfo"))
 """Modules of the standard library whose objects print themselves and nothing else."""
 _WORDS = ("dtype", "device", "layout", "memory_format", "longdouble", "float128", "complex256")
@@ -90,9 +94,7 @@ def defined(kind: type, name: str) -> tuple[Value, type]:
 def attribute(value: Value, name: str) -> Value:
     """Return an attribute if that can be read without running the program's code, else `MISSING`."""
     found, base = defined(type(value), name)
-    if type(found) in (GetSetDescriptorType, MemberDescriptorType) or (
-        type(found) is property and _package_of(base) in _KNOWN
-    ):
+    if _is_stored(found, base) or (type(found) is property and _package_of(base) in _KNOWN):
         try:
             return found.__get__(value)
         except AttributeError:  # A slot that is not set.
@@ -151,9 +153,16 @@ def dataclass_fields(value: Value) -> dict[str, Value] | None:
 
 def own_attributes(value: Value) -> dict[str, Value]:
     """Return the attributes that are stored in the object itself, slots aside."""
-    found, _ = defined(type(value), "__dict__")
-    own = found.__get__(value) if type(found) in (GetSetDescriptorType, MemberDescriptorType) else None
+    found, base = defined(type(value), "__dict__")
+    own = found.__get__(value) if _is_stored(found, base) else None
     return own if type(own) is dict else {}
+
+
+def _is_stored(found: Value, base: type) -> bool:
+    """Tell whether a descriptor reads what is stored: others in C may run anything, as those of a lazy proxy do."""
+    if type(found) is not GetSetDescriptorType:
+        return type(found) is MemberDescriptorType
+    return found.__doc__ == _DICT_DOC or _package_of(base) in _TRUSTED
 
 
 def _package_of(kind: type) -> str:

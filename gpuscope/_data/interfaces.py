@@ -130,8 +130,8 @@ class ReplaySink(Protocol):
     def refused(self) -> int:
         """How many stages it has refused since the start."""
 
-    def put(self, replay: FromAbove) -> None:
-        """Take a replay."""
+    def put(self, held: list[FromAbove]) -> None:
+        """Take the replay that is in a list after a None."""
 
     def drain(self) -> list[FromAbove]:
         """Remove and return all replays, oldest first."""

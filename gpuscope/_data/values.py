@@ -30,15 +30,16 @@ from gpuscope._data.descriptions import (
     tensor,
 )
 from gpuscope._data.record import ExceptionInfo
+from gpuscope._interrupts import instead_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 Clean: TypeAlias = "bool | int | float | str | bytes | list[Clean] | dict[str, Clean] | None"
 """What a snapshot is made of: these types exactly. In what OTLP can carry, an `int` has 64 bits."""
-
 PLAIN = frozenset((str, int, float, bool, bytes, NoneType))
 """Types whose values never change and refer to nothing."""
+_PLAIN = frozenset(map(id, PLAIN))  # To compare types by identity alone: a metaclass may replace `==` and `hash`.
 UNPRINTABLE = "<unprintable>"
 _INT64 = range(-(2**63), 2**63)
 _ITEMS = 1024
@@ -66,12 +67,12 @@ def snapshot(value: Value) -> Any:
 
     The signature does not say so, because type checkers can't follow the comparison of types, which is the fastest.
     """
-    if type(value) in PLAIN:
+    if id(type(value)) in _PLAIN:
         return value
     try:
         return _take(value, [_ITEMS], _DEPTH)
-    except Exception:  # A dict that another thread changes, a buffer that was released.
-        return UNPRINTABLE
+    except Exception as error:  # A dict that another thread changes, a buffer that was released.
+        return instead_of(error, UNPRINTABLE)
 
 
 def snapshot_mapping(values: Value) -> dict[str, Any]:
@@ -83,8 +84,8 @@ def snapshot_mapping(values: Value) -> dict[str, Any]:
     try:
         items = dict.items(values) if issubclass(type(values), dict) else values.items()
         return {as_key(key): snapshot(value) for key, value in list(islice(items, _ITEMS))}
-    except Exception:  # A mapping of the application's own making may raise anything.
-        return {}
+    except Exception as error:  # A mapping of the application's own making may raise anything.
+        return instead_of(error, {})
 
 
 def clean(value: Value) -> Any:
@@ -140,9 +141,9 @@ def _take(value: Value, budget: list[int], depth: int) -> Any:
     if budget[0] < 0 or depth < 0:
         return "…"
     kind = type(value)
-    if kind in PLAIN:
+    if id(kind) in _PLAIN:
         return value
-    if kind in (list, tuple, dict):
+    if kind is list or kind is tuple or kind is dict:
         return _take_container(value, kind, budget, depth - 1)
     # Not `isinstance`, which asks the object for its `__class__` where its type does not fit.
     for base, take in SCALARS.items():
@@ -161,7 +162,7 @@ def _take_container(value: Value, base: Any, budget: list[int], depth: int) -> A
     if base is dict:
         return {as_key(key): _take(item, budget, depth) for key, item in list(dict.items(value))}
     items = list(base.__iter__(value))
-    if size <= budget[0] and PLAIN.issuperset(map(type, items)):
+    if size <= budget[0] and _PLAIN.issuperset(map(id, map(type, items))):
         budget[0] -= size
         return items
     return [_take(item, budget, depth) for item in items]
@@ -196,16 +197,16 @@ def shown(value: Value) -> str:
     """Return what `repr` shows of a value that is plain; what is not is described. For messages and the log."""
     try:
         return _show(value, [_ITEMS], _DEPTH)[:MAX_TEXT]
-    except Exception:  # As in `snapshot`.
-        return UNPRINTABLE
+    except Exception as failure:  # As in `snapshot`.
+        return instead_of(failure, UNPRINTABLE)
 
 
 def message_of(error: BaseException) -> str:
     """Return what `str` shows of an exception, as far as its arguments are plain; what is not is described."""
     try:
         return _message(error, [_ITEMS], _DEPTH)[:MAX_TEXT]
-    except Exception:  # As in `snapshot`.
-        return UNPRINTABLE
+    except Exception as failure:  # As in `snapshot`.
+        return instead_of(failure, UNPRINTABLE)
 
 
 def exception_info(error: BaseException) -> ExceptionInfo | None:
@@ -214,8 +215,7 @@ def exception_info(error: BaseException) -> ExceptionInfo | None:
 
     Runs on the way out of the stage, so a tensor in the exception must not be printed: that would wait for the GPU.
     """
-    kind = type(error)
-    name = full_name_of(kind)
+    kind, name = type(error), full_name_of(type(error))
     if issubclass(kind, GeneratorExit) or name == _RECOMPUTED:
         return None
     if not issubclass(kind, BaseException):
@@ -245,8 +245,8 @@ def _show(value: Value, budget: list[int], depth: int) -> str:
     budget[0] -= 1
     if budget[0] < 0 or depth < 0:
         return "…"
-    if kind in PLAIN:
-        return digits(value) if kind is int else repr(value[:MAX_TEXT] if kind in (str, bytes) else value)
+    if id(kind) in _PLAIN:
+        return digits(value) if kind is int else repr(value[:MAX_TEXT] if kind is str or kind is bytes else value)
     if issubclass(kind, BaseException):
         return f"{name_of(kind)}({', '.join(_show(item, budget, depth - 1) for item in _args_of(value))})"
     for base in _BRACKETS:
@@ -295,6 +295,6 @@ def _read_by_str(error: BaseException, args: tuple[Value, ...]) -> Iterator[Valu
 
 def _is_short(value: Value) -> bool:
     kind = type(value)
-    if kind is str or kind is bytes:
-        return len(value) <= MAX_TEXT
-    return value is MISSING or (kind is int and value in _INT64) or kind in (float, bool, NoneType)
+    if kind is int:
+        return value in _INT64
+    return value is MISSING or (id(kind) in _PLAIN and (kind not in (str, bytes) or len(value) <= MAX_TEXT))

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context, attach, get_current
-from opentelemetry.trace import Span
+from opentelemetry.trace import INVALID_SPAN, Span
 
 from gpuscope._data.batch import SpanDetails
 from gpuscope._data.native import Trace
@@ -71,7 +71,9 @@ class Bridge(Identities):
             return
         previous = get_current()
         span = previous.get(SPAN_KEY)
-        if span is not None and (outer is None or record_of(span) is not outer or outer.end_ns):
+        if _is_none(span):
+            self._begin_anew(record)
+        elif outer is None or record_of(span) is not outer or outer.end_ns:
             self._adopt(record, span)
         if self.visible and not is_collecting():
             stand(self, record, previous)
@@ -81,7 +83,10 @@ class Bridge(Identities):
         # Not `detach(token)`, which logs an error when a generator is closed in another context than it began in.
         own, current, previous = own_context(record), get_current(), record.context_before
         if own is not None:
-            attach(previous if current is own else with_span(current, span_in(previous)))
+            if current is own:
+                attach(previous)
+            elif not (_is_none(span_in(current)) and _is_over(span_in(previous))):
+                attach(with_span(current, span_in(previous)))
             take_out(record)  # At last, because an interrupt may come before, and then this is done again.
 
     def leave_behind(self, record: StageRecord) -> None:
@@ -151,7 +156,10 @@ class Bridge(Identities):
         if not isinstance(span, Span):
             return
         outer, context = record.outer, span.get_span_context()
-        if not context.is_valid or (outer is not None and _is_above(outer, context, stage)):
+        if not context.is_valid:
+            self._begin_anew(record)
+            return
+        if outer is not None and _is_above(outer, context, stage):
             return
         above = stage or outer
         record.trace = _new_trace(
@@ -163,6 +171,17 @@ class Bridge(Identities):
             sampled=None if stage is None else context.trace_flags.sampled,
             state=context.trace_state.to_header() if context.trace_state else None,
         )
+        record.context_before = get_current()
+        _enclose(record, outer)
+
+    def _begin_anew(self, record: StageRecord) -> None:
+        """Make the stage a root where the application has put a context back that was before the enclosing stage."""
+        # That one was never left, as in a generator inside a span of the application's that nobody reads any more.
+        outer = record.outer
+        if outer is None or outer.end_ns or own_context(outer) is None or is_collecting():
+            return
+        trace_id = record.recorder.random_bits(128)
+        record.trace = _new_trace(trace_id, 0, remote=False, root=record.site, sampled=None)
         record.context_before = get_current()
         _enclose(record, outer)
 
@@ -189,6 +208,16 @@ def _new_trace(
     trace.trace_id, trace.parent_id, trace.remote = trace_id, parent_id, remote
     trace.root, trace.sampled, trace.state = root, sampled, state
     return trace
+
+
+def _is_none(span: object) -> bool:
+    return span is None or span is INVALID_SPAN
+
+
+def _is_over(span: object) -> bool:
+    """Whether a span has ended, as far as it says so. Where the application has put its context back, it stays out."""
+    stage = record_of(span)
+    return getattr(span, "end_time", None) is not None if stage is None else stage.end_ns != 0
 
 
 def _is_above(outer: StageRecord, context: SpanContext, stage: StageRecord | None) -> bool:

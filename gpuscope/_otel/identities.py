@@ -18,7 +18,7 @@ from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext
 
 from gpuscope._data.values import traceback_of
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import SUPPRESSED, WarnOnce
+from gpuscope._log import SUPPRESSED, WarnOnce, later
 from gpuscope._otel.contexts import UNKNOWN, flags, plain_attributes, span_in, with_span
 from gpuscope._otel.lazy_span import (
     LazySpan,
@@ -78,7 +78,7 @@ class Identities:
         """Epoch less the records' clock, once the collector has set it, so that both place a stage at the same time."""
         self.wall: WallClock | None = None
         """The same where the wall clock was set anew, for stages of requests that began before."""
-        self.warnings = WarnOnce(SUPPRESSED)
+        self.warnings = WarnOnce(SUPPRESSED, later)
         """For exceptions of the application's code: one warning per kind."""
         self._auto = "auto" in config.exporters and config.traces_exporter.strip().lower() != "none"
         self._clock, self._epoch_clock = clock, epoch_clock

@@ -17,7 +17,7 @@ from gpuscope._data.native import StageRecord
 from gpuscope._data.record import Site
 from gpuscope._data.values import shown
 from gpuscope._interrupts import is_the_programs
-from gpuscope._log import SUPPRESSED, WarnOnce
+from gpuscope._log import SUPPRESSED, WarnOnce, later
 from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
 from gpuscope._otel.lazy_span import own_context, record_of
 from gpuscope._recording.current_stage import current, find_current, is_collecting
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
 
 _ENTRY = create_key("gpuscope-extract")
-_warnings = WarnOnce(SUPPRESSED)
+_warnings = WarnOnce(SUPPRESSED, later)
 
 
 def inject(carrier: CarrierT, *, setter: Setter[CarrierT] | None = None) -> None:
@@ -91,7 +91,7 @@ class _AsText(DefaultGetter):
     def get(self, carrier: Mapping[str, object], key: str) -> list[str] | None:
         """Return the field's texts, or None for none."""
         field = carrier.get(key)
-        several = field if type(field) in (list, tuple) else [field]
+        several = field if type(field) is list or type(field) is tuple else [field]
         texts = [one.decode("latin-1") if type(one) is bytes else one for one in cast("list[object]", several)]
         return [one for one in texts if type(one) is str] or None
 

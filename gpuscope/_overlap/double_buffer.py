@@ -8,14 +8,17 @@ workers that it starts itself.
 from __future__ import annotations
 
 import contextvars
+import inspect
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeAlias
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
+from gpuscope._data.values import shown
 from gpuscope._overlap.graphed import REHEARSALS, GraphedFunction
 from gpuscope._overlap.in_flight import InFlightBatch, Streams, Timed, Work
 from gpuscope._overlap.modes import in_modes_of_this_thread
@@ -48,9 +51,9 @@ class DoubleBuffer:
 
     Args:
         infer: takes the inputs on the device and returns outputs: nested containers (dicts, lists, tuples, and whatever
-            else `torch.utils._pytree` knows) of dense tensors, arrays, and objects that hold none. Runs on the stream,
-            in the autocast and in the gradient and inference mode that are current at `put`. It may keep its inputs and
-            return the same memory each time.
+            else `torch.utils._pytree` knows) of dense tensors, arrays, and objects that hold none, which are copied as
+            well. Runs on the stream, in the autocast and in the gradient and inference mode that are current at `put`.
+            It may keep its inputs and return the same memory each time.
         post: takes the outputs on the host. What it returns is the result; without `post` that is the outputs. Results
             stay valid, whatever holds them.
         prepare: takes a batch and returns such containers of tensors or numpy arrays on the host. Tensors that are
@@ -68,8 +71,8 @@ class DoubleBuffer:
         name: a prefix of the stages: `name.prepare`, `.pin`, `.upload`, `.infer`, `.download` and `.post`.
 
     Raises:
-        TypeError: if one of the functions can't be called.
-        ValueError: for a `depth` below 1 or negative `workers`.
+        TypeError: if one of the functions can't be called or is a coroutine function; for options of another type.
+        ValueError: for a `depth` below 1, negative `workers`, or a `device` that can't be used.
 
     """
 
@@ -88,7 +91,8 @@ class DoubleBuffer:
         workers: int = 0,
         name: str = "",
     ) -> None:
-        _check(infer, post, prepare, depth, workers)
+        _check_functions(infer=infer, post=post, prepare=prepare)
+        _check_options(depth=depth, workers=workers, name=name, graph=graph, copy_outputs=copy_outputs)
         self.depth = depth
         self._post = post
         self._device = _device(device)
@@ -233,17 +237,41 @@ class DoubleBuffer:
 def _device(device: torch.device | str | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'`device` is {device!r}: expected "cpu", or a GPU such as "cuda" or "cuda:1".') from None
+    if found.type not in ("cuda", "cpu"):
+        raise ValueError(f'`device` is {found}: expected "cpu", or a GPU such as "cuda" or "cuda:1".')
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f'`device` is {found}, but no CUDA device can be used here: expected "cpu".')
+    if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
+        raise ValueError(f"`device` is {found}: expected an index below {torch.cuda.device_count()}.")
     if found.type == "cuda" and found.index is None:
         found = torch.device("cuda", torch.cuda.current_device())
     return found
 
 
-def _check(infer: object, post: object, prepare: object, depth: int, workers: int) -> None:
-    for name, function in (("infer", infer), ("post", post), ("prepare", prepare)):
-        if not callable(function) and (function is not None or name == "infer"):
-            raise TypeError(f"`{name}` is {function!r}: expected a function of one argument.")
-    if depth < 1:
+def _check_functions(**functions: object) -> None:
+    for name, function in functions.items():
+        if function is None and name != "infer":
+            continue
+        if not callable(function):
+            raise TypeError(f"`{name}` is {shown(function)}: expected a function of one argument.")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(f"`{name}` is a coroutine function: expected one that returns its result.")
+
+
+def _check_options(*, depth: object, workers: object, name: object, **switches: object) -> None:
+    for option, value in (("depth", depth), ("workers", workers)):
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise TypeError(f"`{option}` is {shown(value)}: expected a whole number.")
+    if not isinstance(name, str):
+        raise TypeError(f"`name` is {shown(name)}: expected a text.")
+    for option, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"`{option}` is {shown(value)}: expected True or False.")
+    if cast("int", depth) < 1:
         raise ValueError(f"`depth` is {depth}: expected 1 or more batches in flight; 2 for double buffering.")
-    if workers < 0:
+    if cast("int", workers) < 0:
         raise ValueError(f"`workers` is {workers}: expected 0, or a number of threads for `post`.")

@@ -8,15 +8,18 @@ batch is computed once, also where a graph is made for it. Only a capture waits 
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import threading
 import traceback
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from gpuscope._cuda.driver import CAPTURE_MODE_RELAXED, Handle, load_driver
+from gpuscope._data.values import shown
 from gpuscope._log import logger
 from gpuscope._overlap.kept import Pool, can_tell, counts_of, without_collecting
 from gpuscope._overlap.leaves import PLAIN, is_atom, taken_apart
@@ -152,12 +155,12 @@ class GraphedFunction:
         return returned
 
     def _failed(self, pool: Pool, error: Exception) -> None:
-        self._give_up(f"its capture failed: {error!r}")
+        self._give_up(f"its capture failed: {shown(error)}")
         _let_go_of_frames(error)
         if without_collecting(pool.holds_more):
             self._broken = (
                 "`infer` kept tensors of a call whose capture as a CUDA graph failed, so they were never computed: "
-                f"leave out `graph=True`. It failed with {error!r}."
+                f"leave out `graph=True`. It failed with {shown(error)}."
             )
             raise RuntimeError(self._broken) from error
 
@@ -254,8 +257,20 @@ def _kind_of(leaf: Leaf) -> Hashable:
     if isinstance(leaf, torch.Tensor):
         bits = leaf.is_conj(), leaf.is_neg(), leaf.requires_grad
         return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, bits
-    # By text, because 0.0 and -0.0 are equal, and a NaN is not.
-    return (type(leaf), repr(leaf)) if is_atom(leaf) else None
+    return _kind_of_atom(leaf) if is_atom(leaf) else None
+
+
+def _kind_of_atom(leaf: Leaf) -> Hashable:
+    kind = type(leaf)
+    if kind is float or kind is complex:  # By text, because 0.0 and -0.0 are equal, and a NaN is not.
+        return kind, repr(leaf)
+    if isinstance(leaf, range):  # Two that are empty are equal.
+        return kind, leaf.start, leaf.stop, leaf.step
+    if isinstance(leaf, enum.Enum):  # The program may say how it is shown and compared.
+        return kind, id(leaf)
+    if isinstance(leaf, np.generic):
+        return kind, np.generic.dtype.__get__(leaf), np.generic.tobytes(leaf)
+    return kind, leaf
 
 
 def _address_of(leaf: Leaf) -> int:

@@ -6,9 +6,11 @@ Refuses with a sentence what can't be copied. Copies nothing, and knows no strea
 
 from __future__ import annotations
 
+import copy
 import enum
 import gc
 import types
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -16,6 +18,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gpuscope.pinned._checks import Array
 
 Tree: TypeAlias = Any
@@ -27,9 +31,10 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 MAX_SEARCHED = 1000
 """Objects that are searched for tensors; what holds more is taken to hold one."""
 
-_PYTHONS = (int, float, complex, bool, str, bytes, range, type(None), type(...), type(NotImplemented))
-_ATOMS = frozenset((*_PYTHONS, torch.dtype, torch.device, torch.layout, torch.memory_format))
-_MEMORY = (torch.Tensor, torch.UntypedStorage, torch.TypedStorage, np.ndarray, np.void)
+_PYTHONS = (int, float, complex, bool, str, bytes, range, type(None), type(...), type(NotImplemented), object)
+_ATOMS = frozenset((*_PYTHONS, torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format))
+_ARRAYS = (np.ndarray, np.memmap, np.matrix)
+_MEMORY = (weakref.ref, torch.Tensor, torch.UntypedStorage, torch.TypedStorage, np.ndarray, np.void)
 _LEFT_OUT = (type, types.ModuleType, types.CodeType)
 
 
@@ -46,12 +51,21 @@ class FlatTree(NamedTuple):
 
 def taken_apart(tree: Tree) -> FlatTree:
     """Take a tree apart; a lone tensor, as most trees are, needs no search."""
-    return FlatTree([tree], None) if type(tree) is torch.Tensor else FlatTree(*pytree.tree_flatten(tree))
+    return FlatTree([tree], None) if type(tree) is torch.Tensor else FlatTree(*pytree.tree_flatten(tree, is_size))
+
+
+def is_size(tree: Tree) -> bool:
+    """Tell whether it is a `torch.Size`, which PyTorch would make into a tuple."""
+    return type(tree) is torch.Size
 
 
 def is_atom(leaf: Leaf) -> bool:
     """Tell whether a value never changes and holds no tensor. Subclasses may hold anything."""
-    return type(leaf) in _ATOMS or (isinstance(leaf, np.generic | enum.Enum) and not isinstance(leaf, np.void))
+    if type(leaf) in _ATOMS:
+        return True
+    if isinstance(leaf, enum.Enum):
+        return type(leaf._value_) in _ATOMS
+    return isinstance(leaf, np.generic) and not isinstance(leaf, np.void)
 
 
 def check_input(tensor: torch.Tensor) -> None:
@@ -86,18 +100,59 @@ def check_object(leaf: Leaf) -> None:
         )
 
 
+def copied_object(leaf: Leaf, memo: dict[int, object]) -> Leaf:
+    """
+    Return a copy of an object from `infer` that holds no tensors, because its later calls may change it as well.
+
+    Args:
+        leaf: the object, or an array of objects.
+        memo: objects that stay what they are, and the copies so far, by identity: as for `copy.deepcopy`.
+
+    """
+    if id(leaf) in memo:
+        return memo[id(leaf)]
+    searched = leaf.ravel().tolist() if isinstance(leaf, np.ndarray) else leaf
+    check_object(searched)
+    if is_atom(leaf):
+        return leaf
+    try:
+        # What holds nothing cannot change, and programs compare it by identity.
+        memo.update((id(found), found) for found in _reached_from(searched) if _is_empty(found))
+        return copy.deepcopy(leaf, memo)
+    except Exception as error:
+        raise TypeError(
+            f"`infer` returned an object of type `{type(leaf).__qualname__}`, which its later calls may change, and "
+            "which cannot be copied: return what is needed of it. `copy_outputs=False` takes it as it is."
+        ) from error
+
+
+def _is_empty(thing: object) -> bool:
+    """Tell whether an object is made of its class alone, by a class statement."""
+    if type(thing).__new__ is not object.__new__ or any(not isinstance(each, type) for each in gc.get_referents(thing)):
+        return False
+    try:
+        return not any(thing.__reduce_ex__(2)[2:])
+    except Exception:  # It keeps something in C that cannot be copied, as a lock does.
+        return False
+
+
 def may_hold_tensors(thing: object) -> bool:
     """Tell whether tensors, arrays or buffers can be reached from an object, or so much that it can't be searched."""
+    return any(
+        isinstance(found, _MEMORY) or _lends_memory(found) or count >= MAX_SEARCHED
+        for count, found in enumerate(_reached_from(thing))
+    )
+
+
+def _reached_from(thing: object) -> Iterator[object]:
     waiting, seen = [thing], {id(thing)}
     while waiting:
         found = waiting.pop()
-        if isinstance(found, _MEMORY) or _lends_memory(found) or len(seen) > MAX_SEARCHED:
-            return True
+        yield found
         for held in _held_by(found):
             if id(held) not in seen and not is_atom(held) and not isinstance(held, _LEFT_OUT):
                 seen.add(id(held))
                 waiting.append(held)
-    return False
 
 
 def _held_by(thing: object) -> list[object]:
@@ -134,7 +189,12 @@ def dense_strides_of_array(source: Array) -> tuple[int, ...] | None:
 
 
 def torch_dtype(source: Array) -> torch.dtype:
-    """Return PyTorch's dtype for an array of a batch."""
+    """Return PyTorch's dtype for an array of a batch; refuse what is more than an array."""
+    if type(source) not in _ARRAYS:
+        raise TypeError(
+            f"An array in a batch is of the subclass `{type(source).__qualname__}`, and a tensor would lose what that "
+            "adds: convert it in `prepare`."
+        )
     try:
         return torch.from_numpy(np.empty(0, source.dtype)).dtype
     except TypeError:

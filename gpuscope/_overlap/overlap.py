@@ -51,7 +51,7 @@ class Overlap(Iterator[Result]):
                     break
                 buffer.put(source.taken())
             if buffer:
-                return buffer.get()
+                return self._result()
             source.raise_what_ended_it()
         except BaseException:
             self.close()
@@ -77,6 +77,13 @@ class Overlap(Iterator[Result]):
         """Close."""
         self.close()
 
+    def _result(self) -> Result:
+        try:
+            return self._buffer.get()
+        except (StopIteration, StopAsyncIteration) as error:
+            # It would end the loop as if there were no more batches. Python does the same for generators.
+            raise RuntimeError(f"A phase of the loop raised {type(error).__name__}.") from error
+
     async def _next_of_async(self) -> Result:
         buffer, source = self._buffer, self._source
         if self._ended:
@@ -91,7 +98,7 @@ class Overlap(Iterator[Result]):
             if buffer:
                 while not buffer.ready():  # noqa: ASYNC110 - a GPU sets no `asyncio.Event`
                     await asyncio.sleep(_PAUSE_S)
-                return buffer.get()
+                return self._result()
             source.raise_what_ended_it()
         except BaseException:
             self.close()

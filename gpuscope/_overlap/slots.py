@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_COPIED = (torch.Tensor, np.ndarray)
-
 
 class Slot:
     """
@@ -73,11 +71,8 @@ class Slot:
         held until the copies are done, because their memory may be another stream's. Objects of the batch as it was
         `given` pass as they are.
         """
-        for leaf in outputs.leaves:
-            copied = isinstance(leaf, _COPIED) or known.is_atom(leaf)
-            if not copied and not any(leaf is each for each in given.leaves):
-                known.check_object(leaf)
-        return outputs._replace(leaves=list(map(self._staged, outputs.leaves)))
+        memo = {id(leaf): leaf for leaf in given.leaves}
+        return outputs._replace(leaves=[self._staged(leaf, memo) for leaf in outputs.leaves])
 
     def download(self, outputs: FlatTree) -> FlatTree:
         """Enqueue the copies from the device on the current stream; return the outputs on the host."""
@@ -89,7 +84,7 @@ class Slot:
 
         What a result holds where this does not look keeps that memory for itself: see `GrowingBuffer`.
         """
-        return result if known.is_atom(result) else pytree.tree_map(self._apart, result, is_leaf=_is_long)
+        return result if known.is_atom(result) else pytree.tree_map(self._apart, result, is_leaf=_is_whole)
 
     def _let_go(self) -> None:
         for buffers in (self._host, self._inputs, self._outputs):
@@ -141,13 +136,11 @@ class Slot:
         there.copy_(leaf, non_blocking=True)
         return there.view(there.shape)
 
-    def _staged(self, leaf: Leaf) -> Leaf:
+    def _staged(self, leaf: Leaf, memo: dict[int, object]) -> Leaf:
         if isinstance(leaf, np.ndarray):
-            if leaf.dtype.hasobject:
-                known.check_object(leaf.ravel().tolist())
-            return np.array(leaf, subok=True)
+            return known.copied_object(leaf, memo) if leaf.dtype.hasobject else np.array(leaf, subok=True)
         if not isinstance(leaf, torch.Tensor):
-            return leaf
+            return known.copied_object(leaf, memo)
         known.check_type(leaf)
         if not (self._cuda and leaf.is_cuda):
             return _cloned(leaf)
@@ -189,9 +182,9 @@ def _cloned(leaf: torch.Tensor) -> torch.Tensor:
         return leaf.clone()
 
 
-def _is_long(node: Tree) -> bool:
-    # A list of numbers, say, which would take longer to search than it took to make.
-    return isinstance(node, list | tuple) and len(node) > known.MAX_SEARCHED
+def _is_whole(node: Tree) -> bool:
+    # Also a long list of numbers, say, which would take longer to search than it took to make.
+    return known.is_size(node) or (isinstance(node, list | tuple) and len(node) > known.MAX_SEARCHED)
 
 
 def _is_on_host(leaf: Leaf) -> TypeGuard[torch.Tensor]:

@@ -26,7 +26,7 @@ class Source:
                 "for `async for`."
             )
         self.batch: Batch = None
-        self._batches: Any = batches  # `Any`: a plain `for` leaves it to `iter` to refuse asynchronous ones.
+        self._batches: Any = batches
         self._iterator: Iterator[Batch] | None = None
         self._async_iterator: AsyncIterator[Batch] | None = None
         self._error: Exception | None = None
@@ -38,6 +38,8 @@ class Source:
             return False
         try:
             if self._iterator is None:
+                if not isinstance(self._batches, Iterable) and isinstance(self._batches, AsyncIterable):
+                    raise TypeError("`batches` are asynchronous: write `async for` instead of `for`.")  # noqa: TRY301
                 self._iterator = iter(self._batches)
             self.batch = next(self._iterator)
         except StopIteration:

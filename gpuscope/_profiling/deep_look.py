@@ -102,7 +102,7 @@ class DeepLook:
         Write the Chrome trace (for https://ui.perfetto.dev) and the report, as text and as JSON, into a folder.
 
         Args:
-            folder: where; it is made if it does not exist.
+            folder: where; it is made if it does not exist, in a folder that does.
 
         Returns:
             Paths of the trace, the text and the JSON.
@@ -117,7 +117,8 @@ class DeepLook:
                 f"There is no deep look to save: {self.why or 'it is still on; leave its `with` block first.'}"
             )
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        # Not those above it: a path that was mistyped is refused.
+        folder.mkdir(exist_ok=True)
         (folder / TRACE).write_bytes(self._trace())
         return [folder / TRACE, *write_report(self.report, folder)]
 
@@ -138,6 +139,6 @@ class DeepLook:
 
 def write_report(report: DeepFindings, folder: Path) -> list[Path]:
     """Write a report as text and as JSON into a folder; return the files."""
-    (folder / TEXT).write_text(f"{report}\n", encoding="utf-8")
+    (folder / TEXT).write_text(f"{report}\n", encoding="utf-8", errors="replace")
     (folder / JSON).write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
     return [folder / TEXT, folder / JSON]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ LISTED = 3
 
 def read_trace(path: str | PathLike[str]) -> JsonObject:
     """
-    Read a trace from a file, compressed by gzip if its name ends in `.gz`.
+    Read a trace from a file, which may be compressed by gzip, or a pipe.
 
     Raises:
         OSError: if the file cannot be read.
@@ -44,7 +45,16 @@ def read_trace(path: str | PathLike[str]) -> JsonObject:
 
     """
     content = Path(path).read_bytes()
-    trace: JsonObject = json.loads(gzip.decompress(content) if str(path).endswith(".gz") else content)
+    try:
+        # Not by the name: a pipe has none, and a file may have the wrong one.
+        trace: JsonObject = json.loads(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
+    except EOFError:
+        raise ValueError("it is compressed by gzip, and was cut short.") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise ValueError("it is compressed by gzip, and damaged.") from None
+    except (ValueError, RecursionError) as error:
+        why = f", in line {error.lineno}" if isinstance(error, json.JSONDecodeError) and content.strip() else ""
+        raise ValueError(f"it is {f'not JSON{why}' if content.strip() else 'empty'}.") from None
     return trace
 
 

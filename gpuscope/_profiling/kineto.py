@@ -20,6 +20,8 @@ KEY = "gpuscope"
 """Where gpuscope notes in the trace which annotations are stages, and which of them were outermost."""
 KERNEL, COPY, ON_DEVICE = "kernel", "copy", "memory on the GPU"
 _COPY = re.compile(r"Memcpy (\w+) \((\w+) -> (\w+)\)")
+_END_OF_TIME = 2**62
+"""No number of nanoseconds or bytes is as large."""
 _BETWEEN_HOST_AND_GPU = ("HtoD", "DtoH")
 
 HostThread: TypeAlias = tuple[object, object]
@@ -92,23 +94,30 @@ def parse(trace: JsonObject) -> Trace:
             'This is not a Chrome trace: expected {"traceEvents": [...]}, as torch.profiler writes it.'
         )
     note = trace.get(KEY)
-    names = note.get("stages") if isinstance(note, dict) else None
-    found = Trace(requests=note.get("requests") if isinstance(note, dict) else None)
+    names = _names(note, "stages")
+    found = Trace(requests=_names(note, "requests"))
     for event in events:
         try:
             if event.get("ph") == "X":
                 _add(found, event, names)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             found.malformed += 1
     return found
 
 
+def _names(note: object, key: str) -> Collection[str] | None:
+    names = note.get(key) if isinstance(note, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else None
+
+
 def _add(found: Trace, event: JsonObject, names: Collection[str] | None) -> None:
-    category, name = event.get("cat"), event["name"]
+    category, name, thread = event.get("cat"), event["name"], (event.get("pid"), event.get("tid"))
     start_ns = round(float(event["ts"]) * 1e3)
     end_ns = start_ns + round(float(event.get("dur", 0)) * 1e3)
+    if not isinstance(name, str) or not -_END_OF_TIME < start_ns <= end_ns < _END_OF_TIME:
+        raise ValueError(name)
+    hash(thread)  # Ids may be numbers or texts.
     arguments = event.get("args", {})
-    thread = event.get("pid"), event.get("tid")
     if category == "user_annotation":
         if name in names if names is not None else not name.startswith("ProfilerStep#"):
             found.stages.append(Range(name, thread, start_ns, end_ns, arguments.get("finished", True) is not False))
@@ -122,6 +131,8 @@ def _add(found: Trace, event: JsonObject, names: Collection[str] | None) -> None
 
 def _work(category: str, name: str, start_ns: int, end_ns: int, arguments: JsonObject) -> Work:
     correlation, size = int(arguments.get("correlation", -1)), int(arguments.get("bytes", 0))
+    if not 0 <= size < _END_OF_TIME:
+        raise ValueError(size)
     parts = _COPY.match(name)
     if parts and parts[1] in _BETWEEN_HOST_AND_GPU:
         pageable = "pageable" in (parts[2].lower(), parts[3].lower())

@@ -47,6 +47,10 @@ class OnDemand:
         self._thread: threading.Thread | None = None
         if self._file is None:
             self._listen()
+        elif not (folder := Path(self._file).absolute().parent).is_dir():
+            logger.warning(
+                "GPUSCOPE_PROFILE: there is no folder %s, so the file that asks for a look has no place.", folder
+            )
 
     def poll(self, recorder: Recorder) -> None:
         """Start a look if one is asked for and none is on: a microsecond or two."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._data import values
 from gpuscope._errors import CannotProfileError
+from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import logger
 from gpuscope._profiling.torch_profiler import LEAVING_S, Profiler
 from gpuscope._recording.hot_path import current
@@ -153,8 +154,12 @@ class ProfilingSession:
             opened.range = profiler.range(site.name)
             opened.range.__enter__()
         except Exception as error:  # The stage is recorded all the same.
-            opened.range, why = None, f"torch.profiler failed: {values.shown(error)}."
-        self._come_out(why)
+            opened.range = None
+            if is_an_interrupt(error):
+                raise
+            why = f"torch.profiler failed: {values.shown(error)}."
+        finally:
+            self._come_out(why)
 
     def leave(self, opened: _OpenRange) -> None:
         """Take note of a stage that ends."""
@@ -173,8 +178,11 @@ class ProfilingSession:
         try:
             shown.__exit__(None, None, None)
         except Exception as error:  # As in `enter`.
+            if is_an_interrupt(error):
+                raise
             why = f"torch.profiler failed: {values.shown(error)}."
-        self._come_out(why)
+        finally:
+            self._come_out(why)
 
     def _go_in(self) -> Profiler | None:
         """Return the profiler if it is on; it then stays on until `_come_out`."""
@@ -227,6 +235,8 @@ class ProfilingSession:
             else:
                 self._give_up(str(error))
         except Exception as error:  # PyTorch's, or CUPTI's: the program goes on without a profile.
+            if is_an_interrupt(error):
+                raise
             self._give_up(f"torch.profiler did not start: {values.shown(error)}.")
 
     def finish(self) -> None:

@@ -85,7 +85,13 @@ if TYPE_CHECKING or native is None:
         def __exit__(
             self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
         ) -> None:
-            """End the stage; an exception is noted and passes through."""
+            """
+            End the stage; an exception is noted and passes through.
+
+            Python looks for signals as the first step of each function of Python, before any `try` of ours. What a
+            handler raises right there reaches the program, and the stage stays open until the one around it ends, as a
+            lock would stay locked. The block in C has no such step.
+            """
             try:
                 if self.uses == 1:
                     end(self, error)

@@ -14,7 +14,6 @@ So a stage that begins while its own thread collects garbage is made current in 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import sys
 import threading
@@ -23,6 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gpuscope._data.native import native
+from gpuscope._interrupts import is_the_programs
 
 if TYPE_CHECKING:
     from gpuscope._data.record import StageRecord
@@ -153,8 +153,11 @@ def close_range(record: StageRecord) -> None:
     if native is None and isinstance(opened, list):  # See `hot_path.begin_in_python`.
         opened = opened[1] if len(opened) > 1 else None
     if opened is not None and record.recorder.nvtx is not None:
-        with contextlib.suppress(Exception):
+        try:
             record.recorder.nvtx.end(opened)
+        except Exception as error:  # It costs a range; what the program raises goes on.
+            if is_the_programs(error):
+                raise
 
 
 step_out = step_out_in_python if native is None else native.step_out

@@ -79,21 +79,20 @@ class Elisions:
 
     def listen(self) -> None:
         """Warn from now on, once, that there are such stages; called when recording begins."""
-        from gpuscope._log import SUPPRESSED, WarnOnce
+        from gpuscope._log import SUPPRESSED, WarnOnce, later
 
         if self._warnings is None:
-            self._warnings = WarnOnce(f"{SUPPRESSED} `gpuscope.statistics().elided` has all.")
+            self._warnings = WarnOnce(f"{SUPPRESSED} `gpuscope.statistics().elided` has all.", later)
         self._say()
 
     def _say(self) -> None:
         if self._warnings is not None and self.places:
-            with contextlib.suppress(Exception):  # An application's handler that raises must not break a compilation.
-                self._warnings.warn(
-                    "elided",
-                    "`torch.compile` leaves out the stages inside what it compiles, such as the one at %s. Put a stage "
-                    "around the compiled callable to time it as a whole.",
-                    next(iter(self.places)),
-                )
+            self._warnings.warn(
+                "elided",
+                "`torch.compile` leaves out the stages inside what it compiles, such as the one at %s. Put a stage "
+                "around the compiled callable to time it as a whole.",
+                next(iter(self.places)),
+            )
 
 
 class _IsUnderstood:

@@ -13,7 +13,7 @@ import operator
 import sys
 from types import FunctionType, GetSetDescriptorType, MethodType, coroutine
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,14 @@ def is_at_its_name(function: object) -> bool:
 
 
 def looking_like(function: Callable[..., object], wrapper: Callable[..., object]) -> FunctionType:
-    """Return the wrapper, with the function's name, signature and docstring, and a code object of its own."""
+    """
+    Return the wrapper, with the function's name, signature and docstring, and a code object of its own.
+
+    Pickle looks for a function by its name and takes no other one that it finds there. So `fast = stage(library.run)`
+    can't be pickled where the library keeps its own `run`. An object could say how, but Dynamo breaks a graph where one
+    stands for a function: at methods that are bound to it, and under `vmap`. A stage of a `functools.partial` of it is
+    one, and goes by value.
+    """
     made = _with_own_code(cast("FunctionType", wrapper), function)
     functools.update_wrapper(made, function)
     return made
@@ -121,7 +128,8 @@ _OURS = frozenset(
 )
 """Special methods that are the wrapper's own, or not asked of an object."""
 _NOTHING = object()
-_kinds: WeakKeyDictionary[type, type[StagedCallable]] = WeakKeyDictionary()
+_kinds: WeakValueDictionary[int, type[StagedCallable]] = WeakValueDictionary()
+"""By the identity of the object's class, which need not be hashable."""
 
 
 class StagedCallable:
@@ -210,9 +218,10 @@ def staged_callable(target: Any, wrapper: Callable[..., Any], *details: Any) -> 
     called: Any = next(filter(_suspends, _called(target)), target.__call__)
     functools.update_wrapper(call, called)
     kind = type(target)
-    made = _kinds.get(kind)
+    made = _kinds.get(id(kind))
     if made is None:
-        made = _kinds[kind] = type(kind.__name__, (StagedCallable,), _special_methods(kind))
+        methods = {**_special_methods(kind), "_gpuscope_kind": kind}  # As long as that lives, its identity is its own.
+        made = _kinds[id(kind)] = type(kind.__name__, (StagedCallable,), methods)
     return made(target, call, *details)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from gpuscope._data.native import StageRecord, Trace, native
 from gpuscope._data.record import ThreadInfo
 from gpuscope._data.values import exception_info
-from gpuscope._interrupts import is_the_programs
+from gpuscope._interrupts import instead_of, is_the_programs
 from gpuscope._recording.current_stage import (
     TAKEN_OUT,
     before,
@@ -120,8 +120,8 @@ def _thread_name(ident: int) -> str:
     # `current_thread` would make and keep an object for a thread that Python did not start, or that is about to end.
     try:
         return str(threading._active[ident].name)  # type: ignore[attr-defined]
-    except Exception:  # There is none, or the name is the program's own property.
-        return f"Thread-{ident}"
+    except Exception as error:  # There is none, or the name is the program's own property.
+        return instead_of(error, f"Thread-{ident}")
 
 
 def _begin_failed(recorder: Recorder, record: StageRecord, error: BaseException) -> None:
@@ -144,7 +144,8 @@ def undo(recorder: Recorder, record: StageRecord) -> None:
     record.end_ns = record.start_ns or 1
     recorder.ledger.fail("interrupted")
     _leave_contexts(recorder, record)
-    close_range(record)
+    with contextlib.suppress(Exception):
+        close_range(record)
     with contextlib.suppress(Exception):
         recorder.device.give_back(record)
 
@@ -202,7 +203,8 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord, error: BaseExcept
             record.end_ns = recorder.clock()
     record.end_ns = record.end_ns or record.start_ns or 1
     _leave_contexts(recorder, record)
-    close_range(record)
+    with contextlib.suppress(Exception):
+        close_range(record)
     if not queued:
         _account(recorder, record, interrupted=programs)
     if programs:
@@ -236,7 +238,11 @@ def _note_error(error: BaseException, record: StageRecord) -> ExceptionInfo | No
 
 
 def end_raised_in_python(record: StageRecord, error: BaseException, harmless: type[BaseException] | None) -> None:
-    """Finish a run that an exception has left, unless it came before the run began or after it ended."""
+    """
+    Finish a run that an exception has left, unless it came before the run began or after it ended.
+
+    A second interrupt, as the first step of this function, comes before the `try`: see `block.StageBlock.__exit__`.
+    """
     try:
         if hasattr(record, "recorder"):
             end_in_python(record, None if type(error) is harmless else error)

@@ -126,8 +126,8 @@ class Ledger:
                 self._with_exporters += stages
         return Delivery(self._settle, stages, exporters)
 
-    def close(self, reason: str, *queues: Waiting) -> int:
-        """Count all stages that are still on their way as lost, and return how many; ignore what is reported later."""
+    def close(self, reason: str, *queues: Waiting) -> None:
+        """Count all stages that are still on their way as lost, and ignore what is reported later."""
         with self._lock:
             waiting = sum(queue.give_up() for queue in queues)
             stranded = waiting + self._with_collector + self._with_exporters
@@ -135,7 +135,6 @@ class Ledger:
             self._closed = True
             if stranded:
                 self._lost[reason] += stranded
-        return stranded
 
     def statistics(
         self, *queues: Waiting, uncertainty_ns: int | None = None, exporters: tuple[str, ...] = (), route: str = ""

@@ -23,6 +23,7 @@ stage is told it (`hold`). A stage for which there is no room loses it at once, 
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import deque
 from itertools import count, repeat
@@ -41,11 +42,10 @@ SMALL_BYTES, FEW = 256, 32
 class RecordQueue:
     """A bounded queue that refuses the newest and counts what it refuses."""
 
-    __slots__ = ("_count_refused", "capacity", "drained", "waiting")
+    __slots__ = ("_count_refused", "capacity", "waiting")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.drained = 0
         self.waiting: deque[StageRecord] = deque()
         """The hot path appends here by itself while there is room: see above."""
         self._count_refused = count()
@@ -71,10 +71,10 @@ class RecordQueue:
         return False
 
     def drain(self, limit: int) -> list[StageRecord]:
-        """Remove and return at most `limit` records, oldest first. For the collector's thread only."""
-        take = min(limit, len(self.waiting))
-        records = [self.waiting.popleft() for _ in range(take)]
-        self.drained += take
+        """Remove and return at most `limit` records, oldest first. For the collector, or who closes the account."""
+        records: list[StageRecord] = []
+        with contextlib.suppress(IndexError):  # A signal handler has closed the account since their number was asked.
+            records.extend(map(deque.popleft, repeat(self.waiting, min(limit, len(self.waiting)))))
         return records
 
     def give_up(self) -> int:

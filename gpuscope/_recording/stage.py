@@ -221,7 +221,8 @@ def stage(
     Each run becomes a host span and, where a GPU is in use, a GPU span: the time between two CUDA events on the
     stream that is current at entry. Nothing waits for the GPU. With recording off for good (`GPUSCOPE` unset or 0), a
     decorated function is the function itself, and a block costs one call. A generator is timed each time that it is
-    resumed.
+    resumed. Pickle finds a decorated function by its name; a stage of a function that stays where it is, as in
+    `run = stage(library.run)`, can be pickled as `stage(functools.partial(library.run))`.
 
     Examples:
         `@stage`, `@stage("preprocess")`, `@stage("inference", attributes={"model": "vit"})`, and
@@ -240,7 +241,7 @@ def stage(
 
     Raises:
         TypeError: for a name that is not a `str`, a stream without `cuda_stream`, attributes that are not a mapping, a
-            `warmup` that is not an `int`; and at decoration for what can't be a stage.
+            `warmup` that is not an `int`, a `graph` that is not a `bool`; and at decoration for what can't be a stage.
         ValueError: for a blank name, or a negative `warmup`.
 
     """
@@ -249,7 +250,7 @@ def stage(
         dynamo.gpuscope_left_out()
         return NoopStage()
     recorder = state.recorder
-    if attributes is None and stream is None and warmup is None and graph:
+    if attributes is None and stream is None and warmup is None and graph is True:
         try:
             return _off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
         except (KeyError, TypeError):  # The first use of a name, or something that is not a name.
@@ -266,9 +267,9 @@ def _uncommon(
     *,
     graph: bool,
 ) -> object:
-    check(name, attributes, stream, warmup)
+    check(name, attributes, stream, warmup, graph)
     if name is not None and not isinstance(name, str):
-        return stage_of(name, None, attributes, stream, warmup)
+        return stage_of(name, None, attributes, stream, warmup, graph=graph)
     if recorder is None:
         if name is not None and attributes is None and stream is None and warmup is None and graph:
             return _off_stage(name)

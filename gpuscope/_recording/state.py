@@ -88,6 +88,8 @@ class State:
         """The instruments made so far by each MeterProvider of the application."""
         self.environ: dict[str, str] = {}
         self._config: Config | None = None
+        self._said: set[str] = set()
+        """What was warned about in the environment. `gpuscope run` reads it twice."""
         self.lock = threading.RLock()
         self.hooked = False
         self.look: FromAbove = None
@@ -109,7 +111,9 @@ class State:
 
             self._config, warnings = Config.from_env(self.environ)
             for warning in warnings:
-                _logger().warning("%s", warning)
+                if warning not in self._said:
+                    self._said.add(warning)
+                    _logger().warning("%s", warning)
         return self._config
 
     def switch_to(self, recorder: Recorder | None) -> None:
@@ -179,5 +183,7 @@ def _kept(sites: dict[Key, Site], key: Key, name: str) -> Site:
         return sites.setdefault(key, site)
     if len(sites) == MAX_SITES and key not in sites:
         sites[key] = site
-        _logger().warning("more than %d stage names; put what varies (ids of requests) into attributes.", MAX_SITES)
+        from gpuscope._log import later  # It is there, because something is recorded.
+
+        later("more than %d stage names; put what varies (ids of requests) into attributes.", MAX_SITES)
     return site

@@ -7,15 +7,13 @@ Everything is decided here, when the decorator runs; the wrappers only record. E
 * The question to Dynamo stands first, and alone, in each. Dynamo takes it for a constant, so what is below is not
   traced, guarded or run. If `state.recorder` were looked at before it, that would be guarded, and `enable()` or
   `disable()` would compile everything anew. Only the wrapper of async generators does not ask; Dynamo traces none.
-* Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps compiled versions by code object,
-  8 of each by default, and the closures of one `def` share theirs: the ninth stage to be compiled would fail, or
-  silently run uncompiled. A helper shared by the wrappers would be one such code object, and one more call per stage.
-* Each names `__class__`, which costs nothing, to have the cell in which its function finds the class for `super()`: see
-  `functions.looking_like`.
+* Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps 8 compiled versions per code
+  object, and closures of one `def` share theirs: the ninth stage would fail, or run uncompiled. So would a helper.
+* Each names `__class__`: in its cell the function finds the class for `super()` (`functions.looking_like`).
 * They are plain closures, to which `functools` gives name and signature. Objects of wrapt look even more like their
-  functions, but cost half a microsecond per call, and not every version of Dynamo can trace them (not on methods in
-  PyTorch 2.4, not in cells of closures in 2.11 and 2.13). Nor can all trace `contextlib.ContextDecorator` (2.4, 2.6).
+  functions, but cost half a microsecond per call, and not every version of Dynamo can trace them, from 2.4 to 2.13.
 * The record is there before the `try` in which it begins and ends, so that an interrupt can be met wherever it comes.
+  Python 3.10 looks for signals where a handler begins, too. So each stands in another `try`, which is free from 3.11.
 """
 
 from __future__ import annotations
@@ -28,6 +26,7 @@ from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
 from gpuscope._recording.state import MAX_SITES, state
+from gpuscope._settings.names import is_blank
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
@@ -72,9 +71,8 @@ def stage_of(
     from gpuscope._recording import functions
 
     if type(function) is MethodType:  # A method again, which goes with copies of its object.
-        method = cast("MethodType", function)
-        inner = stage_of(method.__func__, name, attributes, stream, warmup, graph=graph)
-        return cast("F", MethodType(inner, method.__self__))
+        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)  # type: ignore[attr-defined]
+        return cast("F", MethodType(inner, function.__self__))  # type: ignore[attr-defined]
     site = _new_site(function, name, attributes)
     site.warmup, site.graph = warmup, graph
     wrapper = _wrapper_for(called)(called, site, stream)
@@ -126,10 +124,14 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
             return function(*args, **kwargs)
         record = new_record()
         try:
-            begin(recorder, record, site, stream, 0)
-            result = function(*args, **kwargs)
-            end(record, None)
-        except BaseException as error:
+            try:
+                begin(recorder, record, site, stream, 0)
+                result = function(*args, **kwargs)
+                end(record, None)
+            except BaseException as error:
+                end_raised(record, error, None)
+                raise
+        except BaseException as error:  # See above: the same once more, which does nothing where it was done.
             end_raised(record, error, None)
             raise
         return result
@@ -150,10 +152,14 @@ def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) 
             return await function(*args, **kwargs)
         record = new_record()
         try:
-            begin(recorder, record, site, stream, 1)
-            result = await function(*args, **kwargs)
-            end(record, None)
-        except BaseException as error:
+            try:
+                begin(recorder, record, site, stream, 1)
+                result = await function(*args, **kwargs)
+                end(record, None)
+            except BaseException as error:
+                end_raised(record, error, None)
+                raise
+        except BaseException as error:  # See above: the same once more, which does nothing where it was done.
             end_raised(record, error, None)
             raise
         return result
@@ -173,10 +179,14 @@ def _resume(step: Callable[..., Item], sent: list[object], site: Site, stream: S
         return step(sent.pop())
     record = new_record()
     try:
-        begin(recorder, record, site, stream, 0)
-        item = step(sent.pop())
-        end(record, None)
-    except BaseException as error:
+        try:
+            begin(recorder, record, site, stream, 0)
+            item = step(sent.pop())
+            end(record, None)
+        except BaseException as error:
+            end_raised(record, error, StopIteration)
+            raise
+    except BaseException as error:  # See above: the same once more, which does nothing where it was done.
         end_raised(record, error, StopIteration)
         raise
     return item
@@ -221,10 +231,14 @@ async def _resume_async(steps: list[Awaitable[Item]], site: Site, stream: Stream
         return await steps.pop()
     record = new_record()
     try:
-        begin(recorder, record, site, stream, 1)
-        item = await steps.pop()
-        end(record, None)
-    except BaseException as error:
+        try:
+            begin(recorder, record, site, stream, 1)
+            item = await steps.pop()
+            end(record, None)
+        except BaseException as error:
+            end_raised(record, error, StopAsyncIteration)
+            raise
+    except BaseException as error:  # See above: the same once more, which does nothing where it was done.
         end_raised(record, error, StopAsyncIteration)
         raise
     return item
@@ -261,28 +275,26 @@ def wrap_again(target: F, site: Site, stream: Stream = None) -> F:
     return stage_of(target, site.name, site.attributes, stream, site.warmup, graph=site.graph)
 
 
-def check(name: object, attributes: object, stream: object, warmup: object) -> None:
+def check(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
     """
-    Raise if these can't be the arguments of a stage.
+    Refuse what can't be the arguments of a stage.
 
     Raises:
         TypeError: for values of another type.
-        ValueError: for a blank name, or a negative `warmup`.
+        ValueError: for a blank name, or a `warmup` that is not a count.
 
     """
-    if name is not None and not isinstance(name, str) and not _could_be_decorated(name):
+    if not (name is None or callable(name) or isinstance(name, str | staticmethod | classmethod | property)):
         raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
-    if isinstance(name, str) and not name.strip():
+    if isinstance(name, str) and is_blank(name):
         raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
     if attributes is not None and not hasattr(attributes, "items"):
         raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
     if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
         raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
-    if warmup is not None and (not isinstance(warmup, int) or isinstance(warmup, bool)):
+    if not isinstance(warmup, int | None) or isinstance(warmup, bool):
         raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
-    if warmup is not None and warmup < 0:
-        raise ValueError(f"`warmup` of a `stage` is {warmup}: expected 0 or more calls.")
-
-
-def _could_be_decorated(name: object) -> bool:
-    return callable(name) or isinstance(name, staticmethod | classmethod | property)
+    if not 0 <= (warmup or 0) < 2**63:
+        raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
+    if not isinstance(graph, bool):
+        raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")

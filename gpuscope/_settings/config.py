@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, read, setting
+from gpuscope._settings.keywords import checked
+from gpuscope._settings.names import unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_GIVEN_IN_SECONDS = ("schedule_delay_s", "metrics_interval_s")
-"""Settings whose variable is in milliseconds and whose keyword is in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,10 @@ class Config:
         "auto",
     )
     file: str = setting(
-        "gpuscope-{pid}.jsonl", "GPUSCOPE_FILE", str, "Path of the `file` exporter; `{pid}` becomes the process id."
+        "gpuscope-{pid}.jsonl",
+        "GPUSCOPE_FILE",
+        parse.path,
+        "Path of the `file` exporter; `{pid}` becomes the process id.",
     )
     file_max_bytes: int = setting(
         67_108_864,
@@ -131,6 +133,7 @@ class Config:
         parse.milliseconds(1.0),
         "Milliseconds between two exports of metrics; the GPUs' busy ratio is that of this interval.",
         "60000",
+        keyword=parse.between(0.001, 86_400.0, "seconds"),
     )
     metrics_exporter: str = setting(
         "",
@@ -162,15 +165,20 @@ class Config:
         "Share of traces that the `traceidratio` samplers export, from 0 to 1.",
     )
     schedule_delay_s: float = setting(
-        5.0, "OTEL_BSP_SCHEDULE_DELAY", parse.milliseconds(0.0), "Milliseconds between two requests of `otlp`.", "5000"
+        5.0,
+        "OTEL_BSP_SCHEDULE_DELAY",
+        parse.milliseconds(0.0),
+        "Milliseconds between two requests of `otlp`.",
+        "5000",
+        keyword=parse.between(0.0, 86_400.0, "seconds"),
     )
     otlp_endpoint: str = setting(
-        "", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", str.strip, "Full URL for spans, used as it is.", "unset"
+        "", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", parse.endpoint_or_none, "Full URL for spans, used as it is.", "unset"
     )
     otlp_base_endpoint: str = setting(
         "http://localhost:4318",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
-        str.strip,
+        parse.endpoint,
         "Base URL; `/v1/traces` or `/v1/metrics` is added.",
     )
     otlp_headers: dict[str, str] = setting(
@@ -221,7 +229,11 @@ class Config:
         "Only `http/protobuf` is supported; an OpenTelemetry Collector takes it on port 4318.",
     )
     otlp_metrics_endpoint: str = setting(
-        "", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", str.strip, "Full URL for metrics, used as it is.", "unset"
+        "",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+        parse.endpoint_or_none,
+        "Full URL for metrics, used as it is.",
+        "unset",
     )
     otlp_metrics_headers: dict[str, str] = for_metrics(otlp_headers)
     otlp_metrics_timeout_s: float = for_metrics(otlp_timeout_s)
@@ -237,23 +249,19 @@ class Config:
         Read a mapping of variables.
 
         Returns:
-            The configuration, and one sentence per malformed value; the default was taken for those.
+            The configuration, and one sentence for each malformed value, where the default was taken, and for each
+            variable that looks like ours and is not.
 
         """
         values: dict[str, Any] = {}
         warnings: list[str] = []
         for each in fields(cls):
-            for variable in each.metadata["variables"]:
-                # OpenTelemetry: an empty value is the same as an unset variable.
-                text = environ.get(variable, "")
-                if not text.strip():
-                    continue
-                found, said = read(each, variable, text)
-                values |= found
-                warnings += said
-                break
+            found, said = read(each, environ)
+            values |= found
+            warnings += said
         # A variable for both spans and metrics is read twice; the warning is given once.
-        return cls(**values), list(dict.fromkeys(warnings))
+        known = [variable for each in fields(cls) for variable in each.metadata["variables"]]
+        return cls(**values), [*dict.fromkeys(warnings), *unknown_variables(environ, known)]
 
     def changed(self, **keywords: object) -> Config:
         """
@@ -264,18 +272,8 @@ class Config:
             ValueError: for a value that is not allowed.
 
         """
-        known = {each.name: each for each in fields(self)}
-        for name, value in keywords.items():
-            if name not in known:
-                raise TypeError(f"`{name}` is not a setting of gpuscope; the settings are {', '.join(sorted(known))}.")
-            if isinstance(value, str | bool | int | float) and name not in _GIVEN_IN_SECONDS:
-                text = str(value)
-                try:
-                    keywords[name] = known[name].metadata["parse"](text)
-                except ValueError as error:
-                    seen = "" if isinstance(error, parse.PartlyError) else f" is {value!r}"
-                    raise ValueError(f"`{name}`{seen}: expected {error}.") from None
-        return replace(self, **keywords)  # type: ignore[arg-type]  # The parsers have checked them.
+        values = checked(fields(self), keywords)
+        return replace(self, **values)  # type: ignore[arg-type]  # The parsers have checked them.
 
     @property
     def traces_url(self) -> str:

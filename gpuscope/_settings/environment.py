@@ -31,6 +31,13 @@ def is_off(environ: dict[str, str]) -> bool:
     return environ.get("GPUSCOPE", "").strip().lower() in FALSE_WORDS
 
 
+def is_set_up_without_being_on(environ: dict[str, str]) -> bool:
+    """Tell whether there are settings but nothing that says on or off: the variable that does may be misspelt."""
+    return "GPUSCOPE" not in environ and any(
+        name.startswith("GPUSCOPE") and name != "GPUSCOPE_NATIVE" for name in environ
+    )
+
+
 def export(values: dict[str, str]) -> None:
     """Set variables for this process and those that it will start; only `gpuscope run` does."""
     os.environ.update(values)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from gpuscope._settings.environment import FALSE_WORDS, TRUE_WORDS
+from gpuscope._settings.names import perhaps
+from gpuscope._settings.urls import split_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +38,7 @@ def mode(text: str) -> str:
         return "absent"
     if word == "idle":
         return "idle"
-    raise ValueError("1/true/yes/on, 0/false/no/off or idle")
+    raise ValueError(f"1/true/yes/on, 0/false/no/off or idle{perhaps(word, (*TRUE_WORDS, *FALSE_WORDS, 'idle'))}")
 
 
 def boolean(text: str) -> bool:
@@ -60,14 +62,15 @@ def graph_stages(text: str) -> str:
         return ""
     if word in TRUE_WORDS or word in ("beside", "inline"):
         return "inline" if word == "inline" else "beside"
-    raise ValueError("1/true/yes/on, inline or 0/false/no/off")
+    raise ValueError(f"1/true/yes/on, inline or 0/false/no/off{perhaps(word, ('beside', 'inline'))}")
 
 
 def exporters(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
     bad = [name for name in names if name not in EXPORTERS]
     if bad or not names or ("none" in names and len(names) > 1):
-        raise ValueError("auto, none, or any of otlp, sdk and file, separated by commas")
+        hint = perhaps(bad[0], EXPORTERS) if bad else ""
+        raise ValueError(f"auto, none, or any of otlp, sdk and file, separated by commas{hint}")
     return names
 
 
@@ -99,6 +102,25 @@ def milliseconds(low: float) -> Callable[[str], float]:
     return lambda text: parse(text) / 1e3
 
 
+def path(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError("the path of a file")
+    return text
+
+
+def endpoint(text: str) -> str:
+    url = text.strip()
+    try:
+        split_url(url)
+    except ValueError as error:
+        raise ValueError(f"a URL such as http://localhost:4318 (this one {error})") from None
+    return url
+
+
+def endpoint_or_none(text: str) -> str:
+    return endpoint(text) if text.strip() else ""
+
+
 def profile(text: str) -> str:
     word = text.strip()
     if word.lower() in FALSE_WORDS:
@@ -126,12 +148,17 @@ class PartlyError(ValueError):
         self.value = value
 
 
+def is_header(name: str, value: str) -> bool:
+    """Tell whether HTTP allows this as a header."""
+    return bool(_HEADER_NAME.fullmatch(name.lower()) and _HEADER_VALUE.fullmatch(value))
+
+
 def headers(text: str) -> dict[str, str]:
     pairs, bad = {}, []
     for number, part in enumerate(text.split(","), 1):
         name, sign, value = part.partition("=")
         name, value = name.strip().lower(), unquote(value.strip())
-        if sign and _HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value):
+        if sign and is_header(name, value):
             pairs[name] = value
         elif part.strip():
             bad.append(number)
@@ -144,7 +171,7 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         word = text.strip().lower()
         if word not in allowed:
-            raise ValueError(f"one of {', '.join(allowed)}" if len(allowed) > 1 else allowed[0])
+            raise ValueError(f"one of {', '.join(allowed)}{perhaps(word, allowed)}" if len(allowed) > 1 else allowed[0])
         return word
 
     return parse

@@ -6,8 +6,16 @@ Pure functions of one value.
 
 from __future__ import annotations
 
+import re
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
+
+_HOST = re.compile(r"(?:[^\[\]%\s=;&\\]+|\[[^\[\]\s]+\](?::\d+)?)")
+_PATH = re.compile(r"[\w/.~:+-]*")
+"""Of those that are shown. With other signs, a path may hold parameters."""
+_PEM = "-----"
+_LONGEST_WORD = 40
+"""Keys are longer than what settings allow."""
 
 
 def shown_url(url: str) -> str:
@@ -18,19 +26,25 @@ def shown_url(url: str) -> str:
         _ = parts.port  # A password may stand where the port does.
     except ValueError:
         return unreadable
-    if "@" in url and "@" not in parts.netloc:
-        # A `/`, `?` or `#` in a password, or no scheme: what looks like a host, path or scheme may be a secret.
+    host = parts.netloc.rpartition("@")[2]
+    # A `/`, `?` or `#` in a password, an encoded `@`, or no scheme: what looks like a host or a path may be a secret.
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or ("@" in url and "@" not in parts.netloc):
         return unreadable
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"{parts.scheme}://{host}{parts.path if _PATH.fullmatch(parts.path) else '/...'}"
 
 
-def shown_text(text: str) -> str:
-    """Return what was seen in a variable as it may be quoted: not what may be a URL or a pair with a credential."""
-    return repr(text) if not any(sign in text for sign in ("@", "://", "=")) else "..."
+def shown_text(value: object) -> str:
+    """Return what was seen in a variable as it may be quoted: not what may be a URL, a pair with a secret, or a key."""
+    text = str(value)
+    may_be_secret = len(text) > _LONGEST_WORD or any(sign in text for sign in ("@", "://", "=", "%"))
+    return "..." if may_be_secret and not text.isdigit() else repr(value)
 
 
 def shown_setting(name: str, value: Any) -> str:
     """Return a setting as it may be shown: of headers the names alone."""
     if name.endswith("_headers"):
-        return f"<{', '.join(value)}>"
+        # A name without a value may be the end of one, which commas and padding have cut off.
+        return f"<{', '.join(name if text.strip('=') else '...' for name, text in value.items())}>"
+    if name.endswith("client_key") and _PEM in value:  # The key where its file was to be named.
+        return "..."
     return repr(shown_url(value) if name.endswith("endpoint") else value)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gpuscope._data.attributes import HOST_NAME, PROCESS_PID, SERVICE_NAME
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._reading.files import Reader, list_files
 from gpuscope.analysis._reading.spans import GpuPart, Lines
 from gpuscope.analysis.recording import Losses, Process, Recording
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope.analysis._reading.spans import HostPart, SpanKey
+
+__all__ = ["list_files", "read"]
 
 _NEAR = 2**20
 """
@@ -43,23 +45,18 @@ def read(paths: Iterable[str | PathLike[str]], *, progress: Callable[[int, int],
 
     Args:
         paths: Files, each of which is read with its rotated files (`PATH.1` and so on), and folders, of which every
-            `*.jsonl` file is read in the same way.
-        progress: Called after each line with the bytes read so far and the bytes of all files.
+            `*.jsonl` file is read in the same way. They may be compressed by gzip, and may be pipes.
+        progress: Called after each line with the bytes read so far and the bytes of all files, as far as known.
 
     Raises:
         OSError: A path does not exist, a file cannot be read, or a folder has no `*.jsonl` file.
 
     """
-    files = list_files(paths)
-    total, done, lines = sum(file.stat().st_size for file in files), 0, Lines()
+    lines = Lines()
+    reader = Reader(list_files(paths), progress, lines.skipped)
     with _no_garbage_collection():
-        for file in files:
-            with file.open("rb") as opened:
-                for line in opened:
-                    lines.add(line)
-                    done += len(line)
-                    if progress is not None:
-                        progress(done, total)
+        for line in reader.lines():
+            lines.add(line)
         return _recording(lines)
 
 
@@ -73,32 +70,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def list_files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
-    """
-    Return the files that `read` reads for these paths, each once.
-
-    Raises:
-        OSError: A path does not exist, or a folder has no `*.jsonl` file.
-
-    """
-    files: dict[Path, None] = {}
-    for path in map(Path, paths):
-        first = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not first:
-            raise FileNotFoundError(2, "no `*.jsonl` file in this folder", str(path))
-        for each in first:
-            files.update(dict.fromkeys(file.resolve(strict=True) for file in (each, *_rotated(each))))
-    return list(files)
-
-
-def _rotated(path: Path) -> list[Path]:
-    """Return `PATH.1`, `PATH.2` and so on, up to the first that does not exist."""
-    found: list[Path] = []
-    while (backup := path.with_name(f"{path.name}.{len(found) + 1}")).is_file():
-        found.append(backup)
-    return found
 
 
 def _recording(lines: Lines) -> Recording:

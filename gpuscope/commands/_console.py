@@ -7,7 +7,10 @@ Shows text as it is, without markup or control codes of a terminal, because name
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from gpuscope._errors import CommandError
 
@@ -39,9 +42,22 @@ def open_console() -> Console:
         from rich.console import Console
     except ImportError as error:
         raise missing(error) from error
+    show_any_text()
     console = Console(markup=False, highlight=False, emoji=False)
+    # It would end the process on a pipe that is closed, with another exit code than all else that prints.
+    console.on_broken_pipe = _raise_again  # type: ignore[method-assign]
     console.width = max(console.width, MIN_WIDTH)
     return console
+
+
+def show_any_text() -> None:
+    """Have standard output show `?` for letters that its encoding lacks, such as those of a stage's name in ASCII."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _raise_again() -> NoReturn:
+    raise  # noqa: PLE0704 - within the `except` of whoever calls it
 
 
 def missing(error: ImportError) -> CommandError:
@@ -68,15 +84,20 @@ def read_recording(paths: Sequence[str]) -> Recording:
         task = bar.add_task("", total=None)
         tell = (lambda done, total: bar.update(task, completed=done, total=total)) if console.is_terminal else None
         try:
-            recording = read(paths, progress=tell)
+            recording = read(files_of(paths), progress=tell)
         except OSError as error:
-            raise CommandError(f"cannot read {error.filename!r}: {error.strerror}.") from error
+            raise CommandError(f"cannot read {error.filename!r}: {error.strerror or error}.") from error
     if not len(recording.stage):
         lines = "; ".join(losses(recording.losses)) or "the files are empty"
         raise CommandError(
             f"no stages in {', '.join(map(repr, paths))} ({lines}); GPUSCOPE=1 GPUSCOPE_EXPORTER=file records some."
         )
     return recording
+
+
+def files_of(paths: Iterable[str]) -> list[str]:
+    """Return paths with `-` as the standard input that it stands for."""
+    return ["/dev/stdin" if path == "-" else path for path in paths]
 
 
 def refuse_to_overwrite(paths: Iterable[str], outputs: Iterable[Path]) -> None:
@@ -89,11 +110,12 @@ def refuse_to_overwrite(paths: Iterable[str], outputs: Iterable[Path]) -> None:
     """
     from gpuscope.analysis.read import list_files
 
-    taken = set(list_files(paths))
+    taken = {str(file) for file in list_files(files_of(paths))}
     for output in outputs:
-        if output.resolve() in taken:
+        real = os.path.realpath(output)
+        if real in taken:
             raise CommandError(f"{str(output)!r} would be overwritten; name another file.")
-        taken.add(output.resolve())
+        taken.add(real)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuscope._errors import CommandError
+from gpuscope.commands import _console
 
 if TYPE_CHECKING:
     from gpuscope.commands._pipeline import Pipeline
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo; return 1 if spans were lost on their way."""
+    _console.show_any_text()
     more = _check_writable(options.out)
     device = _device(options.device)
     # Without a GPU, so few that the whole demo takes some ten seconds on two cores.

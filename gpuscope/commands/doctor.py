@@ -11,6 +11,8 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from gpuscope.commands import _console
+
 if TYPE_CHECKING:
     import argparse
 
@@ -30,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
     """Check everything; return 1 if there is a problem."""
     from gpuscope.commands import _checks
 
+    _console.show_any_text()
     findings = []
     for check in _checks.all_checks():
         for finding in check():

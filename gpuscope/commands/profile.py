@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import gpuscope
 from gpuscope._errors import CommandError
-from gpuscope.commands import _program
+from gpuscope.commands import _console, _program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,22 +54,26 @@ def _read(options: argparse.Namespace) -> int:
     from gpuscope._profiling.deep_look import write_report
     from gpuscope._profiling.examine import examine, read_trace
 
+    (path,) = _console.files_of([str(options.trace)])
     try:
-        report = examine(read_trace(options.trace))
-        if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
-            write_report(report, options.out)
+        report = examine(read_trace(path))
     except OSError as error:
-        name, reason = error.filename or str(options.trace), error.strerror or error
-        raise CommandError(f"cannot read or write {name!r}: {reason}.") from error
+        raise CommandError(f"cannot read {path!r}: {error.strerror or error}.") from error
     except ValueError as error:
-        raise CommandError(f"cannot read {str(options.trace)!r}: {error}") from error
-    print(report)
+        raise CommandError(f"cannot read {path!r}: {error}") from error
+    if options.out is not None:
+        with _console.writing(options.out):
+            options.out.mkdir(exist_ok=True)
+            write_report(report, options.out)
+    _console.show_any_text()
+    print("\n".join(map(_console.printable, str(report).split("\n"))))
     return 0
 
 
 def _program_of(options: argparse.Namespace) -> Callable[[], None]:
     """Prepare everything, and return the function that runs the script."""
+    folder = (options.out or Path("gpuscope-profile")).absolute()  # The script may change its folder.
+    _check_folder(folder)
     program = _program.become("module" if options.module else "script", options.script, options.arguments)
     if not gpuscope.is_enabled():
         gpuscope.enable(exporters="none")
@@ -80,9 +84,17 @@ def _program_of(options: argparse.Namespace) -> Callable[[], None]:
             with look:
                 program()
         finally:
-            _report(look, options.out or Path("gpuscope-profile"))
+            _report(look, folder)
 
     return profiled
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse before the script runs what cannot be written after it."""
+    if not folder.parent.is_dir():
+        raise CommandError(f"cannot write {str(folder)!r}: there is no folder {str(folder.parent)!r}; create it first.")
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"cannot write into {str(folder)!r}: it is not a folder; name another with `--out`.")
 
 
 def _report(look: DeepLook, folder: Path) -> None:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="a recording (its rotated files are read too), or a folder of recordings",
+        help="a recording (its rotated files are read too), a folder of recordings, or - for standard input",
     )
     parser.add_argument(
         "--html", type=Path, metavar="OUT", help="write a timeline: one HTML file that needs no network"

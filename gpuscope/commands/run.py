@@ -10,27 +10,33 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
+import functools
 import os
-import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import gpuscope
 from gpuscope import _runtime
 from gpuscope._errors import CommandError
 from gpuscope._recording.state import state
 from gpuscope._settings import environment
-from gpuscope.commands import _program
+from gpuscope.commands import _program, _watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HELP = "Run a Python program with functions that you name as stages, and change nothing else about it."
 EPILOG = "Exit codes: the program's own; 2 bad usage. With GPUSCOPE=0 the program runs and nothing is recorded."
+P = ParamSpec("P")
+T = TypeVar("T")
+_HAND_OVER_S = 1.0
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What asks a server to end; others are put back to their default for other reasons."""
 _INHERITED = Path(__file__).resolve().with_name("inherited")
 
 
@@ -109,30 +115,68 @@ def _record(out: Path, environ: dict[str, str]) -> dict[str, str]:
         raise CommandError('`--report` needs `rich`, which is missing; pip install "gpuscope[report]" brings it.')
     if not out.parent.is_dir():
         raise CommandError(f"cannot write {str(out)!r}: there is no folder {str(out.parent)!r}; create it first.")
-    folder = tempfile.mkdtemp(prefix="gpuscope-")
+    if out.is_dir():
+        raise CommandError(f"cannot write {str(out)!r}: it is a folder; name a file in it.")
+    folder = _folder_for(out)
+    environ_of_report = environ | {"GPUSCOPE": "0"}
     # The first handler, which therefore runs last, when the program's children have ended.
-    atexit.register(_report, folder, out, os.getpid())
+    atexit.register(_report, folder, out, environ_of_report, os.getpid())
+    _watch.start(folder, out, environ_of_report)
+    _hand_over_first(os.getpid())
     exporters = [
         name for name in environ.get("GPUSCOPE_EXPORTER", "").split(",") if name.strip() not in ("", "none", "file")
     ]
-    return {"GPUSCOPE_EXPORTER": ",".join([*exporters, "file"]), "GPUSCOPE_FILE": os.path.join(folder, "{pid}.jsonl")}  # noqa: PTH118
+    return {
+        "GPUSCOPE_EXPORTER": ",".join([*exporters, "file"]),
+        "GPUSCOPE_FILE": os.path.join(folder, "{pid}.jsonl"),  # noqa: PTH118
+        # So much may be lost by a signal that ends the process at once.
+        "GPUSCOPE_INTERVAL": environ.get("GPUSCOPE_INTERVAL", "").strip() or "0.05",
+    }
 
 
-def _report(folder: str, out: Path, pid: int) -> None:
-    if os.getpid() != pid:  # A forked child ends.
-        return
-    gpuscope.shutdown()
-    if not os.listdir(folder):  # noqa: PTH208
-        os.rmdir(folder)  # noqa: PTH106
-        sys.stderr.write("gpuscope run: no report, because no stage was recorded.\n")
-        return
-    command = [sys.executable, "-m", "gpuscope", "report", folder, "--html", str(out)]
-    # In a process of its own: in this one the program may have changed anything.
-    environ = environment.variables() | {"GPUSCOPE": "0"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)  # noqa: S603
-    if done.returncode == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        sys.stderr.write(f"gpuscope run: the report is {out}\n")
-    else:
-        reason = done.stderr.strip().removeprefix("gpuscope report: ")
-        sys.stderr.write(f"gpuscope run: no report from {folder}: {reason}\n")
+def _folder_for(out: Path) -> str:
+    """Make a folder for the recordings, beside the report: if there is none, whoever looks for it finds them."""
+    beside = out.is_file() or not out.exists()  # Not a device, such as `/dev/stdout`.
+    try:
+        return tempfile.mkdtemp(prefix=f"{out.name}-" if beside else "gpuscope-", dir=out.parent if beside else None)
+    except OSError as error:
+        raise CommandError(f"cannot write into {str(out.parent)!r}: {error.strerror}; name another file.") from error
+
+
+def _hand_over_first(pid: int) -> None:
+    """
+    Have what is recorded in the files before the program ends its own process, without handlers of `atexit`.
+
+    A server that closed down on SIGTERM puts the signal's default back and raises it again. What the functions do, and
+    what the program sees of signals, is as ever.
+    """
+    from gpuscope.exporters.file import FileExporter  # noqa: F401 - it is there when the first stage ends
+
+    def before(function: Callable[P, T], is_an_end: Callable[..., bool]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+            # Whatever this raises, the program is not to learn of it: the call itself says what is wrong with it.
+            with contextlib.suppress(Exception):
+                if os.getpid() == pid and is_an_end(*args, **kwargs):
+                    gpuscope.flush(_HAND_OVER_S)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    def is_default(number: int) -> bool:
+        return signal.getsignal(number) == signal.SIG_DFL
+
+    def puts_default_back(signalnum: int, handler: object) -> bool:  # A program may give these names.
+        return signalnum in _ENDING and handler == signal.SIG_DFL
+
+    signal.signal = before(signal.signal, puts_default_back)
+    signal.raise_signal = before(signal.raise_signal, is_default)
+    os.kill = before(os.kill, lambda to, number: to == pid and bool(number) and is_default(number))
+    os._exit = before(os._exit, lambda *_: True)
+    os.abort = before(os.abort, lambda: True)
+
+
+def _report(folder: str, out: Path, environ: dict[str, str], pid: int) -> None:
+    if os.getpid() == pid:  # Else a forked child ends.
+        gpuscope.shutdown()
+        sys.stderr.write(f"gpuscope run: {_watch.make_report(folder, out, environ)}\n")

@@ -147,7 +147,7 @@ def plain(value: object) -> Plain | tuple[Plain, ...] | None:
 
     """
     kind = type(value)
-    if kind in PLAIN and kind is not bytes:
+    if kind is not bytes and any(kind is plain for plain in PLAIN):
         return value  # type: ignore[return-value]  # Its type has been looked at.
     for base in (tuple, list):
         if issubclass(kind, base) and base.__len__(value) <= MAX_ITEMS:  # type: ignore[arg-type]

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import wrapt
 
-from gpuscope._data.values import shown
+from gpuscope._data.values import message_of, shown, traceback_of
 from gpuscope._errors import MissingError
+from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import logger
 from gpuscope._recording.state import state
 from gpuscope.instrument import _frameworks, _main_module
 from gpuscope.instrument._import_hooks import when_complete, when_over
 from gpuscope.instrument._patching import Patches, closest, is_being_imported
-from gpuscope.instrument._targets import Target, read_file, targets_of
+from gpuscope.instrument._targets import Target, names_of, read_file, targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -53,13 +54,13 @@ def instrument(
         frameworks: names of files in `gpuscope.integrations`, as a list or separated by commas; `all` for every one.
 
     Raises:
-        TypeError: for stages of another type.
+        TypeError: for stages or frameworks of another type.
         ValueError: for malformed stages or files, and for unknown frameworks.
         OSError: for a file that cannot be read.
 
     """
     targets = targets_of(stages)
-    names = [name.strip() for name in frameworks.split(",")] if isinstance(frameworks, str) else list(frameworks)
+    names = names_of(frameworks)
     if file is not None:
         more, more_names = read_file(file)
         targets += more
@@ -94,7 +95,7 @@ def follow_environment() -> None:
         try:
             instrument(**arguments)
         except Exception as error:  # Whatever it is: `import gpuscope` goes on.
-            logger.warning("ignoring %s: %s", variable, error)
+            logger.warning("ignoring %s: %s", variable, message_of(error))
 
 
 class Instrumentation:
@@ -142,8 +143,8 @@ class Instrumentation:
             try:
                 if undo is not None:
                     undo()
-            except Exception:  # A framework's own way of undoing.
-                logger.warning("%s is still instrumented: undoing it failed.", name, exc_info=True)
+            except Exception as error:  # A framework's own way of undoing.
+                logger.warning("%s is still instrumented: undoing it failed.\n%s", name, traceback_of(error))
         self.patches.undo()
 
     def names_in_main(self) -> set[str]:
@@ -221,6 +222,8 @@ class Instrumentation:
         except MissingError:
             raise
         except Exception as error:  # A lookup may run any code of the program, whose import must go on.
+            if is_an_interrupt(error):
+                raise
             self.patches.say("%s is not instrumented: %s", target.path, shown(error))
         self.waiting[target] = False
 
@@ -239,8 +242,10 @@ class Instrumentation:
                 self.add(target)
             if hasattr(file, "install"):
                 self.frameworks[name] = file.install()
-        except Exception:  # The file may be written for other versions; the program goes on with this one.
-            logger.warning("%s is not instrumented.", name, exc_info=True)
+        except Exception as error:  # The file may be written for other versions; the program goes on with this one.
+            if is_an_interrupt(error):
+                raise
+            logger.warning("%s is not instrumented.\n%s", name, traceback_of(error))
 
 
 def _then(function: Callable[P, R], action: Callable[[], None]) -> Callable[P, R]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
+from gpuscope._data.values import message_of, shown, traceback_of
 from gpuscope._errors import MissingError, UnsuitableError
+from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import WarnOnce, logger
 from gpuscope.instrument._pre_hook import with_pre_hook
 from gpuscope.instrument._wrapping import as_stage
@@ -113,7 +115,7 @@ class Patches:
         except UnsuitableError as error:
             self.say("%s cannot be a stage: %s", target.path, error)
         except (TypeError, AttributeError) as error:  # A class written in C, or slots.
-            self.say("%s cannot be replaced: %s.", target.path, error)
+            self.say("%s cannot be replaced: %s.", target.path, message_of(error))
 
     def _stage_of(self, target: Target, found: Member, name: str) -> Member:
         now = as_stage(target, found)
@@ -161,8 +163,10 @@ def _init_subclass(owner: type, override: Callable[[type, type], None]) -> Calla
             before.__get__(None, cls)(**keywords)
         try:
             override(owner, cls)
-        except Exception:  # The class must come into being as it does without us.
-            logger.warning("%s is not instrumented.", cls, exc_info=True)
+        except Exception as error:  # The class must come into being as it does without us.
+            if is_an_interrupt(error):
+                raise
+            logger.warning("%s is not instrumented.\n%s", shown(cls), traceback_of(error))
 
     return __init_subclass__
 

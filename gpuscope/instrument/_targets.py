@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpuscope._data.values import shown
+from gpuscope._settings.names import is_blank
 from gpuscope.instrument import _expressions
 
 FORM = "`stage=package.module:function` or `stage=package.module:Class.method`, several separated by commas"
@@ -37,7 +39,8 @@ class Target:
         optional: whether to give no warning if the function does not exist, as in other versions of a framework.
 
     Raises:
-        ValueError: if the stage has no name, or the path or an expression is malformed.
+        TypeError: if the name or the path is not a text, or the attributes are not a mapping of texts.
+        ValueError: if the name is blank, or the path or an expression is malformed.
 
     """
 
@@ -48,8 +51,14 @@ class Target:
     optional: bool = False
 
     def __post_init__(self) -> None:
-        if not self.stage or not _PATH.fullmatch(self.path):
+        if not isinstance(self.stage, str) or not isinstance(self.path, str):
+            raise TypeError(f"A `Target` is {self.stage!r}, {self.path!r}: expected two texts, a name and a path.")
+        if is_blank(self.stage) or not _PATH.fullmatch(self.path):
             raise ValueError(f"Invalid stage {f'{self.stage}={self.path}'!r}: expected {FORM}.")
+        if not isinstance(self.attributes, Mapping) or not all(
+            isinstance(each, str) for item in self.attributes.items() for each in item
+        ):
+            raise TypeError(f"`attributes` of the stage {self.stage!r}: expected a mapping of names to expressions.")
         for expression in self.attributes.values():
             _expressions.check(expression)
 
@@ -82,13 +91,36 @@ def targets_of(stages: str | Iterable[Target] | Mapping[str, str]) -> list[Targe
         return [_parse(item) for item in _split(stages)]
     if isinstance(stages, Mapping):
         return [_parse(f"{stage}={path}") for stage, path in stages.items()]
+    if not isinstance(stages, Iterable):
+        raise TypeError(
+            f"`stages` is of type `{type(stages).__name__}`: expected a text, a mapping or a list of `Target`s."
+        )
     targets = list(stages)
     for target in targets:
         if not isinstance(target, Target):
             raise TypeError(
-                f"Expected a `Target`, got {target!r}; write `Target('infer', 'app.vision:Detector.forward')`."
+                f"Expected a `Target`, got {shown(target)}; write `Target('infer', 'app.vision:Detector.forward')`."
             )
     return targets
+
+
+def names_of(frameworks: str | Iterable[str]) -> list[str]:
+    """
+    Return the names in a text or a list.
+
+    Raises:
+        TypeError: for anything else.
+
+    """
+    if isinstance(frameworks, str):
+        return [name.strip() for name in frameworks.split(",")]
+    names = list(frameworks) if isinstance(frameworks, Iterable) else [frameworks]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"`frameworks` has a `{type(name).__name__}`: expected names, as a text or a list of texts."
+            )
+    return names
 
 
 def _parse(item: str) -> Target:
@@ -158,9 +190,11 @@ def _entry(stage: str, entry: object) -> Target:
     if isinstance(entry, str):
         return _parse(f"{stage}={entry}")
     if not isinstance(entry, dict) or "path" not in entry:
-        raise ValueError(f"Invalid stage {stage!r} with {entry!r}: expected a path, or a table with the key `path`.")
+        raise ValueError(
+            f"Invalid stage {shown(stage)} with {shown(entry)}: expected a path, or a table with the key `path`."
+        )
     bad = {key: value for key, value in entry.items() if not isinstance(value, _KEYS.get(key, ()))}
     if bad:
         allowed = ", ".join(f"`{key}` ({kind.__name__})" for key, kind in _KEYS.items())
-        raise ValueError(f"Invalid stage {stage!r} with {bad}: expected {allowed}.")
+        raise ValueError(f"Invalid stage {shown(stage)} with {shown(bad)}: expected {allowed}.")
     return Target(stage, **entry)

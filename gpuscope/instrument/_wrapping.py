@@ -15,7 +15,8 @@ import wrapt
 
 from gpuscope._data.values import message_of, shown, snapshot_mapping
 from gpuscope._errors import UnsuitableError
-from gpuscope._log import WarnOnce
+from gpuscope._interrupts import is_an_interrupt
+from gpuscope._log import WarnOnce, later
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.queue import tell
 from gpuscope._recording.stage import stage
@@ -95,7 +96,7 @@ class _ArgumentAttributes:
     def __init__(self, target: Target, function: Function) -> None:
         self.target = target
         self.readers: dict[str, _expressions.Reader] = {}
-        self._warnings = WarnOnce()
+        self._warnings = WarnOnce(say=later)
         for key, expression in target.attributes.items():
             try:
                 self.readers[key] = _expressions.reader(expression, inspect.signature(function))
@@ -122,6 +123,8 @@ class _ArgumentAttributes:
             try:
                 value = _expressions.plain(read(args, kwargs))
             except Exception as error:  # The arguments are the application's, and may raise anything.
+                if is_an_interrupt(error):
+                    raise
                 self._leave_out(key, error)
                 continue
             if value is not None:

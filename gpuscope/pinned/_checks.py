@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, strided
 
+from gpuscope._data.values import message_of, shown
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,10 +41,10 @@ def checked_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
         sizes = tuple(map(operator.index, (shape,) if hasattr(shape, "__index__") else shape))
     except TypeError:
         raise TypeError(
-            f"`shape` is {shape!r}: expected a number or a sequence of numbers, such as (3, 224)."
+            f"`shape` is {shown(shape)}: expected a number or a sequence of numbers, such as (3, 224)."
         ) from None
     if any(size < 0 for size in sizes):
-        raise ValueError(f"`shape` is {shape!r}: expected sizes of 0 or more.")
+        raise ValueError(f"`shape` is {shown(shape)}: expected sizes of 0 or more.")
     return sizes
 
 
@@ -53,7 +55,9 @@ def checked_dtype(dtype: DTypeLike) -> torch.dtype:
     try:
         torch.empty(1, dtype=dtype, device="cpu").clone()
     except RuntimeError as error:
-        raise TypeError(f"`dtype` is {dtype}: expected one that torch can copy on the host ({error}).") from None
+        raise TypeError(
+            f"`dtype` is {dtype}: expected one that torch can copy on the host ({message_of(error)})."
+        ) from None
     return dtype
 
 
@@ -62,8 +66,8 @@ def _dtype_from_numpy(dtype: npt.DTypeLike) -> torch.dtype:
         with contextlib.suppress(TypeError, ValueError):
             return torch.from_numpy(np.empty(0, dtype)).dtype
     raise TypeError(
-        f"`dtype` is {dtype!r}: expected a dtype of torch, or one of numpy that torch has too, in this machine's byte "
-        "order."
+        f"`dtype` is {shown(dtype)}: expected a dtype of torch, or one of numpy that torch has too, in this machine's "
+        "byte order."
     )
 
 
@@ -143,7 +147,7 @@ def _found_device(device: DeviceLike) -> torch.device | None:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        raise ValueError(f'`device` is {device!r}: expected a device such as "cuda" or "cuda:1".') from None
+        raise ValueError(f'`device` is {shown(device)}: expected a device such as "cuda" or "cuda:1".') from None
     if not has_cuda():
         if found.type != "cpu":
             raise ValueError(f'`device` is {found}, but no CUDA device can be used here: expected "cpu".')

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from gpuscope._data.values import message_of
 from gpuscope._log import WarnOnce
 from gpuscope.pinned._checks import has_cuda
 
@@ -169,7 +170,7 @@ def _allocate(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[torch.Tensor,
             try:
                 return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True), True
             except RuntimeError as error:
-                _warnings.warn("failed", f"pinning memory failed (%s){_PAGEABLE}", error)
+                _warnings.warn("failed", f"pinning memory failed (%s){_PAGEABLE}", message_of(error))
         else:
             _warnings.warn("no CUDA", f"no CUDA device can be used, so memory can't be pinned{_PAGEABLE}")
         return torch.empty(shape, dtype=dtype, device="cpu"), False

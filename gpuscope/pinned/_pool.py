@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
+from gpuscope._data.values import shown
 from gpuscope._errors import PoolExhaustedError
 from gpuscope.pinned._blocks import BlockPool, PoolStatistics
 from gpuscope.pinned._buffer import PinnedBuffer
@@ -106,13 +107,15 @@ class PinnedPool:
 def _check_numbers(**numbers: int) -> None:
     for name, number in numbers.items():
         if not isinstance(number, int):
-            raise TypeError(f"`{name}` is {number!r}: expected a whole number.")
+            raise TypeError(f"`{name}` is {shown(number)}: expected a whole number.")
         if number < 1:
-            raise ValueError(f"`{name}` is {number!r}: expected 1 or more.")
+            raise ValueError(f"`{name}` is {shown(number)}: expected 1 or more.")
 
 
 def _check_waiting(when_exhausted: object, timeout_s: float | None) -> None:
     if when_exhausted not in ("block", "raise"):
-        raise ValueError(f'`when_exhausted` is {when_exhausted!r}: expected "block" or "raise".')
+        raise ValueError(f'`when_exhausted` is {shown(when_exhausted)}: expected "block" or "raise".')
     if timeout_s is not None and (timeout_s < 0 or when_exhausted == "raise"):
-        raise ValueError(f'`timeout_s` is {timeout_s!r}: expected 0 or more, and only with `when_exhausted="block"`.')
+        raise ValueError(
+            f'`timeout_s` is {shown(timeout_s)}: expected 0 or more, and only with `when_exhausted="block"`.'
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,19 @@ class TestStages:
         assert of(few, "infer").effect_ms is None
         enough = compare(requests(MIN_CALLS), requests(MIN_CALLS, infer=900, seed=1))
         assert of(enough, "infer").change.verdict == SLOWER
+        assert of(enough, "infer").effect_ms == pytest.approx(0.7, rel=0.05)
+
+    @pytest.mark.parametrize(("calls", "known"), [(MIN_CALLS - 1, False), (MIN_CALLS, True)])
+    def test_an_effect_needs_enough_calls_of_the_stage(self, calls, known):
+        """However many requests there are."""
+
+        def some(each):
+            inside = Stage("rare", 1, 1 + each)
+            request = Stage("request", 0, 1000)
+            return recording(*(replace(request, inside=[inside] * (n < calls)).shifted(2000 * n) for n in range(100)))
+
+        effect_ms = of(compare(some(100), some(300)), "rare").effect_ms
+        assert effect_ms == (pytest.approx(0.2 * calls / 100) if known else None)
 
     def test_warmup_is_left_out(self):
         """Slow first calls change nothing, and do not count as calls."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -11,16 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpuscope import _runtime, stage
-from gpuscope._data.interfaces import BROKEN, PENDING
+from gpuscope._data.interfaces import BROKEN, PENDING, Anchor
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
-from gpuscope.testing import FakeDevice, ManualClock
+from gpuscope.testing import FakeDevice, FakeStream, ManualClock
 
 
 def ask_to_flush(collector, timeout_s):
     """Return a thread that waits for a flush, once the collector knows of it, and the list of its answers."""
     answers = []
-    asking = threading.Thread(target=lambda: answers.append(collector.flush(timeout_s)))
+    asking = threading.Thread(target=lambda: answers.append(collector.flush(timeout_s, send=True)))
     asking.start()
     while not collector._flushes:
         pass
@@ -79,6 +80,76 @@ class TestResolving:
         bench.collect()
         assert bench.statistics().exported == 4
         assert bench.statistics().pending == 6
+
+    def test_one_question_answers_for_all_that_are_done(self, make_bench):
+        """Because the newest tells of those before it, however many there are."""
+        asked = []
+
+        class Asked(FakeDevice):
+            """Notes whom it is asked about."""
+
+            def query(self, record):
+                asked.append(record.site.name)
+                return super().query(record)
+
+        bench = make_bench(device=Asked(ManualClock(), completes=True))
+        for name in ("a", "b", "c"):
+            with stage(name):
+                pass
+        assert len(bench.collect()) == 6
+        assert asked == ["c"]
+
+    def test_what_waits_longest_on_any_stream_is_what_a_flush_waits_for(self, make_bench):
+        """Also if later stages on other streams are waited for, too."""
+        bench = make_bench(completes=False)
+        intake = bench.engine.collector._intake
+        with stage("first"):
+            pass
+        between_ns = bench.clock()
+        with stage("second", stream=SimpleNamespace(device_index=0, cuda_stream=8)):
+            pass
+        bench.collect()
+        assert not intake.is_past(between_ns)
+        bench.device.complete()
+        bench.collect()
+        assert intake.is_past(bench.clock())
+
+    def test_the_uncertainty_is_that_of_the_clocks_that_are_known(self, make_bench):
+        """None before there is an anchor, and the largest of several; a GPU that has none yet changes nothing."""
+
+        class Three(FakeDevice):
+            """Has GPUs whose clocks are read ever less well."""
+
+            def calibrate(self, timed_stream, keep):
+                anchor = super().calibrate(timed_stream, keep)
+                return Anchor(anchor.event, anchor.host_ns, 10 + timed_stream.index)
+
+        bench = make_bench(device=Three(ManualClock(), completes=True))
+        assert bench.statistics().clock_uncertainty_ns is None
+        bench.device.lanes[1, 8] = FakeStream(1, 8, capturing=True)
+        for index, known in ((1, None), (2, 12), (0, 12)):
+            with stage("s", stream=SimpleNamespace(device_index=index, cuda_stream=8)):
+                pass
+            bench.collect()
+            assert bench.statistics().clock_uncertainty_ns == known
+
+    def test_events_that_can_not_be_given_back_are_told_of(self, make_bench, caplog):
+        """The stage goes out all the same."""
+
+        class Keeps(FakeDevice):
+            """Takes nothing back."""
+
+            def give_back(self, record):
+                raise OSError("closed")
+
+        bench = make_bench(device=Keeps(ManualClock()), event_deadline_s=1.0)
+        with stage("s"):
+            pass
+        bench.collect()
+        bench.clock.advance(2)
+        assert len(bench.collect()) == 1
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert message.startswith("returning events failed: OSError('closed').")
 
     def test_other_streams_are_not_held_up(self, make_bench):
         """A hung stream holds up its own stages only."""

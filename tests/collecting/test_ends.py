@@ -85,6 +85,34 @@ class TestPeriod:
         assert (found.exported, found.pending, found.recorded) == (started, 0, 2 + started)
         assert balanced(found)
 
+    def test_what_ends_in_the_next_period_is_in_its_account(self, period):
+        """Nobody can ask for the account of a period that another has replaced."""
+        first = period(Takes())
+        with stage("over the end"):
+            first.shutdown(10)
+            second = period(Takes())
+            with stage("in the second"):
+                pass
+        assert second.flush(10)
+        found = second.statistics()
+        assert (found.recorded, found.exported, found.dropped["after_shutdown"]) == (2, 1, 1)
+        assert balanced(found)
+
+    def test_a_flush_without_a_collector_does_not_say_that_all_is_exported(self, period, monkeypatch):
+        """Where no thread can be had, stages wait, and are exported on the thread that ends the period."""
+        engine = period(Takes())
+
+        def refuses(_):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuses)
+        with stage("waits"):
+            pass
+        assert engine.statistics().pending == 1
+        assert not engine.flush(10)
+        assert engine.shutdown(10)
+        assert engine.statistics().exported == 1
+
     def test_what_slipped_in_is_lost_and_not_pending(self, period):
         """A record that came to the queue after it was emptied for the last time, as threads may do, is swept up."""
         engine = period(Takes())
@@ -226,6 +254,20 @@ class TestProvider:
         assert [span.name for span in memory.get_finished_spans()] == ["before"] * 3
         found = engine.statistics()
         assert (found.exported, found.lost) == (3, {"provider_shutdown": 1})
+
+    def test_the_end_of_one_that_came_late(self, period, monkeypatch):
+        """A provider that is set while stages are recorded gets all that ended before its end, too."""
+        engine = period(exporters="sdk")
+        with stage("early"):
+            pass
+        engine.flush(20)
+        made, memory = make_provider()
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", made)
+        engine.flush(20)
+        with stage("late"):
+            pass
+        made.shutdown()
+        assert [span.name for span in memory.get_finished_spans()] == ["late"]
 
     def test_an_end_that_went_another_way_is_noticed(self, period, provider):
         """Where `shutdown` is called past ours, stages that come later are not said to be exported."""

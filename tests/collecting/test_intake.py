@@ -31,7 +31,7 @@ class Graph:
         """Return the number of stages."""
         return len(self.sites)
 
-    def give_back(self, events):
+    def give_back(self, events, *, was_read=False):
         """Take the events of a replay back."""
         self.free.append(events)
 
@@ -63,7 +63,7 @@ class Intake:
             outer=SimpleNamespace(trace=trace, span_id=2, span=None),
             thread=MAIN,
         )
-        self.bench.engine.replays.put(replay)
+        self.bench.engine.replays.put([None, replay])
         return events
 
     def slice(self, **options):

@@ -355,6 +355,7 @@ class TestProcess:
     def test_a_child_shows_its_own(self, run_python):
         """After a fork the child's provider shows nothing of its parent's stages, and then the child's own."""
         program = PROGRAM + (
+            "import warnings; warnings.simplefilter('ignore', DeprecationWarning)  # There are threads.\n"
             "provide(); work(3)\n"
             "if os.fork() == 0:\n"
             "    sys.stdout.write(seen()); work(1); sys.stdout.write(seen()); sys.stdout.flush(); os._exit(0)\n"

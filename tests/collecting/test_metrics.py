@@ -260,12 +260,65 @@ class TestOccupancy:
         metrics.end_interval()
         assert ratios(metrics) == {0: pytest.approx(20 / 26)}
 
+    @pytest.mark.parametrize("intervals", [((0, 10), (4, 5)), ((4, 5), (0, 10))])
+    def test_the_longest_stage_of_a_batch_says_how_long(self, intervals):
+        """Wherever in the batch it is: two seconds, and one and a half times as long as it took."""
+        metrics = StageMetrics(NOW_NS)
+        metrics.add(batch_of(*occupied(*intervals)))
+        metrics.settle(NOW_NS + 37 * SECOND_NS)
+        metrics.end_interval()
+        assert ratios(metrics) == {0: pytest.approx(10 / 20)}
+
+    def test_no_stage_is_waited_for_longer_than_a_minute(self):
+        """However long those before it took, because the metrics would be as late."""
+        metrics = StageMetrics(NOW_NS)
+        metrics.add(batch_of(*occupied((0, 100))))
+        metrics.settle(NOW_NS + 160 * SECOND_NS)
+        metrics.end_interval()
+        metrics.add(batch_of(*occupied((90, 110))))
+        metrics.settle(NOW_NS + 180 * SECOND_NS)
+        metrics.end_interval()
+        assert ratios(metrics) == {0: pytest.approx(10 / 20)}
+
+    def test_an_interval_without_any_time_changes_nothing(self):
+        """The ratios are those of the last interval that had a length."""
+        metrics = StageMetrics(NOW_NS)
+        metrics.add(batch_of(*occupied((0, 1))))
+        metrics.settle(NOW_NS + 2 * SECOND_NS, last=True)
+        for _ in range(2):
+            metrics.end_interval()
+            assert ratios(metrics) == {0: pytest.approx(0.5)}
+
+    @pytest.mark.parametrize("one", [5, 9])
+    def test_stages_that_have_many_inside_do_not_crowd_out_others(self, one):
+        """A stage whose row comes late is known as the one around another, whatever else has come meanwhile."""
+        metrics = StageMetrics(NOW_NS)
+        metrics.add(batch_of(*(replace(row, parent_id=one) for row in occupied((1, 2))), nested=True))
+        (many,) = (replace(row, parent_id=7) for row in occupied((3, 4)))
+        metrics.add(batch_of(*[many] * 2000, nested=True))
+        outer = [replace(row, span_id=span_id, site=B) for span_id in (one, 7) for row in occupied((0, 10))]
+        metrics.add(batch_of(*outer))
+        metrics.settle(NOW_NS + 10 * SECOND_NS, last=True)
+        metrics.end_interval()
+        assert ratios(metrics) == {0: pytest.approx(0.2)}
+
+    def test_however_many_batches_come_they_are_one_union(self):
+        """Also before they are settled, and with pieces that overlap those of other batches."""
+        metrics = StageMetrics(NOW_NS)
+        for number in range(300):
+            metrics.add(batch_of(*occupied((number / 10, number / 10 + 0.15))))
+            metrics.points()
+            assert len(metrics._occupancy._devices[0].pieces) <= 128
+        metrics.settle(NOW_NS + 60 * SECOND_NS, last=True)
+        metrics.end_interval()
+        assert ratios(metrics) == {0: pytest.approx(30.05 / 60)}
+
     def test_memory_is_bounded(self):
-        """Whatever the export interval, what is old enough is counted and let go."""
+        """Whatever the export interval, what is old enough is counted and let go, also with something old beside it."""
         metrics = StageMetrics(NOW_NS)
         for number in range(60):
-            rows = occupied(*((number * 10 + each / 100, number * 10 + each / 100 + 0.005) for each in range(1000)))
-            metrics.add(batch_of(*rows))
+            starts = [0, *(number * 10 + each / 100 for each in range(1000))]
+            metrics.add(batch_of(*occupied(*((start, start + 0.005) for start in starts))))
         assert metrics._occupancy._pending < 20_000
         metrics.settle(NOW_NS + 600 * SECOND_NS, last=True)
         metrics.end_interval()

@@ -15,6 +15,8 @@ from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
 from gpuscope.testing import FakeDevice, ManualClock
 
+from ..exporters.receiver import Receiver
+
 PATIENCE_S = 60
 
 
@@ -119,6 +121,12 @@ class TestThread:
         (timeout_s,) = watching.shutdowns
         assert 0 < timeout_s <= PATIENCE_S
         assert running.statistics().pending == 0
+
+    def test_without_a_stage_there_is_nothing_to_end(self, running, watching):
+        """The end of such a period comes at once, and it is complete."""
+        assert running.shutdown(PATIENCE_S)
+        assert not running.collector.is_running
+        assert watching.batches == watching.shutdowns == []
 
     def test_a_flush_that_waits_at_the_end_is_released(self, running):
         """Whoever waits for it goes on; it has not succeeded."""
@@ -311,6 +319,18 @@ class TestEnd:
         assert timeout_s <= 0.45
         assert bench.statistics().untimed == {"given_up": 1}
         assert bench.statistics().exported == 1
+
+    def test_metrics_have_a_tenth_of_the_rest(self, make_bench):
+        """Where they go to an endpoint themselves; the exporters of spans have nine tenths."""
+        watching, receiver = Watching(), Receiver()
+        settings = {"metrics": "otlp", "metrics_interval_s": 3600.0, "otlp_base_endpoint": receiver.endpoint}
+        bench = make_bench(exporters=(watching,), **settings)
+        run()
+        bench.engine.collector._finish(time.monotonic() + 1000.0)
+        receiver.close()
+        (timeout_s,) = watching.shutdowns
+        assert 850 < timeout_s <= 900
+        assert [request.path for request in receiver.requests] == ["/v1/metrics"]
 
     def test_work_that_is_done_is_not_waited_for(self, make_bench):
         """Then the exporters have all the time."""

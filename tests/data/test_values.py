@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import wrapt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,6 +85,23 @@ class Odd(metaclass=Meta):
     """A class of it."""
 
 
+class Unhashable(type):
+    """A metaclass whose classes are compared by code of its own, and so not hashable."""
+
+    __hash__ = None
+
+    def __eq__(cls, other):
+        raise AssertionError("compared")
+
+
+class Unequal(metaclass=Unhashable):
+    """A class of it."""
+
+
+class UnequalError(Exception, metaclass=Unhashable):
+    """An exception of it."""
+
+
 class Colour(Enum):
     """A choice, which prints itself in a way of its own."""
 
@@ -138,6 +156,12 @@ class Ring(Sequence):
         (np.array([1, 2]).view(type("Sub", (np.ndarray,), {"tolist": None})), [1, 2]),
         (Ring(), "<Ring>"),
         (Odd(), "<Odd>"),
+        (Unequal(), "<Unequal>"),
+        ([1, Unequal(), {"a": Unequal()}], [1, "<Unequal>", {"a": "<Unequal>"}]),
+        (array_of(Unequal()), ["<Unequal>"]),
+        (ValueError("bad", Unequal()), "('bad', <Unequal>)"),
+        (UnequalError(Unequal()), "<Unequal>"),
+        (wrapt.LazyObjectProxy(Mine.__repr__), "<LazyObjectProxy>"),
         (Odd, "<class 'tests.data.test_values.Odd'>"),
         (Colour.RED, "Colour.RED"),
         (pathlib.PurePosixPath("/a"), "/a"),

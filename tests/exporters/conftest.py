@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -60,7 +61,10 @@ def make_exporter(otlp_receiver):
     made = []
 
     def make(limits=None, backoff_s=0.001, **settings):
-        config = Config().changed(**{"otlp_endpoint": otlp_receiver.url, "schedule_delay_s": 0.001, **settings})
+        # Not `changed`, which checks: an exporter lives with what it is given.
+        config = dataclasses.replace(
+            Config(), **{"otlp_endpoint": otlp_receiver.url, "schedule_delay_s": 0.001, **settings}
+        )
         made.append(OtlpExporter(config, {"service.name": "tests"}, backoff_s=backoff_s, limits=limits))
         return made[-1]
 

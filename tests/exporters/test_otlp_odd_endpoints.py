@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import logging
 import os
@@ -187,6 +188,46 @@ def test_a_large_answer_is_not_read(serve, make_client, status, framing):
     finally:
         tracemalloc.stop()
     assert peak < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b"x" * 65536),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"A: b\r\n" * 10_000),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2000),
+    ],
+    ids=["negative chunk", "trailers", "interim answers"],
+)
+def test_an_answer_without_an_end_is_left(serve, make_client, head, piece):
+    """What is not a body that was asked for is bounded too: memory, and the work until the time is up."""
+    sent = 0
+
+    def speak(connection):
+        nonlocal sent
+        connection.sendall(head)
+        while sent < 100_000_000:
+            connection.sendall(piece)
+            sent += len(piece)
+
+    client = make_client(serve(speak).url, otlp_timeout_s=30, otlp_compression="none")
+    tracemalloc.start()
+    try:
+        client.post(b"payload")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        client.close()
+    assert peak < 5_000_000
+    assert sent < 50_000_000
+
+
+def test_a_program_that_debugs_its_own_requests_prints_none_of_ours(serve, make_client, monkeypatch, capsys):
+    """The switch of `http.client` is one for all connections of a process; our headers hold keys."""
+    monkeypatch.setattr("http.client.HTTPConnection.debuglevel", 1)
+    server = serve(lambda connection: connection.sendall(OK))
+    assert make_client(server.url, otlp_headers={"authorization": "Bearer secret"}).post(b"payload").reason == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_a_compressed_answer_is_read_as_far_as_a_plain_one(serve, make_client):
@@ -485,11 +526,13 @@ def test_hosts_that_need_no_proxy(proxies, no, direct):
         {"url": "https://host", "https": "https://user:secret@proxy:1080"},
     ],
 )
-def test_a_url_that_cannot_be_used_is_said_and_not_quoted(make_client, proxies, setting):
+def test_a_url_that_cannot_be_used_is_said_and_not_quoted(proxies, setting):
     """The sentence says which URL it is about, the endpoint's or the proxy's, and has no part of it."""
     url = setting.pop("url")
     proxies(**setting)
-    client = make_client(url)
+    # Settings are checked when they are set; this is what comes of one that was not.
+    endpoint = dataclasses.replace(Endpoint.for_traces(Config()), url=url)
+    client = HttpClient(endpoint, threading.Event(), version="1")
     outcome = client.post(b"payload")
     assert outcome.reason == "invalid_request"
     assert "secret" not in outcome.detail + client.shown_url

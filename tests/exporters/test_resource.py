@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from pathlib import Path
+
+import pytest
+
+from gpuscope.exporters._encoding.resource import resource_attributes
 
 PROGRAM = """
 import json
@@ -38,3 +43,19 @@ def test_the_users_variables_come_first(run_python):
     found, _ = resources(run_python, OTEL_SERVICE_NAME="vision", OTEL_RESOURCE_ATTRIBUTES=given)
     assert (found["service.name"], found["host.name"], found["service.instance.id"]) == ("vision", "pod-7", "me")
     assert found["deployment.environment.name"] == "prod eu"
+
+
+@pytest.mark.parametrize("named", ["", "a service"])
+def test_is_found_where_no_thread_can_be_had(monkeypatch, named):
+    """OpenTelemetry asks detectors in threads; an interpreter that ends may start none, and stages are exported."""
+    monkeypatch.setenv("OTEL_SERVICE_NAME", named)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
+    usual = resource_attributes()
+
+    def start(thread):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    found = resource_attributes()
+    assert found.pop("service.instance.id") != usual.pop("service.instance.id")
+    assert found == usual

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -112,6 +113,41 @@ def test_a_full_payload_does_not_wait_for_its_delay(new_sender, limits, size, st
     put(1, 1)
     assert client.asked.acquire(timeout=60)
     client.released.set()
+
+
+def test_what_comes_first_waits_its_delay_for_others(new_sender):
+    """And no less; then it goes with what has come meanwhile."""
+    _, client, put = new_sender(delay_s=0.2)
+    began_s = time.monotonic()
+    put(2)
+    put(3)
+    assert client.asked.acquire(timeout=60)
+    assert time.monotonic() - began_s >= 0.2
+    assert client.payloads == [b"xx|xxx"]
+
+
+def test_an_endpoint_that_hangs_does_not_keep_the_process(new_sender):
+    """Nobody joins the sender's thread when the interpreter ends."""
+    sender, client, put = new_sender(delay_s=0)
+    put(1)
+    assert client.asked.acquire(timeout=60)
+    assert sender._thread.is_alive()
+    assert sender._thread.daemon
+
+
+def test_what_is_not_sent_is_told_of_with_its_reason(new_sender, account, caplog):
+    """Once for each: what had no room, what was left at the end, and what came after it."""
+    sender, client, put = new_sender(delay_s=0, buffer_bytes=2)
+    put(1)
+    assert client.asked.acquire(timeout=60)
+    for _ in range(2):
+        put(2)
+    sender.shutdown(0)
+    put(1)
+    assert account.lost == {"buffer_full": 2, "shutdown": 2}
+    full, shut = (record.getMessage() for record in caplog.records)
+    assert full.startswith("cannot export to nowhere: buffer_full (")
+    assert shut.startswith("cannot export to nowhere: shutdown (the time ran out with spans unsent).")
 
 
 def test_rejected_spans_are_taken_from_the_first_batches():

@@ -146,6 +146,10 @@ class TestValues:
         assert plain(value) == attribute
         assert type(plain(value)) in (type(attribute), type(value))
 
+    def test_a_sequence_has_as_many_items_as_may_be(self):
+        """The longest that is allowed is taken whole."""
+        assert plain(list(range(MAX_ITEMS))) == tuple(range(MAX_ITEMS))
+
     @pytest.mark.parametrize("value", [object(), {}, {1}, b"", [[1]], [torch.zeros(1)], list(range(MAX_ITEMS + 1))])
     def test_anything_else_is_refused(self, value):
         """What is not plain cannot be an attribute; nothing prints it to find out."""

@@ -535,6 +535,29 @@ class TestForms:
         """A list holds targets and nothing else."""
         with pytest.raises(TypeError, match="Expected a `Target`, got 'a=app:f'; write"):
             instrument(["a=app:f"])
+        with pytest.raises(TypeError, match="`stages` is of type `int`: expected a text, a mapping or a list"):
+            instrument(3)
+        for frameworks in (3, None, [3]):
+            with pytest.raises(TypeError, match=r"`frameworks` has a `.*`: expected names, as a text or a list"):
+                instrument(frameworks=frameworks)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error"),
+        [
+            (("", "m:f"), ValueError),
+            ((" ", "m:f"), ValueError),
+            (("\u200b", "m:f"), ValueError),
+            ((3, "m:f"), TypeError),
+            (("a", None), TypeError),
+            (("a", "m:f", ["n"]), TypeError),
+            (("a", "m:f", {"n": 3}), TypeError),
+            (("a", "m:f", {3: "n"}), TypeError),
+        ],
+    )
+    def test_what_cannot_be_a_target(self, arguments, error):
+        """Names are texts in which something can be seen."""
+        with pytest.raises(error, match="expected"):
+            Target(*arguments)
 
     @pytest.mark.parametrize("text", ["stage = 1", "stages = 1", "[stages]\na = 1", "[stages.a]\npath='m:f'\nname='x'"])
     def test_mistakes_in_files_raise(self, tmp_path, text):
@@ -623,7 +646,8 @@ class TestFrameworks:
         (tmp_path / f"{file}.py").write_text(f'MODULE = "{name}"\n1 / 0\n')
         instrument(frameworks="all")
         assert importlib.import_module(name).plain([]) == 0
-        assert f"{file} is not instrumented." in caplog.messages
+        [said] = [text for text in caplog.messages if text.startswith(f"{file} is not instrumented.\n")]
+        assert said.endswith("ZeroDivisionError: division by zero\n")
 
 
 class TestWhileImporting:

@@ -44,6 +44,44 @@ if __name__ == "__main__":
 """
 
 
+CLOSES_DOWN = """
+import gpuscope, os, signal, sys
+number, (stopped, stop) = int(sys.argv[1]), os.pipe()
+signal.signal(number, lambda *_: os.write(stop, b"1"))
+with gpuscope.stage("request"):
+    pass
+print("ready", flush=True)
+os.read(stopped, 1)
+print("closed down", flush=True)
+signal.signal(number, signal.SIG_DFL)
+signal.raise_signal(number)
+"""
+CLOSES_DOWN_IN_ASYNCIO = """
+import asyncio, gpuscope, os, signal, sys
+number = int(sys.argv[1])
+
+async def serve():
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with gpuscope.stage("request"):
+        print("ready", flush=True)
+        await stop.wait()
+    print("closed down", flush=True)
+
+asyncio.run(serve())
+signal.signal(number, signal.SIG_DFL)
+os.kill(os.getpid(), number)
+"""
+WAITS = """
+import gpuscope, os, signal, sys
+signal.signal(int(sys.argv[1]), signal.SIG_DFL)
+with gpuscope.stage("request"):
+    pass
+gpuscope.flush()
+print("ready", flush=True)
+signal.pause()
+"""
+
 DEFINITIONS = """'The docstring.'
 from __future__ import annotations
 import asyncio
@@ -298,16 +336,76 @@ class TestStages:
 class TestReport:
     """`--report`."""
 
-    @pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("raise KeyboardInterrupt", -2)])
+    @pytest.mark.parametrize(
+        ("end", "code"),
+        [
+            ("sys.exit(3)", 3),
+            ("raise KeyboardInterrupt", -signal.SIGINT),
+            ("os._exit(5)", 5),
+            ("os.abort()", -signal.SIGABRT),
+            ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+            ("signal.raise_signal(signal.SIGHUP)", -signal.SIGHUP),
+            ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ],
+    )
     def test_is_written_however_the_program_ends(self, run, write, tmp_path, end, code):
-        """One line says where it is; the exit code is the program's, and nothing else is left."""
+        """One line says where it is and whether it is whole; the exit code is the program's, and nothing is left."""
         pytest.importorskip("rich")
-        write("script.py", f"import sys\ndef f(): pass\nf()\n{end}\n")
+        write("script.py", f"import os, signal, sys\ndef f(): pass\nf()\n{end}\n")
         done = run("--stage", "f=__main__:f", "--report", "out.html", "script.py", TMPDIR=str(tmp_path))
         assert done.returncode == code
-        assert done.stderr.splitlines()[-1] == f"gpuscope run: the report is {tmp_path / 'out.html'}"
+        said = done.stderr.splitlines()[-1]
+        assert said.startswith(f"gpuscope run: the report is {tmp_path / 'out.html'}")
+        assert ("may be missing" in said) is end.startswith(("os", "signal"))
         assert '"f"' in (tmp_path / "out.html").read_text()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "script.py"]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("program", [CLOSES_DOWN, CLOSES_DOWN_IN_ASYNCIO, WAITS])
+    def test_is_written_when_the_program_is_ended_by_a_signal(self, tmp_path, write, program, number):
+        """A server that closes down, puts the default back and raises the signal again has a report of all it did."""
+        pytest.importorskip("rich")
+        write("script.py", program)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gpuscope", "run", "--report", "out.html", "script.py", str(int(number))],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "GPUSCOPE_METRICS": "none"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (-number, "closed down\n" if program != WAITS else "")
+        assert f"gpuscope run: the report is {tmp_path / 'out.html'}" in err
+        assert '"request"' in (tmp_path / "out.html").read_text()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "script.py"]
+
+    def test_what_watches_the_program_is_out_of_its_sight(self, run, python, write):
+        """The program has no child that it did not start, and its signals are as without."""
+        pytest.importorskip("rich")
+        write(
+            "script.py",
+            """
+            import os, signal
+            print([signal.getsignal(number) for number in range(1, 32)])
+            try:
+                os.wait()
+            except ChildProcessError as error:
+                print(error)
+            print(signal.signal(signalnum=signal.SIGTERM, handler=signal.SIG_DFL))
+            """,
+        )
+        assert run("--report", "out.html", "script.py").stdout == python("script.py").stdout != ""
+
+    @pytest.mark.parametrize(("out", "said"), [("typo/out.html", "there is no folder"), (".", "it is a folder")])
+    def test_what_cannot_be_written_is_said_first(self, run, tmp_path, out, said):
+        """The program does not run, and no folder is made."""
+        done = run("--report", out, "-c", "print('ran')")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert said in done.stderr
+        assert not list(tmp_path.iterdir())
 
     def test_has_all_processes(self, run, write, tmp_path):
         """Children that a program starts are in the report, which is written once."""

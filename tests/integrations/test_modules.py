@@ -122,5 +122,5 @@ def test_a_compiled_model_has_one_graph(model):
 
 def test_what_is_no_module_is_refused():
     """Something without children is refused at once."""
-    with pytest.raises(TypeError, match=r"takes an `nn.Module`, not 3"):
+    with pytest.raises(TypeError, match=r"takes an `nn.Module`, not an object of type `int`"):
         stage_children(3)

@@ -88,6 +88,8 @@ def _is_idle(node: ast.AST) -> bool:
         return True
     if isinstance(node, ast.Assign) and any("__" in ast.unparse(target) for target in node.targets):
         return True  # `__slots__` and the like.
+    if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(("TypeVar(", "ParamSpec(")):
+        return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 

@@ -38,7 +38,11 @@ ROOT = Path(__file__).parents[2]
 NATIVE = "tests/native/test_device.py"
 GRAPHS = "tests/native/test_fences.py tests/native/test_graphs.py tests/cuda/test_replays.py"
 COLLECTING = "tests/collecting/test_collector.py"
+HTTP = "tests/exporters/test_otlp_http.py tests/exporters/test_otlp_odd_endpoints.py"
+ENCODED = "tests/exporters/test_otlp.py tests/exporters/test_otlp_equals_sdk.py"
+PROVIDERS = "tests/collecting/test_ends.py::TestProvider tests/collecting/test_metering.py::TestWay"
 METRICS = "tests/collecting/test_metrics.py tests/collecting/test_summary.py tests/collecting/test_groups.py"
+CLOCKS = "tests/collecting/test_wall_clock.py"
 OVERLAP = "tests/overlap"
 VERDICTS = "tests/analysis/verdicts"
 TESTS = {
@@ -47,28 +51,29 @@ TESTS = {
     "_cuda/graphs/launch.py": GRAPHS,
     "_cuda/graphs/resolve.py": f"{GRAPHS} {COLLECTING}",
     "_collecting/resolve.py": f"{COLLECTING} {NATIVE}",
-    "_collecting/intake.py": f"tests/collecting/test_intake.py {COLLECTING}",
+    "_collecting/intake.py": f"tests/collecting/test_intake.py tests/recording/test_memory.py {COLLECTING}",
     "_collecting/batch_builder.py": "tests/collecting/test_batch_builder.py",
-    "_collecting/collector.py": f"tests/collecting/test_passes.py {COLLECTING}",
+    "_collecting/collector.py": f"tests/collecting/test_passes.py {COLLECTING} {PROVIDERS}",
     "_collecting/aggregation/groups.py": METRICS,
     "_collecting/aggregation/histograms.py": METRICS,
     "_collecting/aggregation/joined_columns.py": METRICS,
     "_collecting/aggregation/metrics.py": METRICS,
-    "_collecting/aggregation/occupancy.py": METRICS,
+    "_collecting/aggregation/occupancy.py": f"{METRICS} {CLOCKS}",
     "_collecting/aggregation/stage_tree.py": METRICS,
     "_collecting/aggregation/statistics.py": METRICS,
     "_collecting/aggregation/summary.py": METRICS,
     "_collecting/aggregation/tally.py": METRICS,
-    "_recording/queue.py": COLLECTING,
-    "_recording/ledger.py": f"{COLLECTING} tests/collecting/test_passes.py tests/data",
+    "_recording/queue.py": f"tests/recording/test_queue.py tests/recording/test_memory.py {COLLECTING}",
+    "_recording/ledger.py": f"tests/recording/test_ledger.py {COLLECTING} tests/collecting/test_passes.py tests/data",
     "_otel/sampling.py": f"{COLLECTING} tests/otel/test_otel.py",
     "_otel/identities.py": "tests/otel/test_identities.py tests/otel/test_otel.py tests/exporters/test_sdk.py",
     "_settings/parsers.py": "tests/settings",
     "instrument/_expressions.py": "tests/instrument/test_expressions.py",
-    "exporters/_transport/http.py": "tests/exporters/test_otlp_http.py tests/exporters/test_sender_bounds.py",
+    "exporters/_transport/http.py": f"{HTTP} tests/exporters/test_sender_bounds.py",
+    "exporters/_transport/connection.py": HTTP,
     "exporters/_transport/sender.py": "tests/exporters/test_sender_bounds.py tests/exporters/test_otlp_sender.py",
-    "exporters/_encoding/otlp_bytes.py": "tests/exporters/test_otlp.py tests/exporters/test_otlp_equals_sdk.py",
-    "analysis/_verdicts/calls.py": f"{VERDICTS}/test_verdict.py",
+    "exporters/_encoding/otlp_bytes.py": f"{ENCODED} tests/exporters/test_otlp_sender.py",
+    "analysis/_verdicts/calls.py": f"{VERDICTS}/test_calls.py {VERDICTS}/test_verdict.py",
     "analysis/_verdicts/cold.py": f"{VERDICTS}/test_cold.py",
     "analysis/_verdicts/decide.py": f"{VERDICTS}/test_decide.py {VERDICTS}/test_verdict.py",
     "analysis/_verdicts/evidence.py": f"{VERDICTS}/test_evidence.py {VERDICTS}/test_verdict.py",

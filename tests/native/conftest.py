@@ -46,6 +46,7 @@ class Machine:
         self.external = set()
         """Streams that are not of PyTorch's pools."""
         self.engine, self.spans = None, []
+        self.launches = 0
 
     def torch(self):
         """Return what stands for PyTorch."""
@@ -113,6 +114,7 @@ class Machine:
                 if self.executable is None:
                     self.executable = ctypes.c_void_p(library.fake_instantiate(self.template))
                 unlocked.fake_launch(self.executable)
+                machine.launches += 1
 
             def raw_cuda_graph_exec(self):
                 if self.executable is None:

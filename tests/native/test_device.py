@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from gpuscope import stage
+
+LONG_NS = 2_000_000
+"""Longer than what a stage without work takes."""
 
 
 def run(name="infer", **options):
@@ -16,10 +20,11 @@ def run(name="infer", **options):
         pass
 
 
-def test_gpu_span_lies_within_its_host_span(machine):
-    """Work that takes no time runs between the stage's entry and its end."""
+def test_gpu_span_lies_within_its_host_span(machine, caplog):
+    """Work that takes no time runs between the stage's entry and its end. Nothing fails on the way."""
     run()
     host, gpu = machine.collect()
+    assert not caplog.records
     assert (host.kind, gpu.kind, gpu.parent_id) == ("host", "gpu", host.span_id)
     slack_ns = 100_000  # A reading of the fake GPU's clock, and the uncertainty.
     assert host.start_ns <= gpu.start_ns <= gpu.end_ns <= host.end_ns + slack_ns
@@ -217,7 +222,10 @@ def test_without_any_anchor_the_durations_are_told(machine, monkeypatch):
     run()
     while not machine.collect():
         pass
-    run()
+    with stage("infer"):
+        until_ns = time.perf_counter_ns() + LONG_NS
+        while time.perf_counter_ns() < until_ns:
+            pass
     spans = machine.collect()
     assert len(attempts) == 3
     assert [span.kind for span in spans] == ["host", "gpu"] * 2
@@ -226,6 +234,7 @@ def test_without_any_anchor_the_durations_are_told(machine, monkeypatch):
         assert gpu.start_ns == host.start_ns
         assert 0 <= gpu.duration_ns < host.duration_ns + 100_000
         assert gpu.attributes["gpuscope.clock.uncertainty"] > 0
+    assert spans[3].duration_ns >= LONG_NS
     monkeypatch.undo()
     while "gpuscope.unplaced" in machine.spans[-1].attributes:
         run()

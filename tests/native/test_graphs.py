@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import itertools
+import signal
 import sys
 import threading
 import time
@@ -120,6 +121,21 @@ def test_replays_that_overtake_the_collector_keep_their_own_times(machine, new_g
     assert [microseconds(span) for span in found] == [KERNEL_US] * 6
     assert all(first.end_ns <= second.start_ns for first, second in pairwise(found))
     assert account(machine).dropped == {}
+
+
+def test_a_slice_takes_as_many_replays_as_it_may(machine, new_graph):
+    """The others stay for the next, and none is lost."""
+    graph, intake = new_graph("attention", "mlp"), machine.engine.collector._intake
+    replay(graph)
+    machine.collect()
+    for _ in range(5):
+        replay(graph)
+    taken = []
+    while intake._replays.pending:
+        found = intake._replays.collect(4, intake._resolver.clock_of, may_ask=True, give_up=False)
+        taken.append(sum(len(placed.replays) for placed in found))
+    assert taken == [2, 2, 1]
+    assert account(machine).lost == {}
 
 
 def test_nothing_is_read_before_the_fence(machine, new_graph):
@@ -375,6 +391,26 @@ def test_a_replay_that_waited_finds_what_the_graph_is_now(machine, new_graph, mo
     assert set(inner(machine.collect())) == ({"mlp [gpu]"} if anew else set())
 
 
+def test_a_replay_that_waited_while_the_graph_went_to_another_gpu(machine, new_graph, monkeypatch):
+    """It is launched where it is captured now, and counted, because its events would be those of the first GPU."""
+    graph, original = new_graph("attention"), launch.Launcher._stream_of
+
+    def captured_elsewhere_meanwhile(self, recorder, watched):
+        monkeypatch.undo()
+        timed_stream = original(self, recorder, watched)
+        graph.reset()
+        machine.device = 1
+        capture_again(machine, graph, "mlp")
+        machine.device = 0
+        return timed_stream
+
+    monkeypatch.setattr(launch.Launcher, "_stream_of", captured_elsewhere_meanwhile)
+    replay(graph)
+    assert machine.launches == 1
+    assert inner(machine.collect()) == {}
+    assert account(machine).dropped == {"overwritten": 1}
+
+
 def test_launches_and_the_end_of_a_graph_never_meet(machine, new_graph):
     """A graph that is reset and captured anew beside replays in other threads: the driver has one of them in it."""
     graph, overlaps = new_graph("attention"), machine.library.fake_overlaps()
@@ -433,6 +469,67 @@ def test_an_interrupted_replay_lets_go_of_the_graph(machine, new_graph, monkeypa
     assert len(inner(machine.collect())["attention [gpu]"]) == 2
 
 
+@pytest.fixture
+def deadline():
+    """Return a function that stands for any in which a signal comes whose handler raises `TimeoutError`."""
+
+    def handler(_signal, _frame):
+        raise TimeoutError("the program's own")
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    yield lambda *_: signal.raise_signal(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("what", ["stream", "events", "exchange", "fence"])
+def test_what_a_signal_handler_raises_in_a_replay_reaches_the_program(machine, new_graph, monkeypatch, deadline, what):
+    """It is not taken for a failure of ours: the next replay is timed."""
+    graph = new_graph("attention")
+    stages, device = graph._gpuscope.stages, machine.engine.recorder.captures.device
+    owner, name = {
+        "stream": (type(device), "stream_of"),
+        "events": (type(stages), "take"),
+        "exchange": (type(stages), "exchange"),
+        "fence": (launch, "_record_fence"),
+    }[what]
+    with monkeypatch.context() as patches:
+        patches.setattr(owner, name, deadline)
+        with pytest.raises(TimeoutError):
+            replay(graph)
+    replay(graph)
+    assert len(inner(machine.collect())["attention [gpu]"]) == 1
+    account(machine)
+
+
+@pytest.mark.parametrize("what", ["_begin_capture", "_end_capture"])
+def test_what_a_signal_handler_raises_in_a_capture_reaches_the_program(machine, new_graph, monkeypatch, deadline, what):
+    """It is not taken for a failure of ours."""
+    with monkeypatch.context() as patches:
+        patches.setattr(GraphHooks, what, deadline)
+        with pytest.raises(TimeoutError):
+            new_graph("attention")
+    machine.library.fake_capture(None)
+
+
+@pytest.mark.parametrize("what", ["open", "close"])
+def test_a_finalizer_may_end_a_capture_within_ours(machine, what):
+    """Whatever is opened or closed within, the hot path afterwards asks for captures if one is open."""
+    captures = machine.engine.recorder.captures
+    swap, device = captures.device.swap, captures.device
+
+    def swap_and_collect(*functions):
+        device.swap = swap
+        swap(*functions)
+        captures.open(2, "inside") if what == "close" else captures.close(1)
+
+    captures.open(1, "outside") if what == "close" else None
+    device.swap = swap_and_collect
+    captures.close(1) if what == "close" else captures.open(1, "outside")
+    assert device._stands_in is (what == "close")
+    captures.close(2)
+    assert not device._stands_in
+
+
 def interrupt(*_):
     """Stand for anything in which the user's interrupt arrives."""
     raise KeyboardInterrupt
@@ -453,7 +550,7 @@ def test_a_replay_without_events_left_is_counted(machine, new_graph):
 
 
 def test_recording_may_be_toggled_between_replays(machine, new_graph):
-    """Replays while recording is off yield nothing, and disturb neither those before nor those after."""
+    """Replays while recording is off are launched, yield nothing, and disturb neither those before nor those after."""
     graph = new_graph("attention")
     machine.library.fake_hold()
     replay(graph)
@@ -468,6 +565,7 @@ def test_recording_may_be_toggled_between_replays(machine, new_graph):
     found = inner(machine.collect())["attention [gpu]"]
     assert [microseconds(span) for span in found] == [KERNEL_US] * 2
     assert account(machine).recorded == 1 + 2 + 2
+    assert machine.launches == 4
 
 
 def test_events_of_a_graph_that_is_gone_are_used_again(machine, new_graph):
@@ -724,7 +822,75 @@ def test_events_of_an_unread_replay_are_not_lost_with_the_recording(machine, new
     del graph
     gc.collect()
     (pool,) = _runtime.state.graphs._pools.values()
-    assert len(pool._spare) == 3
+    replay(new_graph("attention"))
+    assert pool._left == 4 * 16 - 3
+
+
+def test_events_of_a_launch_that_is_not_over_are_nobody_elses(machine, new_graph):
+    """Those of a replay that was given up, of a graph that is gone, are used again once the launch is over."""
+    graph, other = new_graph("attention"), new_graph("mlp")
+    machine.library.fake_hold()
+    replay(graph)
+    while machine.engine.collector.step(give_up=True):
+        pass
+    (pool,) = _runtime.state.graphs._pools.values()
+    (used,) = graph._gpuscope.stages._free
+    graph.reset()
+    replay(other)
+    assert not addresses_of(other._gpuscope.stages._current) & addresses_of(used)
+    assert pool._left == 4 * 16 - 6
+    machine.library.fake_work(1_000_000)
+    while pool.driver.event_query(used.fence):
+        pass
+    third = new_graph("third")
+    replay(third)
+    assert addresses_of(third._gpuscope.stages._current) == addresses_of(used)
+    assert pool._left == 4 * 16 - 6
+
+
+def addresses_of(events):
+    """The addresses of a set of events."""
+    return {event.value for event in events.events}
+
+
+def test_events_of_a_launch_whose_end_nobody_can_tell_become_scratch(machine, new_graph, monkeypatch):
+    """A launch without a fence may record for as long as it likes: its events are not read again."""
+    graph = new_graph("attention")
+    (pool,) = _runtime.state.graphs._pools.values()
+    monkeypatch.setattr(launch, "_record_fence", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replay(graph)
+    monkeypatch.undo()
+    (used,) = graph._gpuscope.stages._free
+    graph.reset()
+    assert addresses_of(used) <= {event.value for event in pool._unread}
+    assert pool._left == 4 * 16
+
+
+def test_a_graph_that_is_instantiated_anew_takes_no_events_of_launches_before(machine, new_graph):
+    """Launches of the executable graph before and after are not in turn with each other."""
+    graph = new_graph("attention", keep_graph=True)
+    graph.instantiate()
+    machine.library.fake_hold()
+    replay(graph)
+    while machine.engine.collector.step(give_up=True):
+        pass
+    (used,) = graph._gpuscope.stages._free
+    graph.instantiate()
+    replay(graph)
+    assert not addresses_of(graph._gpuscope.stages._current) & addresses_of(used)
+
+
+def test_a_graph_whose_exchange_failed_leaves_its_events_to_nobody(machine, new_graph):
+    """Any launch of it may have recorded into any of them."""
+    graph = new_graph("attention")
+    replay(graph)
+    machine.collect()
+    (used,) = graph._gpuscope.stages._free
+    graph._gpuscope.stages.is_broken = True
+    graph.reset()
+    (pool,) = _runtime.state.graphs._pools.values()
+    assert not addresses_of(used) & {event.value for event in pool._spare}
 
 
 def test_a_shutdown_gives_up_what_the_gpu_has_not_done(machine, new_graph):

@@ -236,7 +236,7 @@ def test_stages_are_resolved_alike(stages, now, capturing, give_up):
         resolver, timed_stream = calibrated(device.in_c() if in_c else device)
         records = waiting(timed_stream, pairs, [launched for _, _, launched, _ in stages])
         resolver.accept(records)
-        rows = resolver.collect(99, give_up=give_up)
+        rows = resolver.collect(99, may_ask=True, give_up=give_up)
         assert [row[0] for row in rows] == records[: len(rows)]
         assert len(timed_stream.pairs) == len(rows)
         assert resolver.pending == len(records) - len(rows)
@@ -252,10 +252,10 @@ def test_few_questions_find_what_is_done():
     resolver.accept(
         waiting(timed_stream, [(2**32 + 10**9 + i, 2**32 + 10**9 + i) for i in range(1, 99)], [-(10**9)] * 98)
     )
-    assert len(resolver.collect(99)) == 98
+    assert len(resolver.collect(99, may_ask=True, give_up=False)) == 98
     device.now, device.asked = 1, 0
     resolver.accept(waiting(timed_stream, [(i, i) for i in range(2, 99)]))
-    assert resolver.collect(99) == []
+    assert resolver.collect(99, may_ask=True, give_up=False) == []
     assert device.asked < 10
 
 

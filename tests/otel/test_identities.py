@@ -10,9 +10,12 @@ from opentelemetry import trace as api
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import ProxyTracerProvider
 
+from gpuscope._data.native import StageRecord
+from gpuscope._data.wall_clock import WallClock
 from gpuscope._otel.bridge import Bridge
 from gpuscope._otel.contexts import UNKNOWN
 from gpuscope._settings.config import Config
+from gpuscope.testing import ManualClock
 
 
 @pytest.fixture
@@ -69,3 +72,20 @@ def test_stages_lie_in_the_epoch_as_their_batch_does(bridge):
     bridge.offset_ns = 7
     assert bridge._epoch_ns(None, 30) == 37
     assert bridge._epoch_ns(None, 0) == 1_000
+
+
+def test_a_stage_of_a_request_that_began_before_a_step_of_the_wall_clock_is_placed_by_the_clock_of_then(bridge):
+    """Those of later requests by the clock of now."""
+    clock, epoch = ManualClock(0), [10**18]
+    bridge.wall = WallClock(clock, lambda: clock.now_ns + epoch[0])
+    before, after = StageRecord(), StageRecord()
+    before.outer = after.outer = None
+    before.start_ns = clock()
+    bridge.offset_ns = bridge.wall.read()
+    assert bridge._epoch_ns(before, 30) == bridge.offset_ns + 30
+    epoch[0] -= 10**12
+    clock.advance(1)
+    bridge.offset_ns = bridge.wall.read()
+    after.start_ns = clock()
+    offsets = [bridge._epoch_ns(record, 30) - 30 for record in (before, after)]
+    assert offsets == [pytest.approx(10**18, abs=10), pytest.approx(10**18 - 10**12, abs=10)]

@@ -27,6 +27,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCod
 
 from gpuscope._data.native import StageRecord, Trace
 from gpuscope._data.record import ExceptionInfo, Site, ThreadInfo
+from gpuscope._log import say_what_waits
 from gpuscope._otel.bridge import Bridge
 from gpuscope._otel.lazy_span import own_context, settled_ids
 from gpuscope._recording.queue import ByteBudget
@@ -40,8 +41,9 @@ class Program:
         self.provider, self.finished = provider, InMemorySpanExporter()
         if provider is not None and hasattr(provider, "add_span_processor"):
             provider.add_span_processor(SimpleSpanProcessor(self.finished))
-        self.recorder, self.ids, self.ended = SimpleNamespace(budget=ByteBudget(1 << 20)), itertools.count(0xABC0), []
-        self.current, self.random_bits = ContextVar("current", default=None), random.Random(7).getrandbits
+        self.random_bits = random.Random(7).getrandbits
+        self.recorder = SimpleNamespace(budget=ByteBudget(1 << 20), random_bits=self.random_bits)
+        self.ids, self.ended, self.current = itertools.count(0xABC0), [], ContextVar("current", default=None)
         visible = settings.pop("visible", None)
         self.bridge = Bridge(Config(**settings), get_provider=lambda: self.provider, visible=visible)
 
@@ -269,6 +271,15 @@ class TestNesting:
         assert spans["query"].parent.span_id == spans["request"].context.span_id == stages["outer"][2]
         assert stages["inner"][2] == stages["outer"][1]
 
+    def test_invisible_below_a_span(self):
+        """There too a stage is the child of the application's span around it, also once its trace is decided on."""
+        program = Program(TracerProvider(), exporters=("file",))
+        with program.stage("outer"), program.span("query"), program.stage("decode"), program.stage("inner"):
+            pass
+        spans, stages = program.exported(), program.identities()
+        assert stages["decode"][2] == spans["query"].context.span_id
+        assert stages["inner"][2] == stages["decode"][1]
+
     def test_disabled_sdk(self):
         """With `OTEL_SDK_DISABLED` nothing of ours stands in the context, for it would never be exported."""
         program = Program(TracerProvider(), exporters=("auto",), sdk_disabled=True)
@@ -296,6 +307,7 @@ class TestIds:
             span = trace.get_current_span()
             asked = span.get_span_context()
         assert program.bridge.identify(record)[:2] == (asked.trace_id, asked.span_id)
+        assert not asked.is_remote
         assert span.get_span_context() == asked
         assert span.context == asked
 
@@ -383,6 +395,32 @@ class TestIds:
             trace.get_current_span().get_span_context()
         context.detach(token)
         assert counting.tenants == ["blue"]
+
+    def test_spans_above_reach_the_processors(self):
+        """As the current span they see the one that the provider made for the stage around, with its attributes."""
+        counting = Counting()
+        program = Program(TracerProvider(), exporters=("sdk",))
+        program.provider.add_span_processor(counting)
+        with program.stage("outer", model="vit") as outer, program.stage("inner"):
+            trace.get_current_span().get_span_context()
+            real = program.bridge.realise(program.bridge.lazy(outer)).span
+        assert counting.above == [trace.INVALID_SPAN, real]
+        assert real.attributes["model"] == "vit"
+
+    def test_a_span_that_could_not_be_started(self, caplog):
+        """The stage has ids of its own, and those inside it are its children under these."""
+        failures = iter([True, False])
+        counting = Counting(on_start=lambda: 1 / 0 if next(failures) else None)
+        program = Program(TracerProvider(), exporters=("sdk",))
+        program.provider.add_span_processor(counting)
+        with program.stage("outer") as outer, program.stage("inner") as inner:
+            trace.get_current_span().get_span_context()
+        stages = program.identities()
+        assert stages["outer"][:2] == (outer.trace.trace_id, outer.span_id)
+        assert stages["inner"][2] == outer.span_id
+        assert program.bridge.realise(program.bridge.lazy(inner)).span.parent.span_id == outer.span_id
+        say_what_waits()
+        assert [record.message.count("ZeroDivisionError") for record in caplog.records] == [1]
 
     def test_retired(self):
         """After a shutdown or a fork a stage that nobody asked before answers with the span above it."""
@@ -556,6 +594,33 @@ class TestContexts:
             assert trace.get_current_span() is other
         assert not caplog.records
 
+    @pytest.mark.parametrize("cleared", [False, True], ids=["span ended", "context cleared"])
+    def test_a_generator_kept_below_a_span_that_has_ended(self, exporters, cleared):
+        """Its stage is still open, and what begins afterwards is a trace of its own, as among spans of the SDK."""
+        program = Program(TracerProvider(), exporters=exporters)
+
+        def tokens():
+            with program.stage("decode"):
+                yield 1
+
+        generator = tokens()
+        if cleared:
+            next(generator)
+            token = context.attach(context.Context())
+        else:
+            with program.span("request"):
+                next(generator)
+        for _ in range(2):
+            with program.stage("later"), program.stage("inside"):
+                pass
+            found = program.identities()
+            assert not found["later"][2]
+            assert found["inside"][2] == found["later"][1]
+        if cleared:
+            context.detach(token)
+        generator.close()
+        assert program.identities()["decode"][0] != found["later"][0]
+
     def test_context_of_the_application_stays(self, exporters):
         """Baggage that the application attached inside a stage is still there after it; the stage is not."""
         program = Program(TracerProvider(), exporters=exporters)
@@ -698,11 +763,13 @@ class TestSampling:
         """A sampler that raises costs the application nothing: the stage is sampled, counted, and said once."""
         program = Program(TracerProvider(sampler=Complaining()), exporters=exporters)
         for _ in range(3):
-            with program.stage("infer"):
+            with program.stage("infer") as record:
                 assert trace.get_current_span().get_span_context().is_valid
         assert program.identities()["infer"][3]
+        assert exporters == ("sdk",) or record.trace.sampled is True
         failures = program.bridge.warnings.counts
         assert sum(failures.values()) >= 3
+        say_what_waits()
         said = [record.levelname for record in caplog.records if "TracerProvider failed" in record.message]
         assert said == ["WARNING"] * len(failures)
 
@@ -769,13 +836,14 @@ class Counting(SpanProcessor):
     """Counts the spans that the provider starts."""
 
     def __init__(self, on_start=lambda: None):
-        self.started, self.tenants, self.then = 0, [], on_start
+        self.started, self.tenants, self.above, self.then = 0, [], [], on_start
 
     def on_start(self, span, parent_context=None):
         """Count the span, and do what was asked for."""
         self.then()
         self.started += 1
         self.tenants.append(baggage.get_baggage("tenant", parent_context))
+        self.above.append(trace.get_current_span(parent_context))
 
 
 class Complaining(Sampler):

@@ -296,8 +296,21 @@ def test_wrong_order_of_calls_is_said():
         ({"infer": None}, "`infer` is None"),
         ({"post": 3}, "`post` is 3"),
         ({"prepare": "x"}, "`prepare` is 'x'"),
+        ({"infer": [torch.ones(1)]}, "`infer` is \\[<Tensor shape=\\(1,\\) .*expected a function of one argument"),
+        ({"infer": asyncio.sleep}, "`infer` is a coroutine function: expected one that returns its result"),
         ({"depth": 0}, "`depth` is 0"),
+        ({"depth": "2"}, "`depth` is '2': expected a whole number"),
+        ({"depth": 1.5}, "`depth` is 1.5: expected a whole number"),
+        ({"depth": None}, "`depth` is None: expected a whole number"),
+        ({"depth": True}, "`depth` is True: expected a whole number"),
         ({"workers": -1}, "`workers` is -1"),
+        ({"workers": "2"}, "`workers` is '2': expected a whole number"),
+        ({"graph": "no"}, "`graph` is 'no': expected True or False"),
+        ({"copy_outputs": None}, "`copy_outputs` is None: expected True or False"),
+        ({"name": 3}, "`name` is 3: expected a text"),
+        ({"device": "gpu"}, "`device` is 'gpu': expected \"cpu\", or a GPU"),
+        ({"device": "meta"}, '`device` is meta: expected "cpu", or a GPU'),
+        ({"device": "cuda:99"}, "`device` is cuda:99"),
         ({"batches": 3}, "`batches` is of type `int`: expected an iterable"),
         ({"batches": None}, "`batches` is of type `NoneType`"),
     ],
@@ -306,6 +319,16 @@ def test_wrong_arguments_are_said_before_anything_runs(options, message):
     """What was seen and what is allowed."""
     with pytest.raises((TypeError, ValueError), match=message):
         gpuscope.overlap(**{"batches": [], "infer": abs, **options})
+
+
+def test_asynchronous_batches_in_a_plain_loop():
+    """The sentence says what to write instead."""
+
+    async def batches():
+        yield torch.ones(1)
+
+    with pytest.raises(TypeError, match="`batches` are asynchronous: write `async for` instead of `for`"):
+        list(gpuscope.overlap(batches(), abs))
 
 
 @pytest.mark.parametrize("batch", [np.array(["text"]), torch.ones(2, 2).to_sparse()])

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import ctypes
 import dataclasses
 import enum
+import io
+import pickle
+import threading
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -39,6 +45,10 @@ class Color(enum.Enum):
     """A value of the program."""
 
     RED = 1
+
+
+class Nothing:
+    """What a program may have one of, to say that there is no value."""
 
 
 class Image(torch.Tensor):
@@ -224,6 +234,7 @@ def test_memory_is_used_again_only_when_nobody_refers_to_it(holder):
         lambda x: (ctypes.c_float * 4)(),
         lambda x: np.zeros(2, [("a", "f4")])[0],
         lambda x: x.add,
+        weakref.ref,
         lambda x: Label("text", x),
         lambda x: map(abs, x),
         lambda x: torch.nn.Linear(2, 2),
@@ -248,16 +259,85 @@ def test_objects_of_infer_that_may_hold_tensors_are_refused(wrap):
         b"bytes",
         2.5,
         torch.float32,
+        torch.Size([2, 3]),
         np.float32(1),
         int,
         len,
-        types.SimpleNamespace(n=[1, "a"]),
+        object(),
+        Nothing(),
     ],
 )
-def test_objects_of_infer_without_tensors_pass(leaf):
-    """Numbers, texts, types, and objects that hold nothing else."""
+def test_objects_of_infer_that_hold_nothing_pass(leaf):
+    """Numbers, texts, types, and what programs compare by identity."""
     results = list(gpuscope.overlap(batches_of(3), lambda x: (x, leaf)))
     assert all(result[1] is leaf for result in results)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (types.SimpleNamespace(), lambda it, n: setattr(it, "n", n)),
+        (collections.Counter(), lambda it, n: it.update(n=n)),
+        (set(), lambda it, n: it.add(n)),
+        (io.StringIO(), lambda it, n: it.write(str(n))),
+        (np.array([[0], None], object), lambda it, n: it[0].append(n)),
+        (types.SimpleNamespace(many=[]), lambda it, n: it.many.append(n)),
+    ],
+    ids=lambda changed: type(changed[0]).__name__,
+)
+def test_objects_that_infer_changes_are_what_they_were(changed):
+    """An object that each call returns, and changes, is for each batch what it was after its call."""
+    thing, change = changed
+    seen = []
+
+    def infer(batch):
+        change(thing, len(seen))
+        seen.append(pickle.dumps(thing))
+        return batch, thing
+
+    assert list(gpuscope.overlap(batches_of(5), infer, lambda outputs: pickle.dumps(outputs[1]))) == seen
+
+
+def test_objects_that_cannot_be_copied_are_refused():
+    """Later calls may change them as well."""
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"`lock`.*cannot be copied.*copy_outputs=False"):
+        list(gpuscope.overlap(batches_of(2), lambda x: (x, lock)))
+
+
+def test_copies_refer_to_what_programs_compare_by_identity():
+    """What `infer` returns is copied, but for what came with the batch, and what holds nothing."""
+    requests, nothing = [(batch, Detections(batch)) for batch in batches_of(3)], Nothing()
+    results = gpuscope.overlap(requests, lambda pair: types.SimpleNamespace(answers=[nothing], of=pair[1].boxes.shape))
+    assert all(result.answers[0] is nothing for result in results)
+    requests = [(batch, types.SimpleNamespace(id=3)) for batch in batches_of(3)]
+    results = gpuscope.overlap(requests, lambda pair: types.SimpleNamespace(answers=[pair[1]]))
+    assert all(result.answers[0] is request for result, (_, request) in zip(results, requests, strict=True))
+
+
+@pytest.mark.parametrize("phase", ["prepare", "infer", "post"])
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_end_of_another_iterator_does_not_end_the_loop(phase, kind, is_async):
+    """`next()` of something exhausted, within a phase, is an error as in a generator: no batch is lost in silence."""
+
+    def fail(_):
+        raise kind
+
+    loop = gpuscope.overlap(batches_of(3), **{"infer": lambda x: x, phase: fail})
+
+    async def read():
+        return [each async for each in loop]
+
+    with pytest.raises(RuntimeError, match=f"raised {kind.__name__}") as found:
+        asyncio.run(read()) if is_async else list(loop)
+    assert type(found.value.__cause__) is kind
+
+
+def test_an_array_that_is_more_than_one_is_refused():
+    """A tensor made of a masked array would have the values behind the mask."""
+    with pytest.raises(TypeError, match=r"subclass `MaskedArray`.*in `prepare`"):
+        list(gpuscope.overlap([np.ma.array([1.0], mask=[True])], lambda x: x))
 
 
 def test_objects_of_a_batch_pass_through_infer():

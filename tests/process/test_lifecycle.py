@@ -238,6 +238,27 @@ class TestChildren:
         assert result.returncode == 0, result.stderr
         assert sorted(names(tmp_path).values()) == [["inner", "inner", "work"]] * 2 + [["inner", "work"]]
 
+    @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+    def test_what_a_child_of_multiprocessing_does_after_its_work_is_exported(self, run_python, tmp_path, method):
+        """Its threads and the finalizers of the program come after the function that it was made for."""
+        program = HEAD + (
+            "import multiprocessing, multiprocessing.util\n"
+            "def last(over):\n"
+            "    over.wait(); work(1)\n"
+            "def child():\n"
+            "    over = threading.Event(); threading.Thread(target=last, args=(over,)).start(); work(1)\n"
+            "    multiprocessing.util.Finalize(None, work, (1,), exitpriority=-5)\n"
+            "    multiprocessing.util.Finalize(None, over.set, exitpriority=-(1 << 31))\n"
+            "if __name__ == '__main__':\n"
+            f"    process = multiprocessing.get_context('{method}').Process(target=child)\n"
+            "    process.start(); process.join()\n"
+            "    assert process.exitcode == 0\n"
+        )
+        result = run_python(program, **ON)
+        assert result.returncode == 0, result.stderr
+        (spans,) = names(tmp_path).values()
+        assert spans == ["inner"] * 3 + ["work"] * 3
+
     @at_exit
     def test_subprocess_inherits_the_variables_and_exports_its_own(self, run_python, tmp_path):
         """A subprocess is a process like any other."""
@@ -321,6 +342,23 @@ def test_stages_of_handlers_at_exit_are_exported(run_python):
     result = run_python(EXIT.replace("EARLY", "").replace("PROVIDER", ""), **ON)
     (spans,) = names(Path(result.args[3]).parent).values()
     assert spans == ["body", "finalizer", "handler"], result.stderr
+
+
+@pytest.mark.parametrize("where", ["threading.Thread(target=last).start()", "pool.submit(last); pool.submit(last)"])
+def test_first_stages_after_the_main_thread_are_exported(run_python, where):
+    """Threads of the program go on after its last line, and may be the first to record."""
+    program = HEAD + (
+        "import concurrent.futures.thread\n"
+        "def last():\n"
+        "    while not concurrent.futures.thread._shutdown: pass\n"
+        "    work(1)\n"
+        "pool = concurrent.futures.ThreadPoolExecutor(2)\n"
+        f"{where}\n"
+    )
+    result = run_python(program, **ON)
+    (spans,) = names(Path(result.args[3]).parent).values()
+    assert set(spans) == {"work", "inner"}, result.stderr
+    assert "not exported" not in result.stderr
 
 
 @at_exit
@@ -409,16 +447,40 @@ class TestImportedAgain:
         assert result.stdout == "6 0\n2 0\n", result.stdout + result.stderr
         assert result.returncode == 0
 
+    @pytest.mark.parametrize("isolated", [True, False])
     @pytest.mark.parametrize("mode", ["1", "idle", "0"])
-    def test_a_sub_interpreter_changes_nothing_here(self, run_python, mode):
+    def test_a_sub_interpreter_changes_nothing_here(self, run_python, mode, isolated):
         """There the import succeeds, whatever is recorded there, and the main interpreter's stages go on."""
-        pytest.importorskip("_xxsubinterpreters")
+        renamed = sys.version_info >= (3, 13)
+        module = "_interpreters" if renamed else "_xxsubinterpreters"
+        pytest.importorskip(module)
+        kind = repr("isolated" if isolated else "legacy") if renamed else f"isolated={isolated}"
         program = (
-            "import gpuscope, _xxsubinterpreters as interpreters\nwith gpuscope.stage('before'): pass\n"
+            f"import gpuscope, {module} as interpreters\nwith gpuscope.stage('before'): pass\n"
             "code = 'import gpuscope\\nwith gpuscope.stage(\"s\"): pass\\n'\n"
             "code += 'assert gpuscope.stage(\"f\")(abs)(-1) == 1'\n"
-            "interpreters.run_string(interpreters.create(), code)\n"
-            "@gpuscope.stage('f')\ndef f(): pass\nf()\ngpuscope.flush(20); print(gpuscope.statistics().recorded)\n"
+            f"there = interpreters.create({kind})\nassert interpreters.run_string(there, code) is None\n"
+            "@gpuscope.stage('f')\ndef f(): pass\nf()\ngpuscope.flush(20)\n"
+            # Without an end: it would be that of the other interpreter, whose threads that module takes for its own.
+            "import os; print(gpuscope.statistics().recorded, flush=True); os._exit(0)\n"
         )
         result = run_python(program, GPUSCOPE=mode, GPUSCOPE_EXPORTER="none", GPUSCOPE_METRICS="none")
         assert result.stdout == ("2\n" if mode == "1" else "0\n"), result.stdout + result.stderr
+
+
+def test_statistics_in_finalizers_at_the_end_of_the_interpreter(run_python):
+    """The account answers where nothing can be imported any more."""
+    ended = run_python(
+        """
+import builtins, os, gpuscope
+class Late:
+    def __del__(self, gpuscope=gpuscope, write=os.write):
+        write(1, str(gpuscope.statistics().recorded).encode())
+builtins.late = Late()
+gpuscope.enable(exporters="none")
+with gpuscope.stage("a"):
+    pass
+gpuscope.flush()
+"""
+    )
+    assert (ended.stdout.strip(), ended.stderr) == ("1", "")

@@ -7,6 +7,8 @@ import json
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpuscope._profiling.examine import examine, read_trace
 
@@ -329,6 +331,22 @@ class TestAttribution:
         assert examine(program.trace()) == before
 
 
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**62, 2**64, -(2**64), 10**400])
+    | st.floats()
+    | st.text(max_size=3)
+    | st.sampled_from(["\ud800", "X", "kernel", "cpu_op", "user_annotation", "request", "Memcpy HtoD (a -> b)"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+COMPRESSED = gzip.compress(b'{"traceEvents": []}', mtime=0)
+
+
 class TestReading:
     """Files, and what is wrong with them."""
 
@@ -344,6 +362,51 @@ class TestReading:
         """The message says what was expected."""
         with pytest.raises(ValueError, match="traceEvents"):
             examine(trace)
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [
+            (b"", "it is empty"),
+            (b" \n", "it is empty"),
+            (b'{"traceEvents": [\n{"ph": "X"', "it is not JSON, in line 2"),
+            (b"\x80\x02torch", "it is not JSON"),
+            (b"[" * 200_000, "it is not JSON"),
+            (COMPRESSED[:-4], "compressed by gzip, and was cut short"),
+            (COMPRESSED[:-6], "compressed by gzip, and was cut short"),
+            (COMPRESSED[:5], "compressed by gzip, and was cut short"),
+            (COMPRESSED[:-8] + b"damaged!", "compressed by gzip, and damaged"),
+            (COMPRESSED[:10] + b"damaged!", "compressed by gzip, and damaged"),
+        ],
+    )
+    def test_what_cannot_be_read_is_said(self, tmp_path, content, said):
+        """What is empty, cut short, damaged or something else is one kind of error, whatever it is called."""
+        for name in ("t.json", "t.json.gz"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=said):
+                read_trace(tmp_path / name)
+
+    def test_the_name_does_not_matter(self, tmp_path):
+        """What is compressed is known by its content."""
+        (tmp_path / "t.json").write_bytes(gzip.compress(b'{"traceEvents": []}'))
+        (tmp_path / "t.json.gz").write_text('{"traceEvents": []}')
+        assert read_trace(tmp_path / "t.json") == read_trace(tmp_path / "t.json.gz") == {"traceEvents": []}
+
+    @settings(max_examples=150, deadline=None)
+    @given(data=st.data())
+    def test_any_json_is_survived(self, data):
+        """Whatever stands where a value is expected, there is a report."""
+        trace = json.loads(json.dumps(serve(large_gemm, count=2).trace()))
+        for _ in range(data.draw(st.integers(1, 4))):
+            node, key = trace, data.draw(st.sampled_from(["traceEvents", "traceEvents", "traceEvents", "gpuscope"]))
+            while isinstance(node[key], dict | list) and node[key] and data.draw(st.integers(0, 9)):
+                node = node[key]
+                key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+            node[key] = data.draw(ANYTHING)
+        if not isinstance(trace["traceEvents"], list):
+            trace["traceEvents"] = [trace["traceEvents"]]
+        found = examine(trace)
+        assert str(found)
+        json.dumps(found.as_dict())
 
     def test_malformed_events_are_counted(self):
         """An event that cannot be read is left out, and said."""

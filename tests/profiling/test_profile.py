@@ -233,10 +233,12 @@ class TestNoLook:
         )
         assert run_python(program).stdout == "request\n"
 
-    @pytest.mark.parametrize("arguments", [{"requests": 0}, {"warmup": -1}])
+    @pytest.mark.parametrize(
+        "arguments", [{"requests": 0}, {"warmup": -1}, {"requests": "3"}, {"requests": 1.5}, {"warmup": None}]
+    )
     def test_misuse_raises(self, arguments):
         """Numbers that make no sense are refused at once, with what is allowed."""
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises((TypeError, ValueError), match="expected"):
             gpuscope.profile(**arguments)
 
 

@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from gpuscope import stage
+from gpuscope._log import say_what_waits
 from gpuscope._recording import dynamo
 from gpuscope._recording.dynamo import MAX_PLACES, Elisions, elisions
 
@@ -272,6 +273,7 @@ class TestLeftOut:
         places = Elisions()
         places.listen()
         places.add("model.py:1 in forward")
+        say_what_waits()
         assert places.places == {"model.py:1 in forward": 1}
 
     def test_is_said_once(self, caplog):
@@ -282,6 +284,7 @@ class TestLeftOut:
         places.listen()
         places.add("model.py:2 in forward")
         places.listen()
+        say_what_waits()
         assert len(caplog.messages) == 1
         assert "such as the one at model.py:1 in forward." in caplog.messages[0]
         assert caplog.messages[0].endswith("are suppressed. `gpuscope.statistics().elided` has all.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import sys
@@ -187,6 +188,23 @@ class TestTasks:
             copied.run(lambda: stage("job").__enter__().__exit__(None, None, None))
         (handler,) = provided.named("handler")
         assert {span.parent_id for span in provided.named("job")} == {handler.span_id}
+
+
+@pytest.mark.parametrize("around", [0, 2])
+@pytest.mark.parametrize("provided", [True], indirect=True)
+def test_a_stage_that_is_open_in_a_span_that_has_ended_encloses_nothing(provided, around):
+    """The end of the application's span puts its own context back, whatever was never left inside."""
+    tracer = provided.engine.recorder.look_for_provider().get_tracer("test")
+    with tracer.start_as_current_span("span"), contextlib.ExitStack() as stack:
+        for _ in range(around):
+            stack.enter_context(stage("around"))
+        kept = read_one()
+    with stage("request"), stage("inside"):
+        pass
+    kept.close()
+    (generate,), (request,), (inside,) = map(provided.named, ("generate", "request", "inside"))
+    assert (request.parent_id, inside.parent_id) == (0, request.span_id)
+    assert request.trace_id == inside.trace_id != generate.trace_id
 
 
 def test_a_kept_block_left_in_another_context_is_recorded(bench):

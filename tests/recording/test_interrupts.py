@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dis
-import functools
 import gc
+import importlib
 import signal
-import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,24 +22,16 @@ from gpuscope._data.native import native
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.nvtx import Nvtx
 
+from ..steps import at_each_step
+
 PACKAGE = Path(gpuscope.__file__).parent
 OURS = tuple(
-    str(PACKAGE / name) for name in ("_recording", "_otel", "_collecting/engine.py", "_collecting/collector.py")
+    str(PACKAGE / name)
+    for name in ("_data", "_recording", "_otel", "_collecting/engine.py", "_collecting/collector.py")
 )
 BODY = "the body ran"
 UNGUARDED = {"__exit__", "end_raised_in_python"}
 """The very start of these is in no `try` of ours; in C they have none."""
-
-
-def looks_for_signals(code, offset):
-    """Tell whether Python looks for signals before this instruction: after calls, and at the start of a function."""
-    before = ""
-    for instruction in dis.get_instructions(code):
-        if instruction.offset == offset:
-            started = instruction.opname == "RESUME" and code.co_name not in UNGUARDED
-            return started or before.startswith(("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE"))
-        before = instruction.opname
-    return False
 
 
 class DeadlineError(Exception):
@@ -52,48 +43,43 @@ def handler(number, frame):
     raise DeadlineError
 
 
-_is_a_step = functools.cache(looks_for_signals)
-
-
 class Interrupt:
     """Runs an action, and interrupts it at one step of ours."""
 
-    def __init__(self, step, kind):
-        """Raise at the step of this number: where Python looks for signals, in one of our files."""
-        self.left, self.kind, self.where = step, kind, ""
+    def __init__(self, step, kind, files=OURS):
+        """Raise at the step of this number: where Python looks for signals, in one of the files."""
+        self.left, self.kind, self.files, self.where = step, kind, files, ""
 
-    def trace(self, frame, event, argument):
+    def visit(self, frame, signals):
         """Count steps."""
-        code = frame.f_code
-        if not code.co_filename.startswith(OURS):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and _is_a_step(code, frame.f_lasti):
-            self.left -= 1
-            if self.left == 0:
-                sys.settrace(None)
-                self.where = f"{code.co_name}:{frame.f_lineno}"
-                if self.kind is KeyboardInterrupt:
-                    raise KeyboardInterrupt
-                handler(signal.SIGALRM, frame)
-        return self.trace
+        if not signals or (signals == "start" and frame.f_code.co_name in UNGUARDED):
+            return
+        self.left -= 1
+        if self.left == 0:
+            self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
+            if self.kind is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            handler(signal.SIGALRM, frame)
 
     def run(self, action):
         """Run the action, and return what it raised."""
-        before = sys.gettrace()
-        sys.settrace(self.trace)
         try:
-            action()
+            at_each_step(action, self.files, self.visit)
         except (KeyboardInterrupt, DeadlineError) as error:
             return error
-        finally:
-            sys.settrace(before)
         return None
 
 
 def block(ran):
     """Run a block."""
     with stage("a"):
+        ran.append(BODY)
+
+
+def telling(ran):
+    """Run a block that is told something."""
+    with stage("a", attributes={"shape": [1, 2]}) as running:
+        running.set_attribute("sizes", {"in": [1, 2]})
         ran.append(BODY)
 
 
@@ -128,11 +114,65 @@ def generator(ran):
     return lambda: list(work())
 
 
+def failing(ran):
+    """Return a decorated function that raises."""
+
+    @stage("a")
+    def work():
+        ran.append(BODY)
+        raise LookupError
+
+    def run():
+        with contextlib.suppress(LookupError):
+            work()
+
+    return run
+
+
+def failing_coroutine(ran):
+    """Return a decorated coroutine function that raises, run without an event loop."""
+
+    @stage("a")
+    async def work():
+        """Raise within a stage."""
+        ran.append(BODY)
+        raise LookupError
+
+    def run():
+        started = work()
+        with contextlib.closing(started), contextlib.suppress(LookupError):
+            started.send(None)
+
+    return run
+
+
+def asynchronous_generator(ran):
+    """Return a decorated asynchronous generator function, exhausted without an event loop."""
+
+    @stage("a")
+    async def work():
+        """Yield within a stage."""
+        yield ran.append(BODY)
+
+    def run():
+        items = work()
+        for _ in range(2):
+            step = items.__anext__()
+            with contextlib.suppress(StopIteration, StopAsyncIteration):
+                step.send(None)
+
+    return run
+
+
 FORMS = {
     "block": lambda ran: lambda: block(ran),
+    "block that is told something": lambda ran: lambda: telling(ran),
     "function": decorated,
     "coroutine": coroutine,
     "generator": generator,
+    "failing function": failing,
+    "failing coroutine": failing_coroutine,
+    "asynchronous generator": asynchronous_generator,
 }
 
 
@@ -162,10 +202,11 @@ def test_interrupted_at_any_step(make_bench, form, provided, kind):
         assert bench.nvtx.stack == bench.nvtx.started == [], interrupt.where
         bench.collect()
         after = bench.statistics()
-        assert after.recorded - before.recorded <= (2 if form == "generator" else 1), interrupt.where
+        assert after.recorded - before.recorded <= (2 if "generator" in form else 1), interrupt.where
         assert after.recorded == after.exported + sum(after.lost.values()), interrupt.where
         assert set(after.lost) <= {"interrupted", "stage_error"}
     assert step > (1 if native else 10)
+    gc.collect()  # Python says of what was interrupted that it was never awaited.
     with stage("later"):
         pass
     assert len(bench.named("later")) == 1
@@ -192,6 +233,29 @@ def test_first_stage_interrupted_at_any_step(kind):
         assert [span.name for span in spans if span.name == "later"] == ["later"], interrupt.where
 
 
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, DeadlineError])
+def test_first_stage_of_a_thread_interrupted_at_any_step(bench, kind):
+    """Also where the thread is asked for its name, which is code of Python's, it reaches the program."""
+    step, interrupted = 0, True
+    while interrupted:
+        step += 1
+        interrupt, errors = Interrupt(step, kind, (*OURS, threading.__file__)), []
+
+        def run(interrupt=interrupt, errors=errors):
+            errors.append(interrupt.run(lambda: block([])))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        interrupted = bool(interrupt.where)
+        assert (type(errors[0]) is kind) is interrupted, interrupt.where
+    assert step > 2
+    assert bench.nvtx.stack == []
+    bench.collect()
+    after = bench.statistics()
+    assert after.recorded == after.exported + sum(after.lost.values())
+
+
 @pytest.mark.skipif(native is None, reason="the twin of a block's `__exit__` can be interrupted at its very start")
 def test_a_deadline_by_a_timer_is_never_swallowed(make_bench):
     """The usual way: `SIGALRM`, and a handler that raises."""
@@ -213,6 +277,14 @@ def test_a_deadline_by_a_timer_is_never_swallowed(make_bench):
 
     before = signal.signal(signal.SIGALRM, ring)
     work = stage("decorated")(lambda: sum(range(50)))
+
+    def serve():
+        # Not in the `try`, whose table from Python 3.11 on leaves out the jump back of a loop.
+        deadline = time.monotonic() + 10
+        while armed[0] and time.monotonic() < deadline:
+            with stage("a"):
+                work()
+
     gc.disable()  # Hypothesis has a callback in Python there, and what is raised in one Python swallows.
     try:
         for attempt in range(300):
@@ -220,10 +292,7 @@ def test_a_deadline_by_a_timer_is_never_swallowed(make_bench):
             try:
                 armed[0] = True
                 signal.setitimer(signal.ITIMER_REAL, 2e-5 + attempt % 30 * 1e-5)
-                deadline = time.monotonic() + 10
-                while armed[0] and time.monotonic() < deadline:
-                    with stage("a"):
-                        work()
+                serve()
             except DeadlineError:
                 seen = True
             assert seen
@@ -255,3 +324,47 @@ def test_cancelled_tasks_and_errors_of_parts_are_told_apart(bench):
 
     asyncio.run(main())
     assert len(bench.named("request")) == 1
+
+
+class AcceleratorError(RuntimeError):
+    """What PyTorch raises where the GPU has failed."""
+
+    __module__ = "torch"
+
+
+def test_what_pytorch_raises_within_ours_is_a_part_s_failure(make_bench):
+    """Its functions of C have no frame: what they raise seems to come up in our own files, and costs GPU times only."""
+    bench = make_bench()
+    begun = bench.device.begin
+    code = compile("def begin(record, stream):\n    raise AcceleratorError", "cuda_device.py", "exec")
+    names = {"__name__": "gpuscope._cuda.cuda_device", "AcceleratorError": AcceleratorError}
+    exec(code, names)
+    bench.device.begin = names["begin"]
+    with stage("a"):
+        pass
+    bench.device.begin = begun
+    assert len(bench.named("a")) == 1
+    assert bench.statistics().untimed == {"begin_failed": 1}
+
+
+def test_a_deadline_while_an_argument_is_read_is_the_program_s(bench, tmp_path, monkeypatch):
+    """A property that an expression reads may take a while: the program's handler ends the call."""
+    (tmp_path / "served.py").write_text("def infer(images):\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    gpuscope.instrument.instrument("infer=served:infer{size=images.size}")
+    served = importlib.import_module("served")
+
+    class Slow:
+        @property
+        def size(self):
+            signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(DeadlineError):
+            served.infer(Slow())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        gpuscope.instrument.uninstrument()
+    assert current.get() is None
+    assert len(bench.named("infer")) == 1

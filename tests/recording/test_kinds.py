@@ -591,3 +591,25 @@ class TestPlaces:
         assert (sent[0](2), sent[1].method(2), sent[2]()) == (4, 5, 1)
         assert {span.name for span in bench.collect() if span.kind == "host"} == {"sent", "method", "partial"}
         assert bench.named("sent")[0].attributes["model"] == "m"
+
+
+def test_an_object_whose_class_is_not_hashable(monkeypatch):
+    """Classes are told apart by identity, whatever their metaclass says of equality."""
+
+    class Unhashable(type):
+        __hash__ = None
+
+        def __eq__(cls, other):
+            raise AssertionError("compared")
+
+    class First(metaclass=Unhashable):
+        def __call__(self):
+            return 1
+
+    class Second(First):
+        def __len__(self):
+            return 2
+
+    monkeypatch.setattr(state, "may_toggle", True)
+    first, second = stage(First()), stage(Second())
+    assert (first(), second(), len(second), hasattr(first, "__len__")) == (1, 1, 2, False)

@@ -156,6 +156,9 @@ class TestMeasure:
             ((1,), {}, TypeError),
             ((int,), {"iterations": 0}, ValueError),
             ((int,), {"warmup": -1}, ValueError),
+            ((int,), {"iterations": "3"}, TypeError),
+            ((int,), {"iterations": 1.5}, TypeError),
+            ((int,), {"warmup": None}, TypeError),
         ],
     )
     def test_nonsense_is_refused(self, functions, settings, error):

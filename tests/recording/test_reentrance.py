@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import faulthandler
-import sys
 from pathlib import Path
 
 import pytest
 
 import gpuscope
 from gpuscope import stage
+from gpuscope._cuda.graphs.replay import ReplayQueue
+from gpuscope._data.native import StageRecord
+from gpuscope._recording.ledger import Ledger
+from gpuscope._recording.queue import RecordQueue
+
+from .. import steps
 
 PACKAGE = str(Path(gpuscope.__file__).parent)
 
@@ -24,23 +29,7 @@ def _no_hang():
 
 def at_each_step(action, handler):
     """Run the action, and the handler before each bytecode of ours in it, as a signal handler may run."""
-
-    def trace(frame, event, argument):
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            sys.settrace(None)
-            handler()
-            sys.settrace(trace)
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        return action()
-    finally:
-        sys.settrace(before)
+    return steps.at_each_step(action, (PACKAGE,), lambda *_: handler())
 
 
 def test_statistics_may_be_asked_for_within_statistics(bench):
@@ -87,15 +76,15 @@ def test_first_stage_may_come_within_the_first_stage():
         engine = gpuscope._runtime.state.engine
         record = stage("outer")
         record.__enter__()
-        steps = []
+        ran = []
 
         def count():
-            steps.append(handler())
+            ran.append(handler())
 
         at_each_step(lambda: record.__exit__(None, None, None), count)
-        assert steps
+        assert ran
         assert engine.flush(60)
-        assert gpuscope.statistics().recorded == len(steps) + 1
+        assert gpuscope.statistics().recorded == len(ran) + 1
     assert {span.name for span in spans} == {"outer", "inner"}
 
 
@@ -130,3 +119,40 @@ def test_wake_and_gate_are_opened_within_themselves():
     assert not gate.wait(0)
     at_each_step(lambda: gate.wait(60), gate.open)
     assert gate.wait(0)
+
+
+class Replayed:
+    """Stands for a replay with one stage inside, and for its graph."""
+
+    events = None
+
+    @property
+    def graph(self):
+        """Return itself."""
+        return self
+
+    def __len__(self):
+        return 1
+
+    def give_back(self, events):
+        """Take events back."""
+
+
+def test_the_account_may_be_closed_while_it_is_closed():
+    """A handler that asks for statistics while the account is being closed: each stage is lost once."""
+    step, steps = 0, [0]
+    while step <= steps[0]:
+        step, steps = step + 1, [0]
+        ledger, queue, replays = Ledger(), RecordQueue(8), ReplayQueue(lambda: None)
+        for _ in range(3):
+            queue.put(StageRecord())
+            replays.put([None, Replayed()])
+
+        def handler(step=step, steps=steps, close=ledger.close, queues=(queue, replays)):
+            steps[0] += 1
+            if steps[0] == step:
+                close("shutdown", *queues)
+
+        at_each_step(lambda close=ledger.close, queues=(queue, replays): close("shutdown", *queues), handler)
+        assert ledger.statistics(queue, replays).lost == {"shutdown": 6}, step
+    assert step > 10

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from gpuscope import stage
+from gpuscope import _log, stage
 from gpuscope.testing import FakeDevice, ManualClock
 
 CALLS = 14
@@ -161,3 +161,29 @@ def test_message_of_the_exception_may_not_be_printable(bench):
         raise Odd
     (span,) = bench.named("odd")
     assert span.status == "ERROR"
+
+
+def test_a_handler_of_the_log_that_raises_costs_a_warning(bench, monkeypatch):
+    """What waits to be said is said by the collector, and a handler that raises there harms nothing."""
+    asked = []
+
+    def refuse(record):
+        asked.append(record.getMessage())
+        raise RuntimeError("the application's")
+
+    monkeypatch.setattr(_log.logger, "handle", refuse)
+    _log.later("said of %s.", "one")
+    _log.later("said of %s.", "another")
+    run_stages()
+    assert asked == []
+    bench.collect()
+    assert asked == ["said of one.", "said of another."]
+    assert bench.statistics().exported == STAGES + 1
+
+
+def test_what_waits_to_be_said_is_bounded():
+    """Where nothing is collected, the oldest warnings give way."""
+    for number in range(1000):
+        _log.later("%d", number)
+    assert len(_log._waiting) <= 64
+    _log._waiting.clear()

@@ -43,6 +43,21 @@ class TestEnvironment:
         assert config.schedule_delay_s == seconds
         assert bool(complaints) is (value == "86400001")
 
+    @pytest.mark.parametrize(("text", "calls"), [("0", 0), (" 12 ", 12), ("1000000", 1_000_000)])
+    def test_a_count_is_a_whole_number(self, text, calls):
+        """In the range that its row of the table tells."""
+        config, complaints = Config.from_env({"GPUSCOPE_WARMUP": text})
+        assert (config.warmup, complaints) == (calls, [])
+
+    @pytest.mark.parametrize(
+        ("variable", "allowed"),
+        [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "one of none, gzip")],
+    )
+    def test_what_is_allowed_is_told(self, variable, allowed):
+        """All of it or, where there is one word, that."""
+        _, (complaint,) = Config.from_env({variable: "grpc-web"})
+        assert f"expected {allowed}" in complaint
+
     @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", "", " "])
     def test_false_words_mean_absent(self, word):
         """Every word for no leaves gpuscope out, whatever its case."""
@@ -144,13 +159,23 @@ class TestEnvironment:
         assert "secret" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        "text", ["http://user:secret@host", "key=secret", "user:secret@host:4318", "https://host/?key=secret"]
+        "text",
+        [
+            "sk-secret" + 40 * "0",
+            "http://user:secret@host",
+            "key=secret",
+            "user:secret@host:4318",
+            "https://host/?key=secret",
+        ],
     )
     def test_what_may_be_a_credential_is_not_quoted(self, text):
         """A URL or a pair in the wrong variable is named by the variable alone."""
         _, complaints = Config.from_env(dict.fromkeys(("GPUSCOPE_EXPORTER", "OTEL_EXPORTER_OTLP_TIMEOUT"), text))
         assert len(complaints) == 2
         assert "secret" not in str(complaints)
+        with pytest.raises(ValueError, match=r"`otlp_timeout_s` is \.\.\.: expected a number") as caught:
+            Config().changed(otlp_timeout_s=text)
+        assert "secret" not in str(caught.value)
 
     def test_settings_can_be_printed(self):
         """Neither headers nor URLs are in the text of a configuration; as shown settings they lack their secrets."""
@@ -161,6 +186,14 @@ class TestEnvironment:
         shown = {name: shown_setting(name, getattr(config, name)) for name in secrets}
         assert shown == {"otlp_headers": "<key>", "otlp_endpoint": "'http://host/v1'"}
 
+    def test_parts_of_a_credential_do_not_pass_for_something_else(self):
+        """A value that its commas and its padding cut into pairs, and a key in place of the path of its file."""
+        text, key = "authorization=Basic abc,secret==", "-----BEGIN PRIVATE KEY-----secret"
+        config, _ = Config.from_env({"OTEL_EXPORTER_OTLP_HEADERS": text, "OTEL_EXPORTER_OTLP_CLIENT_KEY": key})
+        assert shown_setting("otlp_headers", config.otlp_headers) == "<authorization, ...>"
+        assert "secret" not in repr(config) + shown_setting("otlp_metrics_client_key", config.otlp_metrics_client_key)
+        assert shown_setting("otlp_client_key", "/etc/tls/key.pem") == "'/etc/tls/key.pem'"
+
     @pytest.mark.parametrize(
         "url",
         [
@@ -170,6 +203,12 @@ class TestEnvironment:
             "u:sec/ret@h:4318",
             "http://h:sec/",
             "//[sec",
+            "http://u%3Asec%40h:4318",
+            "http://h:1/v1;key=sec",
+            "http://h:1/%3Fkey=sec",
+            "http://h;key=sec/v1",
+            "key=sec",
+            "sec",
         ],
     )
     def test_a_url_that_cannot_be_told_apart_is_not_shown(self, url):

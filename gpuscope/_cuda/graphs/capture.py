@@ -180,7 +180,7 @@ class OpenCaptures:
         self.ledger = ledger
         self.inline = inline
         self._open: dict[int, Capture | str] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A garbage collection within may end a capture.
 
     def open(self, ident: int, capture: Capture | str) -> None:
         """
@@ -192,15 +192,21 @@ class OpenCaptures:
 
         """
         with self._lock:
-            if not self._open:
-                self.device.swap(self._begin, self._end)
             self._open[ident] = capture
+            self._swap()
 
     def close(self, ident: int) -> None:
         """Take notice of no more; after the last open capture the device's own functions are called again."""
         with self._lock:
-            if self._open.pop(ident, None) is not None and not self._open:
-                self.device.swap()
+            self._open.pop(ident, None)
+            self._swap()
+
+    def _swap(self) -> None:
+        """Set the device's functions, once more if a finalizer that runs within has opened or closed a capture."""
+        are_open = not self._open
+        while are_open != bool(self._open):
+            are_open = bool(self._open)
+            self.device.swap(*((self._begin, self._end) if are_open else ()))
 
     def includes(self, timed_stream: TimedStream) -> bool:
         """Tell whether a stream takes part in a capture, in a tenth of a microsecond where none is open."""

@@ -14,7 +14,7 @@ import threading
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpuscope._cuda.driver import Handle
+from gpuscope._cuda.driver import SUCCESS, Handle
 from gpuscope._data.native import native
 
 if TYPE_CHECKING:
@@ -39,11 +39,15 @@ class InnerStage(NamedTuple):
 class EventSet:
     """The events of one replay: one per node, and the fence, which is recorded after the graph."""
 
-    __slots__ = ("addresses", "events", "fence")
+    __slots__ = ("addresses", "events", "fence", "is_fenced", "launched_in")
 
     def __init__(self, events: list[Handle]) -> None:
         self.events = events
         self.fence = events[-1]
+        self.launched_in: object = None
+        """The executable graph whose launch may still record into them; None if there is no such launch."""
+        self.is_fenced = False
+        """Whether the fence was recorded after that launch."""
         self.addresses = pack(events)
         """Of all of them, for the parts in C."""
 
@@ -58,7 +62,8 @@ class EventPool:
     Events for the graphs of one context: as many as were ever needed at once, up to a limit.
 
     Events go from graph to graph. None is destroyed with its graph, because a launch that is still on its way may be
-    about to record it. For the same reason the scratch of a graph that is gone only ever becomes scratch again.
+    about to record it. For the same reason the scratch of a graph that is gone only ever becomes scratch again. So do
+    the events of a launch whose end nobody can tell; those with a fence are used again once that is done.
 
     Args:
         driver: makes the events.
@@ -77,10 +82,14 @@ class EventPool:
         self._left = limit
         self._spare: list[Handle] = []
         self._unread: list[Handle] = []
+        self._launched: list[EventSet] = []
+        """Of graphs that are gone; their launches have fences, and may not be over."""
         self._lock = threading.RLock()  # A garbage collection within may end a graph.
 
     def take(self, count: int) -> list[Handle] | None:
         """Return events to be read, or None at the limit."""
+        if self._launched and count > len(self._spare):
+            self._take_what_is_over()
         with self._lock:
             missing = max(0, count - len(self._spare))
             if missing > self._left:
@@ -99,6 +108,30 @@ class EventPool:
         """Take them back."""
         with self._lock:
             self._spare += events
+
+    def give_back_launched(self, events: EventSet) -> None:
+        """Take back the events of a launch that may not be over, of a graph that will not be launched again."""
+        with self._lock:
+            if events.is_fenced:
+                self._launched.append(events)
+            else:  # They no longer are among those to be read.
+                self._unread += events.events
+                self._left += len(events.events)
+
+    def _take_what_is_over(self) -> None:
+        with self._lock:
+            asked, self._launched = self._launched, []
+        over: list[EventSet] = []
+        before = self.driver.relax_capture_mode()
+        try:
+            with self.driver.current(self.context):
+                over += [events for events in asked if self.driver.event_query(events.fence) == SUCCESS]
+        finally:
+            self.driver.exchange_capture_mode(before)
+            with self._lock:
+                self._launched += [events for events in asked if events not in over]
+                for events in over:
+                    self._spare += events.events
 
     def take_unread(self, count: int) -> list[Handle]:
         """Return events that nobody reads. There is no limit, because each graph has few."""
@@ -159,6 +192,8 @@ class GraphStages:
         self._current: EventSet | None = self.scratch
         """What a launch would record into; None if that is not known."""
         self._nodes = [node for node, _ in nodes]
+        self._instance = object()
+        """Stands for the executable graph: another one is not launched in turn with it."""
         self._packed_nodes = pack([Handle(node) for node in self._nodes])
         self._pool = pool
         self._free: list[EventSet] = []
@@ -179,11 +214,21 @@ class GraphStages:
         events = self._pool.take(len(self._nodes) + 1)
         return None if events is None else EventSet(events)
 
-    def give_back(self, events: EventSet) -> None:
+    def will_launch(self) -> None:
+        """Take notice that a launch is about to begin."""
+        if self._current is not None:
+            self._current.launched_in, self._current.is_fenced = self._instance, False
+
+    def give_back(self, events: EventSet, *, was_read: bool = False) -> None:
         """Take back the events of a replay that was read, or that nobody will read."""
+        if was_read:
+            events.launched_in = None
         # A launch that was not read may still record into them. A later launch of the same graph, which is given them,
         # records after it, because launches of one graph follow each other: what is read then is the later one's.
-        self._free.append(events)
+        if events.launched_in in (None, self._instance):
+            self._free.append(events)
+        else:
+            self._pool.give_back_launched(events)
         if self._retired:
             self._empty()
 
@@ -205,7 +250,10 @@ class GraphStages:
 
     def forget_executable(self) -> None:
         """Take notice that the graph was instantiated anew: its nodes record into the scratch again."""
-        self.executable, self._current = 0, self.scratch
+        self.executable, self._current, self._instance = 0, self.scratch, object()
+        free, self._free = self._free, []
+        for events in free:
+            self.give_back(events)
 
     def retire(self) -> None:
         """Let go of the events, because the graph is gone; once."""
@@ -218,4 +266,10 @@ class GraphStages:
     def _empty(self) -> None:
         while self._free:
             with contextlib.suppress(IndexError):  # Another thread took the last one.
-                self._pool.give_back(self._free.pop().events)
+                events = self._free.pop()
+                if self.is_broken:  # Any launch may have recorded into any of them.
+                    events.launched_in, events.is_fenced = self._instance, False
+                if events.launched_in is None:
+                    self._pool.give_back(events.events)
+                else:
+                    self._pool.give_back_launched(events)

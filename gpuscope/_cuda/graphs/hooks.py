@@ -24,7 +24,9 @@ from gpuscope._cuda.graphs.events import EventPool
 from gpuscope._cuda.graphs.launch import Launcher
 from gpuscope._cuda.graphs.watched import Watched
 from gpuscope._data.native import StageRecord
-from gpuscope._log import COUNTED, WarnOnce
+from gpuscope._data.values import shown
+from gpuscope._interrupts import is_the_programs
+from gpuscope._log import COUNTED, WarnOnce, later
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +58,7 @@ class GraphHooks:
     """
 
     def __init__(self, get_recorder: Callable[[], Recorder | None]) -> None:
-        self.warnings = WarnOnce(COUNTED)
+        self.warnings = WarnOnce(COUNTED, later)
         self._get_recorder = get_recorder
         self._launcher = Launcher(self.warnings)
         self._pools: dict[int, EventPool] = {}
@@ -229,7 +231,9 @@ class GraphHooks:
         try:
             return function(*args, **kwargs)
         except Exception as error:  # The program captures and replays as it would without us.
-            self.warnings.warn("graphs", "timing stages inside CUDA graphs failed: %r.", error)
+            if is_the_programs(error):
+                raise
+            self.warnings.warn("graphs", "timing stages inside CUDA graphs failed: %s.", shown(error))
             return None
 
     # ---- captures
@@ -274,7 +278,11 @@ class GraphHooks:
 
     def _end_capture(self, graph: Graph, watched: Watched, captures: Captures, whole: bool) -> None:
         capture, watched.capture, watched.captures = watched.capture, None, None
-        captures.close(watched.ident)
+        try:
+            captures.close(watched.ident)
+        except BaseException:  # An interrupt, which goes on.
+            captures.close(watched.ident)
+            raise
         if capture is None:
             return
         stages = capture.finish() if whole else None

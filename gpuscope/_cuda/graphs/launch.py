@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from gpuscope._cuda.driver import SUCCESS
 from gpuscope._cuda.graphs.replay import Replay
 from gpuscope._data.record import Site
+from gpuscope._data.values import shown
+from gpuscope._interrupts import is_the_programs
 from gpuscope._recording.hot_path import current, end, start, thread_info
 
 if TYPE_CHECKING:
@@ -98,7 +100,9 @@ class Launcher:
             if timed_stream is not None and captures.includes(timed_stream):
                 return None
         except Exception as error:  # The graph is launched as without us, and its stages are counted.
-            self._warnings.warn("graphs", "finding the stream of a CUDA graph failed: %r.", error)
+            if is_the_programs(error):
+                raise
+            self._warnings.warn("graphs", "finding the stream of a CUDA graph failed: %s.", shown(error))
             timed_stream = None
         if timed_stream is None:
             recorder.ledger.refuse("overwritten", len(stages))
@@ -120,25 +124,22 @@ class Launcher:
         self, outer: StageRecord, graph: Graph, stages: GraphStages, timed_stream: TimedStream, launch: Callable[[], R]
     ) -> R:
         recorder: Recorder = outer.recorder
-        replay, fenced, thread = None, False, thread_info()
+        thread, lost = thread_info(), "replay_failed"
         events = self._events_for(graph, stages, recorder)
+        replay = Replay(stages, events, timed_stream, outer=outer, thread=thread) if events is not None else None
+        held = [None, replay]
         try:
+            stages.will_launch()
             launched_ns = recorder.clock()
             result = launch()
-            if events is not None:
-                replay = Replay(stages, events, timed_stream, launched_ns=launched_ns, outer=outer, thread=thread)
-                fenced = self._fenced(replay)
-        except BaseException:  # The program's, an interrupt included, and raised again.
-            if events is not None:
-                stages.give_back(events)
-                recorder.ledger.refuse("replay_failed", len(stages))
-            raise
-        if replay is not None and fenced:
-            recorder.replays.put(replay)
-        elif events is not None:
-            stages.give_back(events)
-            recorder.ledger.refuse("overwritten", len(stages))
-        return result
+            if replay is not None and self._fenced(replay, launched_ns):
+                recorder.replays.put(held)
+            lost = "overwritten"
+            return result
+        finally:  # Also after an exception of the program's, or an interrupt.
+            if replay is not None and held:
+                stages.give_back(replay.events)
+                recorder.ledger.refuse(lost, len(stages))
 
     def _events_for(self, graph: Graph, stages: GraphStages, recorder: Recorder) -> EventSet | None:
         """Have the next launch record into events of its own, and return them; None if there are none."""
@@ -160,7 +161,9 @@ class Launcher:
         try:
             return stages.take()
         except Exception as error:  # No new events.
-            self._warnings.warn("graphs", "making events for a CUDA graph failed: %r.", error)
+            if is_the_programs(error):
+                raise
+            self._warnings.warn("graphs", "making events for a CUDA graph failed: %s.", shown(error))
             return None
 
     def _exchange(self, graph: Graph, stages: GraphStages, events: EventSet) -> bool:
@@ -173,15 +176,21 @@ class Launcher:
                 stages.executable = _executable(graph)
             stages.exchange(events)
         except Exception as error:  # From now on nobody knows which replay has which events.
+            if is_the_programs(error):
+                raise  # The next exchange sets all nodes again.
             stages.is_broken = True
-            self._warnings.warn("graphs", "timing stages inside a CUDA graph failed: %r.", error)
+            self._warnings.warn("graphs", "timing stages inside a CUDA graph failed: %s.", shown(error))
         return not stages.is_broken
 
-    def _fenced(self, replay: Replay) -> bool:
+    def _fenced(self, replay: Replay, launched_ns: int) -> bool:
+        replay.launched_ns = launched_ns
         try:
-            return _record_fence(replay.graph.driver, replay)
+            replay.events.is_fenced = _record_fence(replay.graph.driver, replay)
+            return replay.events.is_fenced
         except Exception as error:  # Without a fence nobody knows when to read.
-            self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %r.", error)
+            if is_the_programs(error):
+                raise
+            self._warnings.warn("graphs", "recording an event after a CUDA graph failed: %s.", shown(error))
             return False
 
 

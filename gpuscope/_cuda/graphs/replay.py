@@ -7,7 +7,9 @@ inside, and none of them has a host span: the collector makes columns of all the
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,9 +34,9 @@ class Replay:
         events: EventSet,
         timed_stream: TimedStream,
         *,
-        launched_ns: int,
         outer: StageRecord,
         thread: ThreadInfo,
+        launched_ns: int = 0,
     ) -> None:
         self.graph = graph
         self.events = events
@@ -63,15 +65,18 @@ class ReplayQueue:
         self._wake = wake
         self._waiting: deque[Replay] = deque()
 
-    def put(self, replay: Replay) -> None:
-        """Take a replay."""
-        self._waiting.append(replay)
+    def put(self, held: list[Replay | None]) -> None:
+        """Take the replay that is in a list after a None, out of there in the same step: no interrupt comes between."""
+        self._waiting.extend(iter(held.pop, None))
         if len(self._waiting) % _MANY == 0:
             self._wake()
 
     def drain(self) -> list[Replay]:
-        """Remove and return all replays, oldest first. For the collector's thread alone."""
-        return [self._waiting.popleft() for _ in range(len(self._waiting))]
+        """Remove and return all replays, oldest first. For the collector, or who closes the account."""
+        replays: list[Replay] = []
+        with contextlib.suppress(IndexError):  # A signal handler has closed the account since their number was asked.
+            replays.extend(map(deque.popleft, repeat(self._waiting, len(self._waiting))))
+        return replays
 
     def give_up(self) -> int:
         """Remove all replays, unread, and return how many stages are inside them."""

@@ -21,6 +21,7 @@ from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._cuda.graphs.placing import Placed, largest_crowd, place
 from gpuscope._cuda.graphs.replay import stages_in
 from gpuscope._data.interfaces import DONE, PENDING
+from gpuscope._data.values import shown
 from gpuscope._log import SUPPRESSED, WarnOnce
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ class ReplayResolver:
         limit: int,
         clock_of: Callable[[TimedStream], GpuClock | None],
         *,
-        may_ask: bool = True,
-        give_up: bool = False,
+        may_ask: bool,
+        give_up: bool,
     ) -> list[Placed]:
         """
         Return replays that are done, with about `limit` stages in them.
@@ -117,7 +118,7 @@ class ReplayResolver:
                 if clock is not None:
                     placed += self._collect_stream(timed_stream, waiting, clock, limit)
             except Exception as error:  # A device that raises costs a replay's inner stages, and no more.
-                self._warnings.warn("device", "asking the GPU about replays failed: %r.", error)
+                self._warnings.warn("device", "asking the GPU about replays failed: %s.", shown(error))
                 self._lose(waiting, "device_error")
             while waiting and (give_up or self._clock() - waiting[0].launched_ns > self._deadline_ns):
                 self._lose(waiting, "given_up")
@@ -209,7 +210,7 @@ class ReplayResolver:
             np.array(rows, np.float64), nodes, launched_ns, clock, self._clock()
         )
         for replay in replays:
-            graph.give_back(replay.events)
+            graph.give_back(replay.events, was_read=True)
         if graph.is_broken:
             right[:] = False
         if not right.all():

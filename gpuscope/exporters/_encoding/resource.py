@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuscope._data.attributes import HOST_NAME, LOCAL_RANK, PROCESS_PID, RANK, SERVICE_INSTANCE_ID, WORLD_SIZE
+from gpuscope._data.attributes import (
+    HOST_NAME,
+    LOCAL_RANK,
+    PROCESS_PID,
+    RANK,
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    WORLD_SIZE,
+)
 from gpuscope._data.values import clean_mapping
 from gpuscope._settings.environment import variables
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gpuscope._data.values import Clean
 
 DISTRIBUTION = "gpuscope"
@@ -32,9 +43,25 @@ def resource_attributes() -> dict[str, Clean]:
 
     Takes milliseconds, and imports OpenTelemetry's SDK. What the user's variables say comes first.
     """
-    from opentelemetry.sdk.resources import Resource
+    return clean_mapping({**_found_here(), **_found_by_opentelemetry()})
 
-    return clean_mapping({**_found_here(), **Resource.create().attributes})
+
+def _found_by_opentelemetry() -> Mapping[str, object]:
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+    from opentelemetry.sdk.version import __version__ as sdk_version
+
+    try:
+        return Resource.create().attributes
+    except RuntimeError:
+        # It asks detectors in threads, and Python 3.12.0 to 3.12.2 start none once the program has ended, which is when
+        # that of a short program is set up. So the one that reads OpenTelemetry's variables is asked here.
+        return {
+            "telemetry.sdk.language": "python",
+            "telemetry.sdk.name": "opentelemetry",
+            "telemetry.sdk.version": sdk_version,
+            SERVICE_NAME: f"unknown_service:{Path(sys.executable or 'python').name}",
+            **OTELResourceDetector().detect().attributes,
+        }
 
 
 def _found_here() -> dict[str, Clean]:

@@ -30,9 +30,16 @@ class NotHttpError(Exception):
     """What answers does not speak HTTP/1.1. Says what it speaks, as far as that shows, and never quotes it."""
 
 
-class _Time(threading.local):
+_MOST_RECEIVED_BYTES = 1 << 20
+"""In one request. Heads, interim answers and trailers are read whole, and `http.client` believes in negative chunks."""
+
+
+class _Bounds(threading.local):
+    """Of this thread's request."""
+
     up_at_s = float("inf")
-    """When the time of this thread's request is up."""
+    """When its time is up."""
+    received_bytes = 0
 
     def left_s(self) -> float:
         left_s = self.up_at_s - monotonic()
@@ -40,33 +47,42 @@ class _Time(threading.local):
             raise TimeoutError("timed out")
         return left_s
 
+    def count(self, received_bytes: int) -> None:
+        self.received_bytes += received_bytes
+        if self.received_bytes > _MOST_RECEIVED_BYTES:
+            raise http.client.HTTPException("the answer has no end")
 
-_time = _Time()
+
+_bounds = _Bounds()
 
 
-class _Timed(socket.socket):
-    """A socket that waits for nothing beyond the request's deadline."""
+class _Bounded(socket.socket):
+    """A socket that waits for nothing beyond the request's deadline, and receives no more than a request may."""
 
     def recv(self, *arguments: Any) -> bytes:
-        self.settimeout(_time.left_s())
-        return super().recv(*arguments)
+        self.settimeout(_bounds.left_s())
+        received = super().recv(*arguments)
+        _bounds.count(len(received))
+        return received
 
     def recv_into(self, *arguments: Any) -> int:
-        self.settimeout(_time.left_s())
-        return super().recv_into(*arguments)
+        self.settimeout(_bounds.left_s())
+        received_bytes = super().recv_into(*arguments)
+        _bounds.count(received_bytes)
+        return received_bytes
 
     def send(self, *arguments: Any) -> int:
-        self.settimeout(_time.left_s())
+        self.settimeout(_bounds.left_s())
         return super().send(*arguments)
 
     def sendall(self, *arguments: Any) -> None:
-        self.settimeout(_time.left_s())
+        self.settimeout(_bounds.left_s())
         return super().sendall(*arguments)
 
 
-class _TimedTls(_Timed, ssl.SSLSocket):
+class _BoundedTls(_Bounded, ssl.SSLSocket):
     def do_handshake(self, *arguments: Any) -> None:
-        self.settimeout(_time.left_s())
+        self.settimeout(_bounds.left_s())
         super().do_handshake(*arguments)
 
 
@@ -138,7 +154,7 @@ class Connection:
             ValueError: for headers, or a URL, that cannot be sent.
 
         """
-        _time.up_at_s = deadline_s
+        _bounds.up_at_s, _bounds.received_bytes = deadline_s, 0
         try:
             response = self._ask(self._connected(), body)
             accepted = response.status // 100 == 2  # noqa: PLR2004
@@ -150,7 +166,7 @@ class Connection:
             self.close()
             raise
         finally:
-            _time.up_at_s = float("inf")
+            _bounds.up_at_s = float("inf")
 
     def prepare(self) -> None:
         """
@@ -185,6 +201,7 @@ class Connection:
         else:
             made = http.client.HTTPConnection(route.host, route.port)
         made.response_class = _Response
+        made.set_debuglevel(0)  # A program that debugs its own requests would print our headers and payloads.
         made._create_connection = _connect  # type: ignore[attr-defined]
         if route.tunnel is not None:
             made.set_tunnel(*route.tunnel, headers=route.tunnel_headers)
@@ -217,9 +234,9 @@ def _connect(address: tuple[str, int], *_: object) -> socket.socket:
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     error: OSError | None = None
     for number, (family, kind, protocol, _name, where) in enumerate(found):
-        sock = _Timed(family, kind, protocol)
+        sock = _Bounded(family, kind, protocol)
         try:
-            sock.settimeout(_time.left_s() / (len(found) - number))
+            sock.settimeout(_bounds.left_s() / (len(found) - number))
             sock.connect(where)
             return sock
         except OSError as caught:
@@ -238,7 +255,7 @@ def _tls_context(certificate: str, client_certificate: str, client_key: str) -> 
     if client_certificate:
         # Without a password, OpenSSL would ask for that of an encrypted key on the program's terminal.
         context.load_cert_chain(client_certificate, client_key or None, password="")
-    context.sslsocket_class = _TimedTls
+    context.sslsocket_class = _BoundedTls
     return context
 
 

@@ -210,8 +210,9 @@ def _failure(error: Exception) -> Outcome:
 
 
 def _tls_cause(error: ssl.SSLError) -> str:
-    reason = getattr(error, "verify_message", None) or error.reason or "no reason given"
-    hint = "; the endpoint may not speak TLS: try http://" if error.reason == "WRONG_VERSION_NUMBER" else ""
+    code = getattr(error, "reason", None)  # One that was not raised by OpenSSL has none.
+    reason = getattr(error, "verify_message", None) or code or "no reason given"
+    hint = "; the endpoint may not speak TLS: try http://" if code == "WRONG_VERSION_NUMBER" else ""
     return f"{type(error).__name__}: {reason}{hint}"
 
 

@@ -11,11 +11,14 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 from urllib.request import getproxies, proxy_bypass
+
+from gpuscope._settings.urls import split_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from urllib.parse import SplitResult
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -75,13 +78,9 @@ def find_route(url: str) -> Route:
 
 def _split(url: str, what: str) -> SplitResult:
     try:
-        parts = urlsplit(url)
-        valid = parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:
-        valid = None
-    if not valid or parts.scheme not in _PORTS:
-        raise ValueError(f"{what} does not begin with http:// or https:// and a host")
-    return parts
+        return split_url(url)
+    except ValueError as error:
+        raise ValueError(f"{what} {error}") from None
 
 
 def _quoted(query: str) -> str:

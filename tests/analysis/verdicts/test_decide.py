@@ -31,7 +31,7 @@ class Calls:
         device = np.zeros(count, np.int64)
         device[:several] = SEVERAL_DEVICES
         evidence = SimpleNamespace(**columns, tangled=np.arange(count) < tangled, device=device)
-        times = SimpleNamespace(gpu_start_ns=np.zeros(count), gpu_end_ns=np.full(count, gpu_ns))
+        times = SimpleNamespace(gpu_start_ns=np.full(count, 10**9), gpu_end_ns=np.full(count, 10**9 + gpu_ns))
         self.material = SimpleNamespace(evidence=evidence, duration_ns=duration_ns, recording=times)
         self.judged = np.arange(count)
         self.timed = self.judged[: count if timed is None else timed]

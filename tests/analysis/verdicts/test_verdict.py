@@ -267,7 +267,8 @@ def test_where_stages_are_missing_nothing_is_certain(losses, verdict):
     [
         ({"flags": int(RowFlag.CAPTURED), "gpu": None}, "ran while a CUDA graph was captured"),
         ({"flags": int(RowFlag.GIVEN_UP), "gpu": None}, "was given up before its GPU work ended"),
-        ({"flags": int(RowFlag.CLAMPED)}, "has GPU times that cannot be placed"),
+        ({"flags": int(RowFlag.CLAMPED)}, "has GPU times that cannot be placed: they lie before the launch"),
+        ({"flags": int(RowFlag.CLAMPED | RowFlag.UNPLACED)}, "has GPU times that cannot be placed: the GPU's clock"),
         ({"gpu": None}, "has no GPU times"),
     ],
 )

@@ -1,0 +1,69 @@
+"""
+The settings that a program switches recording on with: those of the environment, changed by keyword arguments.
+
+Looks at the disk, and changes nothing there.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gpuscope._settings.config import Config
+
+_VARIABLES_ONLY = {
+    "mode": "recording is on after this call",
+    "stages": "call `gpuscope.instrument.instrument(stages)` instead",
+    "frameworks": "call `gpuscope.instrument.instrument(frameworks=...)` instead",
+    "stages_file": "call `gpuscope.instrument.instrument(file=...)` instead",
+}
+
+_FILES = ("_certificate", "_client_key")
+
+
+def to_record(config: Config, settings: Mapping[str, object]) -> Config:
+    """
+    Return a configuration with some settings changed and recording on.
+
+    Raises:
+        TypeError: for a name that is not a setting, or would have no effect here.
+        ValueError: for a value that is not allowed, or a `file` that cannot be one.
+
+    """
+    for name in settings:
+        if name in _VARIABLES_ONLY:
+            raise TypeError(f"`{name}` is set by its variable only; {_VARIABLES_ONLY[name]}.")
+    config = config.changed(**{**settings, "mode": "on"})
+    if "file" in config.exporters:
+        _check_file(config.file)
+    for name in settings:
+        path = getattr(config, name)
+        if name.endswith(_FILES) and path and not os.path.exists(path):  # noqa: PTH110 - as below
+            raise ValueError(f"`{name}` is {path!r}: there is no such file.")
+    return config
+
+
+def _check_file(file: str) -> None:
+    directory = os.path.dirname(file) or "."  # noqa: PTH120 - `pathlib` costs the import 2 ms
+    if not os.path.isdir(directory):  # noqa: PTH112
+        raise ValueError(f"`file` is {file!r}: there is no directory {directory!r}; create it first.")
+    if os.path.isdir(file):  # noqa: PTH112
+        raise ValueError(f"`file` is {file!r}: that is a directory; name a file in it.")
+
+
+def seconds(timeout: object, default: float) -> float:
+    """
+    Return a time to wait: the default for None.
+
+    Raises:
+        TypeError: for what is not a number.
+
+    """
+    if timeout is None:
+        return default
+    if not isinstance(timeout, int | float):
+        raise TypeError(f"`timeout` is of type `{type(timeout).__name__}`: expected a number of seconds, or None.")
+    return timeout
