@@ -7,6 +7,7 @@ The hot path never calls it.
 from __future__ import annotations
 
 import logging
+import threading
 
 logger = logging.getLogger("gpuscope")
 
@@ -32,4 +33,17 @@ class WarnOnce:
         # Counted before it is logged: the application's handlers may raise.
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] == 1:
-            logger.warning(f"{message}{self._tail}", *arguments, exc_info=exc_info)  # noqa: G004
+            _log(logging.WARNING, f"{message}{self._tail}", *arguments, exc_info=exc_info)
+
+
+def inform(message: str, *arguments: object) -> None:
+    """Log how things are; for our own threads, which outlive what the application's handlers raise."""
+    _log(logging.INFO, message, *arguments)
+
+
+def _log(level: int, message: str, *arguments: object, exc_info: bool = False) -> None:
+    try:
+        logger.log(level, message, *arguments, exc_info=exc_info)
+    except BaseException:  # Of a handler of the application's: it costs the line alone, even if it is a `SystemExit`.
+        if threading.current_thread() is threading.main_thread():  # There, it may be an interrupt.
+            raise

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from gpuscope._data.metrics import RECORDED
-from gpuscope._log import COUNTED, WarnOnce, logger
+from gpuscope._log import COUNTED, WarnOnce, inform
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_json import JsonEncoder
 from gpuscope.exporters._encoding.resource import resource_attributes
@@ -62,7 +62,7 @@ class FileExporter:
             return
         if not self._succeeded:
             self._succeeded = True
-            logger.info("exporting spans to %s.", self.path)
+            inform("exporting spans to %s.", self.path)
         delivery.settle(delivery.stages)
 
     def account(self, snapshot: Snapshot) -> None:
