@@ -17,7 +17,7 @@ from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
 from gpuscope._settings.environment import is_off, variables
-from gpuscope._settings.shown import shown_url
+from gpuscope._settings.shown import shown_path, shown_url
 
 if TYPE_CHECKING:
     import logging
@@ -136,7 +136,7 @@ def _description(config: Config) -> str:
     if "otlp" in config.exporters or "auto" in config.exporters:
         where += f" (OTLP: {shown_url(config.traces_url)})"
     if "file" in config.exporters:
-        where += f" (file: {config.file})"
+        where += f" (file: {shown_path(config.file)})"
     return f"exporter {where}; NVTX {'on' if config.nvtx else 'off'}; queue {config.queue_size}; pid {os.getpid()}."
 
 

@@ -130,6 +130,19 @@ def test_a_link_is_followed_where_nobody_else_can_make_one(make_exporter, tmp_pa
     assert (account.exported, bool((tmp_path / "target").read_text())) == ((0, False) if shared else (1, True))
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_path_is_one_line_of_the_log(make_exporter, tmp_path, account, caplog, there):
+    """A path that holds line ends, or bytes that are no text, neither forges a line nor breaks a handler."""
+    folder = tmp_path / "a\nb\udcff"
+    if there:
+        folder.mkdir()
+    with caplog.at_level("INFO", "gpuscope"):
+        make_exporter(file=str(folder / "t.jsonl")).export(make_batch(Row()), account.open(1))
+    assert account.exported == there
+    (record,) = caplog.records
+    assert record.getMessage().isprintable()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to give a link away")
 @pytest.mark.parametrize(
     "case",
