@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def say_what_waits() -> None:
     for _ in range(len(_waiting)):
         with contextlib.suppress(Exception):
             message, arguments = _waiting.popleft()
-            logger.warning(message, *arguments)
+            _warn(message, *arguments)
 
 
 def forget_what_waits() -> None:
@@ -48,14 +49,14 @@ class WarnOnce:
 
     Args:
         tail: the last sentence of each warning, such as `SUPPRESSED` or `COUNTED`.
-        say: logs a warning; `later` on the application's threads.
+        say: `later` on the application's threads; by default the warning is logged at once.
 
     """
 
-    def __init__(self, tail: str = "", say: Callable[..., None] = logger.warning) -> None:
+    def __init__(self, tail: str = "", say: Callable[..., None] | None = None) -> None:
         self.counts: dict[str, int] = {}
         self._tail = tail and f" {tail}"
-        self._say = say
+        self._say = say or _warn
 
     def warn(self, kind: str, message: str, *arguments: object) -> None:
         """Log a warning the first time that this kind is seen."""
@@ -63,3 +64,20 @@ class WarnOnce:
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if self.counts[kind] == 1:
             self._say(f"{message}{self._tail}", *arguments)
+
+
+def _warn(message: str, *arguments: object) -> None:
+    _log(logging.WARNING, message, *arguments)
+
+
+def inform(message: str, *arguments: object) -> None:
+    """Log how things are; for our own threads, which outlive what the application's handlers raise."""
+    _log(logging.INFO, message, *arguments)
+
+
+def _log(level: int, message: str, *arguments: object) -> None:
+    try:
+        logger.log(level, message, *arguments)
+    except BaseException:  # Of a handler of the application's: it costs the line alone, even if it is a `SystemExit`.
+        if threading.current_thread() is threading.main_thread():  # There, it may be an interrupt.
+            raise

@@ -19,7 +19,7 @@ from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
 from gpuscope._settings.enabling import seconds, to_record
 from gpuscope._settings.environment import is_off, is_set_up_without_being_on, variables
-from gpuscope._settings.shown import shown_url
+from gpuscope._settings.shown import shown_path, shown_url
 
 if TYPE_CHECKING:
     import logging
@@ -135,7 +135,7 @@ def _description(config: Config) -> str:
     if "otlp" in config.exporters or "auto" in config.exporters:
         where += f" (OTLP: {shown_url(config.traces_url)})"
     if "file" in config.exporters:
-        where += f" (file: {config.file})"
+        where += f" (file: {shown_path(config.file)})"
     return f"exporter {where}; NVTX {'on' if config.nvtx else 'off'}; queue {config.queue_size}; pid {os.getpid()}."
 
 

@@ -160,6 +160,8 @@ def _has_server_span() -> bool:
     ids = span.get_span_context()
     if not ids.is_valid or ids.is_remote or type(span).__module__.startswith("gpuscope."):
         return False
+    if getattr(span, "end_time", None) is not None:  # Of another request, which this connection has inherited.
+        return False
     return getattr(span, "kind", None) is trace.SpanKind.SERVER or not span.is_recording()
 
 

@@ -279,12 +279,7 @@ class Collector:
         return sent
 
     def _finish(self, deadline_s: float) -> None:
-        """
-        Export what can be exported, with one deadline for everything.
-
-        First ask on about GPU work that has not ended; then let the stages go whose work is still pending. The rest of
-        the time belongs to the exporters of spans, then to the metrics.
-        """
+        """Export what can be exported, with one deadline: GPU work that is done first, then what is not, then metrics."""
         started_s = time.monotonic()
         give_up_s = started_s + _SHARE_FOR_GPU * max(0.0, deadline_s - started_s)
         while time.monotonic() < deadline_s and (

@@ -15,7 +15,15 @@ from opentelemetry.trace import INVALID_SPAN, Span
 
 from gpuscope._data.batch import SpanDetails
 from gpuscope._data.native import Trace
-from gpuscope._otel.contexts import SPAN_KEY, find_current_context, find_provider, keeps_contexts, span_in, with_span
+from gpuscope._otel.contexts import (
+    SPAN_KEY,
+    find_current_context,
+    find_provider,
+    has_ended,
+    keeps_contexts,
+    span_in,
+    with_span,
+)
 from gpuscope._otel.identities import Identities, ids_of
 from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand, take_out
 from gpuscope._otel.provider_end import end_of
@@ -217,7 +225,7 @@ def _is_none(span: object) -> bool:
 def _is_over(span: object) -> bool:
     """Whether a span has ended, as far as it says so. Where the application has put its context back, it stays out."""
     stage = record_of(span)
-    return getattr(span, "end_time", None) is not None if stage is None else stage.end_ns != 0
+    return has_ended(span) if stage is None else stage.end_ns != 0
 
 
 def _is_above(outer: StageRecord, context: SpanContext, stage: StageRecord | None) -> bool:

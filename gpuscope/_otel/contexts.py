@@ -84,6 +84,11 @@ def with_span(context: Context | None, span: object) -> Context:
     return set_value(SPAN_KEY, INVALID_SPAN if span is None else span, Context() if context is None else context)
 
 
+def has_ended(span: object) -> bool:
+    """Tell whether a span of the application's has ended, as far as it says so."""
+    return getattr(span, "end_time", None) is not None
+
+
 def flags(*, sampled: bool) -> TraceFlags:
     """Return a trace's flags."""
     return TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)

@@ -18,7 +18,7 @@ from gpuscope._data.record import Site
 from gpuscope._data.values import shown
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import SUPPRESSED, WarnOnce, later
-from gpuscope._otel.contexts import SPAN_KEY, span_in, with_span
+from gpuscope._otel.contexts import SPAN_KEY, has_ended, span_in, with_span
 from gpuscope._otel.lazy_span import own_context, record_of
 from gpuscope._recording.current_stage import current, find_current, is_collecting
 from gpuscope._recording.state import state
@@ -168,7 +168,9 @@ class RemoteContext(Context):
 
 def _is_over(seen: Context, stage: StageRecord | None) -> bool:
     """Whether the request that this context was inherited from is over, as on a connection that serves one by one."""
-    entry = seen.get(_ENTRY)
+    entry, span = seen.get(_ENTRY), span_in(seen)
+    if record_of(span) is None and has_ended(span):
+        return True
     return (stage is not None and stage.end_ns != 0) or (isinstance(entry, _Entry) and entry.is_left)
 
 
@@ -177,7 +179,7 @@ def _span_that_runs(seen: Context) -> object:
     span = span_in(seen)
     while (stage := record_of(span)) is not None and stage.end_ns:
         span = span_in(stage.context_before)
-    return None if isinstance(span, Span) and span.get_span_context().is_remote else span
+    return None if isinstance(span, Span) and (has_ended(span) or span.get_span_context().is_remote) else span
 
 
 def _context_here() -> Context:

@@ -33,6 +33,11 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path if _PATH.fullmatch(parts.path) else '/...'}"
 
 
+def shown_path(path: str) -> str:
+    """Return a path as one line of printable text."""
+    return path if path.isprintable() else repr(path)
+
+
 def shown_text(value: object) -> str:
     """Return what was seen in a variable as it may be quoted: not what may be a URL, a pair with a secret, or a key."""
     text = str(value)

@@ -11,7 +11,8 @@ import os
 from typing import TYPE_CHECKING
 
 from gpuscope._data.metrics import RECORDED
-from gpuscope._log import COUNTED, WarnOnce, logger
+from gpuscope._log import COUNTED, WarnOnce, inform
+from gpuscope._settings.shown import shown_path
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_json import JsonEncoder
 from gpuscope.exporters._encoding.resource import resource_attributes
@@ -62,7 +63,7 @@ class FileExporter:
             return
         if not self._succeeded:
             self._succeeded = True
-            logger.info("exporting spans to %s.", self.path)
+            inform("exporting spans to %s.", shown_path(self.path))
         delivery.settle(delivery.stages)
 
     def account(self, snapshot: Snapshot) -> None:
@@ -88,4 +89,4 @@ class FileExporter:
         self._file.close()
 
     def _warn(self, error: OSError) -> None:
-        self._warnings.warn("disk", "cannot write to %s: %s.", self.path, error)
+        self._warnings.warn("disk", "cannot write to %s: %s.", shown_path(self.path), error)

@@ -11,7 +11,7 @@ import contextlib
 from threading import Condition, Event, Thread
 from typing import TYPE_CHECKING
 
-from gpuscope._log import SUPPRESSED, WarnOnce, logger
+from gpuscope._log import SUPPRESSED, WarnOnce, inform
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.metrics_message import request_bytes
 from gpuscope.exporters._encoding.otlp_message import rejected_spans
@@ -85,7 +85,7 @@ class OtlpMetrics:
             snapshot, number = taken
             try:
                 outcome = self._client.post(request_bytes(snapshot, self._resource))
-            except Exception as error:  # Whatever it is, the next snapshot may fare better.
+            except BaseException as error:  # Whatever it is, the next snapshot may fare better.
                 outcome = Outcome("error", type(error).__name__)
             # The application's log handlers may raise, and the thread must outlive them.
             with contextlib.suppress(Exception):
@@ -105,7 +105,7 @@ class OtlpMetrics:
         rejected, message = rejected_spans(outcome.body) if outcome.body else (0, "")
         if outcome.reason in _NO_METRICS:
             try:
-                logger.info("%s takes no metrics (%s): none are sent.", self._client.shown_url, outcome.detail)
+                inform("%s takes no metrics (%s): none are sent.", self._client.shown_url, outcome.detail)
             finally:
                 self._close()
         elif outcome.reason or rejected:
@@ -114,4 +114,4 @@ class OtlpMetrics:
             self._warnings.warn(reason, "cannot export metrics to %s: %s (%s).", self._client.shown_url, reason, detail)
         elif not self._succeeded:
             self._succeeded = True
-            logger.info("exporting metrics to %s.", self._client.shown_url)
+            inform("exporting metrics to %s.", self._client.shown_url)

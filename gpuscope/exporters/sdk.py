@@ -19,7 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
 from gpuscope._data.values import shown
-from gpuscope._log import logger
+from gpuscope._log import inform, logger
 from gpuscope._otel.lazy_span import RealSpan, let_go_of_span
 from gpuscope._otel.provider_end import original_flush
 from gpuscope.exporters._encoding.rows import rows_of
@@ -85,7 +85,7 @@ class SdkExporter:
         exported = len(batch.live) - sum(lost.values())
         if exported and not self._succeeded:
             self._succeeded = True
-            logger.info("exporting spans through the application's %s.", type(self._bridge.provider).__name__)
+            inform("exporting spans through the application's %s.", type(self._bridge.provider).__name__)
         delivery.settle(exported, lost)
 
     def _end(self, tracer: Tracer, lazy: LazySpan, rows: tuple[_Row, _Row | None], lost: Counter[str]) -> None:
@@ -251,5 +251,5 @@ class _Flusher:
             try:
                 # A provider that returns None has flushed.
                 answer.set_result(force_flush(int(timeout_s * 1e3)) is not False)
-            except Exception as error:  # `flush` raises it again; this thread is still needed.
+            except BaseException as error:  # `flush` raises it again; this thread is still needed.
                 answer.set_exception(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -66,6 +67,36 @@ def balanced(statistics):
     """Whether every stage has a fate."""
     fates = statistics.exported + sum(statistics.dropped.values()) + sum(statistics.lost.values())
     return statistics.recorded == fates + statistics.pending
+
+
+class Raises(Takes):
+    """An exporter that takes nothing, and says so in its own way."""
+
+    name = "raises"
+
+    def export(self, batch, delivery):
+        """Fail."""
+        raise ValueError("no")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no disk"), SystemExit(1)], ids=repr)
+def test_what_handlers_of_logs_raise_ends_no_thread(period, error):
+    """A warning that cannot be logged costs nothing else: the collector goes on, and so does the account."""
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise error
+
+    engine, handler = period(Raises()), Broken()
+    logging.getLogger("gpuscope").addHandler(handler)
+    try:
+        for number in (1, 2):
+            with stage("s"):
+                pass
+            assert not engine.flush(10)
+            assert engine.statistics().lost == {"exporter_error": number}
+    finally:
+        logging.getLogger("gpuscope").removeHandler(handler)
 
 
 class TestPeriod:

@@ -130,6 +130,42 @@ def test_a_link_is_followed_where_nobody_else_can_make_one(make_exporter, tmp_pa
     assert (account.exported, bool((tmp_path / "target").read_text())) == ((0, False) if shared else (1, True))
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_path_is_one_line_of_the_log(make_exporter, tmp_path, account, caplog, there):
+    """A path that holds line ends, or bytes that are no text, neither forges a line nor breaks a handler."""
+    folder = tmp_path / "a\nb\udcff"
+    if there:
+        folder.mkdir()
+    with caplog.at_level("INFO", "gpuscope"):
+        make_exporter(file=str(folder / "t.jsonl")).export(make_batch(Row()), account.open(1))
+    assert account.exported == there
+    (record,) = caplog.records
+    assert record.getMessage().isprintable()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to give a link away")
+@pytest.mark.parametrize(
+    "case",
+    [
+        (0o775, 0, 12345, False),
+        (0o775, 0, 0, True),
+        (0o755, 12345, 12345, False),
+        (0o755, 12345, 0, True),
+        (0o755, 0, 12345, True),
+    ],
+)
+def test_links_of_others_are_not_followed(make_exporter, tmp_path, account, case):
+    """Who may write into the folder, as its group or as its owner, does not choose what we write to."""
+    mode, owner, links_owner, follows = case
+    (tmp_path / "target").write_text("")
+    (tmp_path / "trace.jsonl").symlink_to(tmp_path / "target")
+    os.chown(tmp_path / "trace.jsonl", links_owner, links_owner, follow_symlinks=False)
+    tmp_path.chmod(mode)
+    os.chown(tmp_path, owner, owner)
+    make_exporter().export(make_batch(Row()), account.open(1))
+    assert (account.exported, bool((tmp_path / "target").read_text())) == ((1, True) if follows else (0, False))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to give a file away")
 def test_a_file_of_another_user_in_a_shared_folder_is_left_alone(make_exporter, tmp_path, account):
     """Who made the file could read what we write into it."""

@@ -199,6 +199,17 @@ def test_an_accepted_request_is_delivered_whatever_the_answer_says(make_exporter
     assert (account.exported, account.lost) == (2, {})
 
 
+def test_rejected_spans_are_counted_though_the_message_is_too_long(make_exporter, otlp_receiver, send, account):
+    """The number stands at the beginning of the answer, which is not read whole."""
+    response = ExportTraceServiceResponse.FromString(rejects(1).body)
+    response.partial_success.error_message = "no room " * 20_000
+    otlp_receiver.answer(Answer(body=response.SerializeToString()))
+    exporter = make_exporter()
+    send(exporter)
+    assert exporter.flush(10)
+    assert (account.exported, account.lost) == (0, {"rejected": 1})
+
+
 def test_rejected_spans_are_counted(make_exporter, otlp_receiver, send, account, caplog):
     """Spans that the endpoint says it rejected are losses, never more than there were stages."""
     exporter = make_exporter(schedule_delay_s=3600)

@@ -196,12 +196,13 @@ def test_requests_are_not_traced(odd_sender, account):
     assert context.get_value("suppress_instrumentation") is None
 
 
-def test_a_failing_log_handler_does_not_end_the_thread(make_exporter, otlp_receiver, send, account):
+@pytest.mark.parametrize("error", [RuntimeError("no disk"), SystemExit(1)], ids=repr)
+def test_a_failing_log_handler_does_not_end_the_thread(make_exporter, otlp_receiver, send, account, error):
     """An application's log handler that raises costs nothing but the line."""
 
     class Broken(logging.Handler):
         def emit(self, record):
-            raise RuntimeError("no disk")
+            raise error
 
     handler = Broken()
     logger = logging.getLogger("gpuscope")

@@ -321,12 +321,18 @@ class TestFlush:
         service.provider.go_on.set()
         assert service.exporter.flush(60)
 
-    def test_flush_that_raises(self):
+    @pytest.mark.parametrize("error", [ValueError, SystemExit])
+    def test_flush_that_raises(self, error):
         """What a provider raises in a flush reaches the collector, which counts it; it can be asked again."""
+
+        class Fails:
+            def wait(self, _):
+                raise error
+
         service = Service(Provider())
-        service.provider.go_on = None
-        with pytest.raises(AttributeError):
-            service.exporter.flush(60)
+        service.provider.go_on = Fails()
+        with pytest.raises(error):
+            service.exporter.flush(10)
         service.provider.go_on = threading.Event()
         service.provider.go_on.set()
         assert service.exporter.flush(60)

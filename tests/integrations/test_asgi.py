@@ -366,15 +366,18 @@ class TestKeptConnections:
 
     @pytest.mark.parametrize("provided", [False, True], ids=["alone", "with a provider"])
     @pytest.mark.parametrize("first", [None, HEADERS], ids=["", "after a remote trace"])
-    def test_each_request_is_a_trace_of_its_own(self, provided, first, monkeypatch):
-        """Without a trace of its own it is a root, and with one it belongs to that."""
+    @pytest.mark.parametrize("kind", [None, trace.SpanKind.SERVER, trace.SpanKind.INTERNAL])
+    def test_each_request_is_a_trace_of_its_own(self, provided, first, kind, monkeypatch):
+        """Without a trace of its own it is a root, and with one it belongs to that; ended spans are nobody's."""
+        tracer = TracerProvider().get_tracer("of the application")
         if provided:
             monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider())
         contexts = []
 
         async def app(scope, receive, send):
             """Answer once the body is read."""
-            contexts.append(contextvars.copy_context())
+            with tracer.start_as_current_span("handle", kind=kind) if kind else contextlib.nullcontext():
+                contexts.append(contextvars.copy_context())
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 

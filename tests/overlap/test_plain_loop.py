@@ -327,6 +327,7 @@ def test_the_end_of_another_iterator_does_not_end_the_loop(phase, kind, is_async
     loop = gpuscope.overlap(batches_of(3), **{"infer": lambda x: x, phase: fail})
 
     async def read():
+        """End the other iterator."""
         return [each async for each in loop]
 
     with pytest.raises(RuntimeError, match=f"raised {kind.__name__}") as found:

@@ -46,6 +46,8 @@ def use(function):
 
 @use
 def cached_property(deco):
+    """Cached property."""
+
     class Model:
         made = 0
 
@@ -62,6 +64,8 @@ def cached_property(deco):
 
 @use
 def property_with_setter(deco):
+    """Property with setter."""
+
     class Model:
         def __init__(self):
             self._size = 1
@@ -91,6 +95,8 @@ def property_with_setter(deco):
 
 @use
 def abstract_methods(deco):
+    """Abstract methods."""
+
     class Base(abc.ABC):
         @abc.abstractmethod
         @deco
@@ -126,6 +132,8 @@ def abstract_methods(deco):
 
 @use
 def stacks_of_methods(deco):
+    """Stacks of methods."""
+
     class Model:
         @classmethod
         @deco
@@ -156,6 +164,8 @@ def stacks_of_methods(deco):
 
 @use
 def methods_of_a_dataclass(deco):
+    """Methods of a dataclass."""
+
     @dataclasses.dataclass(order=True, slots=True)
     class Batch:
         size: int = 3
@@ -180,6 +190,8 @@ def methods_of_a_dataclass(deco):
 
 @use
 def members_of_an_enum(deco):
+    """Members of an enum."""
+
     class Phase(enum.Enum):
         PREFILL = 1
         DECODE = 2
@@ -198,6 +210,8 @@ def members_of_an_enum(deco):
 
 @use
 def functions_as_members_of_an_enum(deco):
+    """Functions as members of an enum."""
+
     class Operator(enum.Enum):
         ADD = enum.member(deco(lambda a, b: a + b)) if hasattr(enum, "member") else (deco(lambda a, b: a + b),)
 
@@ -206,6 +220,7 @@ def functions_as_members_of_an_enum(deco):
 
 @use
 def context_managers(deco):
+    """Context managers."""
     seen = []
 
     @contextlib.contextmanager
@@ -236,11 +251,13 @@ def context_managers(deco):
 
 @use
 def async_context_managers(deco):
+    """Async context managers."""
     seen = []
 
     @contextlib.asynccontextmanager
     @deco
     async def inside(x):
+        """Return a context."""
         seen.append("in")
         try:
             yield x
@@ -250,6 +267,7 @@ def async_context_managers(deco):
             seen.append("out")
 
     async def main():
+        """Run it."""
         async with inside(1) as one:
             seen.append(one)
         async with inside(2):
@@ -261,6 +279,8 @@ def async_context_managers(deco):
 
 @use
 def exceptions_of_generators(deco):
+    """Exceptions of generators."""
+
     @deco
     def stops(how):
         yield 1
@@ -291,6 +311,8 @@ def exceptions_of_generators(deco):
 
 @use
 def classes_that_make_classes(deco):
+    """Classes that make classes."""
+
     class Meta(type):
         @deco
         def __call__(cls, *args):
@@ -334,6 +356,8 @@ def classes_that_make_classes(deco):
 
 @use
 def special_methods(deco):
+    """Special methods."""
+
     class Model:
         def __init__(self):
             self.items = [1, 2]
@@ -391,6 +415,8 @@ def special_methods(deco):
 
 @use
 def awaitables_and_iterators(deco):
+    """Awaitables and iterators."""
+
     class Model:
         @deco
         def __await__(self):
@@ -411,6 +437,7 @@ def awaitables_and_iterators(deco):
             yield 2
 
     async def main():
+        """Run it."""
         async with Model() as entered:
             raise ValueError
         return entered, await Model(), [item async for item in Model()]
@@ -420,6 +447,8 @@ def awaitables_and_iterators(deco):
 
 @use
 def single_dispatch(deco):
+    """Single dispatch."""
+
     @functools.singledispatch
     @deco
     def show(x):
@@ -452,6 +481,8 @@ def single_dispatch(deco):
 
 @use
 def partial_methods(deco):
+    """Partial methods."""
+
     class Model:
         @deco
         def run(self, x, y):
@@ -464,6 +495,8 @@ def partial_methods(deco):
 
 @use
 def overloads(deco):
+    """Overloads."""
+
     @typing.overload
     def run(x: int) -> int: ...
     @typing.overload
@@ -477,6 +510,8 @@ def overloads(deco):
 
 @use
 def type_hints(deco):
+    """Type hints."""
+
     @deco
     def run(x: int, *args: str, y: list[int] | None = None, **kwargs: float) -> dict[str, int]:
         return {}
@@ -487,6 +522,8 @@ def type_hints(deco):
 
 @use
 def binding_of_arguments(deco):
+    """Binding of arguments."""
+
     @deco
     def run(a, /, b=2, *c, d, e=5, **f):
         return a, b, c, d, e, f
@@ -504,6 +541,8 @@ def binding_of_arguments(deco):
 
 @use
 def help_texts(deco):
+    """Help texts."""
+
     @deco
     def run(x: int = 3) -> int:
         """Run it."""
@@ -519,6 +558,8 @@ def help_texts(deco):
 
 @use
 def doctests(deco):
+    """Doctests."""
+
     @deco
     def run(x):
         """
@@ -538,6 +579,8 @@ def doctests(deco):
 
 @use
 def sources(deco):
+    """Sources."""
+
     @deco
     def run(x):
         return x
@@ -547,6 +590,8 @@ def sources(deco):
 
 @use
 def chains_of_wrappers(deco):
+    """Chains of wrappers."""
+
     def other(function):
         @functools.wraps(function)
         def wrapper(*args, **kwargs):
@@ -568,6 +613,8 @@ def chains_of_wrappers(deco):
 
 @use
 def names_and_attributes(deco):
+    """Names and attributes."""
+
     @deco
     def run():
         return run.calls
@@ -580,6 +627,8 @@ def names_and_attributes(deco):
 
 @use
 def weak_references(deco):
+    """Weak references."""
+
     @deco
     def run(x):
         return x
@@ -600,6 +649,8 @@ def weak_references(deco):
 
 @use
 def equality_of_methods(deco):
+    """Equality of methods."""
+
     class Model:
         @deco
         def run(self):
@@ -616,6 +667,8 @@ def equality_of_methods(deco):
 
 @use
 def without_gradients(deco):
+    """Without gradients."""
+
     @torch.no_grad()
     @deco
     def inner(x):
@@ -638,6 +691,7 @@ def without_gradients(deco):
 
 @use
 def hooks_of_modules(deco):
+    """Hooks of modules."""
     net, seen = torch.nn.Linear(2, 2), []
 
     @deco
@@ -653,6 +707,8 @@ def hooks_of_modules(deco):
 
 @use
 def functions_of_autograd(deco):
+    """Functions of autograd."""
+
     class Double(torch.autograd.Function):
         @staticmethod
         @deco
@@ -671,6 +727,7 @@ def functions_of_autograd(deco):
 
 @use
 def checkpoints(deco):
+    """Checkpoints."""
     from torch.utils.checkpoint import checkpoint
 
     @deco
@@ -684,6 +741,8 @@ def checkpoints(deco):
 
 @use
 def transforms_of_functions(deco):
+    """Transforms of functions."""
+
     @deco
     def loss(x):
         return (x**2).sum()
@@ -694,6 +753,8 @@ def transforms_of_functions(deco):
 
 @use
 def modules_for_torchscript(deco):
+    """Modules for torchscript."""
+
     class Net(torch.nn.Module):
         @torch.jit.ignore
         @deco
@@ -708,6 +769,8 @@ def modules_for_torchscript(deco):
 
 @use
 def loaders_of_data(deco):
+    """Loaders of data."""
+
     class Data(torch.utils.data.Dataset):
         @deco
         def __len__(self):
@@ -723,6 +786,7 @@ def loaders_of_data(deco):
 
 @use
 def threads_and_contexts(deco):
+    """Threads and contexts."""
     variable = contextvars.ContextVar("variable", default=0)
 
     @deco
@@ -741,14 +805,18 @@ def threads_and_contexts(deco):
 
 @use
 def tasks(deco):
+    """Tasks."""
+
     @deco
     async def work(x):
+        """Do something."""
         await asyncio.sleep(0)
         if x == 2:
             raise KeyError(x)
         return x
 
     async def main():
+        """Run it."""
         found = await asyncio.gather(*(work(x) for x in range(4)), return_exceptions=True)
         task = asyncio.create_task(deco(asyncio.sleep)(60), name="sleeper")
         await asyncio.sleep(0)
@@ -767,8 +835,11 @@ def tasks(deco):
 
 @use
 def coroutines_that_are_never_awaited(deco):
+    """Coroutines that are never awaited."""
+
     @deco
     async def work():
+        """Do something."""
         return 1
 
     with warnings.catch_warnings(record=True) as said:
@@ -782,6 +853,8 @@ def coroutines_that_are_never_awaited(deco):
 
 @use
 def tracebacks(deco):
+    """Tracebacks."""
+
     @deco
     def fails():
         raise ValueError("bad")
@@ -796,6 +869,8 @@ def tracebacks(deco):
 
 @use
 def recursion(deco):
+    """Recursion."""
+
     @deco
     def count(n):
         return 0 if n == 0 else 1 + count(n - 1)
@@ -811,6 +886,8 @@ def recursion(deco):
 
 @use
 def mocks(deco):
+    """Mocks."""
+
     class Model:
         @deco
         def run(self, x, *, y=1):
@@ -826,6 +903,8 @@ def mocks(deco):
 
 @use
 def named_tuples_and_slots(deco):
+    """Named tuples and slots."""
+
     class Point(typing.NamedTuple):
         x: int
 
@@ -846,6 +925,8 @@ def named_tuples_and_slots(deco):
 
 @use
 def protocols(deco):
+    """Protocols."""
+
     @typing.runtime_checkable
     class Runs(typing.Protocol):
         @deco
@@ -862,6 +943,8 @@ def protocols(deco):
 
 @use
 def operators(deco):
+    """Operators."""
+
     @deco
     def key(x):
         return -x
@@ -877,6 +960,8 @@ def operators(deco):
 
 @use
 def output(deco):
+    """Output."""
+
     @deco
     def run():
         print("said")  # noqa: T201 - it is what is looked at

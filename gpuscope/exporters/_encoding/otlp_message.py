@@ -6,6 +6,7 @@ Every value given to it is clean. Encodes no times and no ids of spans: those ar
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped, unused-ignore]
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 PARENT_KNOWN = 0x100
 PARENT_REMOTE = 0x200
 _ATTRIBUTES_CACHED, _TEXT_CACHED = 4096, 256
+_PARTIAL_SUCCESS = re.compile(rb"\x0a[\x80-\xff]*[\x00-\x7f]\x08([\x80-\xff]{0,8}[\x00-\x7f])")
+"""How an answer that rejects spans begins: a message's tag and size, and the tag and value of the number."""
 Fields: TypeAlias = dict[str, Any]
 """Arguments of a message by name. `Any`, because each field of a message has a type of its own."""
 AttributeKey: TypeAlias = "tuple[type, str, Clean]"
@@ -104,8 +107,11 @@ def rejected_spans(body: bytes) -> tuple[int, str]:
     """
     try:
         partial = ExportTraceServiceResponse.FromString(body).partial_success
-    except DecodeError:  # Whatever the body is, the status said that the request was accepted.
-        return 0, ""
+    except DecodeError:
+        # It may be cut off, because the message is long; the number stands before that. Of anything else nothing is
+        # known but the status, which said that the request was accepted.
+        begins = _PARTIAL_SUCCESS.match(body)
+        return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(begins[1])) if begins else 0, ""
     return max(partial.rejected_spans, 0), partial.error_message
 
 

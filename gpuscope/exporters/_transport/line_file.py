@@ -32,7 +32,8 @@ class LineFile:
 
     A line that would bring it to `max_bytes` begins a new file: the old one becomes `PATH.1`, that one `PATH.2`, and so
     on, up to `backups` of them. Opens the file at the first write, and anew when somebody else moved or removed it.
-    In a folder where anybody may write, it follows no symbolic link and takes no file of another user.
+    In a folder where anybody may write, it follows no symbolic link and takes no file of another user; where some
+    others may, as its group or its owner, it follows links of its own user alone.
     """
 
     def __init__(self, path: str, max_bytes: int, backups: int) -> None:
@@ -83,13 +84,21 @@ class LineFile:
         if self._fd >= 0 and self._is_current():
             return
         self.close()
-        shared = bool(self._path.parent.stat().st_mode & stat.S_IWOTH)
-        self._fd = os.open(self._path, _OPEN_FLAGS | (os.O_NOFOLLOW if shared else 0), 0o666)
+        folder = self._path.parent.stat()
+        shared = bool(folder.st_mode & stat.S_IWOTH)
+        follows = not shared and (_is_ours_alone(folder) or self._is_our_link())
+        self._fd = os.open(self._path, _OPEN_FLAGS | (0 if follows else os.O_NOFOLLOW), 0o666)
         if shared and os.fstat(self._fd).st_uid != os.geteuid():
             self.close()
             raise PermissionError(errno.EPERM, "a file of another user, in a folder where anybody may write")
         with self._lock(fcntl.LOCK_EX) as alone:
             self._torn = alone and self._ends_torn()
+
+    def _is_our_link(self) -> bool:
+        try:
+            return self._path.lstat().st_uid == os.geteuid()
+        except FileNotFoundError:
+            return False
 
     def _is_current(self) -> bool:
         try:
@@ -166,6 +175,11 @@ class LineFile:
 
     def _backup(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def _is_ours_alone(folder: os.stat_result) -> bool:
+    """Whether nobody else, but root, may put a link into it."""
+    return folder.st_uid in (0, os.geteuid()) and not folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _try_to_lock(fd: int, kind: int) -> bool:

@@ -14,7 +14,7 @@ from threading import Condition, Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from gpuscope._log import COUNTED, WarnOnce, logger
+from gpuscope._log import COUNTED, WarnOnce, inform
 from gpuscope.exporters._pieces import Chunk, post
 from gpuscope.exporters._transport.http import Client, Outcome
 
@@ -147,7 +147,7 @@ class Sender:
         while chunks := self._next_payload():
             try:
                 outcome = post(chunks, self._client, self._wrap, lambda: bool(self._in_flight))
-            except Exception as error:  # Whatever it is, the thread must outlive it, or all later spans are lost.
+            except BaseException as error:  # Whatever it is, the thread must outlive it, or all later spans are lost.
                 outcome = Outcome("error", type(error).__name__)  # Its message may quote headers.
             # The application's log handlers may raise, and the thread must outlive them.
             with contextlib.suppress(Exception):
@@ -209,7 +209,7 @@ class Sender:
             self._warn(outcome.reason, outcome.detail)
         elif not self._succeeded:
             self._succeeded = True
-            logger.info("exporting spans to %s.", self._client.shown_url)
+            inform("exporting spans to %s.", self._client.shown_url)
 
     def _warn(self, reason: str, detail: str) -> None:
         self._warnings.warn(reason, "cannot export to %s: %s (%s).", self._client.shown_url, reason, detail)
