@@ -279,7 +279,7 @@ class Collector:
         return sent
 
     def _finish(self, deadline_s: float) -> None:
-        """Export what can be exported, with one deadline: GPU work that is done first, then what is not, then metrics."""
+        """Export what can be, with one deadline: what is done on the GPU, then what is not, and at last the metrics."""
         started_s = time.monotonic()
         give_up_s = started_s + _SHARE_FOR_GPU * max(0.0, deadline_s - started_s)
         while time.monotonic() < deadline_s and (

@@ -44,11 +44,11 @@ class ProviderEnd:
             return original(*arguments, **keywords)
 
         shutdown.gpuscope_end = self  # type: ignore[attr-defined]
-        provider.shutdown = shutdown
         with contextlib.suppress(Exception):  # Not every provider has it.
             provider.force_flush = self._flushing(provider.force_flush)
         with contextlib.suppress(Exception):  # Not every provider takes processors.
             _add_first(provider, _processor(self))
+        provider.shutdown = shutdown  # At last: by this another thread knows that all is done.
 
     def _flushing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)

@@ -14,6 +14,7 @@ from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, read, setting
 from gpuscope._settings.keywords import checked
 from gpuscope._settings.names import unknown_variables
+from gpuscope._settings.urls import USUAL_ENDPOINT, signal_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -176,7 +177,7 @@ class Config:
         "", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", parse.endpoint_or_none, "Full URL for spans, used as it is.", "unset"
     )
     otlp_base_endpoint: str = setting(
-        "http://localhost:4318",
+        USUAL_ENDPOINT,
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         parse.endpoint,
         "Base URL; `/v1/traces` or `/v1/metrics` is added.",
@@ -198,8 +199,8 @@ class Config:
     otlp_compression: str = setting(
         "none",
         "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION OTEL_EXPORTER_OTLP_COMPRESSION",
-        parse.one_of("none", "gzip"),
-        "`gzip` or `none`.",
+        parse.one_of("none", "gzip", "deflate"),
+        "`gzip`, `deflate` (not over gRPC) or `none`.",
     )
     otlp_certificate: str = setting(
         "",
@@ -225,8 +226,8 @@ class Config:
     otlp_protocol: str = setting(
         "http/protobuf",
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL OTEL_EXPORTER_OTLP_PROTOCOL",
-        parse.one_of("http/protobuf"),
-        "Only `http/protobuf` is supported; an OpenTelemetry Collector takes it on port 4318.",
+        parse.one_of("http/protobuf", "grpc"),
+        "`http/protobuf`, by default on port 4318, or `grpc`, on port 4317; that needs `gpuscope[grpc]`.",
     )
     otlp_metrics_endpoint: str = setting(
         "",
@@ -277,19 +278,21 @@ class Config:
 
     @property
     def traces_url(self) -> str:
-        """The URL that spans are posted to."""
-        return self.otlp_endpoint or self.otlp_base_endpoint.rstrip("/") + "/v1/traces"
+        """The URL that spans are posted to; gRPC's has no path."""
+        return self.otlp_endpoint or signal_url(self.otlp_base_endpoint, "/v1/traces", self.otlp_protocol)
 
     @property
     def metrics_url(self) -> str:
         """The URL that metrics are posted to."""
-        return self.otlp_metrics_endpoint or self.otlp_base_endpoint.rstrip("/") + "/v1/metrics"
+        return self.otlp_metrics_endpoint or signal_url(
+            self.otlp_base_endpoint, "/v1/metrics", self.otlp_metrics_protocol
+        )
 
     @property
     def only_spans_have_an_endpoint(self) -> bool:
         """Whether an endpoint was given for spans only, so that nobody said where metrics go."""
-        general = type(self)().otlp_base_endpoint
-        return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and self.otlp_base_endpoint == general
+        general = self.otlp_base_endpoint == USUAL_ENDPOINT
+        return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and general
 
 
 def read_environment() -> tuple[Config, list[str]]:

@@ -10,6 +10,7 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 SCHEMES = ("http", "https")
+USUAL_ENDPOINT, _USUAL_OF_GRPC = "http://localhost:4318", "http://localhost:4317"
 _NOT_IN_A_HOST = re.compile(r"[\x00-\x20\x7f-\xa0\"'%<>\\^`{|}]")
 _MOST_OF_A_LABEL = 63
 
@@ -50,3 +51,10 @@ def _is_host(host: str) -> bool:
         return not _NOT_IN_A_HOST.search(host.partition("%")[0])
     labels = host.removesuffix(".").split(".")
     return not _NOT_IN_A_HOST.search(host) and all(0 < len(label) <= _MOST_OF_A_LABEL for label in labels)
+
+
+def signal_url(base: str, path: str, protocol: str) -> str:
+    """Return where spans or metrics go: a URL of gRPC has no path, and its usual port is another."""
+    if protocol == "grpc":
+        return _USUAL_OF_GRPC if base == USUAL_ENDPOINT else base
+    return base.rstrip("/") + path

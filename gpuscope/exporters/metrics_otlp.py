@@ -15,7 +15,8 @@ from gpuscope._log import SUPPRESSED, WarnOnce, inform
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.metrics_message import request_bytes
 from gpuscope.exporters._encoding.otlp_message import rejected_spans
-from gpuscope.exporters._transport.http import Endpoint, HttpClient, Outcome
+from gpuscope.exporters._transport.grpc_client import METRICS, client_for
+from gpuscope.exporters._transport.http import Endpoint, Outcome
 from gpuscope.exporters._transport.sender import suppress_instrumentation
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gpuscope._data.values import Clean
     from gpuscope._settings.config import Config
 
-_NO_METRICS = ("http_404", "http_405", "http_501")
+_NO_METRICS = ("http_404", "http_405", "http_501", "grpc_unimplemented")
 """The answers of an endpoint that takes spans only, as Jaeger does."""
 
 
@@ -42,7 +43,7 @@ class OtlpMetrics:
     def __init__(self, config: Config, resource: Mapping[str, Clean]) -> None:
         once = Event()
         once.set()
-        self._client = HttpClient(Endpoint.for_metrics(config), once, version=__version__)
+        self._client = client_for(Endpoint.for_metrics(config), METRICS, once, version=__version__)
         self._resource = resource
         self._changed = Condition()
         self._next: Snapshot | None = None

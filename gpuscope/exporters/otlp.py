@@ -1,5 +1,5 @@
 """
-The `otlp` exporter: batches straight to OTLP/HTTP in protobuf, without span objects.
+The `otlp` exporter: batches straight to OTLP in protobuf, over HTTP or gRPC, without span objects.
 
 Only puts the parts together. `export` encodes and hands over, and never waits: the sender's thread posts.
 """
@@ -15,7 +15,8 @@ from gpuscope.exporters._encoding.limits import SpanLimits
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters._encoding.otlp_message import resource_bytes, schema_url_bytes, scope_bytes, varint
 from gpuscope.exporters._encoding.resource import DISTRIBUTION, resource_attributes
-from gpuscope.exporters._transport.http import Endpoint, HttpClient
+from gpuscope.exporters._transport.grpc_client import TRACES, client_for
+from gpuscope.exporters._transport.http import Endpoint
 from gpuscope.exporters._transport.sender import Limits, Sender
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class OtlpExporter:
         envelopes = Envelopes(get_provider, lambda: attributes)
         self._encoder = SpanEncoder(limits=limits_of(get_provider()))
         interrupt = Event()
-        client = HttpClient(Endpoint.for_traces(config), interrupt, version=__version__, backoff_s=backoff_s)
+        client = client_for(Endpoint.for_traces(config), TRACES, interrupt, version=__version__, backoff_s=backoff_s)
         limits = limits or Limits(delay_s=config.schedule_delay_s, buffer_bytes=2 * config.queue_bytes)
         self._sender = Sender(client, interrupt, envelopes.wrap, limits)
 

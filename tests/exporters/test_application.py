@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
@@ -23,6 +21,7 @@ from gpuscope._recording.state import state
 from gpuscope._settings.config import Config
 
 from .receiver import Answer, Receiver
+from .receiver_of_grpc import GrpcReceiver
 
 RESOURCE = Resource.create({"service.name": "named in code"}, schema_url="https://example.com/schema")
 
@@ -250,45 +249,6 @@ def test_spans_one_by_one_where_that_is_asked_for(record, receivers):
     assert engine.flush(20)
     assert engine.statistics().exporters == ("sdk",)
     assert "`GPUSCOPE_EXPORTER` says so" in engine.statistics().route
-
-
-class GrpcReceiver:
-    """A receiver of OTLP over gRPC."""
-
-    def __init__(self):
-        self.requests, self.metadata, self.codes = [], [], []
-        self._server = grpc.server(ThreadPoolExecutor(2))
-        handler = grpc.unary_unary_rpc_method_handler(
-            self._take,
-            request_deserializer=service.ExportTraceServiceRequest.FromString,
-            response_serializer=service.ExportTraceServiceResponse.SerializeToString,
-        )
-        name = "opentelemetry.proto.collector.trace.v1.TraceService"
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"Export": handler}),))
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        self._server.start()
-
-    def _take(self, request, call):
-        self.metadata.append(dict(call.invocation_metadata()))
-        if self.codes:
-            call.abort(self.codes.pop(0), "not now")
-        self.requests.append(request)
-        return service.ExportTraceServiceResponse()
-
-    def close(self):
-        """End."""
-        self._server.stop(None)
-
-    @property
-    def names(self):
-        """The names of all spans."""
-        return [
-            span.name
-            for request in self.requests
-            for group in request.resource_spans
-            for scope in group.scope_spans
-            for span in scope.spans
-        ]
 
 
 @pytest.fixture

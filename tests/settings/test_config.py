@@ -51,7 +51,10 @@ class TestEnvironment:
 
     @pytest.mark.parametrize(
         ("variable", "allowed"),
-        [("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "one of none, gzip")],
+        [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "one of http/protobuf, grpc"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "one of none, gzip"),
+        ],
     )
     def test_what_is_allowed_is_told(self, variable, allowed):
         """All of it or, where there is one word, that."""
@@ -86,7 +89,7 @@ class TestEnvironment:
             ("GPUSCOPE_NVTX", "perhaps", "nvtx", True),
             ("GPUSCOPE_GRAPH_STAGES", "aside", "graph_stages", "beside"),
             ("OTEL_TRACES_SAMPLER", "sometimes", "sampler", "parentbased_always_on"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "otlp_protocol", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "otlp_protocol", "http/protobuf"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "otlp_timeout_s", 10.0),
             ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "soon", "otlp_metrics_timeout_s", 10.0),
             ("OTEL_METRIC_EXPORT_INTERVAL", "0", "metrics_interval_s", 60.0),

@@ -37,7 +37,12 @@ _GZIP_BITS = 31
 _ABOUT_THE_BODY = ("content-length", "content-encoding", "transfer-encoding", "content-type")
 """Headers that nobody else may set: they would be wrong."""
 _SPEED_LEVEL = 1
-"""Of gzip. Spans are so repetitive that slower levels gain little and keep a core busy for longer."""
+"""Of compression. Spans are so repetitive that slower levels gain little and keep a core busy for longer."""
+_COMPRESS: Mapping[str, Callable[[bytes], bytes]] = {
+    "none": bytes,
+    "gzip": lambda payload: gzip.compress(payload, _SPEED_LEVEL),
+    "deflate": lambda payload: zlib.compress(payload, _SPEED_LEVEL),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,13 @@ class Endpoint:
     timeout_s: float
     """For one payload, all attempts included."""
     compression: str
-    """`gzip`, or anything else for none."""
+    """`gzip`, `deflate`, or anything else for none."""
     certificate: str
     """This and the following two are paths, or empty."""
     client_certificate: str
     client_key: str
+    protocol: str = "http/protobuf"
+    """Or `grpc`."""
 
     @classmethod
     def for_traces(cls, config: Config) -> Endpoint:
@@ -83,6 +90,7 @@ class Endpoint:
             certificate=config.otlp_certificate,
             client_certificate=config.otlp_client_certificate,
             client_key=config.otlp_client_key,
+            protocol=config.otlp_protocol,
         )
 
     @classmethod
@@ -96,6 +104,7 @@ class Endpoint:
             certificate=config.otlp_metrics_certificate,
             client_certificate=config.otlp_metrics_client_certificate,
             client_key=config.otlp_metrics_client_key,
+            protocol=config.otlp_metrics_protocol,
         )
 
 
@@ -127,7 +136,7 @@ class HttpClient:
     def __init__(self, endpoint: Endpoint, interrupt: Event, *, version: str, backoff_s: float = 1.0) -> None:
         self.shown_url = shown_url(endpoint.url)
         self._timeout_s = endpoint.timeout_s
-        self._gzip = endpoint.compression == "gzip"
+        self._compression = endpoint.compression if endpoint.compression in _COMPRESS else "none"
         self._interrupt = interrupt
         self._backoff_s = backoff_s
         self._why_not = ""
@@ -135,7 +144,7 @@ class HttpClient:
         try:
             self._connection: Connection | None = Connection(
                 endpoint.url,
-                {**_given(endpoint.headers), **_ours(version, compressed=self._gzip)},
+                {**_given(endpoint.headers), **_ours(version, compression=self._compression)},
                 certificate=endpoint.certificate,
                 client_certificate=endpoint.client_certificate,
                 client_key=endpoint.client_key,
@@ -146,14 +155,14 @@ class HttpClient:
     def post(self, payload: bytes) -> Outcome:
         """Send the payload, and again where that may help, within the endpoint's `timeout_s`."""
         deadline = monotonic() + self._timeout_s
-        body = gzip.compress(payload, _SPEED_LEVEL) if self._gzip else payload
+        body = _COMPRESS[self._compression](payload)
         attempt = 0
         while True:
             last = self._interrupt.is_set()
             outcome = self._attempt(body, deadline)
             if last or not outcome.retry:
                 return outcome
-            wait_s = self._wait_s(attempt, outcome.retry_after_s)
+            wait_s = backoff(self._backoff_s, attempt, outcome.retry_after_s)
             if monotonic() + wait_s >= deadline:
                 # There would be no time left for another attempt after this wait.
                 return outcome
@@ -164,13 +173,6 @@ class HttpClient:
         """Close the connections."""
         if self._connection is not None:
             self._connection.close()
-
-    def _wait_s(self, attempt: int, asked_s: float | None) -> float:
-        # Jitter, so that the workers of a restarted service do not all come back at once. It needs no cryptography,
-        # and the global generator is left alone, because frameworks seed it and count on its sequence.
-        longest_s: float = min(self._backoff_s * 2.0 ** min(attempt, 30), _BACKOFF_MAX_S)
-        # An endpoint may ask for a longer wait, not for a shorter one: "0" would be a busy loop.
-        return max(longest_s * _JITTER.uniform(0.5, 1.0), asked_s or 0.0)
 
     def _attempt(self, body: bytes, deadline: float) -> Outcome:
         if self._connection is None:
@@ -188,13 +190,22 @@ class HttpClient:
 _JITTER = random.Random()  # noqa: S311
 
 
+def backoff(first_s: float, attempt: int, asked_s: float | None) -> float:
+    """Return how many seconds to wait after an attempt, the first being 0; at least what the endpoint asks for."""
+    # Jitter, so that the workers of a restarted service do not all come back at once. It needs no cryptography,
+    # and the global generator is left alone, because frameworks seed it and count on its sequence.
+    longest_s: float = min(first_s * 2.0 ** min(attempt, 30), _BACKOFF_MAX_S)
+    # An endpoint may ask for a longer wait, not for a shorter one: "0" would be a busy loop.
+    return max(longest_s * _JITTER.uniform(0.5, 1.0), asked_s or 0.0)
+
+
 def _given(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items() if name.lower() not in _ABOUT_THE_BODY}
 
 
-def _ours(version: str, *, compressed: bool) -> dict[str, str]:
+def _ours(version: str, *, compression: str) -> dict[str, str]:
     ours = {"user-agent": f"OTel-OTLP-Exporter-gpuscope/{version}", "content-type": "application/x-protobuf"}
-    return {**ours, "content-encoding": "gzip"} if compressed else ours
+    return ours if compression == "none" else {**ours, "content-encoding": compression}
 
 
 def _failure(error: Exception) -> Outcome:
