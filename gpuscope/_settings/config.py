@@ -41,7 +41,7 @@ class Config:
         "GPUSCOPE_EXPORTER",
         parse.exporters,
         "Where spans go: `otlp`, `sdk` (the application's TracerProvider), `file`, several with commas, or `none`. "
-        "`auto` is `sdk` where the application configured a TracerProvider, else `otlp`.",
+        "`auto` is `otlp` or, where the application configured a TracerProvider, its own exporter, else `sdk`.",
         "auto",
     )
     file: str = setting(

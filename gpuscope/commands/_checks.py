@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from gpuscope._otel.bridge import Bridge
+
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 SEND_TIMEOUT_S = 5.0
 TEST_SPAN = "gpuscope doctor"
@@ -158,9 +160,11 @@ def exporters() -> Iterator[Finding]:
         advice = "Unset OTEL_SDK_DISABLED to export spans."
         yield Finding("exporter", WARNING, "OTEL_SDK_DISABLED is true: `otlp` and `sdk` export nothing", advice)
     elif "auto" in config.exporters:
-        found = "a TracerProvider" if _has_provider() else "no TracerProvider"
-        yield Finding("exporter", OK, f"`{chosen}`; this process has {found}, so: {', '.join(_names(config))}")
-    elif "sdk" in config.exporters and not _has_provider():
+        bridge = _bridge()
+        found = "no TracerProvider" if bridge.provider is None else "a TracerProvider"
+        why = f" ({bridge.judgement().reason})" if _automatic() == "sdk" else ""
+        yield Finding("exporter", OK, f"`{chosen}`; this process has {found}{why}, so: {', '.join(_names(config))}")
+    elif "sdk" in config.exporters and _bridge().provider is None:
         advice = "Have the application set one, run this under `opentelemetry-instrument`, or use `auto`."
         yield Finding("exporter", WARNING, "`sdk`, but this process has no TracerProvider", advice)
     elif config.exporters == ("none",):
@@ -283,12 +287,17 @@ def _driver_version() -> str | None:
 
 
 def _names(config: Config) -> tuple[str, ...]:
-    automatic = "none" if config.traces_exporter.strip().lower() == "none" else "sdk" if _has_provider() else "otlp"
+    automatic = "none" if config.traces_exporter.strip().lower() == "none" else _automatic()
     names = tuple(automatic if name == "auto" else name for name in config.exporters)
-    return tuple(name for name in names if not (config.sdk_disabled and name in {"otlp", "sdk"}))
+    return tuple(name for name in names if not (config.sdk_disabled and name in {"application", "otlp", "sdk"}))
 
 
-def _has_provider() -> bool:
+def _automatic() -> str:
+    bridge = _bridge()
+    return "otlp" if bridge.provider is None else "application" if bridge.judgement().targets else "sdk"
+
+
+def _bridge() -> Bridge:
     from gpuscope._otel.bridge import Bridge
 
-    return Bridge(Config()).provider is not None
+    return Bridge(Config())
