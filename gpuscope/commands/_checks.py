@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import platform
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -146,8 +147,9 @@ def settings() -> Iterator[Finding]:
     ]
     yield Finding("settings", OK, ", ".join(changed) or "all at their defaults")
     if config.mode == "absent":
-        advice = "Set GPUSCOPE=1 to record."
-        yield Finding("recording", WARNING, "off: decorated functions are left as they are", advice)
+        yield Finding(
+            "recording", WARNING, "off: decorated functions are left as they are", "Set GPUSCOPE=1 to record."
+        )
     else:
         yield Finding("recording", OK, "on" if config.mode == "on" else "idle until `gpuscope.enable()`")
 
@@ -168,8 +170,9 @@ def exporters() -> Iterator[Finding]:
         advice = "Have the application set one, run this under `opentelemetry-instrument`, or use `auto`."
         yield Finding("exporter", WARNING, "`sdk`, but this process has no TracerProvider", advice)
     elif config.exporters == ("none",):
-        advice = "Set GPUSCOPE_EXPORTER, or leave it unset."
-        yield Finding("exporter", WARNING, "`none`: spans are not exported", advice)
+        yield Finding(
+            "exporter", WARNING, "`none`: spans are not exported", "Set GPUSCOPE_EXPORTER, or leave it unset."
+        )
     else:
         yield Finding("exporter", OK, f"`{chosen}`")
 
@@ -206,8 +209,6 @@ def files() -> Iterator[Finding]:
     config, _ = read_environment()
     if "file" not in _names(config):
         return
-    import os
-
     folder = Path(config.file).absolute().parent
     if os.access(folder, os.W_OK):
         yield Finding("file", OK, f"{config.file}, rotated at {config.file_max_bytes:,} bytes")
