@@ -148,7 +148,7 @@ def settings() -> Iterator[Finding]:
     yield Finding("settings", OK, ", ".join(changed) or "all at their defaults")
     if config.mode == "absent":
         yield Finding(
-            "recording", WARNING, "off: decorated functions are left as they are", "Set GPUSCOPE=1 to record."
+            "recording", WARNING, "off: decorated functions stay as they are", "Set GPUSCOPE=1 to record."
         )
     else:
         yield Finding("recording", OK, "on" if config.mode == "on" else "idle until `gpuscope.enable()`")
@@ -171,7 +171,7 @@ def exporters() -> Iterator[Finding]:
         yield Finding("exporter", WARNING, "`sdk`, but this process has no TracerProvider", advice)
     elif config.exporters == ("none",):
         yield Finding(
-            "exporter", WARNING, "`none`: spans are not exported", "Set GPUSCOPE_EXPORTER, or leave it unset."
+            "exporter", WARNING, "`none`: spans are not exported", "Set GPUSCOPE_EXPORTER, or unset it."
         )
     else:
         yield Finding("exporter", OK, f"`{chosen}`")
