@@ -154,6 +154,8 @@ class Stage(StageBlock):
         return self.owner  # type: ignore[return-value]
 
     def _exit_again(self, error: BaseException | None) -> None:
+        if not self.uses:  # It was never entered: `ExitStack.push` in place of `enter_context`, say.
+            return
         record = self._innermost()
         entry = (self, threading.get_ident(), record)
         if entry in _quiet:

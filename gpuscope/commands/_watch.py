@@ -27,6 +27,10 @@ _SAID = "said"
 """A file in the folder of a recording whose report failed, once that was said."""
 _CUT_SHORT = " (the process ended without its handlers of `atexit`: what it did last may be missing)"
 _PAUSE_S = 0.2
+NOTHING = (
+    "no report, because no stage was recorded: name functions by `--stage`, or mark them in the program. With "
+    "GPUSCOPE=0, and after `gpuscope.enable(exporters=...)`, nothing comes here."
+)
 
 
 def start(folder: str, out: Path, environ: Mapping[str, str]) -> None:
@@ -43,7 +47,7 @@ def make_report(folder: str, out: Path, environ: Mapping[str, str] | None = None
     """Make a report of the recordings in a folder, remove that, and return what is to be said."""
     if not any(Path(folder).glob("*.jsonl")):
         shutil.rmtree(folder, ignore_errors=True)
-        return "no report, because no stage was recorded."
+        return NOTHING
     command = [sys.executable, "-m", "gpuscope", "report", folder, "--html", str(out)]
     # In a process of its own: in that of the program, the program may have changed anything.
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)  # noqa: S603

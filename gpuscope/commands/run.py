@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> Callable[[], None]:
     environ = environment.variables()
     report = options.report and options.report.absolute()
     program = _program.become(options.kind or "script", options.program, options.arguments)
-    changes = _changes(options, environ) | (_record(report, environ) if report else {})
+    path = None if options.kind else options.program
+    changes = _changes(options, environ) | (_record(report, environ, path) if report else {})
     paths = [str(_INHERITED), *filter(None, [environ.get("PYTHONPATH")])]
     environment.export({**changes, "PYTHONPATH": os.pathsep.join(paths)})
     if changes:
@@ -109,14 +110,16 @@ def _set_up() -> None:
         follow_environment()
 
 
-def _record(out: Path, environ: dict[str, str]) -> dict[str, str]:
-    """Have every process record into a folder, and a report made of it when this process ends."""
+def _record(out: Path, environ: dict[str, str], program: str | None) -> dict[str, str]:
+    """Have every process record into a folder, and a report made of it when this process ends; `program`: its path."""
     if find_spec("rich") is None:
         raise CommandError('`--report` needs `rich`, which is missing; pip install "gpuscope[report]" brings it.')
     if not out.parent.is_dir():
         raise CommandError(f"cannot write {str(out)!r}: there is no folder {str(out.parent)!r}; create it first.")
     if out.is_dir():
         raise CommandError(f"cannot write {str(out)!r}: it is a folder; name a file in it.")
+    if program is not None and out == Path(program).absolute():
+        raise CommandError(f"{str(out)!r} is the program, which would be overwritten; name another file.")
     folder = _folder_for(out)
     environ_of_report = environ | {"GPUSCOPE": "0"}
     # The first handler, which therefore runs last, when the program's children have ended.

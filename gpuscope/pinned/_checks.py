@@ -128,8 +128,10 @@ def _check_shape(name: str, seen: tuple[int, ...], shape: tuple[int, ...]) -> No
 def checked_device(device: DeviceLike) -> torch.device:
     """Return the device of a copy: a CUDA device with its index, or the CPU where there is no CUDA."""
     try:
-        found = _known_devices[device]
+        found, is_known = _known_devices[device], True
     except (KeyError, TypeError):
+        found, is_known = None, False
+    if not is_known:  # Out of the handler, whose exception is nobody's business.
         found = _found_device(device)
     return _cuda_device(torch.cuda.current_device()) if found is None else found
 

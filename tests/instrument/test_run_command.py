@@ -424,4 +424,12 @@ class TestReport:
         write("script.py", "print('done')")
         done = run("--report", "out.html", "script.py")
         assert (done.returncode, done.stdout) == (0, "done\n")
-        assert done.stderr == "gpuscope run: no report, because no stage was recorded.\n"
+        assert "no report, because no stage was recorded: name functions by `--stage`" in done.stderr
+
+    def test_does_not_overwrite_the_program(self, run, write):
+        """It is refused before the program runs."""
+        pytest.importorskip("rich")
+        write("script.py", "print('done')")
+        done = run("--report", "script.py", "script.py")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is the program, which would be overwritten" in done.stderr

@@ -214,6 +214,16 @@ class TestBlock:
         assert len([span for span in bench.collect() if span.kind == "host"]) == 5
         assert len(caplog.records) == 1
 
+    def test_a_block_that_was_never_entered_is_not_left(self, bench):
+        """`ExitStack.push`, where `enter_context` was meant, costs nothing, and the block may be entered later."""
+        block = stage("pushed")
+        with contextlib.ExitStack() as stack:
+            stack.push(block)
+        assert bench.collect() == []
+        with block:
+            pass
+        assert [span.name for span in bench.collect() if span.kind == "host"] == ["pushed"]
+
     def test_stages_that_end_out_of_order_leave_the_right_one_current(self, bench):
         """When stages held open across `yield` end in the wrong order, no ended stage stays current."""
         first, second = stage("first"), stage("second")
