@@ -47,6 +47,13 @@ def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[
     return FileExporter(config, resource())
 
 
+def automatic_exporter(bridge: Bridge | None) -> str:
+    """Return the exporter that `auto` means: by the application's TracerProvider, if it has one."""
+    if bridge is None or bridge.provider is None:
+        return "otlp"
+    return "application" if bridge.judgement().targets else "sdk"
+
+
 class ActiveExporters:
     """
     The exporters of one period of recording.
@@ -109,15 +116,10 @@ class ActiveExporters:
     def _wanted(self, bridge: Bridge | None) -> tuple[str, ...]:
         config, names = self._config, self._config.exporters
         if "auto" in names:
-            automatic = "none" if config.traces_exporter.strip().lower() == "none" else self._automatic(bridge)
+            automatic = "none" if config.traces_exporter.strip().lower() == "none" else automatic_exporter(bridge)
             names = tuple(dict.fromkeys(automatic if name == "auto" else name for name in names))
         off = {"none"} | ({"otlp", "sdk", "application"} if config.sdk_disabled else set())
         return tuple(name for name in names if name not in off)
-
-    def _automatic(self, bridge: Bridge | None) -> str:
-        if bridge is None or bridge.provider is None:
-            return "otlp"
-        return "application" if bridge.judgement().targets else "sdk"
 
     def _say_which_way(self, bridge: Bridge | None) -> None:
         self.route = ""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpuscope
+from gpuscope._collecting.active_exporters import automatic_exporter
 from gpuscope._data.native import native
 from gpuscope._log import COUNTED, logger
 from gpuscope._settings.config import Config, read_environment
@@ -147,9 +148,7 @@ def settings() -> Iterator[Finding]:
     ]
     yield Finding("settings", OK, ", ".join(changed) or "all at their defaults")
     if config.mode == "absent":
-        yield Finding(
-            "recording", WARNING, "off: decorated functions stay as they are", "Set GPUSCOPE=1 to record."
-        )
+        yield Finding("recording", WARNING, "off: decorated functions stay as they are", "Set GPUSCOPE=1 to record.")
     else:
         yield Finding("recording", OK, "on" if config.mode == "on" else "idle until `gpuscope.enable()`")
 
@@ -164,15 +163,13 @@ def exporters() -> Iterator[Finding]:
     elif "auto" in config.exporters:
         bridge = _bridge()
         found = "no TracerProvider" if bridge.provider is None else "a TracerProvider"
-        why = f" ({bridge.judgement().reason})" if _automatic() == "sdk" else ""
+        why = f" ({bridge.judgement().reason})" if automatic_exporter(bridge) == "sdk" else ""
         yield Finding("exporter", OK, f"`{chosen}`; this process has {found}{why}, so: {', '.join(_names(config))}")
     elif "sdk" in config.exporters and _bridge().provider is None:
         advice = "Have the application set one, run this under `opentelemetry-instrument`, or use `auto`."
         yield Finding("exporter", WARNING, "`sdk`, but this process has no TracerProvider", advice)
     elif config.exporters == ("none",):
-        yield Finding(
-            "exporter", WARNING, "`none`: spans are not exported", "Set GPUSCOPE_EXPORTER, or unset it."
-        )
+        yield Finding("exporter", WARNING, "`none`: spans are not exported", "Set GPUSCOPE_EXPORTER, or unset it.")
     else:
         yield Finding("exporter", OK, f"`{chosen}`")
 
@@ -288,17 +285,12 @@ def _driver_version() -> str | None:
 
 
 def _names(config: Config) -> tuple[str, ...]:
-    automatic = "none" if config.traces_exporter.strip().lower() == "none" else _automatic()
+    automatic = "none" if config.traces_exporter.strip().lower() == "none" else automatic_exporter(_bridge())
     names = tuple(automatic if name == "auto" else name for name in config.exporters)
     return tuple(name for name in names if not (config.sdk_disabled and name in {"application", "otlp", "sdk"}))
 
 
-def _automatic() -> str:
-    bridge = _bridge()
-    return "otlp" if bridge.provider is None else "application" if bridge.judgement().targets else "sdk"
-
-
 def _bridge() -> Bridge:
-    from gpuscope._otel.bridge import Bridge
+    from gpuscope._otel import bridge
 
-    return Bridge(Config())
+    return bridge.Bridge(Config())
