@@ -14,7 +14,6 @@ import functools
 import gc
 import inspect
 import io
-import multiprocessing
 import operator
 import pickle
 import pydoc
@@ -991,17 +990,24 @@ def test_a_use_is_what_it_is_without_a_stage(switched, name):
     assert USES[name](stage("s")) == USES[name](plain)
 
 
+POOL = """
+import functools, multiprocessing, operator
+from gpuscope import stage
+
 @stage("at its name")
 def double(x):
-    """Double."""
     return x * 2
 
-
-def test_a_decorated_function_goes_to_spawned_workers(bench):
-    """It is found there by its name."""
+if __name__ == "__main__":
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.map(double, [1, 2]) == [2, 4]
-        assert pool.map(stage("partial")(functools.partial(operator.mul, 3)), [1, 2]) == [3, 6]
+        print(pool.map(double, [1, 2]), pool.map(stage("partial")(functools.partial(operator.mul, 3)), [1, 2]))
+"""
+
+
+def test_a_decorated_function_goes_to_spawned_workers(run_python):
+    """It is found there by its name."""
+    done = run_python(POOL, GPUSCOPE="1", GPUSCOPE_EXPORTER="none")
+    assert done.stdout == "[2, 4] [3, 6]\n", done.stderr
 
 
 def test_a_function_that_stays_where_it_is(switched):
