@@ -123,6 +123,12 @@ def test_an_error_is_status_event_and_type(capture):
     assert (gpu.status, gpu.events) == ("UNSET", ())
 
 
+def test_the_status_names_an_error_in_short(capture):
+    """As the SDK does, so that who groups by it finds both together; `error.type` has the whole name."""
+    (host,) = capture(Row(details=SpanDetails(error=ExceptionInfo("myapp.errors.Oops", "bad", ()))))
+    assert (host.description, host.attributes["error.type"]) == ("Oops: bad", "myapp.errors.Oops")
+
+
 def test_a_status_of_ok_is_final(capture):
     """A status of OK that the application set outlasts an exception; an error's description goes with errors only."""
     error = ExceptionInfo("E", "m", ())

@@ -78,7 +78,7 @@ def _add_error(clean: CleanDetails, error: ExceptionInfo, end_ns: int) -> None:
     clean.events.append(("exception", end_ns, values))
     # OpenTelemetry: a status of OK is final.
     if clean.status[0] != _OK:
-        clean.status = _ERROR, f"{kind}: {message}"
+        clean.status = _ERROR, f"{kind.rpartition('.')[2]}: {message}"
 
 
 def _time(at: int) -> int:
