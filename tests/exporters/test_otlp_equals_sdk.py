@@ -35,7 +35,7 @@ with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clo
             copy.set_attribute("batch_size", 8)
             copy.set_attribute("shape", [3, 224, 224])
 
-    above = NonRecordingSpan(SpanContext(5, 6, True, TraceFlags(1), TraceState([("vendor", "a"), ("ot", "th:8")])))
+    above = NonRecordingSpan(SpanContext(5, 6, True, TraceFlags(1), TraceState([("vendor", "a"), ("other", "th:8")])))
     if rich:
         context.attach(trace.set_span_in_context(above))
     with stage("request", attributes={"tenant": "long name", "first": 1}):
