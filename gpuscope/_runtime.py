@@ -11,7 +11,8 @@ import atexit
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, TypedDict
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from gpuscope._data.values import shown
 from gpuscope._multiprocessing import finish_in_children
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 
 _CATCH_UP_S = 1.0
+_NOTHING = {"recorded": 0, "exported": 0, "pending": 0, "dropped": {}, "lost": {}, "untimed": {}, "missing": {}}
 
 
 def enable(**settings: object) -> None:
@@ -193,11 +195,13 @@ def reset() -> None:
 def statistics() -> Statistics:
     """Return what became of every stage of this period of recording, or of the last one."""
     engine = state.engine
-    if engine is None:
-        from gpuscope._recording.ledger import Ledger  # Only here: it may be asked for within an import.
+    if engine is not None:
+        return engine.statistics()
+    with contextlib.suppress(ImportError):  # In a signal handler, while the first `enable()` is importing it.
+        from gpuscope._recording.ledger import Ledger
 
         return Ledger().statistics()
-    return engine.statistics()
+    return cast("Statistics", SimpleNamespace(**_NOTHING))
 
 
 def summary() -> Summary:
@@ -279,13 +283,7 @@ def _after_fork_in_child() -> None:
 
 
 def set_up() -> bool:
-    """
-    Do as the environment says; called at import, and again by `gpuscope run`.
-
-    Returns:
-        Whether the environment names functions that should become stages.
-
-    """
+    """Do as the environment says, at import and again by `gpuscope run`; return whether it names stages."""
     state.begin_anew(variables())
     if is_off(state.environ) and not is_set_up_without_being_on(state.environ):
         return False

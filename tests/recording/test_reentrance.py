@@ -156,3 +156,28 @@ def test_the_account_may_be_closed_while_it_is_closed():
         at_each_step(lambda close=ledger.close, queues=(queue, replays): close("shutdown", *queues), handler)
         assert ledger.statistics(queue, replays).lost == {"shutdown": 6}, step
     assert step > 10
+
+
+DURING_IMPORTS = """
+import sys
+import gpuscope
+
+seen = []
+
+def ask(frame, event, argument):
+    if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.endswith(("ledger.py", "_data/statistics.py")):
+        found = gpuscope.statistics()
+        seen.append((found.recorded, found.missing))
+        return ask
+
+sys.settrace(ask)
+gpuscope.enable(exporters="none")
+sys.settrace(None)
+assert len(seen) > 5 and seen == [(0, {})] * len(seen), seen
+"""
+
+
+def test_the_account_may_be_asked_for_while_it_is_imported(run_python):
+    """By a signal handler that comes within the first `enable()`: there is nothing to tell yet."""
+    done = run_python(DURING_IMPORTS, GPUSCOPE="idle")
+    assert done.returncode == 0, done.stderr
