@@ -1,0 +1,95 @@
+"""
+What the background pays per stage where an application has a TracerProvider, by the way that its spans go.
+
+Requests of seven stages, through a provider with a batch processor and the OTLP exporter over HTTP, to a receiver of
+its own process. Each way is a process of its own; they take turns. A figure is the CPU time of all threads but the
+program's, divided by the stages.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+
+from _common import Goal, arguments, child, interleave, median, save, table
+from _receiver import PATH, Receiver
+
+WAYS = {"otlp": "otlp", "application": "auto", "sdk": "sdk"}
+"""By the name that `statistics()` has for it: what `exporters` was."""
+INNER = ("decode", "preprocess", "h2d", "infer", "d2h", "postprocess")
+PAUSE_S = 0.004
+
+
+def measure(way: str, url: str, requests: int) -> float:
+    """Record requests in this process; return microseconds of CPU time of the background per stage."""
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    import gpuscope
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url)))
+    trace.set_tracer_provider(provider)
+    gpuscope.enable(exporters=WAYS[way], otlp_endpoint=url, metrics="none")
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            with gpuscope.stage("request"):
+                for name in INNER:
+                    with gpuscope.stage(name):
+                        pass
+            time.sleep(PAUSE_S)
+        gpuscope.flush(30)
+        provider.force_flush()
+
+    run(requests // 5)
+    process_s, own_s = time.process_time(), time.thread_time()
+    run(requests)
+    spent_s = (time.process_time() - process_s) - (time.thread_time() - own_s)
+    statistics = gpuscope.statistics()
+    assert statistics.exporters == (way,), statistics
+    assert statistics.exported == statistics.recorded, statistics
+    return spent_s / requests / (1 + len(INNER)) * 1e6
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--way", nargs=3, metavar=("WAY", "URL", "REQUESTS"), help="measure one here; print its JSON")
+    options = parser.parse_args()
+    if options.way:
+        way, url, requests = options.way
+        print(json.dumps(measure(way, url, int(requests))))
+        return
+    rounds, requests = (2, 100) if options.quick else (options.rounds, 500)
+    with closing(Receiver()) as receiver:
+        url = receiver.endpoint + PATH
+
+        def turn(way: str) -> float:
+            return float(child([str(Path(__file__)), "--way", way, url, str(requests)], {"GPUSCOPE": "idle"}))
+
+        raw = interleave({way: lambda way=way: turn(way) for way in WAYS}, rounds, warmup=0)
+    print(
+        table(
+            ["way", "background, µs per stage", "least", "most"],
+            [[w, median(v), min(v), max(v)] for w, v in raw.items()],
+        )
+    )
+    goals = [
+        Goal(
+            "through the application's exporter, over `otlp`",
+            median(raw["application"]) / median(raw["otlp"]),
+            1.5,
+            "x",
+        ),
+        Goal("`sdk` over that", median(raw["sdk"]) / median(raw["application"]), 5, "x", at_least=True),
+    ]
+    save("exporters", options.out, goals=goals, unit="us per stage", rounds=raw)
+
+
+if __name__ == "__main__":
+    main()
