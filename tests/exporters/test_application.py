@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import types
 
 import grpc
 import pytest
@@ -19,6 +20,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, Trace
 from gpuscope import _runtime, stage
 from gpuscope._recording.state import state
 from gpuscope._settings.config import Config
+from gpuscope.exporters._transport.through import ApplicationClient
 
 from .receiver import Answer, Receiver
 from .receiver_of_grpc import GrpcReceiver
@@ -294,3 +296,27 @@ def test_an_answer_that_hangs_loses_nothing_else(record, receivers):
     assert time.monotonic() - began < 8
     assert engine.statistics().lost == {"shutdown": 1}
     receivers[0].release()
+
+
+class OlderExporter:
+    """An exporter of OpenTelemetry 1.35 to 1.43, as far as bytes go: one call is one attempt, and may raise."""
+
+    _endpoint, _timeout, _shutdown = "http://127.0.0.1:9/v1/traces", 10, False
+
+    def __init__(self, *failures):
+        self.failures, self.taken = list(failures), []
+
+    def _export(self, payload, timeout_s):
+        if self.failures:
+            raise self.failures.pop(0)
+        self.taken.append(payload)
+        return types.SimpleNamespace(ok=True, content=b"")
+
+
+def test_an_older_exporter_that_cannot_connect_is_asked_again():
+    """What the network does is not taken for a version that is not known, so bytes go on being sent as bytes."""
+    exporter, waits = OlderExporter(ConnectionRefusedError(), TimeoutError()), []
+    client = ApplicationClient("http", exporter, list, waits.append)
+    assert client.post(b"one").reason == ""
+    assert client.post(b"two").reason == ""
+    assert (exporter.taken, waits) == ([b"one", b"two"], [1.0, 2.0])

@@ -93,7 +93,10 @@ class ApplicationClient:
         deadline_s = time.monotonic() + float(self._exporter._timeout)
 
         def attempt(left_s: float) -> tuple[Outcome, bool]:
-            answer = self._exporter._export(payload, left_s)
+            try:
+                answer = self._exporter._export(payload, left_s)
+            except OSError as error:  # All that `requests` raises; the exporter has tried twice.
+                return Outcome("unreachable", type(error).__name__), True
             if answer.ok:
                 return Outcome(body=answer.content), False
             return _refused(answer.status_code, answer.reason), answer.status_code in _RETRYABLE
