@@ -10,7 +10,7 @@ from dataclasses import MISSING, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gpuscope._settings.parsers import PartlyError
-from gpuscope._settings.shown import shown_text
+from gpuscope._settings.shown import shown_variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,5 +74,5 @@ def read(setting: Field[Any], environ: Mapping[str, str]) -> tuple[dict[str, obj
     except PartlyError as error:
         return {setting.name: error.value}, [f"{variable}: expected {error}; the others are used."]
     except ValueError as error:
-        seen, default = shown_text(text) if setting.repr else "...", setting.metadata["shown"]
-        return {}, [f"ignoring {variable}={seen}: expected {error}; using the default, {default}."]
+        default = setting.metadata["shown"]
+        return {}, [f"ignoring {variable} ({shown_variable(text)}): expected {error}; using the default, {default}."]

@@ -69,7 +69,8 @@ def exporters(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
     bad = [name for name in names if name not in EXPORTERS]
     if bad or not names or ("none" in names and len(names) > 1):
-        hint = perhaps(bad[0], EXPORTERS) if bad else ""
+        hint = f", unlike number {names.index(bad[0]) + 1}" if bad and len(names) > 1 else ""
+        hint += perhaps(bad[0], EXPORTERS) if bad else ""
         raise ValueError(f"auto, none, or any of otlp, sdk and file, separated by commas{hint}")
     return names
 

@@ -38,8 +38,19 @@ def shown_path(path: str) -> str:
     return path if path.isprintable() else repr(path)
 
 
+def shown_variable(text: str) -> str:
+    """
+    Return what is said of the text of a malformed variable: a number is quoted, of anything else the length alone.
+
+    What was meant for another variable may be a credential, and looks like any other word.
+    """
+    if re.fullmatch(r"[-+]?\d{1,9}(\.\d{1,9})?", text.strip()):
+        return text.strip()
+    return f"a text of {len(text)} character{'' if len(text) == 1 else 's'}"
+
+
 def shown_text(value: object) -> str:
-    """Return what was seen in a variable as it may be quoted: not what may be a URL, a pair with a secret, or a key."""
+    """Return what a program gave as a setting as it may be quoted: not what may be a URL, a secret's pair, or a key."""
     text = str(value)
     may_be_secret = len(text) > _LONGEST_WORD or any(sign in text for sign in ("@", "://", "=", "%"))
     return "..." if may_be_secret and not text.isdigit() else repr(value)

@@ -6,13 +6,14 @@ Knows no framework, and imports none to find a file.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gpuscope._settings.names import perhaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,9 +39,8 @@ def modules_of(names: Iterable[str]) -> dict[str, str]:
     for given in names:
         name = others.get(given, given)
         if name != "all" and name not in known:
-            close = difflib.get_close_matches(name, [*known, *others], 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}, or all."
-            raise ValueError(f"Unknown framework {name!r}: {hint}")
+            meant = perhaps(name, [*known, *others])
+            raise ValueError(f"Unknown framework {name!r}: expected one of {', '.join(known)}, or all{meant}.")
         found.update(known if name == "all" else {name: known[name]})
     return found
 

@@ -11,7 +11,7 @@ import atexit
 import difflib
 import functools
 import sys
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import wrapt
 
@@ -23,7 +23,7 @@ from gpuscope._recording.state import state
 from gpuscope.instrument import _frameworks, _main_module
 from gpuscope.instrument._import_hooks import when_complete, when_over
 from gpuscope.instrument._patching import Patches, closest, is_being_imported
-from gpuscope.instrument._targets import Target, names_of, read_file, targets_of
+from gpuscope.instrument._targets import FORM, Target, names_of, read_file, split, targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -85,17 +85,30 @@ def uninstrument() -> None:
 
 
 def follow_environment() -> None:
-    """Do what the environment variables say; a mistake in one brings a warning, and the program runs on."""
+    """Do what the environment variables say; a mistake in one costs that part, and brings a warning."""
     config = state.config
-    for variable, arguments in (
-        ("GPUSCOPE_STAGES", {"stages": config.stages}),
+    parts: list[tuple[str, dict[str, Any]]] = [
+        *((f"number {at} of GPUSCOPE_STAGES", {"stages": each}) for at, each in enumerate(split(config.stages), 1)),
         ("GPUSCOPE_STAGES_FILE", {"file": config.stages_file or None}),
-        ("GPUSCOPE_FRAMEWORKS", {"frameworks": config.frameworks}),
-    ):
+        *(
+            (f"number {at} of GPUSCOPE_FRAMEWORKS", {"frameworks": each})
+            for at, each in enumerate(names_of(config.frameworks), 1)
+        ),
+    ]
+    for part, argument in parts:
         try:
-            instrument(**arguments)
+            instrument(**argument)
         except Exception as error:  # Whatever it is: `import gpuscope` goes on.
-            logger.warning("ignoring %s: %s", variable, message_of(error))
+            logger.warning("ignoring %s: %s", part, _without_value(error, part))
+
+
+def _without_value(error: Exception, part: str) -> str:
+    """Return what is wrong; of a variable's own text, which may be a credential, only what was expected instead."""
+    said = message_of(error)
+    if "GPUSCOPE_STAGES_FILE" in part or not isinstance(error, ValueError):
+        return said
+    _, sign, expected = said.rpartition(": expected ")
+    return f"expected {expected}" if sign else f"expected {FORM}."
 
 
 class Instrumentation:

@@ -88,7 +88,7 @@ def targets_of(stages: str | Iterable[Target] | Mapping[str, str]) -> list[Targe
 
     """
     if isinstance(stages, str):
-        return [_parse(item) for item in _split(stages)]
+        return [_parse(item) for item in split(stages)]
     if isinstance(stages, Mapping):
         return [_parse(f"{stage}={path}") for stage, path in stages.items()]
     if not isinstance(stages, Iterable):
@@ -128,7 +128,7 @@ def _parse(item: str) -> Target:
     if match is None:
         raise ValueError(f"Invalid stage {item!r}: expected {FORM}; attributes follow as `{{batch_size=len(images)}}`.")
     stage, path, attributes = match.groups(default="")
-    return Target(stage.strip(), path.strip(), dict(map(_attribute, _split(attributes))))
+    return Target(stage.strip(), path.strip(), dict(map(_attribute, split(attributes))))
 
 
 def _attribute(item: str) -> tuple[str, str]:
@@ -138,8 +138,8 @@ def _attribute(item: str) -> tuple[str, str]:
     return name.strip(), expression.strip()
 
 
-def _split(text: str) -> list[str]:
-    """Split at commas and line ends, except within brackets and quotes."""
+def split(text: str) -> list[str]:
+    """Return the items of a text: it is split at commas and line ends, except within brackets and quotes."""
     parts, quote, depth = [""], "", 0
     for letter in text:
         if letter in ",\n" and not depth and not quote:

@@ -523,7 +523,10 @@ class TestForms:
                 {"stages": "a=app:f{n=open(x)}"},
                 r"Invalid expression 'open\(x\)', at 'open\(x\)': expected names of arguments",
             ),
-            ({"frameworks": "transformer"}, "Unknown framework 'transformer': did you mean 'transformers'"),
+            (
+                {"frameworks": "transformer"},
+                r"Unknown framework 'transformer': expected one of .* \(did you mean transformers\?\)",
+            ),
         ],
     )
     def test_mistakes_in_calls_raise(self, arguments, said):
@@ -672,27 +675,32 @@ class TestEnvironment:
     """The variables, in programs of their own."""
 
     def test_stages_by_variable(self, run_python, tmp_path):
-        """`GPUSCOPE_STAGES` is enough where gpuscope is imported; a mistake warns once, and the program runs."""
+        """`GPUSCOPE_STAGES` is enough where gpuscope is imported; a mistake costs that part and warns once."""
         (tmp_path / "app.py").write_text(KINDS)
         program = "import app, gpuscope\napp.plain([1])\ngpuscope.flush()\nprint(gpuscope.statistics().recorded)\n"
         done = run_python(
             program,
             GPUSCOPE="1",
             GPUSCOPE_EXPORTER="none",
-            GPUSCOPE_STAGES="a=app:plain, b=app:cachd, c=ap:gone",
-            GPUSCOPE_FRAMEWORKS="nothing",
+            GPUSCOPE_STAGES="hunter2, a=app:plain, b=app:cachd, c=ap:gone, d=app:plain{n=hunter2(x)}",
+            GPUSCOPE_FRAMEWORKS="hunter2",
             GPUSCOPE_STAGES_FILE="missing.toml",
         )
         assert done.stdout == "1\n"
         assert done.returncode == 0
         said = done.stderr.splitlines()
         assert "ignoring GPUSCOPE_STAGES_FILE: [Errno 2] No such file or directory: 'missing.toml'" in said
+        assert any(line.startswith("ignoring number 1 of GPUSCOPE_FRAMEWORKS: expected one of ") for line in said)
         assert any(
-            line.startswith("ignoring GPUSCOPE_FRAMEWORKS: Unknown framework 'nothing': expected one of ")
+            line.startswith("ignoring number 1 of GPUSCOPE_STAGES: expected `stage=package.module:function`")
             for line in said
         )
+        assert any(
+            line.startswith("ignoring number 5 of GPUSCOPE_STAGES: expected names of arguments") for line in said
+        )
+        assert "hunter2" not in done.stderr
         assert "app:cachd does not exist: `app` has no `cachd`; did you mean `cached`?" in said
-        assert len(said) == 4
+        assert len(said) == 6
 
     def test_a_module_that_is_never_imported(self, run_python, tmp_path):
         """A module that never came is said at exit, with the one that was meant if there is one."""

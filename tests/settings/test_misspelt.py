@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,8 @@ class TestExporters:
         config, (said,) = Config.from_env({"GPUSCOPE_EXPORTER": "otlp,filee"})
         assert config.exporters == ("auto",)
         assert said == (
-            f"ignoring GPUSCOPE_EXPORTER='otlp,filee': expected {NAMES} (did you mean file?); using the default, auto."
+            f"ignoring GPUSCOPE_EXPORTER (a text of 10 characters): expected {NAMES}, unlike number 2 "
+            "(did you mean file?); using the default, auto."
         )
 
     def test_objects_are_named_by_their_type(self):
@@ -188,8 +190,9 @@ class TestEndpoints:
             config, (complaint,) = Config.from_env({variable: url})
             assert getattr(config, setting) == getattr(Config(), setting)
             assert complaint.startswith(
-                f"ignoring {variable}=...: expected a URL such as {SOMEWHERE} (this one {said})"
+                f"ignoring {variable} (a text of {len(url)} characters): expected a URL such as"
             )
+            assert f" such as {SOMEWHERE} (this one {said})" in complaint
             with pytest.raises(ValueError, match=f"`{setting}`: expected a URL such as") as caught:
                 Config().changed(**{setting: url})
             assert said in str(caught.value)
@@ -242,6 +245,24 @@ class TestVariables:
         config, complaints = Config.from_env({variable: "secret"})
         assert complaints == [f"{variable} is not a variable of gpuscope; did you mean {meant}?"]
         assert config == Config()
+
+    def test_no_malformed_variable_is_quoted(self):
+        """What a variable has to be is said, not the word in it, which may be a credential of another variable."""
+        variables = [each for field in fields(Config) for each in field.metadata["variables"]]
+        complained = [
+            complaint
+            for variable in variables
+            for complaint in Config.from_env({variable: "hunter2"})[1]
+            if variable in complaint
+        ]
+        assert len(complained) > len(variables) / 2
+        assert "hunter2" not in str(complained)
+
+    def test_a_number_that_is_not_allowed_is_quoted(self):
+        """A short number tells more than its length, and is not a credential."""
+        _, (complaint,) = Config.from_env({"GPUSCOPE_WARMUP": " -1"})
+        assert complaint.startswith("ignoring GPUSCOPE_WARMUP (-1): expected a whole number from 0 to")
+        assert "(a text of 12 characters)" in Config.from_env({"GPUSCOPE_WARMUP": "123456789012"})[1][0]
 
     def test_one_that_is_like_none(self):
         """There is no closest name, so the sentence says where all are."""
