@@ -18,13 +18,12 @@ from gpuscope._data.values import shown
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
-from gpuscope._settings.enabling import seconds, to_record
+from gpuscope._settings.enabling import description, seconds, to_record
 from gpuscope._settings.environment import is_off, is_set_up_without_being_on, variables
-from gpuscope._settings.shown import shown_path, shown_url
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from typing_extensions import Unpack
 
@@ -67,16 +66,29 @@ def enable(**settings: object) -> None:
         ValueError: for a value that is not allowed, or a `file` in a directory that does not exist.
 
     """
-    config = to_record(state.config, settings)
     with state.lock:
-        engine = state.engine
-        if engine is None or engine.ended or (settings and engine.config != config):
-            if engine is not None:
-                engine.shutdown(engine.config.shutdown_timeout_s)
-            start(config)
-        elif state.recorder is None:
-            state.switch_to(engine.recorder)
-        state.allow_toggling()
+        # A signal handler within the imports that follow leaves what it wants to the call that it came into.
+        is_outermost, state.wanted = state.wanted is None, settings
+        try:
+            while is_outermost and (settings := state.wanted) is not None:
+                _enable(settings)
+                if state.wanted is settings:
+                    state.wanted = None
+        finally:
+            if is_outermost:
+                state.wanted = None
+
+
+def _enable(settings: Mapping[str, object]) -> None:
+    config = to_record(state.config, settings)
+    engine = state.engine
+    if engine is None or engine.ended or (settings and engine.config != config):
+        if engine is not None:
+            engine.shutdown(engine.config.shutdown_timeout_s)
+        start(config)
+    elif state.recorder is None:
+        state.switch_to(engine.recorder)
+    state.allow_toggling()
 
 
 def start(config: Config, **parts: Unpack[Parts]) -> Engine:
@@ -97,7 +109,7 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
             state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
             state.graphs.install(config.queue_size)
         _hook_exit_and_fork()
-    _logger().info("recording starts: %s", _description(config))
+    _logger().info("recording starts: %s", description(config))
     elisions.listen()
     return engine
 
@@ -130,15 +142,6 @@ def period(config: Config, **parts: Unpack[Parts]) -> Iterator[Engine]:
         engine.shutdown(config.shutdown_timeout_s)
         state.engine, recorder, state.may_toggle = before
         state.switch_to(recorder)
-
-
-def _description(config: Config) -> str:
-    where = ", ".join(config.exporters)
-    if "otlp" in config.exporters or "auto" in config.exporters:
-        where += f" (OTLP: {shown_url(config.traces_url)})"
-    if "file" in config.exporters:
-        where += f" (file: {shown_path(config.file)})"
-    return f"exporter {where}; NVTX {'on' if config.nvtx else 'off'}; queue {config.queue_size}; pid {os.getpid()}."
 
 
 def disable() -> None:

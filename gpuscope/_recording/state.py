@@ -15,6 +15,7 @@ from gpuscope._data.record import Site, UnnamedSite
 
 if TYPE_CHECKING:
     import logging
+    from collections.abc import Mapping
 
     from gpuscope._data.record import FromAbove
     from gpuscope._data.statistics import Statistics
@@ -91,6 +92,8 @@ class State:
         self._said: set[str] = set()
         """What was warned about in the environment. `gpuscope run` reads it twice."""
         self.lock = threading.RLock()
+        self.wanted: Mapping[str, object] | None = None
+        """The settings of an `enable` that is not done yet."""
         self.hooked = False
         self.look: FromAbove = None
         """The deep look that is on; it takes part in every period of recording."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from gpuscope._settings.shown import shown_path, shown_url
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -52,6 +54,16 @@ def _check_file(file: str) -> None:
         raise ValueError(f"`file` is {file!r}: there is no directory {directory!r}; create it first.")
     if os.path.isdir(file):  # noqa: PTH112
         raise ValueError(f"`file` is {file!r}: that is a directory; name a file in it.")
+
+
+def description(config: Config) -> str:
+    """Return what recording starts with, for the log."""
+    where = ", ".join(config.exporters)
+    if "otlp" in config.exporters or "auto" in config.exporters:
+        where += f" (OTLP: {shown_url(config.traces_url)})"
+    if "file" in config.exporters:
+        where += f" (file: {shown_path(config.file)})"
+    return f"exporter {where}; NVTX {'on' if config.nvtx else 'off'}; queue {config.queue_size}; pid {os.getpid()}."
 
 
 def seconds(timeout: object, default: float) -> float:

@@ -181,3 +181,45 @@ def test_the_account_may_be_asked_for_while_it_is_imported(run_python):
     """By a signal handler that comes within the first `enable()`: there is nothing to tell yet."""
     done = run_python(DURING_IMPORTS, GPUSCOPE="idle")
     assert done.returncode == 0, done.stderr
+
+
+ALL_DURING_IMPORTS = """
+import itertools, sys
+import gpuscope
+from gpuscope import stage
+
+def run():
+    with stage("in a handler"):
+        pass
+
+calls = itertools.cycle((
+    run, gpuscope.enable, lambda: gpuscope.enable(exporters="none", warmup=7), gpuscope.statistics,
+    lambda: str(gpuscope.summary()), lambda: gpuscope.flush(0), gpuscope.is_enabled,
+))
+done = []
+
+def handle(frame, event, argument):
+    if frame.f_code.co_name == "<module>":
+        next(calls)()
+        done.append(frame.f_code.co_filename)
+        return handle
+
+sys.settrace(handle)
+gpuscope.enable(exporters="none", warmup=3)
+gpuscope.enable(exporters="none", warmup=7)
+sys.settrace(None)
+for expected in EXPECTED:
+    assert any(each.endswith(expected) for each in done), done[:5]
+assert gpuscope.is_enabled()
+run()
+assert gpuscope.flush()
+assert "in a handler" in str(gpuscope.summary())
+assert gpuscope.statistics().recorded > 0
+"""
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("idle", ["engine.py"]), ("0", ["config.py", "engine.py"])])
+def test_everything_may_be_called_while_the_first_enable_imports(run_python, mode, expected):
+    """By signal handlers, between any two lines of modules. What they want to switch on comes after the imports."""
+    done = run_python(f"EXPECTED = {expected}\n{ALL_DURING_IMPORTS}", GPUSCOPE=mode)
+    assert done.returncode == 0, done.stderr
