@@ -70,9 +70,9 @@ def enable(**settings: object) -> None:
         # A signal handler within the imports that follow leaves what it wants to the call that it came into.
         is_outermost, state.wanted = state.wanted is None, settings
         try:
-            while is_outermost and (settings := state.wanted) is not None:
-                _enable(settings)
-                if state.wanted is settings:
+            while is_outermost and (wanted := state.wanted) is not None:
+                _enable(wanted)
+                if state.wanted is wanted:
                     state.wanted = None
         finally:
             if is_outermost:

@@ -8,7 +8,7 @@ could not be sent: only the newest is held, and each is tried once.
 from __future__ import annotations
 
 import contextlib
-from threading import Condition, Event, Thread
+from threading import Condition, Event
 from typing import TYPE_CHECKING
 
 from gpuscope._log import SUPPRESSED, WarnOnce, inform
@@ -17,7 +17,11 @@ from gpuscope.exporters._encoding.metrics_message import request_bytes
 from gpuscope.exporters._encoding.otlp_message import rejected_spans
 from gpuscope.exporters._transport.grpc_client import METRICS, client_for
 from gpuscope.exporters._transport.http import Endpoint, Outcome
-from gpuscope.exporters._transport.sender import suppress_instrumentation
+from gpuscope.exporters._transport.sender import (
+    start_thread,
+    suppress_instrumentation,
+    without_instrumentation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,8 +56,7 @@ class OtlpMetrics:
         self._succeeded = False
         self._warnings = WarnOnce(SUPPRESSED)
         # Started at once, because Python 3.12 and later start no thread once the interpreter has begun to exit.
-        self._thread = Thread(target=self._run, name="gpuscope-metrics", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, "gpuscope-metrics")
 
     def put(self, snapshot: Snapshot) -> None:
         """Have a snapshot sent, in place of the one that still waits, if any."""
@@ -67,12 +70,18 @@ class OtlpMetrics:
         """Wait until what was put has been tried, for at most `timeout_s` seconds."""
         with self._changed:
             target = self._put
+        if self._thread is None and self._next is not None:
+            with without_instrumentation():
+                self._send_next()
+        with self._changed:
             self._changed.wait_for(lambda: self._done >= target or self._closing, timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:
         """Wait as `flush` does, and end the thread; a request that hangs ends with its own timeout."""
         self.flush(timeout_s)
         self._close()
+        if self._thread is None:
+            self._client.close()
 
     def _close(self) -> None:
         with self._changed:
@@ -82,19 +91,27 @@ class OtlpMetrics:
 
     def _run(self) -> None:
         suppress_instrumentation()
-        while (taken := self._take()) is not None:
-            snapshot, number = taken
-            try:
-                outcome = self._client.post(request_bytes(snapshot, self._resource))
-            except BaseException as error:  # Whatever it is, the next snapshot may fare better.
-                outcome = Outcome("error", type(error).__name__)
-            # The application's log handlers may raise, and the thread must outlive them.
-            with contextlib.suppress(Exception):
-                self._conclude(outcome)
-            with self._changed:
-                self._done = number
-                self._changed.notify_all()
+        while self._send_next():
+            pass
         self._client.close()
+
+    def _send_next(self) -> bool:
+        """Send the next snapshot; return False once all is done."""
+        taken = self._take()
+        if taken is None:
+            return False
+        snapshot, number = taken
+        try:
+            outcome = self._client.post(request_bytes(snapshot, self._resource))
+        except BaseException as error:  # Whatever it is, the next snapshot may fare better.
+            outcome = Outcome("error", type(error).__name__)
+        # The application's log handlers may raise, and the thread must outlive them.
+        with contextlib.suppress(Exception):
+            self._conclude(outcome)
+        with self._changed:
+            self._done = number
+            self._changed.notify_all()
+        return True
 
     def _take(self) -> tuple[Snapshot, int] | None:
         with self._changed:

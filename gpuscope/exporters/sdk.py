@@ -8,7 +8,6 @@ down. A span costs some 30 µs of the GIL here, so it works in steps of a few st
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from concurrent.futures import Future, wait
 from copy import copy
@@ -24,6 +23,7 @@ from gpuscope._otel.lazy_span import RealSpan, let_go_of_span
 from gpuscope._otel.provider_end import original_flush
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import SAID_BY_US, resolve, spans_of
+from gpuscope.exporters._transport.sender import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -229,13 +229,15 @@ class _Flusher:
 
     def __init__(self) -> None:
         self._requests: SimpleQueue[tuple[Callable[[int], object], float, Future[bool]] | None] = SimpleQueue()
-        threading.Thread(target=self._run, name="gpuscope-flush", daemon=True).start()
+        self._thread = start_thread(self._run, "gpuscope-flush")
 
     def flush(self, provider: object, timeout_s: float) -> bool:
         """Return whether the provider flushed within the time; raise what it raised."""
         force_flush = original_flush(provider)
         if force_flush is None:
             return True
+        if self._thread is None:
+            return force_flush(int(timeout_s * 1e3)) is not False
         answer: Future[bool] = Future()
         self._requests.put((force_flush, timeout_s, answer))
         done, _ = wait((answer,), timeout_s)

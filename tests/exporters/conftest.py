@@ -75,6 +75,19 @@ def make_exporter(otlp_receiver):
 
 
 @pytest.fixture
+def no_threads(monkeypatch):
+    """No thread of gpuscope's can be started, as on CPython 3.12.0 to 3.12.2 once the program has ended."""
+    start_anyway = threading.Thread.start
+
+    def start(thread):
+        if thread.name.startswith("gpuscope-"):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+        start_anyway(thread)
+
+    monkeypatch.setattr("threading.Thread.start", start)
+
+
+@pytest.fixture
 def send(account):
     """Return a function that exports so many stages as one batch."""
 

@@ -176,6 +176,15 @@ class TestFailures:
         exporter.flush(20)
         assert len(otlp_receiver.requests) == 1
 
+    def test_without_a_thread_a_flush_sends(self, make_metrics, otlp_receiver, no_threads):
+        """Each snapshot once; the shutdown sends the last."""
+        exporter = make_metrics()
+        send(exporter)
+        exporter.flush(20)
+        exporter.put(snapshot(lost=7))
+        exporter.shutdown(20)
+        assert [each.metrics[LOST.name].sum.data_points[0].as_int for each in otlp_receiver.requests][1:] == [7]
+
     def test_the_thread_ends_with_shutdown(self, make_metrics):
         """Nothing of ours stays behind where the endpoint answers."""
         exporter = make_metrics()

@@ -101,6 +101,30 @@ def test_shutdown_keeps_its_deadline(make_exporter, otlp_receiver, send, account
     account.check()
 
 
+def test_without_a_thread_a_flush_sends(make_exporter, otlp_receiver, send, account, no_threads):
+    """And so does the shutdown; what is refused then is lost, once."""
+    exporter = make_exporter(schedule_delay_s=3600)
+    send(exporter, 3)
+    assert exporter.flush(10)
+    send(exporter, 2)
+    exporter.shutdown(10)
+    assert account.exported == 5
+    assert len(otlp_receiver.requests) == 2
+    account.check()
+
+
+def test_without_a_thread_the_deadline_is_kept(make_exporter, otlp_receiver, send, account, no_threads):
+    """A request that hangs ends with its own timeout, and no further one begins after the deadline."""
+    otlp_receiver.answer(Answer(hang=True))
+    exporter = make_exporter(limits=Limits(delay_s=0, payload_stages=1), otlp_timeout_s=0.1)
+    for _ in range(3):
+        send(exporter)
+    exporter.shutdown(0.05)
+    assert account.exported + sum(account.lost.values()) == 3
+    assert account.lost["shutdown"] == 2
+    account.check()
+
+
 def test_shutdown_sends_what_waits(make_exporter, otlp_receiver, send, account):
     """A shutdown within its time delivers everything and ends the thread; what comes later is lost, not kept."""
     exporter = make_exporter(schedule_delay_s=3600)

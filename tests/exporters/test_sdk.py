@@ -311,6 +311,13 @@ class TestFlush:
         """A flush is the provider's flush."""
         assert service.exporter.flush(5.0)
 
+    def test_without_a_thread_it_is_asked_here(self, no_threads):
+        """Its own deadline has to do, because nobody can wait in another thread."""
+        service = Service(Provider())
+        service.provider.go_on.set()
+        assert service.exporter.flush(5.0)
+        assert service.provider.asked_ms == [5000]
+
     def test_flush_that_hangs(self):
         """A provider that ignores the deadline of a flush holds nobody beyond it."""
         service = Service(Provider())

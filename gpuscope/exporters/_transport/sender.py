@@ -19,7 +19,10 @@ from gpuscope.exporters._pieces import Chunk, post
 from gpuscope.exporters._transport.http import Client, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from contextvars import Token
+
+    from opentelemetry.context import Context
 
     from gpuscope._data.statistics import Delivery
 
@@ -75,8 +78,7 @@ class Sender:
         self._warnings = WarnOnce(COUNTED)
         # Started here and not when there is something to send: Python 3.12 and later start no thread once the
         # interpreter has begun to exit, which is when the last spans come.
-        self._thread = Thread(target=self._run, name="gpuscope-sender", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, "gpuscope-sender")
 
     @property
     def shown_url(self) -> str:
@@ -111,10 +113,13 @@ class Sender:
         with self._changed:
             target = self._due = self._put
             self._changed.notify_all()
+        self._send_here(timeout_s)
+        with self._changed:
             return self._changed.wait_for(lambda: self._settled >= target, timeout_s)
 
     def shutdown(self, timeout_s: float) -> None:
         """Send what can be sent within the time and settle the rest as lost."""
+        self._send_here(timeout_s)
         with self._changed:
             self._closing = True
             self._interrupt.set()
@@ -131,6 +136,8 @@ class Sender:
             for chunk in abandoned:
                 chunk.settle("shutdown")
             self._warn("shutdown", "the time ran out with spans unsent")
+        if self._thread is None:
+            self._client.close()
 
     def _refusal(self, size: int) -> str:
         if self._closing:
@@ -145,14 +152,28 @@ class Sender:
     def _run(self) -> None:
         suppress_instrumentation()
         while chunks := self._next_payload():
-            try:
-                outcome = post(chunks, self._client, self._wrap, lambda: bool(self._in_flight))
-            except BaseException as error:  # Whatever it is, the thread must outlive it, or all later spans are lost.
-                outcome = Outcome("error", type(error).__name__)  # Its message may quote headers.
-            # The application's log handlers may raise, and the thread must outlive them.
-            with contextlib.suppress(Exception):
-                self._conclude(outcome)
+            self._send(chunks)
         self._client.close()
+
+    def _send_here(self, timeout_s: float) -> None:
+        """Send what is held on the thread that asks, within about the time, where there is no thread to do it."""
+        if self._thread is not None:
+            return
+        until_s = monotonic() + timeout_s
+        with without_instrumentation():
+            while self._waiting and monotonic() < until_s:
+                with self._changed:
+                    self._in_flight = self._take_waiting()
+                self._send(list(self._in_flight))
+
+    def _send(self, chunks: list[Chunk]) -> None:
+        try:
+            outcome = post(chunks, self._client, self._wrap, lambda: bool(self._in_flight))
+        except BaseException as error:  # Whatever it is, the thread must outlive it, or all later spans are lost.
+            outcome = Outcome("error", type(error).__name__)  # Its message may quote headers.
+        # The application's log handlers may raise, and the thread must outlive them.
+        with contextlib.suppress(Exception):
+            self._conclude(outcome)
 
     def _next_payload(self) -> list[Chunk]:
         """Wait until a payload is due and return its chunks; return none once all is done."""
@@ -215,9 +236,31 @@ class Sender:
         self._warnings.warn(reason, "cannot export to %s: %s (%s).", self._client.shown_url, reason, detail)
 
 
-def suppress_instrumentation() -> None:
+def start_thread(work: Callable[[], None], name: str) -> Thread | None:
+    """Return a daemon thread that does some work, or None: 3.12.0 to 3.12.2 start none once the program has ended."""
+    thread = Thread(target=work, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        return None
+    return thread
+
+
+def suppress_instrumentation() -> Token[Context]:
     """Keep the application's instrumentation of HTTP clients from making spans of our requests, and so on forever."""
     from opentelemetry import context
 
     private = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", SUPPRESS)
-    context.attach(context.set_value(SUPPRESS, True, context.set_value(private, True)))
+    return context.attach(context.set_value(SUPPRESS, True, context.set_value(private, True)))
+
+
+@contextlib.contextmanager
+def without_instrumentation() -> Iterator[None]:
+    """Do the same for the length of a block."""
+    from opentelemetry import context
+
+    token = suppress_instrumentation()
+    try:
+        yield
+    finally:
+        context.detach(token)
