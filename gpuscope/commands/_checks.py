@@ -21,7 +21,7 @@ from gpuscope._data.native import native
 from gpuscope._log import COUNTED, logger
 from gpuscope._settings.config import Config, read_environment
 from gpuscope._settings.environment import wants_native
-from gpuscope._settings.shown import shown_setting, shown_url
+from gpuscope._settings.shown import shown_path, shown_setting, shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -208,9 +208,11 @@ def files() -> Iterator[Finding]:
         return
     folder = Path(config.file).absolute().parent
     if os.access(folder, os.W_OK):
-        yield Finding("file", OK, f"{config.file}, rotated at {config.file_max_bytes:,} bytes")
+        yield Finding("file", OK, f"{shown_path(config.file)}, rotated at {config.file_max_bytes:,} bytes")
     else:
-        yield Finding("file", PROBLEM, f"cannot write into {folder}", "Create the folder, or set GPUSCOPE_FILE.")
+        yield Finding(
+            "file", PROBLEM, f"cannot write into {shown_path(str(folder))}", "Create the folder, or set GPUSCOPE_FILE."
+        )
 
 
 def recording() -> Iterator[Finding]:

@@ -22,11 +22,6 @@ def report(where="out"):
     open(where, "w").write(json.dumps(gpuscope.statistics().as_dict()))
 """
 ON = {"GPUSCOPE": "1", "GPUSCOPE_EXPORTER": "file", "GPUSCOPE_FILE": "spans-{pid}.jsonl", "GPUSCOPE_INTERVAL": "30"}
-at_exit = pytest.mark.skipif(
-    (3, 12) <= sys.version_info < (3, 12, 3),
-    reason="CPython 3.12.0 to 3.12.2 start no thread once the program has ended: what ends before the collector is "
-    "set up loses its stages, and says so",
-)
 
 
 def names(folder: Path) -> dict[str, list[str]]:
@@ -116,7 +111,7 @@ class TestModes:
         """A typo in a variable never stops a program."""
         result = run_python(HEAD + "work(); print('ran')", **{**ON, "GPUSCOPE_QUEUE_SIZE": "lots"})
         assert result.stdout == "ran\n"
-        assert result.stderr.count("GPUSCOPE_QUEUE_SIZE='lots'") == 1
+        assert result.stderr.count("GPUSCOPE_QUEUE_SIZE") == 1
 
     def test_one_line_when_recording_starts(self, run_python):
         """The start says where spans go."""
@@ -128,7 +123,6 @@ class TestModes:
 class TestExit:
     """The ways in which a process ends."""
 
-    @at_exit
     @pytest.mark.parametrize(
         ("ending", "code"),
         [
@@ -259,7 +253,6 @@ class TestChildren:
         (spans,) = names(tmp_path).values()
         assert spans == ["inner"] * 3 + ["work"] * 3
 
-    @at_exit
     def test_subprocess_inherits_the_variables_and_exports_its_own(self, run_python, tmp_path):
         """A subprocess is a process like any other."""
         child = tmp_path / "child.py"
@@ -269,7 +262,6 @@ class TestChildren:
         assert result.returncode == 0, result.stderr
         assert sorted(names(tmp_path).values()) == [["inner", "inner", "work"], ["inner", "work"]]
 
-    @at_exit
     def test_trace_ids_differ_though_everybody_seeds_alike(self, run_python, tmp_path):
         """Ids do not come from the global generator, which frameworks seed identically on all ranks."""
         program = "import random; random.seed(0)\n" + HEAD + "random.seed(0); work()"
@@ -336,7 +328,6 @@ trace.set_tracer_provider(PROVIDER)
 """
 
 
-@at_exit
 def test_stages_of_handlers_at_exit_are_exported(run_python):
     """What the program records when it ends, in `atexit` and in finalizers, is in the file."""
     result = run_python(EXIT.replace("EARLY", "").replace("PROVIDER", ""), **ON)
@@ -361,7 +352,6 @@ def test_first_stages_after_the_main_thread_are_exported(run_python, where):
     assert "not exported" not in result.stderr
 
 
-@at_exit
 def test_stages_of_handlers_that_outlive_recording_are_counted(run_python):
     """A handler that was registered before gpuscope was imported runs after its end: its stages are counted."""
     early = "def last():\n    with stage('last'): pass\n    print(gpuscope.statistics())\natexit.register(last)"
@@ -369,7 +359,6 @@ def test_stages_of_handlers_that_outlive_recording_are_counted(run_python):
     assert "recorded 4, exported 3, pending 0, dropped 1 (after_shutdown 1), lost 0" in result.stdout, result.stderr
 
 
-@at_exit
 def test_a_provider_that_ends_at_exit_gets_what_there_is(run_python):
     """Stages before the provider's own handler go through it; of those after it, the log says that they are lost."""
     program = EXIT.replace("EARLY", "").replace("PROVIDER", PROVIDER, 1)
@@ -384,7 +373,6 @@ def test_a_provider_that_ends_at_exit_gets_what_there_is(run_python):
     assert "1 provider_shutdown" in result.stderr
 
 
-@at_exit
 def test_threads_that_never_stop_do_not_keep_the_end_from_ending(run_python):
     """Daemon threads that are always in stages cost nothing of what was recorded before, nor the exit its time."""
     program = HEAD + (
