@@ -206,12 +206,12 @@ def files() -> Iterator[Finding]:
     config, _ = read_environment()
     if "file" not in _names(config):
         return
-    folder = Path(config.file).absolute().parent
+    folder = str(Path(config.file).absolute().parent)
     if os.access(folder, os.W_OK):
         yield Finding("file", OK, f"{shown_path(config.file)}, rotated at {config.file_max_bytes:,} bytes")
     else:
         yield Finding(
-            "file", PROBLEM, f"cannot write into {shown_path(str(folder))}", "Create the folder, or set GPUSCOPE_FILE."
+            "file", PROBLEM, f"cannot write into {shown_path(folder)}", "Create the folder, or set GPUSCOPE_FILE."
         )
 
 
