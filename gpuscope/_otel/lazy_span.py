@@ -19,9 +19,9 @@ from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode
 
 from gpuscope._data.attributes import EXCEPTION_ESCAPED, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
-from gpuscope._data.descriptions import full_name_of, size_of
+from gpuscope._data.plain.descriptions import full_name_of, size_of
+from gpuscope._data.plain.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
 from gpuscope._data.record import ExceptionInfo
-from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
 from gpuscope._otel.contexts import SPAN_KEY
 from gpuscope._otel.notes import Notes
 from gpuscope._recording.queue import hold, tell

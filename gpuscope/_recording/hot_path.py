@@ -17,8 +17,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gpuscope._data.native import StageRecord, Trace, native
+from gpuscope._data.plain.values import exception_info
 from gpuscope._data.record import ThreadInfo
-from gpuscope._data.values import exception_info
 from gpuscope._interrupts import instead_of, is_the_programs
 from gpuscope._recording.current_stage import (
     TAKEN_OUT,

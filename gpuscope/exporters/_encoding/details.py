@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpuscope._data.attributes import ERROR_TYPE, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
-from gpuscope._data.values import as_text, clean_mapping, stacktrace
+from gpuscope._data.plain.values import as_text, clean_mapping, stacktrace
 
 if TYPE_CHECKING:
     from gpuscope._data.batch import SpanDetails
+    from gpuscope._data.plain.values import Clean
     from gpuscope._data.record import ExceptionInfo
-    from gpuscope._data.values import Clean
 
 _OK, _ERROR = 1, 2
 _STATUS = {"UNSET": 0, "OK": _OK, "ERROR": _ERROR}

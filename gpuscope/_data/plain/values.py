@@ -14,7 +14,7 @@ from itertools import islice
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuscope._data.descriptions import (
+from gpuscope._data.plain.descriptions import (
     MAX_TEXT,
     MISSING,
     SCALARS,
