@@ -12,8 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from gpuscope._data.plain.values import shown
 from gpuscope._data.record import Site
-from gpuscope._data.values import shown
 from gpuscope._recording.hot_path import end, start
 from gpuscope._recording.state import state
 

@@ -14,7 +14,7 @@ import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypedDict, cast
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state

@@ -322,7 +322,7 @@ def is_shown(node: ast.FormattedValue | ast.Call, name: str) -> bool:
 
 @pytest.mark.parametrize("path", [*SOURCES.values(), *sorted((ROOT / "integrations").glob("*.py"))], ids=str)
 def test_no_exception_is_shown_as_it_is(path):
-    """What an exception holds may be a tensor, whose text waits for the GPU: `_data.values` says errors safely."""
+    """What an exception holds may be a tensor, whose text waits for the GPU: `values` says errors safely."""
     name = str(path.relative_to(PACKAGE)) if path.is_relative_to(PACKAGE) else path.name
     assert name in SHOWS_ERRORS_OF_ITS_OWN or shown_as_they_are(ast.parse(path.read_text())) == set()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, cast
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.interfaces import Bridge
     from gpuscope._data.metrics import Snapshot
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
     from gpuscope._log import WarnOnce
     from gpuscope._otel.bridge import Bridge as SdkBridge
     from gpuscope._recording.ledger import Ledger

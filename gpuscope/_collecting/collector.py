@@ -20,7 +20,7 @@ from gpuscope._collecting.gates import Gate, Wake
 from gpuscope._collecting.intake import Intake
 from gpuscope._collecting.metrics_pipeline import MetricsPipeline
 from gpuscope._collecting.one_thread import OneThread
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import COUNTED, WarnOnce, say_what_waits
 

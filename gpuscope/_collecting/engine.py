@@ -19,7 +19,7 @@ from gpuscope._collecting.gates import Wake
 from gpuscope._cuda.cuda_device import CudaDevice
 from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
-from gpuscope._data.values import traceback_of
+from gpuscope._data.plain.tracebacks import traceback_of
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import WarnOnce, forget_what_waits, later, logger, say_what_waits
 from gpuscope._recording.current_stage import watch_collections

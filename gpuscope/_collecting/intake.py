@@ -13,7 +13,7 @@ from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._data.native import native
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._recording.queue import is_refused
 
 if TYPE_CHECKING:

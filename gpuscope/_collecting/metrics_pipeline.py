@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
 from gpuscope._data.metrics import Snapshot
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._otel.provider_end import end_of
 from gpuscope.exporters.metrics_sdk import Instruments, find_provider
 

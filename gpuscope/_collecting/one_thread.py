@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from gpuscope._collecting.gates import Gate
-from gpuscope._data.values import traceback_of
+from gpuscope._data.plain.tracebacks import traceback_of
 from gpuscope._log import logger
 
 if TYPE_CHECKING:

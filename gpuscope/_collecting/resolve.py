@@ -14,7 +14,7 @@ from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

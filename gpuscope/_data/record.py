@@ -163,5 +163,18 @@ class ExceptionInfo(NamedTuple):
 
     type: str
     message: str
-    frames: tuple[tuple[str, int, str], ...]
-    """(file, line, function), outermost first."""
+    frames: tuple[Frame, ...]
+    """Outermost first. `LEFT_OUT` stands for those that were too many."""
+    notes: tuple[str, ...] = ()
+    """What was added to it (PEP 678)."""
+    before: ExceptionInfo | None = None
+    """What it was raised from, or while that was handled."""
+    is_caused: bool = False
+    """Whether `before` is its cause (`raise ... from`)."""
+    members: tuple[ExceptionInfo, ...] = ()
+    """The exceptions of a group (PEP 654)."""
+
+
+Frame: TypeAlias = "tuple[str, int, str]"
+"""File, line, function."""
+LEFT_OUT: Frame = ("...", 0, "...")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from opentelemetry import trace as api
 from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanContext
 
-from gpuscope._data.values import traceback_of
+from gpuscope._data.plain.tracebacks import traceback_of
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import SUPPRESSED, WarnOnce, later
 from gpuscope._otel.contexts import UNKNOWN, flags, plain_attributes, span_in, with_span

@@ -19,9 +19,9 @@ from opentelemetry.context import Context, attach
 from opentelemetry.trace import Span, Status, StatusCode
 
 from gpuscope._data.attributes import EXCEPTION_ESCAPED, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE
-from gpuscope._data.descriptions import full_name_of, size_of
-from gpuscope._data.record import ExceptionInfo
-from gpuscope._data.values import as_key, exception_info, snapshot, snapshot_mapping, stacktrace
+from gpuscope._data.plain.descriptions import size_of
+from gpuscope._data.plain.exceptions import facts_of, size_of_exception
+from gpuscope._data.plain.values import as_key, snapshot, snapshot_mapping
 from gpuscope._otel.contexts import SPAN_KEY
 from gpuscope._otel.notes import Notes
 from gpuscope._recording.queue import hold, tell
@@ -123,15 +123,8 @@ class LazySpan(Span):
     ) -> None:
         """Add an event to the host span."""
         if self._record.end_ns == 0:
-            at_ns = snapshot(timestamp)
-            # A float would be accepted here, and the encoder would then lose the whole batch.
-            if type(at_ns) is not int:
-                finite = type(at_ns) is float and isfinite(at_ns)
-                at_ns = int(at_ns) if finite else self._source.now_ns(self._record)
             name, taken = as_key(name), _taken(attributes)
-            events = self._noted().events
-            if hold(self._record, size_of(name) + size_of(taken), told=len(events)):
-                events.append((name, at_ns, taken))
+            self._add_event(name, taken, timestamp, size_of(name) + size_of(taken))
 
     def add_link(self, context: SpanContext, attributes: Mapping[str, object] | None = None) -> None:
         """Add a link to the host span."""
@@ -171,16 +164,18 @@ class LazySpan(Span):
         """
         Add an exception event to the host span, with the attributes that the SDK gives one.
 
-        The exception is not printed, because what it holds may be on the GPU.
+        The exception is not printed, because what it holds may be on the GPU; its text is made where it is encoded.
         """
-        facts = exception_info(exception) or ExceptionInfo(full_name_of(type(exception)), "", ())
-        values = {
-            EXCEPTION_TYPE: facts.type,
-            EXCEPTION_MESSAGE: facts.message,
-            EXCEPTION_STACKTRACE: stacktrace(facts),
-            EXCEPTION_ESCAPED: as_key(escaped),
-        }
-        self.add_event("exception", {**values, **_taken(attributes)}, timestamp)
+        if self._record.end_ns == 0:
+            facts, taken = facts_of(exception), _taken(attributes)
+            values = {
+                EXCEPTION_TYPE: facts.type,
+                EXCEPTION_MESSAGE: facts.message,
+                EXCEPTION_STACKTRACE: facts,
+                EXCEPTION_ESCAPED: as_key(escaped),
+                **taken,
+            }
+            self._add_event("exception", values, timestamp, size_of_exception(facts) + size_of(taken))
 
     def __getattr__(self, name: str) -> object:
         """
@@ -195,6 +190,16 @@ class LazySpan(Span):
     def __repr__(self) -> str:
         """Leave the ids out: printing a span must not settle them."""
         return f"LazySpan(stage={self._record.site.name!r})"
+
+    def _add_event(self, name: str, taken: dict[str, Any], timestamp: object, size: int) -> None:
+        at_ns = snapshot(timestamp)
+        # A float would be accepted here, and the encoder would then lose the whole batch.
+        if type(at_ns) is not int:
+            finite = type(at_ns) is float and isfinite(at_ns)
+            at_ns = int(at_ns) if finite else self._source.now_ns(self._record)
+        events = self._noted().events
+        if hold(self._record, size, told=len(events)):
+            events.append((name, at_ns, taken))
 
     def _noted(self) -> Notes:
         standing: Standing = self._record.span

@@ -14,8 +14,8 @@ from opentelemetry.propagators.textmap import DefaultGetter, default_setter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
 
 from gpuscope._data.native import StageRecord
+from gpuscope._data.plain.values import shown
 from gpuscope._data.record import Site
-from gpuscope._data.values import shown
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import SUPPRESSED, WarnOnce, later
 from gpuscope._otel.contexts import SPAN_KEY, has_ended, span_in, with_span

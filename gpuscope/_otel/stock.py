@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._data.descriptions import name_of
+from gpuscope._data.plain.descriptions import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._overlap.graphed import REHEARSALS, GraphedFunction
 from gpuscope._overlap.in_flight import InFlightBatch, Streams, Timed, Work
 from gpuscope._overlap.modes import in_modes_of_this_thread

@@ -19,7 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from gpuscope._cuda.driver import CAPTURE_MODE_RELAXED, Handle, load_driver
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 from gpuscope._overlap.kept import Pool, can_tell, counts_of, without_collecting
 from gpuscope._overlap.leaves import PLAIN, is_atom, taken_apart

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 from gpuscope._profiling.session import ProfilingSession
 from gpuscope._settings.environment import variables

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from gpuscope._data import values
+from gpuscope._data.plain import values
 from gpuscope._errors import CannotProfileError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import logger

@@ -17,8 +17,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gpuscope._data.native import StageRecord, Trace, native
+from gpuscope._data.plain.exceptions import exception_info, size_of_exception
 from gpuscope._data.record import ThreadInfo
-from gpuscope._data.values import exception_info
 from gpuscope._interrupts import instead_of, is_the_programs
 from gpuscope._recording.current_stage import (
     TAKEN_OUT,
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import ExceptionInfo, Site
     from gpuscope._recording.recorder import Recorder
-
-_FRAME_BYTES = 64
-
 
 __all__ = ["begin", "current", "end", "end_raised", "new_record", "start", "thread_info", "undo"]
 
@@ -233,7 +230,7 @@ def _leave_contexts(recorder: Recorder, record: StageRecord) -> None:
 def _note_error(error: BaseException, record: StageRecord) -> ExceptionInfo | None:
     facts = exception_info(error)
     if facts is not None:
-        hold(record, len(facts.message) + _FRAME_BYTES * len(facts.frames))
+        hold(record, size_of_exception(facts))
     return facts
 
 

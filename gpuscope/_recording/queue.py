@@ -30,7 +30,7 @@ from itertools import count, repeat
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._data.descriptions import size_of
+from gpuscope._data.plain.descriptions import size_of
 
 if TYPE_CHECKING:
     from gpuscope._data.record import StageRecord

@@ -11,8 +11,8 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from gpuscope._data.native import native
+from gpuscope._data.plain.values import as_key, snapshot, snapshot_mapping
 from gpuscope._data.record import UnnamedSite
-from gpuscope._data.values import as_key, snapshot, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end, undo

@@ -21,8 +21,8 @@ from __future__ import annotations
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
+from gpuscope._data.plain.values import shown, snapshot_mapping
 from gpuscope._data.record import Site
-from gpuscope._data.values import shown, snapshot_mapping
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
 from gpuscope._recording.state import MAX_SITES, state

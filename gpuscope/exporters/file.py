@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
+    from gpuscope._data.plain.values import Clean
     from gpuscope._data.statistics import Delivery
-    from gpuscope._data.values import Clean
     from gpuscope._settings.config import Config
 
 

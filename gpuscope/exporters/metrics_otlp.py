@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuscope._data.metrics import Snapshot
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
     from gpuscope._settings.config import Config
 
 _NO_METRICS = ("http_404", "http_405", "http_501", "grpc_unimplemented")

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._data.metrics import BOUNDS_S, SPECS, Histogram
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope._version import __version__
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from threading import Event
 from typing import TYPE_CHECKING
 
-from gpuscope._data.values import as_text, clean_mapping
+from gpuscope._data.plain.values import as_text, clean_mapping
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.limits import SpanLimits
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from gpuscope._data.batch import StageBatch
+    from gpuscope._data.plain.values import Clean
     from gpuscope._data.statistics import Delivery
-    from gpuscope._data.values import Clean
     from gpuscope._settings.config import Config
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, set_span_in_context
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._log import inform, logger
 from gpuscope._otel.lazy_span import RealSpan, let_go_of_span
 from gpuscope._otel.provider_end import original_flush
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
     from gpuscope._data.batch import StageBatch
+    from gpuscope._data.plain.values import Clean
     from gpuscope._data.statistics import Delivery
-    from gpuscope._data.values import Clean
     from gpuscope._otel.bridge import Bridge
     from gpuscope._otel.lazy_span import LazySpan
     from gpuscope.exporters._encoding.details import CleanDetails

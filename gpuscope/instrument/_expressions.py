@@ -14,8 +14,8 @@ import reprlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuscope._data.descriptions import described, full_name_of, name_of, shape_of
-from gpuscope._data.values import PLAIN, snapshot
+from gpuscope._data.plain.descriptions import described, full_name_of, name_of, shape_of
+from gpuscope._data.plain.values import PLAIN, snapshot
 
 if TYPE_CHECKING:
     import inspect

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import wrapt
 
-from gpuscope._data.values import message_of, shown, traceback_of
+from gpuscope._data.plain.tracebacks import traceback_of
+from gpuscope._data.plain.values import message_of, shown
 from gpuscope._errors import MissingError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import logger

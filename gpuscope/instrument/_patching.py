@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING
 
-from gpuscope._data.values import message_of, shown, traceback_of
+from gpuscope._data.plain.tracebacks import traceback_of
+from gpuscope._data.plain.values import message_of, shown
 from gpuscope._errors import MissingError, UnsuitableError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import WarnOnce, logger

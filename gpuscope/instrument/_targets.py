@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._settings.names import is_blank
 from gpuscope.instrument import _expressions
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import wrapt
 
-from gpuscope._data.values import message_of, shown, snapshot_mapping
+from gpuscope._data.plain.values import message_of, shown, snapshot_mapping
 from gpuscope._errors import UnsuitableError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import WarnOnce, later

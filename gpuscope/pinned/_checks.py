@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, strided
 
-from gpuscope._data.values import message_of, shown
+from gpuscope._data.plain.values import message_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from gpuscope._data.values import message_of
+from gpuscope._data.plain.values import message_of
 from gpuscope._log import WarnOnce
 from gpuscope.pinned._checks import has_cuda
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._errors import PoolExhaustedError
 from gpuscope.pinned._blocks import BlockPool, PoolStatistics
 from gpuscope.pinned._buffer import PinnedBuffer

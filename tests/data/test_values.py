@@ -22,8 +22,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuscope import stage
-from gpuscope._data.descriptions import name_of
-from gpuscope._data.values import clean, exception_info, message_of, shown, snapshot, snapshot_mapping
+from gpuscope._data.plain.descriptions import name_of
+from gpuscope._data.plain.exceptions import exception_info
+from gpuscope._data.plain.values import clean, message_of, shown, snapshot, snapshot_mapping
 
 
 def untouchable(*bases, **names):

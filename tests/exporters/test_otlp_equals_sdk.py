@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
@@ -137,3 +140,157 @@ def test_spans_through_a_collector_equal_those_of_the_sdk(
     through = f"http://127.0.0.1:{rotel_port}/v1/traces"
     ours = sent(run_python, "otlp", through, to=behind_rotel, compression=compression)
     assert ours == sent(run_python, "sdk", otlp_receiver.url, to=otlp_receiver)
+
+
+FAILURES = """
+import json
+import sys
+from gpuscope import _runtime, flush, stage
+from gpuscope._settings.config import Config
+from gpuscope.testing import FakeDevice, ManualClock
+
+exporter, url, how = sys.argv[1:]
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+if exporter != "otlp":
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=url)))
+    trace.set_tracer_provider(provider)
+sdk = TracerProvider().get_tracer("the SDK itself")
+
+class Oops(Exception):
+    pass
+
+def cuda():
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+def alone():
+    raise Oops("bad")
+
+def silent():
+    raise Oops
+
+def lines():
+    raise Oops("one\\ntwo")
+
+def cause():
+    try:
+        cuda()
+    except RuntimeError as error:
+        raise Oops("no image") from error
+
+def context():
+    try:
+        cause()
+    except Oops:
+        {}["missing"]
+
+def suppressed():
+    try:
+        cuda()
+    except RuntimeError:
+        raise Oops("no image") from None
+
+def recursion(depth=80):
+    if depth == 0:
+        cuda()
+    recursion(depth - 1)
+
+def endless():
+    endless()
+
+def few_repetitions():
+    recursion(4)
+
+def notes():
+    error = Oops("bad")
+    if hasattr(error, "add_note"):
+        error.add_note("batch 8\\nof 9")
+        error.add_note("")
+    raise error
+
+def circle():
+    first, second = Oops("first"), Oops("second")
+    first.__cause__, second.__cause__ = second, first
+    raise first
+
+def without_source():
+    exec(compile("cause()", "<string>", "exec"), {"cause": cause})
+
+def group():
+    if sys.version_info < (3, 11):
+        raise Oops("there are none")
+    try:
+        cause()
+    except Oops as error:
+        failed = error
+    try:
+        raise ExceptionGroup("inner", [ValueError("not raised"), failed])
+    except ExceptionGroup as error:
+        inner = error
+    try:
+        raise ExceptionGroup("outer", [KeyError("a"), inner])
+    except ExceptionGroup as error:
+        raise Oops("all failed") from error
+
+def groups_alone():
+    if sys.version_info < (3, 11):
+        raise Oops("there are none")
+    raise ExceptionGroup("outer", [ExceptionGroup("inner", [Oops("a"), Oops("b")]), Oops("c")])
+
+clock, expected = ManualClock(), {}
+config = Config().changed(mode="on", exporters=exporter, otlp_endpoint=url, otlp_compression="none", metrics="none")
+with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clock):
+    for fail in (
+        alone, silent, lines, cause, context, suppressed, recursion, endless, few_repetitions, notes, circle,
+        without_source, group, groups_alone,
+    ):
+        if how == "leaves":
+            try:
+                with stage(fail.__name__):
+                    fail()
+            except Exception as error:
+                failure = error
+        else:
+            with stage(fail.__name__):
+                try:
+                    fail()
+                except Exception as error:
+                    failure = error
+                    trace.get_current_span().record_exception(error)
+        span = sdk.start_span("expected")
+        span.record_exception(failure)
+        expected[fail.__name__] = dict(span.events[0].attributes)
+    assert flush(20)
+print(json.dumps(expected))
+"""
+MARKERS = re.compile(r"^[ |]*[~^][ ~^]*\n", re.MULTILINE)
+"""Below lines of the source, from Python 3.11 on: gpuscope keeps no columns."""
+
+
+@pytest.mark.parametrize("how", ["leaves", "recorded"])
+@pytest.mark.parametrize("exporter", ["otlp", "auto", "sdk"])
+def test_exceptions_are_those_of_the_sdk(run_python, otlp_receiver, exporter, how):
+    """Type, message and stack trace: with the source, causes, contexts, notes, recursions, and members of groups."""
+    if (exporter, how) == ("otlp", "recorded"):
+        pytest.skip("without a provider there is no current span")
+    result = run_python(FAILURES, exporter, otlp_receiver.url, how)
+    assert result.returncode == 0, result.stderr
+    expected = json.loads(result.stdout)
+    for number in range(1, 100):
+        otlp_receiver.wait_for(number)
+        spans = [span for request in otlp_receiver.requests for span in spans_in(request.message)]
+        if {span.name for span in spans} >= expected.keys():
+            break
+    events = {span.name: span.events[0] for span in spans if span.name in expected}
+    for name, of_the_sdk in expected.items():
+        ours = {item.key: item.value.string_value for item in events[name].attributes}
+        of_the_sdk["exception.stacktrace"] = MARKERS.sub("", of_the_sdk["exception.stacktrace"])
+        if how == "leaves":
+            del of_the_sdk["exception.escaped"]
+        assert ours == of_the_sdk, name
+    if how == "leaves":
+        status = {span.name: (span.status.code, span.status.message) for span in spans}
+        assert status["cause"] == (2, "Oops: no image")

@@ -48,8 +48,13 @@ def test_parts_in_c_are_used_where_they_can_be_built():
 
 
 def test_twins_pass_the_same_tests():
-    """The tests of stages, failures and the collector hold on the twins in Python, too."""
-    tests = ["recording/test_stage.py", "recording/test_unreliable.py", "collecting/test_collector.py"]
+    """The tests of stages, failures, exceptions and the collector hold on the twins in Python, too."""
+    tests = [
+        "recording/test_stage.py",
+        "recording/test_unreliable.py",
+        "data/test_exceptions.py",
+        "collecting/test_collector.py",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=ROOT / "tests",

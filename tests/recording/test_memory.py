@@ -57,12 +57,19 @@ class TestBytes:
         assert account.dropped == {"queue_bytes": 40 - account.exported}
         assert balanced(account)
 
-    def test_errors_are_weighed(self, make_bench):
-        """The message and the frames of an exception count as well."""
-        bench = make_bench(queue_bytes=LIMIT)
+    @pytest.mark.parametrize("cause", [False, True])
+    def test_errors_are_weighed(self, make_bench, cause):
+        """The message and the frames of an exception count as well, and those of its cause."""
+        bench, long = make_bench(queue_bytes=LIMIT), "x" * 4000
+
+        def fail():
+            if cause:
+                raise ValueError("x") from ValueError(long)
+            raise ValueError(long)
+
         for _ in range(40):
             with pytest.raises(ValueError, match="x"), stage("s"):
-                raise ValueError("x" * 4000)
+                fail()
         bench.collect()
         assert bench.statistics().dropped["queue_bytes"] > 10
 

@@ -31,7 +31,7 @@ from gpuscope._data.metrics import (
     DataPoint,
     Histogram,
 )
-from gpuscope._data.values import as_text
+from gpuscope._data.plain.values import as_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,7 +24,7 @@ from gpuscope._cuda.graphs.events import EventPool
 from gpuscope._cuda.graphs.launch import Launcher
 from gpuscope._cuda.graphs.watched import Watched
 from gpuscope._data.native import StageRecord
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import COUNTED, WarnOnce, later
 

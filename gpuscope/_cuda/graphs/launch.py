@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gpuscope._cuda.driver import SUCCESS
 from gpuscope._cuda.graphs.replay import Replay
+from gpuscope._data.plain.values import shown
 from gpuscope._data.record import Site
-from gpuscope._data.values import shown
 from gpuscope._interrupts import is_the_programs
 from gpuscope._recording.hot_path import current, end, start, thread_info
 

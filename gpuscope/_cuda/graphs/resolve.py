@@ -21,7 +21,7 @@ from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._cuda.graphs.placing import Placed, largest_crowd, place
 from gpuscope._cuda.graphs.replay import stages_in
 from gpuscope._data.interfaces import DONE, PENDING
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._log import SUPPRESSED, WarnOnce
 
 if TYPE_CHECKING:

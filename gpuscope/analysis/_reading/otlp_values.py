@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuscope._data.values import as_text, clean
+from gpuscope._data.plain.values import as_text, clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpuscope._data.attributes import ERROR_TYPE, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
-from gpuscope._data.values import as_text, clean_mapping, stacktrace
+from gpuscope._data.plain.values import as_text, clean_mapping
+from gpuscope._data.record import ExceptionInfo
+from gpuscope.exporters._encoding.source_lines import stacktrace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gpuscope._data.batch import SpanDetails
-    from gpuscope._data.record import ExceptionInfo
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
 
 _OK, _ERROR = 1, 2
 _STATUS = {"UNSET": 0, "OK": _OK, "ERROR": _ERROR}
@@ -60,12 +63,19 @@ def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
         code, description = details.status
         clean.status = _STATUS.get(code, 0), as_text(description or "") if code == "ERROR" else ""
     if details.events:
-        clean.events = [(as_text(name), _time(at), clean_mapping(values or {})) for name, at, values in details.events]
+        clean.events = [(as_text(name), _time(at), _of_event(values or {})) for name, at, values in details.events]
     if details.links:
         clean.links = [(trace_id, span_id, clean_mapping(values or {})) for trace_id, span_id, values in details.links]
     if details.error is not None:
         _add_error(clean, details.error, end_ns)
     return clean
+
+
+def _of_event(values: Mapping[str, object]) -> dict[str, Clean]:
+    trace = values.get(EXCEPTION_STACKTRACE)
+    if isinstance(trace, ExceptionInfo):  # Of `record_exception`.
+        values = {**values, EXCEPTION_STACKTRACE: stacktrace(trace)}
+    return clean_mapping(values)
 
 
 def _add_error(clean: CleanDetails, error: ExceptionInfo, end_ns: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
     from gpuscope.exporters._encoding.details import CleanDetails
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gpuscope._data.metrics import DataPoint, Exemplar, InstrumentSpec, Snapshot
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
     from gpuscope.exporters._encoding.otlp_message import Fields
 
 _CUMULATIVE = pb.AGGREGATION_TEMPORALITY_CUMULATIVE

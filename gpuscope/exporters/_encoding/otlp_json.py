@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
     from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.rows import SpanRow
     from gpuscope.exporters._encoding.spans import Group, SpanTemplate

@@ -24,7 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
     from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.spans import SpanTemplate
 

@@ -22,14 +22,14 @@ from gpuscope._data.attributes import (
     SERVICE_NAME,
     WORLD_SIZE,
 )
-from gpuscope._data.values import clean_mapping
+from gpuscope._data.plain.values import clean_mapping
 from gpuscope._settings.environment import variables
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
 
 DISTRIBUTION = "gpuscope"
 _RANKS = {"RANK": RANK, "LOCAL_RANK": LOCAL_RANK, "WORLD_SIZE": WORLD_SIZE}

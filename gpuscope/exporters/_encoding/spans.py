@@ -30,7 +30,7 @@ from gpuscope._data.attributes import (
     THREAD_NAME,
 )
 from gpuscope._data.batch import RowFlag
-from gpuscope._data.values import as_text, clean_mapping
+from gpuscope._data.plain.values import as_text, clean_mapping
 from gpuscope.exporters._encoding.details import clean_details
 from gpuscope.exporters._encoding.limits import NO_LIMITS
 
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._data.batch import DeviceInfo, StageBatch
+    from gpuscope._data.plain.values import Clean
     from gpuscope._data.record import Site, ThreadInfo
-    from gpuscope._data.values import Clean
     from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.limits import SpanLimits
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 from gpuscope._settings.shown import shown_url
 from gpuscope.exporters._transport.http import Outcome

@@ -14,7 +14,7 @@ from itertools import islice
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuscope._data.descriptions import (
+from gpuscope._data.plain.descriptions import (
     MAX_TEXT,
     MISSING,
     SCALARS,
@@ -29,7 +29,6 @@ from gpuscope._data.descriptions import (
     own_attributes,
     tensor,
 )
-from gpuscope._data.record import ExceptionInfo
 from gpuscope._interrupts import instead_of
 
 if TYPE_CHECKING:
@@ -45,13 +44,9 @@ _INT64 = range(-(2**63), 2**63)
 _ITEMS = 1024
 """Items that one value may have, all levels together, which bounds the time and ends cycles."""
 _DEPTH = 16
-_MAX_FRAMES = 64
-_RECOMPUTED = "torch.utils.checkpoint._StopRecomputationError"
-"""Activation checkpointing raises this in the function that it computes again, once it has all that it needs."""
 _WITH_FIELDS = (OSError, ImportError, SyntaxError)  # Their `__str__` shows more than their arguments.
 _GROUP = getattr(sys.modules["builtins"], "BaseExceptionGroup", None)  # Its `__str__` shows a `str` and a number.
 _args_of: Callable[[BaseException], tuple[Value, ...]] = BaseException.__dict__["args"].__get__
-_traceback_of: Callable[[BaseException], Any] = BaseException.__dict__["__traceback__"].__get__
 _BRACKETS: dict[Any, tuple[str, str]] = {
     list: ("[", "]"),
     tuple: ("(", ")"),
@@ -204,40 +199,12 @@ def shown(value: Value) -> str:
 def message_of(error: BaseException) -> str:
     """Return what `str` shows of an exception, as far as its arguments are plain; what is not is described."""
     try:
+        args = _args_of(error)
+        if len(args) == 1 and type(args[0]) is str and defined(type(error), "__str__")[1] is BaseException:
+            return args[0][:MAX_TEXT]  # The most frequent by far.
         return _message(error, [_ITEMS], _DEPTH)[:MAX_TEXT]
     except Exception as failure:  # As in `snapshot`.
         return instead_of(failure, UNPRINTABLE)
-
-
-def exception_info(error: BaseException) -> ExceptionInfo | None:
-    """
-    Return what is kept of an exception that leaves a stage; None for those that are not failures.
-
-    Runs on the way out of the stage, so a tensor in the exception must not be printed: that would wait for the GPU.
-    """
-    kind, name = type(error), full_name_of(type(error))
-    if issubclass(kind, GeneratorExit) or name == _RECOMPUTED:
-        return None
-    if not issubclass(kind, BaseException):
-        return ExceptionInfo(name, shown(error), ())  # `__exit__` was called by hand.
-    frames: list[tuple[str, int, str]] = []
-    traceback = _traceback_of(error)
-    while traceback is not None and len(frames) < _MAX_FRAMES:
-        code = traceback.tb_frame.f_code
-        frames.append((code.co_filename, traceback.tb_lineno, code.co_name))
-        traceback = traceback.tb_next
-    return ExceptionInfo(name, message_of(error), tuple(frames))
-
-
-def stacktrace(error: ExceptionInfo) -> str:
-    """Return an exception as a traceback shows it, without lines of the source."""
-    frames = "".join(f'  File "{file}", line {line}, in {function}\n' for file, line, function in error.frames)
-    return f"Traceback (most recent call last):\n{frames}{error.type}: {error.message}\n"
-
-
-def traceback_of(error: BaseException) -> str:
-    """Return an exception as a log shows it."""
-    return stacktrace(exception_info(error) or ExceptionInfo(full_name_of(type(error)), "", ()))
 
 
 def _show(value: Value, budget: list[int], depth: int) -> str:
