@@ -26,7 +26,7 @@ def new_trace(root=None, **facts):
     """A trace that begins here."""
     trace = Trace()
     trace.trace_id, trace.parent_id, trace.remote, trace.sampled = TRACE_ID, 0, False, True
-    trace.root = root or Site("request", {})
+    trace.root, trace.state = root or Site("request", {}), None
     for name, value in facts.items():
         setattr(trace, name, value)
     return trace

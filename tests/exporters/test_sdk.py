@@ -62,7 +62,7 @@ class Service:
         record.trace = outer.trace if outer is not None else Trace()
         if outer is None:
             record.trace.trace_id, record.trace.parent_id, record.trace.remote = next(self.span_ids), 0, False
-            record.trace.root, record.trace.sampled = record.site, None
+            record.trace.root, record.trace.sampled, record.trace.state = record.site, None, None
         self.bridge.enter(record)
         inside(record)
         record.end_ns = record.start_ns + 1_000_000

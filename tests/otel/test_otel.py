@@ -77,7 +77,7 @@ class Program:
         """Make the trace of a root stage."""
         made = Trace()
         made.trace_id, made.parent_id, made.remote = self.random_bits(128), 0, False
-        made.root, made.sampled = site, None
+        made.root, made.sampled, made.state = site, None, None
         return made
 
     def end(self, record):
