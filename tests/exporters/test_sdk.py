@@ -57,6 +57,7 @@ class Service:
         record.span = record.context_before = record.timed_stream = record.pair = record.range = record.attributes = (
             None
         )
+        record.before = None
         record.error, record.end_ns, record.thread = error, 0, ThreadInfo(41, "main")
         record.start_ns, record.span_id = self.bridge._clock() + 1_000_000, next(self.span_ids)
         record.trace = outer.trace if outer is not None else Trace()
