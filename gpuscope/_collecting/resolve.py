@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.driver import PENDING_CODES
+from gpuscope._cuda.timed_stream import events_of
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
 from gpuscope._data.plain.values import shown
@@ -221,9 +222,9 @@ class Resolver:
         return PENDING if code in PENDING_CODES else None
 
     def _resolve(self, record: StageRecord, index: int) -> Row | None:
-        clock, pair = self._clocks[index], record.pair
-        duration_ms = self._device.elapsed_ms(pair[0], pair[1])
-        end_ms = self._device.elapsed_ms(clock.anchor.event, pair[1]) if clock.anchor else 0.0
+        clock, (start, end) = self._clocks[index], events_of(record)
+        duration_ms = self._device.elapsed_ms(start, end)
+        end_ms = self._device.elapsed_ms(clock.anchor.event, end) if clock.anchor else 0.0
         if duration_ms is None or end_ms is None:
             return None
         start_ns, end_ns, uncertainty_ns = (

@@ -24,7 +24,7 @@ from gpuscope._cuda.driver import (
 )
 from gpuscope._cuda.entry_points import EntryPoints
 from gpuscope._cuda.open_streams import OpenStreams
-from gpuscope._cuda.timed_stream import FOREIGN_CAPTURERS
+from gpuscope._cuda.timed_stream import FOREIGN_CAPTURERS, SHARE_NS, events_of
 from gpuscope._data.batch import DeviceInfo
 from gpuscope._data.interfaces import BROKEN, CAPTURED, DONE, PENDING
 from gpuscope._data.native import native
@@ -131,7 +131,9 @@ class CudaDevice(EntryPoints):
         if native is not None:
             address = ctypes.cast(record_event, Handle).value
             asks = ctypes.cast(self._driver.stream_is_capturing, Handle).value
-            fast = native.EventRecorder(address, asks, tables, current_device, current_stream, begin_slowly, end_slowly)
+            fast = native.EventRecorder(
+                address, asks, tables, current_device, current_stream, begin_slowly, end_slowly, SHARE_NS
+            )
             return fast.begin, fast.end
 
         def begin(record: StageRecord, stream: Stream) -> None:
@@ -176,16 +178,18 @@ class CudaDevice(EntryPoints):
     def _end_slowly(self, record: StageRecord) -> None:
         timed_stream, pair = record.timed_stream, record.pair
         if timed_stream.foreign and self._is_captured(timed_stream):
-            record.pair, record.timed_stream = None, CAPTURED
-            timed_stream.pairs.append(pair)
+            self.give_back(record)
+            record.timed_stream = CAPTURED
             return
         blocked = timed_stream.guarded and self._blocked(timed_stream)
         if blocked or not self._record_in_context(timed_stream, pair[1]):
-            record.pair = None
-            timed_stream.pairs.append(pair)
+            self.give_back(record)
 
     def give_back(self, record: StageRecord) -> None:
         """Return the pair; recording a pending event anew is allowed, so it need not have completed."""
+        if native is not None:
+            native.give_back(record)
+            return
         pair, record.pair = record.pair, None
         if type(pair) is tuple and len(pair) == _PAIR_SIZE:
             record.timed_stream.pairs.append(pair)
@@ -259,7 +263,7 @@ class CudaDevice(EntryPoints):
 
     def query(self, record: StageRecord) -> str:
         """Ask about the end event, in about 0.5 µs."""
-        code = self._driver.event_query(record.pair[1])
+        code = self._driver.event_query(events_of(record)[1])
         if code == SUCCESS:
             return DONE
         if code == NOT_READY:
@@ -284,6 +288,7 @@ class CudaDevice(EntryPoints):
     def release(self) -> None:
         """Leave to later periods what anchors were taken with. The collector's thread has ended."""
         if self.driver is not None:
+            self.open_streams.release()
             self._anchors.release()
 
     def close(self) -> None:

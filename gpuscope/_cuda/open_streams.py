@@ -10,7 +10,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from gpuscope._cuda.spares import spares
-from gpuscope._cuda.timed_stream import TimedStream
+from gpuscope._cuda.timed_stream import TimedStream, new_pair
+from gpuscope._data.native import native
 from gpuscope._interrupts import is_the_programs
 
 if TYPE_CHECKING:
@@ -83,11 +84,18 @@ class OpenStreams:
                 _forget_oldest(table)
             return table.setdefault(raw, TimedStream(index, raw, *self._contexts[index], foreign=foreign))
 
+    def release(self) -> None:
+        """Give back the newest event of each stream, which the next stage might have shared."""
+        if native is not None:
+            for table in self.tables:
+                for timed_stream in list(table.values()):
+                    native.end_sharing(timed_stream)
+
     def take_pair(self, timed_stream: TimedStream) -> Pair | None:
         """Return a pair, a new one if need be; None if there are none, which is counted."""
         free: list[Pair] = timed_stream.pairs
         if free:
-            return free.pop()
+            return _held(free.pop())
         with self._lock:
             wanted = max(0, min(_PAIRS_AT_ONCE, self._max_pairs - self.pairs_made))
             self.pairs_made += wanted
@@ -97,7 +105,7 @@ class OpenStreams:
             return None
         pair = new.pop()
         free.extend(new)
-        return pair
+        return _held(pair)
 
     def _new_pairs(self, timed_stream: TimedStream, wanted: int) -> list[Pair]:
         """Make pairs, as many as the driver can; those that it can't make are not counted as made."""
@@ -106,7 +114,7 @@ class OpenStreams:
             with self._driver.current(timed_stream.context):
                 for _ in range(wanted):
                     start, end = self._driver.new_event(), self._driver.new_event()
-                    new.append((start, end, start.value, end.value))
+                    new.append(new_pair(start, end))
         except Exception as error:  # Out of memory, say. The next stage tries again.
             if is_the_programs(error):
                 timed_stream.pairs.extend(new)
@@ -116,6 +124,13 @@ class OpenStreams:
             with self._lock:
                 self.pairs_made -= wanted - len(new)
         return new
+
+
+def _held(pair: Pair) -> Pair:
+    """Return a pair that was in the pool, with one who holds it."""
+    if native is not None:
+        pair.users = 1  # type: ignore[attr-defined]  # It is an `EventPair`.
+    return pair
 
 
 def _may_go(get_stream: Callable[[], Stream]) -> bool:

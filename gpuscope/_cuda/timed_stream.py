@@ -9,10 +9,34 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from gpuscope._cuda.driver import Handle
-from gpuscope._data.native import TimedStreamFields
+from gpuscope._data.native import StageRecord, TimedStreamFields, native
 
 Pair: TypeAlias = "tuple[Handle, Handle, int | None, int | None]"
-"""The start and the end event, and the addresses of both: what `ctypes` takes, and what `native` takes."""
+"""
+The start and the end event, and the addresses of both: what `ctypes` takes, and what `native` takes.
+
+With the parts in C it is an `EventPair`, which has these and counts who holds it: neighbouring stages share an event.
+"""
+
+
+def new_pair(start: Handle, end: Handle) -> Pair:
+    """Return two events as a pair that nobody holds yet."""
+    pair = start, end, start.value, end.value
+    return pair if native is None else native.EventPair(*pair)  # type: ignore[no-any-return]
+
+
+def events_of(record: StageRecord) -> tuple[Handle, Handle]:
+    """Return a record's start and end event, which may be those of stages next to it."""
+    if native is None or not isinstance(record, StageRecord):
+        return record.pair[0], record.pair[1]
+    return native.events_of(record)  # type: ignore[no-any-return]
+
+SHARE_NS = 1_000
+"""
+A stage shares an event where less time has passed since it was recorded, not counting what was spent in gpuscope.
+
+Nothing takes less to enqueue: on an H100 an event takes 1.3 µs, a memset or a launch from C more.
+"""
 
 FOREIGN_CAPTURERS = (
     "cupy",

@@ -5,17 +5,18 @@
  * Keeps the GIL during the call, as `_cuda/driver.py` explains. Any answer but success, and whatever is not common,
  * goes to the slow path in Python.
  */
-#include "native.h"
+#include "sharing.h"
 
 typedef int (*record_function)(void *event, void *stream);
 typedef int (*capturing_function)(void *stream, int *status);
 
-/* `EventRecorder(function, is_capturing, streams, current_device, current_stream, begin_slowly, end_slowly)` */
+/* `EventRecorder(function, is_capturing, streams, current_device, current_stream, begin_slowly, end_slowly, share_ns)` */
 typedef struct {
     PyObject_HEAD
     record_function record;
     capturing_function is_capturing;
     PyObject *streams, *current_device, *current_stream, *begin_slowly, *end_slowly;
+    long long share_ns;
 } EventRecorder;
 
 static PyObject *str_cuda_stream, *str_device_index, *zero;
@@ -26,7 +27,9 @@ static PyObject *take_pair(const TimedStream *timed_stream) {
     Py_ssize_t size = pairs != NULL && PyList_CheckExact(pairs) ? PyList_GET_SIZE(pairs) : 0;
     if (size == 0) return NULL;
     Py_SET_SIZE(pairs, size - 1);
-    return PyList_GET_ITEM(pairs, size - 1);
+    PyObject *pair = PyList_GET_ITEM(pairs, size - 1);
+    if (Py_IS_TYPE(pair, pair_type)) ((EventPair *)pair)->users = 1;
+    return pair;
 }
 
 static int return_pair(const TimedStream *timed_stream, PyObject *pair) {
@@ -64,16 +67,57 @@ static TimedStream *stream_of(EventRecorder *self, PyObject *stream) {
     return timed_stream != NULL && timed_stream->raw ? timed_stream : NULL;
 }
 
+/* Whether nothing can have been enqueued on the stream since its newest event: see `sharing.h`. */
+static int is_unchanged(const EventRecorder *self, const TimedStream *timed_stream, const StageRecord *record) {
+    return timed_stream->last_pair != NULL && timed_stream->left_ns && !timed_stream->foreign &&
+           record->called_ns - timed_stream->left_ns < self->share_ns &&
+           record->called_ns - timed_stream->changed_ns > QUIET_NS &&
+           timed_stream->last_thread == PyThread_get_thread_ident();
+}
+
+/* Makes the stream's newest event one of the record's own: of its start or its end. */
+static void share(TimedStream *timed_stream, StageRecord *record, PyObject **from, void **event) {
+    ((EventPair *)timed_stream->last_pair)->users++;
+    put(from, Py_NewRef(timed_stream->last_pair));
+    *event = timed_stream->last_event;
+    record->is_timed = 1;
+}
+
+static void note_event(TimedStream *timed_stream, StageRecord *record, PyObject *pair, void *event) {
+    unsigned long thread = PyThread_get_thread_ident();
+    if (timed_stream->last_thread != thread) {
+        if (timed_stream->last_thread) timed_stream->changed_ns = record->called_ns;
+        timed_stream->last_thread = thread;
+    }
+    timed_stream->left_ns = 0;
+    timed_stream->last_event = event;
+    if (timed_stream->last_pair != pair) {
+        forget_last(timed_stream);
+        if (!Py_IS_TYPE(pair, pair_type) || timed_stream->is_over) return;
+        ((EventPair *)pair)->users++;
+        timed_stream->last_pair = Py_NewRef(pair);
+    }
+    record->is_timed = 1;
+}
+
 /* 1: done; 0: a case for the slow path; -1: an exception. */
 static int begin_fast(EventRecorder *self, StageRecord *record, PyObject *stream) {
     TimedStream *timed_stream = stream == Py_None ? stream_now(self) : stream_of(self, stream);
     if (timed_stream == NULL) return PyErr_Occurred() ? -1 : 0;
     PyObject *pair = timed_stream->guarded ? NULL : take_pair(timed_stream);
-    if (pair == NULL) return 0;
-    if (self->record(event_of(pair, START_ADDRESS), (void *)(uintptr_t)timed_stream->raw)) {
+    if (pair == NULL) {
+        forget_last(timed_stream);
+        return 0;
+    }
+    if (is_unchanged(self, timed_stream, record)) {
+        share(timed_stream, record, &record->start_from, &record->start_event);
+    } else if (self->record(event_of(pair, START_ADDRESS), (void *)(uintptr_t)timed_stream->raw)) {
         int failed = return_pair(timed_stream, pair);
         Py_DECREF(pair);
+        forget_last(timed_stream);
         return failed;
+    } else {
+        note_event(timed_stream, record, pair, event_of(pair, START_ADDRESS));
     }
     put(&record->timed_stream, Py_NewRef((PyObject *)timed_stream));
     put(&record->pair, pair);
@@ -119,24 +163,31 @@ static PyObject *end(EventRecorder *self, PyObject *argument) {
         return NULL;
     }
     if (PyObject_TypeCheck(record->timed_stream, timed_stream_type)) {
-        const TimedStream *timed_stream = (TimedStream *)record->timed_stream;
-        void *stream = (void *)(uintptr_t)timed_stream->raw;
-        if (!timed_stream->guarded && !is_captured(self, timed_stream) &&
-            !self->record(event_of(record->pair, END_ADDRESS), stream))
+        TimedStream *timed_stream = (TimedStream *)record->timed_stream;
+        void *stream = (void *)(uintptr_t)timed_stream->raw, *event = event_of(record->pair, END_ADDRESS);
+        if (!timed_stream->guarded && is_unchanged(self, timed_stream, record)) {
+            share(timed_stream, record, &record->end_from, &record->end_event);
             Py_RETURN_NONE;
+        }
+        if (!timed_stream->guarded && !is_captured(self, timed_stream) && !self->record(event, stream)) {
+            note_event(timed_stream, record, record->pair, event);
+            Py_RETURN_NONE;
+        }
+        forget_last(timed_stream);
     }
     return PyObject_CallOneArg(self->end_slowly, argument);
 }
 
 static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *function, *is_capturing, *streams, *device, *stream, *begin_slowly, *end_slowly;
+    long long share_ns;
     if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
         PyErr_SetString(PyExc_TypeError, "EventRecorder takes no keyword arguments");
         return NULL;
     }
     if (!PyArg_ParseTuple(
-            args, "O!O!O!OOOO:EventRecorder", &PyLong_Type, &function, &PyLong_Type, &is_capturing, &PyList_Type,
-            &streams, &device, &stream, &begin_slowly, &end_slowly
+            args, "O!O!O!OOOOL:EventRecorder", &PyLong_Type, &function, &PyLong_Type, &is_capturing, &PyList_Type,
+            &streams, &device, &stream, &begin_slowly, &end_slowly, &share_ns
         ))
         return NULL;
     void *pointer = PyLong_AsVoidPtr(function), *asks = PyLong_AsVoidPtr(is_capturing);
@@ -153,6 +204,7 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     self->current_stream = Py_NewRef(stream);
     self->begin_slowly = Py_NewRef(begin_slowly);
     self->end_slowly = Py_NewRef(end_slowly);
+    self->share_ns = share_ns;
     return (PyObject *)self;
 }
 

@@ -26,6 +26,12 @@ typedef struct {
     unsigned long long span_id;
     /* The address of the context that it has been made current in and not been taken out of, or 0. */
     unsigned long long place;
+    /* Of `sharing.h`: the pairs of other stages whose events are its start and its end, and these events. */
+    PyObject *start_from, *end_from;
+    void *start_event, *end_event;
+    /* When `begin` or `end` was called last, and whether an event was recorded or shared in that. */
+    long long called_ns;
+    char is_timed;
 } StageRecord;
 
 /* What a stage and those inside it share: `Trace` of `_data/record.py`. Refers to nothing that could refer to it. */
@@ -53,7 +59,22 @@ typedef struct {
     unsigned long long raw;
     Py_ssize_t index;
     char foreign, guarded;
+    /* Of `sharing.h`: the newest event and its pair, the thread that recorded it, when it left `begin` or `end`, and
+       when a thread last recorded after another one. */
+    PyObject *last_pair;
+    void *last_event;
+    unsigned long last_thread;
+    long long left_ns, changed_ns;
+    char is_over; /* Its period of recording: the newest event is held no longer. */
 } TimedStream;
+
+/* Two events, and how many hold them: stages whose start or end is one of them, and a stream whose newest is. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *parts[4];
+    void *events[2];
+    int users;
+} EventPair;
 
 /* A `with stage(...)` block: `StageBlock` of `_recording/block.py`. */
 typedef struct {
@@ -62,7 +83,7 @@ typedef struct {
     char uses;
 } StageBlock;
 
-extern PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type, *block_type;
+extern PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type, *block_type, *pair_type;
 
 static inline int is_present(const PyObject *object) { return object != NULL && object != Py_None; }
 
@@ -77,6 +98,7 @@ enum { START_ADDRESS = 2, END_ADDRESS = 3 };
 
 /* Null, which the driver refuses, for what is not a pair of addresses. */
 static inline void *event_of(PyObject *pair, Py_ssize_t which) {
+    if (pair != NULL && Py_IS_TYPE(pair, pair_type)) return ((EventPair *)pair)->events[which - START_ADDRESS];
     PyObject *address = pair != NULL && PyTuple_CheckExact(pair) && PyTuple_GET_SIZE(pair) == 4
                             ? PyTuple_GET_ITEM(pair, which)
                             : NULL;
@@ -114,12 +136,18 @@ Distance *distances_of(PyObject *records, Py_ssize_t count);
 /* Rows of the first so many records, whose pairs go back to the pool. */
 PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, const Clock *clock, int clamped);
 
+/* Gives the record's events back to the pool, those that no other stage needs; -1 and an exception on failure. */
+int give_back(StageRecord *record);
+
+/* Forgets the newest event of a stream, so that nothing shares it. */
+void forget_last(TimedStream *timed_stream);
+
 /* Each adds its types and functions to the module; -1 and an exception on failure. */
 int add_record(PyObject *module);
 int add_recording(PyObject *module);
 int add_block(PyObject *module);
 int add_events(PyObject *module);
-int add_place(PyObject *module);
+int add_pairs(PyObject *module);
 int add_pack(PyObject *module);
 int add_join(PyObject *module);
 int add_reader(PyObject *module);

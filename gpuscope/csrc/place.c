@@ -4,8 +4,6 @@
  */
 #include "native.h"
 
-static PyObject *str_pairs;
-
 Distance *distances_of(PyObject *records, Py_ssize_t count) {
     Distance *all = PyMem_Calloc(count ? count : 1, sizeof *all);
     if (all == NULL) return (Distance *)PyErr_NoMemory();
@@ -16,23 +14,11 @@ Distance *distances_of(PyObject *records, Py_ssize_t count) {
             PyMem_Free(all);
             return NULL;
         }
-        PyObject *pair = ((StageRecord *)record)->pair;
-        all[i].start = event_of(pair, START_ADDRESS);
-        all[i].end = event_of(pair, END_ADDRESS);
+        const StageRecord *one = (StageRecord *)record;
+        all[i].start = one->start_from != NULL ? one->start_event : event_of(one->pair, START_ADDRESS);
+        all[i].end = one->end_from != NULL ? one->end_event : event_of(one->pair, END_ADDRESS);
     }
     return all;
-}
-
-static int give_back(StageRecord *record) {
-    if (record->pair == NULL) return 0; /* Another thread had the GIL in between; none of ours takes a pair away. */
-    PyObject *pair = record->pair, *stream = record->timed_stream;
-    PyObject *pairs = stream == NULL ? NULL : PyObject_GetAttr(stream, str_pairs);
-    record->pair = NULL;
-    int failed = pairs == NULL || !PyList_Check(pairs) || PyList_Append(pairs, pair);
-    if (failed && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "`pairs` of a stream is a list");
-    Py_XDECREF(pairs);
-    Py_XDECREF(pair);
-    return failed ? -1 : 0;
 }
 
 static PyObject *new_row(StageRecord *record, long long start_ns, long long end_ns, long long uncertainty_ns, int flags) {
@@ -76,9 +62,4 @@ PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, cons
         Py_XDECREF(row);
     }
     return rows;
-}
-
-int add_place(PyObject *Py_UNUSED(module)) {
-    str_pairs = PyUnicode_InternFromString("pairs");
-    return str_pairs == NULL ? -1 : 0;
 }

@@ -8,6 +8,7 @@ PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type;
 
 #define OPTIONAL_IN_RECORD(X) X(attributes) X(before) X(error) X(timed_stream) X(outer) X(pair) X(range) X(context_before) X(span)
 #define REQUIRED_IN_RECORD(X) X(recorder) X(site) X(thread) X(trace)
+#define HIDDEN_IN_RECORD(X) X(start_from) X(end_from)
 #define OPTIONAL_IN_RECORDER(X) X(bridge) X(current_context) X(look_for_provider) X(nvtx)
 #define REQUIRED_IN_RECORDER(X) X(capacity) X(clock) X(device) X(ledger) X(queue) X(random_bits) X(span_ids) X(waiting)
 
@@ -34,12 +35,14 @@ static PyMemberDef record_members[] = {
 static int traverse_record(StageRecord *self, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(self));
     OPTIONAL_IN_RECORD(VISIT)
+    HIDDEN_IN_RECORD(VISIT)
     REQUIRED_IN_RECORD(VISIT)
     return 0;
 }
 
 static int clear_record(StageRecord *self) {
     OPTIONAL_IN_RECORD(CLEAR)
+    HIDDEN_IN_RECORD(CLEAR)
     REQUIRED_IN_RECORD(CLEAR)
     return 0;
 }
@@ -158,10 +161,12 @@ static int traverse_timed_stream(TimedStream *self, visitproc visit, void *arg) 
     Py_VISIT(self->context);
     Py_VISIT(self->handle);
     Py_VISIT(self->pairs);
+    Py_VISIT(self->last_pair);
     return 0;
 }
 
 static int clear_timed_stream(TimedStream *self) {
+    forget_last(self);
     Py_CLEAR(self->context);
     Py_CLEAR(self->handle);
     Py_CLEAR(self->pairs);

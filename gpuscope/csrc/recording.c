@@ -5,6 +5,7 @@
  * program's: a KeyboardInterrupt, or what its own signal handler has raised.
  */
 #include "current.h"
+#include "sharing.h"
 
 #include <time.h>
 
@@ -170,6 +171,7 @@ int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObjec
         PyErr_SetString(PyExc_AttributeError, thread_info == NULL ? "`prepare` comes first" : "the record has no site");
         return -1;
     }
+    note_call(record);
     put(&record->recorder, Py_NewRef((PyObject *)recorder));
     put(&record->site, Py_NewRef(site));
     PyObject *outer = NULL;
@@ -183,6 +185,7 @@ int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObjec
         PyObject_GC_UnTrack(record);
     failed = failed ? recover(begin_failed, recorder, record, NULL) : 0;
     Py_DECREF(recorder);
+    note_return(record, record->timed_stream);
     return failed;
 }
 
@@ -259,6 +262,8 @@ int end_stage(StageRecord *record, PyObject *error) {
     Recorder *recorder = as_recorder(record->recorder);
     if (recorder == NULL) return -1;
     if (record->end_ns != 0) return 0; /* Its beginning was interrupted, and undone. */
+    note_call(record);
+    PyObject *stream = Py_XNewRef(record->timed_stream);
     /* As in `begin_stage`; attributes are plain. */
     if ((is_present(record->span) || is_present(record->context_before)) && !PyObject_GC_IsTracked((PyObject *)record))
         PyObject_GC_Track(record);
@@ -266,6 +271,8 @@ int end_stage(StageRecord *record, PyObject *error) {
     int queued = 0, failed = try_end(recorder, record, error, &queued);
     if (failed) failed = recover(end_the_rest, recorder, record, queued ? Py_True : Py_False);
     Py_DECREF(recorder);
+    note_return(record, stream);
+    Py_XDECREF(stream);
     return failed;
 }
 

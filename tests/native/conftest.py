@@ -15,7 +15,7 @@ import pytest
 
 from gpuscope import _runtime
 from gpuscope._collecting import batch_builder
-from gpuscope._cuda import anchors, cuda_device, open_streams
+from gpuscope._cuda import anchors, cuda_device, open_streams, timed_stream
 from gpuscope._cuda.driver import Driver
 from gpuscope._cuda.graphs import events
 from gpuscope._cuda.spares import Spares
@@ -144,6 +144,11 @@ class Machine:
             pass
         return sorted(self.spans, key=lambda span: (span.start_ns, span.kind == "gpu"))
 
+    def idle_pairs(self, stream=0x70, index=0):
+        """Return how many pairs of events nobody holds; no stage shares an event from now on."""
+        self.engine.recorder.device.open_streams.release()
+        return len(self.timed_streams[index, stream].pairs)
+
     @property
     def timed_streams(self):
         """All streams that were opened, by device and stream."""
@@ -164,10 +169,11 @@ def machine(request, driver_file, monkeypatch):
     """Recording on two GPUs of the fake driver."""
     if request.param == "native" and native is None:
         pytest.skip("the parts in C are not in use")
-    for module in (batch_builder, cuda_device, events):
+    for module in (batch_builder, cuda_device, events, open_streams, timed_stream):
         monkeypatch.setattr(module, "native", native if request.param == "native" else None)
     for module in (anchors, open_streams):
         monkeypatch.setattr(module, "spares", Spares())
+    monkeypatch.setattr(cuda_device, "SHARE_NS", getattr(request.module, "SHARE_NS", 0))
     library = ctypes.PyDLL(str(driver_file))
     machine = Machine(library)
     monkeypatch.setattr(cuda_device, "load_driver", lambda: Driver(library))

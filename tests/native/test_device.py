@@ -117,7 +117,7 @@ def test_pairs_come_back(machine):
     for _ in range(50):
         run()
         machine.collect()
-    assert len(machine.timed_streams[0, 0x70].pairs) == 16
+    assert machine.idle_pairs() == 16
     assert machine.engine.recorder.device.open_streams.pairs_made == 16
 
 
@@ -170,7 +170,7 @@ def test_a_capture_on_a_stream_of_another_library_is_seen_by_the_stage(machine):
     assert [span.kind for span in before] == ["host", "gpu"]
     assert inside.attributes["gpuscope.captured"]
     assert machine.untimed == {"captured": 1}
-    assert len(machine.timed_streams[0, stream.cuda_stream].pairs) == 16
+    assert machine.idle_pairs(stream.cuda_stream) == 16
 
 
 def test_a_capture_that_begins_or_ends_within_a_stage_of_another_library(machine):
@@ -183,7 +183,7 @@ def test_a_capture_that_begins_or_ends_within_a_stage_of_another_library(machine
         machine.library.fake_capture(None)
     spans = machine.collect()
     assert [span.attributes.get("gpuscope.captured") for span in spans] == [True, True]
-    assert len(machine.timed_streams[0, stream.cuda_stream].pairs) == 16
+    assert machine.idle_pairs(stream.cuda_stream) == 16
 
 
 def test_streams_that_may_be_gone_do_not_pile_up(machine):
