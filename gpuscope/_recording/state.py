@@ -11,6 +11,7 @@ import copyreg
 import threading
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gpuscope._data.native import native
 from gpuscope._data.record import Site, UnnamedSite
 
 if TYPE_CHECKING:
@@ -69,17 +70,31 @@ class Period(Protocol):
         """Do nothing more: this process is the child of a fork."""
 
 
-class State:
-    """What periods of recording share. `recorder` is what the hot path looks at: None unless recording is on."""
+if TYPE_CHECKING or native is None:
+
+    class StateFields:
+        """What the hot path looks at."""
+
+        __slots__ = ("off_stages", "recorder")
+        recorder: Recorder | None
+        """None unless recording is on."""
+        off_stages: dict[str, FromAbove]
+        """What `stage` hands out while nothing is recorded, by name; nothing in it is replaced or taken out."""
+
+else:
+    StateFields = native.StateFields
+
+
+class State(StateFields):
+    """What periods of recording share."""
 
     def __init__(self) -> None:
-        self.recorder: Recorder | None = None
+        self.recorder = None
+        self.off_stages = {}
         self.may_toggle = False
         self.sites: dict[str, Site] = {}
         self.set_up_sites: dict[tuple[str, int | None, bool], Site] = {}
         """Those of blocks with a `warmup` or `graph` of their own, by name and these two."""
-        self.off_stages: dict[str, FromAbove] = {}
-        """What `stage` hands out while nothing is recorded, by name."""
         self.unnamed = UnnamedSite()
         self.left_plain: dict[str, None] = {}
         """Names of functions that were decorated, or named by `instrument`, while gpuscope was off for good."""
@@ -132,7 +147,7 @@ class State:
         if self.may_toggle:
             return
         self.may_toggle = True
-        self.off_stages.clear()
+        self.off_stages = {}
         if self.left_plain:
             names = [*self.left_plain]
             more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""

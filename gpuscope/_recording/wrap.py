@@ -1,12 +1,12 @@
 """
 Makes a stage of each call of a function, by its kind: plain, coroutine, generator, async generator, callable object.
 
-Everything is decided here, when the decorator runs; the wrappers only record. Each may also be traced by Dynamo (of
-`torch.compile`), and must then leave nothing of itself behind. That is why they look as they do, and repeat each other:
+Everything is decided here, when the decorator runs; the wrappers only record, plain functions in C. Each may also be
+traced by Dynamo (of `torch.compile`), and must then leave nothing of itself behind. That is why they repeat each other:
 
 * The question to Dynamo stands first, and alone, in each. Dynamo takes it for a constant, so what is below is not
   traced, guarded or run. If `state.recorder` were looked at before it, that would be guarded, and `enable()` or
-  `disable()` would compile everything anew. Only the wrapper of async generators does not ask; Dynamo traces none.
+  `disable()` would compile everything anew. Dynamo traces no async generators, so their wrapper does not ask.
 * Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps 8 compiled versions per code
   object, and closures of one `def` share theirs: the ninth stage would fail, or run uncompiled. So would a helper.
 * Each names `__class__`: in its cell the function finds the class for `super()` (`functions.looking_like`).
@@ -21,12 +21,12 @@ from __future__ import annotations
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
+from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown, snapshot_mapping
 from gpuscope._data.record import Site
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
 from gpuscope._recording.state import MAX_SITES, state
-from gpuscope._settings.names import is_blank
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
@@ -106,7 +106,8 @@ def _checked(function: object) -> AnyCallable:
 def _wrapper_for(function: AnyCallable) -> Callable[[AnyCallable, Site, Stream], AnyCallable]:
     from gpuscope._recording.functions import by_kind
 
-    make = by_kind(function, plain=_plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator)
+    plain = _plain if native is None else _plain_in_c
+    make = by_kind(function, plain=plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator)
     return cast("Callable[[AnyCallable, Site, Stream], AnyCallable]", make)
 
 
@@ -135,6 +136,30 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
             end_raised(record, error, None)
             raise
         return result
+
+    return wrapper
+
+
+def run(
+    function: Callable[..., R], args: tuple[object, ...], kwargs: dict[str, object], site: Site, stream: Stream
+) -> R:
+    """Run a plain function as a stage: in C, but for Dynamo, and for a function that has come from such a process."""
+    if dynamo.is_dynamo_compiling():
+        dynamo.gpuscope_left_out()
+        return function(*args, **kwargs)
+    return _plain(function, site, stream)(*args, **kwargs)
+
+
+if not TYPE_CHECKING:
+    run = dynamo.in_c(run, state)
+
+
+def _plain_in_c(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, R]:
+    __class__ = None
+
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal __class__
+        return run(function, args, kwargs, site, stream)
 
     return wrapper
 
@@ -273,28 +298,3 @@ def _async_generator(
 def wrap_again(target: F, site: Site, stream: Stream = None) -> F:
     """Make a stage of what was copied, or unpickled: its stream stays where it was."""
     return stage_of(target, site.name, site.attributes, stream, site.warmup, graph=site.graph)
-
-
-def check(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
-    """
-    Refuse what can't be the arguments of a stage.
-
-    Raises:
-        TypeError: for values of another type.
-        ValueError: for a blank name, or a `warmup` that is not a count.
-
-    """
-    if not (name is None or callable(name) or isinstance(name, str | staticmethod | classmethod | property)):
-        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
-    if isinstance(name, str) and is_blank(name):
-        raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
-    if attributes is not None and not hasattr(attributes, "items"):
-        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
-    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
-        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
-    if not isinstance(warmup, int | None) or isinstance(warmup, bool):
-        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
-    if not 0 <= (warmup or 0) < 2**63:
-        raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
-    if not isinstance(graph, bool):
-        raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")
