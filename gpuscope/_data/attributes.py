@@ -43,9 +43,11 @@ LOCAL_RANK = "gpuscope.local_rank"
 WORLD_SIZE = "gpuscope.world_size"
 
 # OpenTelemetry's names.
-FUNCTION = "code.function.name"
+FUNCTION, FILE, LINE = "code.function.name", "code.file.path", "code.line.number"
 THREAD_ID, THREAD_NAME = "thread.id", "thread.name"
-HW_ID, HW_NAME, HW_TYPE = "hw.id", "hw.name", "hw.type"
+HW_ID, HW_TYPE, HW_MODEL, HW_VENDOR = "hw.id", "hw.type", "hw.model", "hw.vendor"
+HW_NAME = "hw.name"
+"""What earlier versions called `hw.model`. It is read, and no longer written: nobody has given a GPU a name."""
 EXCEPTION_TYPE, EXCEPTION_MESSAGE = "exception.type", "exception.message"
 EXCEPTION_STACKTRACE, EXCEPTION_ESCAPED = "exception.stacktrace", "exception.escaped"
 ERROR_TYPE = "error.type"
