@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._collecting.aggregation.generation import Generation
 from gpuscope._collecting.aggregation.histograms import Histograms
 from gpuscope._collecting.aggregation.joined_columns import columns_of, join
 from gpuscope._collecting.aggregation.occupancy import Occupancy
@@ -36,6 +37,7 @@ from gpuscope._data.plain.values import as_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gpuscope._collecting.aggregation.generation import Measurement
     from gpuscope._collecting.aggregation.joined_columns import Columns
     from gpuscope._data.batch import DeviceInfo, StageBatch
     from gpuscope._data.metrics import InstrumentSpec
@@ -76,15 +78,21 @@ class StageMetrics:
         self._uncounted_rows = 0
         self._histograms = Histograms()
         self._occupancy = Occupancy(start_ns)
+        self._generation = Generation()
 
-    def add(self, batch: StageBatch) -> None:
-        """Count the rows of a batch; its warm-up calls count towards the occupancy only."""
+    def add(self, batch: StageBatch) -> list[Measurement]:
+        """
+        Count the rows of a batch, and return the values of the generations in it.
+
+        Warm-up calls count towards the occupancy only, except that a generation is a request, which somebody made.
+        """
         with self._lock:
             self._devices.update(batch.devices)
             self._uncounted.append(columns_of(batch, [self._number(site) for site in batch.sites]))
             self._uncounted_rows += len(batch.site)
             if self._uncounted_rows >= _ROWS_AT_ONCE or len(self._uncounted) >= _BATCHES_AT_ONCE:
                 self._count()
+            return self._generation.add(batch)
 
     def _count(self) -> None:
         if not self._uncounted_rows:
@@ -131,7 +139,7 @@ class StageMetrics:
                 gpu = self._gpu(index)
                 points[BUSY].append(DataPoint(gpu, ratio))
                 points[IDLE].append(DataPoint(gpu, 1.0 - ratio))
-            return dict(points)
+            return {**points, **self._generation.points(exemplars=exemplars)}
 
     def _describe(self, block: int, stage: int) -> tuple[InstrumentSpec, dict[str, str | int]]:
         name: dict[str, str | int] = {STAGE: list(self._stages)[stage]}
