@@ -8,8 +8,12 @@ the collector's thread; any thread may read `names`.
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
+from gpuscope._data.batch import RowFlag
 from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 
@@ -26,6 +30,26 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
     from gpuscope.exporters import Exporter
     from gpuscope.exporters.application import ApplicationExporter
+
+
+_NO_WORK_NS = 3_000
+"""
+Two events with nothing between are 1.25 to 2.5 µs apart on a busy GPU (H100). With a kernel between they are apart by
+what that takes, which is about 1 µs at least, and by 2.2 µs or more besides (`benchmarks/results/clock.json`).
+"""
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
+
+
+def with_work(batch: StageBatch) -> StageBatch:
+    """
+    Return the batch without the GPU spans of stages that gave their stream no work which could be measured.
+
+    Their GPU times stay in the columns. On an idle GPU a stage without work cannot be told from one that waits for its
+    work: there its two events are as far apart as on the host. A stage inside a graph has no other span, and keeps it.
+    """
+    no_work = batch.gpu_end_ns - batch.gpu_start_ns <= _NO_WORK_NS
+    no_work &= batch.flags & _IN_GRAPH == 0
+    return replace(batch, gpu_span_id=np.where(no_work, np.uint64(0), batch.gpu_span_id))
 
 
 def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
@@ -149,9 +173,12 @@ class ActiveExporters:
             (self._ledger.lose if self._failed else self._ledger.drop)(reason, stages)
             return
         delivery = self._ledger.deliver(stages, len(self._active))
+        for_back_ends = with_work(batch) if self._config.gpu_spans == "work" else batch
         for exporter in self._active:
+            # `every_gpu_span` is optional, as `account` is below.
+            given = batch if getattr(exporter, "every_gpu_span", False) else for_back_ends
             try:
-                for _ in exporter.export(batch, delivery) or ():
+                for _ in exporter.export(given, delivery) or ():
                     breathe()
             except BaseException as error:  # One exporter's failure; the others still get the batch.
                 delivery.settle(0, {"exporter_error": stages})

@@ -83,7 +83,12 @@ class MetricsPipeline:
     def add(self, batch: StageBatch) -> None:
         """Count every stage of a batch, sampled or not."""
         if self._wanted:
-            self._guarded(self._stages.add, batch)
+            self._guarded(self._count, batch)
+
+    def _count(self, batch: StageBatch) -> None:
+        values = self._stages.add(batch)
+        if values and self._instruments is not None and self.way == "sdk":
+            self._instruments.record(values)
 
     def refresh(self) -> None:
         """Choose the way again, because `auto` follows the application's provider, and hand on what is due."""

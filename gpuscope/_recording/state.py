@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copyreg
 import threading
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gpuscope._data.plain.values import snapshot_mapping
 from gpuscope._data.record import Site, UnnamedSite
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")
 MAX_NAMED = 5
+_MAX_WRAPPERS = 64
 MAX_SITES = 2048
 """Stages kept by name. NVTX keeps every name for ever; names with request ids in them must not pile up here as well."""
 
@@ -160,7 +163,9 @@ def _site_again(warmup: int | None, graph: bool, *facts: Any) -> Site:
 
 # A function that goes to another process by value takes along what was said of its stage, and nothing of what was
 # counted or prepared here.
-copyreg.pickle(Site, lambda site: (_site_again, (site.warmup, site.graph, site.name, site.attributes, site.function)))
+copyreg.pickle(
+    Site, lambda site: (_site_again, (site.warmup, site.graph, site.name, site.attributes, site.function, site.code))
+)
 
 
 def _logger() -> logging.Logger:
@@ -177,6 +182,28 @@ def site_of(name: str, warmup: int | None = None, *, graph: bool = True) -> Site
     site = _kept(state.set_up_sites, (name, warmup, graph), name)
     site.warmup, site.graph = warmup, graph
     return site
+
+
+def site_of_function(function: object, name: str | None, attributes: Mapping[str, object] | None) -> Site:
+    """Return a new stage for a function, or another object that can be called; by default under its own name."""
+    has_name = hasattr(function, "__qualname__")
+    named: Any = function if has_name else type(function)
+    module = getattr(function, "__module__", None) or type(function).__module__
+    name = name or named.__qualname__.rpartition("<locals>.")[2]
+    own = {} if attributes is None else snapshot_mapping(attributes)
+    # An object goes by the name of its class, whose `__call__` may come from elsewhere: `nn.Module`'s, say.
+    return Site(name, own, f"{module}.{named.__qualname__}", _code_of(function) if has_name else None)
+
+
+def _code_of(function: object) -> tuple[str, int] | None:
+    """Return the file and the first line of the function that gave its name to those around it; None if not Python."""
+    for _ in range(_MAX_WRAPPERS):
+        inner = getattr(function, "__wrapped__", None)
+        if inner is None:
+            break
+        function = inner
+    code = getattr(function, "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if type(code) is CodeType else None
 
 
 def _kept(sites: dict[Key, Site], key: Key, name: str) -> Site:

@@ -21,17 +21,17 @@ from __future__ import annotations
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
-from gpuscope._data.plain.values import shown, snapshot_mapping
-from gpuscope._data.record import Site
+from gpuscope._data.plain.values import shown
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
-from gpuscope._recording.state import MAX_SITES, state
+from gpuscope._recording.state import MAX_SITES, site_of_function, state
 from gpuscope._settings.names import is_blank
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 
     from gpuscope._data.interfaces import Stream
+    from gpuscope._data.record import Site
 
 F = TypeVar("F")
 P = ParamSpec("P")
@@ -73,20 +73,12 @@ def stage_of(
     if type(function) is MethodType:  # A method again, which goes with copies of its object.
         inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)  # type: ignore[attr-defined]
         return cast("F", MethodType(inner, function.__self__))  # type: ignore[attr-defined]
-    site = _new_site(function, name, attributes)
+    site = site_of_function(function, name, attributes)
     site.warmup, site.graph = warmup, graph
     wrapper = _wrapper_for(called)(called, site, stream)
     if type(function) is FunctionType:
         return cast("F", functions.looking_like(called, wrapper))
     return cast("F", functions.staged_callable(called, wrapper, site, stream, wrap_again))
-
-
-def _new_site(function: object, name: str | None, attributes: Mapping[str, object] | None) -> Site:
-    named = function if hasattr(function, "__qualname__") else type(function)
-    module = getattr(function, "__module__", None) or type(function).__module__
-    name = name or named.__qualname__.rpartition("<locals>.")[2]
-    own = {} if attributes is None else snapshot_mapping(attributes)
-    return Site(name, own, f"{module}.{named.__qualname__}")
 
 
 def _checked(function: object) -> AnyCallable:

@@ -45,16 +45,10 @@ class Config:
         "auto",
     )
     file: str = setting(
-        "gpuscope-{pid}.jsonl",
-        "GPUSCOPE_FILE",
-        parse.path,
-        "Path of the `file` exporter; `{pid}` becomes the process id.",
+        "gpuscope-{pid}.jsonl", "GPUSCOPE_FILE", parse.path, "Path of the `file` exporter; `{pid}` is the process id."
     )
     file_max_bytes: int = setting(
-        67_108_864,
-        "GPUSCOPE_FILE_MAX_BYTES",
-        parse.count(4096, 2**40),
-        "Size at which the file is rotated to `PATH.1`.",
+        67_108_864, "GPUSCOPE_FILE_MAX_BYTES", parse.count(4096, 2**40), "Size at which it is rotated to `PATH.1`."
     )
     file_backups: int = setting(
         3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "How many rotated files are kept beside the current one."
@@ -72,6 +66,12 @@ class Config:
         "`1` times stages inside CUDA graphs, by nodes beside those of the program; `inline` puts them among those; "
         "`0` does not time them.",
         "1",
+    )
+    gpu_spans: str = setting(
+        "work",
+        "GPUSCOPE_GPU_SPANS",
+        parse.one_of("work", "all"),
+        "`work`: no GPU span of 3 µs or less, where a stage has no GPU work; `all`: every one. `file` has them always.",
     )
     profile: str = setting(
         "",

@@ -28,7 +28,8 @@ if exporter != "otlp":
 
 clock = ManualClock()
 config = Config().changed(
-    mode="on", exporters=exporter, otlp_endpoint=url, otlp_compression=compression, warmup=1, metrics="none"
+    mode="on", exporters=exporter, otlp_endpoint=url, otlp_compression=compression, warmup=1,
+    metrics="none", gpu_spans="all",
 )
 with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clock):
 
@@ -115,7 +116,7 @@ def test_spans_of_both_exporters_are_equal(run_python, otlp_receiver):
 
 
 LIMITS = {
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "11",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "13",
     "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "6",
     "OTEL_SPAN_EVENT_COUNT_LIMIT": "2",
     "OTEL_SPAN_LINK_COUNT_LIMIT": "3",
