@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, cast
 
 from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
+from gpuscope._recording.state import state
+from gpuscope._settings.complaints import SAMPLING, SPANS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,6 +54,22 @@ def automatic_exporter(bridge: Bridge | None) -> str:
     if bridge is None or bridge.provider is None:
         return "otlp"
     return "application" if bridge.judgement().targets else "sdk"
+
+
+def exporters_in_use(config: Config, bridge: Bridge | None) -> tuple[str, ...]:
+    """Return the exporters that the settings mean now."""
+    names = config.exporters
+    if "auto" in names:
+        automatic = "none" if config.traces_exporter.strip().lower() == "none" else automatic_exporter(bridge)
+        names = tuple(dict.fromkeys(automatic if name == "auto" else name for name in names))
+    off = {"none"} | ({"otlp", "sdk", "application"} if config.sdk_disabled else set())
+    return tuple(name for name in names if name not in off)
+
+
+def uses_of_variables(names: tuple[str, ...], bridge: Bridge | None) -> set[str]:
+    """Return what is in use, of spans, as far as variables matter for that alone."""
+    sampling = {SAMPLING} if names and bridge is not None and bridge.provider is None else set()
+    return sampling | ({SPANS} if "otlp" in names else set())
 
 
 class ActiveExporters:
@@ -99,7 +117,11 @@ class ActiveExporters:
         seen = bridge, provider, judgement
         if self._active and len(self._seen) == len(seen) and all(map(operator.is_, seen, self._seen)):
             return
-        names, self._seen = self._wanted(bridge), seen
+        names, self._seen = exporters_in_use(self._config, bridge), seen
+        for use in uses_of_variables(names, bridge):
+            state.complain(use, self._config)
+        if bridge is not None and provider is None:
+            bridge.load_sampler()
         if names != self.names and self._active:
             before_change()
         if bridge is not None:
@@ -112,14 +134,6 @@ class ActiveExporters:
         found = (self._exporter(name, bridge) for name in names)
         self._active = [*self._extra, *(exporter for exporter in found if exporter is not None)]
         self._say_which_way(bridge)
-
-    def _wanted(self, bridge: Bridge | None) -> tuple[str, ...]:
-        config, names = self._config, self._config.exporters
-        if "auto" in names:
-            automatic = "none" if config.traces_exporter.strip().lower() == "none" else automatic_exporter(bridge)
-            names = tuple(dict.fromkeys(automatic if name == "auto" else name for name in names))
-        off = {"none"} | ({"otlp", "sdk", "application"} if config.sdk_disabled else set())
-        return tuple(name for name in names if name not in off)
 
     def _say_which_way(self, bridge: Bridge | None) -> None:
         self.route = ""

@@ -214,6 +214,9 @@ class Bridge(Protocol):
     def judgement(self, *, anew: bool = False) -> Judgement:
         """Return what is known of the provider, the same object as long as that is the same; `anew` looks again."""
 
+    def load_sampler(self) -> None:
+        """Make the environment's sampler before a stage has to wait for that."""
+
     def watch_provider(self, before_its_end: Callable[[], bool]) -> None:
         """Have something called before the application ends or flushes its provider, where stages go there."""
 

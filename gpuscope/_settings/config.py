@@ -7,17 +7,18 @@ Pure but for `read_environment`: `Config.from_env` takes a mapping and returns w
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
-from gpuscope._settings.fields import for_metrics, read, setting
+from gpuscope._settings.fields import for_metrics, read_all, setting
 from gpuscope._settings.keywords import checked
-from gpuscope._settings.names import unknown_variables
-from gpuscope._settings.urls import USUAL_ENDPOINT, signal_url
+from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, with_scheme, without_a_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from gpuscope._settings.complaints import Complaint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +46,10 @@ class Config:
         "auto",
     )
     file: str = setting(
-        "gpuscope-{pid}.jsonl",
-        "GPUSCOPE_FILE",
-        parse.path,
-        "Path of the `file` exporter; `{pid}` becomes the process id.",
+        "gpuscope-{pid}.jsonl", "GPUSCOPE_FILE", parse.path, "Path of the `file` exporter; `{pid}` is the process id."
     )
     file_max_bytes: int = setting(
-        67_108_864,
-        "GPUSCOPE_FILE_MAX_BYTES",
-        parse.count(4096, 2**40),
-        "Size at which the file is rotated to `PATH.1`.",
+        67_108_864, "GPUSCOPE_FILE_MAX_BYTES", parse.count(4096, 2**40), "Size at which it is rotated to `PATH.1`."
     )
     file_backups: int = setting(
         3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "How many rotated files are kept beside the current one."
@@ -81,11 +76,7 @@ class Config:
         "unset",
     )
     stages: str = setting(
-        "",
-        "GPUSCOPE_STAGES",
-        str.strip,
-        "Functions to make stages of, separated by commas: `infer=app:f{n=len(x)}`.",
-        "none",
+        "", "GPUSCOPE_STAGES", str.strip, "Functions to make stages of, by commas: `infer=app:f{n=len(x)}`.", "none"
     )
     frameworks: str = setting(
         "", "GPUSCOPE_FRAMEWORKS", str.strip, "Frameworks whose functions become stages, by commas, or `all`.", "none"
@@ -156,14 +147,15 @@ class Config:
     sampler: str = setting(
         "parentbased_always_on",
         "OTEL_TRACES_SAMPLER",
-        parse.one_of(*parse.SAMPLERS),
-        "Which traces are exported, where the application has no TracerProvider with a sampler of its own.",
+        parse.sampler,
+        "Which traces are exported, where the application has no TracerProvider with a sampler of its own: one of "
+        "OpenTelemetry's six names, or a sampler that is installed as an entry point.",
     )
     sampler_ratio: float = setting(
         1.0,
         "OTEL_TRACES_SAMPLER_ARG",
         parse.between(0.0, 1.0),
-        "Share of traces that the `traceidratio` samplers export, from 0 to 1.",
+        "Share of traces that the `traceidratio` samplers export, from 0 to 1. Installed samplers get the text.",
     )
     schedule_delay_s: float = setting(
         5.0,
@@ -229,6 +221,16 @@ class Config:
         parse.one_of("http/protobuf", "grpc"),
         "`http/protobuf`, by default on port 4318, or `grpc`, on port 4317; that needs `gpuscope[grpc]`.",
     )
+    otlp_insecure: bool = setting(
+        False,
+        "OTEL_EXPORTER_OTLP_TRACES_INSECURE OTEL_EXPORTER_OTLP_INSECURE",
+        parse.otel_boolean,
+        "With `true`, gRPC to an endpoint without http:// or https://, `collector:4317` say, goes without TLS.",
+        "false",
+    )
+    config_file: str = setting(
+        "", "OTEL_CONFIG_FILE", str, "For OpenTelemetry's SDK. `otlp` does not read it, and says so.", "unset"
+    )
     otlp_metrics_endpoint: str = setting(
         "",
         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
@@ -243,9 +245,10 @@ class Config:
     otlp_metrics_client_certificate: str = for_metrics(otlp_client_certificate)
     otlp_metrics_client_key: str = for_metrics(otlp_client_key)
     otlp_metrics_protocol: str = for_metrics(otlp_protocol)
+    otlp_metrics_insecure: bool = for_metrics(otlp_insecure)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+    def from_env(cls, environ: Mapping[str, str]) -> tuple[Config, list[Complaint]]:
         """
         Read a mapping of variables.
 
@@ -254,15 +257,8 @@ class Config:
             variable that looks like ours and is not.
 
         """
-        values: dict[str, Any] = {}
-        warnings: list[str] = []
-        for each in fields(cls):
-            found, said = read(each, environ)
-            values |= found
-            warnings += said
-        # A variable for both spans and metrics is read twice; the warning is given once.
-        known = [variable for each in fields(cls) for variable in each.metadata["variables"]]
-        return cls(**values), [*dict.fromkeys(warnings), *unknown_variables(environ, known)]
+        values, complaints = read_all(fields(cls), environ)
+        return cls(**values), complaints
 
     def changed(self, **keywords: object) -> Config:
         """
@@ -274,19 +270,23 @@ class Config:
 
         """
         values = checked(fields(self), keywords)
-        return replace(self, **values)  # type: ignore[arg-type]  # The parsers have checked them.
+        config = replace(self, **values)  # type: ignore[arg-type]  # The parsers have checked them.
+        for name in without_a_scheme(lambda each: getattr(config, each)):
+            raise ValueError(f"`{name}`: expected {parse.A_URL.format(NO_SCHEME)}.")
+        return config
 
     @property
     def traces_url(self) -> str:
         """The URL that spans are posted to; gRPC's has no path."""
-        return self.otlp_endpoint or signal_url(self.otlp_base_endpoint, "/v1/traces", self.otlp_protocol)
+        url = self.otlp_endpoint or signal_url(self.otlp_base_endpoint, "/v1/traces", self.otlp_protocol)
+        return with_scheme(url, insecure=self.otlp_insecure)
 
     @property
     def metrics_url(self) -> str:
         """The URL that metrics are posted to."""
-        return self.otlp_metrics_endpoint or signal_url(
-            self.otlp_base_endpoint, "/v1/metrics", self.otlp_metrics_protocol
-        )
+        base, protocol = self.otlp_base_endpoint, self.otlp_metrics_protocol
+        url = self.otlp_metrics_endpoint or signal_url(base, "/v1/metrics", protocol)
+        return with_scheme(url, insecure=self.otlp_metrics_insecure)
 
     @property
     def only_spans_have_an_endpoint(self) -> bool:
@@ -295,6 +295,6 @@ class Config:
         return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and general
 
 
-def read_environment() -> tuple[Config, list[str]]:
+def read_environment() -> tuple[Config, list[Complaint]]:
     """Return the settings of this process's environment as it is now, and what to warn about."""
     return Config.from_env(variables())

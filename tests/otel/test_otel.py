@@ -770,7 +770,7 @@ class TestSampling:
         failures = program.bridge.warnings.counts
         assert sum(failures.values()) >= 3
         say_what_waits()
-        said = [record.levelname for record in caplog.records if "TracerProvider failed" in record.message]
+        said = [record.levelname for record in caplog.records if "OpenTelemetry failed" in record.message]
         assert said == ["WARNING"] * len(failures)
 
     def test_sampler_that_asks_back(self, exporters):
