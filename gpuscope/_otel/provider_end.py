@@ -91,7 +91,12 @@ def end_of(provider: Any) -> ProviderEnd | None:
 def _processor(end: ProviderEnd) -> Any:
     """Return a span processor that takes notice of its shutdown. Of the SDK's kind, which must be there already."""
     base: Any = getattr(sys.modules.get("opentelemetry.sdk.trace"), "SpanProcessor", object)
-    return type("GpuscopeEndProcessor", (base,), {"shutdown": lambda _: end.come(), "gpuscope_end": end})()
+    methods = {
+        "shutdown": lambda _: end.come(),
+        # In older versions that of the base class says no, and then the provider flushes none after it.
+        "force_flush": lambda _, timeout_millis=30_000: True,  # noqa: ARG005
+    }
+    return type("GpuscopeEndProcessor", (base,), {**methods, "gpuscope_end": end})()
 
 
 def _add_first(provider: Any, processor: Any) -> None:

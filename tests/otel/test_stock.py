@@ -161,6 +161,26 @@ def test_processors_of_ours_do_not_count():
     assert len(judged(made).targets) == 1
 
 
+class Replacing(trace.TracerProvider):
+    """Takes each processor for a replacement of the one that it has, as Phoenix's does."""
+
+    def add_span_processor(self, span_processor):
+        """Replace what is there."""
+        self._active_span_processor._span_processors = ()
+        super().add_span_processor(span_processor)
+
+
+def test_processors_of_ours_replace_none():
+    """Whatever a provider makes of one that is added to it: its own stays, behind ours, and is flushed."""
+    made, processor = Replacing(shutdown_on_exit=False), simple()
+    made.add_span_processor(processor)
+    end_of(made)
+    first, second = made._active_span_processor._span_processors
+    assert first.force_flush(1000) is True
+    assert second is processor
+    assert len(judged(made).targets) == 1
+
+
 def test_a_judgement_holds_until_something_changes():
     """Another processor is noticed at once, and a replaced method when it is looked at anew."""
     made = provider(simple())

@@ -60,9 +60,13 @@ QUIET = {"DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false", "DD_REMOTE_CONFIGURATI
 
 @pytest.fixture
 def play(tmp_path):
-    """Return a function that runs the service, whose tracing `program` sets up, and returns what it printed."""
+    """
+    Return a function that runs the service, whose tracing `program` sets up, and returns what it printed.
 
-    def run(program, *urls, instrumented=False, command=("service.py",), **environment):
+    `complains`: stderr may have lines, which are returned after the others; but no traceback.
+    """
+
+    def run(program, *urls, instrumented=False, command=("service.py",), complains=False, status=0, **environment):
         (tmp_path / "service.py").write_text(BEGINNING + program + SERVICE)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPUSCOPE", "OTEL_", "DD_"))}
         done = subprocess.run(
@@ -74,8 +78,9 @@ def play(tmp_path):
             timeout=100,
             check=False,
         )
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
+        assert "Traceback" not in done.stderr
+        assert (done.returncode, "" if complains else done.stderr) == (status, "")
+        return done.stdout + done.stderr
 
     return run
 

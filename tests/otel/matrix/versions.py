@@ -40,7 +40,8 @@ def make(version: str, into: Path) -> Path:
     venv.create(folder, with_pip=False)
     exporters = [f"opentelemetry-exporter-otlp-proto-{protocol}=={version}" for protocol in ("http", "grpc")]
     # Before version 0.51 `opentelemetry-instrument` needs what setuptools had until version 80.
-    wanted = [f"opentelemetry-sdk=={version}", *exporters, f"opentelemetry-distro=={VERSIONS[version]}", "setuptools<80"]
+    launcher = [f"opentelemetry-distro=={VERSIONS[version]}", "setuptools<80"]
+    wanted = [f"opentelemetry-sdk=={version}", *exporters, *launcher]
     # Before the others can be seen, so that all that these need comes here, in versions of their time.
     subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", *wanted], check=True)
     (packages,) = folder.glob("lib/python3.*/site-packages")
@@ -61,7 +62,8 @@ def main() -> int:
     failed = 0
     for version in options.versions or VERSIONS:
         python = make(version, options.into)
-        print(f"== opentelemetry-sdk {version}", flush=True)
+        sys.stdout.write(f"== opentelemetry-sdk {version}\n")
+        sys.stdout.flush()
         command = [python, "-m", "pytest", "-q", *(of_pytest or TESTS)]
         failed += subprocess.run(command, cwd=ROOT, check=False).returncode != 0
     return failed
