@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from gpuscope.exporters.application import ApplicationExporter
 
 
+BY_PROVIDER = frozenset(("application", "processors", "sdk"))
+"""Exporters by the application's TracerProvider."""
+
+
 def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
@@ -40,6 +44,10 @@ def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[
 
         # The collector opens the bridge before it chooses exporters, and opens no other kind.
         return SdkExporter(cast("SdkBridge", bridge))
+    if name == "processors":
+        from gpuscope.exporters.processors import ProcessorsExporter
+
+        return ProcessorsExporter(cast("SdkBridge", bridge))
     if name == "application":
         from gpuscope.exporters.application import ApplicationExporter
 
@@ -53,7 +61,8 @@ def automatic_exporter(bridge: Bridge | None) -> str:
     """Return the exporter that `auto` means: by the application's TracerProvider, if it has one."""
     if bridge is None or bridge.provider is None:
         return "otlp"
-    return "application" if bridge.judgement().targets else "sdk"
+    judgement = bridge.judgement()
+    return "application" if judgement.targets else "processors" if judgement.takes_finished else "sdk"
 
 
 def exporters_in_use(config: Config, bridge: Bridge | None) -> tuple[str, ...]:
@@ -62,7 +71,7 @@ def exporters_in_use(config: Config, bridge: Bridge | None) -> tuple[str, ...]:
     if "auto" in names:
         automatic = "none" if config.traces_exporter.strip().lower() == "none" else automatic_exporter(bridge)
         names = tuple(dict.fromkeys(automatic if name == "auto" else name for name in names))
-    off = {"none"} | ({"otlp", "sdk", "application"} if config.sdk_disabled else set())
+    off = {"none"} | ({"otlp", *BY_PROVIDER} if config.sdk_disabled else set())
     return tuple(name for name in names if name not in off)
 
 
@@ -140,6 +149,8 @@ class ActiveExporters:
         if "application" in self.names and "application" in self._made:
             where = ", ".join(cast("ApplicationExporter", self._made["application"]).endpoints())
             self.route = f"as columns through the application's own exporter to {where}"
+        elif "processors" in self.names and bridge is not None:
+            self.route = f"to the application's span processors, made at their end, because {bridge.judgement().reason}"
         elif "sdk" in self.names and bridge is not None:
             reason = bridge.judgement().reason if "auto" in self._config.exporters else "`GPUSCOPE_EXPORTER` says so"
             self.route = f"one by one through the application's TracerProvider, because {reason}"

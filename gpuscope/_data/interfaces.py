@@ -183,8 +183,12 @@ class Judgement(Protocol):
         """Exporters of the application's that bytes may go through; none where spans have to be made one by one."""
 
     @property
+    def takes_finished(self) -> bool:
+        """Whether its span processors may get spans that are made at their end."""
+
+    @property
     def reason(self) -> str:
-        """Why they have to."""
+        """Why they have to be made at all."""
 
 
 class Bridge(Protocol):

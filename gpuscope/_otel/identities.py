@@ -115,7 +115,7 @@ class Identities:
 
         With `auto` it does once there is one whose spans have to be made one by one, collector or not.
         """
-        if not self.sdk and self._auto and self.provider is not None and not self.judgement().targets:
+        if not self.sdk and self._auto and self.provider is not None and self.judgement().makes_ids:
             self.sdk = True
         return self.sdk
 
