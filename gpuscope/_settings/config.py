@@ -13,7 +13,7 @@ from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, read_all, setting
 from gpuscope._settings.keywords import checked
-from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, with_scheme, without_a_scheme
+from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -278,15 +278,15 @@ class Config:
     @property
     def traces_url(self) -> str:
         """The URL that spans are posted to; gRPC's has no path."""
-        url = self.otlp_endpoint or signal_url(self.otlp_base_endpoint, "/v1/traces", self.otlp_protocol)
-        return with_scheme(url, insecure=self.otlp_insecure)
+        own, base = self.otlp_endpoint, self.otlp_base_endpoint
+        return signal_url(own, base, "/v1/traces", protocol=self.otlp_protocol, insecure=self.otlp_insecure)
 
     @property
     def metrics_url(self) -> str:
         """The URL that metrics are posted to."""
-        base, protocol = self.otlp_base_endpoint, self.otlp_metrics_protocol
-        url = self.otlp_metrics_endpoint or signal_url(base, "/v1/metrics", protocol)
-        return with_scheme(url, insecure=self.otlp_metrics_insecure)
+        own, base = self.otlp_metrics_endpoint, self.otlp_base_endpoint
+        protocol, insecure = self.otlp_metrics_protocol, self.otlp_metrics_insecure
+        return signal_url(own, base, "/v1/metrics", protocol=protocol, insecure=insecure)
 
     @property
     def only_spans_have_an_endpoint(self) -> bool:

@@ -84,8 +84,9 @@ def with_scheme(url: str, *, insecure: bool) -> str:
     return f"{'http' if insecure else 'https'}://{url}" if is_target(url) else url
 
 
-def signal_url(base: str, path: str, protocol: str) -> str:
+def signal_url(own: str, base: str, path: str, *, protocol: str, insecure: bool) -> str:
     """Return where spans or metrics go: a URL of gRPC has no path, and its usual port is another."""
-    if protocol == "grpc":
-        return _USUAL_OF_GRPC if base == USUAL_ENDPOINT else base
-    return base.rstrip("/") + path
+    if own:
+        return with_scheme(own, insecure=insecure) if protocol == "grpc" else own
+    base = _USUAL_OF_GRPC if protocol == "grpc" and base == USUAL_ENDPOINT else with_scheme(base, insecure=insecure)
+    return base if protocol == "grpc" else base.rstrip("/") + path

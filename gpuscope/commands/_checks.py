@@ -166,7 +166,7 @@ def exporters() -> Iterator[Finding]:
     elif "auto" in config.exporters:
         bridge = _bridge()
         found = "no TracerProvider" if bridge.provider is None else "a TracerProvider"
-        why = f" ({bridge.judgement().reason})" if automatic_exporter(bridge) == "sdk" else ""
+        why = f" ({bridge.judgement().reason})" if automatic_exporter(bridge) in ("processors", "sdk") else ""
         yield Finding("exporter", OK, f"`{chosen}`; this process has {found}{why}, so: {', '.join(_names(config))}")
     elif "sdk" in config.exporters and _bridge().provider is None:
         advice = "Have the application set one, run this under `opentelemetry-instrument`, or use `auto`."

@@ -32,6 +32,15 @@ processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=urls[0]))
 processor.on_start = lambda span, parent_context=None: span.set_attribute("marked", span.name)
 provider.add_span_processor(processor)
 """
+FILTER = """
+class Filter(BatchSpanProcessor):
+    def on_end(self, span):
+        if span.name != "attention" or "gpuscope.stage" not in span.attributes:
+            super().on_end(span)
+
+
+provider.add_span_processor(Filter(OTLPSpanExporter(endpoint=urls[0])))
+"""
 CONSOLE = """
 provider.add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(out=open("console.txt", "w"))))
 """
@@ -110,10 +119,17 @@ def test_a_replaced_method(told, http):
 def test_a_console_beside(told, http, tmp_path):
     """Stages are on the console, too."""
     account = told(BY_HAND + HTTP + BATCHES + CONSOLE, http.url)
-    assert_nothing_lost(account, way="sdk", said="ConsoleSpanExporter` is not OpenTelemetry's for OTLP")
+    assert_nothing_lost(account, way="processors", said="ConsoleSpanExporter` is not OpenTelemetry's for OTLP")
     assert_whole(http, service=NAME)
     written = (tmp_path / "console.txt").read_text()
     assert [written.count(f'"name": "{name}"') for name in ("infer", "attention")] == [1, 1]
+
+
+def test_a_filter(told, http):
+    """A processor that leaves out spans by what they are at their end sees all stages, and its choice holds."""
+    account = told(BY_HAND + HTTP + FILTER, http.url)
+    assert_nothing_lost(account, way="processors", said="Filter` may change spans")
+    assert {span.name for span in http.spans} == {"request", "infer", "look up"}
 
 
 def test_a_processor_that_comes_late(play, http):

@@ -53,13 +53,15 @@ def test_it_starts_recording_itself(told, http):
 
 
 def test_the_console_as_exporter(told, http):
-    """Beside OTLP; then spans are made one by one, for both."""
+    """Beside OTLP; then finished spans go to both."""
     how = {"OTEL_EXPORTER_OTLP_ENDPOINT": http.endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     # The console's lines are the program's output, so the account is not the last of them.
     account = told(
         "", instrumented=True, **COMMON, **how, OTEL_TRACES_EXPORTER="otlp,console", OTEL_BSP_SCHEDULE_DELAY="60000"
     )
-    assert_nothing_lost(account, way="sdk", said="ConsoleSpanExporter` is not OpenTelemetry's for OTLP", quiet=True)
+    assert_nothing_lost(
+        account, way="processors", said="ConsoleSpanExporter` is not OpenTelemetry's for OTLP", quiet=True
+    )
     assert_whole(http, service=NAME)
 
 
@@ -80,4 +82,4 @@ def test_the_doctor_says_why_it_is_the_other_way(play, http):
     """By the part that may do something to a span."""
     found = doctor(play, **COMMON, OTEL_TRACES_EXPORTER="console")
     assert "ConsoleSpanExporter` is not" in found["exporter"]["seen"]
-    assert found["exporter"]["seen"].endswith("so: sdk")
+    assert found["exporter"]["seen"].endswith("so: processors")

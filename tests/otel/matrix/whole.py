@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 COLUMNS = "as columns through the application's own exporter to "
+AT_THE_END = "to the application's span processors, made at their end, because "
 ONE_BY_ONE = "one by one through the application's TracerProvider, because "
 
 
@@ -49,7 +50,7 @@ def assert_nothing_lost(told, *, way, said, quiet=False):
     """
     assert (told["recorded"], told["exported"], told["lost"], told["flushed"]) == (2, 2, {}, True)
     assert told["exporters"] == [way]
-    assert told["route"].startswith(COLUMNS if way == "application" else ONE_BY_ONE)
+    assert told["route"].startswith({"application": COLUMNS, "processors": AT_THE_END, "sdk": ONE_BY_ONE}[way])
     assert said in told["route"]
     assert [line for level, line in told["heard"] if level != "INFO"] == []
     if not quiet:
