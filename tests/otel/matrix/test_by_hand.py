@@ -182,7 +182,7 @@ import gpuscope
 from opentelemetry import context
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-above = NonRecordingSpan(SpanContext(5, 6, True, TraceFlags(1), TraceState([("vendor", "a"), ("ot", "th:8")])))
+above = NonRecordingSpan(SpanContext(5, 6, True, TraceFlags(1), TraceState([("vendor", "a"), ("other", "th:8")])))
 token = context.attach(trace.set_span_in_context(above))
 with gpuscope.stage("stage"):
     pass
@@ -198,4 +198,4 @@ raise SystemExit
         assert getattr(spans["stage"], field) == getattr(spans["span"], field)
     # Newer versions note in their spans whether an id is random, which of a trace from elsewhere nobody knows.
     assert spans["stage"].flags == spans["span"].flags
-    assert spans["stage"].trace_state == "vendor=a,ot=th:8"
+    assert spans["stage"].trace_state == "vendor=a,other=th:8"

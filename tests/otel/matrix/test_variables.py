@@ -98,7 +98,7 @@ def test_a_sampler_that_cannot_be_made_is_said_once(play, http):
 def test_a_sampler_that_is_not_installed_is_said_once(play, http):
     """With what is allowed, and what is done instead."""
     said = play(TRACES, complains=True, **to(http, OTEL_TRACES_SAMPLER="xray")).splitlines()
-    (line,) = [line for line in said if "xray" in line]
+    (line,) = [line for line in said if "OTEL_TRACES_SAMPLER" in line]
     assert "or a sampler that is installed; using the default, parentbased_always_on" in line
     assert names(http) == ALL
 
@@ -131,7 +131,7 @@ def test_what_is_used_is_still_said_once(play, http):
     how = {"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd", "OTEL_TRACES_SAMPLER_ARG": "not used by this sampler"}
     said = play(TRACES, complains=True, **to(http, **how)).splitlines()
     assert [line.partition(":")[0] for line in said if "OTEL_" in line] == [
-        "ignoring OTEL_EXPORTER_OTLP_COMPRESSION='zstd'"
+        "ignoring OTEL_EXPORTER_OTLP_COMPRESSION (a text of 4 characters)"
     ]
     assert names(http) == ALL
 
