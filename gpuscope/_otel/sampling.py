@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import SpanKind, get_current_span
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_the_programs
 from gpuscope._settings.environment import variables
 from gpuscope._settings.parsers import SAMPLER_GROUP, SAMPLERS

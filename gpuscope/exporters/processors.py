@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuscope._data.values import shown
+from gpuscope._data.plain.values import shown
 from gpuscope._log import inform, logger
 from gpuscope.exporters._encoding.finished import SpanMaker
 from gpuscope.exporters._encoding.rows import rows_of

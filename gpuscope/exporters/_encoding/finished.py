@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import Event, ReadableSpan
 
-    from gpuscope._data.values import Clean
+    from gpuscope._data.plain.values import Clean
     from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.rows import SpanRow
     from gpuscope.exporters._encoding.spans import SpanTemplate
