@@ -141,9 +141,8 @@ def nvtx() -> Iterator[Finding]:
 def settings() -> Iterator[Finding]:
     """The settings in effect, and the variables that could not be understood."""
     config, complaints = read_environment()
-    for complaint in complaints:
-        if _matters(complaint, config):
-            yield Finding("settings", PROBLEM, complaint, complaint.advice)
+    for complaint in (each for each in complaints if _matters(each, config)):
+        yield Finding("settings", PROBLEM, complaint, complaint.advice)
     changed = [
         f"{field.name}={shown_setting(field.name, getattr(config, field.name))}"
         for field in fields(Config)
