@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gpuscope._data.record import FromAbove
     from gpuscope._data.statistics import Statistics
     from gpuscope._recording.recorder import Recorder
+    from gpuscope._settings.complaints import Complaint
     from gpuscope._settings.config import Config
 
 Key = TypeVar("Key")
@@ -92,6 +93,7 @@ class State:
         """The instruments made so far by each MeterProvider of the application."""
         self.environ: dict[str, str] = {}
         self._config: Config | None = None
+        self._complaints: list[Complaint] = []
         self._said: set[str] = set()
         """What was warned about in the environment. `gpuscope run` reads it twice."""
         self.lock = threading.RLock()
@@ -115,12 +117,22 @@ class State:
         if self._config is None:
             from gpuscope._settings.config import Config
 
-            self._config, warnings = Config.from_env(self.environ)
-            for warning in warnings:
-                if warning not in self._said:
-                    self._said.add(warning)
-                    _logger().warning("%s", warning)
+            self._config, self._complaints = Config.from_env(self.environ)
+            for complaint in self._complaints:
+                if not complaint.uses and complaint not in self._said:
+                    self._said.add(complaint)
+                    _logger().warning("%s", complaint)
         return self._config
+
+    def complain(self, use: str, config: Config) -> None:
+        """Have the collector warn of variables that matter only where this is in use, and were not overruled."""
+        from gpuscope._log import later
+
+        for complaint in self._complaints:
+            overruled = any(getattr(config, name) != getattr(self._config, name) for name in complaint.settings)
+            if use in complaint.uses and complaint not in self._said and not overruled:
+                self._said.add(complaint)
+                later("%s", complaint)
 
     def switch_to(self, recorder: Recorder | None) -> None:
         """Record new stages with this recorder, or none. Blocks made for another ask when they are entered."""
