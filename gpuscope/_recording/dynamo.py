@@ -29,6 +29,7 @@ from gpuscope._data.native import native
 
 F = TypeVar("F", bound="Callable[..., object]")
 
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -1,12 +1,12 @@
 """
 Makes a stage of each call of a function, by its kind: plain, coroutine, generator, async generator, callable object.
 
-Everything is decided here, when the decorator runs; the wrappers only record, plain functions in C. Each may also be
-traced by Dynamo (of `torch.compile`), and must then leave nothing of itself behind. That is why they repeat each other:
+Everything is decided here, when the decorator runs; the wrappers only record. Each may also be traced by Dynamo (of
+`torch.compile`), and must then leave nothing of itself behind. That is why they look as they do, and repeat each other:
 
 * The question to Dynamo stands first, and alone, in each. Dynamo takes it for a constant, so what is below is not
   traced, guarded or run. If `state.recorder` were looked at before it, that would be guarded, and `enable()` or
-  `disable()` would compile everything anew. Dynamo traces no async generators, so their wrapper does not ask.
+  `disable()` would compile everything anew. Only the wrapper of async generators does not ask; Dynamo traces none.
 * Each wrapper has a code object of its own, which `looking_like` makes. Dynamo keeps 8 compiled versions per code
   object, and closures of one `def` share theirs: the ninth stage would fail, or run uncompiled. So would a helper.
 * Each names `__class__`: in its cell the function finds the class for `super()` (`functions.looking_like`).
@@ -21,17 +21,16 @@ from __future__ import annotations
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
-from gpuscope._data.native import native
-from gpuscope._data.plain.values import shown, snapshot_mapping
-from gpuscope._data.record import Site
+from gpuscope._data.plain.values import shown
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
-from gpuscope._recording.state import MAX_SITES, state
+from gpuscope._recording.state import MAX_SITES, site_of_function, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 
     from gpuscope._data.interfaces import Stream
+    from gpuscope._data.record import Site
 
 F = TypeVar("F")
 P = ParamSpec("P")
@@ -73,20 +72,12 @@ def stage_of(
     if type(function) is MethodType:  # A method again, which goes with copies of its object.
         inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)  # type: ignore[attr-defined]
         return cast("F", MethodType(inner, function.__self__))  # type: ignore[attr-defined]
-    site = _new_site(function, name, attributes)
+    site = site_of_function(function, name, attributes)
     site.warmup, site.graph = warmup, graph
     wrapper = _wrapper_for(called)(called, site, stream)
     if type(function) is FunctionType:
         return cast("F", functions.looking_like(called, wrapper))
     return cast("F", functions.staged_callable(called, wrapper, site, stream, wrap_again))
-
-
-def _new_site(function: object, name: str | None, attributes: Mapping[str, object] | None) -> Site:
-    named = function if hasattr(function, "__qualname__") else type(function)
-    module = getattr(function, "__module__", None) or type(function).__module__
-    name = name or named.__qualname__.rpartition("<locals>.")[2]
-    own = {} if attributes is None else snapshot_mapping(attributes)
-    return Site(name, own, f"{module}.{named.__qualname__}")
 
 
 def _checked(function: object) -> AnyCallable:
@@ -106,8 +97,7 @@ def _checked(function: object) -> AnyCallable:
 def _wrapper_for(function: AnyCallable) -> Callable[[AnyCallable, Site, Stream], AnyCallable]:
     from gpuscope._recording.functions import by_kind
 
-    plain = _plain if native is None else _plain_in_c
-    make = by_kind(function, plain=plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator)
+    make = by_kind(function, plain=_plain, coroutine=_coroutine, generator=_generator, async_generator=_async_generator)
     return cast("Callable[[AnyCallable, Site, Stream], AnyCallable]", make)
 
 
@@ -136,30 +126,6 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
             end_raised(record, error, None)
             raise
         return result
-
-    return wrapper
-
-
-def run(
-    function: Callable[..., R], args: tuple[object, ...], kwargs: dict[str, object], site: Site, stream: Stream
-) -> R:
-    """Run a plain function as a stage: in C, but for Dynamo, and for a function that has come from such a process."""
-    if dynamo.is_dynamo_compiling():
-        dynamo.gpuscope_left_out()
-        return function(*args, **kwargs)
-    return _plain(function, site, stream)(*args, **kwargs)
-
-
-if not TYPE_CHECKING:
-    run = dynamo.in_c(run, state)
-
-
-def _plain_in_c(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, R]:
-    __class__ = None
-
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal __class__
-        return run(function, args, kwargs, site, stream)
 
     return wrapper
 

@@ -1,6 +1,6 @@
 /*
- * What a program calls: `stage` and its decorated functions. The twins are in `_recording/stage.py`,
- * `_recording/wrap.py` and `_recording/state.py`, `NoopBlock`'s is `DisabledStage` of `_recording/block.py`.
+ * What a program calls: `stage`. The twins are in `_recording/stage.py` and `_recording/state.py`; `NoopBlock`'s is
+ * `DisabledStage` of `_recording/block.py`.
  *
  * While nothing is recorded, a call here looks at the recorder and returns. Whatever is not common is left to the twin.
  */
@@ -267,92 +267,23 @@ static PyObject *call_stage(Shortcut *self, PyObject *const *args, size_t count,
     return PyObject_Vectorcall(self->function, args, count, names);
 }
 
-static PyObject *forward(PyObject *function, PyObject *args, PyObject *kwargs) {
-    if (PyDict_GET_SIZE(kwargs) != 0) return PyObject_Call(function, args, kwargs);
-    return PyObject_Vectorcall(function, ((PyTupleObject *)args)->ob_item, PyTuple_GET_SIZE(args), NULL);
-}
-
-/* Ends what an exception has left, and keeps that; where another one comes meanwhile, which is the program's, that one.
-   The frame that called is in the traceback, as it is where Python catches an exception, and only meanwhile. */
-static void end_left(StageRecord *record) {
-    PyObject *type, *error, *traceback, *before;
-    PyErr_Fetch(&type, &error, &before);
-    PyErr_NormalizeException(&type, &error, &before);
-    PyErr_Restore(Py_XNewRef(type), Py_XNewRef(error), Py_XNewRef(before));
-    PyFrameObject *frame = PyEval_GetFrame();
-    if (frame != NULL) PyTraceBack_Here(frame);
-    PyObject *same_type, *same;
-    PyErr_Fetch(&same_type, &same, &traceback);
-    Py_XDECREF(same_type);
-    Py_XDECREF(same);
-    PyException_SetTraceback(error, traceback != NULL ? traceback : Py_None);
-    Py_XDECREF(traceback);
-    int failed = record->recorder != NULL && end_stage(record, error);
-    PyException_SetTraceback(error, before != NULL ? before : Py_None);
-    if (!failed) {
-        PyErr_Restore(type, error, before);
-        return;
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(before);
-    PyObject *other;
-    PyErr_Fetch(&type, &other, &before);
-    PyErr_NormalizeException(&type, &other, &before);
-    if (other != error) PyException_SetContext(other, error);
-    else Py_DECREF(error);
-    PyErr_Restore(type, other, before);
-}
-
-static PyObject *record_call(PyObject *recorder, PyObject *const *args) {
-    Recorder *with = as_recorder(recorder);
-    StageRecord *record = with == NULL ? NULL : (StageRecord *)record_type->tp_alloc(record_type, 0);
-    if (record == NULL) return NULL;
-    Py_INCREF(recorder);
-    PyObject *suspends = PyLong_FromLong(0), *result = NULL;
-    if (suspends != NULL && !begin_stage(with, record, args[3], args[4], suspends)) result = forward(args[0], args[1], args[2]);
-    if (result != NULL && end_stage(record, NULL)) Py_CLEAR(result);
-    if (result == NULL) end_left(record);
-    /* Once more, which does nothing where it was done: another interrupt may have come within. */
-    if (result == NULL && record->end_ns == 0) end_left(record);
-    Py_XDECREF(suspends);
-    Py_DECREF(recorder);
-    Py_DECREF(record);
-    return result;
-}
-
-/* run(function, args, kwargs, site, stream): the call of a decorated function. */
-static PyObject *call_run(Shortcut *self, PyObject *const *args, size_t count, PyObject *names) {
-    if (PyVectorcall_NARGS(count) != 5 || names != NULL || !PyTuple_CheckExact(args[1]) ||
-        !PyDict_CheckExact(args[2])) {
-        PyErr_SetString(PyExc_TypeError, "run takes a function, its args and kwargs, a site and a stream");
-        return NULL;
-    }
-    PyObject *recorder = self->state->recorder;
-    if (recorder == Py_None) return forward(args[0], args[1], args[2]);
-    if (recorder != NULL) return record_call(recorder, args);
-    PyErr_SetString(PyExc_AttributeError, "recorder");
-    return NULL;
-}
-
-/* Shortcut(function, state): `run`. Shortcut(function, state, sites, block): `stage`. */
+/* Shortcut(function, state, sites, block): `stage`. */
 static PyObject *new_shortcut(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    PyObject *function, *state, *sites = NULL, *block = NULL;
+    PyObject *function, *state, *sites, *block;
     if (kwargs != NULL && PyDict_GET_SIZE(kwargs) != 0) return PyErr_Format(PyExc_TypeError, "Shortcut takes no keywords");
-    if (!PyArg_ParseTuple(args, "OO!|O!O!:Shortcut", &function, state_type, &state, &PyDict_Type, &sites, &PyType_Type,
-                          &block))
+    if (!PyArg_ParseTuple(args, "OO!O!O!:Shortcut", &function, state_type, &state, &PyDict_Type, &sites, &PyType_Type, &block))
         return NULL;
-    if (!PyCallable_Check(function) || (sites == NULL) != (block == NULL) ||
-        (block != NULL && !PyType_IsSubtype((PyTypeObject *)block, block_type))) {
-        PyErr_SetString(PyExc_TypeError, "Shortcut takes a function and a state, and for `stage` sites and a StageBlock");
+    if (!PyCallable_Check(function) || !PyType_IsSubtype((PyTypeObject *)block, block_type)) {
+        PyErr_SetString(PyExc_TypeError, "Shortcut takes a function, a state, a table of sites and a StageBlock");
         return NULL;
     }
     Shortcut *self = (Shortcut *)type->tp_alloc(type, 0);
     if (self == NULL) return NULL;
-    self->call = (vectorcallfunc)(void (*)(void))(sites != NULL ? call_stage : call_run);
+    self->call = (vectorcallfunc)(void (*)(void))call_stage;
     self->function = Py_NewRef(function);
     self->state = (StateFields *)Py_NewRef(state);
-    self->sites = Py_XNewRef(sites);
-    self->block = (PyTypeObject *)Py_XNewRef(block);
+    self->sites = Py_NewRef(sites);
+    self->block = (PyTypeObject *)Py_NewRef(block);
     /* Python takes it from a class that has a `__call__` of its own. */
     type->tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL;
     return (PyObject *)self;

@@ -57,6 +57,7 @@ class Service:
         record.span = record.context_before = record.timed_stream = record.pair = record.range = record.attributes = (
             None
         )
+        record.before = None
         record.error, record.end_ns, record.thread = error, 0, ThreadInfo(41, "main")
         record.start_ns, record.span_id = self.bridge._clock() + 1_000_000, next(self.span_ids)
         record.trace = outer.trace if outer is not None else Trace()
@@ -131,7 +132,8 @@ class TestSpans:
             "gpuscope.device.index": 0,
             "hw.id": "GPU-00000000-0000-0000-0000-000000000000",
             "hw.type": "gpu",
-            "hw.name": "Fake GPU",
+            "hw.model": "Fake GPU",
+            "hw.vendor": "NVIDIA",
             "gpuscope.gpu.duration": 0.002,
             "gpuscope.launch_to_start": 0.0005,
             "gpuscope.clock.uncertainty": 3.5e-06,

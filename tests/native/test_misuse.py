@@ -11,7 +11,7 @@ import pytest
 
 from gpuscope import _runtime, stage
 from gpuscope._data.native import StageRecord, TimedStreamFields, Trace, native
-from gpuscope._recording import hot_path, wrap
+from gpuscope._recording import hot_path
 from gpuscope._recording.stage import Stage
 
 DELETED = object()
@@ -187,14 +187,6 @@ def test_a_shortcut_takes_no_nonsense(bench):
             native.Shortcut(*arguments, **options)
     for recorder in (_runtime.state.recorder, None):
         _runtime.state.recorder = recorder
-        for arguments in ((), (1,), (repr, (), {}, None), (repr, [], {}, None, None), (repr, (), None, None, None)):
-            with pytest.raises(TypeError, match="run takes"):
-                wrap.run(*arguments)
-        with pytest.raises(TypeError, match="run takes"):
-            wrap.run(repr, (1,), {}, None, stream=None)
-        for function, site in itertools.product(VALUES[1:], VALUES[1:]):
-            tried(lambda function=function, site=site: wrap.run(function, (), {}, site, function))
-            tried(lambda site=site: wrap.run(repr, (1,), {}, site, None))
 
 
 @pytest.mark.skipif(native is None, reason="the parts in C are not in use")
