@@ -1,10 +1,21 @@
 """
 Hugging Face transformers: pipelines, and `generate` with its prefill and decode steps.
 
-Run against transformers 5.23.0. A `pipeline` has the stages `preprocess`, `forward` and `postprocess`. A `generate`, in
+Run against transformers 5.24.0. A `pipeline` has the stages `preprocess`, `forward` and `postprocess`. A `generate`, in
 a pipeline or not, has a `prefill`, which is the forward of the prompt, and a `decode` per forward after it. If a model
 class has its own `generate`, each call of the common one inside it is a `generate`: Whisper has one per window of a
 long recording. Steps that `generate` or the program has compiled are stages too; continuous batching is not covered.
+
+A `generate` has OpenTelemetry's attributes of generative models: `gen_ai.operation.name` (`text_completion`, or
+`generate_content` where a model takes or gives more than text), `gen_ai.provider.name` (`transformers`),
+`gen_ai.request.model`, and `gen_ai.usage.input_tokens` and `.output_tokens` of all sequences together. Tokens are
+counted by shapes, so padding counts, and so does what comes after a sequence's end. `batch_size`, `input_length` and
+`new_tokens` are the shapes themselves, by which reports tell the cost per item. The `generate` of an assistant model is
+part of another's, and says its model only.
+
+From each `generate` come OpenTelemetry's metrics of model servers. The time to the first token lasts from its begin to
+the end of its prefill on the GPU or, without GPU times, on the host; to sample that token takes a little longer. The
+time per output token is the rest, until host and GPU are done, over the tokens of one sequence after the first.
 """
 
 from __future__ import annotations
@@ -51,10 +62,10 @@ TARGETS = (
 class _Generation:
     """A running `generate`: its model, its stage, and how far it is. It concerns calls of that model only."""
 
-    __slots__ = ("forwards", "is_prefill", "model", "stage")
+    __slots__ = ("forwards", "is_prefill", "is_request", "model", "stage")
 
-    def __init__(self, model: object, stage: StageOfCall) -> None:
-        self.model, self.stage = model, stage
+    def __init__(self, model: object, stage: StageOfCall, *, is_request: bool) -> None:
+        self.model, self.stage, self.is_request = model, stage, is_request
         self.forwards, self.is_prefill = 0, False
 
     def next_step(self) -> str:
@@ -114,10 +125,39 @@ def _sizes(inputs: Given) -> dict[str, object]:
     )
 
 
+def _request(model: Given, args: tuple[Given, ...], kwargs: Mapping[str, Given]) -> dict[str, object]:
+    """Return what is known of a request before it runs."""
+    given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+    return {"gen_ai.provider.name": "transformers"} | _readable(
+        **{
+            "gen_ai.operation.name": lambda: _operation(model),
+            "gen_ai.usage.input_tokens": lambda: _tokens(model, next(each for each in given if each is not None)),
+        }
+    )
+
+
+def _operation(model: Given) -> str:
+    """Return OpenTelemetry's word for what a model does. Models tell their modalities since transformers 5."""
+    text = ("text", ("text",))
+    takes = getattr(model, "input_modalities", "text" if model.main_input_name == "input_ids" else "other")
+    gives = getattr(model, "output_modalities", "text")
+    return "text_completion" if takes in text and gives in text else "generate_content"
+
+
+def _tokens(model: Given, prompt: Given) -> int:
+    if model.main_input_name != "input_ids":
+        raise TypeError(model.main_input_name)  # Audio and pixels have no tokens.
+    return int(prompt.shape[0] * prompt.shape[1])
+
+
 @contextlib.contextmanager
-def _generation(model: object) -> Iterator[None]:
-    with gpuscope.stage("generate", attributes={"model": _name(model)}) as stage:
-        token = _running.set(_Generation(model, stage))
+def _generation(model: object, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Iterator[None]:
+    is_request = _running.get() is None  # Not that of an assistant.
+    attributes = _readable(**{"gen_ai.request.model": lambda: _name(model)})
+    if is_request:
+        attributes |= _request(model, args, kwargs)
+    with gpuscope.stage("generate", attributes=attributes) as stage:
+        token = _running.set(_Generation(model, stage, is_request=is_request))
         try:
             yield
         finally:
@@ -128,7 +168,7 @@ def _generate(function: Function) -> Function:
     def generate(self: GenerationMixin, *args: object, **kwargs: object) -> object:
         if not gpuscope.is_enabled():
             return function(self, *args, **kwargs)
-        with _generation(self):
+        with _generation(self, args, kwargs):
             return function(self, *args, **kwargs)
 
     return generate
@@ -139,26 +179,33 @@ def _decoding_loop(function: Callable[..., Given]) -> Function:
         generation = _running.get()
         if generation is not None and generation.model is self:
             result = function(self, input_ids, *args, **kwargs)
-            for key, value in _generated(input_ids, kwargs, result).items():
+            for key, value in _generated(input_ids, kwargs, result, is_request=generation.is_request).items():
                 generation.stage.set_attribute(key, value)
             return result
         if not gpuscope.is_enabled():
             return function(self, input_ids, *args, **kwargs)
-        with _generation(self):  # The model has its own `generate`, which calls the loop directly.
+        # The model has its own `generate`, which calls the loop directly. An encoder's input is not to be seen here.
+        with _generation(self, () if "encoder_outputs" in kwargs else (input_ids,), {}):
             return loop(self, input_ids, *args, **kwargs)
 
     return loop
 
 
-def _generated(input_ids: torch.Tensor, inputs: Mapping[str, Given], result: Given) -> dict[str, object]:
+def _generated(
+    input_ids: torch.Tensor, inputs: Mapping[str, Given], result: Given, *, is_request: bool
+) -> dict[str, object]:
     """Return sizes, none of which waits for the GPU. The prompt is an encoder's output, embeddings, or the tokens."""
     encoded, embedded = inputs.get("encoder_outputs"), inputs.get("inputs_embeds")
     prompt: Given = encoded if encoded is not None else (embedded,) if embedded is not None else (input_ids,)
-    return _readable(
+    sequences: Given = result.sequences if hasattr(result, "sequences") else result
+    found = _readable(
         batch_size=lambda: input_ids.shape[0],
         input_length=lambda: prompt[0].shape[1],
-        new_tokens=lambda: (result.sequences if hasattr(result, "sequences") else result).shape[1] - input_ids.shape[1],
+        new_tokens=lambda: sequences.shape[1] - input_ids.shape[1],
     )
+    if is_request and "new_tokens" in found:
+        found |= _readable(**{"gen_ai.usage.output_tokens": lambda: sequences.shape[0] * found["new_tokens"]})
+    return found
 
 
 def _prefill(function: Function) -> Function:

@@ -133,7 +133,7 @@ def test_a_file_imports_its_own_room_and_what_the_table_allows(name):
 def test_only_exporters_by_the_application_know_the_bridge():
     """The other exporters see batches alone."""
     users = {name for name in SOURCES if name.startswith("exporters/") and any(map(is_otel, own_imports(name)))}
-    assert users <= {"exporters/application.py", "exporters/sdk.py"}
+    assert users <= {f"exporters/{name}.py" for name in ("application", "processors", "sdk")}
 
 
 def is_otel(name: str) -> bool:

@@ -173,7 +173,7 @@ from app.vision import Detector
 
 clock = ManualClock()
 device = FakeDevice(clock, completes=True)
-with _runtime.period(_runtime.state.config, device=device, clock=clock):
+with _runtime.period(_runtime.state.config.changed(gpu_spans="all"), device=device, clock=clock):
     Detector().forward(Detector().pre_process("photograph"))
 """
 DETECTOR = """

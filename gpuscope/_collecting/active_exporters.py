@@ -8,10 +8,16 @@ the collector's thread; any thread may read `names`.
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
+from gpuscope._data.batch import RowFlag
 from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
+from gpuscope._recording.state import state
+from gpuscope._settings.complaints import SAMPLING, SPANS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +34,28 @@ if TYPE_CHECKING:
     from gpuscope.exporters.application import ApplicationExporter
 
 
+BY_PROVIDER = frozenset(("application", "processors", "sdk"))
+"""Exporters by the application's TracerProvider."""
+_NO_WORK_NS = 3_000
+"""
+Two events with nothing between are 1.25 to 2.5 µs apart on a busy GPU (H100). With a kernel between they are apart by
+what that takes, which is about 1 µs at least, and by 2.2 µs or more besides (`benchmarks/results/clock.json`).
+"""
+_IN_GRAPH = int(RowFlag.IN_GRAPH)
+
+
+def with_work(batch: StageBatch) -> StageBatch:
+    """
+    Return the batch without the GPU spans of stages that gave their stream no work which could be measured.
+
+    Their GPU times stay in the columns. On an idle GPU a stage without work cannot be told from one that waits for its
+    work: there its two events are as far apart as on the host. A stage inside a graph has no other span, and keeps it.
+    """
+    no_work = batch.gpu_end_ns - batch.gpu_start_ns <= _NO_WORK_NS
+    no_work &= batch.flags & _IN_GRAPH == 0
+    return replace(batch, gpu_span_id=np.where(no_work, np.uint64(0), batch.gpu_span_id))
+
+
 def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
@@ -38,6 +66,10 @@ def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[
 
         # The collector opens the bridge before it chooses exporters, and opens no other kind.
         return SdkExporter(cast("SdkBridge", bridge))
+    if name == "processors":
+        from gpuscope.exporters.processors import ProcessorsExporter
+
+        return ProcessorsExporter(cast("SdkBridge", bridge))
     if name == "application":
         from gpuscope.exporters.application import ApplicationExporter
 
@@ -51,7 +83,24 @@ def automatic_exporter(bridge: Bridge | None) -> str:
     """Return the exporter that `auto` means: by the application's TracerProvider, if it has one."""
     if bridge is None or bridge.provider is None:
         return "otlp"
-    return "application" if bridge.judgement().targets else "sdk"
+    judgement = bridge.judgement()
+    return "application" if judgement.targets else "processors" if judgement.takes_finished else "sdk"
+
+
+def exporters_in_use(config: Config, bridge: Bridge | None) -> tuple[str, ...]:
+    """Return the exporters that the settings mean now."""
+    names = config.exporters
+    if "auto" in names:
+        automatic = "none" if config.traces_exporter.strip().lower() == "none" else automatic_exporter(bridge)
+        names = tuple(dict.fromkeys(automatic if name == "auto" else name for name in names))
+    off = {"none"} | ({"otlp", *BY_PROVIDER} if config.sdk_disabled else set())
+    return tuple(name for name in names if name not in off)
+
+
+def uses_of_variables(names: tuple[str, ...], bridge: Bridge | None) -> set[str]:
+    """Return what is in use, of spans, as far as variables matter for that alone."""
+    sampling = {SAMPLING} if names and bridge is not None and bridge.provider is None else set()
+    return sampling | ({SPANS} if "otlp" in names else set())
 
 
 class ActiveExporters:
@@ -99,7 +148,11 @@ class ActiveExporters:
         seen = bridge, provider, judgement
         if self._active and len(self._seen) == len(seen) and all(map(operator.is_, seen, self._seen)):
             return
-        names, self._seen = self._wanted(bridge), seen
+        names, self._seen = exporters_in_use(self._config, bridge), seen
+        for use in uses_of_variables(names, bridge):
+            state.complain(use, self._config)
+        if bridge is not None and provider is None:
+            bridge.load_sampler()
         if names != self.names and self._active:
             before_change()
         if bridge is not None:
@@ -113,19 +166,13 @@ class ActiveExporters:
         self._active = [*self._extra, *(exporter for exporter in found if exporter is not None)]
         self._say_which_way(bridge)
 
-    def _wanted(self, bridge: Bridge | None) -> tuple[str, ...]:
-        config, names = self._config, self._config.exporters
-        if "auto" in names:
-            automatic = "none" if config.traces_exporter.strip().lower() == "none" else automatic_exporter(bridge)
-            names = tuple(dict.fromkeys(automatic if name == "auto" else name for name in names))
-        off = {"none"} | ({"otlp", "sdk", "application"} if config.sdk_disabled else set())
-        return tuple(name for name in names if name not in off)
-
     def _say_which_way(self, bridge: Bridge | None) -> None:
         self.route = ""
         if "application" in self.names and "application" in self._made:
             where = ", ".join(cast("ApplicationExporter", self._made["application"]).endpoints())
             self.route = f"as columns through the application's own exporter to {where}"
+        elif "processors" in self.names and bridge is not None:
+            self.route = f"to the application's span processors, made at their end, because {bridge.judgement().reason}"
         elif "sdk" in self.names and bridge is not None:
             reason = bridge.judgement().reason if "auto" in self._config.exporters else "`GPUSCOPE_EXPORTER` says so"
             self.route = f"one by one through the application's TracerProvider, because {reason}"
@@ -149,9 +196,12 @@ class ActiveExporters:
             (self._ledger.lose if self._failed else self._ledger.drop)(reason, stages)
             return
         delivery = self._ledger.deliver(stages, len(self._active))
+        for_back_ends = with_work(batch) if self._config.gpu_spans == "work" else batch
         for exporter in self._active:
+            # `every_gpu_span` is optional, as `account` is below.
+            given = batch if getattr(exporter, "every_gpu_span", False) else for_back_ends
             try:
-                for _ in exporter.export(batch, delivery) or ():
+                for _ in exporter.export(given, delivery) or ():
                     breathe()
             except BaseException as error:  # One exporter's failure; the others still get the batch.
                 delivery.settle(0, {"exporter_error": stages})

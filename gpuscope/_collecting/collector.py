@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuscope._collecting.active_exporters import ActiveExporters
+from gpuscope._collecting.active_exporters import BY_PROVIDER, ActiveExporters
 from gpuscope._collecting.batch_builder import select
 from gpuscope._collecting.flushes import Flushes
 from gpuscope._collecting.gates import Gate, Wake
@@ -149,7 +149,7 @@ class Collector:
     @property
     def uses_providers(self) -> bool:
         """Whether anything goes to a provider of the application's, of traces or of metrics."""
-        return not {"sdk", "application"}.isdisjoint(self.active_exporters.names) or self.metrics_pipeline.way == "sdk"
+        return not BY_PROVIDER.isdisjoint(self.active_exporters.names) or self.metrics_pipeline.way == "sdk"
 
     def watch_provider(self) -> None:
         """Hand over what there is before the application ends its provider."""

@@ -14,6 +14,8 @@ from gpuscope._collecting.aggregation.metrics import StageMetrics, account_point
 from gpuscope._data.metrics import Snapshot
 from gpuscope._data.plain.values import shown
 from gpuscope._otel.provider_end import end_of
+from gpuscope._recording.state import state
+from gpuscope._settings.complaints import METRICS
 from gpuscope.exporters.metrics_sdk import Instruments, find_provider
 
 if TYPE_CHECKING:
@@ -83,7 +85,12 @@ class MetricsPipeline:
     def add(self, batch: StageBatch) -> None:
         """Count every stage of a batch, sampled or not."""
         if self._wanted:
-            self._guarded(self._stages.add, batch)
+            self._guarded(self._count, batch)
+
+    def _count(self, batch: StageBatch) -> None:
+        values = self._stages.add(batch)
+        if values and self._instruments is not None and self.way == "sdk":
+            self._instruments.record(values)
 
     def refresh(self) -> None:
         """Choose the way again, because `auto` follows the application's provider, and hand on what is due."""
@@ -158,6 +165,7 @@ class MetricsPipeline:
         if way == "otlp":
             from gpuscope.exporters.metrics_otlp import OtlpMetrics
 
+            state.complain(METRICS, self._config)
             self._otlp = OtlpMetrics(self._config, self._active_exporters.resource())
         elif way == "sdk":
             provider = find_provider()

@@ -31,6 +31,7 @@ def events_of(record: StageRecord) -> tuple[Handle, Handle]:
         return record.pair[0], record.pair[1]
     return native.events_of(record)  # type: ignore[no-any-return]
 
+
 SHARE_NS = 1_000
 """
 A stage shares an event where less time has passed since it was recorded, not counting what was spent in gpuscope.

@@ -46,8 +46,11 @@ class DeviceInfo:
 
     index: int
     name: str
+    """Of the model, exported as `hw.model`."""
     uuid: str
     """In NVIDIA's form, `GPU-xxxxxxxx-xxxx-…`; exported as `hw.id`."""
+    vendor: str = "NVIDIA"
+    """Others' GPUs are not timed: events are those of CUDA's driver."""
 
 
 @dataclass(slots=True)

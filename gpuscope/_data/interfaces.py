@@ -183,8 +183,12 @@ class Judgement(Protocol):
         """Exporters of the application's that bytes may go through; none where spans have to be made one by one."""
 
     @property
+    def takes_finished(self) -> bool:
+        """Whether its span processors may get spans that are made at their end."""
+
+    @property
     def reason(self) -> str:
-        """Why they have to."""
+        """Why they have to be made at all."""
 
 
 class Bridge(Protocol):
@@ -213,6 +217,9 @@ class Bridge(Protocol):
 
     def judgement(self, *, anew: bool = False) -> Judgement:
         """Return what is known of the provider, the same object as long as that is the same; `anew` looks again."""
+
+    def load_sampler(self) -> None:
+        """Make the environment's sampler before a stage has to wait for that."""
 
     def watch_provider(self, before_its_end: Callable[[], bool]) -> None:
         """Have something called before the application ends or flushes its provider, where stages go there."""

@@ -27,6 +27,8 @@ class InstrumentSpec:
     kind: Literal["histogram", "sum", "gauge"]
     unit: str
     description: str
+    bounds_s: tuple[float, ...] = BOUNDS_S
+    """Of a histogram: upper bounds of the buckets, as `BOUNDS_S` has them."""
 
 
 DURATION = InstrumentSpec(
@@ -63,7 +65,31 @@ UNTIMED = InstrumentSpec(
 UNCERTAINTY = InstrumentSpec(
     "gpuscope.clock.uncertainty", "gauge", "s", "Half the bracket of the latest anchor, the largest over the GPUs."
 )
-SPECS = (DURATION, LAUNCH_DELAY, BUSY, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY)
+
+# OpenTelemetry's metrics of model servers, with the bounds that it wants.
+REQUEST_DURATION = InstrumentSpec(
+    "gen_ai.server.request.duration",
+    "histogram",
+    "s",
+    "Duration of generations, until the host and the GPU are done.",
+    (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+)
+TIME_TO_FIRST_TOKEN = InstrumentSpec(
+    "gen_ai.server.time_to_first_token",
+    "histogram",
+    "s",
+    "Time from the begin of successful generations to the end of their prefill on the GPU.",
+    (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)
+TIME_PER_OUTPUT_TOKEN = InstrumentSpec(
+    "gen_ai.server.time_per_output_token",
+    "histogram",
+    "s",
+    "Time of successful generations after their prefill, per token of a sequence after the first one.",
+    (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+)
+OF_GENERATIONS = (REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN)
+SPECS = (DURATION, LAUNCH_DELAY, BUSY, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY, *OF_GENERATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +108,7 @@ class Histogram:
     """Seconds, counted since recording started."""
 
     counts: tuple[int, ...]
-    """One per bucket, so one more than `BOUNDS_S`."""
+    """One per bucket, so one more than the metric's `bounds_s`."""
     sum_s: float
     exemplar: Exemplar | None = None
     """The slowest sampled stage since the previous snapshot."""

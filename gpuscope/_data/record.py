@@ -27,13 +27,21 @@ Standing: TypeAlias = FromAbove
 class Site:
     """What is known of a stage before it runs: made once per name and attributes, shared by all its records."""
 
-    __slots__ = ("attributes", "calls", "function", "graph", "name", "nvtx", "warms_up", "warmup")
+    __slots__ = ("attributes", "calls", "code", "function", "graph", "name", "nvtx", "warms_up", "warmup")
 
-    def __init__(self, name: str, attributes: Mapping[str, object], function: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        attributes: Mapping[str, object],
+        function: str | None = None,
+        code: tuple[str, int] | None = None,
+    ) -> None:
         self.name = name
         self.attributes = attributes
         self.function = function
         """The qualified name of the decorated function (`code.function.name`), if there is one."""
+        self.code = code
+        """Its file, as Python has it, and its first line (`code.file.path`, `code.line.number`), where it has them."""
         self.nvtx: object = None
         """What the NVTX door prepared for this name."""
         self.calls = 0

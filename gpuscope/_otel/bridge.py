@@ -124,6 +124,10 @@ class Bridge(Identities):
         if not record.place:  # Else that context, in which it still is, may become current again.
             take_out(record)
 
+    def load_sampler(self) -> None:
+        """Make the environment's sampler before a stage has to wait for that."""
+        self._sampler.load()
+
     def watch_provider(self, before_its_end: Callable[[], bool]) -> None:
         """Have something called before the application ends or flushes its provider, where stages go there."""
         goes_there = self._auto or self.sdk

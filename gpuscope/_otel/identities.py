@@ -85,7 +85,7 @@ class Identities:
         # Cheap enough for the hot path; it returns None where there is no provider. With OTEL_SDK_DISABLED,
         # OpenTelemetry only passes on what comes from elsewhere, and so do we.
         self.look_for_provider = (lambda: None) if config.sdk_disabled else get_provider
-        self._sampler = EnvironmentSampler(config.sampler, config.sampler_ratio)
+        self._sampler = EnvironmentSampler(config.sampler, config.sampler_ratio, self.warnings)
         self._lock, self._retired = threading.RLock(), False
         self._tracer: tuple[TracerProvider, Tracer] | None = None
         self.judgement = Judge(lambda: self.provider, lambda: self._ask("tracer", lambda: self.tracer, None)).judgement
@@ -115,7 +115,7 @@ class Identities:
 
         With `auto` it does once there is one whose spans have to be made one by one, collector or not.
         """
-        if not self.sdk and self._auto and self.provider is not None and not self.judgement().targets:
+        if not self.sdk and self._auto and self.provider is not None and self.judgement().makes_ids:
             self.sdk = True
         return self.sdk
 
@@ -262,9 +262,8 @@ class Identities:
 
     def _decision(self, root: StageRecord) -> bool:
         sampler, context, trace_id = sampler_of(self.provider), self._parent_context(root), root.trace.trace_id
-        if sampler is None:
-            return self._sampler.keeps(context, trace_id)
-        return is_kept(sampler, context, trace_id, root.site.name, plain_attributes(root))
+        asked = context, trace_id, root.site.name, plain_attributes(root)
+        return self._sampler.keeps(*asked) if sampler is None else is_kept(sampler, *asked)
 
     def _parent_context(self, record: StageRecord) -> Context:
         """Return what the stage's span starts in: the context at its entry, with its parent as the current span."""
@@ -290,7 +289,7 @@ class Identities:
             if is_the_programs(error):
                 raise
             # Not `exc_info`, with which the log would print what the exception holds.
-            self.warnings.warn(kind, "the application's TracerProvider failed (%s).\n%s", kind, traceback_of(error))
+            self.warnings.warn(kind, "the application's OpenTelemetry failed (%s).\n%s", kind, traceback_of(error))
             return otherwise
 
 

@@ -91,17 +91,23 @@ def end_of(provider: Any) -> ProviderEnd | None:
 def _processor(end: ProviderEnd) -> Any:
     """Return a span processor that takes notice of its shutdown. Of the SDK's kind, which must be there already."""
     base: Any = getattr(sys.modules.get("opentelemetry.sdk.trace"), "SpanProcessor", object)
-    return type("GpuscopeEndProcessor", (base,), {"shutdown": lambda _: end.come(), "gpuscope_end": end})()
+    methods = {
+        "shutdown": lambda _: end.come(),
+        # In older versions that of the base class says no, and then the provider flushes none after it.
+        "force_flush": lambda _, timeout_millis=30_000: True,  # noqa: ARG005
+    }
+    return type("GpuscopeEndProcessor", (base,), {**methods, "gpuscope_end": end})()
 
 
 def _add_first(provider: Any, processor: Any) -> None:
     """Add a span processor and, where the SDK keeps them as we know, put it before those that export."""
-    provider.add_span_processor(processor)
     several: Any = getattr(provider, "_active_span_processor", None)
-    if isinstance(getattr(several, "_span_processors", None), tuple):
-        with several._lock:
-            others = tuple(other for other in several._span_processors if other is not processor)
-            several._span_processors = (processor, *others)
+    if not isinstance(getattr(several, "_span_processors", None), tuple):
+        provider.add_span_processor(processor)
+        return
+    # Not the provider's own method: Phoenix's takes each processor for a replacement of the one that exports.
+    with several._lock:
+        several._span_processors = (processor, *several._span_processors)
 
 
 def original_flush(provider: Any) -> Callable[[int], object] | None:

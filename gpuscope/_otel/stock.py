@@ -1,7 +1,8 @@
 """
 Whether the application's TracerProvider does to a span nothing but sample it, keep its limits and send it by OTLP.
 
-Then spans need not be made one by one: their bytes may go through the application's own exporters. Compares methods,
+Then spans need not be made one by one: their bytes may go through the application's own exporters. If not, they may
+still be made at their end alone, where no span processor does anything before it. Compares methods,
 not types: distributions subclass the SDK's classes for their constructors alone, and others replace a method on an
 object. Sends nothing, changes nothing, and imports nothing that the application has not imported.
 """
@@ -52,11 +53,18 @@ class Judgement:
     """Empty where spans have to be made one by one."""
     reason: str
     """Why they have to; empty where they need not."""
+    takes_finished: bool = False
+    """Whether its span processors do nothing before a span's end, so that they may get spans that are made then."""
+
+    @property
+    def makes_ids(self) -> bool:
+        """Whether spans have to begin with the provider, which then gives them their ids."""
+        return not (self.targets or self.takes_finished)
 
     def is_like(self, other: Judgement) -> bool:
         """Tell whether another says the same of the same exporters."""
         exporters, others = ([id(target.exporter) for target in each.targets] for each in (self, other))
-        return self.reason == other.reason and exporters == others
+        return (self.reason, self.takes_finished, exporters) == (other.reason, other.takes_finished, others)
 
 
 NOTHING = Judgement((), "there is no provider")
@@ -98,10 +106,14 @@ def judge(provider: Any, tracer: Any) -> Judgement:
     """
     try:
         targets: list[Target] = []
-        reason = _of_tracer(provider, tracer) or _of_ids(provider) or _of_processors(provider, targets)
+        reason = _of_tracer(provider, tracer) or _of_ids(provider)
+        if reason:
+            return Judgement((), reason)
+        reason = _of_processors(provider, targets)
+        takes_finished = bool(reason) and _wait_for_the_end(provider)
     except Exception as error:  # It is the application's object; whatever it does, its spans are made one by one.
         return Judgement((), f"the provider cannot be looked at ({name_of(type(error))})")
-    return Judgement((), reason) if reason else Judgement(tuple(targets), "")
+    return Judgement((), reason, takes_finished) if reason else Judgement(tuple(targets), "")
 
 
 def processors_of(provider: Any) -> tuple[Any, ...] | None:
@@ -129,12 +141,10 @@ def _of_ids(provider: Any) -> str:
 
 
 def _of_processors(provider: Any, targets: list[Target]) -> str:
-    sdk, export, processors = sys.modules[_SDK], sys.modules[f"{_SDK}.export"], processors_of(provider)
-    several = getattr(provider, "_active_span_processor", None)
-    holders = (sdk.SynchronousMultiSpanProcessor, sdk.ConcurrentMultiSpanProcessor)
-    if processors is None or not _is_stock(several, holders, ("on_start", "on_end")):
-        return f"its span processors are held by a {_name(several)}"
-    for processor in processors:
+    export = sys.modules[f"{_SDK}.export"]
+    if not _holds_them_as_known(provider):
+        return f"its span processors are held by a {_name(getattr(provider, '_active_span_processor', None))}"
+    for processor in processors_of(provider) or ():
         if hasattr(type(processor), _OURS):
             continue
         known = (export.BatchSpanProcessor, export.SimpleSpanProcessor)
@@ -146,6 +156,22 @@ def _of_processors(provider: Any, targets: list[Target]) -> str:
             return f"the span exporter {_name(exporter)} is not OpenTelemetry's for OTLP"
         targets.append(target)
     return "" if targets else "it has no span processor"
+
+
+def _holds_them_as_known(provider: Any) -> bool:
+    sdk = sys.modules[_SDK]
+    several = getattr(provider, "_active_span_processor", None)
+    holders = (sdk.SynchronousMultiSpanProcessor, sdk.ConcurrentMultiSpanProcessor)
+    return processors_of(provider) is not None and _is_stock(several, holders, ("on_start", "on_end", "_on_ending"))
+
+
+def _wait_for_the_end(provider: Any) -> bool:
+    """Tell whether no processor does anything at the start of a span or just before its end."""
+    sdk, export = sys.modules[_SDK], sys.modules[f"{_SDK}.export"]
+    processors = processors_of(provider) if _holds_them_as_known(provider) else None
+    known = (export.BatchSpanProcessor, export.SimpleSpanProcessor, sdk.SpanProcessor)
+    others = [processor for processor in processors or () if not hasattr(type(processor), _OURS)]
+    return bool(others) and all(_is_stock(each, known, ("on_start", "_on_ending")) for each in others)
 
 
 def _target(exporter: Any) -> Target | None:

@@ -1,7 +1,8 @@
 """
 One `with stage(...)` block: a record that begins when it is entered. This is the twin of the block in C.
 
-Knows the first entry only; what happens when an object is entered again is left to `_recording.stage`.
+Knows the first entry only; what happens when an object is entered again is left to `_recording.stage`. Also what stands
+for a block where nothing is recorded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from gpuscope._data.native import StageRecord, native
 from gpuscope._recording.hot_path import begin, end, undo
 from gpuscope._recording.queue import FEW, SMALL_BYTES
+from gpuscope._recording.wrap import stage_of
 
 F = TypeVar("F", bound="Callable[..., object]")
 
@@ -54,6 +56,41 @@ def _suspends(code: CodeType) -> int:
     A function's code says so. One that enters on behalf of another, as `ExitStack.enter_context` does, does not know.
     """
     return 1 if code.co_name in _ON_BEHALF else code.co_flags & _SUSPENDS
+
+
+class NoopStage:
+    """A stage that records nothing, for `torch.compile`. Some versions of Dynamo can't trace through an `__init__`."""
+
+    __slots__ = ()
+
+    def __call__(self, function: F) -> F:
+        """Return the function itself; what can't be a stage is refused, as it is while recording is on."""
+        return stage_of(function, None, None, None, None)
+
+    def __enter__(self) -> Self:
+        """Do nothing."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Do nothing."""
+
+    def set_attribute(self, key: str, value: object) -> None:
+        """Do nothing."""
+
+
+if TYPE_CHECKING or native is None:
+
+    class DisabledStage(NoopStage):
+        """What is handed out while nothing is recorded."""
+
+        __slots__ = ()
+
+else:
+
+    class DisabledStage(native.NoopBlock, NoopStage):
+        """The same, entered and left in C."""
+
+        __slots__ = ()
 
 
 if TYPE_CHECKING or native is None:

@@ -1,7 +1,7 @@
 """
 Whether `torch.compile` is tracing the code that asks, and a count of the stages that tracing leaves out.
 
-Never imports PyTorch, and never looks at a stage's name, because Dynamo would guard it. Relies on three things:
+Never imports PyTorch, and never looks at a stage's name, because Dynamo would guard it. Relies on four things:
 
 * Dynamo takes a call of `torch.compiler.is_dynamo_compiling` for a constant, so of an `if` with it only the branch that
   is taken is traced. `is_compiling` would not do: from PyTorch 2.13 on it is true in all threads while one compiles,
@@ -10,6 +10,8 @@ Never imports PyTorch, and never looks at a stage's name, because Dynamo would g
   `sys.modules` first whether PyTorch is there was tried, and failed: of a dictionary in which something is looked up,
   Dynamo reads the whole, thousands of modules in each frame, and when another thread imports something meanwhile the
   compilation ends with an error. So `_before_torch` asks, and puts PyTorch's function in its own place once it can.
+* Dynamo can't trace what is in C. Where it finds a call of an object, it traces the `__call__` of its class, whatever
+  Python itself would call. Thus a `Shortcut` has both.
 * A function with the attribute `_dynamo_marked_constant` is called while Dynamo traces, and only its result is kept: no
   code, no graph break. Thus `gpuscope_left_out` can count. The attribute is private; it is what the public
   `torch.compiler.assume_constant_result` sets, and that would import Dynamo. Where it has no effect nothing is counted.
@@ -18,9 +20,15 @@ Never imports PyTorch, and never looks at a stage's name, because Dynamo would g
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gpuscope._data.native import native
+
+F = TypeVar("F", bound="Callable[..., object]")
+
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,4 +136,41 @@ def _place() -> str:
     """Return what Dynamo traces, as `model.py:12 in forward`; the name alone if that is a decorated function itself."""
     stack = _modules["torch._guards"].TracingContext.extract_stack()
     frame = next((frame for frame in reversed(stack) if not frame.filename.startswith(_OURS)), None)
-    return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else str(stack[-1].name)
+    return f"{frame.filename}:{frame.lineno} in {frame.name}" if frame else str(stack[0].name)
+
+
+if TYPE_CHECKING or native is None:
+
+    def in_c(function: F, *_parts: object) -> F:
+        """Return the function itself: there is no other."""
+        return function
+
+else:
+
+    class Shortcut(native.Shortcut):
+        """
+        A function whose common calls are done in C, and the others by the function; it is known by the same name.
+
+        Not a built-in function: those Dynamo traces only where PyTorch has been told so, which would import Dynamo.
+        """
+
+        def __init__(self, function: Callable[..., object], *_parts: object) -> None:
+            functools.update_wrapper(self, function)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Do what the function does. Dynamo traces this; every other call is made in C."""
+            return self.__wrapped__(*args, **kwargs)
+
+        def __get__(self, instance: object, owner: type | None = None) -> Shortcut:
+            """Bind to nothing, as a built-in function. By this, `inspect` and `help` take it for a function."""
+            return self
+
+        def __reduce__(self) -> str:
+            """Pickle by name, as functions are."""
+            return self.__qualname__
+
+        def __repr__(self) -> str:
+            """Show the function."""
+            return repr(self.__wrapped__)
+
+    in_c = Shortcut

@@ -11,14 +11,15 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from gpuscope._data.native import native
-from gpuscope._data.plain.values import as_key, snapshot, snapshot_mapping
+from gpuscope._data.plain.values import as_key, shown, snapshot, snapshot_mapping
 from gpuscope._data.record import UnnamedSite
 from gpuscope._recording import dynamo
-from gpuscope._recording.block import StageBlock, new_block
+from gpuscope._recording.block import DisabledStage, NoopStage, StageBlock, new_block
 from gpuscope._recording.hot_path import begin, current, end, undo
 from gpuscope._recording.queue import tell
 from gpuscope._recording.state import MAX_SITES, site_of, state
-from gpuscope._recording.wrap import check, stage_of
+from gpuscope._recording.wrap import stage_of
+from gpuscope._settings.names import is_blank
 
 F = TypeVar("F", bound="Callable[..., object]")
 
@@ -36,42 +37,6 @@ _MAY_SUSPEND = 1
 _quiet: list[tuple[Stage, int, StageRecord | None]] = []
 """Entries while nothing is recorded, that are not left yet: the object, the thread, and its record around the entry."""
 _sites = state.sites
-_off_stages: dict[str, DisabledStage] = state.off_stages
-
-
-class NoopStage:
-    """A stage that records nothing, for `torch.compile`. Some versions of Dynamo can't trace through an `__init__`."""
-
-    __slots__ = ()
-
-    def __call__(self, function: F) -> F:
-        """Return the function itself; what can't be a stage is refused, as it is while recording is on."""
-        return stage_of(function, None, None, None, None)
-
-    def __enter__(self) -> Self:
-        """Do nothing."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Do nothing."""
-
-    def set_attribute(self, key: str, value: object) -> None:
-        """Do nothing."""
-
-
-if TYPE_CHECKING or native is None:
-
-    class DisabledStage(NoopStage):
-        """What is handed out while nothing is recorded."""
-
-        __slots__ = ()
-
-else:
-
-    class DisabledStage(native.NoopBlock, NoopStage):
-        """The same, entered and left in C."""
-
-        __slots__ = ()
 
 
 class IdleStage(DisabledStage):
@@ -254,7 +219,7 @@ def stage(
     recorder = state.recorder
     if attributes is None and stream is None and warmup is None and graph is True:
         try:
-            return _off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
+            return state.off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
         except (KeyError, TypeError):  # The first use of a name, or something that is not a name.
             pass
     return _uncommon(recorder, name, attributes, stream, warmup, graph=graph)
@@ -269,7 +234,7 @@ def _uncommon(
     *,
     graph: bool,
 ) -> object:
-    check(name, attributes, stream, warmup, graph)
+    _check(name, attributes, stream, warmup, graph)
     if name is not None and not isinstance(name, str):
         return stage_of(name, None, attributes, stream, warmup, graph=graph)
     if recorder is None:
@@ -285,6 +250,31 @@ def _uncommon(
     return _new_stage(recorder, site, attributes, stream)
 
 
+def _check(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
+    """
+    Refuse what can't be the arguments of a stage.
+
+    Raises:
+        TypeError: for values of another type.
+        ValueError: for a blank name, or a `warmup` that is not a count.
+
+    """
+    if not (name is None or callable(name) or isinstance(name, str | staticmethod | classmethod | property)):
+        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
+    if isinstance(name, str) and is_blank(name):
+        raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
+    if attributes is not None and not hasattr(attributes, "items"):
+        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
+    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
+        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
+    if not isinstance(warmup, int | None) or isinstance(warmup, bool):
+        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
+    if not 0 <= (warmup or 0) < 2**63:
+        raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
+    if not isinstance(graph, bool):
+        raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")
+
+
 def _idle_stage(
     name: str | None, attributes: Mapping[str, object] | None, stream: Stream, warmup: int | None, *, graph: bool = True
 ) -> IdleStage:
@@ -295,4 +285,12 @@ def _idle_stage(
 
 def _off_stage(name: str) -> DisabledStage:
     off = _idle_stage(name, None, None, None) if state.may_toggle else _DISABLED_STAGE
-    return _off_stages.setdefault(name, off) if len(_off_stages) < MAX_SITES else off
+    if len(kept := state.off_stages) >= MAX_SITES:
+        return off
+    if native is not None:
+        native.keep(off)
+    return kept.setdefault(name, off)  # type: ignore[no-any-return]
+
+
+if not TYPE_CHECKING:
+    stage = dynamo.in_c(stage, state, _sites, Stage)

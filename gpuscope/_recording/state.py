@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import copyreg
 import threading
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from gpuscope._data.native import native
+from gpuscope._data.plain.values import snapshot_mapping
 from gpuscope._data.record import Site, UnnamedSite
 
 if TYPE_CHECKING:
@@ -20,10 +23,12 @@ if TYPE_CHECKING:
     from gpuscope._data.record import FromAbove
     from gpuscope._data.statistics import Statistics
     from gpuscope._recording.recorder import Recorder
+    from gpuscope._settings.complaints import Complaint
     from gpuscope._settings.config import Config
 
 Key = TypeVar("Key")
 MAX_NAMED = 5
+_MAX_WRAPPERS = 64
 MAX_SITES = 2048
 """Stages kept by name. NVTX keeps every name for ever; names with request ids in them must not pile up here as well."""
 
@@ -69,17 +74,31 @@ class Period(Protocol):
         """Do nothing more: this process is the child of a fork."""
 
 
-class State:
-    """What periods of recording share. `recorder` is what the hot path looks at: None unless recording is on."""
+if TYPE_CHECKING or native is None:
+
+    class StateFields:
+        """What the hot path looks at."""
+
+        __slots__ = ("off_stages", "recorder")
+        recorder: Recorder | None
+        """None unless recording is on."""
+        off_stages: dict[str, FromAbove]
+        """What `stage` hands out while nothing is recorded, by name; nothing in it is replaced or taken out."""
+
+else:
+    StateFields = native.StateFields
+
+
+class State(StateFields):
+    """What periods of recording share."""
 
     def __init__(self) -> None:
-        self.recorder: Recorder | None = None
+        self.recorder = None
+        self.off_stages = {}
         self.may_toggle = False
         self.sites: dict[str, Site] = {}
         self.set_up_sites: dict[tuple[str, int | None, bool], Site] = {}
         """Those of blocks with a `warmup` or `graph` of their own, by name and these two."""
-        self.off_stages: dict[str, FromAbove] = {}
-        """What `stage` hands out while nothing is recorded, by name."""
         self.unnamed = UnnamedSite()
         self.left_plain: dict[str, None] = {}
         """Names of functions that were decorated, or named by `instrument`, while gpuscope was off for good."""
@@ -89,6 +108,7 @@ class State:
         """The instruments made so far by each MeterProvider of the application."""
         self.environ: dict[str, str] = {}
         self._config: Config | None = None
+        self._complaints: list[Complaint] = []
         self._said: set[str] = set()
         """What was warned about in the environment. `gpuscope run` reads it twice."""
         self.lock = threading.RLock()
@@ -112,12 +132,22 @@ class State:
         if self._config is None:
             from gpuscope._settings.config import Config
 
-            self._config, warnings = Config.from_env(self.environ)
-            for warning in warnings:
-                if warning not in self._said:
-                    self._said.add(warning)
-                    _logger().warning("%s", warning)
+            self._config, self._complaints = Config.from_env(self.environ)
+            for complaint in self._complaints:
+                if not complaint.uses and complaint not in self._said:
+                    self._said.add(complaint)
+                    _logger().warning("%s", complaint)
         return self._config
+
+    def complain(self, use: str, config: Config) -> None:
+        """Have the collector warn of variables that matter only where this is in use, and were not overruled."""
+        from gpuscope._log import later
+
+        for complaint in self._complaints:
+            overruled = any(getattr(config, name) != getattr(self._config, name) for name in complaint.settings)
+            if use in complaint.uses and complaint not in self._said and not overruled:
+                self._said.add(complaint)
+                later("%s", complaint)
 
     def switch_to(self, recorder: Recorder | None) -> None:
         """Record new stages with this recorder, or none. Blocks made for another ask when they are entered."""
@@ -132,7 +162,7 @@ class State:
         if self.may_toggle:
             return
         self.may_toggle = True
-        self.off_stages.clear()
+        self.off_stages = {}
         if self.left_plain:
             names = [*self.left_plain]
             more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
@@ -160,7 +190,9 @@ def _site_again(warmup: int | None, graph: bool, *facts: Any) -> Site:
 
 # A function that goes to another process by value takes along what was said of its stage, and nothing of what was
 # counted or prepared here.
-copyreg.pickle(Site, lambda site: (_site_again, (site.warmup, site.graph, site.name, site.attributes, site.function)))
+copyreg.pickle(
+    Site, lambda site: (_site_again, (site.warmup, site.graph, site.name, site.attributes, site.function, site.code))
+)
 
 
 def _logger() -> logging.Logger:
@@ -177,6 +209,28 @@ def site_of(name: str, warmup: int | None = None, *, graph: bool = True) -> Site
     site = _kept(state.set_up_sites, (name, warmup, graph), name)
     site.warmup, site.graph = warmup, graph
     return site
+
+
+def site_of_function(function: object, name: str | None, attributes: Mapping[str, object] | None) -> Site:
+    """Return a new stage for a function, or another object that can be called; by default under its own name."""
+    has_name = hasattr(function, "__qualname__")
+    named: Any = function if has_name else type(function)
+    module = getattr(function, "__module__", None) or type(function).__module__
+    name = name or named.__qualname__.rpartition("<locals>.")[2]
+    own = {} if attributes is None else snapshot_mapping(attributes)
+    # An object goes by the name of its class, whose `__call__` may come from elsewhere: `nn.Module`'s, say.
+    return Site(name, own, f"{module}.{named.__qualname__}", _code_of(function) if has_name else None)
+
+
+def _code_of(function: object) -> tuple[str, int] | None:
+    """Return the file and the first line of the function that gave its name to those around it; None if not Python."""
+    for _ in range(_MAX_WRAPPERS):
+        inner = getattr(function, "__wrapped__", None)
+        if inner is None:
+            break
+        function = inner
+    code = getattr(function, "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if type(code) is CodeType else None
 
 
 def _kept(sites: dict[Key, Site], key: Key, name: str) -> Site:

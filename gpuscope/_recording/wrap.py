@@ -21,17 +21,16 @@ from __future__ import annotations
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, cast
 
-from gpuscope._data.plain.values import shown, snapshot_mapping
-from gpuscope._data.record import Site
+from gpuscope._data.plain.values import shown
 from gpuscope._recording import dynamo
 from gpuscope._recording.hot_path import begin, end, end_raised, new_record
-from gpuscope._recording.state import MAX_SITES, state
-from gpuscope._settings.names import is_blank
+from gpuscope._recording.state import MAX_SITES, site_of_function, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 
     from gpuscope._data.interfaces import Stream
+    from gpuscope._data.record import Site
 
 F = TypeVar("F")
 P = ParamSpec("P")
@@ -73,20 +72,12 @@ def stage_of(
     if type(function) is MethodType:  # A method again, which goes with copies of its object.
         inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)  # type: ignore[attr-defined]
         return cast("F", MethodType(inner, function.__self__))  # type: ignore[attr-defined]
-    site = _new_site(function, name, attributes)
+    site = site_of_function(function, name, attributes)
     site.warmup, site.graph = warmup, graph
     wrapper = _wrapper_for(called)(called, site, stream)
     if type(function) is FunctionType:
         return cast("F", functions.looking_like(called, wrapper))
     return cast("F", functions.staged_callable(called, wrapper, site, stream, wrap_again))
-
-
-def _new_site(function: object, name: str | None, attributes: Mapping[str, object] | None) -> Site:
-    named = function if hasattr(function, "__qualname__") else type(function)
-    module = getattr(function, "__module__", None) or type(function).__module__
-    name = name or named.__qualname__.rpartition("<locals>.")[2]
-    own = {} if attributes is None else snapshot_mapping(attributes)
-    return Site(name, own, f"{module}.{named.__qualname__}")
 
 
 def _checked(function: object) -> AnyCallable:
@@ -273,28 +264,3 @@ def _async_generator(
 def wrap_again(target: F, site: Site, stream: Stream = None) -> F:
     """Make a stage of what was copied, or unpickled: its stream stays where it was."""
     return stage_of(target, site.name, site.attributes, stream, site.warmup, graph=site.graph)
-
-
-def check(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
-    """
-    Refuse what can't be the arguments of a stage.
-
-    Raises:
-        TypeError: for values of another type.
-        ValueError: for a blank name, or a `warmup` that is not a count.
-
-    """
-    if not (name is None or callable(name) or isinstance(name, str | staticmethod | classmethod | property)):
-        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
-    if isinstance(name, str) and is_blank(name):
-        raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
-    if attributes is not None and not hasattr(attributes, "items"):
-        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
-    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
-        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
-    if not isinstance(warmup, int | None) or isinstance(warmup, bool):
-        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
-    if not 0 <= (warmup or 0) < 2**63:
-        raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
-    if not isinstance(graph, bool):
-        raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")

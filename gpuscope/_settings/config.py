@@ -7,17 +7,18 @@ Pure but for `read_environment`: `Config.from_env` takes a mapping and returns w
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
-from gpuscope._settings.fields import for_metrics, read, setting
+from gpuscope._settings.fields import for_metrics, read_all, setting
 from gpuscope._settings.keywords import checked
-from gpuscope._settings.names import unknown_variables
-from gpuscope._settings.urls import USUAL_ENDPOINT, signal_url
+from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from gpuscope._settings.complaints import Complaint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,7 @@ class Config:
         "absent",
         "GPUSCOPE",
         parse.mode,
-        "`1` records; `idle` records nothing until `gpuscope.enable()`; `0` or unset: a decorated function is the "
-        "function itself.",
+        "`1` records; `idle` leaves that to `gpuscope.enable()`; `0` or unset: a decorated function is the function.",
         "0",
     )
     exporters: tuple[str, ...] = setting(
@@ -45,16 +45,10 @@ class Config:
         "auto",
     )
     file: str = setting(
-        "gpuscope-{pid}.jsonl",
-        "GPUSCOPE_FILE",
-        parse.path,
-        "Path of the `file` exporter; `{pid}` becomes the process id.",
+        "gpuscope-{pid}.jsonl", "GPUSCOPE_FILE", parse.path, "Path of the `file` exporter; `{pid}` is the process id."
     )
     file_max_bytes: int = setting(
-        67_108_864,
-        "GPUSCOPE_FILE_MAX_BYTES",
-        parse.count(4096, 2**40),
-        "Size at which the file is rotated to `PATH.1`.",
+        67_108_864, "GPUSCOPE_FILE_MAX_BYTES", parse.count(4096, 2**40), "Size at which it is rotated to `PATH.1`."
     )
     file_backups: int = setting(
         3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "How many rotated files are kept beside the current one."
@@ -73,6 +67,9 @@ class Config:
         "`0` does not time them.",
         "1",
     )
+    gpu_spans: str = setting(
+        "work", "GPUSCOPE_GPU_SPANS", parse.one_of("work", "all"), "`all`: GPU spans also of stages without GPU work."
+    )
     profile: str = setting(
         "",
         "GPUSCOPE_PROFILE",
@@ -81,11 +78,7 @@ class Config:
         "unset",
     )
     stages: str = setting(
-        "",
-        "GPUSCOPE_STAGES",
-        str.strip,
-        "Functions to make stages of, separated by commas: `infer=app:f{n=len(x)}`.",
-        "none",
+        "", "GPUSCOPE_STAGES", str.strip, "Functions to make stages of, by commas: `infer=app:f{n=len(x)}`.", "none"
     )
     frameworks: str = setting(
         "", "GPUSCOPE_FRAMEWORKS", str.strip, "Frameworks whose functions become stages, by commas, or `all`.", "none"
@@ -115,10 +108,7 @@ class Config:
         "Seconds after which a stage whose GPU work has not ended is exported with host times only.",
     )
     shutdown_timeout_s: float = setting(
-        5.0,
-        "GPUSCOPE_SHUTDOWN_TIMEOUT",
-        parse.between(0.0, 3600.0, "seconds"),
-        "Seconds that the exit of the process may wait for the last spans.",
+        5.0, "GPUSCOPE_SHUTDOWN_TIMEOUT", parse.between(0.0, 3600.0, "seconds"), "Seconds that the exit may wait."
     )
     metrics: str = setting(
         "auto",
@@ -156,14 +146,14 @@ class Config:
     sampler: str = setting(
         "parentbased_always_on",
         "OTEL_TRACES_SAMPLER",
-        parse.one_of(*parse.SAMPLERS),
-        "Which traces are exported, where the application has no TracerProvider with a sampler of its own.",
+        parse.sampler,
+        "Which traces are exported where no TracerProvider samples: one of six names, or that of an installed sampler.",
     )
     sampler_ratio: float = setting(
         1.0,
         "OTEL_TRACES_SAMPLER_ARG",
         parse.between(0.0, 1.0),
-        "Share of traces that the `traceidratio` samplers export, from 0 to 1.",
+        "Share of traces that the `traceidratio` samplers export, from 0 to 1. Installed samplers get the text.",
     )
     schedule_delay_s: float = setting(
         5.0,
@@ -229,6 +219,16 @@ class Config:
         parse.one_of("http/protobuf", "grpc"),
         "`http/protobuf`, by default on port 4318, or `grpc`, on port 4317; that needs `gpuscope[grpc]`.",
     )
+    otlp_insecure: bool = setting(
+        False,
+        "OTEL_EXPORTER_OTLP_TRACES_INSECURE OTEL_EXPORTER_OTLP_INSECURE",
+        parse.otel_boolean,
+        "With `true`, gRPC to an endpoint without http:// or https://, `collector:4317` say, goes without TLS.",
+        "false",
+    )
+    config_file: str = setting(
+        "", "OTEL_CONFIG_FILE", str, "For OpenTelemetry's SDK. `otlp` does not read it, and says so.", "unset"
+    )
     otlp_metrics_endpoint: str = setting(
         "",
         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
@@ -243,9 +243,10 @@ class Config:
     otlp_metrics_client_certificate: str = for_metrics(otlp_client_certificate)
     otlp_metrics_client_key: str = for_metrics(otlp_client_key)
     otlp_metrics_protocol: str = for_metrics(otlp_protocol)
+    otlp_metrics_insecure: bool = for_metrics(otlp_insecure)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+    def from_env(cls, environ: Mapping[str, str]) -> tuple[Config, list[Complaint]]:
         """
         Read a mapping of variables.
 
@@ -254,15 +255,8 @@ class Config:
             variable that looks like ours and is not.
 
         """
-        values: dict[str, Any] = {}
-        warnings: list[str] = []
-        for each in fields(cls):
-            found, said = read(each, environ)
-            values |= found
-            warnings += said
-        # A variable for both spans and metrics is read twice; the warning is given once.
-        known = [variable for each in fields(cls) for variable in each.metadata["variables"]]
-        return cls(**values), [*dict.fromkeys(warnings), *unknown_variables(environ, known)]
+        values, complaints = read_all(fields(cls), environ)
+        return cls(**values), complaints
 
     def changed(self, **keywords: object) -> Config:
         """
@@ -274,19 +268,23 @@ class Config:
 
         """
         values = checked(fields(self), keywords)
-        return replace(self, **values)  # type: ignore[arg-type]  # The parsers have checked them.
+        config = replace(self, **values)  # type: ignore[arg-type]  # The parsers have checked them.
+        for name in without_a_scheme(lambda each: getattr(config, each)):
+            raise ValueError(f"`{name}`: expected {parse.A_URL.format(NO_SCHEME)}.")
+        return config
 
     @property
     def traces_url(self) -> str:
         """The URL that spans are posted to; gRPC's has no path."""
-        return self.otlp_endpoint or signal_url(self.otlp_base_endpoint, "/v1/traces", self.otlp_protocol)
+        own, base = self.otlp_endpoint, self.otlp_base_endpoint
+        return signal_url(own, base, "/v1/traces", protocol=self.otlp_protocol, insecure=self.otlp_insecure)
 
     @property
     def metrics_url(self) -> str:
         """The URL that metrics are posted to."""
-        return self.otlp_metrics_endpoint or signal_url(
-            self.otlp_base_endpoint, "/v1/metrics", self.otlp_metrics_protocol
-        )
+        own, base = self.otlp_metrics_endpoint, self.otlp_base_endpoint
+        protocol, insecure = self.otlp_metrics_protocol, self.otlp_metrics_insecure
+        return signal_url(own, base, "/v1/metrics", protocol=protocol, insecure=insecure)
 
     @property
     def only_spans_have_an_endpoint(self) -> bool:
@@ -295,6 +293,6 @@ class Config:
         return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and general
 
 
-def read_environment() -> tuple[Config, list[str]]:
+def read_environment() -> tuple[Config, list[Complaint]]:
     """Return the settings of this process's environment as it is now, and what to warn about."""
     return Config.from_env(variables())

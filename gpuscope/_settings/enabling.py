@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
 
 _VARIABLES_ONLY = {
+    "config_file": "OpenTelemetry's SDK reads that file",
     "mode": "recording is on after this call",
     "stages": "call `gpuscope.instrument.instrument(stages)` instead",
     "frameworks": "call `gpuscope.instrument.instrument(frameworks=...)` instead",

@@ -1,7 +1,8 @@
 """
 Parsers of settings: each takes a text and returns the value, or raises `ValueError` with what is allowed.
 
-The text of the error completes "expected ...". Pure functions of one string, which know no variable's name.
+The text of the error completes "expected ...". Functions of one string, which know no variable's name; only `sampler`
+asks for more, which is what is installed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 
 from gpuscope._settings.environment import FALSE_WORDS, TRUE_WORDS
 from gpuscope._settings.names import perhaps
-from gpuscope._settings.urls import split_url
+from gpuscope._settings.urls import is_target, split_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,11 @@ SAMPLERS = (
     "parentbased_always_off",
     "parentbased_traceidratio",
 )
+
+
+A_URL = "a URL such as http://localhost:4318 (this one {})"
+SAMPLER_GROUP = "opentelemetry_traces_sampler"
+"""OpenTelemetry's group of entry points for others."""
 
 
 def mode(text: str) -> str:
@@ -111,10 +117,12 @@ def path(text: str) -> str:
 
 def endpoint(text: str) -> str:
     url = text.strip()
+    if is_target(url):  # Whether that will do depends on the protocol.
+        return url
     try:
         split_url(url)
     except ValueError as error:
-        raise ValueError(f"a URL such as http://localhost:4318 (this one {error})") from None
+        raise ValueError(A_URL.format(error)) from None
     return url
 
 
@@ -176,3 +184,15 @@ def one_of(*allowed: str) -> Callable[[str], str]:
         return word
 
     return parse
+
+
+def sampler(text: str) -> str:
+    name = text.strip()
+    if name.lower() in SAMPLERS:
+        return name.lower()
+    from importlib.metadata import entry_points
+
+    if not entry_points(group=SAMPLER_GROUP, name=name):
+        hint = perhaps(name.lower(), SAMPLERS)
+        raise ValueError(f"one of {', '.join(SAMPLERS)}{hint}, or a sampler that is installed")
+    return name

@@ -10,6 +10,8 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from gpuscope._settings.urls import is_target
+
 _HOST = re.compile(r"(?:[^\[\]%\s=;&\\]+|\[[^\[\]\s]+\](?::\d+)?)")
 _PATH = re.compile(r"[\w/.~:+-]*")
 """Of those that are shown. With other signs, a path may hold parameters."""
@@ -20,6 +22,8 @@ _LONGEST_WORD = 40
 
 def shown_url(url: str) -> str:
     """Return a URL without user, password, query and fragment; less where these cannot be told apart from the rest."""
+    if is_target(url):
+        return url
     unreadable = "a URL that cannot be read"
     try:
         parts = urlsplit(url)

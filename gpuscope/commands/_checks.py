@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpuscope
-from gpuscope._collecting.active_exporters import automatic_exporter
+from gpuscope._collecting.active_exporters import automatic_exporter, exporters_in_use, uses_of_variables
 from gpuscope._data.native import native
 from gpuscope._log import COUNTED, logger
+from gpuscope._settings.complaints import METRICS
 from gpuscope._settings.config import Config, read_environment
 from gpuscope._settings.environment import wants_native
 from gpuscope._settings.shown import shown_path, shown_setting, shown_url
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gpuscope._otel.bridge import Bridge
+    from gpuscope._settings.complaints import Complaint
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 SEND_TIMEOUT_S = 5.0
@@ -139,8 +141,8 @@ def nvtx() -> Iterator[Finding]:
 def settings() -> Iterator[Finding]:
     """The settings in effect, and the variables that could not be understood."""
     config, complaints = read_environment()
-    for complaint in complaints:
-        yield Finding("settings", PROBLEM, complaint, "Correct the variable, or unset it.")
+    for complaint in (each for each in complaints if _matters(each, config)):
+        yield Finding("settings", PROBLEM, complaint, complaint.advice)
     changed = [
         f"{field.name}={shown_setting(field.name, getattr(config, field.name))}"
         for field in fields(Config)
@@ -163,7 +165,7 @@ def exporters() -> Iterator[Finding]:
     elif "auto" in config.exporters:
         bridge = _bridge()
         found = "no TracerProvider" if bridge.provider is None else "a TracerProvider"
-        why = f" ({bridge.judgement().reason})" if automatic_exporter(bridge) == "sdk" else ""
+        why = f" ({bridge.judgement().reason})" if automatic_exporter(bridge) in ("processors", "sdk") else ""
         yield Finding("exporter", OK, f"`{chosen}`; this process has {found}{why}, so: {', '.join(_names(config))}")
     elif "sdk" in config.exporters and _bridge().provider is None:
         advice = "Have the application set one, run this under `opentelemetry-instrument`, or use `auto`."
@@ -262,12 +264,8 @@ def compiling() -> Iterator[Finding]:
             yield Finding("compile", WARNING, f"a function with a stage inside does not compile: {said}", advice)
             return
     counted = sum(gpuscope.statistics().elided.values()) > before
-    yield Finding(
-        "compile",
-        OK,
-        "a stage around a compiled callable is timed; one inside is left out, "
-        + ("and counted in `gpuscope.statistics().elided`" if counted else "and not counted before PyTorch 2.6"),
-    )
+    told = "and counted in `gpuscope.statistics().elided`" if counted else "and not counted before PyTorch 2.6"
+    yield Finding("compile", OK, f"a stage around a compiled callable is timed; one inside is left out, {told}")
 
 
 def _torch() -> ModuleType | None:
@@ -287,9 +285,13 @@ def _driver_version() -> str | None:
 
 
 def _names(config: Config) -> tuple[str, ...]:
-    automatic = "none" if config.traces_exporter.strip().lower() == "none" else automatic_exporter(_bridge())
-    names = tuple(automatic if name == "auto" else name for name in config.exporters)
-    return tuple(name for name in names if not (config.sdk_disabled and name in {"application", "otlp", "sdk"}))
+    return exporters_in_use(config, _bridge())
+
+
+def _matters(complaint: Complaint, config: Config) -> bool:
+    names = _names(config)
+    metrics = {METRICS} if config.metrics == "otlp" or (config.metrics == "auto" and "otlp" in names) else set()
+    return not complaint.uses or bool(complaint.uses & (metrics | uses_of_variables(names, _bridge())))
 
 
 def _bridge() -> Bridge:

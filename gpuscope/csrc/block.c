@@ -1,6 +1,6 @@
 /*
  * A `with` block: a record that begins when it is entered and ends when it is left. The twin is `StageBlock` of
- * `_recording/block.py`; `NoopBlock`'s is `DisabledStage` of `_recording/stage.py`.
+ * `_recording/block.py`.
  */
 #include "native.h"
 
@@ -105,18 +105,21 @@ static PyObject *set_attribute(StageBlock *self, PyObject *const *args, Py_ssize
     Py_RETURN_NONE;
 }
 
+PyObject *make_block(PyTypeObject *type, PyObject *recorder, PyObject *site) {
+    StageBlock *block = (StageBlock *)type->tp_alloc(type, 0);
+    if (block == NULL) return NULL;
+    block->record.recorder = Py_NewRef(recorder);
+    block->record.site = Py_NewRef(site);
+    return (PyObject *)block;
+}
+
 /* new_block(type, recorder, site): what `stage(name)` returns while recording is on. */
 static PyObject *new_block(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
     if (count != 3 || !PyType_Check(args[0]) || !PyType_IsSubtype((PyTypeObject *)args[0], block_type)) {
         PyErr_SetString(PyExc_TypeError, "new_block takes a subclass of StageBlock, a recorder and a site");
         return NULL;
     }
-    PyTypeObject *type = (PyTypeObject *)args[0];
-    StageBlock *block = (StageBlock *)type->tp_alloc(type, 0);
-    if (block == NULL) return NULL;
-    block->record.recorder = Py_NewRef(args[1]);
-    block->record.site = Py_NewRef(args[2]);
-    return (PyObject *)block;
+    return make_block((PyTypeObject *)args[0], args[1], args[2]);
 }
 
 static PyMethodDef methods[] = {
@@ -149,33 +152,6 @@ static PyType_Spec spec = {
     .slots = slots,
 };
 
-/* ---- NoopBlock: what `stage` hands out while nothing is recorded */
-
-static PyObject *enter_noop(PyObject *self, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(self); }
-
-static PyObject *leave_noop(PyObject *Py_UNUSED(self), PyObject *const *Py_UNUSED(args), Py_ssize_t Py_UNUSED(count)) {
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef noop_methods[] = {
-    {"__enter__", enter_noop, METH_NOARGS, "Do nothing."},
-    {"__exit__", (PyCFunction)(void (*)(void))leave_noop, METH_FASTCALL, "Do nothing."},
-    {NULL},
-};
-
-static PyType_Slot noop_slots[] = {
-    {Py_tp_doc, "A context manager that does nothing."},
-    {Py_tp_methods, noop_methods},
-    {0, NULL},
-};
-
-static PyType_Spec noop_spec = {
-    .name = "gpuscope._native.NoopBlock",
-    .basicsize = sizeof(PyObject),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
-    .slots = noop_slots,
-};
-
 int add_block(PyObject *module) {
     str_enter_again = PyUnicode_InternFromString("_enter_again");
     str_exit_again = PyUnicode_InternFromString("_exit_again");
@@ -188,8 +164,5 @@ int add_block(PyObject *module) {
     block_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &spec, bases);
     Py_DECREF(bases);
     if (block_type == NULL || PyModule_AddType(module, block_type)) return -1;
-    PyObject *noop = PyType_FromModuleAndSpec(module, &noop_spec, NULL);
-    if (noop == NULL || PyModule_AddType(module, (PyTypeObject *)noop)) return -1;
-    Py_DECREF(noop);
     return PyModule_AddFunctions(module, functions);
 }

@@ -3,7 +3,8 @@
  *
  * Everything here has a twin in Python that says at more length what it does, and is used where this was not built. The
  * twins are in `_data/record.py`, `_data/interfaces.py`, `_data/row.py`, `_recording/hot_path.py`,
- * `_recording/current_stage.py`, `_recording/block.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
+ * `_recording/current_stage.py`, `_recording/block.py`, `_recording/state.py`, `_recording/stage.py`,
+ * `_recording/wrap.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
  * `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
  * `exporters/_encoding/otlp_bytes.py`. The common path is here; rare cases are handed back to the Python functions that
  * `prepare` was given.
@@ -107,6 +108,9 @@ static inline void *event_of(PyObject *pair, Py_ssize_t which) {
     return event;
 }
 
+/* A block of the given type, which is a subtype of `block_type`, ready to be entered. */
+PyObject *make_block(PyTypeObject *type, PyObject *recorder, PyObject *site);
+
 /* Null and an exception for what is not a recorder. */
 Recorder *as_recorder(PyObject *object);
 
@@ -146,6 +150,7 @@ void forget_last(TimedStream *timed_stream);
 int add_record(PyObject *module);
 int add_recording(PyObject *module);
 int add_block(PyObject *module);
+int add_calls(PyObject *module);
 int add_events(PyObject *module);
 int add_pairs(PyObject *module);
 int add_pack(PyObject *module);

@@ -48,7 +48,8 @@ class Exporter(Protocol):
             batch: at least one row, and sampled stages only. The collector finishes a batch at 512 rows, about 0.5 s
                 after its first row, or at a flush. Where many replays of CUDA graphs wait, a batch grows to 4,096 rows.
                 The last slice of work is added whole, so a batch may exceed either number. The rows are in no order,
-                and a stage's parent may come after it, in a later batch too.
+                and a stage's parent may come after it, in a later batch too. Where `GPUSCOPE_GPU_SPANS` is `work`, rows
+                without work on the GPU have no GPU span, unless the exporter has the attribute `every_gpu_span`.
             delivery: takes the outcome. Call `delivery.settle` exactly once, now or later, from any thread. Afterwards
                 `export` must not raise, because a failure settles the delivery as well. What is not settled when the
                 period of recording ends is lost as `shutdown`.

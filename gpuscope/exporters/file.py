@@ -39,6 +39,8 @@ class FileExporter:
     """
 
     name = "file"
+    every_gpu_span = True
+    """Reports tell a stage that kept its stream waiting from one that had none."""
 
     def __init__(self, config: Config, resource: Mapping[str, Clean] | None = None) -> None:
         attributes = resource_attributes() if resource is None else resource

@@ -58,6 +58,8 @@ class MemoryExporter:
     """Appends `CapturedSpan`s to a list of the caller's."""
 
     name = "memory"
+    every_gpu_span = True
+    """Tests have GPU times of any length."""
 
     def __init__(self, spans: list[CapturedSpan]) -> None:
         self._spans = spans

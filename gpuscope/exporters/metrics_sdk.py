@@ -4,7 +4,8 @@ Metrics through the application's own MeterProvider: its readers ask our instrum
 Uses OpenTelemetry's public API, except to find the provider. Never sets a provider up, loads one, flushes one or shuts
 one down. A synchronous `Histogram.record` costs 12 to 17 µs per value, so histograms go as observable counters in
 Prometheus' classic form: `..._bucket` with the attribute `le`, `..._sum` and `..._count`. They are up-down counters,
-because a Prometheus exporter would append `_total` to the names of others.
+because a Prometheus exporter would append `_total` to the names of others. Those of generations, which are few and have
+OpenTelemetry's names, are true histograms.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuscope._data.metrics import BOUNDS_S, SPECS, Histogram
+from gpuscope._data.metrics import BOUNDS_S, OF_GENERATIONS, SPECS, Histogram
 from gpuscope._data.plain.values import shown
 from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope._version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
+    from opentelemetry.metrics import Histogram as TrueHistogram
 
     from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
 
@@ -59,6 +61,7 @@ class Instruments:
         self._taken: tuple[Snapshot, float] | None = None
         self._warnings = WarnOnce(COUNTED)
         meter = provider.get_meter("gpuscope", __version__)
+        self._true = {spec: _true_histogram(meter, spec) for spec in OF_GENERATIONS}
         for spec in SPECS:
             # The instrument that a reader asks first takes a snapshot, which the others then show too.
             self._make(meter, spec, fresh=spec is SPECS[0])
@@ -80,7 +83,14 @@ class Instruments:
         """Show nothing: this process is the child of a fork, and the figures are its parent's."""
         self._source = self._last = self._taken = None
 
+    def record(self, values: Iterable[tuple[InstrumentSpec, Mapping[str, str], float]]) -> None:
+        """Record values of true histograms: (metric, attributes, seconds)."""
+        for spec, attributes, seconds in values:
+            self._true[spec].record(seconds, attributes)
+
     def _make(self, meter: Meter, spec: InstrumentSpec, *, fresh: bool) -> None:
+        if spec in self._true:
+            return
         if spec.kind == "histogram":
             for suffix, observe in (("bucket", _buckets), ("sum", _sums), ("count", _counts)):
                 callback = self._callback(spec, observe, fresh=fresh and suffix == "bucket")
@@ -110,6 +120,15 @@ class Instruments:
         if fresh or taken is None or monotonic() - taken[1] > _STALE_S:
             taken = self._taken = source(), monotonic()
         return taken[0]
+
+
+def _true_histogram(meter: Meter, spec: InstrumentSpec) -> TrueHistogram:
+    try:
+        return meter.create_histogram(
+            spec.name, spec.unit, spec.description, explicit_bucket_boundaries_advisory=spec.bounds_s
+        )
+    except TypeError:  # In older versions only the application can say what the bounds are, by a view.
+        return meter.create_histogram(spec.name, spec.unit, spec.description)
 
 
 def _buckets(points: Sequence[DataPoint]) -> Iterator[Observation]:

@@ -133,16 +133,16 @@ def _made_late(tracer: Tracer, row: _Row) -> RealSpan | None:
     """
     if not hasattr(tracer, "id_generator"):
         return None
-    tracer = copy(tracer)
-    tracer.id_generator = _Given(row, tracer.id_generator)
     context = Context()
     if row.parent_id:
         flags = TraceFlags(TraceFlags.SAMPLED)
         parent = SpanContext(row.trace_id, row.parent_id, is_remote=row.shared.remote, trace_flags=flags)
         context = set_span_in_context(NonRecordingSpan(parent), context)
     try:
+        tracer = copy(tracer)
+        tracer.id_generator = _Given(row, tracer.id_generator)
         return RealSpan(_start(tracer, row, context), context, max(1, row.start_ns))
-    except Exception as error:  # Of the application's sampler or processors.
+    except Exception as error:  # Of the application's sampler or processors, or of a tracer that cannot be copied.
         logger.debug("a stage's span could not be made: %s", shown(error))
         return None
 

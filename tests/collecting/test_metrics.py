@@ -209,6 +209,14 @@ class TestOccupancy:
         union = len({second for start, end in intervals for second in range(start, end)})
         assert ratios(metrics) == {0: pytest.approx(union / 120)}
         assert ratios(metrics, IDLE) == {0: pytest.approx(1 - union / 120)}
+        for spec in (BUSY, IDLE):
+            assert metrics.points()[spec][0].attributes == {
+                "gpuscope.device.index": 0,
+                "hw.id": "GPU-0",
+                "hw.type": "gpu",
+                "hw.model": "Fake GPU",
+                "hw.vendor": "NVIDIA",
+            }
 
     def test_each_interval_and_device_has_its_own(self):
         """A stage is counted in the intervals that it is in, part by part; a device without stages is idle."""

@@ -13,7 +13,7 @@ from gpuscope._data.batch import DeviceInfo, RowFlag, SpanDetails, StageBatch
 from gpuscope._data.record import Site, ThreadInfo
 
 NOW_NS = 1_700_000_000_000_000_000
-SITE = Site("infer", {"model": "vit"}, "app.model.infer")
+SITE = Site("infer", {"model": "vit"}, "app.model.infer", ("/app/model.py", 12))
 THREAD = ThreadInfo(140_000_000_000_123, "MainThread")
 DEVICE = DeviceInfo(0, "NVIDIA H200", "GPU-01234567-89ab-cdef-0123-456789abcdef")
 

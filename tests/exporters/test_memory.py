@@ -30,7 +30,9 @@ def test_a_stage_without_a_gpu_part_is_one_host_span(capture, account):
     assert (span.name, span.kind, span.parent_id) == ("infer", "host", 5)
     assert (span.start_ns, span.duration_ns) == (NOW_NS, 1_000_000)
     assert span.attributes == {
+        "code.file.path": "/app/model.py",
         "code.function.name": "app.model.infer",
+        "code.line.number": 12,
         "gpuscope.host.duration": 0.001,
         "gpuscope.stage": "infer",
         "model": "vit",
@@ -53,7 +55,8 @@ def test_a_gpu_part_is_a_child_span_with_its_own_times(capture):
         "gpuscope.launch_to_start": 2e-5,
         "gpuscope.stage": "infer",
         "hw.id": DEVICE.uuid,
-        "hw.name": "NVIDIA H200",
+        "hw.model": "NVIDIA H200",
+        "hw.vendor": "NVIDIA",
         "hw.type": "gpu",
         "thread.id": THREAD.ident,
         "thread.name": "MainThread",

@@ -120,6 +120,8 @@ def test_a_stage_inside_a_graph_is_one_span():
         "gpuscope.cuda.stream",
         "model",
         "code.function.name",
+        "code.file.path",
+        "code.line.number",
     } <= attributes
     assert "gpuscope.host.duration" not in attributes
 

@@ -1,4 +1,4 @@
-"""What `otlp` sends is what the application's own SDK sends for the same stages, ids aside."""
+"""All four ways send what the application's own SDK sends for the same stages, ids aside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 
 PROGRAM = """
 import sys
-from gpuscope import _runtime, flush, stage
+from gpuscope import _runtime, flush, stage, statistics
 from gpuscope._settings.config import Config
 from gpuscope.testing import FakeDevice, ManualClock
 
@@ -23,12 +23,21 @@ if exporter != "otlp":
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=url)))
+
+
+    class Passing(SimpleSpanProcessor):
+        def on_end(self, span):
+            super().on_end(span)
+
+    kind = Passing if exporter == "processors" else SimpleSpanProcessor
+    provider.add_span_processor(kind(OTLPSpanExporter(endpoint=url)))
     trace.set_tracer_provider(provider)
 
 clock = ManualClock()
 config = Config().changed(
-    mode="on", exporters=exporter, otlp_endpoint=url, otlp_compression=compression, warmup=1, metrics="none"
+    mode="on",
+    exporters="auto" if exporter in ("application", "processors") else exporter,
+    otlp_endpoint=url, otlp_compression=compression, warmup=1, metrics="none", gpu_spans="all",
 )
 with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clock):
 
@@ -56,6 +65,7 @@ with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clo
         except ValueError:
             pass
     assert flush(20)
+    assert statistics().exporters == (exporter,)
 """
 
 
@@ -115,7 +125,7 @@ def test_spans_of_both_exporters_are_equal(run_python, otlp_receiver):
 
 
 LIMITS = {
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "11",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "13",
     "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "6",
     "OTEL_SPAN_EVENT_COUNT_LIMIT": "2",
     "OTEL_SPAN_LINK_COUNT_LIMIT": "3",
@@ -124,11 +134,12 @@ LIMITS = {
 }
 
 
+@pytest.mark.parametrize("way", ["application", "processors"])
 @pytest.mark.parametrize("environ", [{}, LIMITS], ids=["usual", "limits"])
-def test_columns_through_the_application_equal_what_its_provider_makes(run_python, otlp_receiver, environ):
+def test_other_ways_through_the_application_equal_what_its_provider_makes(run_python, otlp_receiver, environ, way):
     """Also the trace's state, flags, events and links, and what the limits of OpenTelemetry leave, with its counts."""
     url = otlp_receiver.url
-    ours = sent(run_python, "auto", url, to=otlp_receiver, rich="1", **environ)
+    ours = sent(run_python, way, url, to=otlp_receiver, rich="1", **environ)
     assert ours == sent(run_python, "sdk", url, to=otlp_receiver, rich="1", **environ)
 
 

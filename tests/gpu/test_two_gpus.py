@@ -51,7 +51,7 @@ def test_stages_belong_to_the_device_they_ran_on(gpu_of):
         index = int(host.name[-1])
         properties, attributes = torch.cuda.get_device_properties(index), gpu[host.span_id].attributes
         assert attributes["gpuscope.device.index"] == index
-        assert attributes["hw.name"] == properties.name
+        assert attributes["hw.model"] == properties.name
         assert attributes["hw.id"] == f"GPU-{properties.uuid}"
 
 

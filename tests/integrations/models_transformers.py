@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 WORDS = ["[PAD]", "[UNK]", "the", "cat", "sat", "on", "a", "mat"]
@@ -42,6 +44,16 @@ def t5():
     size = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1, "vocab_size": len(WORDS)}
     ends = {"decoder_start_token_id": 0, "eos_token_id": None, "pad_token_id": 0}
     return _with_fixed_weights(T5ForConditionalGeneration, T5Config(**size, **ends))
+
+
+def whisper():
+    """Return an encoder of sound with a decoder."""
+    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": len(WORDS)}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    ends = {"decoder_start_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    model = _with_fixed_weights(WhisperForConditionalGeneration, WhisperConfig(**size, **heads, **ends))
+    model.generation_config.eos_token_id = None
+    return model
 
 
 def bert(*, for_tokens: bool = False):

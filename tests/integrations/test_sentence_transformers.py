@@ -38,6 +38,13 @@ def test_each_batch_has_its_stages(model):
         embeddings = model.encode(TEXTS, batch_size=2)
     assert np.array_equal(embeddings, plain)
     assert paths(spans) == ["encode", *BATCH, *BATCH]
+    assert attributes(spans, "encode") == [
+        {
+            "gen_ai.operation.name": "embeddings",
+            "gen_ai.provider.name": "sentence_transformers",
+            "gen_ai.request.model": str(weights.get_model_path()),
+        }
+    ]
     assert attributes(spans, "tokenize") == [{"batch_size": 2}, {"batch_size": 1}]
     assert attributes(spans, "forward") == [{"device": "cpu"}] * 2
     assert attributes(spans, "transformer")[0]["model"] == str(weights.get_model_path())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import pytest
@@ -21,8 +22,17 @@ from transformers.modeling_utils import PreTrainedModel  # noqa: E402
 from transformers.pipelines.base import Pipeline  # noqa: E402
 from transformers.pipelines.text_classification import TextClassificationPipeline  # noqa: E402
 
+import gpuscope  # noqa: E402
+from gpuscope._data.metrics import (  # noqa: E402
+    OF_GENERATIONS,
+    REQUEST_DURATION,
+    TIME_PER_OUTPUT_TOKEN,
+    TIME_TO_FIRST_TOKEN,
+)
+from gpuscope._recording.state import state  # noqa: E402
+
 from .models_recorded import attributes, paths, recorded  # noqa: E402
-from .models_transformers import PROMPT, bert, gpt2, t5, tokenizer  # noqa: E402
+from .models_transformers import PROMPT, bert, gpt2, t5, tokenizer, whisper  # noqa: E402
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 CLASSIFY = ["pipeline", "pipeline/preprocess", "pipeline/forward", "pipeline/postprocess"]
@@ -113,7 +123,16 @@ class TestGenerate:
             assert torch.equal(model.generate(PROMPT, **GREEDY), plain)
         assert paths(spans) == ["generate", "generate/prefill", *["generate/decode"] * 3]
         assert attributes(spans, "generate") == [
-            {"model": "GPT2LMHeadModel", "batch_size": 2, "input_length": 3, "new_tokens": 4}
+            {
+                "gen_ai.operation.name": "text_completion",
+                "gen_ai.provider.name": "transformers",
+                "gen_ai.request.model": "GPT2LMHeadModel",
+                "gen_ai.usage.input_tokens": 6,
+                "gen_ai.usage.output_tokens": 8,
+                "batch_size": 2,
+                "input_length": 3,
+                "new_tokens": 4,
+            }
         ]
 
     @pytest.mark.parametrize(
@@ -132,12 +151,81 @@ class TestGenerate:
         assert [span.name for span in spans] == ["generate", *steps]
         assert attributes(spans, "generate")[0]["new_tokens"] == 4
 
+    @pytest.mark.parametrize(
+        ("arguments", "options", "tokens"),
+        [
+            ([PROMPT], {"num_beams": 2}, (6, 8)),
+            ([PROMPT], {"num_beams": 3, "num_return_sequences": 2}, (6, 16)),
+            ([PROMPT], {"do_sample": True, "num_return_sequences": 3}, (6, 24)),
+            ([], {"input_ids": PROMPT[:1]}, (3, 4)),
+            ([], {"inputs": PROMPT[:1]}, (3, 4)),
+            ([], {"inputs_embeds": torch.zeros(2, 5, 16)}, (10, 8)),
+            ([], {}, (None, 4)),
+        ],
+    )
+    def test_tokens_are_counted_by_shapes(self, arguments, options, tokens):
+        """What goes in is counted once per sequence that is given, what comes out for all that are returned."""
+        with recorded("transformers") as spans:
+            gpt2().generate(*arguments, **{**GREEDY, **options})
+        (found,) = attributes(spans, "generate")
+        assert (found.get("gen_ai.usage.input_tokens"), found["gen_ai.usage.output_tokens"]) == tokens
+
+    def test_a_generation_is_a_request_of_a_model_server(self):
+        """Each has its duration, the time to its first token, and the time per token after it, as the host saw them."""
+        with recorded("transformers") as spans:
+            gpt2().generate(PROMPT, **GREEDY)
+            assert gpuscope.flush()
+            points = state.engine.collector.metrics_pipeline.snapshot().points
+        request, first = (next(span for span in spans if span.name == name) for name in ("generate", "prefill"))
+        sums = {spec: points[spec][0].value.sum_s for spec in OF_GENERATIONS}
+        assert sums == {
+            REQUEST_DURATION: pytest.approx(request.duration_ns / 1e9),
+            TIME_TO_FIRST_TOKEN: pytest.approx((first.end_ns - request.start_ns) / 1e9),
+            TIME_PER_OUTPUT_TOKEN: pytest.approx((request.end_ns - first.end_ns) / 1e9 / 3),
+        }
+        assert points[REQUEST_DURATION][0].attributes == {
+            "gen_ai.operation.name": "text_completion",
+            "gen_ai.provider.name": "transformers",
+            "gen_ai.request.model": "GPT2LMHeadModel",
+        }
+
+    @pytest.mark.parametrize(
+        ("facts", "operation", "tokens"),
+        [
+            ({"input_modalities": ("image", "text")}, "generate_content", 6),
+            ({"output_modalities": ("audio",)}, "generate_content", 6),
+            ({"input_modalities": ("text",), "output_modalities": ("text",)}, "text_completion", 6),
+            ({"main_input_name": property(lambda self: 1 / 0)}, None, None),
+        ],
+    )
+    def test_more_than_text_is_content(self, facts, operation, tokens):
+        """The operation's name follows what the model takes and gives; a model that cannot say has none."""
+        model = gpt2()
+        kind = type("Other", (type(model),), facts)
+        with recorded("transformers") as spans, contextlib.suppress(ZeroDivisionError):
+            kind(model.config).eval().generate(PROMPT, **GREEDY)
+        (found,) = attributes(spans, "generate")
+        assert found.get("gen_ai.operation.name") == operation
+        assert found.get("gen_ai.usage.input_tokens") == tokens
+
+    def test_sound_has_no_tokens(self):
+        """What is no text is not counted as tokens; each window of a long recording is an operation."""
+        audio = torch.zeros(1, 80, 3000)
+        with recorded("transformers") as spans:
+            whisper().generate(audio, max_new_tokens=4, do_sample=False)
+        (found,) = attributes(spans, "generate")
+        assert found["gen_ai.operation.name"] == "generate_content"
+        assert "gen_ai.usage.input_tokens" not in found
+        assert found["gen_ai.usage.output_tokens"] > 0
+
     def test_an_encoder_is_no_step(self):
         """Of an encoder with a decoder, the steps are the decoder's, and the input's length is the encoder's."""
         with recorded("transformers") as spans:
             t5().generate(PROMPT, **GREEDY)
         assert paths(spans) == ["generate", "generate/prefill", *["generate/decode"] * 3]
-        assert attributes(spans, "generate")[0]["input_length"] == 3
+        (found,) = attributes(spans, "generate")
+        assert (found["input_length"], found["gen_ai.usage.input_tokens"]) == (3, 6)
+        assert (found["new_tokens"], found["gen_ai.usage.output_tokens"]) == (4, 8)
 
     def test_an_assistant_generates_for_itself(self):
         """With an assistant model, its `generate` is within the model's, with steps of its own."""
@@ -146,6 +234,13 @@ class TestGenerate:
         found = paths(spans)
         assert found[0] == "generate"
         assert {"generate/prefill", "generate/generate", "generate/generate/prefill"} <= set(found)
+        told = attributes(spans, "generate")
+        assert all("gen_ai.request.model" in each for each in told)
+        assert ["gen_ai.operation.name" in each for each in told] == [
+            path == "generate" for path in found if path.endswith("generate")
+        ]
+        assert [each.get("gen_ai.usage.output_tokens") for each in told if "gen_ai.operation.name" in each] == [4]
+        assert not any("gen_ai.usage.output_tokens" in each for each in told[1:])
 
     @pytest.mark.skipif(not hasattr(PreTrainedModel, "get_compiled_call"), reason="this version does not compile")
     def test_decodes_that_generate_compiles(self):
@@ -183,7 +278,9 @@ class TestGenerate:
         with recorded("transformers") as spans, torch.inference_mode():
             model.generate(PROMPT)
         assert paths(spans) == ["generate", "generate/prefill", *["generate/decode"] * 2]
-        assert attributes(spans, "generate")[0]["new_tokens"] == 3
+        (found,) = attributes(spans, "generate")
+        assert (found["new_tokens"], found["gen_ai.usage.input_tokens"]) == (3, 6)
+        assert found["gen_ai.operation.name"] == "text_completion"
 
     def test_streams_from_threads_of_their_own(self):
         """Two threads that generate with one model at once, and stream, have each their own trace and steps."""

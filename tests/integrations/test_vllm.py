@@ -39,6 +39,7 @@ def test_a_step_says_what_is_in_it(monkeypatch):
         instrument([target for target in integration.TARGETS if target.module == name])
         try:
             runner = CPUModelRunner()
+            runner.model_config = SimpleNamespace(model="org/model")
             assert runner.execute_model(output) == 3
             assert runner.sample_tokens(None) is None
         finally:
@@ -48,3 +49,5 @@ def test_a_step_says_what_is_in_it(monkeypatch):
     assert (step.name, sample.name) == ("vllm.execute_model", "vllm.sample_tokens")
     counts = {key: step.attributes[f"vllm.{key}"] for key in ("requests", "requests.new", "requests.running", "tokens")}
     assert counts == {"requests": 3, "requests.new": 2, "requests.running": 1, "tokens": 16}
+    assert step.attributes["gen_ai.request.model"] == "org/model"
+    assert "gen_ai.operation.name" not in step.attributes

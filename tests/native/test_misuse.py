@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
+import weakref
 
 import pytest
 
@@ -151,3 +153,105 @@ def test_a_bare_object_ends_nothing(machine, kind):
                 getattr(bare, name)
             with contextlib.suppress(Exception):
                 delattr(bare, name)
+
+
+@pytest.mark.parametrize("name", ["recorder", "off_stages"])
+def test_a_damaged_state_ends_nothing(machine, name):
+    """While recording is on and while it is off: blocks and decorated functions raise at most."""
+    state, decorated = _runtime.state, stage("decorated")(lambda: None)
+    with stage("known"):
+        pass
+    for recorder in (state.recorder, None):
+        with damaged(state, "recorder", recorder):
+            for value in VALUES:
+                with damaged(state, name, value):
+                    for call in (lambda: enter_and_leave(stage("known")), lambda: stage("unknown"), decorated):
+                        tried(call)
+                tried(lambda: enter_and_leave(stage("known")))
+    gc.collect()
+    assert still_works(machine)
+
+
+@pytest.mark.skipif(native is None, reason="the parts in C are not in use")
+def test_a_shortcut_takes_no_nonsense(bench):
+    """What is no function, no state, no table, no block or no arguments is refused, on and off."""
+    good = (repr, _runtime.state, {}, Stage)
+    assert native.Shortcut(*good)("x") == "'x'"
+    for place, value in itertools.product(range(4), VALUES[1:]):
+        made = []
+        with contextlib.suppress(TypeError):
+            made.append(native.Shortcut(*good[:place], value, *good[place + 1 :]))
+        assert not made or (callable(value) and place == 0) or (isinstance(value, dict) and place == 2)
+    for arguments, options in ((good[:1], {}), (good[:3], {}), ((*good, 1), {}), (good, {"a": 1}), ((), {})):
+        with pytest.raises(TypeError):
+            native.Shortcut(*arguments, **options)
+    for recorder in (_runtime.state.recorder, None):
+        _runtime.state.recorder = recorder
+
+
+@pytest.mark.skipif(native is None, reason="the parts in C are not in use")
+def test_a_table_that_changes_while_it_is_asked(bench):
+    """A name of the program's own class may do anything when it is compared, also replace the table."""
+    state = _runtime.state
+
+    class Evil(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            state.off_stages = {}
+            gc.collect()
+            return str.__eq__(self, other)
+
+    for recorder in (state.recorder, None):
+        state.recorder = recorder
+        for turn in range(5):
+            state.off_stages = {Evil("evil"): object()}
+            tried(lambda: stage("evil"))
+            tried(lambda turn=turn: stage(f"evil{turn}"))
+
+
+@pytest.mark.skipif(native is None, reason="the parts in C are not in use")
+def test_a_shortcut_is_collected(bench):
+    """One that refers to itself goes; its names and what they led to go with it."""
+
+    class Own(native.Shortcut):
+        def __init__(self, *_):
+            self.me = self
+
+    own = Own(repr, _runtime.state, {}, Stage)
+    _runtime.state.recorder = None
+    stage("kept")
+    assert own("kept") is stage("kept")
+    gone = weakref.ref(own)
+    del own
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.skipif(native is None, reason="the parts in C are not in use")
+def test_a_noop_block_takes_no_nonsense():
+    """Made by hand it works; its methods are bound to such blocks alone."""
+    block = native.NoopBlock()
+    with block as entered:
+        assert entered is block
+    native.keep(block)
+    native.keep(block)
+    with block as entered:
+        assert entered is block
+    binder = vars(native.NoopBlock)["__enter__"]
+    for nonsense in (1, "text", object(), native.NoopBlock):
+        for call in (
+            lambda nonsense=nonsense: native.keep(nonsense),
+            lambda nonsense=nonsense: binder.__get__(nonsense, int),
+            lambda nonsense=nonsense: native.NoopBlock.__enter__(nonsense),
+        ):
+            with pytest.raises(TypeError):
+                call()
+    with pytest.raises(TypeError):
+        type(binder)()
+    with pytest.raises(TypeError):
+        native.NoopBlock(1)
+    gone = weakref.ref(type("Own", (native.NoopBlock,), {})())
+    gc.collect()
+    assert gone() is None

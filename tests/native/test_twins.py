@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpuscope
 from gpuscope import stage
 from gpuscope._collecting.batch_builder import BatchBuilder, own_identity
 from gpuscope._collecting.resolve import Resolver
@@ -57,6 +58,9 @@ def test_twins_pass_the_same_tests():
         "collecting/test_batch_builder.py",
         "otel/test_otel.py",
         "exporters/test_sdk.py",
+        "recording/test_source_code.py",
+        "collecting/test_gpu_spans.py",
+        "collecting/test_generation.py",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
@@ -332,7 +336,7 @@ def failing():
     raise KeyError("x")
 
 
-def run_stages(decorated):
+def run_stages(decorated, names):
     """Stages of every kind, with errors and attributes, one inside the other."""
     with stage("outer") as outer:
         outer.set_attribute("a", {})
@@ -341,15 +345,25 @@ def run_stages(decorated):
         again = stage("again")
         with again, again:
             pass
+        for number in range(names):
+            with stage(f"name {number}"), stage("options", attributes={"number": number}):
+                pass
+        for wrong in ({"colour": 1}, {"warmup": -1}):
+            with contextlib.suppress(TypeError, ValueError):
+                stage("again", **wrong)
 
 
-def test_nothing_leaks(bench):
+@pytest.mark.parametrize("state", ["on", "idle"])
+def test_nothing_leaks(bench, state):
     """After stages of every kind, collected, there is as much memory in use as before."""
-    decorated = stage("decorated")(failing)
+    decorated, names = stage("decorated")(failing), 1
+    if state == "idle":
+        gpuscope.disable()
+        names = 70
 
     def blocks_after(times):
         for _ in range(times):
-            run_stages(decorated)
+            run_stages(decorated, names)
             bench.collect()
             bench.spans.clear()
             bench.nvtx.log.clear()

@@ -35,6 +35,20 @@ class Baggage(trace.SpanProcessor):
     """Adds attributes at the start."""
 
 
+class Starting(trace.SpanProcessor):
+    """Adds attributes at the start."""
+
+    def on_start(self, span, parent_context=None):
+        """Add one."""
+
+
+class OtherHolder(trace.SynchronousMultiSpanProcessor):
+    """Does something of its own at the end."""
+
+    def on_end(self, span):
+        """Hand it on to nobody."""
+
+
 class Renaming(OTLPSpanExporter):
     """Changes what is sent."""
 
@@ -110,6 +124,61 @@ def test_plain_providers(make, protocols):
     assert not found.reason
 
 
+class Bystander(trace.SpanProcessor):
+    """Looks at spans that have ended."""
+
+    def on_end(self, span):
+        """See."""
+
+
+class Ending(trace.SpanProcessor):
+    """Changes spans just before their end."""
+
+    def _on_ending(self, span):
+        span.set_attribute("late", True)
+
+
+class NotOfTheSdk:
+    """Has the methods, and nothing else that is known of it."""
+
+    def on_start(self, span, parent_context=None):
+        """Do nothing."""
+
+    on_end = _on_ending = shutdown = force_flush = on_start
+
+
+@pytest.mark.parametrize(
+    ("make", "finished"),
+    [
+        (lambda: provider(Scrubbing(OTLPSpanExporter(URL))), True),
+        (lambda: provider(simple(), SimpleSpanProcessor(ConsoleSpanExporter())), True),
+        (lambda: provider(BatchSpanProcessor(Renaming(URL)), Bystander()), True),
+        (lambda: provider(simple(), Bystander()), True),
+        (lambda: provider(simple(), replaced()), False),
+        (lambda: provider(simple(), Starting()), False),
+        (lambda: provider(simple(), NotOfTheSdk()), False),
+        (lambda: provider(Bystander(), sampler=ByName()), False),
+        (lambda: provider(Bystander(), id_generator=Counting()), False),
+        (lambda: provider(Bystander(), active_span_processor=OtherHolder()), False),
+        (provider, False),
+        (lambda: provider(simple()), False),
+    ],
+)
+def test_providers_whose_processors_wait_for_the_end(make, finished):
+    """Only where nobody does anything before it may a span be made then; where bytes may go, they go."""
+    found = judged(make())
+    assert found.takes_finished is finished
+    assert found.makes_ids is not (finished or bool(found.targets))
+
+
+@pytest.mark.skipif(
+    not hasattr(trace.SpanProcessor, "_on_ending"), reason="this version of OpenTelemetry has no such hook"
+)
+def test_a_processor_that_changes_spans_just_before_their_end():
+    """It needs a span that can be changed."""
+    assert not judged(provider(simple(), Ending())).takes_finished
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -158,6 +227,26 @@ def test_processors_of_ours_do_not_count():
     """What takes notice of the provider's end changes no span."""
     made = provider(simple())
     end_of(made)
+    assert len(judged(made).targets) == 1
+
+
+class Replacing(trace.TracerProvider):
+    """Takes each processor for a replacement of the one that it has, as Phoenix's does."""
+
+    def add_span_processor(self, span_processor):
+        """Replace what is there."""
+        self._active_span_processor._span_processors = ()
+        super().add_span_processor(span_processor)
+
+
+def test_processors_of_ours_replace_none():
+    """Whatever a provider makes of one that is added to it: its own stays, behind ours, and is flushed."""
+    made, processor = Replacing(shutdown_on_exit=False), simple()
+    made.add_span_processor(processor)
+    end_of(made)
+    first, second = made._active_span_processor._span_processors
+    assert first.force_flush(1000) is True
+    assert second is processor
     assert len(judged(made).targets) == 1
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import functools
 import gc
 import inspect
 import pickle
+import pydoc
 import re
 import threading
 import weakref
@@ -290,6 +292,121 @@ def _forms():
             return 5
 
     return Decorated
+
+
+class TestTheFunctionItself:
+    """`gpuscope.stage` is a function to whoever looks at it, also where its calls are answered in C."""
+
+    def test_it_goes_by_its_name(self):
+        """Pickle and copies lead to the same object; its name, module and source are found."""
+        assert gpuscope.stage is stage
+        assert pickle.loads(pickle.dumps(stage)) is copy.copy(stage) is copy.deepcopy(stage) is stage
+        assert (stage.__name__, stage.__qualname__, stage.__module__) == ("stage", "stage", "gpuscope._recording.stage")
+        assert repr(stage).startswith("<function stage at ")
+        assert "def stage(" in inspect.getsource(stage)
+        assert weakref.ref(stage)() is stage
+        assert callable(stage)
+
+    def test_it_documents_itself(self):
+        """`help` shows signature and docstring, as of a function."""
+        assert inspect.isroutine(stage)
+        assert [*inspect.signature(stage).parameters] == ["name", "attributes", "stream", "warmup", "graph"]
+        text = pydoc.render_doc(stage, renderer=pydoc.plaintext)
+        assert "stage(name: 'Any' = None, /, attributes:" in text
+        assert "Name a piece of inference work; as a decorator or as a context manager." in text
+
+    @pytest.mark.parametrize("state", ["on", "idle"])
+    @pytest.mark.parametrize(
+        ("arguments", "options", "message"),
+        [
+            (("x",), {"colour": 1}, r"stage\(\) got an unexpected keyword argument 'colour'"),
+            ((), {"name": "x"}, r"stage\(\) got some positional-only arguments passed as keyword arguments: 'name'"),
+            (("x",) * 6, {}, r"stage\(\) takes from 0 to 5 positional arguments but 6 were given"),
+            ((b"x",), {}, "must be a `str`"),
+        ],
+    )
+    def test_wrong_calls_are_refused_as_by_a_function(self, bench, state, arguments, options, message):
+        """Unknown keywords, the name as a keyword, too many arguments."""
+        if state == "idle":
+            gpuscope.disable()
+        with pytest.raises(TypeError, match=message):
+            stage(*arguments, **options)
+
+    def test_an_idle_block_is_one_object_for_each_name(self, bench):
+        """It is entered as itself, lets exceptions through, and may be entered in any way, as often as one likes."""
+        gpuscope.disable()
+        names = [*(f"idle{n}" for n in range(200)), "idle" + str(7), type("Name", (str,), {})("idle8")]
+        for name in names * 2:
+            block = stage(name)
+            assert stage(name) is block
+            with block as entered, block as again:
+                entered.set_attribute("a", 1)
+            assert entered is again is block
+        assert stage("idle7") is stage(names[7]) is not stage("idle9")
+        with contextlib.ExitStack() as stack:
+            assert stack.enter_context(stage("a")) is stage("a")
+        with pytest.raises(KeyError), stage("a"):
+            raise KeyError
+        assert type(block).__enter__(block) is block
+        assert block.__exit__(None, None, None) is None
+        with stage("b", attributes={"a": 1}) as one, stage("b", warmup=1) as other:
+            assert one is not other
+        assert bench.collect() == []
+
+    def test_an_unkept_idle_block_needs_no_garbage_collector(self, bench):
+        """One with settings of its own is gone when the program lets it go."""
+        gpuscope.disable()
+        block = stage("a", attributes={"a": bench})
+        with block:
+            pass
+        holders = [each for each in gc.get_referrers(bench) if type(each) is dict and each.get("a") is bench]
+        assert len(holders) == 1
+        alive = len(gc.get_objects())
+        gc.disable()
+        try:
+            del block, holders
+            assert len(gc.get_objects()) < alive
+        finally:
+            gc.enable()
+
+    def test_what_was_absent_may_become_idle(self, monkeypatch, caplog):
+        """A name that was used before recording could be switched on makes stages of functions after that."""
+        state = gpuscope._recording.state.state
+        monkeypatch.setattr(state, "may_toggle", False)
+        state.off_stages = {}
+
+        def function():
+            """Do nothing."""
+
+        with stage("known"), stage("known"):
+            pass
+        assert stage("known")(function) is function
+        state.allow_toggling()
+        assert stage("known")(function) is not function
+        assert "will not be recorded" in caplog.text
+
+    def test_a_decorated_function_is_found_under_its_name_by_its_errors(self, bench):
+        """The program sees wrapper and function in a traceback, idle as well; so does the span."""
+
+        def work(x, *, y):
+            if x == y:
+                raise LookupError(x)
+            return x + y
+
+        staged, options = stage("work")(work), {"y": 2}
+        for _ in range(2):
+            assert staged(1, y=2) == staged(*[1], **options) == 3
+            with pytest.raises(LookupError) as caught:
+                staged(2, y=2)
+            names = [entry.name for entry in caught.traceback]
+            assert names == [inspect.currentframe().f_code.co_name, "work", "work"]
+            with pytest.raises(TypeError, match=r"work\(\) missing 1 required keyword-only argument: 'y'"):
+                staged(1)
+            gpuscope.disable()
+        failed = [span for span in bench.named("work") if span.status == "ERROR"]
+        assert len(failed) == 2
+        trace = failed[0].events[0][-1]["exception.stacktrace"]
+        assert re.findall(r", in (\w+)$", trace, re.MULTILINE) == ["work", "work"]
 
 
 class TestDecorator:

@@ -532,3 +532,32 @@ def test_torch_may_be_imported_after_the_functions_are_decorated(run_python, bef
     )
     result = run_python(program, GPUSCOPE="idle", PYTHONPATH=":".join(path for path in sys.path if path))
     assert result.stdout == "ok\n", result.stderr
+
+
+@pytest.mark.parametrize("order", ["gpuscope, torch", "torch, gpuscope"])
+@pytest.mark.parametrize("native", ["1", "0"])
+def test_stages_are_traced_whole_in_either_order_of_imports(run_python, order, native):
+    """Absent, idle and on, compiled and exported; switching recompiles nothing; Dynamo comes when PyTorch wants it."""
+    program = (
+        f"import sys\nfor name in '{order}'.split(', '): __import__(name)\n"
+        "import gpuscope, torch\nfrom gpuscope import stage\n"
+        "@stage('f')\ndef f(x, *, y=1):\n    with stage('block'), gpuscope.stage('b', attributes={'a': 1}) as s:\n"
+        "        s.set_attribute('n', 1)\n        return x * 2 * y\n"
+        "class Net(torch.nn.Module):\n    @stage\n    def forward(self, x): return f(x, y=3)\n"
+        "before = {*sys.modules}\nwith stage('eager'): Net()(torch.ones(3))\n"
+        "assert 'torch._dynamo' not in {*sys.modules} - before\n"
+        "from torch._dynamo.testing import CompileCounter\n"
+        "counter = CompileCounter()\n"
+        "compiled = torch.compile(Net(), fullgraph=True, backend=counter)\nx = torch.ones(3)\n"
+        "for switch in (lambda: None, lambda: gpuscope.enable(exporters='none'), gpuscope.disable):\n"
+        "    switch()\n    assert torch.equal(compiled(x), x * 6)\n    assert counter.frame_count == 1\n"
+        "for switch in (lambda: None, gpuscope.enable, gpuscope.disable):\n"
+        "    switch()\n    for strict in (True, False):\n"
+        "        graph = torch.export.export(Net(), (x,), strict=strict).graph\n"
+        "        assert [str(n.target) for n in graph.nodes if n.op == 'call_function'] == ['aten.mul.Tensor'] * 2\n"
+        "print('ok')\n"
+    )
+    for environment in ({}, {"GPUSCOPE": "idle"}):
+        path = ":".join(path for path in sys.path if path)
+        result = run_python(program, PYTHONPATH=path, GPUSCOPE_NATIVE=native, **environment)
+        assert result.stdout == "ok\n", result.stderr

@@ -78,7 +78,7 @@ class TestKeywords:
         """The closest comes first, then all."""
         with pytest.raises(TypeError, match=r"`exporter` is not a setting of gpuscope; did you mean `exporters`\? The"):
             gpuscope.enable(exporter="file")
-        with pytest.raises(TypeError, match=r"`zzz` is not a setting of gpuscope\. The settings are event_deadline_s,"):
+        with pytest.raises(TypeError, match=r"`zzz` is not a setting of gpuscope\. The settings are config_file,"):
             gpuscope.enable(zzz=1)
 
     @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._collecting.aggregation.generation import Generation
 from gpuscope._collecting.aggregation.histograms import Histograms
 from gpuscope._collecting.aggregation.joined_columns import columns_of, join
 from gpuscope._collecting.aggregation.occupancy import Occupancy
 from gpuscope._collecting.aggregation.summary import OTHER
-from gpuscope._data.attributes import DEVICE_INDEX, HW_ID, LANE, REASON, STAGE
+from gpuscope._data.attributes import DEVICE_INDEX, HW_ID, HW_MODEL, HW_TYPE, HW_VENDOR, LANE, REASON, STAGE
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.metrics import (
     BUSY,
@@ -36,8 +37,9 @@ from gpuscope._data.plain.values import as_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gpuscope._collecting.aggregation.generation import Measurement
     from gpuscope._collecting.aggregation.joined_columns import Columns
-    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.batch import DeviceInfo, StageBatch
     from gpuscope._data.metrics import InstrumentSpec
     from gpuscope._data.record import Site
     from gpuscope._data.statistics import Statistics
@@ -71,21 +73,26 @@ class StageMetrics:
     def __init__(self, start_ns: int) -> None:
         self._lock = threading.RLock()  # A signal handler may come while its own thread holds it.
         self._stages: dict[str, int] = {}
-        self._uuids: dict[int, str] = {}
+        self._devices: dict[int, DeviceInfo] = {}
         self._uncounted: list[Columns] = []
         self._uncounted_rows = 0
         self._histograms = Histograms()
         self._occupancy = Occupancy(start_ns)
+        self._generation = Generation()
 
-    def add(self, batch: StageBatch) -> None:
-        """Count the rows of a batch; its warm-up calls count towards the occupancy only."""
+    def add(self, batch: StageBatch) -> list[Measurement]:
+        """
+        Count the rows of a batch, and return the values of the generations in it.
+
+        Warm-up calls count towards the occupancy only, except that a generation is a request, which somebody made.
+        """
         with self._lock:
-            for index, info in batch.devices.items():
-                self._uuids[index] = info.uuid
+            self._devices.update(batch.devices)
             self._uncounted.append(columns_of(batch, [self._number(site) for site in batch.sites]))
             self._uncounted_rows += len(batch.site)
             if self._uncounted_rows >= _ROWS_AT_ONCE or len(self._uncounted) >= _BATCHES_AT_ONCE:
                 self._count()
+            return self._generation.add(batch)
 
     def _count(self) -> None:
         if not self._uncounted_rows:
@@ -129,9 +136,10 @@ class StageMetrics:
                     spec, attributes = self._describe(block, stage)
                     points[spec].append(DataPoint(attributes, Histogram(counts, sum_s, slowest.get(number))))
             for index, ratio in self._occupancy.ratios.items():
-                points[BUSY].append(DataPoint(self._where(index), ratio))
-                points[IDLE].append(DataPoint(self._where(index), 1.0 - ratio))
-            return dict(points)
+                gpu = self._gpu(index)
+                points[BUSY].append(DataPoint(gpu, ratio))
+                points[IDLE].append(DataPoint(gpu, 1.0 - ratio))
+            return {**points, **self._generation.points(exemplars=exemplars)}
 
     def _describe(self, block: int, stage: int) -> tuple[InstrumentSpec, dict[str, str | int]]:
         name: dict[str, str | int] = {STAGE: list(self._stages)[stage]}
@@ -142,7 +150,12 @@ class StageMetrics:
         return (LAUNCH_DELAY, {**name, **where}) if is_delay else (DURATION, {**name, LANE: "gpu", **where})
 
     def _where(self, index: int) -> dict[str, str | int]:
-        return {DEVICE_INDEX: index, HW_ID: self._uuids[index]}
+        return {DEVICE_INDEX: index, HW_ID: self._devices[index].uuid}
+
+    def _gpu(self, index: int) -> dict[str, str | int]:
+        """Return what is known of a GPU. Only its own gauges say all that; the others' many series have its `hw.id`."""
+        info = self._devices[index]
+        return {**self._where(index), HW_TYPE: "gpu", HW_MODEL: info.name, HW_VENDOR: info.vendor}
 
     def _number(self, site: Site) -> int:
         """Return the number of a stage by its name; names beyond the limit share one."""

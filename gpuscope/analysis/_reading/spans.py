@@ -16,15 +16,19 @@ from gpuscope._data.attributes import (
     CLOCK_UNCERTAINTY,
     CUDA_STREAM,
     DEVICE_INDEX,
+    FILE,
     FLAGS,
     FUNCTION,
     GRAPH,
     HOST_DURATION,
     HOST_NAME,
     HW_ID,
+    HW_MODEL,
     HW_NAME,
     HW_TYPE,
+    HW_VENDOR,
     LAUNCH_TO_START,
+    LINE,
     OURS,
     PROCESS_PID,
     SERVICE_INSTANCE_ID,
@@ -55,10 +59,12 @@ _PARENT_REMOTE = 0x200
 """`SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`."""
 _END_OF_TIME = 2**63
 _FLAGS = {name: flag for flag, name in FLAGS.items()}
-_NOT_THE_APPLICATIONS = OURS | {THREAD_ID, THREAD_NAME, FUNCTION}
+_NOT_THE_APPLICATIONS = OURS | {THREAD_ID, THREAD_NAME, FUNCTION, FILE, LINE}
 _STAGE = (STAGE, THREAD_ID, THREAD_NAME)
-_STREAM = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
-_NOT_OF_GRAPHS = {CLAMPED, CLOCK_UNCERTAINTY, HW_TYPE, *_STREAM}
+_STREAM = (CUDA_STREAM, DEVICE_INDEX, HW_MODEL, HW_ID)
+_STREAM_BEFORE = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
+"""The same in files of earlier versions."""
+_NOT_OF_GRAPHS = {CLAMPED, CLOCK_UNCERTAINTY, HW_TYPE, HW_VENDOR, *_STREAM, *_STREAM_BEFORE}
 """Ours as well, on the one span of a stage inside a graph, which is a GPU span."""
 _NOTHING: JsonObject = {}
 _IDENTITY = (SERVICE_NAME, SERVICE_INSTANCE_ID, HOST_NAME, PROCESS_PID)
@@ -191,7 +197,8 @@ class Lines:
         uncertainty_ns = round(plain(values[CLOCK_UNCERTAINTY]) * 1e9)
         if not 0 <= uncertainty_ns < _END_OF_TIME:
             raise ValueError(uncertainty_ns)
-        (stream,) = self._numbers(process, values, _STREAM, self._stream)
+        names = _STREAM if HW_MODEL in values else _STREAM_BEFORE
+        (stream,) = self._numbers(process, values, names, self._stream)
         key = span["traceId"], span["parentSpanId"]
         if GRAPH in values:
             key = _id(span["traceId"], 32), _id(span["spanId"], 16)

@@ -10,6 +10,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
+from gpuscope._data.attributes import INPUT_LENGTH, INPUT_TOKENS, NEW_TOKENS, OUTPUT_TOKENS
+
 if TYPE_CHECKING:
     from gpuscope.analysis.recording import Recording
 
@@ -17,6 +19,8 @@ SIZE_WORDS = frozenset({"size", "batch", "tokens", "bytes", "items", "length", "
 """A number whose name ends in one of these is a size: `batch_size`, `gen_ai.usage.input_tokens`."""
 _MAX_SIZE = 2.0**53
 """A larger number is not a size: a float no longer holds it exactly, and what is computed from it may overflow."""
+_SAID_BY = {INPUT_TOKENS: INPUT_LENGTH, OUTPUT_TOKENS: NEW_TOKENS}
+"""Totals over a batch, which say nothing more where a stage also has the size of one sequence: see `cold._growth`."""
 SHAPE_WORDS = SIZE_WORDS | {"shape", "height", "width", "resolution", "dtype"}
 
 Shape: TypeAlias = "tuple[tuple[str, float | str], ...]"
@@ -27,8 +31,9 @@ def shape_of(recording: Recording, row: int) -> Shape:
     """Return the shape-like attributes of a stage and of those around it; the innermost value of a name counts."""
     found: dict[str, float | str] = {}
     while row >= 0:
-        for name, value in recording.attributes.get(row, {}).items():
-            if _last_word(name) in SHAPE_WORDS:
+        attributes = recording.attributes.get(row, {})
+        for name, value in attributes.items():
+            if _last_word(name) in SHAPE_WORDS and _SAID_BY.get(name) not in attributes:
                 found.setdefault(name, _plain(value))
         row = int(recording.parent[row])
     return tuple(sorted(found.items()))

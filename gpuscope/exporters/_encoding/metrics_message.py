@@ -13,7 +13,7 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.metrics.v1 import metrics_pb2 as pb
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from gpuscope._data.metrics import BOUNDS_S, Histogram
+from gpuscope._data.metrics import Histogram
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_message import key_values
 from gpuscope.exporters._encoding.resource import DISTRIBUTION
@@ -43,7 +43,9 @@ def _metric(spec: InstrumentSpec, points: Sequence[DataPoint], snapshot: Snapsho
     if spec.kind == "histogram":
         metric.histogram.aggregation_temporality = _CUMULATIVE
         metric.histogram.data_points.extend(
-            _histogram(point, point.value, snapshot) for point in points if isinstance(point.value, Histogram)
+            _histogram(point, point.value, snapshot, spec.bounds_s)
+            for point in points
+            if isinstance(point.value, Histogram)
         )
     elif spec.kind == "sum":
         metric.sum.aggregation_temporality, metric.sum.is_monotonic = _CUMULATIVE, True
@@ -66,13 +68,15 @@ def _number(point: DataPoint, snapshot: Snapshot) -> pb.NumberDataPoint:
     return pb.NumberDataPoint(**_common(point, snapshot), **value)
 
 
-def _histogram(point: DataPoint, value: Histogram, snapshot: Snapshot) -> pb.HistogramDataPoint:
+def _histogram(
+    point: DataPoint, value: Histogram, snapshot: Snapshot, bounds_s: tuple[float, ...]
+) -> pb.HistogramDataPoint:
     return pb.HistogramDataPoint(
         **_common(point, snapshot),
         count=sum(value.counts),
         sum=value.sum_s,
         bucket_counts=value.counts,
-        explicit_bounds=BOUNDS_S,
+        explicit_bounds=bounds_s,
         exemplars=[_exemplar(value.exemplar)] if value.exemplar is not None else [],
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
@@ -51,8 +52,8 @@ def _readable(span: Message, resource: Resource, scope: Any) -> ReadableSpan:
         parent=parent,
         resource=resource,
         attributes=_attributes(span.attributes),
-        events=[Event(event.name, _attributes(event.attributes), event.time_unix_nano) for event in span.events],
-        links=[Link(_context(link.trace_id, link.span_id), _attributes(link.attributes)) for link in span.links],
+        events=[Event(event.name, _counted(event), event.time_unix_nano) for event in span.events],
+        links=[Link(_context(link.trace_id, link.span_id), _counted(link)) for link in span.links],
         kind=SpanKind.INTERNAL,
         status=Status(_CODES[span.status.code], span.status.message or None),
         start_time=span.start_time_unix_nano,
@@ -69,6 +70,13 @@ def _context(trace_id: bytes, span_id: bytes, *, is_remote: bool = False, state:
         trace_flags=TraceFlags(TraceFlags.SAMPLED),
         trace_state=TraceState.from_header([state]) if state else None,
     )
+
+
+def _counted(message: Message) -> BoundedAttributes:
+    """Return the attributes of an event or a link as the SDK's kind, without which older versions encode nothing."""
+    found = BoundedAttributes(attributes=_attributes(message.attributes))
+    found.dropped = message.dropped_attributes_count
+    return found
 
 
 def _attributes(pairs: Iterable[Message]) -> dict[str, Any]:

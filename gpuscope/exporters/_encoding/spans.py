@@ -16,14 +16,17 @@ import numpy as np
 from gpuscope._data.attributes import (
     CUDA_STREAM,
     DEVICE_INDEX,
+    FILE,
     FUNCTION,
     GPU_FLAGS,
     GPU_MEASURED,
     HOST_FLAGS,
     HOST_MEASURED,
     HW_ID,
-    HW_NAME,
+    HW_MODEL,
     HW_TYPE,
+    HW_VENDOR,
+    LINE,
     OURS,
     STAGE,
     THREAD_ID,
@@ -61,7 +64,7 @@ Plain, because it is hashed at every look-up.
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
 _CACHE_SIZE = 2048
 _SAID_OF_ALL = (STAGE, THREAD_ID, THREAD_NAME)
-SAID_BY_US = OURS | {*_SAID_OF_ALL, FUNCTION}
+SAID_BY_US = OURS | {*_SAID_OF_ALL, FUNCTION, FILE, LINE}
 """Attributes of a host span that are not the application's, unless that has replaced them."""
 
 # A row's key is these bytes: one structured array and a hash of 26 bytes cost a third of a tuple of seven numbers.
@@ -186,7 +189,7 @@ def _fit(details: CleanDetails, batch: StageBatch, row: int, limits: SpanLimits)
 
 def _ours(site: Site, flags: int, *, measured: int) -> int:
     """Return how many attributes of a host span are not the application's."""
-    return len(_SAID_OF_ALL) + bool(site.function) + sum(bool(flags & flag) for flag in HOST_FLAGS) + measured
+    return len(_SAID_OF_ALL) + len(_function_of(site)) + sum(bool(flags & flag) for flag in HOST_FLAGS) + measured
 
 
 def _group(batch: StageBatch, key: Key) -> Group:
@@ -208,7 +211,12 @@ def _of_site(site: Site) -> dict[str, Clean]:
 
 
 def _function_of(site: Site) -> dict[str, Clean]:
-    return {FUNCTION: site.function} if site.function else {}
+    if not site.function:
+        return {}
+    found: dict[str, Clean] = {FUNCTION: site.function}
+    if site.code is not None:
+        found[FILE], found[LINE] = site.code
+    return found
 
 
 def _attributes_of(site: Site) -> dict[str, Clean]:
@@ -241,7 +249,7 @@ def _gpu_template(group: Group, limits: SpanLimits) -> SpanTemplate | None:
     attributes = _common(site, thread, flags, GPU_FLAGS)
     attributes |= {CUDA_STREAM: stream, DEVICE_INDEX: index, HW_TYPE: "gpu"}
     if device is not None:
-        attributes |= {HW_ID: device.uuid, HW_NAME: device.name}
+        attributes |= {HW_ID: device.uuid, HW_MODEL: device.name, HW_VENDOR: device.vendor}
     if flags & _IN_GRAPH:
         attributes = _of_site(site) | attributes
     return SpanTemplate(

@@ -8,6 +8,7 @@ fails, spans are made of the payload and go through the exporter's public `expor
 from __future__ import annotations
 
 import time
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpuscope._data.plain.values import shown
@@ -74,8 +75,6 @@ class ApplicationClient:
         exporter = self._exporter
         if hasattr(getattr(exporter, "_client", None), "export"):
             return self._by_client
-        if hasattr(exporter, "_export_serialized_spans"):
-            return self._serialized
         return self._by_attempts if hasattr(exporter, "_export") and hasattr(exporter, "_timeout") else None
 
     def _by_client(self, payload: bytes) -> Outcome:
@@ -83,18 +82,15 @@ class ApplicationClient:
         result = self._exporter._client.export(payload)
         return Outcome() if result.success else _refused(result.status_code, result.reason or result.error)
 
-    def _serialized(self, payload: bytes) -> Outcome:
-        """Until 1.33: it retries as well, and says only whether it was successful."""
-        result = self._exporter._export_serialized_spans(payload)
-        return Outcome() if result.value == 0 else Outcome("export_failed", "by the exporter's own word")
-
     def _by_attempts(self, payload: bytes) -> Outcome:
-        """Between them one call is one attempt."""
-        deadline_s = time.monotonic() + float(self._exporter._timeout)
+        """Before that one call is one attempt; until 1.33 it knows no deadline, and its caller goes on for 64 s."""
+        exporter = self._exporter
+        knows_deadline = len(signature(exporter._export).parameters) > 1
+        deadline_s = time.monotonic() + float(getattr(exporter, "_MAX_RETRY_TIMEOUT", exporter._timeout))
 
         def attempt(left_s: float) -> tuple[Outcome, bool]:
             try:
-                answer = self._exporter._export(payload, left_s)
+                answer = exporter._export(payload, left_s) if knows_deadline else exporter._export(payload)
             except OSError as error:  # All that `requests` raises; the exporter has tried twice.
                 return Outcome("unreachable", type(error).__name__), True
             if answer.ok:

@@ -129,6 +129,24 @@ class TestRows:
         own = {"batch_size": 8, "shape": [1, 2], "model": "vit", "error.type": "ValueError"}
         assert recording.attributes == {0: own, 1: {"model": "vit"}, 2: {"model": "vit"}}
 
+    def test_a_place_in_the_source_is_ours(self, write):
+        """Where a stage's function is does not show as an attribute of the application's, in a graph or not."""
+        site = Site("infer", {}, "app.infer", ("/app.py", 3))
+        inner, outer = request_rows()
+        inner.site = site
+        graphed = in_graph(inner, 2)
+        graphed.site = site
+        assert read([write([inner, outer, graphed])]).attributes == {}
+
+    def test_earlier_names_of_a_gpu_are_read(self, write):
+        """Files in which a GPU's model was its name tell the same streams."""
+        path = write([*request_rows()])
+        expected = read([path]).streams
+        text = path.read_text()
+        assert '"hw.model"' in text
+        path.write_text(text.replace('"hw.model"', '"hw.name"').replace('"hw.vendor"', '"hw.gpu.task"'))
+        assert read([path]).streams == expected
+
     def test_a_recording_without_stages(self, write):
         """An empty file is an empty recording, with columns that have the usual types."""
         path = write([])

@@ -117,6 +117,18 @@ def test_sizes_and_shapes_are_told_by_the_last_word_of_a_name():
     assert sizes_in(shape) == {"batch_size": 8, "gen_ai.usage.input_tokens": 7}
 
 
+def test_tokens_of_a_batch_are_no_second_size_beside_those_of_a_sequence():
+    """A `generate` says both, and a report is the same as if it said the latter only."""
+    sizes = {"batch_size": 2, "input_length": 3, "new_tokens": 4}
+    totals = {"gen_ai.usage.input_tokens": 6, "gen_ai.usage.output_tokens": 8}
+    both, one, other = (
+        shape_of(recording(Stage("generate", 0, 3, attributes=each)), 0)
+        for each in (sizes | totals, sizes, totals | {"batch_size": 2})
+    )
+    assert both == one == tuple(sorted(sizes.items()))
+    assert sizes_in(other) == {"batch_size": 2, **totals}
+
+
 @pytest.mark.parametrize("value", [2.0**60, -(2.0**60), float("inf"), float("nan"), 10**400])
 def test_what_no_float_can_count_is_not_a_size(value):
     """A number so large that sums of it overflow says nothing about the work."""
