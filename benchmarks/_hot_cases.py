@@ -110,6 +110,73 @@ class CudaRoutes:
 
         return Case(loop, NAIVE_SHARE, settle)
 
+    def work(self) -> dict[str, Callable[[Lane], None]]:
+        """What `with_work` does without its stages: two events, the same with one by a call, seven of eight."""
+        record = self.record
+
+        def call(event: Any, stream: Any) -> None:
+            record(event, stream)
+
+        return {
+            "two enqueued": self._record_ctypes,
+            "two enqueued, one by a call": self._work_by(call),
+            "seven of eight enqueued": self._chain_by(lambda _: nullcontext(), bare=True),
+        }
+
+    def with_work(self, stage: Callable[[str], Any]) -> dict[str, Callable[[Lane], None]]:
+        """
+        Stages with something enqueued in each, and alone or in a chain.
+
+        A lone one has something enqueued before it, too, so that it shares no event; the chain is a stage with seven in
+        it, one after the other. What is enqueued is an event of the benchmark's own, the least that there is.
+        """
+        record = self.record
+
+        def alone(lane: Lane) -> None:
+            stream = lane.handle
+            for start, end in lane.pairs["ctypes"]:
+                record(start, stream)
+                with stage("x"):
+                    record(end, stream)
+
+        @stage("y")
+        def call(event: Any, stream: Any) -> None:
+            record(event, stream)
+
+        return {"with": alone, "decorator": self._work_by(call), "chain": self._chain_by(stage, bare=False)}
+
+    def _work_by(self, call: Callable[[Any, Any], None]) -> Callable[[Lane], None]:
+        record = self.record
+
+        def loop(lane: Lane) -> None:
+            stream = lane.handle
+            for start, end in lane.pairs["ctypes"]:
+                record(start, stream)
+                call(end, stream)
+
+        return loop
+
+    def _chain_by(self, stage: Callable[[str], Any], *, bare: bool) -> Callable[[Lane], None]:
+        record = self.record
+
+        def loop(lane: Lane) -> None:
+            stream, pairs = lane.handle, lane.pairs["ctypes"]
+            for first in range(0, len(pairs) - 7, 8):
+                inner = pairs[first + 1 : first + 8]
+                with stage("request"):
+                    for start, _ in inner:
+                        with stage("x"):
+                            record(start, stream)
+
+        def without(lane: Lane) -> None:
+            stream, pairs = lane.handle, lane.pairs["ctypes"]
+            for first in range(0, len(pairs) - 7, 8):
+                inner = pairs[first + 1 : first + 8]
+                for start, _ in inner:
+                    record(start, stream)
+
+        return without if bare else loop
+
     def _lane(self, size: int) -> Lane:
         cuda = self.torch.cuda
         torch_pairs = [(cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)) for _ in range(size)]

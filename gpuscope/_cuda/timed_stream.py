@@ -22,7 +22,7 @@ With the parts in C it is an `EventPair`, which has these and counts who holds i
 def new_pair(start: Handle, end: Handle) -> Pair:
     """Return two events as a pair that nobody holds yet."""
     pair = start, end, start.value, end.value
-    return pair if native is None else native.EventPair(*pair)  # type: ignore[no-any-return]
+    return pair if native is None else native.EventPair(*pair)
 
 
 def events_of(record: StageRecord) -> tuple[Handle, Handle]:

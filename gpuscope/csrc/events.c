@@ -71,6 +71,7 @@ static TimedStream *stream_of(EventRecorder *self, PyObject *stream) {
 static int is_unchanged(const EventRecorder *self, const TimedStream *timed_stream, const StageRecord *record) {
     return timed_stream->last_pair != NULL && timed_stream->left_ns && !timed_stream->foreign &&
            record->called_ns - timed_stream->left_ns < self->share_ns &&
+           record->called_ns - timed_stream->recorded_ns < OLDEST * self->share_ns &&
            record->called_ns - timed_stream->changed_ns > QUIET_NS &&
            timed_stream->last_thread == PyThread_get_thread_ident();
 }
@@ -90,6 +91,7 @@ static void note_event(TimedStream *timed_stream, StageRecord *record, PyObject 
         timed_stream->last_thread = thread;
     }
     timed_stream->left_ns = 0;
+    timed_stream->recorded_ns = record->called_ns;
     timed_stream->last_event = event;
     if (timed_stream->last_pair != pair) {
         forget_last(timed_stream);

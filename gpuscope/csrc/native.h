@@ -60,12 +60,12 @@ typedef struct {
     unsigned long long raw;
     Py_ssize_t index;
     char foreign, guarded;
-    /* Of `sharing.h`: the newest event and its pair, the thread that recorded it, when it left `begin` or `end`, and
-       when a thread last recorded after another one. */
+    /* Of `sharing.h`: the newest event and its pair, the thread that recorded it and when, when that thread last left
+       `begin` or `end`, and when a thread last recorded after another one. */
     PyObject *last_pair;
     void *last_event;
     unsigned long last_thread;
-    long long left_ns, changed_ns;
+    long long recorded_ns, left_ns, changed_ns;
     char is_over; /* Its period of recording: the newest event is held no longer. */
 } TimedStream;
 

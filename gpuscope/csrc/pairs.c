@@ -1,6 +1,6 @@
 /*
- * Pairs of events, and who holds them: see `sharing.h`. Without the parts in C a pair is a tuple, and belongs to one
- * stage.
+ * Pairs of events, and who holds them: see `sharing.h`. The twin is the tuple of `_cuda/timed_stream.py`, which belongs to
+ * one stage.
  */
 #include "native.h"
 

@@ -45,7 +45,11 @@ static PyObject *place_one(StageRecord *record, const Distance *one, const Clock
     long long uncertainty_ns = clock->half_ns + (long long)((age_ms + (double)one->duration_ms) * clock->doubt_ns_per_ms) + 1;
     long long early_ns = record->start_ns - start_ns;
     int flags = 0;
-    if (early_ns > 0) {
+    if (early_ns > 0 && record->start_from != NULL) {
+        /* The event was shared, and recorded before the stage was entered; one of its own would have come then. */
+        start_ns = record->start_ns;
+        if (end_ns < start_ns) end_ns = start_ns;
+    } else if (early_ns > 0) {
         /* Nothing runs before it is launched, so the launch is the better reading of the two. */
         flags = early_ns > uncertainty_ns ? clamped : 0;
         start_ns += early_ns;

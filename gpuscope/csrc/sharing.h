@@ -1,11 +1,11 @@
 /*
- * Neighbouring stages share an event: the end of one is the start of the next, outer and inner start together, inner and
+ * For C alone: the twin of `begin` and `end` in `_cuda/cuda_device.py` shares nothing. Neighbouring stages share an event: the end of one is the start of the next, outer and inner start together, inner and
  * outer end together. Each event costs the host some 1.4 us and the GPU about one (H100), and a chain of n stages has
  * n + 1 instead of 2n.
  *
  * That is right as long as nothing was enqueued on the stream since the event. It is known by time: the least that a
  * thread can enqueue takes longer than `share_ns`, so where less time has passed in which the thread was not in `begin`
- * or `end`, there is nothing between. `tests/gpu/test_shared_events.py` measures both. Another thread may enqueue at any
+ * or `end`, there is nothing between. The tests on a GPU measure both. Another thread may enqueue at any
  * time, and so nothing is shared on a stream on which a second one has had stages within the last second; nor on a
  * stream of another library, nor where recording has to be preceded by a question. A thread that enqueues on the
  * stream, at the same moment, without any stage of its own, is not seen: its work may count to the stage that follows,
@@ -18,6 +18,9 @@
 #endif
 
 static const long long QUIET_NS = 1000000000;
+
+/* An event is shared for so many times `share_ns`: a stage deep inside others is not to begin before it is entered. */
+enum { OLDEST = 10 };
 
 /* 0 where that is not the clock of stages; then nothing is shared. */
 static inline long long sharing_now_ns(void) {
