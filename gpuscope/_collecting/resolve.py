@@ -7,7 +7,7 @@ Asks the device and never waits for a stage's work. A record leaves here exactly
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpuscope._cuda.clock import GpuClock
@@ -15,6 +15,7 @@ from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._cuda.timed_stream import events_of
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
+from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
 
 if TYPE_CHECKING:
@@ -39,6 +40,15 @@ _LOST = (
     "the clock of GPU %d can't be read while it is this busy (is CUDA_DEVICE_MAX_CONNECTIONS 1?). Stages have their "
     "durations, and no place on the timeline: `gpuscope.unplaced`."
 )
+
+
+def stream_of_all(records: list[StageRecord]) -> TimedStreamOfDevice | None:
+    """Return the stream that all records were timed on; None if some were not, or on another."""
+    streams = {record.timed_stream if record.pair is not None else None for record in records}
+    return streams.pop() if len(streams) == 1 else None
+
+
+_stream_of_all = stream_of_all if native is None else native.stream_of_all
 
 
 class Resolver:
@@ -88,6 +98,8 @@ class Resolver:
 
     def accept(self, records: list[StageRecord]) -> list[Row]:
         """Take records from the queue; return those that need no GPU as rows."""
+        if self._all_wait(records):
+            return []
         rows: list[Row] = []
         for record in records:
             if record.pair is None and record.timed_stream is CAPTURED:
@@ -103,6 +115,17 @@ class Resolver:
                 waiting.append(record)
                 self.pending += 1
         return rows
+
+    def _all_wait(self, records: list[StageRecord]) -> bool:
+        """Have records wait, in one go, if all are on one stream and there is room: the common case."""
+        if len(records) > self._max_pending - self.pending:
+            return False
+        timed_stream = _stream_of_all(records)
+        if timed_stream is None:
+            return False
+        self._waiting.setdefault(timed_stream, deque()).extend(records)
+        self.pending += len(records)
+        return True
 
     def clock_of(self, timed_stream: TimedStreamOfDevice) -> GpuClock | None:
         """Return the clock of a stream's device, which may be lost; None where it cannot be calibrated now."""
@@ -208,7 +231,7 @@ class Resolver:
             return DONE if device.query(waiting[window - 1]) == DONE else None
         # Without the GIL: a copy from pageable memory holds the driver's lock, and nobody may wait for us meanwhile.
         code, done = device.reader.read(
-            list(islice(waiting, window)),
+            list(waiting if window == len(waiting) else islice(waiting, window)),
             timed_stream.context.value,
             timed_stream.raw,
             timed_stream.foreign,
@@ -216,8 +239,10 @@ class Resolver:
             _CLAMPED,
             *(clock.terms if clock.anchor else _NO_CLOCK),
         )
-        for _ in done:
-            waiting.popleft()
+        if len(done) == len(waiting):
+            waiting.clear()
+        else:
+            deque(map(deque.popleft, repeat(waiting, len(done))), 0)
         rows += done if clock.anchor else map(self._unplaced, done)
         return PENDING if code in PENDING_CODES else None
 

@@ -24,6 +24,13 @@ static int is_pair(PyObject *object) {
     return Py_IS_TYPE(object, pair_type) || (PyTuple_CheckExact(object) && PyTuple_GET_SIZE(object) == 4);
 }
 
+/* A new reference. Null without an exception where there is none. */
+static PyObject *pool_of(PyObject *stream) {
+    if (stream == NULL) return NULL;
+    if (PyObject_TypeCheck(stream, timed_stream_type)) return Py_XNewRef(((TimedStream *)stream)->pairs);
+    return PyObject_GetAttrString(stream, "pairs");
+}
+
 int give_back(StageRecord *record) {
     PyObject **held[] = {&record->pair, &record->start_from, &record->end_from}, *pairs = NULL;
     int failed = 0;
@@ -34,9 +41,9 @@ int give_back(StageRecord *record) {
             Py_XDECREF(pair);
             continue;
         }
-        if (pairs == NULL && record->timed_stream != NULL) {
-            pairs = PyObject_GetAttrString(record->timed_stream, "pairs");
-            if (pairs == NULL) failed = 1;
+        if (pairs == NULL) {
+            pairs = pool_of(record->timed_stream);
+            failed = pairs == NULL && PyErr_Occurred();
         }
         if (failed) Py_DECREF(pair);
         else failed = release(pairs, pair);

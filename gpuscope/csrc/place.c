@@ -1,8 +1,42 @@
 /*
- * Stages whose GPU work is done, into host time. The twin is `Resolver._resolve` of `_collecting/resolve.py` with
- * `GpuClock.place` of `_cuda/clock.py`.
+ * Stages whose GPU work is done, into host time. The twins are `Resolver._resolve` of `_collecting/resolve.py` with
+ * `GpuClock.place` of `_cuda/clock.py`, and `stream_of_all` of `_collecting/resolve.py`.
  */
 #include "native.h"
+
+/* A record of the list, or null: there are no more, or it is none. */
+static const StageRecord *record_at(PyObject *records, Py_ssize_t i) {
+    PyObject *record = i < PyList_GET_SIZE(records) ? PyList_GET_ITEM(records, i) : NULL;
+    return record != NULL && PyObject_TypeCheck(record, record_type) ? (const StageRecord *)record : NULL;
+}
+
+/* Has a later pair fetched, which has the addresses of its events in it. */
+static void fetch_ahead(PyObject *records, Py_ssize_t i) {
+    const StageRecord *far = record_at(records, i + AHEAD);
+    if (far != NULL && far->pair != NULL) FETCH(far->pair);
+}
+
+/* stream_of_all(records): the stream that all of them were timed on; None if some were not, or on another. */
+static PyObject *stream_of_all(PyObject *Py_UNUSED(module), PyObject *records) {
+    if (!PyList_Check(records)) {
+        PyErr_SetString(PyExc_TypeError, "stream_of_all takes a list");
+        return NULL;
+    }
+    PyObject *found = Py_None;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(records); i++) {
+        if (i + AHEAD < PyList_GET_SIZE(records)) {
+            const char *later = (const char *)PyList_GET_ITEM(records, i + AHEAD);
+            FETCH(later);
+            FETCH(later + 64);
+            FETCH(later + 128);
+        }
+        const StageRecord *record = record_at(records, i);
+        PyObject *stream = record == NULL || !is_present(record->pair) ? NULL : record->timed_stream;
+        if (!is_present(stream) || (i > 0 && stream != found)) Py_RETURN_NONE;
+        found = stream;
+    }
+    return Py_NewRef(found);
+}
 
 Distance *distances_of(PyObject *records, Py_ssize_t count) {
     Distance *all = PyMem_Calloc(count ? count : 1, sizeof *all);
@@ -14,6 +48,7 @@ Distance *distances_of(PyObject *records, Py_ssize_t count) {
             PyMem_Free(all);
             return NULL;
         }
+        fetch_ahead(records, i);
         const StageRecord *one = (StageRecord *)record;
         all[i].start = one->start_from != NULL ? one->start_event : event_of(one->pair, START_ADDRESS);
         all[i].end = one->end_from != NULL ? one->end_event : event_of(one->pair, END_ADDRESS);
@@ -66,4 +101,13 @@ PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, cons
         Py_XDECREF(row);
     }
     return rows;
+}
+
+static PyMethodDef functions[] = {
+    {"stream_of_all", stream_of_all, METH_O, "Return the stream that all records were timed on, or None."},
+    {NULL},
+};
+
+int add_place(PyObject *module) {
+    return PyModule_AddFunctions(module, functions);
 }

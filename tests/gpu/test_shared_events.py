@@ -1,4 +1,4 @@
-"""Neighbouring stages share an event: nothing can be enqueued in the time in which they do, and their times stay right."""
+"""Neighbouring stages share an event: nothing can be enqueued in so little time, and their times stay right."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ def test_nothing_is_enqueued_in_so_little_time():
     version = ctypes.c_int()
     nothing_ns = least_ns(driver.cuDriverGetVersion, ctypes.byref(version))
     least = {name: least_ns(*call) - nothing_ns for name, call in calls.items()}
-    print(least, nothing_ns)
     assert min(least.values()) > SHARE_NS, least
 
 
