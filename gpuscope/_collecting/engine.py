@@ -144,7 +144,8 @@ class Engine:
         meters: dict[int, Instruments] | None = None,
     ) -> None:
         self.config = config
-        self.queue = RecordQueue(config.queue_size)
+        wake = Wake()
+        self.queue = RecordQueue(config.queue_size, wake.set)
         self.ledger = Ledger()
         self.summary = StageStatistics()
         self._claimed_end = threading.Lock()
@@ -157,7 +158,6 @@ class Engine:
         self._late_before = _late.stages + _late.refused
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
         device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
-        wake = Wake()
         self.replays = ReplayQueue(wake.set)
         self.recorder = Recorder(
             StartingQueue(self),

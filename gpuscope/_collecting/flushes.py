@@ -118,6 +118,7 @@ class Flushes:
             while not done and flush.give_up and time.monotonic() < flush.deadline_s + _GIVING_UP_S:
                 self._intake.slice(may_ask=may_ask, give_up=True)
                 done = self._intake.is_past(flush.until_ns)
+            missing = self._missing()
             self._export()
             if flush.send:
                 done &= self._send(flush.remaining_s)
@@ -125,7 +126,6 @@ class Flushes:
                 # What was lost since the last flush is not exported, whether it was lost now or a while ago.
                 done &= self._missing_before == before
             elif flush.give_up:
-                missing = self._missing()
                 done &= self._pass_on(flush.remaining_s) and self._missing() == missing
             flush.succeeded = done
             flush.done.open()

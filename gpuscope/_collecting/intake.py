@@ -1,7 +1,7 @@
 """
 From the queues to the batch, one slice at a time: asks which stages and replays are done, and adds them.
 
-A slice holds the GIL for some 0.3 ms, or longer where there is a backlog; then the collector pauses. Exports nothing.
+A slice holds the GIL for some 0.4 ms, or longer where there is a backlog; then the collector pauses. Exports nothing.
 """
 
 from __future__ import annotations
@@ -28,21 +28,19 @@ if TYPE_CHECKING:
     from gpuscope._recording.recorder import Recorder
     from gpuscope._settings.config import Config
 
-_SLICE_ROWS = 32 if native is None else 128
-"""A slice of this many stages holds the GIL for some 0.3 ms. So does finishing a batch, counting it, and each half of
-encoding it. Fixed costs (about ten stages' worth) and cold caches after each pause favour large slices and batches;
-halving both sizes made a stage a third dearer for the collector."""
+_SLICE_ROWS, _BACKLOG_ROWS, _BATCH_ROWS = (32, 512, 512) if native is None else (512, 4096, 2048)
+"""A slice of so many stages, and as many more for each of the second number that wait; and rows at which a batch is
+exported. A slice holds the GIL for some 0.4 ms, and so does each piece of work on a batch at most, because arithmetic
+on columns and encoding let go of it. What a stage costs is mostly that after each pause the caches are cold: with a
+quarter of these sizes a stage cost the collector twice as much."""
 _SLICE_ROWS_SDK = 4
 """With the `sdk` exporter: each stage starts a span of the application's tracer, which takes 15 to 30 µs."""
 _INNER_FOR_ONE = 4
 """This many stages inside replays cost what one record does, because they come as columns."""
-_BATCH_ROWS = 512
-"""Rows at which a batch is exported."""
+_BACKLOG_ROWS_SDK = 512
 _MAX_BATCH_ROWS = 4096
 """The most where replays wait: `_BATCH_ROWS` more for every 4,096 stages inside them, up to this. The last slice may
 exceed it."""
-_BACKLOG_ROWS = 512
-"""A slice grows by its usual size for every 512 records that wait."""
 _BATCH_BYTES = 1 << 20
 """Bytes of what stages were told at which a batch is exported: encoding takes as much again, several times."""
 _SLICE_ROWS_LARGE = 8
@@ -98,7 +96,7 @@ class Intake:
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
         )
-        self._due_ns = 0
+        self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
@@ -130,8 +128,8 @@ class Intake:
 
     @property
     def is_due(self) -> bool:
-        """Whether the batch is full or old enough."""
-        return self.is_full or self._recorder.clock() > self._due_ns
+        """Whether the batch is full, or would be too old at the next pass."""
+        return self.is_full or self._recorder.clock() + self._interval_ns > self._due_ns
 
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
         """Add a few stages to the batch; return whether there is more to do right away."""
@@ -187,7 +185,8 @@ class Intake:
         bridge = self._recorder.bridge
         if self._recorder.budget.used > _BATCH_BYTES:
             return _SLICE_ROWS_LARGE
-        rows = _SLICE_ROWS_SDK if bridge is not None and bridge.sdk else _SLICE_ROWS
+        sdk = bridge is not None and bridge.sdk
+        rows, per = (_SLICE_ROWS_SDK, _BACKLOG_ROWS_SDK) if sdk else (_SLICE_ROWS, _BACKLOG_ROWS)
         # Larger slices work off a backlog: losing spans would be worse than holding the GIL for longer.
         backlog = len(self._queue) + self._replays.pending // _INNER_FOR_ONE
-        return min(_BATCH_ROWS, rows * (1 + backlog // _BACKLOG_ROWS))
+        return min(_BATCH_ROWS, rows * (1 + backlog // per))

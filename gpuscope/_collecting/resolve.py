@@ -7,7 +7,8 @@ Asks the device and never waits for a stage's work. A record leaves here exactly
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
+from itertools import islice, repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpuscope._cuda.clock import GpuClock
@@ -30,6 +31,7 @@ Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
 
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
 _UNPLACED = int(RowFlag.UNPLACED)
+_PAIR, _TIMED_STREAM = attrgetter("pair"), attrgetter("timed_stream")
 _NO_CLOCK = 0, 0, 1e6, 0.0
 """Stands for the terms of a clock without an anchor: what ends at 0 is moved to its launch."""
 
@@ -87,6 +89,8 @@ class Resolver:
 
     def accept(self, records: list[StageRecord]) -> list[Row]:
         """Take records from the queue; return those that need no GPU as rows."""
+        if self._all_wait(records):
+            return []
         rows: list[Row] = []
         for record in records:
             if record.pair is None and record.timed_stream is CAPTURED:
@@ -102,6 +106,17 @@ class Resolver:
                 waiting.append(record)
                 self.pending += 1
         return rows
+
+    def _all_wait(self, records: list[StageRecord]) -> bool:
+        """Have records wait, in one go, if all are on one stream and there is room: the common case."""
+        if len(records) > self._max_pending - self.pending or not all(map(_PAIR, records)):
+            return False
+        streams = set(map(_TIMED_STREAM, records))
+        if len(streams) == 1:
+            self._waiting.setdefault(streams.pop(), deque()).extend(records)
+            self.pending += len(records)
+            return True
+        return False
 
     def clock_of(self, timed_stream: TimedStreamOfDevice) -> GpuClock | None:
         """Return the clock of a stream's device, which may be lost; None where it cannot be calibrated now."""
@@ -207,7 +222,7 @@ class Resolver:
             return DONE if device.query(waiting[window - 1]) == DONE else None
         # Without the GIL: a copy from pageable memory holds the driver's lock, and nobody may wait for us meanwhile.
         code, done = device.reader.read(
-            list(islice(waiting, window)),
+            list(waiting if window == len(waiting) else islice(waiting, window)),
             timed_stream.context.value,
             timed_stream.raw,
             timed_stream.foreign,
@@ -215,8 +230,10 @@ class Resolver:
             _CLAMPED,
             *(clock.terms if clock.anchor else _NO_CLOCK),
         )
-        for _ in done:
-            waiting.popleft()
+        if len(done) == len(waiting):
+            waiting.clear()
+        else:
+            deque(map(deque.popleft, repeat(waiting, len(done))), 0)
         rows += done if clock.anchor else map(self._unplaced, done)
         return PENDING if code in PENDING_CODES else None
 

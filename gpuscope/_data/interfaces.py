@@ -273,7 +273,7 @@ class RecorderFields:
     bridge: Bridge | None
     """None until OpenTelemetry is imported."""
     capacity: int
-    """Of `waiting`; 0 until the first record has started the collector: see `_recording.queue`."""
+    """Of `waiting`, without `put`; 0 until the first record has started the collector: see `_recording.queue`."""
     clock: Callable[[], int]
     current_context: Callable[[], object] | None
     """The bridge's, once there is one."""

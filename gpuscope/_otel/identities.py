@@ -88,7 +88,8 @@ class Identities:
         self._sampler = EnvironmentSampler(config.sampler, config.sampler_ratio, self.warnings)
         self._lock, self._retired = threading.RLock(), False
         self._tracer: tuple[TracerProvider, Tracer] | None = None
-        self.judgement = Judge(lambda: self.provider, lambda: self._ask("tracer", lambda: self.tracer, None)).judgement
+        self._judge = Judge(lambda: self.provider, lambda: self._ask("tracer", lambda: self.tracer, None))
+        self.judgement = self._judge.judgement
 
     @property
     def provider(self) -> TracerProvider | None:
@@ -173,14 +174,12 @@ class Identities:
 
         """
         if record.trace.sampled is None and self._keeps_all(record.trace):
-            # No other answer is possible, so this need not wait for a turn.
-            record.trace.sampled = True
-        if record.span is None and not self.sdk and record.trace.sampled is not None:
-            # Nobody has asked for the ids, and nobody else makes them. This is the common case; the general way below
-            # takes five times as long.
-            outer, record.context_before = record.outer, None
-            trace = record.trace
-            if outer is None or (outer.trace is trace and outer.span is None):
+            record.trace.sampled = True  # No other answer is possible, so this need not wait for a turn.
+        if not self.sdk and record.trace.sampled is not None and settled_ids(record) is None:
+            # Nobody has asked for the ids, and nobody else makes them. The general way takes five times as long.
+            outer, trace = parent_stage(record), record.trace
+            if outer is None or settled_ids(outer) is None:
+                let_go_of_contexts(record)
                 parent_id = trace.parent_id if outer is None else outer.span_id
                 return trace.trace_id, record.span_id, parent_id, trace.sampled is not False
         trace_id, span_id, sampled = self.settle(record)
@@ -257,8 +256,9 @@ class Identities:
             record.trace.sampled = self._ask("sampler", lambda: self._decision(root), otherwise=True)
 
     def _keeps_all(self, trace: Trace) -> bool:
-        """Whether the decision is our own sampler's alone, and that keeps every trace."""
-        return self._sampler.keeps_all and not trace.parent_id and self.look_for_provider() is None
+        """Whether the sampler whose decision it is keeps every trace that begins here, as this one does."""
+        here = self._sampler.keeps_all if self.look_for_provider() is None else self._judge.keeps_roots()
+        return here and not trace.parent_id
 
     def _decision(self, root: StageRecord) -> bool:
         sampler, context, trace_id = sampler_of(self.provider), self._parent_context(root), root.trace.trace_id

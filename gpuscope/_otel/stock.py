@@ -83,6 +83,7 @@ class Judge:
     def __init__(self, get_provider: Callable[[], Any], get_tracer: Callable[[], Any]) -> None:
         self._get_provider, self._get_tracer = get_provider, get_tracer
         self._last: tuple[object, object, Judgement] = None, None, NOTHING
+        self._sampler: tuple[object, bool] = None, False
 
     def judgement(self, *, anew: bool = False) -> Judgement:
         """Return what is known of the provider, the same object as long as that is the same; `anew` looks again."""
@@ -93,6 +94,13 @@ class Judge:
         found = NOTHING if provider is None else judge(provider, self._get_tracer())
         self._last = provider, processors, known if known.is_like(found) else found
         return self._last[2]
+
+    def keeps_roots(self) -> bool:
+        """Tell whether the provider's sampler is known to keep every trace that begins here, and to add nothing."""
+        sampler = getattr(self._get_provider(), "sampler", None)
+        if sampler is not self._sampler[0]:
+            self._sampler = sampler, _keeps_roots(sampler)
+        return self._sampler[1]
 
 
 def judge(provider: Any, tracer: Any) -> Judgement:
@@ -201,6 +209,16 @@ def _is_plain(sampler: Any, sampling: Any) -> bool:
     return _is_stock(sampler, (sampling.ParentBased,), ("should_sample",)) and all(
         _is_plain(getattr(sampler, part, None), sampling) for part in _SAMPLERS_OF_PARENTS
     )
+
+
+def _keeps_roots(sampler: Any) -> bool:
+    sampling = sys.modules.get(f"{_SDK}.sampling")
+    try:
+        if sampling is None or not _is_plain(sampler, sampling):
+            return False
+        return getattr(sampler, "_root", sampler) is sampling.ALWAYS_ON
+    except Exception:  # It is the application's object: it is asked itself.
+        return False
 
 
 def _name(thing: Any) -> str:

@@ -3,10 +3,10 @@ The hand-off from application threads to the collector.
 
 Never waits, never logs, never raises, and never looks inside what it carries.
 
-How a record gets in, told here for all who take part: a `Recorder` holds the queue's deque as `waiting` and its limit
-as `capacity`, so that the hot path (`_recording.hot_path.end` and its twin in C) appends by itself while there is room.
-A call of `put` would cost as much again as the append. The hot path calls `put` only where there is no room, and `put`
-counts the refusal.
+How a record gets in, told here for all who take part: a `Recorder` holds the queue's deque as `waiting` and as
+`capacity` half of its limit, so that the hot path (`_recording.hot_path.end` and its twin in C) appends by itself while
+the queue is less than half full. A call of `put` would cost as much again as the append. From then on the hot path
+calls `put`, which wakes the collector, and counts the refusal where there is no room at all.
 
 The same comparison starts the collector with the first record. A new recorder has a deque that stays empty, `capacity`
 0, and a `StartingQueue` (`_collecting.engine`) for its queue. So the first record finds no room and comes to
@@ -33,6 +33,8 @@ from typing import TYPE_CHECKING, Any
 from gpuscope._data.plain.descriptions import size_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuscope._data.record import StageRecord
 
 SMALL_BYTES, FEW = 256, 32
@@ -40,12 +42,22 @@ SMALL_BYTES, FEW = 256, 32
 
 
 class RecordQueue:
-    """A bounded queue that refuses the newest and counts what it refuses."""
+    """
+    A bounded queue that refuses the newest and counts what it refuses.
 
-    __slots__ = ("_count_refused", "capacity", "waiting")
+    Args:
+        capacity: how many records may wait.
+        wake: has somebody drain the queue; called once, when half of the capacity is reached, until that was done.
 
-    def __init__(self, capacity: int) -> None:
+    """
+
+    __slots__ = ("_count_refused", "_is_told", "_wake", "capacity", "half", "waiting")
+
+    def __init__(self, capacity: int, wake: Callable[[], object] = lambda: None) -> None:
         self.capacity = capacity
+        self.half = capacity // 2
+        """So many may come in without `put`."""
+        self._wake, self._is_told = wake, False
         self.waiting: deque[StageRecord] = deque()
         """The hot path appends here by itself while there is room: see above."""
         self._count_refused = count()
@@ -56,6 +68,9 @@ class RecordQueue:
         # ten times what the append does, and `queue.Queue` thirty times; the bound is a guard, not a promise.
         left: list[StageRecord | None] = [None, record]
         try:
+            if not self._is_told and len(self.waiting) >= self.half:
+                self._is_told = True
+                self._wake()
             return self._put(left)
         except BaseException:  # An interrupt, which goes on; the record is counted all the same.
             if len(left) > 1:
@@ -72,6 +87,7 @@ class RecordQueue:
 
     def drain(self, limit: int) -> list[StageRecord]:
         """Remove and return at most `limit` records, oldest first. For the collector, or who closes the account."""
+        self._is_told = False
         records: list[StageRecord] = []
         with contextlib.suppress(IndexError):  # A signal handler has closed the account since their number was asked.
             records.extend(map(deque.popleft, repeat(self.waiting, min(limit, len(self.waiting)))))

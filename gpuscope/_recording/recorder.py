@@ -86,4 +86,4 @@ class Recorder(RecorderFields):
 
     def accept(self, queue: RecordQueue) -> None:
         """Have records put where the collector takes them from: see `_recording.queue`."""
-        self.queue, self.waiting, self.capacity = queue, queue.waiting, queue.capacity
+        self.queue, self.waiting, self.capacity = queue, queue.waiting, queue.half

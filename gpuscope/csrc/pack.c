@@ -5,8 +5,9 @@
 #include "native.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
-static PyObject *str_calls, *str_index, *str_raw, *str_warms_up, *str_warmup;
+static PyObject *str_attached, *str_context, *str_notes, *str_calls, *str_index, *str_raw, *str_warms_up, *str_warmup;
 
 /* One row of a batch. The twin is `ROW` of `_data/row.py`. */
 typedef struct {
@@ -19,10 +20,25 @@ typedef struct {
 /* When a stage's ids are its own: never (ask), once the sampling of its trace is decided, or always. */
 enum { ASK, DECIDED, OWN };
 
+/* What is known of a site, so that a call asks once for many rows of a stage. */
+typedef struct {
+    PyObject *site;
+    long long position, calls, warmup;
+    /* Whether `calls` and `warmup` were read, and how many calls the site has not been told of. */
+    int is_counted, untold;
+    int warms_up;
+} Known;
+
+enum { UNKNOWN = -1, KNOWN_SITES = 64 };
+
 typedef struct {
     PyObject *sites, *threads, *identify;
     int own, warmup_flag, remote_flag;
     long long warmup;
+    /* By the sites' addresses. */
+    Known known[KNOWN_SITES];
+    PyObject *thread;
+    long long thread_position;
 } Packing;
 
 static int read_id(PyObject *object, PyObject *name, unsigned long long *id) {
@@ -33,24 +49,45 @@ static int read_id(PyObject *object, PyObject *name, unsigned long long *id) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* Whether the ids are the stage's own, and then fills them in; otherwise `identify` has to say. */
+/* An attribute of a stage's `Standing` (`_otel/lazy_span.py`) that is None: 1; otherwise, or if it can't be told: 0. */
+static int is_none(PyObject *standing, PyObject *name) {
+    PyObject *value = PyObject_GetAttr(standing, name);
+    int found = value == Py_None;
+    if (value == NULL) PyErr_Clear();
+    Py_XDECREF(value);
+    return found;
+}
+
+/* Whether a stage's ids are its own as far as its place in OpenTelemetry's contexts goes: nobody has asked for them. */
+static int has_own_ids(const StageRecord *record) {
+    return !is_present(record->span) || is_none(record->span, str_context);
+}
+
+/* Lets go of the contexts of a stage that has ended, as `let_go_of_contexts` of `_otel/lazy_span.py` does. */
+static int let_go_of_contexts(StageRecord *record) {
+    put(&record->context_before, NULL);
+    if (!is_present(record->span) || is_none(record->span, str_attached)) return 0;
+    return PyObject_SetAttr(record->span, str_attached, Py_None);
+}
+
+/* 1: the ids are the stage's own, and are filled in; 0: `identify` has to say; -1: an exception. */
 static int own_identity(const Packing *packing, StageRecord *record, const Trace *trace, Cells *cells) {
-    if (packing->own == ASK || is_present(record->span)) return 0;
-    if (packing->own == DECIDED && !is_present(trace->sampled)) return 0;
+    if (packing->own == ASK || (packing->own == DECIDED && !is_present(trace->sampled))) return 0;
+    if (packing->own == OWN ? is_present(record->span) : !has_own_ids(record)) return 0;
     cells->sampled = trace->sampled != Py_False;
     cells->parent_id = trace->parent_id;
     if (is_present(record->outer)) {
         StageRecord *outer = (StageRecord *)record->outer;
-        if (!PyObject_TypeCheck(record->outer, record_type) || outer->trace != (PyObject *)trace ||
-            is_present(outer->span))
+        if (!PyObject_TypeCheck(record->outer, record_type)) return 0;
+        /* One of another trace is not the parent. */
+        if (outer->trace != (PyObject *)trace ? packing->own == OWN || !is_present(record->span) : !has_own_ids(outer))
             return 0;
-        cells->parent_id = outer->span_id;
+        if (outer->trace == (PyObject *)trace) cells->parent_id = outer->span_id;
     }
     cells->trace_high = trace->high;
     cells->trace_low = trace->low;
     cells->span_id = record->span_id;
-    put(&record->context_before, NULL);
-    return 1;
+    return let_go_of_contexts(record) ? -1 : 1;
 }
 
 static int asked_identity(const Packing *packing, StageRecord *record, Cells *cells) {
@@ -73,38 +110,103 @@ static long long position(PyObject *table, PyObject *key) {
     return answer;
 }
 
-static int count_call(const Packing *packing, PyObject *site, Cells *cells) {
-    PyObject *before = PyObject_GetAttr(site, str_calls);
-    PyObject *own = before == NULL ? NULL : PyObject_GetAttr(site, str_warmup);
-    if (own == NULL) {
-        Py_XDECREF(before);
-        return -1;
-    }
-    long long calls = PyLong_AsLongLong(before) + 1;
-    long long warmup = !is_present(own) ? packing->warmup : PyLong_AsLongLong(own);
-    Py_DECREF(before);
-    Py_DECREF(own);
-    PyObject *after = PyErr_Occurred() ? NULL : PyLong_FromLongLong(calls);
-    int failed = after == NULL || PyObject_SetAttr(site, str_calls, after);
-    Py_XDECREF(after);
-    if (calls <= warmup) cells->flags |= packing->warmup_flag;
+/* Has a site told of its calls. */
+static int tell_calls(Known *known) {
+    if (known->untold == 0) return 0;
+    known->untold = 0;
+    PyObject *calls = PyLong_FromLongLong(known->calls);
+    int failed = calls == NULL || PyObject_SetAttr(known->site, str_calls, calls);
+    Py_XDECREF(calls);
     return failed ? -1 : 0;
 }
 
-static int fill_tables(const Packing *packing, PyObject *site, PyObject *thread, PyObject *root, Cells *cells) {
-    PyObject *warms_up = PyObject_GetAttr(root, str_warms_up);
-    if (warms_up == NULL) return -1;
-    if (warms_up != Py_False) cells->flags |= packing->warmup_flag;
-    Py_DECREF(warms_up);
-    cells->site = position(packing->sites, site);
-    cells->root = cells->site < 0 ? -1 : position(packing->sites, root);
-    cells->thread = cells->root < 0 ? -1 : position(packing->threads, thread);
+/* What is known of a site; null and an exception on failure. Good until the next call. */
+static Known *known_of(Packing *packing, PyObject *site) {
+    Known *known = &packing->known[((uintptr_t)site >> 4) % KNOWN_SITES];
+    if (known->site == site) return known;
+    if (tell_calls(known)) return NULL;
+    Py_XDECREF(known->site);
+    *known = (Known){.site = Py_NewRef(site), .position = UNKNOWN, .warms_up = UNKNOWN};
+    return known;
+}
+
+static long long site_position(Packing *packing, PyObject *site) {
+    Known *known = known_of(packing, site);
+    if (known == NULL) return -1;
+    if (known->position == UNKNOWN) known->position = position(packing->sites, site);
+    return known->position;
+}
+
+static int warms_up(Packing *packing, PyObject *root) {
+    Known *known = known_of(packing, root);
+    if (known == NULL) return -1;
+    if (known->warms_up == UNKNOWN) {
+        PyObject *answer = PyObject_GetAttr(root, str_warms_up);
+        if (answer == NULL) return -1;
+        known->warms_up = answer != Py_False;
+        Py_DECREF(answer);
+    }
+    return known->warms_up;
+}
+
+static int read_calls(const Packing *packing, Known *known) {
+    PyObject *calls = PyObject_GetAttr(known->site, str_calls);
+    PyObject *warmup = calls == NULL ? NULL : PyObject_GetAttr(known->site, str_warmup);
+    if (warmup != NULL) {
+        known->calls = PyLong_AsLongLong(calls);
+        known->warmup = is_present(warmup) ? PyLong_AsLongLong(warmup) : packing->warmup;
+    }
+    Py_XDECREF(calls);
+    Py_XDECREF(warmup);
+    known->is_counted = !PyErr_Occurred();
+    return known->is_counted ? 0 : -1;
+}
+
+static int count_call(Packing *packing, PyObject *site, Cells *cells) {
+    Known *known = known_of(packing, site);
+    if (known == NULL || (!known->is_counted && read_calls(packing, known))) return -1;
+    known->untold++;
+    if (++known->calls <= known->warmup) cells->flags |= packing->warmup_flag;
+    return 0;
+}
+
+static int fill_tables(Packing *packing, PyObject *site, PyObject *thread, PyObject *root, Cells *cells) {
+    int in_warmup = warms_up(packing, root);
+    if (in_warmup < 0) return -1;
+    if (in_warmup) cells->flags |= packing->warmup_flag;
+    cells->site = site_position(packing, site);
+    cells->root = cells->site < 0 ? -1 : site_position(packing, root);
+    if (cells->root < 0) return -1;
+    if (packing->thread != thread) {
+        packing->thread_position = position(packing->threads, thread);
+        if (packing->thread_position >= 0) put(&packing->thread, Py_NewRef(thread));
+    }
+    cells->thread = packing->thread_position;
     return cells->thread < 0 ? -1 : 0;
+}
+
+/* Tells all sites of their calls, and lets go of what is known; keeps an exception. */
+static int forget(Packing *packing) {
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    int failed = 0;
+    for (int i = 0; i < KNOWN_SITES; i++) {
+        failed |= tell_calls(&packing->known[i]);
+        Py_CLEAR(packing->known[i].site);
+    }
+    Py_CLEAR(packing->thread);
+    if (type != NULL) PyErr_Restore(type, error, traceback);
+    return failed ? -1 : 0;
 }
 
 static int fill_device(StageRecord *record, Cells *cells) {
     cells->device = -1;
     if (cells->gpu_end_ns == 0) return 0;
+    if (record->timed_stream != NULL && PyObject_TypeCheck(record->timed_stream, timed_stream_type)) {
+        cells->device = ((TimedStream *)record->timed_stream)->index;
+        cells->stream = ((TimedStream *)record->timed_stream)->raw;
+        return 0;
+    }
     PyObject *timed_stream = Py_XNewRef(record->timed_stream);
     PyObject *index = timed_stream == NULL ? NULL : PyObject_GetAttr(timed_stream, str_index);
     cells->device = index == NULL ? -1 : PyLong_AsLongLong(index);
@@ -138,7 +240,7 @@ static const Trace *whole_trace(const StageRecord *record) {
 }
 
 /* Calls into Python, and so holds what it uses. */
-static int fill_shared(const Packing *packing, const StageRecord *record, const Trace *trace, Cells *cells) {
+static int fill_shared(Packing *packing, const StageRecord *record, const Trace *trace, Cells *cells) {
     PyObject *site = Py_NewRef(record->site), *thread = Py_NewRef(record->thread);
     PyObject *root = Py_NewRef(trace->root ? trace->root : record->site);
     int failed = fill_tables(packing, site, thread, root, cells) || count_call(packing, site, cells);
@@ -149,13 +251,13 @@ static int fill_shared(const Packing *packing, const StageRecord *record, const 
 }
 
 /* Counts the call last, because what fails is not to be counted. */
-static int fill(const Packing *packing, PyObject *row, Cells *cells) {
+static int fill(Packing *packing, PyObject *row, Cells *cells) {
     StageRecord *record = read_row(row, cells);
     const Trace *trace = record == NULL ? NULL : whole_trace(record);
     if (trace == NULL) return -1;
-    if (!own_identity(packing, record, trace, cells)) {
-        if (asked_identity(packing, record, cells) || (trace = whole_trace(record)) == NULL) return -1;
-    }
+    int own = own_identity(packing, record, trace, cells);
+    if (own < 0 || (own == 0 && asked_identity(packing, record, cells)) || (trace = whole_trace(record)) == NULL)
+        return -1;
     cells->host_start_ns = record->start_ns;
     cells->host_end_ns = record->end_ns;
     if (trace->remote && trace->parent_id == cells->parent_id) cells->flags |= packing->remote_flag;
@@ -182,8 +284,11 @@ static void uncount(PyObject *rows, Py_ssize_t count) {
     PyErr_Restore(type, error, traceback);
 }
 
+/* Also those of which `Bridge.details` has to say that there are none. */
 static int has_details(const StageRecord *record) {
-    return is_present(record->attributes) || is_present(record->error) || is_present(record->span);
+    if (is_present(record->attributes) || is_present(record->error)) return 1;
+    if (!is_present(record->span)) return 0;
+    return !is_none(record->span, str_notes) || is_present(((Trace *)record->trace)->state);
 }
 
 static int note_details(PyObject *with_details, PyObject *row, Py_ssize_t i) {
@@ -201,7 +306,7 @@ static int note_details(PyObject *with_details, PyObject *row, Py_ssize_t i) {
  */
 static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *rows;
-    Packing packing;
+    Packing packing = {0};
     if (!PyArg_ParseTuple(
             args, "O!O!O!OiLii:pack", &PyList_Type, &rows, &PyDict_Type, &packing.sites, &PyDict_Type, &packing.threads,
             &packing.identify, &packing.own, &packing.warmup, &packing.warmup_flag, &packing.remote_flag
@@ -218,10 +323,14 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
         if (failed) break;
         Py_INCREF(row);
         failed = fill(&packing, row, &cells) || note_details(with_details, row, i);
-        if (failed) uncount(rows, i);
+        if (failed) {
+            forget(&packing);
+            uncount(rows, i);
+        }
         memcpy(PyBytes_AS_STRING(bytes) + i * (Py_ssize_t)sizeof cells, &cells, sizeof cells);
         Py_DECREF(row);
     }
+    failed |= forget(&packing);
     PyObject *answer = failed || PyErr_Occurred() ? NULL : PyTuple_Pack(2, bytes, with_details);
     Py_XDECREF(bytes);
     Py_XDECREF(with_details);
@@ -262,6 +371,9 @@ static PyMethodDef functions[] = {
 };
 
 int add_pack(PyObject *module) {
+    str_attached = PyUnicode_InternFromString("_attached");
+    str_context = PyUnicode_InternFromString("_context");
+    str_notes = PyUnicode_InternFromString("_notes");
     str_calls = PyUnicode_InternFromString("calls");
     str_index = PyUnicode_InternFromString("index");
     str_raw = PyUnicode_InternFromString("raw");

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from gpuscope._data.statistics import Delivery
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters._encoding.readable import readable_spans
-from gpuscope.exporters._transport.sender import Limits, Sender
+from gpuscope.exporters._transport.sender import Sender
 from gpuscope.exporters._transport.through import ApplicationClient
-from gpuscope.exporters.otlp import Envelopes, limits_of
+from gpuscope.exporters.otlp import Envelopes, limits_of, sending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,8 +83,7 @@ class ApplicationExporter:
         if key not in self._senders:
             interrupt = Event()
             client = ApplicationClient(target.protocol, target.exporter, self._readable, interrupt.wait)
-            limits = Limits(delay_s=self._config.schedule_delay_s, buffer_bytes=2 * self._config.queue_bytes)
-            self._senders[key] = target, Sender(client, interrupt, self._envelopes.wrap, limits)
+            self._senders[key] = target, Sender(client, interrupt, self._envelopes.wrap, sending(self._config))
         return self._senders[key][1]
 
     def _readable(self, payload: bytes) -> list[ReadableSpan]:

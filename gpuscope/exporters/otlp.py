@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
 
 
+_LEAST_DELAY_S = 0.25
+"""So that all of a pass goes in one request."""
+
+
 class OtlpExporter:
     """
     Sends spans to `config.traces_url`. Starts its thread at once.
@@ -57,8 +61,7 @@ class OtlpExporter:
         self._encoder = SpanEncoder(limits=limits_of(get_provider()))
         interrupt = Event()
         client = client_for(Endpoint.for_traces(config), TRACES, interrupt, version=__version__, backoff_s=backoff_s)
-        limits = limits or Limits(delay_s=config.schedule_delay_s, buffer_bytes=2 * config.queue_bytes)
-        self._sender = Sender(client, interrupt, envelopes.wrap, limits)
+        self._sender = Sender(client, interrupt, envelopes.wrap, limits or sending(config))
 
     @property
     def pending_stages(self) -> int:
@@ -81,6 +84,12 @@ class OtlpExporter:
     def shutdown(self, timeout_s: float) -> None:
         """Send what can be sent within the time, and settle the rest as lost."""
         self._sender.shutdown(timeout_s)
+
+
+def sending(config: Config) -> Limits:
+    """Return how much is sent at once, and when: a stage has waited for the collector's pass before it comes here."""
+    delay_s = max(config.schedule_delay_s - config.interval_s, min(config.schedule_delay_s, _LEAST_DELAY_S))
+    return Limits(delay_s=delay_s, buffer_bytes=2 * config.queue_bytes)
 
 
 def limits_of(provider: object) -> SpanLimits:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gpuscope import _runtime, stage
+from gpuscope._collecting.intake import _BATCH_ROWS
 from gpuscope._data.interfaces import BROKEN, PENDING, Anchor
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
@@ -288,8 +289,9 @@ class TestResolving:
 class TestPasses:
     """What one pass of the collector's own thread does."""
 
-    def test_a_batch_is_exported_when_it_is_half_a_second_old(self, bench):
+    def test_a_batch_is_exported_when_it_would_be_half_a_second_old_at_the_next_pass(self, make_bench):
         """A pass before that leaves it to grow."""
+        bench = make_bench(interval_s=0.05)
         collector = bench.engine.collector
         with stage("s"):
             pass
@@ -298,18 +300,25 @@ class TestPasses:
         bench.clock.advance(0.4)
         collector._drain()
         assert bench.spans == []
-        bench.clock.advance(0.2)
+        bench.clock.advance(0.06)
         collector._drain()
+        assert len(bench.spans) == 2
+
+    def test_with_passes_far_apart_none_leaves_a_batch_to_the_next(self, bench):
+        """The pass after it comes in a second."""
+        with stage("s"):
+            pass
+        bench.engine.collector._drain()
         assert len(bench.spans) == 2
 
     def test_a_full_batch_is_exported_at_once(self, make_bench):
         """And the rest of the backlog waits for its turn."""
-        bench = make_bench(queue_size=10_000)
-        for _ in range(700):
+        bench = make_bench(queue_size=10_000, interval_s=0.2)
+        for _ in range(_BATCH_ROWS + 600):
             with stage("s"):
                 pass
         bench.engine.collector._drain()
-        assert 512 <= bench.statistics().exported < 700
+        assert _BATCH_ROWS <= bench.statistics().exported < _BATCH_ROWS + 600
 
     def test_pending_work_is_not_given_up(self, make_bench):
         """However many passes there are before the deadline; afterwards the stages go out without GPU times."""

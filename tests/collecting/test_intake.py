@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpuscope import stage
-from gpuscope._collecting.intake import _SLICE_ROWS
+from gpuscope._collecting.intake import _BACKLOG_ROWS, _BATCH_ROWS, _SLICE_ROWS
 from gpuscope._cuda.graphs.replay import Replay
 from gpuscope._data.record import Site, ThreadInfo
 from gpuscope.testing import FakeEvent, FakeStream
@@ -74,7 +74,7 @@ class Intake:
 @pytest.fixture
 def make_intake(make_bench):
     """Return a function that makes one, with settings of its own."""
-    return lambda **settings: Intake(make_bench(**{"queue_size": 100_000, **settings}))
+    return lambda **settings: Intake(make_bench(**{"queue_size": 100_000, "interval_s": 0.001, **settings}))
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def intake(make_intake):
 class TestDue:
     """When a batch is exported."""
 
-    def test_half_a_second_after_its_first_row(self, intake):
-        """Neither before, nor later because more rows come."""
+    def test_before_its_first_row_is_half_a_second_old(self, intake):
+        """At the last pass before that: neither earlier, nor later because more rows come."""
         clock = intake.bench.clock
         clock.advance(10)
         for _ in range(2):
@@ -97,30 +97,29 @@ class TestDue:
             clock.advance(0.4)
             intake.record(1)
             intake.slice()
-            clock.advance(0.0999)
+            clock.advance(0.0989)
             assert not intake.it.is_due
             clock.advance(0.0002)
             assert intake.it.is_due
             intake.it.finish()
 
     def test_at_once_when_it_is_full(self, intake):
-        """512 rows are a batch, however young."""
-        intake.record(512)
-        while len(intake.it) < 512 - _SLICE_ROWS:
+        """So many rows are a batch, however young."""
+        intake.record(_BATCH_ROWS)
+        while len(intake.it) < _BATCH_ROWS - _SLICE_ROWS:
             intake.slice()
         assert not intake.it.is_full
         assert not intake.it.is_due
         while intake.slice():
             pass
-        assert len(intake.it) == 512
+        assert len(intake.it) == _BATCH_ROWS
         assert intake.it.is_full
         assert intake.it.is_due
 
-    @pytest.mark.parametrize(
-        ("inner", "enough"), [(4095, 512), (4096, 1024), (3 * 4096, 2048), (7 * 4096, 4096), (20 * 4096, 4096)]
-    )
-    def test_many_replays_make_larger_batches(self, intake, inner, enough):
-        """For every 4,096 stages inside replays that wait, 512 rows more are enough, up to 4,096."""
+    @pytest.mark.parametrize(("inner", "batches"), [(4095, 1), (4096, 2), (3 * 4096, 4), (7 * 4096, 8), (20 * 4096, 8)])
+    def test_many_replays_make_larger_batches(self, intake, inner, batches):
+        """For every 4,096 stages inside replays that wait, the rows of a batch more are enough, up to 4,096."""
+        enough = min(batches * _BATCH_ROWS, 4096)
         for _ in range(inner // 4096):
             intake.replay(4096, done=False)
         intake.replay(inner % 4096, done=False)
@@ -139,11 +138,11 @@ class TestSlice:
     @pytest.mark.parametrize(
         ("waiting", "taken", "more"),
         [(0, 0, False), (_SLICE_ROWS - 1, _SLICE_ROWS - 1, False), (_SLICE_ROWS, _SLICE_ROWS, True),
-         (511, _SLICE_ROWS, True), (512, 2 * _SLICE_ROWS, True), (1024, 3 * _SLICE_ROWS, True),
-         (20_000, 512, True)],
+         (_BACKLOG_ROWS - 1, _SLICE_ROWS, True), (_BACKLOG_ROWS, 2 * _SLICE_ROWS, True),
+         (2 * _BACKLOG_ROWS, 3 * _SLICE_ROWS, True), (20 * _BACKLOG_ROWS, _BATCH_ROWS, True)],
     )  # fmt: skip
     def test_of_records(self, intake, waiting, taken, more):
-        """The usual size, and as much again for every 512 records that wait, up to 512."""
+        """The usual size, and as much again for every so many records that wait, up to a batch."""
         intake.record(waiting)
         assert intake.slice() is more
         assert len(intake.it) == taken
@@ -178,7 +177,7 @@ class TestSlice:
     def test_replays_that_wait_make_larger_slices(self, intake):
         """Four stages inside them weigh as much as one record."""
         intake.record(3 * _SLICE_ROWS)
-        intake.replay(4 * (511 - 3 * _SLICE_ROWS) + 3, done=False)
+        intake.replay(4 * (_BACKLOG_ROWS - 1 - 3 * _SLICE_ROWS) + 3, done=False)
         intake.slice()
         assert len(intake.it) == _SLICE_ROWS
         intake.replay(4 * _SLICE_ROWS + 1, done=False)
@@ -189,7 +188,7 @@ class TestSlice:
         """Where each stage starts a span of the application's tracer, four are a slice, and else not."""
         recorder = intake.bench.engine.recorder
         recorder.open_bridge()
-        intake.record(200)
+        intake.record(_SLICE_ROWS + 200)
         intake.slice()
         assert len(intake.it) == _SLICE_ROWS
         recorder.bridge.sdk = True

@@ -32,6 +32,20 @@ def test_what_comes_first_is_drained_first():
     assert (len(queue), queue.refused) == (0, 2)
 
 
+def test_the_collector_is_woken_once_when_half_of_the_queue_is_full():
+    """And once more when that happens after somebody has drained it."""
+    lengths = []
+    queue = RecordQueue(8, lambda: lengths.append(len(queue)))
+    for _ in range(10):
+        queue.put(StageRecord())
+    assert lengths == [4]
+    queue.drain(8)
+    for _ in range(6):
+        queue.put(StageRecord())
+    assert lengths == [4, 4]
+    assert queue.refused == 2
+
+
 @pytest.mark.parametrize("has_room", [True, False])
 def test_a_record_whose_hand_off_is_interrupted_is_in_the_queue_or_counted(has_room):
     """Once, and the interrupt goes on."""
@@ -40,6 +54,10 @@ def test_a_record_whose_hand_off_is_interrupted_is_in_the_queue_or_counted(has_r
         """Raises the first time that anybody compares with it."""
 
         interrupts = True
+
+        def __floordiv__(self, other):
+            """Leave half of it out of this test."""
+            return 10
 
         def __gt__(self, length):
             """Be interrupted, or answer."""

@@ -86,7 +86,7 @@ class TestEnvironment:
             ("GPUSCOPE_QUEUE_SIZE", "9" * 5000, "queue_size", 8192),
             ("GPUSCOPE_EXPORTER", "otlp,carrier-pigeon", "exporters", ("auto",)),
             ("GPUSCOPE_EXPORTER", "none,otlp", "exporters", ("auto",)),
-            ("GPUSCOPE_INTERVAL", "nan", "interval_s", 0.2),
+            ("GPUSCOPE_INTERVAL", "nan", "interval_s", 1.0),
             ("GPUSCOPE_NVTX", "perhaps", "nvtx", True),
             ("GPUSCOPE_GRAPH_STAGES", "aside", "graph_stages", "beside"),
             ("OTEL_TRACES_SAMPLER", "sometimes", "sampler", "parentbased_always_on"),

@@ -1,8 +1,8 @@
 """
 Batches into the bytes of OTLP's `ScopeSpans.spans`, by templates.
 
-What differs from row to row has a fixed width: ids, times and doubles, which numpy writes column by column. What a
-group shares is encoded once. Knows the wire format of exactly these fields, and nothing of HTTP.
+What differs from row to row has a fixed width: ids, times and doubles, of which there is a column each. What a group
+shares is encoded once. Knows the wire format of exactly these fields, and nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from gpuscope.exporters._encoding.otlp_message import details_bytes, template_by
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from gpuscope._data.batch import StageBatch
@@ -60,6 +62,8 @@ class _Layout:
         self.dtype = np.dtype(
             {"names": list(names), "formats": list(formats), "offsets": list(offsets), "itemsize": len(self.row)}
         )
+        self.columns = [(name, at, not np.dtype(kind).isnative) for name, kind, at in self._fields]
+        """Name, place, and whether the bytes of a number are written in reverse."""
 
     def _add_span(self, span: str, measured: tuple[str, ...]) -> list[int]:
         """Add a span's columns. Return where it begins with a parent and without one, and where each double ends."""
@@ -122,27 +126,33 @@ class SpanEncoder:
         return self.join(*self.prepare(batch))
 
     def prepare(self, batch: StageBatch) -> tuple[Spans, list[_Template]]:
-        """Do the first half of the work: find each row's template."""
+        """Do the first half of the work: find each group's template. A row with details becomes a group of its own."""
         spans = spans_of(batch, self.limits)
-        templates = resolve(spans, self._templates, _template)
+        templates, groups = resolve(spans, self._templates, _template), spans.groups
         for row, details in spans.details_by_row.items():
-            more = details_bytes(details, self._attributes)
+            template, more = templates[groups[row]], details_bytes(details, self._attributes)
             if details.trace_state:
                 state = trace_state_bytes(details.trace_state)
-                templates[row], more = _with_gpu_field(templates[row], state), state + more
-            templates[row] = _extended(templates[row], more)
+                template, more = _with_gpu_field(template, state), state + more
+            groups[row] = len(templates)
+            templates.append(_extended(template, more))
         return spans, templates
 
     def join(self, spans: Spans, templates: list[_Template]) -> bytes:
         """Do the second half: write what differs from row to row, and join it with the templates."""
-        cells = _cells(spans)
+        columns = _columns(spans)
         if native is None:
-            return _join_in_python(cells, templates)
-        joined: bytes = native.join(cells, len(_LAYOUT.row), _LAYOUT.slices, templates)
+            return _join_in_python(columns, [templates[group] for group in spans.groups.tolist()])
+        given = [(at, swapped, columns[name]) for name, at, swapped in _LAYOUT.columns]
+        joined: bytes = native.join(_LAYOUT.row, _LAYOUT.slices, given, templates, spans.groups)
         return joined
 
 
-def _join_in_python(cells: NDArray[np.void], templates: list[_Template]) -> bytes:
+def _join_in_python(columns: Mapping[str, NDArray[np.generic]], templates: list[_Template]) -> bytes:
+    """Return the rows' bytes; there is a template for each row."""
+    cells: NDArray[np.void] = np.frombuffer(bytearray(_LAYOUT.row * len(templates)), dtype=_LAYOUT.dtype)
+    for name, column in columns.items():
+        cells[name] = column
     slices = _slices(cells, templates)
     pieces: list[bytes] = []
     # The only loop over rows; its cost does not depend on the number of groups.
@@ -163,31 +173,25 @@ def _slices(cells: NDArray[np.void], templates: list[_Template]) -> list[list[by
     return slices
 
 
-def _cells(spans: Spans) -> NDArray[np.void]:
-    """Return every row's bytes, with all columns filled in."""
+def _columns(spans: Spans) -> dict[str, NDArray[np.generic]]:
+    """Return the columns of the layout by their names. Of the GPU span they mean nothing where a row has none."""
     batch = spans.batch
-    cells: NDArray[np.void] = np.frombuffer(bytearray(_LAYOUT.row * len(spans.keys)), dtype=_LAYOUT.dtype)
-    for name in ("parent_id", "trace_high", "trace_low", "span_id"):
-        cells[f"host.{name}"] = getattr(batch, name)
-    cells["host.start_ns"] = batch.host_start_ns
-    cells["host.end_ns"] = batch.host_end_ns
-    for name, column in zip(HOST_MEASURED, (spans.host_s, spans.gpu_s, spans.launch_s), strict=True):
-        cells[f"host.{name}"] = column
-    if spans.gpu.any():
-        _fill_gpu(cells, spans)
-    return cells
-
-
-def _fill_gpu(cells: NDArray[np.void], spans: Spans) -> None:
-    batch = spans.batch
-    cells["gpu.parent_id"] = spans.gpu_parent_id
-    cells["gpu.trace_high"] = batch.trace_high
-    cells["gpu.trace_low"] = batch.trace_low
-    cells["gpu.span_id"] = batch.gpu_span_id
-    cells["gpu.start_ns"] = batch.gpu_start_ns
-    cells["gpu.end_ns"] = batch.gpu_end_ns
-    for name, column in zip(GPU_MEASURED, (spans.gpu_s, spans.launch_s, spans.uncertainty_s), strict=True):
-        cells[f"gpu.{name}"] = column
+    host = batch.parent_id, batch.span_id, batch.host_start_ns, batch.host_end_ns
+    gpu = spans.gpu_parent_id, batch.gpu_span_id, batch.gpu_start_ns, batch.gpu_end_ns
+    columns: dict[str, NDArray[np.generic]] = {}
+    for span, (parent_id, span_id, start_ns, end_ns) in (("host", host), ("gpu", gpu)):
+        columns |= {
+            f"{span}.parent_id": parent_id,
+            f"{span}.trace_high": batch.trace_high,
+            f"{span}.trace_low": batch.trace_low,
+            f"{span}.span_id": span_id,
+            f"{span}.start_ns": start_ns,
+            f"{span}.end_ns": end_ns,
+        }
+    of_host, of_gpu = (spans.host_s, spans.gpu_s, spans.launch_s), (spans.gpu_s, spans.launch_s, spans.uncertainty_s)
+    columns |= {f"host.{name}": column for name, column in zip(HOST_MEASURED, of_host, strict=True)}
+    columns |= {f"gpu.{name}": column for name, column in zip(GPU_MEASURED, of_gpu, strict=True)}
+    return columns
 
 
 def split_stages(encoded: bytes) -> list[bytes]:

@@ -49,7 +49,7 @@ def rows_of(
 
     Args:
         spans: of a batch.
-        shared: what `resolve` made of each row's templates, for the host span and for the GPU span.
+        shared: what `resolve` made of each group's templates, for the host span and for the GPU span.
 
     """
     batch = spans.batch
@@ -57,7 +57,8 @@ def rows_of(
     gpu = _lists((batch.gpu_span_id, spans.gpu_parent_id, batch.gpu_start_ns, batch.gpu_end_ns))
     seconds = _lists((spans.gpu_s, spans.launch_s, spans.uncertainty_s))
     traces = _lists((batch.trace_high, batch.trace_low))
-    for row, (for_host, for_gpu) in enumerate(shared):
+    for row, group in enumerate(spans.groups.tolist()):
+        for_host, for_gpu = shared[group]
         high, low = next(traces)
         trace_id = high << 64 | low
         span_id, parent_id, start_ns, end_ns, host_s = next(host)

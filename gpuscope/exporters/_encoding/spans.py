@@ -2,7 +2,7 @@
 A batch as spans: which columns a span has, and which `SpanTemplate` it shares with many others.
 
 Knows the names of the spans and of their attributes, and no format. Never makes an object per span: `Spans` holds
-columns and, for each row, the key of its group, whose templates are encoded once and used again.
+columns and, for each row, the number of its group, whose templates are encoded once and used again.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from gpuscope._data.attributes import (
     THREAD_NAME,
 )
 from gpuscope._data.batch import RowFlag
+from gpuscope._data.native import native
 from gpuscope._data.plain.values import as_text, clean_mapping
 from gpuscope.exporters._encoding.details import clean_details
 from gpuscope.exporters._encoding.limits import NO_LIMITS
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Key: TypeAlias = "bytes | tuple[bytes, str | None, tuple[str, ...]]"
-"""A row's group, in its batch only. For a row with details: the bytes, its new name, and the attributes it sets."""
+"""Of a group, in its batch only. For a row with details: the bytes, its new name, and the attributes it sets."""
 Where: TypeAlias = "tuple[int, int, DeviceInfo | None]"
 """Of a GPU span: the device's index, the stream's address, and the device."""
 Group: TypeAlias = "tuple[Site, ThreadInfo, int, bool, Where | None, str | None, tuple[str, ...]]"
@@ -106,7 +107,9 @@ class Spans:
     batch: StageBatch
     limits: SpanLimits
     keys: list[Key]
-    """One per row. `resolve` turns them into what an exporter makes of their groups' templates."""
+    """One per group. `resolve` turns them into what an exporter makes of the groups' templates."""
+    groups: NDArray[np.int32]
+    """Index into `keys`."""
     gpu: NDArray[np.bool_]
     """Whether the row has a GPU span."""
     gpu_parent_id: NDArray[np.uint64]
@@ -123,18 +126,21 @@ class Spans:
 def spans_of(batch: StageBatch, limits: SpanLimits = NO_LIMITS) -> Spans:
     """Return the batch's spans, within limits."""
     gpu = batch.gpu_span_id != 0
-    packed = _packed_keys(batch, gpu)
-    keys: list[Key] = [*packed]
+    packed, groups = _grouped(batch, gpu)
+    with_details: dict[Key, int] = {}
     details_by_row = {}
     for row, details in batch.details.items():
         clean = clean_details(details, int(batch.host_end_ns[row]))
         missing = _fit(clean, batch, row, limits) if limits is not NO_LIMITS else []
         name = None if details.name is None else as_text(details.name)
-        keys[row], details_by_row[row] = (packed[row], name, (*clean.attributes, *missing)), clean
+        key = packed[groups[row]], name, (*clean.attributes, *missing)
+        groups[row] = len(packed) + with_details.setdefault(key, len(with_details))
+        details_by_row[row] = clean
     return Spans(
         batch=batch,
         limits=limits,
-        keys=keys,
+        keys=[*packed, *with_details],
+        groups=groups,
         gpu=gpu,
         gpu_parent_id=np.where(batch.flags & _IN_GRAPH, batch.parent_id, batch.span_id),
         details_by_row=details_by_row,
@@ -149,7 +155,7 @@ def resolve(
     spans: Spans, cache: dict[Group, T], make: Callable[[SpanTemplate | None, SpanTemplate | None], T]
 ) -> list[T]:
     """
-    Return for each row what `make` makes of its group's templates, made once per group and kept in a bounded cache.
+    Return for each group what `make` makes of its templates, made once and kept in a bounded cache.
 
     Args:
         spans: of a batch.
@@ -157,8 +163,8 @@ def resolve(
         make: takes the templates of the host span and of the GPU span, each None where the row has no such span.
 
     """
-    local: dict[Key, T] = {}
-    for key in set(spans.keys):
+    found: list[T] = []
+    for key in spans.keys:
         group = _group(spans.batch, key)
         made = cache.get(group)
         if made is None:
@@ -166,18 +172,25 @@ def resolve(
                 # Starting anew costs some microseconds per group; an order of use would cost at every hit.
                 cache.clear()
             made = cache[group] = make(_host_template(group, spans.limits), _gpu_template(group, spans.limits))
-        local[key] = made
-    return list(map(local.__getitem__, spans.keys))
+        found.append(made)
+    return found
 
 
-def _packed_keys(batch: StageBatch, gpu: NDArray[np.bool_]) -> list[bytes]:
+def _grouped(batch: StageBatch, gpu: NDArray[np.bool_]) -> tuple[list[bytes], NDArray[np.int32]]:
+    """Return the keys of the batch's groups, and each row's index among them."""
     cells = np.zeros(len(batch.site), _KEY_DTYPE)
     for name in ("stream", "site", "thread", "device", "flags"):
         cells[name] = getattr(batch, name)
     cells["child"] = batch.parent_id
     cells["gpu"] = gpu
-    keys: list[bytes] = cells.view(f"V{_KEY.size}").tolist()
-    return keys
+    keys, groups = _grouped_in_python(cells) if native is None else native.group(cells, _KEY.size)
+    return keys, np.frombuffer(groups, np.int32)
+
+
+def _grouped_in_python(cells: NDArray[np.void]) -> tuple[list[bytes], bytearray]:
+    keys: dict[bytes, int] = {}
+    groups = [keys.setdefault(key, len(keys)) for key in cells.view(f"V{_KEY.size}").tolist()]
+    return list(keys), bytearray(np.array(groups, np.int32))
 
 
 def _fit(details: CleanDetails, batch: StageBatch, row: int, limits: SpanLimits) -> list[str]:

@@ -41,9 +41,10 @@ class Limits:
 
     delay_s: float
     """How long the first batch of a payload waits for others."""
-    payload_stages: int = 2048
+    payload_stages: int = 4096
     """This and the following bound a payload; a batch that exceeds them is sent alone."""
-    payload_bytes: int = 1 << 20
+    payload_bytes: int = 3 << 20
+    """Many receivers of gRPC take 4 MiB at most."""
     buffer_bytes: int = 32 << 20
     """Of all that is held, the request in progress included; what comes on top is lost as `buffer_full`."""
 
