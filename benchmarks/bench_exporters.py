@@ -1,5 +1,8 @@
 """
-What the background pays per stage where an application has a TracerProvider, by the way that its spans go.
+What the background pays per stage, by the way that spans go.
+
+First with GPU spans, on the loop of `bench_tail.py` (without a GPU on a stand-in, see `_background.py`): by thread, and
+with `--parts` by part of the collector's work, which adds some tenths of a microsecond. Then beside a TracerProvider.
 
 Requests of seven stages, through a provider with a batch processor and the OTLP exporter over HTTP, to a receiver of
 its own process. Each way is a process of its own; they take turns. A figure is the CPU time of all threads but the
@@ -12,6 +15,7 @@ import json
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from _common import Goal, arguments, child, interleave, median, save, table
 from _receiver import PATH, Receiver
@@ -64,9 +68,34 @@ def measure(way: str, url: str, requests: int) -> float:
     return spent_s / requests / (1 + len(INNER)) * 1e6
 
 
+def with_gpu_spans(receiver: Receiver, rounds: int, seconds: float, *, by_part: bool) -> dict[str, list[Any]]:
+    """Measure rounds of stages with GPU spans, and print them."""
+    script = str(Path(__file__).with_name("_background.py"))
+
+    def turn(way: str) -> Any:
+        arguments = [script, way, receiver.endpoint, str(seconds), str(int(by_part))]
+        return child(arguments, {"GPUSCOPE": "idle", "OTEL_SERVICE_NAME": "background"})
+
+    raw = interleave({way: lambda way=way: turn(way) for way in ("otlp", "application")}, rounds, warmup=0)
+    for kind in ("threads", "parts"):
+        names = dict.fromkeys(name for results in raw.values() for result in results for name in result[kind])
+        rows = [
+            [name, *(median([r[kind].get(name, 0.0) for r in results]) for results in raw.values())] for name in names
+        ]
+        if kind == "threads":
+            rows.append(["all", *(median([result["total"] for result in results]) for results in raw.values())])
+        if rows:
+            print(table([f"µs per stage with a GPU span, by {kind}", *raw], rows) + "\n")
+    rates = ", ".join(f"{way} {median([r['stages_a_second'] for r in results]):,.0f}" for way, results in raw.items())
+    print(f"stages a second: {rates}\n")
+    return raw
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6, help="of each round with GPU spans")
+    parser.add_argument("--parts", action="store_true", help="also by part of the collector's work")
     parser.add_argument("--way", nargs=3, metavar=("WAY", "URL", "REQUESTS"), help="measure one here; print its JSON")
     options = parser.parse_args()
     if options.way:
@@ -74,7 +103,9 @@ def main() -> None:
         print(json.dumps(measure(way, url, int(requests))))
         return
     rounds, requests = (2, 100) if options.quick else (options.rounds, 500)
+    seconds = 1.0 if options.quick else options.seconds
     with closing(Receiver()) as receiver:
+        timed = with_gpu_spans(receiver, rounds, seconds, by_part=options.parts)
         url = receiver.endpoint + PATH
 
         def turn(way: str) -> float:
@@ -94,9 +125,13 @@ def main() -> None:
             1.5,
             "x",
         ),
+        *(
+            Goal(f"{way}: background CPU per stage with a GPU span", median([r["total"] for r in results]), 5, " µs")
+            for way, results in timed.items()
+        ),
         Goal("`sdk` over that", median(raw["sdk"]) / median(raw["application"]), 5, "x", at_least=True),
     ]
-    save("exporters", options.out, goals=goals, unit="us per stage", rounds=raw)
+    save("exporters", options.out, goals=goals, unit="us per stage", rounds=raw, with_gpu_spans=timed)
 
 
 if __name__ == "__main__":

@@ -121,10 +121,17 @@ class Intake:
 
     @property
     def is_full(self) -> bool:
-        """Whether the batch has enough rows. The more replays wait, the more rows are enough."""
+        """
+        Whether the batch has enough rows. The more replays wait, the more rows are enough.
+
+        Where few records are left in the queue they come into the same batch, because a small batch costs nearly as
+        much as a large one.
+        """
         if self._builder.held_bytes >= _BATCH_BYTES:
             return True
-        return len(self._builder) >= min(_MAX_BATCH_ROWS, _BATCH_ROWS * (1 + self._replays.pending // _MAX_BATCH_ROWS))
+        enough = min(_MAX_BATCH_ROWS, _BATCH_ROWS * (1 + self._replays.pending // _MAX_BATCH_ROWS))
+        few = 0 < len(self._queue) < _BATCH_ROWS // 2
+        return len(self._builder) >= (enough + _BATCH_ROWS // 2 if few else enough)
 
     @property
     def is_due(self) -> bool:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from itertools import islice, repeat
-from operator import attrgetter
 from typing import TYPE_CHECKING, TypeAlias
 
 from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.driver import PENDING_CODES
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
+from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
 
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
 _UNPLACED = int(RowFlag.UNPLACED)
-_PAIR, _TIMED_STREAM = attrgetter("pair"), attrgetter("timed_stream")
 _NO_CLOCK = 0, 0, 1e6, 0.0
 """Stands for the terms of a clock without an anchor: what ends at 0 is moved to its launch."""
 
@@ -40,6 +39,15 @@ _LOST = (
     "the clock of GPU %d can't be read while it is this busy (is CUDA_DEVICE_MAX_CONNECTIONS 1?). Stages have their "
     "durations, and no place on the timeline: `gpuscope.unplaced`."
 )
+
+
+def stream_of_all(records: list[StageRecord]) -> TimedStreamOfDevice | None:
+    """Return the stream that all records were timed on; None if some were not, or on another."""
+    streams = {record.timed_stream if record.pair is not None else None for record in records}
+    return streams.pop() if len(streams) == 1 else None
+
+
+_stream_of_all = stream_of_all if native is None else native.stream_of_all
 
 
 class Resolver:
@@ -109,14 +117,14 @@ class Resolver:
 
     def _all_wait(self, records: list[StageRecord]) -> bool:
         """Have records wait, in one go, if all are on one stream and there is room: the common case."""
-        if len(records) > self._max_pending - self.pending or not all(map(_PAIR, records)):
+        if len(records) > self._max_pending - self.pending:
             return False
-        streams = set(map(_TIMED_STREAM, records))
-        if len(streams) == 1:
-            self._waiting.setdefault(streams.pop(), deque()).extend(records)
-            self.pending += len(records)
-            return True
-        return False
+        timed_stream = _stream_of_all(records)
+        if timed_stream is None:
+            return False
+        self._waiting.setdefault(timed_stream, deque()).extend(records)
+        self.pending += len(records)
+        return True
 
     def clock_of(self, timed_stream: TimedStreamOfDevice) -> GpuClock | None:
         """Return the clock of a stream's device, which may be lost; None where it cannot be calibrated now."""

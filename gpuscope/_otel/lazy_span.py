@@ -5,9 +5,9 @@ A lazy span makes no ids and no spans: it asks its source for them when the appl
 context manager, because applications write `with trace.get_current_span():`; nothing that they call on it ends the
 stage.
 
-Its private attributes, and those of `Standing`, are touched in this file only, and in `csrc/pack.c`; the other files use
-the functions at the end. They are functions, not methods, because a public method would hide the attribute of that name
-of the application's own span, to which `LazySpan.__getattr__` passes on what OpenTelemetry's API does not have.
+Its private attributes, and those of `Standing`, are touched in this file only, and in `csrc/pack.c`; the other files
+use the functions at the end. They are functions, not methods, because a public method would hide the attribute of that
+name of the application's own span, to which `LazySpan.__getattr__` passes on what OpenTelemetry's API does not have.
 """
 
 from __future__ import annotations

@@ -72,6 +72,14 @@ static inline void put(PyObject **slot, PyObject *owned) {
     Py_XDECREF(old);
 }
 
+/* How many records ahead memory is fetched: those of a second are in no cache any more. */
+enum { AHEAD = 8 };
+#ifdef __GNUC__
+#define FETCH(address) __builtin_prefetch(address)
+#else
+#define FETCH(address) ((void)(address))
+#endif
+
 /* Pairs are `(start, end, start's address, end's address)`. */
 enum { START_ADDRESS = 2, END_ADDRESS = 3 };
 

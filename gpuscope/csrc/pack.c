@@ -29,7 +29,7 @@ typedef struct {
     int warms_up;
 } Known;
 
-enum { UNKNOWN = -1, KNOWN_SITES = 64 };
+enum { UNKNOWN = -1, KNOWN_SITES = 32 };
 
 typedef struct {
     PyObject *sites, *threads, *identify;
@@ -299,6 +299,28 @@ static int note_details(PyObject *with_details, PyObject *row, Py_ssize_t i) {
     return failed ? -1 : 0;
 }
 
+static const StageRecord *record_of(PyObject *rows, Py_ssize_t i) {
+    PyObject *row = i < PyList_GET_SIZE(rows) ? PyList_GET_ITEM(rows, i) : NULL;
+    PyObject *record = row && PyTuple_CheckExact(row) && PyTuple_GET_SIZE(row) ? PyTuple_GET_ITEM(row, 0) : NULL;
+    return record != NULL && PyObject_TypeCheck(record, record_type) ? (const StageRecord *)record : NULL;
+}
+
+/* Has what packing later rows reads fetched, step by step: the row, the record, what that refers to. */
+static void fetch_ahead(PyObject *rows, Py_ssize_t i) {
+    if (i + 2 * AHEAD < PyList_GET_SIZE(rows)) FETCH(PyList_GET_ITEM(rows, i + 2 * AHEAD));
+    PyObject *row = i + AHEAD < PyList_GET_SIZE(rows) ? PyList_GET_ITEM(rows, i + AHEAD) : NULL;
+    if (row != NULL && PyTuple_CheckExact(row) && PyTuple_GET_SIZE(row)) {
+        const char *later = (const char *)PyTuple_GET_ITEM(row, 0);
+        FETCH(later);
+        FETCH(later + 64);
+        FETCH(later + 128);
+    }
+    const StageRecord *near = record_of(rows, i + AHEAD / 2);
+    if (near == NULL) return;
+    FETCH(near->trace);
+    FETCH(near->span);
+}
+
 /*
  * pack(rows, sites, threads, identify, own, warmup, warmup_flag, remote_flag)
  *
@@ -322,6 +344,7 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
         failed = row == NULL;
         if (failed) break;
         Py_INCREF(row);
+        fetch_ahead(rows, i);
         failed = fill(&packing, row, &cells) || note_details(with_details, row, i);
         if (failed) {
             forget(&packing);

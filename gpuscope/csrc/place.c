@@ -1,10 +1,48 @@
 /*
- * Stages whose GPU work is done, into host time. The twin is `Resolver._resolve` of `_collecting/resolve.py` with
- * `GpuClock.place` of `_cuda/clock.py`.
+ * Stages whose GPU work is done, into host time. The twins are `Resolver._resolve` of `_collecting/resolve.py` with
+ * `GpuClock.place` of `_cuda/clock.py`, and `stream_of_all` of `_collecting/resolve.py`.
  */
 #include "native.h"
 
 static PyObject *str_pairs;
+
+/* A record of the list, or null: there are no more, or it is none. */
+static const StageRecord *record_at(PyObject *records, Py_ssize_t i) {
+    PyObject *record = i < PyList_GET_SIZE(records) ? PyList_GET_ITEM(records, i) : NULL;
+    return record != NULL && PyObject_TypeCheck(record, record_type) ? (const StageRecord *)record : NULL;
+}
+
+/* Has the addresses of the events of later pairs fetched: first the pair, and halfway its numbers. */
+static void fetch_ahead(PyObject *records, Py_ssize_t i) {
+    const StageRecord *far = record_at(records, i + AHEAD), *near = record_at(records, i + AHEAD / 2);
+    if (far != NULL && far->pair != NULL) FETCH(far->pair);
+    if (near == NULL || near->pair == NULL || !PyTuple_CheckExact(near->pair) || PyTuple_GET_SIZE(near->pair) != 4)
+        return;
+    FETCH(PyTuple_GET_ITEM(near->pair, START_ADDRESS));
+    FETCH(PyTuple_GET_ITEM(near->pair, END_ADDRESS));
+}
+
+/* stream_of_all(records): the stream that all of them were timed on; None if some were not, or on another. */
+static PyObject *stream_of_all(PyObject *Py_UNUSED(module), PyObject *records) {
+    if (!PyList_Check(records)) {
+        PyErr_SetString(PyExc_TypeError, "stream_of_all takes a list");
+        return NULL;
+    }
+    PyObject *found = Py_None;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(records); i++) {
+        if (i + AHEAD < PyList_GET_SIZE(records)) {
+            const char *later = (const char *)PyList_GET_ITEM(records, i + AHEAD);
+            FETCH(later);
+            FETCH(later + 64);
+            FETCH(later + 128);
+        }
+        const StageRecord *record = record_at(records, i);
+        PyObject *stream = record == NULL || !is_present(record->pair) ? NULL : record->timed_stream;
+        if (!is_present(stream) || (i > 0 && stream != found)) Py_RETURN_NONE;
+        found = stream;
+    }
+    return Py_NewRef(found);
+}
 
 Distance *distances_of(PyObject *records, Py_ssize_t count) {
     Distance *all = PyMem_Calloc(count ? count : 1, sizeof *all);
@@ -16,6 +54,7 @@ Distance *distances_of(PyObject *records, Py_ssize_t count) {
             PyMem_Free(all);
             return NULL;
         }
+        fetch_ahead(records, i);
         PyObject *pair = ((StageRecord *)record)->pair;
         all[i].start = event_of(pair, START_ADDRESS);
         all[i].end = event_of(pair, END_ADDRESS);
@@ -26,6 +65,15 @@ Distance *distances_of(PyObject *records, Py_ssize_t count) {
 static int give_back(StageRecord *record) {
     if (record->pair == NULL) return 0; /* Another thread had the GIL in between; none of ours takes a pair away. */
     PyObject *pair = record->pair, *stream = record->timed_stream;
+    if (stream != NULL && PyObject_TypeCheck(stream, timed_stream_type) && ((TimedStream *)stream)->pairs != NULL) {
+        PyObject *pool = ((TimedStream *)stream)->pairs;
+        if (PyList_CheckExact(pool)) {
+            record->pair = NULL;
+            int refused = PyList_Append(pool, pair);
+            Py_DECREF(pair);
+            return refused;
+        }
+    }
     PyObject *pairs = stream == NULL ? NULL : PyObject_GetAttr(stream, str_pairs);
     record->pair = NULL;
     int failed = pairs == NULL || !PyList_Check(pairs) || PyList_Append(pairs, pair);
@@ -78,7 +126,12 @@ PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, cons
     return rows;
 }
 
-int add_place(PyObject *Py_UNUSED(module)) {
+static PyMethodDef functions[] = {
+    {"stream_of_all", stream_of_all, METH_O, "Return the stream that all records were timed on, or None."},
+    {NULL},
+};
+
+int add_place(PyObject *module) {
     str_pairs = PyUnicode_InternFromString("pairs");
-    return str_pairs == NULL ? -1 : 0;
+    return str_pairs == NULL || PyModule_AddFunctions(module, functions) ? -1 : 0;
 }

@@ -116,6 +116,20 @@ class TestDue:
         assert intake.it.is_full
         assert intake.it.is_due
 
+    def test_not_while_few_more_wait(self, intake):
+        """They come into the same batch, because a small one costs nearly as much; many make one of their own."""
+        few = _BATCH_ROWS // 2 - 1
+        intake.record(_BATCH_ROWS + few)
+        while len(intake.it) < _BATCH_ROWS:
+            intake.slice()
+        assert not intake.it.is_full
+        intake.record(1)
+        assert intake.it.is_full
+        while intake.slice():
+            pass
+        assert len(intake.it) == _BATCH_ROWS + few + 1
+        assert intake.it.is_full
+
     @pytest.mark.parametrize(("inner", "batches"), [(4095, 1), (4096, 2), (3 * 4096, 4), (7 * 4096, 8), (20 * 4096, 8)])
     def test_many_replays_make_larger_batches(self, intake, inner, batches):
         """For every 4,096 stages inside replays that wait, the rows of a batch more are enough, up to 4,096."""

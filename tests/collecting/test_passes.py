@@ -93,6 +93,25 @@ class TestThread:
             due.wait(0.01)
         assert watching.batches == [1]
 
+    def test_half_a_queue_wakes_it(self, watching):
+        """It does not wait for its next pass, which is a minute away; fewer stages wait for that."""
+        config = Config().changed(mode="on", exporters="none", interval_s=60.0, queue_size=1000)
+        clock, due = ManualClock(), threading.Event()
+        with _runtime.period(
+            config, device=FakeDevice(clock, completes=True), clock=clock, exporters=(watching,)
+        ) as engine:
+            run()
+            assert engine.flush(PATIENCE_S)
+            run(500)
+            due.wait(0.05)
+            assert watching.batches == [1]
+            run()
+            began = time.monotonic()
+            while sum(watching.batches) < 502 and time.monotonic() - began < PATIENCE_S / 2:
+                due.wait(0.01)
+            assert sum(watching.batches) == 502
+            assert engine.statistics().dropped == {}
+
     def test_a_flush_is_answered(self, running, watching):
         """At once, however young the batch is, and the exporters are flushed in the time that is left."""
         for number in range(1, 4):

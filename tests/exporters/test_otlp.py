@@ -18,10 +18,11 @@ from opentelemetry.trace import Link, SpanContext, Status, StatusCode
 
 from gpuscope._data.batch import RowFlag, SpanDetails
 from gpuscope._data.record import Site
+from gpuscope._settings.config import Config
 from gpuscope._version import __version__
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters.memory import MemoryExporter
-from gpuscope.exporters.otlp import Envelope
+from gpuscope.exporters.otlp import Envelope, sending
 
 from .batches import Account, Row, Unprintable, batches, make_batch
 
@@ -239,3 +240,13 @@ def test_an_attribute_appears_once():
     keys = [item.key for item in span.attributes]
     assert len(keys) == len(set(keys))
     assert {item.key: item.value.string_value for item in span.attributes}["model"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "interval_s", "waits_s"),
+    [(5.0, 1.0, 4.0), (1.0, 1.0, 0.25), (0.1, 1.0, 0.1), (0.0, 1.0, 0.0), (5.0, 60.0, 0.25)],
+)
+def test_a_span_waits_no_longer_than_the_schedule_delay(delay_s, interval_s, waits_s):
+    """What it has waited for the collector counts; all spans of a pass go in one request."""
+    limits = sending(Config().changed(schedule_delay_s=delay_s, interval_s=interval_s))
+    assert limits.delay_s == pytest.approx(waits_s)

@@ -39,6 +39,18 @@ def test_a_stage_records_two_events(machine):
     assert machine.library.fake_records() - before == 2
 
 
+def test_each_event_is_read_once(machine):
+    """The newest event of a stream answers for those before it, and each stage takes two distances."""
+    run()
+    machine.collect()  # With an anchor.
+    for _ in range(8):
+        run()
+    queries, distances = machine.library.fake_queries(), machine.library.fake_distances()
+    assert len(machine.collect()) == 2 * 9
+    assert machine.library.fake_queries() - queries == 1
+    assert machine.library.fake_distances() - distances == 2 * 8
+
+
 def test_current_device_and_stream_are_followed(machine):
     """Stages are timed on what is current at their entry."""
     run("a")

@@ -15,23 +15,33 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanContext
 
 from gpuscope import stage
 from gpuscope._collecting.batch_builder import BatchBuilder, own_identity
-from gpuscope._collecting.resolve import Resolver
+from gpuscope._collecting.resolve import Resolver, stream_of_all
 from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.timed_stream import TimedStream
 from gpuscope._data.interfaces import Anchor
 from gpuscope._data.native import StageRecord, native
 from gpuscope._data.record import Site, ThreadInfo
 from gpuscope._data.row import FORMAT, ROW
-from gpuscope._otel.bridge import _new_trace
+from gpuscope._otel.bridge import Bridge, _new_trace
+from gpuscope._otel.lazy_span import Standing, give_ids
+from gpuscope._otel.notes import Notes
 from gpuscope._recording import hot_path
 from gpuscope._recording.stage import Stage
-from gpuscope.testing import FakeDevice, ManualClock
+from gpuscope._settings.config import Config
+from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder, _columns, _join_in_python
+from gpuscope.exporters._encoding.spans import _grouped_in_python
+from gpuscope.testing import FakeDevice, FakeStream, ManualClock
+
+from ..exporters.batches import batches
 
 ROOT = Path(__file__).parents[2]
 in_c = pytest.mark.skipif(native is None, reason="the parts in C are not in use")
@@ -145,6 +155,114 @@ def test_rows_are_packed_alike(rows, warmup, bridged):
         calls = {site.name: site.calls for site in builder._sites}
         results.append((packed, list(builder._sites), len(builder._threads), calls))
     assert results[0] == results[1]
+
+
+def in_contexts(asked, told, sampled, state):
+    """Return rows of a stage and one inside it, both in contexts; some were asked for their ids, or told something."""
+    trace = _new_trace(2**100 + 1, 7, root=Site("a", {}), remote=True, sampled=sampled, state=state)
+    rows, outer = [], None
+    for number in range(2):
+        record = new_record(trace, trace.root, outer, span_id=number + 1, start=1, end=2)
+        record.span, record.context_before = Standing(), Context()
+        record.span._attached = Context()
+        if asked[number]:
+            give_ids(record, SpanContext(trace.trace_id, record.span_id, is_remote=False), None)
+        if told[number]:
+            record.span._notes = Notes()
+        rows.append((record, 0, 0, 0, 0))
+        outer = record
+    return rows
+
+
+@in_c
+@pytest.mark.parametrize("sampled", [None, True, False])
+@pytest.mark.parametrize("state", [None, "vendor=abc"])
+@pytest.mark.parametrize("told", [(False, False), (True, False)])
+@pytest.mark.parametrize("asked", [(False, False), (True, False), (False, True)])
+def test_stages_in_contexts_are_settled_alike(asked, told, sampled, state):
+    """The same ids, whoever settles them; the contexts are let go of, and what a stage was told is not forgotten."""
+    bridge = Bridge(Config().changed(exporters="otlp"), get_provider=lambda: None)
+    results = []
+    for pack in (BatchBuilder._pack_natively, BatchBuilder._pack_in_python):
+        rows, builder = in_contexts(asked, told, sampled, state), BatchBuilder(FakeDevice(ManualClock()), warmup=0)
+        packed, with_details = pack(builder, rows, bridge)
+        details = {index: bridge.details(rows[index][0]) for index in with_details}
+        results.append((packed, {index: what for index, what in details.items() if what is not None}))
+        assert all(record.context_before is None and record.span._attached is None for record, *_ in rows)
+    assert results[0] == results[1]
+    assert len(results[0][1]) == (2 if state else sum(told))
+
+
+KEY = st.binary(min_size=26, max_size=26)
+
+
+@in_c
+@given(st.lists(KEY, min_size=1, max_size=3).flatmap(lambda few: st.lists(st.sampled_from(few) | KEY, max_size=60)))
+def test_rows_are_grouped_alike(keys):
+    """The same groups in the same order, and the same number for each row."""
+    found, groups = native.group(b"".join(keys), 26)
+    assert found == list(dict.fromkeys(keys))
+    assert [found[group] for group in np.frombuffer(groups, np.int32)] == keys
+    assert _grouped_in_python(np.frombuffer(b"".join(keys), "V26")) == (found, groups)
+
+
+@in_c
+@given(batches())
+def test_spans_are_joined_alike(batch):
+    """The same bytes."""
+    encoder = SpanEncoder()
+    spans, templates = encoder.prepare(batch)
+    of_rows = [templates[group] for group in spans.groups.tolist()]
+    assert encoder.join(spans, templates) == _join_in_python(_columns(spans), of_rows)
+
+
+@in_c
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"slices": [(0, 99)]}, "a slice lies outside the row"),
+        ({"slices": [(0, 1)] * 17}, "too many slices"),
+        ({"columns": [(0, False, np.zeros(1))] * 33}, "too many columns"),
+        ({"columns": [(9, False, np.zeros(1))]}, "a column lies outside the row"),
+        ({"columns": [(-1, False, np.zeros(1))]}, "a column lies outside the row"),
+        ({"columns": [(0, False, np.zeros(0))]}, "a number of eight bytes for each row"),
+        ({"columns": [(0, False, np.zeros(2, np.float32))]}, "a number of eight bytes for each row"),
+        ({"templates": []}, "a row's group has no template"),
+        ({"groups": np.array([-1], np.int32)}, "a row's group has no template"),
+        ({"templates": [(b"", 0, b"", 1, b"")]}, "a template must be a tuple"),
+        ({"templates": [(b"", 0, "", 0, b"")]}, "a template must be a tuple"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(changes, error):
+    """Nothing is read or written beyond what was given."""
+    given = {
+        "row": bytes(16),
+        "slices": [(0, 16)],
+        "columns": [(8, True, np.array([1], np.uint64))],
+        "templates": [(b"<", 0, b"-", 0, b">")],
+        "groups": np.zeros(1, np.int32),
+    }
+    one = bytes(15) + b"\1"
+    assert native.join(*given.values()) == b"<" + one + b"-" + one + b">"
+    with pytest.raises((TypeError, ValueError), match=error):
+        native.join(*{**given, **changes}.values())
+
+
+@pytest.mark.parametrize("find", [stream_of_all, *([] if native is None else [native.stream_of_all])])
+def test_records_of_one_stream_are_told_from_others(find):
+    """Only where each has a pair, on the same stream."""
+    one, other = FakeStream(0, 1), FakeStream(0, 2)
+
+    def record(stream, pair=(1, 2, 3, 4)):
+        made = new_record(None, None)
+        made.timed_stream, made.pair = stream, pair
+        return made
+
+    assert find([record(one) for _ in range(20)]) is one
+    assert find([record(one), record(other)]) is None
+    assert find([record(one), record(one, None)]) is None
+    assert find([record(None, None)]) is None
+    assert find([]) is None
 
 
 NOT_READY, INVALID_VALUE = 600, 1

@@ -69,6 +69,30 @@ class ByName(sampling.Sampler):
         return "by name"
 
 
+@pytest.mark.parametrize(
+    ("sampler", "keeps"),
+    [
+        (sampling.ALWAYS_ON, True),
+        (sampling.DEFAULT_ON, True),
+        (sampling.ParentBased(sampling.ALWAYS_ON, local_parent_not_sampled=sampling.ALWAYS_ON), True),
+        (sampling.ALWAYS_OFF, False),
+        (sampling.DEFAULT_OFF, False),
+        (sampling.TraceIdRatioBased(1.0), False),
+        (ByName(), False),
+        (sampling.ParentBased(ByName()), False),
+        (None, False),
+    ],
+)
+def test_a_sampler_that_keeps_every_root_need_not_be_asked(sampler, keeps):
+    """It is known for sure, or the sampler is asked."""
+    provider = trace.TracerProvider()
+    provider.sampler = sampler
+    judge = Judge(lambda: provider, lambda: None)
+    assert judge.keeps_roots() is keeps
+    provider.sampler = sampling.ALWAYS_OFF
+    assert judge.keeps_roots() is False
+
+
 class Counting(IdGenerator):
     """Makes ids of its own."""
 
