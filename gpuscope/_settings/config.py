@@ -99,10 +99,7 @@ class Config:
         "How many bytes of large attributes may wait, and twice as many encoded; stages beyond that are dropped.",
     )
     interval_s: float = setting(
-        1.0,
-        "GPUSCOPE_INTERVAL",
-        parse.between(0.001, 60.0, "seconds"),
-        "Seconds between the collector's passes; it comes earlier where half of the queue is full.",
+        1.0, "GPUSCOPE_INTERVAL", parse.between(0.001, 60.0, "seconds"), "Seconds between the collector's passes."
     )
     event_deadline_s: float = setting(
         60.0,
