@@ -2,8 +2,8 @@
 A process that runs blocks of requests on command, for `bench_tail.py`: JSON lines in, JSON lines out.
 
 A process has one TracerProvider, and is never quite the same once CUPTI was started in it: hence three kinds.
-`bare` runs plain, otlp and naive; `provider`, whose application has a TracerProvider, runs plain and sdk; `profiler`
-runs torch.profiler alone.
+`bare` runs plain, otlp and naive; `provider`, whose application has a TracerProvider, runs plain, application and sdk;
+`profiler` runs torch.profiler alone.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class Worker:
 
     def block(self, variant: str, seconds: float) -> dict[str, Any]:
         gc.collect()
-        if variant in ("otlp", "sdk"):
-            return self._gpuscope(variant, seconds)
+        if variant in ("otlp", "application", "sdk"):
+            return self._gpuscope("auto" if variant == "application" else variant, seconds)
         if variant == "profiler":
             return {"ns": self._profiled(seconds), "background_ns": {}, "stages": 0}
         request = self._naive if variant == "naive" else self._plain
