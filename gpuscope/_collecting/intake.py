@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 _SLICE_ROWS, _BACKLOG_ROWS, _BATCH_ROWS = (32, 512, 512) if native is None else (512, 4096, 2048)
 """A slice of so many stages, and as many more for each of the second number that wait; and rows at which a batch is
-exported. A slice takes some 0.6 ms of CPU time, the longest piece of work on a batch that keeps the GIL 0.9 ms. What
-a stage costs is largely wake-ups and cold caches: with half of these sizes it cost the background 8 to 24 % more."""
+exported. A slice takes some 0.6 ms of CPU time, and the longest piece of work on a batch that keeps the GIL 0.9 ms.
+What a stage costs is largely wake-ups and cold caches: with half of these sizes the background paid 8 to 24 % more."""
 _SLICE_ROWS_SDK = 4
 """With the `sdk` exporter: each stage starts a span of the application's tracer, which takes 15 to 30 µs."""
 _INNER_FOR_ONE = 4
