@@ -16,7 +16,8 @@ typedef struct {
     record_function record;
     capturing_function is_capturing;
     PyObject *streams, *current_device, *current_stream, *begin_slowly, *end_slowly;
-    long long share_ns, least_ns; /* See `window_ns`. */
+    long long share_ns, least_ns, least_since_ns; /* See `window_ns`. */
+    int since;
 } EventRecorder;
 
 static PyObject *str_cuda_stream, *str_device_index, *zero;
@@ -69,8 +70,10 @@ static TimedStream *stream_of(EventRecorder *self, PyObject *stream) {
 
 /*
  * The time in which nothing can be enqueued. An event is the least that there is, so what one took here is the measure:
- * four fifths of the least of them, which follows where the machine has become slower; within `share_ns` and twice that.
+ * four fifths of the least of the last hundreds; within `share_ns` and twice that.
  */
+enum { FEW_HUNDRED = 256 };
+
 static long long window_ns(const EventRecorder *self) {
     long long window = self->least_ns * 4 / 5, most = 2 * self->share_ns;
     return window < self->share_ns ? self->share_ns : window > most ? most : window;
@@ -80,7 +83,12 @@ static int record_event(EventRecorder *self, void *event, const TimedStream *tim
     long long began_ns = sharing_now_ns();
     int code = self->record(event, (void *)(uintptr_t)timed_stream->raw);
     long long took_ns = sharing_now_ns() - began_ns;
-    self->least_ns = took_ns < self->least_ns ? took_ns : self->least_ns + (took_ns - self->least_ns) / 1024;
+    if (took_ns < self->least_ns) self->least_ns = took_ns;
+    if (self->since == 0 || took_ns < self->least_since_ns) self->least_since_ns = took_ns;
+    if (++self->since == FEW_HUNDRED) {
+        self->least_ns = self->least_since_ns;
+        self->since = 0;
+    }
     return code;
 }
 
