@@ -36,7 +36,8 @@ SHARE_NS = 1_000
 """
 A stage shares an event where less time has passed since it was recorded, not counting what was spent in gpuscope.
 
-Nothing takes less to enqueue: on an H100 an event takes 1.3 µs, a memset or a launch from C more.
+Nothing takes less to enqueue: on an H100 an event takes 1.35 µs and more, a memset or a launch from C longer. Where
+events take longer the time is longer, up to twice as much: `csrc/events.c`.
 """
 
 FOREIGN_CAPTURERS = (

@@ -16,7 +16,8 @@ typedef struct {
     record_function record;
     capturing_function is_capturing;
     PyObject *streams, *current_device, *current_stream, *begin_slowly, *end_slowly;
-    long long share_ns;
+    long long share_ns, least_ns, least_since_ns; /* See `window_ns`. */
+    int since;
 } EventRecorder;
 
 static PyObject *str_cuda_stream, *str_device_index, *zero;
@@ -67,11 +68,35 @@ static TimedStream *stream_of(EventRecorder *self, PyObject *stream) {
     return timed_stream != NULL && timed_stream->raw ? timed_stream : NULL;
 }
 
+/*
+ * The time in which nothing can be enqueued. An event is the least that there is, so what one took here is the measure:
+ * four fifths of the least of the last hundreds; within `share_ns` and twice that.
+ */
+enum { FEW_HUNDRED = 256 };
+
+static long long window_ns(const EventRecorder *self) {
+    long long window = self->least_ns * 4 / 5, most = 2 * self->share_ns;
+    return window < self->share_ns ? self->share_ns : window > most ? most : window;
+}
+
+static int record_event(EventRecorder *self, void *event, const TimedStream *timed_stream) {
+    long long began_ns = sharing_now_ns();
+    int code = self->record(event, (void *)(uintptr_t)timed_stream->raw);
+    long long took_ns = sharing_now_ns() - began_ns;
+    if (took_ns < self->least_ns) self->least_ns = took_ns;
+    if (self->since == 0 || took_ns < self->least_since_ns) self->least_since_ns = took_ns;
+    if (++self->since == FEW_HUNDRED) {
+        self->least_ns = self->least_since_ns;
+        self->since = 0;
+    }
+    return code;
+}
+
 /* Whether nothing can have been enqueued on the stream since its newest event: see `sharing.h`. */
 static int is_unchanged(const EventRecorder *self, const TimedStream *timed_stream, const StageRecord *record) {
-    return timed_stream->last_pair != NULL && timed_stream->left_ns && !timed_stream->foreign &&
-           record->called_ns - timed_stream->left_ns < self->share_ns &&
-           record->called_ns - timed_stream->recorded_ns < OLDEST * self->share_ns &&
+    return self->share_ns > 0 && timed_stream->last_pair != NULL && timed_stream->left_ns && !timed_stream->foreign &&
+           record->called_ns - timed_stream->left_ns < window_ns(self) &&
+           record->called_ns - timed_stream->recorded_ns < OLDEST * window_ns(self) &&
            record->called_ns - timed_stream->changed_ns > QUIET_NS &&
            timed_stream->last_thread == PyThread_get_thread_ident();
 }
@@ -113,7 +138,7 @@ static int begin_fast(EventRecorder *self, StageRecord *record, PyObject *stream
     }
     if (is_unchanged(self, timed_stream, record)) {
         share(timed_stream, record, &record->start_from, &record->start_event);
-    } else if (self->record(event_of(pair, START_ADDRESS), (void *)(uintptr_t)timed_stream->raw)) {
+    } else if (record_event(self, event_of(pair, START_ADDRESS), timed_stream)) {
         int failed = return_pair(timed_stream, pair);
         Py_DECREF(pair);
         forget_last(timed_stream);
@@ -166,12 +191,12 @@ static PyObject *end(EventRecorder *self, PyObject *argument) {
     }
     if (PyObject_TypeCheck(record->timed_stream, timed_stream_type)) {
         TimedStream *timed_stream = (TimedStream *)record->timed_stream;
-        void *stream = (void *)(uintptr_t)timed_stream->raw, *event = event_of(record->pair, END_ADDRESS);
+        void *event = event_of(record->pair, END_ADDRESS);
         if (!timed_stream->guarded && is_unchanged(self, timed_stream, record)) {
             share(timed_stream, record, &record->end_from, &record->end_event);
             Py_RETURN_NONE;
         }
-        if (!timed_stream->guarded && !is_captured(self, timed_stream) && !self->record(event, stream)) {
+        if (!timed_stream->guarded && !is_captured(self, timed_stream) && !record_event(self, event, timed_stream)) {
             note_event(timed_stream, record, record->pair, event);
             Py_RETURN_NONE;
         }
@@ -206,7 +231,7 @@ static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     self->current_stream = Py_NewRef(stream);
     self->begin_slowly = Py_NewRef(begin_slowly);
     self->end_slowly = Py_NewRef(end_slowly);
-    self->share_ns = share_ns;
+    self->share_ns = self->least_ns = share_ns;
     return (PyObject *)self;
 }
 

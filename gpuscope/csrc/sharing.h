@@ -4,7 +4,7 @@
  * n + 1 instead of 2n.
  *
  * That is right as long as nothing was enqueued on the stream since the event. It is known by time: the least that a
- * thread can enqueue takes longer than `share_ns`, so where less time has passed in which the thread was not in `begin`
+ * thread can enqueue takes longer than a window (`window_ns` of `events.c`), so where less time has passed in which the thread was not in `begin`
  * or `end`, there is nothing between. The tests on a GPU measure both. Another thread may enqueue at any
  * time, and so nothing is shared on a stream on which a second one has had stages within the last second; nor on a
  * stream of another library, nor where recording has to be preceded by a question. A thread that enqueues on the
@@ -19,7 +19,7 @@
 
 static const long long QUIET_NS = 1000000000;
 
-/* An event is shared for so many times `share_ns`: a stage deep inside others is not to begin before it is entered. */
+/* An event is shared for so many times the window: a stage deep inside others is not to begin before it is entered. */
 enum { OLDEST = 10 };
 
 /* 0 where that is not the clock of stages; then nothing is shared. */
