@@ -32,7 +32,7 @@ def events_of(record: StageRecord) -> tuple[Handle, Handle]:
     return native.events_of(record)  # type: ignore[no-any-return]
 
 
-SHARE_NS = 1_000
+SHARE_NS = 800
 """
 A stage shares an event where less time has passed since it was recorded, not counting what was spent in gpuscope.
 

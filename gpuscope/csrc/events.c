@@ -69,13 +69,14 @@ static TimedStream *stream_of(EventRecorder *self, PyObject *stream) {
 }
 
 /*
- * The time in which nothing can be enqueued. An event is the least that there is, so what one took here is the measure:
- * four fifths of the least of the last hundreds; within `share_ns` and twice that.
+ * The time in which nothing can be enqueued. Recording an event is about the least that there is, so what it took here is
+ * the measure: two thirds of the least of the last hundreds, because waiting for an event of another stream may take a
+ * little less; within `share_ns` and twice that.
  */
 enum { FEW_HUNDRED = 256 };
 
 static long long window_ns(const EventRecorder *self) {
-    long long window = self->least_ns * 4 / 5, most = 2 * self->share_ns;
+    long long window = self->least_ns * 2 / 3, most = 2 * self->share_ns;
     return window < self->share_ns ? self->share_ns : window > most ? most : window;
 }
 
