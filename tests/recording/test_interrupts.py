@@ -205,7 +205,9 @@ def test_interrupted_at_any_step(make_bench, form, provided, kind):
         assert after.recorded - before.recorded <= (2 if "generator" in form else 1), interrupt.where
         assert after.recorded == after.exported + sum(after.lost.values()), interrupt.where
         assert set(after.lost) <= {"interrupted", "stage_error"}
-    assert step > (1 if native else 10)
+    # A block in C has no step at which Python looks for signals, where no provider is asked.
+    in_c = 0 if form == "block" and not provided else 1
+    assert step > (in_c if native else 10)
     gc.collect()  # Python says of what was interrupted that it was never awaited.
     with stage("later"):
         pass
