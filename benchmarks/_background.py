@@ -52,19 +52,22 @@ def watch_all() -> None:
     from gpuscope._collecting.aggregation import metrics, statistics
     from gpuscope.exporters._encoding import otlp_bytes
 
-    watch(collector.Collector, "_pass", "waking up")
-    watch(collector.Collector, "_breathe", "waking up")
-    watch(collector.Collector, "_prepare", "following the program")
-    watch(collector.Collector, "_export", "handing on")
-    watch(intake.Intake, "slice", "draining")
-    watch(resolve.Resolver, "accept", "draining")
-    watch(resolve.Resolver, "collect", "asking the GPU")
-    watch(intake.Intake, "_add_rows", "packing")
-    watch(batch_builder.BatchBuilder, "finish", "making columns")
-    watch(statistics.StageStatistics, "add", "summary")
-    watch(metrics.StageMetrics, "add", "metrics")
-    watch(otlp_bytes.SpanEncoder, "prepare", "encoding")
-    watch(otlp_bytes.SpanEncoder, "join", "encoding")
+    for owner, name, part in (
+        (collector.Collector, "_pass", "waking up"),
+        (collector.Collector, "_breathe", "waking up"),
+        (collector.Collector, "_prepare", "following the program"),
+        (collector.Collector, "_export", "handing on"),
+        (intake.Intake, "slice", "draining"),
+        (resolve.Resolver, "accept", "draining"),
+        (resolve.Resolver, "collect", "asking the GPU"),
+        (intake.Intake, "_add_rows", "packing"),
+        (batch_builder.BatchBuilder, "finish", "making columns"),
+        (statistics.StageStatistics, "add", "summary"),
+        (metrics.StageMetrics, "add", "metrics"),
+        (otlp_bytes.SpanEncoder, "prepare", "encoding"),
+        (otlp_bytes.SpanEncoder, "join", "encoding"),
+    ):
+        watch(owner, name, part)
 
 
 def request() -> Callable[[], Any]:

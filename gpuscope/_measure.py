@@ -102,7 +102,7 @@ def warm_up(function: Callable[..., object], /, *args: object, iterations: int =
         for _ in range(iterations):
             function(*args, **kwargs)
         _wait_for_gpu()
-    except BaseException as raised:
+    except BaseException as raised:  # Goes on, after the stage has noted it.
         error = raised
         raise
     finally:

@@ -3,7 +3,7 @@ vLLM: each step of the model runner is a stage, `vllm.execute_model`; the sampli
 
 A step works on a batch of requests of many traces, so its stages form a trace of their own. Of the requests in a step,
 `vllm.requests.new` are prefilled; each of the `vllm.requests.running` decodes, or continues a prefill in chunks;
-`vllm.tokens` is the number of tokens scheduled, and `gen_ai.request.model` the model. A step is no request, so it has
+`vllm.tokens` is the number of tokens scheduled, and `gen_ai.request.model` the model. A step is not a request, and has
 no other of OpenTelemetry's attributes for those. The time to the first token is in vLLM's own metrics: nothing here
 sees where a request begins and ends. vLLM's engine runs in separate processes, which must be instrumented
 too: `GPUSCOPE` and `GPUSCOPE_FRAMEWORKS` reach them, and something there has to import gpuscope (`gpuscope run` does).

@@ -53,7 +53,7 @@ class Overlap(Iterator[Result]):
             if buffer:
                 return self._result()
             source.raise_what_ended_it()
-        except BaseException:
+        except BaseException:  # Goes on: an iterator that has raised is at its end.
             self.close()
             raise
         self.close()
@@ -100,7 +100,7 @@ class Overlap(Iterator[Result]):
                     await asyncio.sleep(_PAUSE_S)
                 return self._result()
             source.raise_what_ended_it()
-        except BaseException:
+        except BaseException:  # Goes on: an iterator that has raised is at its end.
             self.close()
             raise
         self.close()

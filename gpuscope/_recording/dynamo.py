@@ -142,7 +142,7 @@ def _place() -> str:
 if TYPE_CHECKING or native is None:
 
     def in_c(function: F, *_parts: object) -> F:
-        """Return the function itself: there is no other."""
+        """Return the function itself, because nothing was built in C."""
         return function
 
 else:

@@ -108,7 +108,7 @@ class Stage(StageBlock):
             begin(recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
             self._entries().append(inner)
             return cast("Self", inner)
-        except BaseException:
+        except BaseException:  # Nobody leaves what was not entered.
             undo(recorder, inner)
             raise
 

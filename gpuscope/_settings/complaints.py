@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SPANS, METRICS, SAMPLING = "spans", "metrics", "sampling"
-"""Sent by `otlp`; sent by `otlp`; decided here, because there is no provider that does."""
+"""Sent by `otlp`; sent by `otlp`; decided here, because without a provider nobody else does."""
 CONFIG_FILE = "config_file"
 
 

@@ -83,7 +83,7 @@ def read_all(settings: Sequence[Field[Any]], environ: Mapping[str, str]) -> tupl
         del values[name]
         variable = str(_variable(each, environ))
         said.append(Complaint(_ignoring(each, variable, environ[variable], A_URL.format(NO_SCHEME)), [name]))
-    if not str(values.get("sampler")).endswith("traceidratio"):  # Then its argument is no ratio.
+    if not str(values.get("sampler")).endswith("traceidratio"):  # Then its argument is not a ratio.
         said = [complaint for complaint in said if complaint.settings != ("sampler_ratio",)]
     if values.get(CONFIG_FILE):
         said.append(Complaint(_NO_CONFIG_FILE, [CONFIG_FILE]))

@@ -68,13 +68,13 @@ static TimedStream *stream_of(EventRecorder *self, PyObject *stream) {
     return timed_stream != NULL && timed_stream->raw ? timed_stream : NULL;
 }
 
+enum { FEW_HUNDRED = 256 };
+
 /*
  * The time in which nothing can be enqueued. Recording an event is about the least that there is, so what it took here is
  * the measure: two thirds of the least of the last hundreds, because waiting for an event of another stream may take a
  * little less; within `share_ns` and twice that.
  */
-enum { FEW_HUNDRED = 256 };
-
 static long long window_ns(const EventRecorder *self) {
     long long window = self->least_ns * 2 / 3, most = 2 * self->share_ns;
     return window < self->share_ns ? self->share_ns : window > most ? most : window;

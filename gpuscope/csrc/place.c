@@ -4,7 +4,7 @@
  */
 #include "native.h"
 
-/* A record of the list, or null: there are no more, or it is none. */
+/* A record of the list; null behind its end, and for what is not a record. */
 static const StageRecord *record_at(PyObject *records, Py_ssize_t i) {
     PyObject *record = i < PyList_GET_SIZE(records) ? PyList_GET_ITEM(records, i) : NULL;
     return record != NULL && PyObject_TypeCheck(record, record_type) ? (const StageRecord *)record : NULL;

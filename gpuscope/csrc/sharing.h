@@ -1,15 +1,15 @@
 /*
- * For C alone: the twin of `begin` and `end` in `_cuda/cuda_device.py` shares nothing. Neighbouring stages share an event: the end of one is the start of the next, outer and inner start together, inner and
- * outer end together. Each event costs the host some 1.4 us and the GPU about one (H100), and a chain of n stages has
- * n + 1 instead of 2n.
+ * Events that neighbouring stages share; the twin, `begin` and `end` in `_cuda/cuda_device.py`, shares none. The end of a
+ * stage is the start of the next, outer and inner start together, inner and outer end together. Each event costs the host
+ * some 1.4 us and the GPU about one (H100), and a chain of n stages has n + 1 instead of 2n.
  *
  * That is right as long as nothing was enqueued on the stream since the event. It is known by time: the least that a
- * thread can enqueue takes longer than a window (`window_ns` of `events.c`), so where less time has passed in which the thread was not in `begin`
- * or `end`, there is nothing between. The tests on a GPU measure both. Another thread may enqueue at any
- * time, and so nothing is shared on a stream on which a second one has had stages within the last second; nor on a
- * stream of another library, nor where recording has to be preceded by a question. A thread that enqueues on the
- * stream, at the same moment, without any stage of its own, is not seen: its work may count to the stage that follows,
- * as it counts to one that runs.
+ * thread can enqueue takes longer than a window (`window_ns` of `events.c`), so where less time has passed in which the
+ * thread was not in `begin` or `end`, there is nothing between. The tests on a GPU measure both. Another thread may
+ * enqueue at any time, and so nothing is shared on a stream on which a second one has had stages within the last second;
+ * nor on a stream of another library, nor where recording has to be preceded by a question. A thread that enqueues on the
+ * stream, at the same moment, without any stage of its own, is not seen: its work may count to the stage that follows, as
+ * it counts to one that runs.
  */
 #include "native.h"
 

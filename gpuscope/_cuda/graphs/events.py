@@ -139,7 +139,7 @@ class EventPool:
             taken = [self._unread.pop() for _ in range(min(count, len(self._unread)))]
         try:
             return taken + self._new(count - len(taken))
-        except BaseException:
+        except BaseException:  # Goes on: the caller counts it. What was taken is not lost.
             self.give_back_unread(taken)
             raise
 

@@ -83,7 +83,7 @@ class Launcher:
         around = start(recorder, self._site, None, 0)
         try:
             result = self._launch_in(around, graph, watched, timed_stream, launch)
-        except BaseException as error:
+        except BaseException as error:  # The program's, which goes on; the stage around it is left by it.
             end(around, error)
             raise
         end(around, None)

@@ -1,7 +1,7 @@
 """
 Rows into finished spans of OpenTelemetry's SDK, as its span processors get them at the end.
 
-Their attributes are plain dictionaries wherever that is no difference: the SDK's own kind costs more than all the rest.
+Their attributes are plain dictionaries wherever that makes no difference: the SDK's own kind costs more than the rest.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def _with_source(frame: Frame) -> str:
     file, line, _ = frame
     try:
         source = (_loaded_line(file, line) or _line_of_file(file, line)).strip()[:_MAX_LINE]
-    except Exception:  # Whatever there is by that name, it is no source: the trace goes without the line.
+    except Exception:  # Whatever there is by that name, it is not a source: the trace goes without the line.
         source = ""
     return text_of_frame(frame) + (f"    {source}\n" if source else "")
 

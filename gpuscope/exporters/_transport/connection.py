@@ -162,7 +162,7 @@ class Connection:
             if not response.isclosed():
                 self.close()
             return Answer(response.status, dict(response.headers.items()), answer)
-        except BaseException:
+        except BaseException:  # Goes on: a connection in the middle of an answer cannot be used again.
             self.close()
             raise
         finally:

@@ -157,7 +157,7 @@ class Sender:
         self._client.close()
 
     def _send_here(self, timeout_s: float) -> None:
-        """Send what is held on the thread that asks, within about the time, where there is no thread to do it."""
+        """Send what is held on the thread that asks, within about the time, where a thread could not be started."""
         if self._thread is not None:
             return
         until_s = monotonic() + timeout_s
