@@ -72,7 +72,7 @@ class OtlpMetrics:
             target = self._put
         if self._thread is None and self._next is not None:
             with without_instrumentation():
-                self._send_next()
+                self._send_next(here=True)
         with self._changed:
             self._changed.wait_for(lambda: self._done >= target or self._closing, timeout_s)
 
@@ -95,8 +95,8 @@ class OtlpMetrics:
             pass
         self._client.close()
 
-    def _send_next(self) -> bool:
-        """Send the next snapshot; return False once all is done."""
+    def _send_next(self, *, here: bool = False) -> bool:
+        """Send the next snapshot; return False once all is done. `here`, an interrupt is the program's, and goes on."""
         taken = self._take()
         if taken is None:
             return False
@@ -104,6 +104,8 @@ class OtlpMetrics:
         try:
             outcome = self._client.post(request_bytes(snapshot, self._resource))
         except BaseException as error:  # Whatever it is, the next snapshot may fare better.
+            if here and not isinstance(error, Exception):
+                raise
             outcome = Outcome("error", type(error).__name__)
         # The application's log handlers may raise, and the thread must outlive them.
         with contextlib.suppress(Exception):

@@ -113,6 +113,23 @@ def test_without_a_thread_a_flush_sends(make_exporter, otlp_receiver, send, acco
     account.check()
 
 
+@pytest.mark.usefixtures("no_threads")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_without_a_thread_an_interrupt_is_the_programs(make_exporter, send, account, monkeypatch, error):
+    """It comes out of the flush that sends, and what it broke off is lost once."""
+    exporter = make_exporter()
+
+    def interrupted(*_):
+        raise error
+
+    monkeypatch.setattr(exporter._sender._client, "post", interrupted)
+    send(exporter)
+    with pytest.raises(error):
+        exporter.flush(10)
+    assert account.lost == {"error": 1}
+    account.check()
+
+
 def test_without_a_thread_the_deadline_is_kept(make_exporter, otlp_receiver, send, account, no_threads):
     """A request that hangs ends with its own timeout, and no further one begins after the deadline."""
     otlp_receiver.answer(Answer(hang=True))

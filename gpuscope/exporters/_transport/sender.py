@@ -165,16 +165,21 @@ class Sender:
             while self._waiting and monotonic() < until_s:
                 with self._changed:
                     self._in_flight = self._take_waiting()
-                self._send(list(self._in_flight))
+                error = self._send(list(self._in_flight))
+                if error is not None and not isinstance(error, Exception):
+                    raise error  # On this thread it is the program's.
 
-    def _send(self, chunks: list[Chunk]) -> None:
+    def _send(self, chunks: list[Chunk]) -> BaseException | None:
+        """Send a payload and settle it; return what it failed with, where it was not the endpoint."""
+        failure = None
         try:
             outcome = post(chunks, self._client, self._wrap, lambda: bool(self._in_flight))
         except BaseException as error:  # Whatever it is, the thread must outlive it, or all later spans are lost.
-            outcome = Outcome("error", type(error).__name__)  # Its message may quote headers.
+            failure, outcome = error, Outcome("error", type(error).__name__)  # Its message may quote headers.
         # The application's log handlers may raise, and the thread must outlive them.
         with contextlib.suppress(Exception):
             self._conclude(outcome)
+        return failure
 
     def _next_payload(self) -> list[Chunk]:
         """Wait until a payload is due and return its chunks; return none once all is done."""
