@@ -200,17 +200,18 @@ def test_a_large_answer_is_not_read(serve, make_client, status, framing):
     ids=["negative chunk", "trailers", "interim answers"],
 )
 def test_an_answer_without_an_end_is_left(serve, make_client, head, piece):
-    """What is not a body that was asked for is bounded too: memory, and the work until the time is up."""
-    sent = 0
+    """What is not a body that was asked for is bounded too, in each attempt: memory, and what is received."""
+    sent_bytes = []  # Per attempt. What the system buffers, some 40 MB at most, is sent and never received.
 
     def speak(connection):
-        nonlocal sent
+        attempt = len(sent_bytes)
+        sent_bytes.append(0)
         connection.sendall(head)
-        while sent < 100_000_000:
+        while sent_bytes[attempt] < 100_000_000:
             connection.sendall(piece)
-            sent += len(piece)
+            sent_bytes[attempt] += len(piece)
 
-    client = make_client(serve(speak).url, otlp_timeout_s=30, otlp_compression="none")
+    client = make_client(serve(speak).url, otlp_timeout_s=2, otlp_compression="none")
     tracemalloc.start()
     try:
         client.post(b"payload")
@@ -219,7 +220,7 @@ def test_an_answer_without_an_end_is_left(serve, make_client, head, piece):
         tracemalloc.stop()
         client.close()
     assert peak < 5_000_000
-    assert sent < 50_000_000
+    assert max(sent_bytes) < 50_000_000
 
 
 def test_a_program_that_debugs_its_own_requests_prints_none_of_ours(serve, make_client, monkeypatch, capsys):
