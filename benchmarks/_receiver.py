@@ -1,5 +1,5 @@
 """
-A real OTLP/HTTP receiver for the benchmarks, run as a process of its own: counts the spans that arrive.
+A real receiver of OTLP, by HTTP and gRPC, run as a process of its own: counts the spans that arrive.
 
 Decodes every request with opentelemetry-proto, and keeps nothing but the counts and the times of the metrics. `GET /`
 answers with the counts, and `GET /v1/metrics` with the times.
@@ -14,9 +14,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PATH = "/v1/traces"
 METRICS_PATH = "/v1/metrics"
@@ -28,7 +33,10 @@ class Receiver:
     def __init__(self) -> None:
         self._process = subprocess.Popen([sys.executable, str(Path(__file__))], stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
-        self.endpoint = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        http_port, grpc_port = map(int, self._process.stdout.readline().split())
+        self.endpoint = f"http://127.0.0.1:{http_port}"
+        self.grpc_endpoint = f"http://127.0.0.1:{grpc_port}"
+        """Port 0 where `grpcio` is not installed."""
 
     def close(self) -> None:
         self._process.terminate()
@@ -53,6 +61,13 @@ def serve() -> None:
     metric_times: list[float] = []
     lock = threading.Lock()
 
+    def count(request: ExportTraceServiceRequest) -> None:
+        for resource in request.resource_spans:
+            named = {a.key: a.value.string_value for a in resource.resource.attributes}
+            spans = sum(len(scope.spans) for scope in resource.scope_spans)
+            with lock:
+                counts[named.get("service.name", "unknown")] += spans
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -64,15 +79,8 @@ def serve() -> None:
                 ExportMetricsServiceRequest.FromString(body)
                 metric_times.append(time.monotonic())
             else:
-                self._count(ExportTraceServiceRequest.FromString(body))
+                count(ExportTraceServiceRequest.FromString(body))
             self._answer(b"", "application/x-protobuf")
-
-        def _count(self, request: ExportTraceServiceRequest) -> None:
-            for resource in request.resource_spans:
-                named = {a.key: a.value.string_value for a in resource.resource.attributes}
-                spans = sum(len(scope.spans) for scope in resource.scope_spans)
-                with lock:
-                    counts[named.get("service.name", "unknown")] += spans
 
         def do_GET(self) -> None:
             with lock:
@@ -91,8 +99,34 @@ def serve() -> None:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    print(server.server_address[1], flush=True)
+    by_grpc, grpc_port = _listen_by_grpc(count)
+    print(server.server_address[1], grpc_port, flush=True)
     server.serve_forever()
+    del by_grpc  # Which would have ended without this name.
+
+
+def _listen_by_grpc(count: Callable[[Any], None]) -> tuple[Any, int]:
+    """Return the server and its port, or 0 where `grpcio` is not installed."""
+    try:
+        import grpc
+    except ImportError:
+        return None, 0
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+        TraceServiceServicer,
+        add_TraceServiceServicer_to_server,
+    )
+
+    class Service(TraceServiceServicer):
+        def Export(self, request: Any, _context: Any) -> Any:  # noqa: N802 - the service's own word
+            count(request)
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", 64 << 20)])
+    add_TraceServiceServicer_to_server(Service(), server)
+    port: int = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, port
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """
 A process that runs blocks of requests on command, for `bench_tail.py`: JSON lines in, JSON lines out.
 
-A process has one TracerProvider, and is never quite the same once CUPTI was started in it: hence three kinds.
-`bare` runs plain, otlp and naive; `provider`, whose application has a TracerProvider, runs plain, application and sdk;
-`profiler` runs torch.profiler alone.
+A process has one TracerProvider, and is never quite the same once CUPTI was started in it: hence several kinds.
+`bare` runs plain, otlp and naive; `instrumented`, whose TracerProvider is that of `opentelemetry-instrument`, which has
+started it, runs plain, auto and sdk; `profiler` runs torch.profiler alone.
 """
 
 from __future__ import annotations
@@ -62,19 +62,18 @@ class Worker:
         self._plain = pipeline.plain(functions)
         self._staged = pipeline.staged(functions)
         self._provider = None
-        if kind == "provider":
+        if kind == "instrumented":
             from opentelemetry import trace
 
-            self._provider = provider("sdk", endpoint)
-            trace.set_tracer_provider(self._provider)
+            self._provider = trace.get_tracer_provider()
         if kind == "bare":
             self._provider = provider("naive", endpoint)
             self._naive = pipeline.naive(functions, self._provider.get_tracer("naive"))
 
     def block(self, variant: str, seconds: float) -> dict[str, Any]:
         gc.collect()
-        if variant in ("otlp", "application", "sdk"):
-            return self._gpuscope("auto" if variant == "application" else variant, seconds)
+        if variant in ("otlp", "auto", "sdk"):
+            return self._gpuscope(variant, seconds)
         if variant == "profiler":
             return {"ns": self._profiled(seconds), "background_ns": {}, "stages": 0}
         request = self._naive if variant == "naive" else self._plain
@@ -92,6 +91,7 @@ class Worker:
 
         answer = self._measure(self._staged, seconds, settle)
         statistics = gpuscope.statistics()
+        answer["route"] = statistics.route
         answer["account"] = {
             name: getattr(statistics, name) for name in ("recorded", "exported", "dropped", "lost", "pending")
         }

@@ -2,7 +2,8 @@
 What watching a launch-bound service does to its latency: blocks of requests, one way after another, many rounds.
 
 The loop is ResNet-50 at batch 1 in six stages (see `_pipeline.py`); spans go to a real receiver in another process.
-Only one process works at a time, in a new random order each round.
+Only one process works at a time, in a new random order each round. Two of them run under `opentelemetry-instrument`,
+and need what the extra `bench` brings.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from typing import Any
 from _common import Goal, arguments, environment, has_cuda, median, percentile, save, table
 from _receiver import Receiver
 
+PROTOCOLS = {"HTTP": "http/protobuf", "gRPC": "grpc"}
+"""Of the processes under `opentelemetry-instrument`."""
+INSTRUMENT = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
+"""The script `opentelemetry-instrument`, wherever pip put it."""
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 # variant: (process, what it runs, the variants it is compared with)
 VARIANTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -26,9 +31,11 @@ VARIANTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "plain again": ("bare", "plain", ("plain",)),
     "gpuscope otlp": ("bare", "otlp", ("plain", "plain again")),
     "naive": ("bare", "naive", ("plain", "plain again")),
-    "plain, with provider": ("provider", "plain", ("plain", "plain again")),
-    "gpuscope application": ("provider", "application", ("plain, with provider",)),
-    "gpuscope sdk": ("provider", "sdk", ("plain, with provider",)),
+    "instrumented, HTTP": ("HTTP", "plain", ("plain", "plain again")),
+    "gpuscope auto, HTTP": ("HTTP", "auto", ("instrumented, HTTP",)),
+    "gpuscope sdk, HTTP": ("HTTP", "sdk", ("instrumented, HTTP",)),
+    "instrumented, gRPC": ("gRPC", "plain", ("plain", "plain again")),
+    "gpuscope auto, gRPC": ("gRPC", "auto", ("instrumented, gRPC",)),
     "torch.profiler": ("profiler", "profiler", ("plain", "plain again")),
 }
 
@@ -36,11 +43,22 @@ VARIANTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 class Process:
     """A worker: given a block to run, it answers with the times."""
 
-    def __init__(self, kind: str, endpoint: str, delay_s: float) -> None:
+    def __init__(self, kind: str, receiver: Receiver, delay_s: float) -> None:
         worker = str(Path(__file__).with_name("_tail_worker.py"))
+        command, environ = [sys.executable, worker], {"GPUSCOPE": "idle", "OTEL_SERVICE_NAME": kind}
+        if kind in PROTOCOLS:
+            # As somebody would start a service: the provider, its processor and its exporter are the distribution's.
+            endpoint = receiver.grpc_endpoint if kind == "gRPC" else receiver.endpoint
+            command = [sys.executable, "-c", INSTRUMENT, *command]
+            environ |= {
+                "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+                "OTEL_EXPORTER_OTLP_PROTOCOL": PROTOCOLS[kind],
+                "OTEL_METRICS_EXPORTER": "none",
+                "OTEL_LOGS_EXPORTER": "none",
+            }
         self._process = subprocess.Popen(
-            [sys.executable, worker, kind, endpoint, str(delay_s)],
-            env=environment({"GPUSCOPE": "idle", "OTEL_SERVICE_NAME": "otlp"}),
+            [*command, "instrumented" if kind in PROTOCOLS else kind, receiver.endpoint, str(delay_s)],
+            env=environment(environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -71,7 +89,7 @@ def collect(options: Any) -> tuple[dict[str, list[Any]], dict[str, int]]:
     blocks: dict[str, list[Any]] = {name: [] for name in order}
     with closing(Receiver()) as receiver:
         kinds = dict.fromkeys(kind for kind, _, _ in VARIANTS.values())
-        processes = {kind: Process(kind, receiver.endpoint, options.schedule_delay) for kind in kinds}
+        processes = {kind: Process(kind, receiver, options.schedule_delay) for kind in kinds}
         for name, (kind, what, _) in VARIANTS.items():
             processes[kind].block(what, min(1.0, options.block))
             print(f"warmed up: {name}", file=sys.stderr)
@@ -155,13 +173,15 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def goals_of(summary: dict[str, Any]) -> list[Goal]:
-    otlp, sdk, application = (summary[f"gpuscope {way}"] for way in ("otlp", "sdk", "application"))
+    otlp, sdk = summary["gpuscope otlp"], summary["gpuscope sdk, HTTP"]
+    auto = {protocol: summary[f"gpuscope auto, {protocol}"] for protocol in PROTOCOLS}
     return [
         Goal("otlp: p50 against uninstrumented", otlp["p50 ratio"], 1.01, "x"),
         Goal("otlp: p99 against uninstrumented", otlp["p99 ratio"], 1.05, "x"),
         Goal("otlp: background CPU per stage", otlp["background_us"], 5, " µs"),
-        Goal("application: p99 against uninstrumented", application["p99 ratio"], 1.05, "x"),
-        Goal("application: background CPU per stage", application["background_us"], 5, " µs"),
+        *(Goal(f"auto, {name}: p50 against uninstrumented", of["p50 ratio"], 1.01, "x") for name, of in auto.items()),
+        *(Goal(f"auto, {name}: p99 against uninstrumented", of["p99 ratio"], 1.05, "x") for name, of in auto.items()),
+        *(Goal(f"auto, {name}: background CPU per stage", of["background_us"], 5, " µs") for name, of in auto.items()),
         Goal("sdk: p99 against uninstrumented", sdk["p99 ratio"], 1.25, "x"),
     ]
 
@@ -180,7 +200,9 @@ def main() -> None:
     summary = summarise(blocks, 50 if options.quick else 400)
     show(summary)
     accounts = {name: [b["account"] for b in blocks[name]] for name in blocks if "account" in blocks[name][0]}
+    routes = {name: sorted({b["route"] for b in blocks[name]}) for name in accounts}
     for name, account in accounts.items():
+        print(f"{name}: spans go {', '.join(routes[name])}")
         total = {key: sum(a[key] for a in account) for key in ("recorded", "exported", "pending")}
         losses = [loss for a in account for loss in (a["dropped"], a["lost"]) if loss]
         print(f"{name}, stages: {total}, dropped or lost: {losses or 'none'}")
@@ -192,6 +214,7 @@ def main() -> None:
         options={"seconds": options.seconds, "block_s": options.block, "schedule_delay_s": options.schedule_delay},
         summary=summary,
         received=received,
+        routes=routes,
         blocks=blocks,
     )
 
