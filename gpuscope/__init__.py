@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._measure import measure, warm_up
 from gpuscope._profile import profile
+from gpuscope._recording.current_stage import bind
 from gpuscope._recording.stage import stage
 from gpuscope._runtime import disable, enable, flush, is_enabled, set_up, shutdown, statistics, summary
 from gpuscope._version import __version__
@@ -25,6 +26,7 @@ __all__ = [
     "PinnedPool",
     "PoolExhaustedError",
     "__version__",
+    "bind",
     "disable",
     "enable",
     "extract",

@@ -18,14 +18,20 @@ import gc
 import sys
 import threading
 from contextvars import ContextVar, copy_context
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gpuscope._data.native import native
+from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_the_programs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuscope._data.record import StageRecord
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ELSEWHERE, TAKEN_OUT = 0, 1
 """What `step_out` did: nothing, or little, in a context that is not the stage's; or all that there is to do."""
@@ -191,3 +197,38 @@ def running_stage(record: StageRecord | None) -> StageRecord | None:
     while record is not None and record.end_ns:
         record = record.outer
     return record
+
+
+def bind(function: Callable[P, R]) -> Callable[P, R]:
+    """
+    Return the function bound to the current context: its stages are below the current stage, on any thread.
+
+    Thread pools run what they are given in a context of their own, where no stage is current. `asyncio.to_thread` and
+    Starlette's thread pool take the context along; `loop.run_in_executor` and `ThreadPoolExecutor.submit` do not. What
+    is bound may be called any number of times, at once too. It behaves the same with recording off. Pickle does not
+    take it: for other processes there are `inject` and `extract`.
+
+    Examples:
+        `await loop.run_in_executor(pool, gpuscope.bind(infer), images)`, and `pool.map(gpuscope.bind(infer), batches)`
+
+    Args:
+        function: what is to be called.
+
+    Raises:
+        TypeError: for what is not callable, and for a coroutine function, because tasks take their context along.
+
+    """
+    from inspect import iscoroutinefunction
+
+    if not callable(function):
+        raise TypeError(
+            f"`bind` takes a function, not {shown(function)}. Write `bind(f)`, and pass arguments to the call."
+        )
+    if iscoroutinefunction(function):
+        raise TypeError("`bind` takes no coroutine function: tasks of asyncio take their context along by themselves.")
+    context = copy_context()
+
+    def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+        return context.copy().run(function, *args, **kwargs)
+
+    return update_wrapper(bound, function)

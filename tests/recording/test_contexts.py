@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from opentelemetry import trace
@@ -292,3 +294,47 @@ def test_collections_are_watched_once(bench):
 
     watch_collections()
     assert gc.callbacks.count(note_collection) == 1
+
+
+class TestBind:
+    """`gpuscope.bind`: work for other threads."""
+
+    def test_stages_of_a_pool_are_below_the_stage_that_handed_the_work_over(self, provided):
+        """Each call, at once or not, runs in the context of `bind`; what the thread had before is there afterwards."""
+        barrier = threading.Barrier(2, timeout=10)
+
+        def work(item):
+            with stage("work"):
+                barrier.wait()
+            return item
+
+        with ThreadPoolExecutor(2) as pool, stage("request"):
+            bound = gpuscope.bind(work)
+            assert list(pool.map(bound, range(4))) == [0, 1, 2, 3]
+            assert pool.submit(current.get).result() is None
+        provided.collect()
+        (request,) = provided.named("request")
+        assert [span.parent_id for span in provided.named("work")] == [request.span_id] * 4
+
+    def test_it_looks_like_the_function_and_keeps_what_it_returns_and_raises(self):
+        """With recording off, too."""
+
+        def divide(one, by=1):
+            """Divide."""
+            return one / by
+
+        bound = gpuscope.bind(divide)
+        assert (bound.__name__, bound.__doc__, bound(6, by=3)) == ("divide", "Divide.", 2)
+        with pytest.raises(ZeroDivisionError):
+            bound(1, by=0)
+        assert gpuscope.bind(functools.partial(divide, 6))(by=2) == 3
+
+    def test_what_it_cannot_bind_is_refused(self):
+        """Clearly, and at once."""
+
+        async def coroutine():
+            """Wait for nothing."""
+
+        for odd in (None, "name", coroutine):
+            with pytest.raises(TypeError, match="`bind` takes"):
+                gpuscope.bind(odd)
