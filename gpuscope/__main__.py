@@ -1,5 +1,5 @@
 """
-The command line: `gpuscope demo`, `doctor`, `report`, `compare`, `profile`, `run`.
+The command line: `gpuscope demo`, `doctor`, `report`, `compare`, `send`, `profile`, `run`.
 
 Only finds the command and turns its failure into an exit code; what a command does is in `gpuscope.commands`.
 """
@@ -12,12 +12,20 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuscope._errors import CommandError
-from gpuscope.commands import compare, demo, doctor, profile, report, run
+from gpuscope.commands import compare, demo, doctor, profile, report, run, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = {"demo": demo, "doctor": doctor, "report": report, "compare": compare, "profile": profile, "run": run}
+COMMANDS = {
+    "demo": demo,
+    "doctor": doctor,
+    "report": report,
+    "compare": compare,
+    "send": send,
+    "profile": profile,
+    "run": run,
+}
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 

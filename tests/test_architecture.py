@@ -38,7 +38,15 @@ BESIDE_FILES = (
     "_instrumentor.py",
     "__main__.py",
 )
-BEHIND_THE_DOORS = ("_checks.py", "_program.py", "run.py", "profile.py", "sitecustomize.py")
+BEHIND_THE_DOORS = (
+    "checks.py",
+    "options.py",
+    "_program.py",
+    "run.py",
+    "profile.py",
+    "send.py",
+    "sitecustomize.py",
+)
 """Of `commands/`, those that may import private rooms."""
 ORDER = ("_reading/", "_structure/", "_verdicts/", "_viewers/")
 """Of `analysis/`: none imports what stands after it."""
@@ -269,8 +277,9 @@ WRITERS = {"warning", "info", "debug", "error", "exception", "critical", "log", 
 """Methods that write to a log."""
 SHOWS_ERRORS_OF_ITS_OWN = {
     "__main__.py": "a command's own error, in the command's own process",
-    "commands/_checks.py": "as above",
+    "commands/_checks/checks.py": "as above",
     "commands/_program.py": "as above",
+    "commands/_endpoint/options.py": "a setting of ours raised it, about an option",
     "commands/profile.py": "as above",
     "commands/run.py": "as above",
     "_settings/fields.py": "a parser of ours raised it, about a text of the environment or an argument",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from gpuscope._data.batch import RowFlag
+from gpuscope._data.batch import NO_WORK_NS, RowFlag
 from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 from gpuscope._recording.state import state
@@ -36,12 +36,6 @@ if TYPE_CHECKING:
 
 BY_PROVIDER = frozenset(("application", "processors", "sdk"))
 """Exporters by the application's TracerProvider."""
-_NO_WORK_NS = 3_000
-"""
-Two events with nothing between are 1.25 to 2.5 µs apart on a busy GPU (H100). With a kernel between they are apart by
-what that takes, which is about 1 µs at least, and by 2.2 µs or more besides (`benchmarks/results/clock.json`);
-where neighbours share their events, the least kernel makes 3.9 µs of that (H100).
-"""
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
 
 
@@ -52,7 +46,7 @@ def with_work(batch: StageBatch) -> StageBatch:
     Their GPU times stay in the columns. On an idle GPU a stage without work cannot be told from one that waits for its
     work: there its two events are as far apart as on the host. A stage inside a graph has no other span, and keeps it.
     """
-    no_work = batch.gpu_end_ns - batch.gpu_start_ns <= _NO_WORK_NS
+    no_work = batch.gpu_end_ns - batch.gpu_start_ns <= NO_WORK_NS
     no_work &= batch.flags & _IN_GRAPH == 0
     return replace(batch, gpu_span_id=np.where(no_work, np.uint64(0), batch.gpu_span_id))
 

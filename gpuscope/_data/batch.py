@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from gpuscope._data.record import ExceptionInfo, LazySpan, Site, ThreadInfo
 
 
+NO_WORK_NS = 3_000
+"""
+Two events with nothing between are 1.25 to 2.5 µs apart on a busy GPU (H100). With a kernel between they are apart by
+what that takes, which is about 1 µs at least, and by 2.2 µs or more besides (`benchmarks/results/clock.json`);
+where neighbours share their events, the least kernel makes 3.9 µs of that (H100).
+"""
+
+
 class RowFlag(IntFlag):
     """What is special about one resolved stage; a column of `StageBatch`."""
 

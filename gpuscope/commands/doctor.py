@@ -16,7 +16,7 @@ from gpuscope.commands import _console
 if TYPE_CHECKING:
     import argparse
 
-    from gpuscope.commands._checks import Finding
+    from gpuscope.commands._checks.checks import Finding
 
 HELP = "Check this machine and your settings: PyTorch, GPU, NVTX, exporter, clock, cost of a stage."
 WIDTH = 120
@@ -30,20 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check everything; return 1 if there is a problem."""
-    from gpuscope.commands import _checks
+    from gpuscope.commands._checks import checks
 
     _console.show_any_text()
     findings = []
-    for check in _checks.all_checks():
+    for check in checks.all_checks():
         for finding in check():
             findings.append(finding)
             if not options.json:
                 _show(finding)
-    problems = sum(finding.verdict == _checks.PROBLEM for finding in findings)
+    problems = sum(finding.verdict == checks.PROBLEM for finding in findings)
     if options.json:
         print(json.dumps({"ok": not problems, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        warnings = sum(finding.verdict == _checks.WARNING for finding in findings)
+        warnings = sum(finding.verdict == checks.WARNING for finding in findings)
         print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
     return 1 if problems else 0
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gpuscope import stage
-from gpuscope._collecting.active_exporters import _NO_WORK_NS, with_work
-from gpuscope._data.batch import RowFlag
+from gpuscope._collecting.active_exporters import with_work
+from gpuscope._data.batch import NO_WORK_NS, RowFlag
 from gpuscope._data.metrics import DURATION
 from gpuscope.exporters.memory import MemoryExporter
 
@@ -113,7 +113,7 @@ def test_a_stage_inside_a_graph_keeps_its_only_span():
 
 def test_no_other_column_changes():
     """The GPU's times stay, and the batch that was given is as it was: other exporters have it."""
-    rows = [Row(gpu_span_id=7, gpu_ns=length_ns) for length_ns in (_NO_WORK_NS, _NO_WORK_NS + 1)]
+    rows = [Row(gpu_span_id=7, gpu_ns=length_ns) for length_ns in (NO_WORK_NS, NO_WORK_NS + 1)]
     batch = make_batch(*rows)
     found = with_work(batch)
     assert (batch.gpu_span_id.tolist(), found.gpu_span_id.tolist()) == ([7, 7], [0, 7])

@@ -153,6 +153,8 @@ DETAILS = st.builds(
     status=st.none() | st.tuples(st.sampled_from(["OK", "ERROR", "UNSET"]), st.none() | st.text(max_size=5)),
     events=st.lists(st.tuples(st.text(max_size=5), st.integers(1, 2**63), ATTRIBUTES), max_size=2).map(tuple),
     links=st.lists(st.tuples(id_numbers(128), id_numbers(64), ATTRIBUTES), max_size=2).map(tuple),
+    trace_state=st.sampled_from(["", "vendor=a,other=th:8"]),
+    dropped=st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
 SITES = st.builds(
     Site,

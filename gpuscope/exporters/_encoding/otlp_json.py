@@ -18,7 +18,7 @@ from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.metrics import DataPoint, InstrumentSpec, Snapshot
@@ -60,7 +60,7 @@ class JsonEncoder:
         """Return the batch's request, without an end of line."""
         spans = spans_of(batch)
         shared = resolve(spans, self._groups, lambda host, gpu: (_shared(host), _shared(gpu)))
-        texts = [_span(row) for pair in rows_of(spans, shared) for row in pair if row is not None]
+        texts = [text for pair in rows_of(spans, shared) for text in _texts(*pair)]
         return f"{self._before}{','.join(texts)}]}}]}}]}}"
 
     def encode_metrics(self, snapshot: Snapshot) -> str:
@@ -78,11 +78,19 @@ def _shared(template: SpanTemplate | None) -> _Shared | None:
     return _Shared(f"{head}{_attributes(template.attributes)},", doubles)
 
 
-def _span(row: SpanRow[_Shared]) -> str:
+def _texts(host: SpanRow[_Shared] | None, gpu: SpanRow[_Shared] | None) -> Iterator[str]:
+    """Yield a stage's spans. Both are in the trace whose state the host span's details have."""
+    state = host.details.trace_state if host is not None and host.details is not None else ""
+    for row in (host, gpu):
+        if row is not None:
+            yield _span(row, f'"traceState":{json.dumps(state)},' if state else "")
+
+
+def _span(row: SpanRow[_Shared], state: str) -> str:
     parent = f'"parentSpanId":"{row.parent_id:016x}",' if row.parent_id else ""
     more, rest = _details(row.details) if row.details is not None else ("", "")
     return (
-        f'{{"traceId":"{row.trace_id:032x}","spanId":"{row.span_id:016x}",{parent}'
+        f'{{"traceId":"{row.trace_id:032x}","spanId":"{row.span_id:016x}",{state}{parent}'
         f'"startTimeUnixNano":"{row.start_ns}","endTimeUnixNano":"{row.end_ns}",'
         f"{row.shared.head}{row.shared.doubles % row.measured}{more}]{rest}}}"
     )
@@ -98,6 +106,11 @@ def _details(details: CleanDetails) -> tuple[str, str]:
             for name, at, attributes in details.events
         )
         rest += f',"events":[{",".join(events)}]'
+    # Of attributes none is dropped: files have no limits.
+    if details.dropped.events:
+        rest += f',"droppedEventsCount":{details.dropped.events}'
+    if details.dropped.links:
+        rest += f',"droppedLinksCount":{details.dropped.links}'
     if details.links:
         links = (
             f'{{"traceId":"{trace_id:032x}","spanId":"{span_id:016x}","flags":{PARENT_KNOWN},'

@@ -219,19 +219,19 @@ def files() -> Iterator[Finding]:
 
 def recording() -> Iterator[Finding]:
     """What a stage costs here and now, and how well the GPU's clock is known."""
-    from gpuscope.commands import _cost
+    from gpuscope.commands._checks import cost
 
     torch = _torch()
     gpu = torch if torch is not None and torch.cuda.is_available() else None
     with _listening():
         gpuscope.enable(exporters="none", interval_s=0.01)
-        stage_ns = _cost.stage(gpu)
+        stage_ns = cost.stage(gpu)
         statistics = gpuscope.statistics()
         gpuscope.shutdown(1.0)
     if gpu is None:
         yield Finding("cost", OK, f"{stage_ns / 1e3:.2f} us per stage on the calling thread")
         return
-    pair_ns = _cost.bare_pair(gpu)
+    pair_ns = cost.bare_pair(gpu)
     yield Finding(
         "cost",
         OK,
