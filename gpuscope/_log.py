@@ -2,13 +2,15 @@
 What gpuscope logs: few lines, through the logger `gpuscope`, and each kind of failure once.
 
 A handler of the log is the program's: it may wait for a disk or a network, take any lock, or raise. So what runs on the
-application's threads, in or around a stage, has the collector log it (`later`).
+application's threads, in or around a stage, has the collector log it (`later`). Where the program has set up no log,
+warnings go to standard error, and each line says who speaks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING
@@ -21,8 +23,57 @@ logger = logging.getLogger("gpuscope")
 SUPPRESSED = "Further warnings of this kind are suppressed."
 COUNTED = f"{SUPPRESSED} `gpuscope.statistics()` counts what was lost."
 
+SENDER = "gpuscope: "
+_LAST_RESORT = "gpuscope.last_resort"
 _MOST_WAITING = 64
 _waiting: deque[tuple[str, tuple[object, ...]]] = deque(maxlen=_MOST_WAITING)
+
+
+def say(text: str, *, every_line: bool = True) -> None:
+    """Write lines to standard error, with our name before each, or the first; where that fails, nothing happens."""
+    with contextlib.suppress(Exception):
+        stream = sys.stderr
+        line = SENDER + (text.replace("\n", f"\n{SENDER}") if every_line else text) + "\n"
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        stream.write(line.encode(encoding, "replace").decode(encoding))  # In one piece, between the program's own.
+        stream.flush()
+
+
+class LastResort(logging.Handler):
+    """Does what Python's handler of last resort does, where the program has no handler, and says who speaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = _LAST_RESORT
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a warning that nobody else gets."""
+        if record.levelno >= logging.WARNING and logging.lastResort is not None and not has_handlers():
+            say(record.getMessage())
+
+
+def has_handlers() -> bool:
+    """Tell whether the program has a handler for what we log."""
+    at: logging.Logger | None = logger
+    while at is not None:
+        if any(handler.name != _LAST_RESORT for handler in at.handlers):
+            return True
+        at = at.parent if at.propagate else None
+    return False
+
+
+def shows_information() -> bool:
+    """Tell whether the program's log shows lines of the level `INFO`."""
+    return has_handlers() and logger.isEnabledFor(logging.INFO)
+
+
+def is_silenced() -> bool:
+    """Tell whether somebody wants no information from us, by the level of our logger."""
+    return logger.disabled or logger.level > logging.INFO
+
+
+if all(handler.name != _LAST_RESORT for handler in logger.handlers):  # Else this package is imported again.
+    logger.addHandler(LastResort())
 
 
 def later(message: str, *arguments: object) -> None:

@@ -14,12 +14,13 @@ import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypedDict, cast
 
+from gpuscope import _exits, _said
 from gpuscope._data.plain.values import shown
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
 from gpuscope._settings.enabling import description, seconds, to_record
-from gpuscope._settings.environment import is_off, is_set_up_without_being_on, variables
+from gpuscope._settings.environment import is_off, is_our_command, set_without_the_switch, variables
 
 if TYPE_CHECKING:
     import logging
@@ -85,7 +86,9 @@ def _enable(settings: Mapping[str, object]) -> None:
     if engine is None or engine.ended or (settings and engine.config != config):
         if engine is not None:
             engine.shutdown(engine.config.shutdown_timeout_s)
+            state.has_recorded |= engine.statistics().recorded > 0
         start(config)
+        _said.where(config)
     elif state.recorder is None:
         state.switch_to(engine.recorder)
     state.allow_toggling()
@@ -97,7 +100,7 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
 
     with state.lock:
         engine = state.engine = Engine(
-            config, on_provider=_be_first_at_exit, on_pass=_on_pass(config), meters=state.meters, **parts
+            config, on_provider=_exits.be_first, on_pass=_on_pass(config), meters=state.meters, **parts
         )
         if state.look is not None:
             state.look.attach(engine.recorder)
@@ -223,54 +226,27 @@ def summary() -> Summary:
     return engine.summary.summary()  # type: ignore[no-any-return]  # Of a room above `state`.
 
 
-def _be_first_at_exit() -> None:
-    # Handlers run last in, first out. A provider registers its own when it is made, so ours has to be registered anew.
-    atexit.unregister(_hand_over_at_exit)
-    atexit.register(_hand_over_at_exit)
-
-
-def _hand_over_at_exit() -> None:
-    # Before providers end they get what there is. The program's own handlers may still run stages.
-    if state.engine is not None:
-        state.engine.hand_over()
-
-
-def _at_exit() -> None:
-    # After all handlers that were registered after this. The recorder stays, so that what comes later still is counted.
-    if state.engine is not None:
-        state.engine.shutdown_at_exit()
-
-
-def _before_the_end() -> None:
-    _finish_set_up()
-    # Even if the program made a provider in its last moments, our handler is the newest now, and runs first.
-    _be_first_at_exit()
-
-
-def _finish_set_up() -> None:
-    if state.engine is not None:
-        state.engine.wait_until_ready()
-
-
 def _hook_exit_and_fork() -> None:
     if not state.hooked:
         state.hooked = True
-        atexit.register(_at_exit)
+        atexit.register(_exits.finish)
         # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a new
         # collector still needs. Handlers of `_register_atexit` run earlier, and last in, first out as well, so that of
         # the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
         import concurrent.futures.thread  # noqa: F401
 
-        getattr(threading, "_register_atexit", lambda _: None)(_before_the_end)
+        getattr(threading, "_register_atexit", lambda _: None)(_exits.before_the_end)
         if hasattr(os, "register_at_fork"):
             # A child forked while the collector imports modules would find their locks taken for ever.
-            os.register_at_fork(before=_finish_set_up, after_in_child=_after_fork_in_child)
-        finish_in_children(_at_exit)
+            os.register_at_fork(
+                before=_exits.finish_set_up, after_in_child=_after_fork_in_child, after_in_parent=state.count_fork
+            )
+        finish_in_children(_exits.finish)
 
 
 def _after_fork_in_child() -> None:
     """Begin anew: stages, threads, locks, connections and CUDA events remain the parent's."""
-    engine, was_on = state.engine, state.recorder is not None
+    engine, was_on, state.is_fork = state.engine, state.recorder is not None, True
     state.lock = threading.RLock()
     state.look = None
     for instruments in state.meters.values():
@@ -281,20 +257,27 @@ def _after_fork_in_child() -> None:
     start(engine.config)
     if not was_on:
         state.switch_to(None)
-    _be_first_at_exit()
-    finish_in_children(_at_exit)
+    _exits.be_first()
+    finish_in_children(_exits.finish)
 
 
 def set_up() -> bool:
     """Do as the environment says, at import and again by `gpuscope run`; return whether it names stages."""
     state.begin_anew(variables())
-    if is_off(state.environ) and not is_set_up_without_being_on(state.environ):
-        return False
+    if state.audience is None and is_our_command():
+        state.audience = False
+    if is_off(state.environ):
+        names = set_without_the_switch(state.environ)
+        if names:
+            _said.without_the_switch(names & state.config.known_variables())
+        else:
+            return False
     config = state.config
     state.may_toggle = config.mode != "absent"
     if config.mode == "on":
         try:
             start(config)
+            _said.where(config)
         except Exception as error:  # Whatever it is, `import gpuscope` goes on. In a sub-interpreter it is numpy.
             _logger().warning("nothing is recorded, because recording could not start: %s.", shown(error))
     return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)

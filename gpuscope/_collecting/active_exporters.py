@@ -225,6 +225,10 @@ class ActiveExporters:
         for exporter in self._all():
             self._try(exporter, "shutdown", remaining_s())
 
+    def places(self) -> tuple[str, ...]:
+        """Return where each exporter in use sends or writes to, for people."""
+        return tuple(str(getattr(self._made.get(name), "place", f"`{name}`")) for name in self.names)
+
     def _all(self) -> list[Exporter]:
         return [*self._extra, *self._made.values()]
 

@@ -115,6 +115,17 @@ class State(StateFields):
         self.wanted: Mapping[str, object] | None = None
         """The settings of an `enable` that is not done yet."""
         self.hooked = False
+        self.audience: bool | None = None
+        """Whether somebody is to be told of start and end: True with `gpuscope run`, False in other commands of ours;
+        else it depends on the terminal."""
+        self.told = ""
+        """What was said of the start."""
+        self.is_fork = False
+        """Whether this process is the child of a fork."""
+        self.forks = 0
+        """How many children this process has forked, itself or in `multiprocessing`."""
+        self.has_recorded = False
+        """Whether a period before this one had a stage."""
         self.look: FromAbove = None
         """The deep look that is on; it takes part in every period of recording."""
         self.instrumentation: FromAbove = None
@@ -173,6 +184,10 @@ class State(StateFields):
                 more,
             )
             self.left_plain.clear()
+
+    def count_fork(self) -> None:
+        """Note that this process has forked a child."""
+        self.forks += 1
 
     def begin_anew(self, environ: dict[str, str]) -> None:
         """Take another environment. Its settings are read when they are first needed."""

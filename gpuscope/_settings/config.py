@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
-from gpuscope._settings.fields import for_metrics, read_all, setting
+from gpuscope._settings.fields import for_metrics, read_all, setting, spellings
 from gpuscope._settings.keywords import checked
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
@@ -35,6 +35,12 @@ class Config:
         parse.mode,
         "`1` records; `idle` leaves that to `gpuscope.enable()`; `0` or unset: a decorated function is the function.",
         "0",
+    )
+    startup: bool = setting(
+        True, "GPUSCOPE_STARTUP", parse.boolean, "`0`: Python's start makes no stages; `import gpuscope` does.", "1"
+    )
+    quiet: bool = setting(
+        False, "GPUSCOPE_QUIET", parse.boolean, "`1`: on a terminal, no line at the start and no table at the end.", "0"
     )
     exporters: tuple[str, ...] = setting(
         ("auto",),
@@ -127,21 +133,13 @@ class Config:
         keyword=parse.between(0.001, 86_400.0, "seconds"),
     )
     metrics_exporter: str = setting(
-        "",
-        "OTEL_METRICS_EXPORTER",
-        str,
-        "With `none`, `auto` exports no metrics. Other values are for the application's SDK only.",
-        "unset",
+        "", "OTEL_METRICS_EXPORTER", str, "With `none`, `auto` exports no metrics. Others are for the SDK only.", "unset"
     )
     sdk_disabled: bool = setting(
         False, "OTEL_SDK_DISABLED", parse.otel_boolean, "With `true`, nothing goes to `otlp` or `sdk`.", "false"
     )
     traces_exporter: str = setting(
-        "",
-        "OTEL_TRACES_EXPORTER",
-        str,
-        "With `none`, `auto` exports nothing. Other values are for the application's SDK only.",
-        "unset",
+        "", "OTEL_TRACES_EXPORTER", str, "With `none`, `auto` exports nothing. Others are for the SDK only.", "unset"
     )
     sampler: str = setting(
         "parentbased_always_on",
@@ -226,9 +224,7 @@ class Config:
         "With `true`, gRPC to an endpoint without http:// or https://, `collector:4317` say, goes without TLS.",
         "false",
     )
-    config_file: str = setting(
-        "", "OTEL_CONFIG_FILE", str, "For OpenTelemetry's SDK. `otlp` does not read it, and says so.", "unset"
-    )
+    config_file: str = setting("", "OTEL_CONFIG_FILE", str, "OpenTelemetry's SDK reads it; `otlp` does not.", "unset")
     otlp_metrics_endpoint: str = setting(
         "",
         "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
@@ -272,6 +268,10 @@ class Config:
         for name in without_a_scheme(lambda each: getattr(config, each)):
             raise ValueError(f"`{name}`: expected {parse.A_URL.format(NO_SCHEME)}.")
         return config
+
+    def known_variables(self) -> set[str]:
+        """Return the names of all variables, in every spelling."""
+        return {variable for each in fields(self) for variable in spellings(each)}
 
     @property
     def traces_url(self) -> str:

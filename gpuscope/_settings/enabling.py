@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _VARIABLES_ONLY = {
     "config_file": "OpenTelemetry's SDK reads that file",
     "mode": "recording is on after this call",
+    "startup": "the interpreter has started already",
     "stages": "call `gpuscope.instrument.instrument(stages)` instead",
     "frameworks": "call `gpuscope.instrument.instrument(frameworks=...)` instead",
     "stages_file": "call `gpuscope.instrument.instrument(file=...)` instead",
@@ -36,15 +37,21 @@ def to_record(config: Config, settings: Mapping[str, object]) -> Config:
         ValueError: for a value that is not allowed, or a `file` that cannot be one.
 
     """
-    for name in settings:
-        if name in _VARIABLES_ONLY:
-            raise TypeError(f"`{name}` is set by its variable only; {_VARIABLES_ONLY[name]}.")
-    config = config.changed(**{**settings, "mode": "on"})
+    # Here, because every program that imports gpuscope imports this module.
+    from dataclasses import fields, replace
+
+    from gpuscope._settings.keywords import meant
+
+    given = {each.name: name for name in settings for _, each in meant(fields(config), name)}
+    for setting, name in given.items():
+        if setting in _VARIABLES_ONLY:
+            raise TypeError(f"`{name}` is set by its variable only; {_VARIABLES_ONLY[setting]}.")
+    config = replace(config.changed(**settings), mode="on")
     if "file" in config.exporters:
         _check_file(config.file)
-    for name in settings:
-        path = getattr(config, name)
-        if name.endswith(_FILES) and path and not os.path.exists(path):  # noqa: PTH110 - as below
+    for setting, name in given.items():
+        path = getattr(config, setting)
+        if setting.endswith(_FILES) and path and not os.path.exists(path):  # noqa: PTH110 - as below
             raise ValueError(f"`{name}` is {path!r}: there is no such file.")
     return config
 
@@ -65,6 +72,18 @@ def description(config: Config) -> str:
     if "file" in config.exporters:
         where += f" (file: {shown_path(config.file)})"
     return f"exporter {where}; NVTX {'on' if config.nvtx else 'off'}; queue {config.queue_size}; pid {os.getpid()}."
+
+
+def places_of(config: Config) -> str:
+    """Return where stages go, as far as it is known before the first one: the end of a sentence."""
+    collector = f"to {shown_url(config.traces_url)}"
+    names = {"file": f"to the file {shown_path(config.file.replace('{pid}', str(os.getpid())))}"}
+    if not config.sdk_disabled:
+        names |= {"otlp": collector, "sdk": "through the program's TracerProvider"}
+        if config.traces_exporter.strip().lower() != "none":
+            names["auto"] = f"{collector}, or through the program's TracerProvider if it sets one"
+    found = [names[name] for name in config.exporters if name in names]
+    return " and ".join(found) or "nowhere; `gpuscope.summary()` has their figures"
 
 
 def seconds(timeout: object, default: float) -> float:

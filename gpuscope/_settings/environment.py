@@ -11,6 +11,7 @@ import sys
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("", "0", "false", "no", "off")
+_NOT_ABOUT_RECORDING = ("GPUSCOPE_NATIVE", "GPUSCOPE_QUIET", "GPUSCOPE_STARTUP")
 
 
 def variables() -> dict[str, str]:
@@ -31,11 +32,19 @@ def is_off(environ: dict[str, str]) -> bool:
     return environ.get("GPUSCOPE", "").strip().lower() in FALSE_WORDS
 
 
-def is_set_up_without_being_on(environ: dict[str, str]) -> bool:
-    """Tell whether there are settings but nothing that says on or off: the variable that does may be misspelt."""
-    return "GPUSCOPE" not in environ and any(
-        name.startswith("GPUSCOPE") and name != "GPUSCOPE_NATIVE" for name in environ
-    )
+def set_without_the_switch(environ: dict[str, str]) -> set[str]:
+    """Return the settings of ours, where nothing says on or off: the variable that does may be missing or misspelt."""
+    if "GPUSCOPE" in environ:
+        return set()
+    return {name for name in environ if name.startswith("GPUSCOPE") and name not in _NOT_ABOUT_RECORDING}
+
+
+def is_our_command() -> bool:
+    """Tell whether this process is one of `gpuscope`'s commands."""
+    arguments = getattr(sys, "argv", None) or [""]
+    if arguments[0] == "-m":  # While Python still looks for the module.
+        return sys.orig_argv[-len(arguments) :][:1] == ["gpuscope"]
+    return arguments[0].replace("\\", "/").endswith(("/gpuscope", "/gpuscope.exe", "/gpuscope/__main__.py"))
 
 
 def export(values: dict[str, str]) -> None:

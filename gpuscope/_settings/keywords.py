@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._settings.names import closest
+from gpuscope._settings.names import OURS, closest
 from gpuscope._settings.parsers import EXPORTERS, PartlyError, is_header, path
 from gpuscope._settings.shown import shown_text
 
@@ -33,32 +33,71 @@ def checked(settings: Iterable[Field[Any]], keywords: Mapping[str, object]) -> d
     """
     Return the values of settings that were given as these.
 
+    A setting may go by its variable's name as well; then the value has the variable's unit.
+
     Raises:
-        TypeError: for a name that is not a setting.
+        TypeError: for a name that is not a setting, and for a setting that is given twice.
         ValueError: for a value that is not allowed.
 
     """
-    known = {each.name: each for each in settings}
+    settings = list(settings)
+    given: dict[str, tuple[int, str]] = {}
     for name in keywords:
-        if name not in known:
-            meant, names = closest(name, known), ", ".join(sorted(known))
-            raise TypeError(f"`{name}` is not a setting of gpuscope{meant} The settings are {names}.")
-    return {name: _checked(known[name], value) for name, value in keywords.items()}
+        for rank, each in meant(settings, name):
+            before = given.get(each.name)
+            if before is not None and before[0] == rank:
+                raise TypeError(f"`{before[1]}` and `{name}` are one setting; give one of them.")
+            if before is None or rank < before[0]:  # A variable for spans alone comes before one for all.
+                given[each.name] = rank, name
+    known = {each.name: each for each in settings}
+    return {setting: _checked(known[setting], name, keywords[name]) for setting, (_, name) in given.items()}
 
 
-def _checked(setting: Field[Any], value: object) -> object:
+def meant(settings: Iterable[Field[Any]], name: str) -> list[tuple[int, Field[Any]]]:
+    """
+    Return the settings that a name stands for, each with the place of that name among the setting's own.
+
+    Raises:
+        TypeError: for a name that is not a setting.
+
+    """
+    settings = list(settings)
+    found = [(0, each) for each in settings if name == each.name or name == _plain(each)]
+    if not found:
+        variable = name.upper()
+        found = [
+            (each.metadata["variables"].index(variable), each)
+            for each in settings
+            if variable in each.metadata["variables"]
+        ]
+    if found:
+        return found
+    names = ", ".join(sorted(each.name for each in settings))
+    spellings = {spelling: each.name for each in settings for spelling in (each.name, _plain(each)) if spelling}
+    close = closest(name, spellings)
+    raise TypeError(f"`{name}` is not a setting of gpuscope{close} The settings are {names}.")
+
+
+def _plain(setting: Field[Any]) -> str:
+    """Return the name that a setting's variable suggests: `exporter` for `GPUSCOPE_EXPORTER`."""
+    variable = str(setting.metadata["variables"][0])
+    return variable.removeprefix(OURS).lower() if variable.startswith(OURS) else ""
+
+
+def _checked(setting: Field[Any], name: str, value: object) -> object:
     if isinstance(value, Mapping) and setting.default_factory is dict:
-        return _headers(setting.name, value)
-    text = _as_text(setting, value)
+        return _headers(name, value)
+    text = _as_text(setting, name, value)
+    parse = setting.metadata["parse" if name.upper() in setting.metadata["variables"] else "keyword"]
     try:
-        return setting.metadata["keyword"](text)
+        return parse(text)
     except PartlyError as error:
-        raise ValueError(f"`{setting.name}`: expected {error}.") from None
+        raise ValueError(f"`{name}`: expected {error}.") from None
     except ValueError as error:
-        raise ValueError(f"`{setting.name}`{_seen(setting, value)}: expected {error}.") from None
+        raise ValueError(f"`{name}`{_seen(setting, value)}: expected {error}.") from None
 
 
-def _as_text(setting: Field[Any], value: object) -> str:
+def _as_text(setting: Field[Any], name: str, value: object) -> str:
     """Return what a variable would say."""
     kind = dict if setting.default_factory is dict else type(setting.default)
     if isinstance(value, str):
@@ -75,7 +114,7 @@ def _as_text(setting: Field[Any], value: object) -> str:
         seen = f"has {'None' if odd[0] is None else f'a `{type(odd[0]).__name__}`'} in it"
     else:
         seen = f"is {_type(value)}"
-    raise ValueError(f"`{setting.name}` {seen}: expected {_ALLOWED[kind]}.")
+    raise ValueError(f"`{name}` {seen}: expected {_ALLOWED[kind]}.")
 
 
 def _headers(name: str, value: Mapping[object, object]) -> dict[str, str]:

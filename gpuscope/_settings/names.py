@@ -13,13 +13,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _PREFIX = "GPUSCOPE"
+OURS = f"{_PREFIX}_"
+"""What the names of all variables of ours but one begin with."""
 _NOT_SETTINGS = ("GPUSCOPE_NATIVE",)
 """Ours as well, and read by whoever needs them."""
 _OF_KUBERNETES = re.compile(r".*(_SERVICE_HOST|(_SERVICE)?_PORT(_.+)?)")
 """What it sets in every container where a Service has a name that begins with `gpuscope`."""
 
 
-_OFTEN_TRIED = {"ENABLED": "GPUSCOPE", "MODE": "GPUSCOPE", "FRAMEWORK": "GPUSCOPE_FRAMEWORKS"}
+_OFTEN_TRIED = {
+    "ENABLED": "GPUSCOPE",
+    "MODE": "GPUSCOPE",
+    "FRAMEWORK": "GPUSCOPE_FRAMEWORKS",
+    "SERVICE_NAME": "OTEL_SERVICE_NAME",
+}
 _LONGEST = 80
 
 
@@ -27,6 +34,12 @@ def closest(name: str, names: Iterable[str]) -> str:
     """Return the end of a sentence, with the closest of the names if one is close."""
     found = _closest(name, names)
     return f"; did you mean `{found}`?" if found else "."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as they stand in a sentence: `a`, `a and b`, `a, b and c`."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def perhaps(word: str, words: Iterable[str]) -> str:

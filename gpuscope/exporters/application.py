@@ -54,6 +54,11 @@ class ApplicationExporter:
         """Return where spans go, without secrets."""
         return [sender.shown_url for _, sender in self._senders.values()]
 
+    @property
+    def place(self) -> str:
+        """The same, for people."""
+        return f"{', '.join(self.endpoints())} (by the program's own exporter)"
+
     def export(self, batch: StageBatch, delivery: Delivery) -> Iterator[None]:
         """Encode the batch, in two steps, and leave it to the senders."""
         if self._bridge.provider_has_ended():

@@ -45,6 +45,7 @@ class FileExporter:
     def __init__(self, config: Config, resource: Mapping[str, Clean] | None = None) -> None:
         attributes = resource_attributes() if resource is None else resource
         self.path = config.file.replace("{pid}", str(os.getpid()))
+        self.place = shown_path(self.path)
         self._encoder = JsonEncoder(attributes, __version__)
         self._file = LineFile(self.path, config.file_max_bytes, config.file_backups)
         self._succeeded = self._ended = False
@@ -65,7 +66,7 @@ class FileExporter:
             return
         if not self._succeeded:
             self._succeeded = True
-            inform("exporting spans to %s.", shown_path(self.path))
+            inform("exporting spans to %s.", self.place)
         delivery.settle(delivery.stages)
 
     def account(self, snapshot: Snapshot) -> None:
@@ -91,4 +92,4 @@ class FileExporter:
         self._file.close()
 
     def _warn(self, error: OSError) -> None:
-        self._warnings.warn("disk", "cannot write to %s: %s.", shown_path(self.path), error)
+        self._warnings.warn("disk", "cannot write to %s: %s.", self.place, error)

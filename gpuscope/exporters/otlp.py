@@ -64,6 +64,11 @@ class OtlpExporter:
         self._sender = Sender(client, interrupt, envelopes.wrap, limits or sending(config))
 
     @property
+    def place(self) -> str:
+        """Where spans are sent to, without secrets."""
+        return self._sender.shown_url
+
+    @property
     def pending_stages(self) -> int:
         """The stages that are encoded and not yet settled."""
         return self._sender.pending_stages

@@ -40,6 +40,7 @@ class ProcessorsExporter(SdkExporter):
     """
 
     name = "processors"
+    place = "the span processors of the program's TracerProvider"
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__(bridge)

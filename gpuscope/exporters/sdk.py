@@ -55,6 +55,7 @@ class SdkExporter:
     """
 
     name = "sdk"
+    place = "the program's TracerProvider"
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge

@@ -33,6 +33,10 @@ _REFUSED = {
     "shutdown": "the exporter is shut down already",
 }
 """Why `put` takes no batch, for the log."""
+_ADVICE = {
+    "unreachable": " Does an OpenTelemetry Collector or Jaeger listen there? With GPUSCOPE_EXPORTER=file stages go to a "
+    "file instead, for `gpuscope report`."
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +243,8 @@ class Sender:
             inform("exporting spans to %s.", self._client.shown_url)
 
     def _warn(self, reason: str, detail: str) -> None:
-        self._warnings.warn(reason, "cannot export to %s: %s (%s).", self._client.shown_url, reason, detail)
+        advice = _ADVICE.get(reason, "")
+        self._warnings.warn(reason, "cannot export to %s: %s (%s).%s", self._client.shown_url, reason, detail, advice)
 
 
 def start_thread(work: Callable[[], None], name: str) -> Thread | None:

@@ -1,0 +1,113 @@
+"""
+What a person at a terminal is told: where stages go when recording starts, and what came of them when the program ends.
+
+Others are told by the log. Nothing is said in workers, in children and under pytest; nothing here raises, and nothing
+goes to standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from gpuscope._log import SENDER, inform, is_silenced, logger, say, shows_information
+from gpuscope._recording.state import state
+from gpuscope._settings.enabling import places_of
+from gpuscope._settings.names import listed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gpuscope._collecting.engine import Engine
+    from gpuscope._settings.config import Config
+
+_MOST_LINES = 60
+"""Of the table: a screen."""
+_NOTHING = (
+    'no stage was recorded. Put `@gpuscope.stage("name")` on functions that the program calls, or name them: '
+    "GPUSCOPE_STAGES=name=module:function."
+)
+
+
+def where(config: Config) -> None:
+    """Say where stages will go; `enable` with other settings says so again."""
+    text = f"recording; stages go {places_of(config)}."
+    if text != state.told and _is_watched(quiet=config.quiet) and not shows_information():
+        state.told = text
+        say(text)
+
+
+def without_the_switch(names: Iterable[str]) -> None:
+    """Warn of variables that are set while nothing says whether to record."""
+    names = sorted(names)
+    if names and state.audience is not False:
+        logger.warning(
+            "%s %s set and GPUSCOPE is not, so nothing is recorded. Set GPUSCOPE=1; or GPUSCOPE=idle, if the program "
+            "calls `gpuscope.enable()`.",
+            listed(names),
+            "is" if len(names) == 1 else "are",
+        )
+
+
+def outcome(engine: Engine) -> None:
+    """Say at the end of the program what came of this period of recording, the last one."""
+    try:
+        account = engine.statistics()
+        if not account.recorded:
+            if _is_a_mistake(engine):
+                logger.warning(_NOTHING)
+            return
+        places = engine.collector.active_exporters.places()
+        text = f"{account.recorded:,} stages recorded, {_sent(account.exported, places)}{_unsampled(account.dropped)}."
+        if "file" in account.exporters:
+            text += f" `gpuscope report {places[account.exporters.index('file')]}` shows more."
+        inform(text)
+        if _is_watched(quiet=engine.config.quiet) and not hasattr(sys, "ps1"):
+            _show(engine, text)
+    except Exception as error:  # Whatever it is: the program ends as it would.
+        logger.debug("the last words failed: %s", type(error).__name__)
+
+
+def _show(engine: Engine, text: str) -> None:
+    lines = str(engine.summary.summary()).split("\n")
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"... {len(lines) - _MOST_LINES} more lines; `print(gpuscope.summary())` has them."]
+    # One text, so that processes on one terminal do not come between each other's lines.
+    last = "" if shows_information() else f"\n{SENDER}{text}"
+    say("stages of this process\n" + "\n".join(lines) + last, every_line=False)
+
+
+def _sent(exported: int, places: tuple[str, ...]) -> str:
+    if not places:
+        return "exported nowhere"
+    return f"{exported:,} exported to {' and '.join(places)}"
+
+
+def _unsampled(dropped: dict[str, int]) -> str:
+    left_out = dropped.get("unsampled", 0)
+    return f", {left_out:,} left out by the sampler" if left_out else ""
+
+
+def _is_a_mistake(engine: Engine) -> bool:
+    """Tell whether a period without a stage is worth a sentence: not in a launcher, and not beside a traceback."""
+    nothing_to_blame = state.forks or state.has_recorded or hasattr(sys, "last_type") or hasattr(sys, "ps1")
+    launched = any(name.startswith("multiprocessing.popen_") for name in sys.modules)
+    return not (nothing_to_blame or launched or _is_apart() or engine.statistics().elided or engine.config.quiet)
+
+
+def _is_watched(*, quiet: bool) -> bool:
+    """Tell whether somebody sits at the terminal of this program, and wants to be told."""
+    if quiet or is_silenced() or _is_apart():
+        return False
+    try:
+        return state.audience is True or sys.stderr.isatty()
+    except Exception:  # It may be closed, or an object of the program's.
+        return False
+
+
+def _is_apart() -> bool:
+    """Tell whether this is a command of ours, a worker, a child, or a test run."""
+    process = sys.modules.get("multiprocessing.process")
+    is_child = state.is_fork or (process is not None and process.parent_process() is not None)
+    is_worker = state.environ.get("LOCAL_RANK", "0") != "0"
+    return state.audience is False or is_child or is_worker or "_pytest.config" in sys.modules
