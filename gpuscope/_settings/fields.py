@@ -43,7 +43,7 @@ def setting(
         default: the value where nothing else is said.
         variables: the names of its variables; the first that is set wins.
         parser: makes a value of a variable's text, or raises `ValueError` with what is allowed.
-        text: what it means, for the README's table.
+        text: what it means, for the page of settings.
         shown: the default as a variable would say it, where `str` does not.
         keyword: makes a value of what `enable` is given, where that has another unit than the variable.
 

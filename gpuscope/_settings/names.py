@@ -71,7 +71,7 @@ def _meant(name: str, ours: Iterable[str]) -> str:
     of_opentelemetry = [each for each in ours if each.endswith(f"_{rest}")]
     found = by_rest.get(_closest(rest, by_rest)) or min(of_opentelemetry, key=len, default="")
     found = found if len(rest) > 1 else _PREFIX  # As `GPUSCOPES`.
-    return f"; did you mean {found}?" if found else ", and has no effect; the README lists those that are."
+    return f"; did you mean {found}?" if found else ", and has no effect; docs/settings.md lists those that are."
 
 
 def _shown(name: str) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -244,21 +241,3 @@ class TestKeywords:
     def test_values_are_parsed_like_variables(self):
         """`exporters="otlp,file"` means the same as the variable."""
         assert Config().changed(exporters="otlp,file").exporters == ("otlp", "file")
-
-
-class TestReadme:
-    """The table of variables."""
-
-    def test_table_of_variables_is_generated(self):
-        """The README holds the table as the settings say it."""
-        lines = ["| variable | default | meaning |", "|---|---|---|"]
-        for setting in dataclasses.fields(Config):
-            names = ", ".join(f"`{variable}`" for variable in setting.metadata["variables"])
-            lines.append(f"| {names} | {setting.metadata['shown']} | {setting.metadata['text']} |")
-        assert "\n".join(lines) in README.read_text(encoding="utf-8")
-
-    def test_figures_are_generated_from_the_results(self):
-        """The README's figures are what `benchmarks/readme_figures.py` makes of `benchmarks/results/`."""
-        script = README.parent / "benchmarks" / "readme_figures.py"
-        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-        assert done.stdout.strip() in README.read_text(encoding="utf-8")

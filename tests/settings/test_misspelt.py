@@ -267,7 +267,7 @@ class TestVariables:
     def test_one_that_is_like_none(self):
         """There is no closest name, so the sentence says where all are."""
         assert Config.from_env({"GPUSCOPE_ZZZ": "1"})[1] == [
-            "GPUSCOPE_ZZZ is not a variable of gpuscope, and has no effect; the README lists those that are."
+            "GPUSCOPE_ZZZ is not a variable of gpuscope, and has no effect; docs/settings.md lists those that are."
         ]
 
     def test_those_of_others_are_left_alone(self):
