@@ -1,7 +1,8 @@
 """
 Makes the page of figures, and the README's table, of `results/`: none of them is typed by hand.
 
-`python benchmarks/figures.py` writes `figures.md` and prints the README's table; a test compares both with what is there.
+`python benchmarks/figures.py` writes `figures.md` and prints the README's table; a test compares both with what is
+there.
 """
 
 from __future__ import annotations
@@ -208,10 +209,11 @@ def unmet(results: list[Any]) -> list[str]:
 
 HEAD = """# What it costs, and what it gains
 
-Made of the files in [`results/`](results) by `figures.py`; [how each was measured](README.md). Read `plain again` and `off again`
-first: each is the same program a second time, so its difference is this machine's noise. Machines differ: on that of the first
-table, a function that returns an empty context manager takes 0.2 µs. Since these runs the collector has become several times
-cheaper, and neighbouring stages share events; the newer runs, from a slower host, are in `results/*_slow_host.json`."""
+Made of the files in [`results/`](results) by `figures.py`; [how each was measured](README.md). Read `plain again` and
+`off again` first: each is the same program a second time, so its difference is this machine's noise. Machines differ:
+on that of the first table, a function that returns an empty context manager takes 0.2 µs. Since these runs the
+collector has become several times cheaper, and neighbouring stages share events. The newer runs, from a slower host,
+are in `results/*_slow_host.json`."""
 
 
 def readme() -> str:
