@@ -47,6 +47,16 @@ def is_our_command() -> bool:
     return arguments[0].replace("\\", "/").endswith(("/gpuscope", "/gpuscope.exe", "/gpuscope/__main__.py"))
 
 
+def is_of_multiprocessing() -> bool:
+    """Tell whether `multiprocessing` started this process anew, also before it says so itself."""
+    return "--multiprocessing-fork" in sys.argv or any("multiprocessing.fork" in text for text in sys.orig_argv[:8])
+
+
+def is_below_run(environ: dict[str, str]) -> bool:
+    """Tell whether `gpuscope run` started this process's parent: it speaks for all below it."""
+    return environ.get("PYTHONPATH", "").partition(os.pathsep)[0].endswith(os.path.join("commands", "inherited"))  # noqa: PTH118
+
+
 def export(values: dict[str, str]) -> None:
     """Set variables for this process and those that it will start; only `gpuscope run` does."""
     os.environ.update(values)
