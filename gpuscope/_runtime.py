@@ -269,7 +269,7 @@ def set_up() -> bool:
     if is_off(state.environ):
         names = set_without_the_switch(state.environ)
         if names:
-            _said.without_the_switch(names & state.config.known_variables())
+            _said.without_the_switch(names)
         else:
             return False
     config = state.config

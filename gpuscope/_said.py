@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from gpuscope._data.statistics import explained
 from gpuscope._log import SENDER, inform, is_silenced, logger, say, shows_information
 from gpuscope._recording.state import state
 from gpuscope._settings.enabling import places_of
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 _MOST_LINES = 60
 """Of the table: a screen."""
 _NOTHING = (
-    'no stage was recorded in this process. Put `@gpuscope.stage("name")` on functions that the program calls, or name them: '
+    'no stage was recorded in this process. Put `@gpuscope.stage("name")` on functions that it calls, or name them: '
     "GPUSCOPE_STAGES=name=module:function."
 )
 
@@ -40,9 +39,15 @@ def where(config: Config) -> None:
         say(text)
 
 
-def without_the_switch(names: Iterable[str]) -> None:
-    """Warn of variables that are set while nothing says whether to record."""
-    names = sorted(names)
+def without_the_switch(variables: Iterable[str]) -> None:
+    """Warn of variables of ours that are set while nothing says whether to record."""
+    from dataclasses import fields  # As well as what follows, for those whom it concerns.
+
+    from gpuscope._settings.config import Config
+    from gpuscope._settings.fields import spellings
+
+    known = {variable for setting in fields(Config) for variable in spellings(setting)}
+    names = sorted(known & {*variables})
     if names and state.audience is not False:
         logger.warning(
             "%s %s set and GPUSCOPE is not, so nothing is recorded. Set GPUSCOPE=1; or GPUSCOPE=idle, if the program "
@@ -89,6 +94,8 @@ def _show(engine: Engine, text: str) -> None:
 def _sent(account: Statistics, places: tuple[str, ...]) -> str:
     if not places:
         return "exported nowhere"
+    from gpuscope._data.statistics import explained  # Of a module that is there when something was recorded.
+
     others = explained({**account.dropped, **account.lost})
     sent = f"{account.exported:,} exported to {' and '.join(places)}"
     return f"{sent}; not exported: {others}" if others else sent
@@ -114,6 +121,8 @@ def _is_watched(*, quiet: bool) -> bool:
 def _is_apart() -> bool:
     """Tell whether this is a command of ours, a worker, a child, or a test run."""
     process = sys.modules.get("multiprocessing.process")
-    is_child = state.is_fork or is_of_multiprocessing() or (process is not None and process.parent_process() is not None)
+    is_child = (
+        state.is_fork or is_of_multiprocessing() or (process is not None and process.parent_process() is not None)
+    )
     is_worker = state.environ.get("LOCAL_RANK", "0") != "0"
     return state.audience is False or is_child or is_worker or "_pytest.config" in sys.modules

@@ -41,10 +41,10 @@ def set_without_the_switch(environ: dict[str, str]) -> set[str]:
 
 def is_our_command() -> bool:
     """Tell whether this process is one of `gpuscope`'s commands."""
-    arguments = getattr(sys, "argv", None) or [""]
+    arguments: list[str] = getattr(sys, "argv", None) or [""]
     if arguments[0] == "-m":  # While Python still looks for the module.
         return sys.orig_argv[-len(arguments) :][:1] == ["gpuscope"]
-    return arguments[0].replace("\\", "/").endswith(("/gpuscope", "/gpuscope.exe", "/gpuscope/__main__.py"))
+    return arguments[0].endswith(("/gpuscope", "/gpuscope/__main__.py"))
 
 
 def is_of_multiprocessing() -> bool:

@@ -29,7 +29,7 @@ def _is_our_command() -> bool:
     arguments = sys.argv or [""]
     if arguments[0] == "-m":
         return sys.orig_argv[-len(arguments) :][:1] == ["gpuscope"]
-    return os.path.basename(arguments[0]) in ("gpuscope", "gpuscope.exe")  # noqa: PTH119 - `pathlib` costs 2 ms
+    return os.path.basename(arguments[0]) == "gpuscope"  # noqa: PTH119 - `pathlib` costs 2 ms
 
 
 if __name__ == "_gpuscope_startup" and _is_wanted():

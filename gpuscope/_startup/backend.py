@@ -24,6 +24,7 @@ NAME = "gpuscope-startup.pth"
 LINE = (
     'import os; any(map(os.environ.__contains__, ("GPUSCOPE", "GPUSCOPE_STAGES", "GPUSCOPE_FRAMEWORKS", '
     '"GPUSCOPE_STAGES_FILE"))) and exec("try:\\n import _gpuscope_startup\\nexcept Exception: pass")\n'
+    # What the line raised would be shown at each start of Python.
 )
 
 
@@ -31,7 +32,7 @@ def build_wheel(
     wheel_directory: str, config_settings: Mapping[str, Any] | None = None, metadata_directory: str | None = None
 ) -> str:
     """Build a wheel with the start-up file in it; return its name."""
-    name = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+    name: str = build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
     _add(Path(wheel_directory, name))
     return name
 
@@ -40,7 +41,7 @@ def build_editable(
     wheel_directory: str, config_settings: Mapping[str, Any] | None = None, metadata_directory: str | None = None
 ) -> str:
     """Do the same for an editable install."""
-    name = build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+    name: str = build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
     _add(Path(wheel_directory, name))
     return name
 

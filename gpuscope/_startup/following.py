@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -94,7 +94,7 @@ class Waiting:
         """Stand aside."""
         self.has_come = True
         with contextlib.suppress(ValueError):
-            sys.meta_path.remove(self)  # type: ignore[arg-type]  # It has what a finder needs.
+            sys.meta_path.remove(self)
 
     def say_what_never_came(self, pid: int) -> None:
         """Warn, at exit, of modules that never came, if this looks like the program that they were named for."""
@@ -110,9 +110,7 @@ class Waiting:
                     sys.stderr.write(f"gpuscope: `{name}` of GPUSCOPE_STAGES was never imported{hint}\n")
 
 
-def _found_by(
-    finder: object, name: str, path: Sequence[str] | None, target: ModuleType | None
-) -> ModuleSpec | None:
+def _found_by(finder: object, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
     find: Callable[..., ModuleSpec | None] | None = getattr(finder, "find_spec", None)
     return None if find is None else find(name, path, target)
 

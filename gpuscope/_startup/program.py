@@ -29,7 +29,7 @@ def watch_for_main(modules: Collection[str]) -> None:
         name = sys.orig_argv[-len(arguments)]
         name = name.partition("m")[2] if name.startswith("-") else name  # As in `-mserve`.
         if _MAIN in modules or name in modules:
-            sys.meta_path.insert(0, _MainFinder(name))  # type: ignore[arg-type]  # It has what a finder needs.
+            sys.meta_path.insert(0, _MainFinder(name))
     elif (path := script()) and any(_means(module, path) for module in modules):
         sys.path_hooks.append(_Hook(path))
 
@@ -132,7 +132,7 @@ class _MainFinder:
             spec = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
             if spec is not None:
                 if spec.submodule_search_locations is None:
-                    sys.meta_path.remove(self)  # type: ignore[arg-type]  # As above.
+                    sys.meta_path.remove(self)
                     _compile_with_stages(spec)
                 return spec
         return None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpuscope._settings.config import Config
+from gpuscope._settings.enabling import VARIABLES_ONLY
 from gpuscope._settings.shown import shown_setting, shown_url
 
 README = Path(__file__).parents[2] / "README.md"
@@ -251,10 +252,11 @@ class TestReadme:
 
     def test_table_of_variables_is_generated(self):
         """The README holds the table as the settings say it."""
-        lines = ["| variable | default | meaning |", "|---|---|---|"]
+        lines = ["| variable | `enable(...)` | default | meaning |", "|---|---|---|---|"]
         for setting in dataclasses.fields(Config):
             names = ", ".join(f"`{variable}`" for variable in setting.metadata["variables"])
-            lines.append(f"| {names} | {setting.metadata['shown']} | {setting.metadata['text']} |")
+            keyword = "" if setting.name in VARIABLES_ONLY else f"`{setting.name}`"
+            lines.append(f"| {names} | {keyword} | {setting.metadata['shown']} | {setting.metadata['text']} |")
         assert "\n".join(lines) in README.read_text(encoding="utf-8")
 
     def test_figures_are_generated_from_the_results(self):
