@@ -17,6 +17,7 @@ import gpuscope
 import gpuscope.instrument
 import gpuscope.testing
 from gpuscope._settings.config import Config
+from gpuscope._settings.enabling import VARIABLES_ONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ def settings() -> str:
     lines = []
     for setting in dataclasses.fields(Config):
         names = ", ".join(f"`{variable}`" for variable in setting.metadata["variables"])
-        keyword = f"`{setting.name}`" if setting.metadata["keyword"] else ""
+        keyword = "" if setting.name in VARIABLES_ONLY else f"`{setting.name}`"
         lines.append(f"| {names} | {keyword} | {setting.metadata['shown']} | {setting.metadata['text']} |")
     return MADE + SETTINGS + "\n".join(lines) + "\n"
 

@@ -19,6 +19,8 @@ class GpuscopeInstrumentor:
 
     def instrument(self, **_options: object) -> None:
         """Record, unless `GPUSCOPE` says otherwise, and make the functions that the variables name stages."""
+        # Every Python below comes here, so one that has no stage has made no mistake.
+        state.has_recorded = True
         if not state.environ.get("GPUSCOPE", "").strip():
             gpuscope.enable()
             from gpuscope.instrument._instrumentation import follow_environment

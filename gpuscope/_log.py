@@ -24,7 +24,7 @@ SUPPRESSED = "Further warnings of this kind are suppressed."
 COUNTED = f"{SUPPRESSED} `gpuscope.statistics()` counts what was lost."
 
 SENDER = "gpuscope: "
-_LAST_RESORT = "gpuscope.last_resort"
+_LAST_RESORT = "gpuscope, where nobody else logs"
 _MOST_WAITING = 64
 _waiting: deque[tuple[str, tuple[object, ...]]] = deque(maxlen=_MOST_WAITING)
 

@@ -20,7 +20,7 @@ from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
 from gpuscope._recording.state import state
 from gpuscope._settings.enabling import description, seconds, to_record
-from gpuscope._settings.environment import is_off, is_our_command, set_without_the_switch, variables
+from gpuscope._settings.environment import is_below_run, is_off, is_our_command, set_without_the_switch, variables
 
 if TYPE_CHECKING:
     import logging
@@ -264,12 +264,12 @@ def _after_fork_in_child() -> None:
 def set_up() -> bool:
     """Do as the environment says, at import and again by `gpuscope run`; return whether it names stages."""
     state.begin_anew(variables())
-    if state.audience is None and is_our_command():
+    if state.audience is None and (is_our_command() or is_below_run(state.environ)):
         state.audience = False
     if is_off(state.environ):
         names = set_without_the_switch(state.environ)
         if names:
-            _said.without_the_switch(names & state.config.known_variables())
+            _said.without_the_switch(names)
         else:
             return False
     config = state.config

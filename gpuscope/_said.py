@@ -13,33 +13,41 @@ from typing import TYPE_CHECKING
 from gpuscope._log import SENDER, inform, is_silenced, logger, say, shows_information
 from gpuscope._recording.state import state
 from gpuscope._settings.enabling import places_of
+from gpuscope._settings.environment import is_of_multiprocessing
 from gpuscope._settings.names import listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gpuscope._collecting.engine import Engine
+    from gpuscope._data.statistics import Statistics
     from gpuscope._settings.config import Config
 
 _MOST_LINES = 60
 """Of the table: a screen."""
 _NOTHING = (
-    'no stage was recorded. Put `@gpuscope.stage("name")` on functions that the program calls, or name them: '
+    'no stage was recorded in this process. Put `@gpuscope.stage("name")` on functions that it calls, or name them: '
     "GPUSCOPE_STAGES=name=module:function."
 )
 
 
 def where(config: Config) -> None:
     """Say where stages will go; `enable` with other settings says so again."""
-    text = f"recording; stages go {places_of(config)}."
+    text = "recording, for a report." if state.makes_report else f"recording; stages go {places_of(config)}."
     if text != state.told and _is_watched(quiet=config.quiet) and not shows_information():
         state.told = text
         say(text)
 
 
-def without_the_switch(names: Iterable[str]) -> None:
-    """Warn of variables that are set while nothing says whether to record."""
-    names = sorted(names)
+def without_the_switch(variables: Iterable[str]) -> None:
+    """Warn of variables of ours that are set while nothing says whether to record."""
+    from dataclasses import fields  # As well as what follows, for those whom it concerns.
+
+    from gpuscope._settings.config import Config
+    from gpuscope._settings.fields import spellings
+
+    known = {variable for setting in fields(Config) for variable in spellings(setting)}
+    names = sorted(known & {*variables})
     if names and state.audience is not False:
         logger.warning(
             "%s %s set and GPUSCOPE is not, so nothing is recorded. Set GPUSCOPE=1; or GPUSCOPE=idle, if the program "
@@ -51,6 +59,9 @@ def without_the_switch(names: Iterable[str]) -> None:
 
 def outcome(engine: Engine) -> None:
     """Say at the end of the program what came of this period of recording, the last one."""
+    if state.said_outcome:
+        return
+    state.said_outcome = True
     try:
         account = engine.statistics()
         if not account.recorded:
@@ -58,8 +69,11 @@ def outcome(engine: Engine) -> None:
                 logger.warning(_NOTHING)
             return
         places = engine.collector.active_exporters.places()
-        text = f"{account.recorded:,} stages recorded, {_sent(account.exported, places)}{_unsampled(account.dropped)}."
-        if "file" in account.exporters:
+        recorded = f"{account.recorded:,} stage{'' if account.recorded == 1 else 's'} recorded"
+        text = f"{recorded}, {_sent(account, places)}."
+        if state.makes_report:
+            text = f"{recorded}."
+        elif "file" in account.exporters:
             text += f" `gpuscope report {places[account.exporters.index('file')]}` shows more."
         inform(text)
         if _is_watched(quiet=engine.config.quiet) and not hasattr(sys, "ps1"):
@@ -77,15 +91,14 @@ def _show(engine: Engine, text: str) -> None:
     say("stages of this process\n" + "\n".join(lines) + last, every_line=False)
 
 
-def _sent(exported: int, places: tuple[str, ...]) -> str:
+def _sent(account: Statistics, places: tuple[str, ...]) -> str:
     if not places:
         return "exported nowhere"
-    return f"{exported:,} exported to {' and '.join(places)}"
+    from gpuscope._data.statistics import explained  # Of a module that is there when something was recorded.
 
-
-def _unsampled(dropped: dict[str, int]) -> str:
-    left_out = dropped.get("unsampled", 0)
-    return f", {left_out:,} left out by the sampler" if left_out else ""
+    others = explained({**account.dropped, **account.lost})
+    sent = f"{account.exported:,} exported to {' and '.join(places)}"
+    return f"{sent}; not exported: {others}" if others else sent
 
 
 def _is_a_mistake(engine: Engine) -> bool:
@@ -108,6 +121,8 @@ def _is_watched(*, quiet: bool) -> bool:
 def _is_apart() -> bool:
     """Tell whether this is a command of ours, a worker, a child, or a test run."""
     process = sys.modules.get("multiprocessing.process")
-    is_child = state.is_fork or (process is not None and process.parent_process() is not None)
+    is_child = (
+        state.is_fork or is_of_multiprocessing() or (process is not None and process.parent_process() is not None)
+    )
     is_worker = state.environ.get("LOCAL_RANK", "0") != "0"
     return state.audience is False or is_child or is_worker or "_pytest.config" in sys.modules

@@ -20,6 +20,7 @@ from gpuscope._cuda.cuda_device import CudaDevice
 from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
 from gpuscope._data.plain.tracebacks import traceback_of
+from gpuscope._data.statistics import explained
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import WarnOnce, forget_what_waits, later, logger, say_what_waits
 from gpuscope._recording.current_stage import watch_collections
@@ -272,8 +273,7 @@ class Engine:
             self._complete = finished and not missing
         say_what_waits()
         if missing:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
-            logger.warning("some stages were not exported: %s.", reasons)
+            logger.warning("some stages were not exported: %s.", explained(missing))
         return self._complete
 
     def abandon(self) -> None:

@@ -18,6 +18,34 @@ if TYPE_CHECKING:
 ROOM = ("queue_full", "queue_bytes")
 """Reasons for which stages are dropped because there is no room for them: for one more, or for what it was told."""
 
+MEANINGS = {
+    "after_shutdown": "they ended after recording had",
+    "buffer_full": "the endpoint took them too slowly",
+    "disk": "the file could not be written",
+    "no_exporter": "there was nowhere to send them",
+    "no_provider": "the program has set no TracerProvider, which `sdk` needs",
+    "no_span": "the program's TracerProvider made no span of them",
+    "not_recording": "the program's sampler left them out late",
+    "provider_shutdown": "the program's TracerProvider had ended",
+    "queue_bytes": "their attributes found no room",
+    "queue_full": "they came faster than they could be collected",
+    "shutdown": "the time at the end ran out",
+    "unsampled": "left out by the sampler",
+    "unreachable": "nobody answered at the endpoint",
+}
+"""Reasons for which stages are missing, in words."""
+_CRYPTIC = ("no_provider", "no_span", "not_recording")
+
+
+def explained(counts: Mapping[str, int]) -> str:
+    """Return counts by reason as they stand in a sentence, each with what it means."""
+    said = (f"{count:,} {reason}" + _in_words(reason) for reason, count in sorted(counts.items()))
+    return ", ".join(said)
+
+
+def _in_words(reason: str) -> str:
+    return f" ({MEANINGS[reason]})" if reason in MEANINGS else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -63,7 +91,10 @@ class Statistics:
         parts = [f"recorded {self.recorded}", f"exported {self.exported}", f"pending {self.pending}"]
         for name in ("dropped", "lost", "untimed"):
             counts = getattr(self, name)
-            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+            reasons = ", ".join(
+                f"{reason} {count}{_in_words(reason) if reason in _CRYPTIC else ''}"
+                for reason, count in sorted(counts.items())
+            )
             parts.append(f"{name} {sum(counts.values())}" + (f" ({reasons})" if reasons else ""))
         if self.graph_stages:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.graph_stages.items()))

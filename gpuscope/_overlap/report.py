@@ -57,12 +57,18 @@ class OverlapReport(NamedTuple):
     overlap_ratio: float
     """The part of copies and host work by which `wall_ms` does not exceed `compute_ms`: 1 if all of it is hidden."""
     bound: str
-    """`gpu-bound`, `cpu-bound` or `transfer-bound`: what takes longest; copies up and down run beside each other."""
+    """`gpu-bound`, `cpu-bound` or `transfer-bound`: what takes longest; copies up and down run beside each other.
+    `unknown` before a batch counts."""
     graph: str
     """Whether `infer` is replayed as a CUDA graph: `on`, `off`, or why not."""
 
     def __str__(self) -> str:
-        """Return two lines for people."""
+        """Return two lines for people, or one where there is nothing to judge yet."""
+        if not self.batches:
+            return (
+                "no batch counts yet: the first ones warm up and are left out, as many as are in flight (`depth`), and "
+                f"those before a CUDA graph. CUDA graph: {self.graph}"
+            )
         gpu = f"compute {self.compute_ms:.3f}, upload {self.upload_ms:.3f}, download {self.download_ms:.3f} ms"
         host = ", ".join(
             f"{name} {getattr(self, f'{name}_ms'):.3f}" for name in ("prepare", "pin", "launch", "post", "elsewhere")
@@ -125,7 +131,11 @@ class PhaseTotals:
             wall_ms=wall,
             elsewhere_ms=elsewhere,
             overlap_ratio=min(max(hidden, 0.0), 1.0),
-            bound=max(bounds, key=lambda name: bounds[name]) if self._on_gpu else "cpu-bound",
+            bound=_largest(bounds, on_gpu=self._on_gpu) if count else "unknown",
             graph=graph,
             **{f"{name}_ms": value for name, value in mean.items()},
         )
+
+
+def _largest(bounds: dict[str, float], *, on_gpu: bool) -> str:
+    return max(bounds, key=lambda name: bounds[name]) if on_gpu else "cpu-bound"

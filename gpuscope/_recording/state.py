@@ -120,6 +120,10 @@ class State(StateFields):
         else it depends on the terminal."""
         self.told = ""
         """What was said of the start."""
+        self.said_outcome = False
+        """Whether the end of the program was spoken of."""
+        self.makes_report = False
+        """Whether `gpuscope run` makes a report, and so speaks of the files itself."""
         self.is_fork = False
         """Whether this process is the child of a fork."""
         self.forks = 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
-from gpuscope._settings.fields import for_metrics, read_all, setting, spellings
+from gpuscope._settings.fields import for_metrics, read_all, setting
 from gpuscope._settings.keywords import checked
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
@@ -133,7 +133,11 @@ class Config:
         keyword=parse.between(0.001, 86_400.0, "seconds"),
     )
     metrics_exporter: str = setting(
-        "", "OTEL_METRICS_EXPORTER", str, "With `none`, `auto` exports no metrics. Others are for the SDK only.", "unset"
+        "",
+        "OTEL_METRICS_EXPORTER",
+        str,
+        "With `none`, `auto` exports no metrics. Others are for the SDK only.",
+        "unset",
     )
     sdk_disabled: bool = setting(
         False, "OTEL_SDK_DISABLED", parse.otel_boolean, "With `true`, nothing goes to `otlp` or `sdk`.", "false"
@@ -268,10 +272,6 @@ class Config:
         for name in without_a_scheme(lambda each: getattr(config, each)):
             raise ValueError(f"`{name}`: expected {parse.A_URL.format(NO_SCHEME)}.")
         return config
-
-    def known_variables(self) -> set[str]:
-        """Return the names of all variables, in every spelling."""
-        return {variable for each in fields(self) for variable in spellings(each)}
 
     @property
     def traces_url(self) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gpuscope._settings.config import Config
 
-_VARIABLES_ONLY = {
+VARIABLES_ONLY = {
     "config_file": "OpenTelemetry's SDK reads that file",
     "mode": "recording is on after this call",
     "startup": "the interpreter has started already",
@@ -24,7 +24,7 @@ _VARIABLES_ONLY = {
     "frameworks": "call `gpuscope.instrument.instrument(frameworks=...)` instead",
     "stages_file": "call `gpuscope.instrument.instrument(file=...)` instead",
 }
-
+"""Settings that are no keywords, and what to do instead."""
 _FILES = ("_certificate", "_client_key")
 
 
@@ -44,8 +44,8 @@ def to_record(config: Config, settings: Mapping[str, object]) -> Config:
 
     given = {each.name: name for name in settings for _, each in meant(fields(config), name)}
     for setting, name in given.items():
-        if setting in _VARIABLES_ONLY:
-            raise TypeError(f"`{name}` is set by its variable only; {_VARIABLES_ONLY[setting]}.")
+        if setting in VARIABLES_ONLY:
+            raise TypeError(f"`{name}` is set by its variable only; {VARIABLES_ONLY[setting]}.")
     config = replace(config.changed(**settings), mode="on")
     if "file" in config.exporters:
         _check_file(config.file)

@@ -41,10 +41,20 @@ def set_without_the_switch(environ: dict[str, str]) -> set[str]:
 
 def is_our_command() -> bool:
     """Tell whether this process is one of `gpuscope`'s commands."""
-    arguments = getattr(sys, "argv", None) or [""]
+    arguments: list[str] = getattr(sys, "argv", None) or [""]
     if arguments[0] == "-m":  # While Python still looks for the module.
         return sys.orig_argv[-len(arguments) :][:1] == ["gpuscope"]
-    return arguments[0].replace("\\", "/").endswith(("/gpuscope", "/gpuscope.exe", "/gpuscope/__main__.py"))
+    return arguments[0].endswith(("/gpuscope", "/gpuscope/__main__.py"))
+
+
+def is_of_multiprocessing() -> bool:
+    """Tell whether `multiprocessing` started this process anew, also before it says so itself."""
+    return "--multiprocessing-fork" in sys.argv or any("multiprocessing.fork" in text for text in sys.orig_argv[:8])
+
+
+def is_below_run(environ: dict[str, str]) -> bool:
+    """Tell whether `gpuscope run` started this process's parent: it speaks for all below it."""
+    return environ.get("PYTHONPATH", "").partition(os.pathsep)[0].endswith(os.path.join("commands", "inherited"))  # noqa: PTH118
 
 
 def export(values: dict[str, str]) -> None:

@@ -10,22 +10,26 @@ import contextlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gpuscope._errors import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     from rich.console import Console
     from rich.table import Table
 
     from gpuscope.analysis.recording import Losses, Recording
 
+RECORD_ONE = (
+    "GPUSCOPE=1 GPUSCOPE_EXPORTER=file python PROGRAM records into gpuscope-PID.jsonl; so does `gpuscope demo`."
+)
 MIN_WIDTH = 160
 """Columns that a table may take in any terminal: a line that wraps can be read, a figure that is cut short cannot."""
 NAME_WIDTH = 48
+_STDOUT = Path("/dev/stdout")
 WIDE_MS = 100.0
 """From this duration on, one decimal place is shown instead of three."""
 
@@ -65,6 +69,16 @@ def missing(error: ImportError) -> CommandError:
     return CommandError(f'`{error.name}` is missing; pip install "gpuscope[report]" brings it.')
 
 
+def output_of(path: Path) -> Path:
+    """Return a path to write to, with `-` as the standard output that it stands for."""
+    return _STDOUT if str(path) == "-" else path
+
+
+def is_standard_output(path: Path) -> bool:
+    """Tell whether a path stands for standard output."""
+    return path == _STDOUT
+
+
 def read_recording(paths: Sequence[str]) -> Recording:
     """
     Read files, with a bar on standard error if that is a terminal.
@@ -86,7 +100,8 @@ def read_recording(paths: Sequence[str]) -> Recording:
         try:
             recording = read(files_of(paths), progress=tell)
         except OSError as error:
-            raise CommandError(f"cannot read {error.filename!r}: {error.strerror or error}.") from error
+            way_out = f" {RECORD_ONE}" if isinstance(error, FileNotFoundError) else ""
+            raise CommandError(f"cannot read {error.filename!r}: {error.strerror or error}.{way_out}") from error
     if not len(recording.stage):
         lines = "; ".join(losses(recording.losses)) or "the files are empty"
         raise CommandError(

@@ -128,15 +128,23 @@ def _run(main: ModuleType, find: Callable[[], _Found], interrupted: list[BaseExc
 def _compiled(found: _Found) -> CodeType:
     """Compile the program, and add calls to it if functions of its own are to be stages."""
     current = state.instrumentation
-    names = set() if current is None else current.names_in_main()
-    if current is None or found.source is None or not names:
+    if current is None or found.source is None or not current.names_in_main():
         # `dont_inherit`: without the future statements of this module.
         return found.code or compile(found.source or "", found.file, "exec", dont_inherit=True)
-    tree = ast.parse(found.source, found.file)
+    return compiled(found.source, found.file)
+
+
+def compiled(source: str | bytes, file: str, first: str = "") -> CodeType:
+    """Compile a program with calls after what is to be a stage, and `first` before all that can stand behind it."""
+    current = state.instrumentation
+    names = set() if current is None else current.names_in_main()
+    tree = ast.parse(source, file)
     bound = _main_module.with_calls(tree, names, _CALL)
-    if "*" not in bound:
+    if current is not None and "*" not in bound:
         current.say_what_main_lacks(bound)
-    return compile(tree, found.file, "exec", dont_inherit=True)
+    if first:
+        _main_module.put_first(tree, first)
+    return compile(tree, file, "exec", dont_inherit=True)
 
 
 def _remember(interrupted: list[BaseException]) -> None:

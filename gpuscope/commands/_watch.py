@@ -33,18 +33,18 @@ NOTHING = (
 )
 
 
-def start(folder: str, out: Path, environ: Mapping[str, str]) -> None:
+def start(folder: str, out: Path, keep: str, environ: Mapping[str, str]) -> None:
     """Start the watcher of this process."""
     if os.getpid() == 1:
         return  # In a container. All others end with it, and its orphans become its children.
-    command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), folder, str(out)]
+    command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), folder, str(out), keep]
     quiet = subprocess.DEVNULL
     # It returns at once, because the process that it starts leaves the work to another.
     subprocess.run(command, stdin=quiet, stdout=quiet, env=environ, start_new_session=True, check=False)  # noqa: S603
 
 
-def make_report(folder: str, out: Path, environ: Mapping[str, str] | None = None) -> str:
-    """Make a report of the recordings in a folder, remove that, and return what is to be said."""
+def make_report(folder: str, out: Path, keep: str, environ: Mapping[str, str] | None = None) -> str:
+    """Make a report of the recordings in a folder, keep or remove these, and return what is to be said."""
     if not any(Path(folder).glob("*.jsonl")):
         shutil.rmtree(folder, ignore_errors=True)
         return NOTHING
@@ -52,19 +52,40 @@ def make_report(folder: str, out: Path, environ: Mapping[str, str] | None = None
     # In a process of its own: in that of the program, the program may have changed anything.
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)  # noqa: S603
     if done.returncode == 0:
+        said = f"the report is {out}"
+        try:
+            kept = _keep(folder, keep) if keep else []
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                Path(folder, _SAID).touch()
+            return f"{said}; the recording stays in {folder}, because it cannot go to {keep}: {error.strerror}"
         shutil.rmtree(folder, ignore_errors=True)
-        return f"the report is {out}"
+        return f"{said}, the recording {', '.join(kept)}" if kept else said
     with contextlib.suppress(OSError):
         Path(folder, _SAID).touch()
     return f"no report from {folder}: {done.stderr.strip().removeprefix('gpuscope report: ')}"
 
 
-def _watch(pid: int, folder: str, out: Path) -> None:
+def _keep(folder: str, pattern: str) -> list[str]:
+    """Add the recordings to the files that the user named, with `{pid}` in their names, and return these."""
+    kept = []
+    for recording in sorted(Path(folder).glob("*.jsonl")):
+        path = pattern.replace("{pid}", recording.stem)
+        older = sorted(Path(folder).glob(f"{recording.name}.*"), key=lambda part: -int(part.suffix[1:]))
+        with Path(path).open("ab") as file:
+            for part in (*older, recording):
+                with part.open("rb") as content:
+                    shutil.copyfileobj(content, file)
+        kept.append(path)
+    return list(dict.fromkeys(kept))
+
+
+def _watch(pid: int, folder: str, out: Path, keep: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # As a service manager sends them to all.
         signal.signal(number, signal.SIG_IGN)
     _wait_for(pid)
     if Path(folder).is_dir() and not Path(folder, _SAID).exists():
-        said = make_report(folder, out)
+        said = make_report(folder, out, keep)
         with contextlib.suppress(OSError):
             sys.stderr.write(f"gpuscope run: {said}{_CUT_SHORT}\n")
 
@@ -93,4 +114,4 @@ def _is_there(pid: int) -> bool:
 
 
 if __name__ == "__main__" and not os.fork():
-    _watch(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    _watch(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4])

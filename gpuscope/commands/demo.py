@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,8 @@ def _report(place: str, seconds: float) -> int:
 def _next_steps(file: str, *, otlp: bool) -> None:
     print("\nNext:")
     print(f"  see where time goes    gpuscope report {shlex.quote(file)} --html timeline.html")
-    print('                         (after pip install "gpuscope[report]")')
+    if find_spec("rich") is None or find_spec("scipy") is None:
+        print('                         (after pip install "gpuscope[report]")')
     if otlp:
         print("  look at the spans      where your OTLP endpoint shows them; with Jaeger: http://localhost:16686")
     else:

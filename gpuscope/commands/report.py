@@ -42,20 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--perfetto", type=Path, metavar="OUT", help="write a Chrome trace for https://ui.perfetto.dev")
     parser.add_argument("--jaeger", type=Path, metavar="OUT", help="write a file to upload in the Jaeger UI")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all figures and verdicts as JSON, for scripts")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="OUT",
+        help="write all figures and verdicts as JSON, for scripts; - for standard output, in place of the report",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the report and write what was asked for."""
     console = _console.open_console()
     recording = _console.read_recording(options.files)
-    outputs = {name: path for name in OUTPUTS if (path := getattr(options, name)) is not None}
+    asked_for = {name: path for name in OUTPUTS if (path := getattr(options, name)) is not None}
+    outputs = {name: _console.output_of(path) for name, path in asked_for.items()}
     _console.refuse_to_overwrite(options.files, outputs.values())
     figures, findings = _analyse(recording)
     # Files come first, in case whoever reads the output goes away.
     for name, path in outputs.items():
         with _console.writing(path):
             _write(name, path, recording, figures, findings)
+    if any(map(_console.is_standard_output, outputs.values())):
+        return 0  # For another program, which would not know what to make of a table.
     print(_headline(recording, figures))
     console.print(_table(figures))
     print("\n".join(_notes(figures)), end="\n\n")

@@ -18,17 +18,20 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import gpuscope
-from gpuscope import _runtime
+from gpuscope import _runtime, _said
 from gpuscope._errors import CommandError
 from gpuscope._recording.state import state
 from gpuscope._settings import environment
+from gpuscope._settings.config import Config
 from gpuscope.commands import _program, _watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gpuscope._collecting.engine import Engine
 
 HELP = "Run a Python program with functions that you name as stages, and change nothing else about it."
 EPILOG = "Exit codes: the program's own; 2 bad usage. With GPUSCOPE=0 the program runs and nothing is recorded."
@@ -72,8 +75,12 @@ def run(options: argparse.Namespace) -> Callable[[], None]:
     changes = _changes(options, environ) | (_record(report, environ, path) if report else {})
     paths = [str(_INHERITED), *filter(None, [environ.get("PYTHONPATH")])]
     environment.export({**changes, "PYTHONPATH": os.pathsep.join(paths)})
+    state.audience = True
+    _hand_over_first(os.getpid())
     if changes:
         _set_up()
+    elif state.engine is not None:
+        _said.where(state.engine.config)
     return program
 
 
@@ -120,12 +127,12 @@ def _record(out: Path, environ: dict[str, str], program: str | None) -> dict[str
         raise CommandError(f"cannot write {str(out)!r}: it is a folder; name a file in it.")
     if program is not None and out == Path(program).absolute():
         raise CommandError(f"{str(out)!r} is the program, which would be overwritten; name another file.")
-    folder = _folder_for(out)
+    folder, keep = _folder_for(out), _file_to_keep(environ)
     environ_of_report = environ | {"GPUSCOPE": "0"}
     # The first handler, which therefore runs last, when the program's children have ended.
-    atexit.register(_report, folder, out, environ_of_report, os.getpid())
-    _watch.start(folder, out, environ_of_report)
-    _hand_over_first(os.getpid())
+    atexit.register(_report, folder, out, keep, environ_of_report, os.getpid())
+    _watch.start(folder, out, keep, environ_of_report)
+    state.makes_report = True
     exporters = [
         name for name in environ.get("GPUSCOPE_EXPORTER", "").split(",") if name.strip() not in ("", "none", "file")
     ]
@@ -135,6 +142,13 @@ def _record(out: Path, environ: dict[str, str], program: str | None) -> dict[str
         # So much may be lost by a signal that ends the process at once.
         "GPUSCOPE_INTERVAL": environ.get("GPUSCOPE_INTERVAL", "").strip() or "0.05",
     }
+
+
+def _file_to_keep(environ: dict[str, str]) -> str:
+    """Return the file that the recording is to be in afterwards, where the user asks for one beside the report."""
+    config, _ = Config.from_env(environ)
+    is_asked_for = "file" in config.exporters or environ.get("GPUSCOPE_FILE", "").strip()
+    return str(Path(config.file).absolute()) if is_asked_for else ""
 
 
 def _folder_for(out: Path) -> str:
@@ -148,20 +162,22 @@ def _folder_for(out: Path) -> str:
 
 def _hand_over_first(pid: int) -> None:
     """
-    Have what is recorded in the files before the program ends its own process, without handlers of `atexit`.
+    Have what is recorded exported before the program ends its own process, without handlers of `atexit`.
 
     A server that closed down on SIGTERM puts the signal's default back and raises it again. What the functions do, and
     what the program sees of signals, is as ever.
     """
     from gpuscope.exporters.file import FileExporter  # noqa: F401 - it is there when the first stage ends
 
-    def before(function: Callable[P, T], is_an_end: Callable[..., bool]) -> Callable[P, T]:
+    def before(function: Callable[P, T], is_an_end: Callable[..., bool], *, soon: bool = True) -> Callable[P, T]:
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             # Whatever this raises, the program is not to learn of it: the call itself says what is wrong with it.
             with contextlib.suppress(Exception):
                 if os.getpid() == pid and is_an_end(*args, **kwargs):
                     gpuscope.flush(_HAND_OVER_S)
+                    if soon and state.engine is not None:
+                        _said.outcome(cast("Engine", state.engine))
             return function(*args, **kwargs)
 
         return wrapper
@@ -172,14 +188,14 @@ def _hand_over_first(pid: int) -> None:
     def puts_default_back(signalnum: int, handler: object) -> bool:  # A program may give these names.
         return signalnum in _ENDING and handler == signal.SIG_DFL
 
-    signal.signal = before(signal.signal, puts_default_back)
+    signal.signal = before(signal.signal, puts_default_back, soon=False)
     signal.raise_signal = before(signal.raise_signal, is_default)
     os.kill = before(os.kill, lambda to, number: to == pid and bool(number) and is_default(number))
     os._exit = before(os._exit, lambda *_: True)
     os.abort = before(os.abort, lambda: True)
 
 
-def _report(folder: str, out: Path, environ: dict[str, str], pid: int) -> None:
+def _report(folder: str, out: Path, keep: str, environ: dict[str, str], pid: int) -> None:
     if os.getpid() == pid:  # Else a forked child ends.
         gpuscope.shutdown()
-        sys.stderr.write(f"gpuscope run: {_watch.make_report(folder, out, environ)}\n")
+        sys.stderr.write(f"gpuscope run: {_watch.make_report(folder, out, keep, environ)}\n")

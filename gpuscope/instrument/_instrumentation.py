@@ -188,6 +188,10 @@ class Instrumentation:
                 error = self._look_in_main(target)
                 if error is not None:
                     self._say_that_main_lacks(target, error)
+            elif _main_module.means_main(target.module) and target.module not in sys.modules:
+                error = self._look_in_main(target)
+                if error is not None:
+                    self._say_missing(target, error)
             elif target.module not in sys.modules and (close or self._is_asked_for(target)):
                 hint = f"; did you mean `{close[0]}`?" if close else f", so `{target.path}` is not a stage."
                 self.patches.say("%s was never imported%s", target.module, hint)

@@ -84,6 +84,20 @@ def with_calls(tree: ast.Module, names: Collection[str], call: str) -> set[str]:
     return bound
 
 
+def put_first(tree: ast.Module, call: str) -> None:
+    """Put a call before a module's statements, but for its docstring and what Python wants first."""
+    at = next((at for at, node in enumerate(tree.body) if not _is_of_the_head(node)), len(tree.body))
+    [statement] = ast.parse(call).body
+    for node in ast.walk(statement):
+        ast.copy_location(node, tree.body[at] if at < len(tree.body) else ast.Pass(lineno=1, col_offset=0))
+    tree.body.insert(at, statement)
+
+
+def _is_of_the_head(node: ast.stmt) -> bool:
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_text or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+
+
 def _blocks(tree: ast.AST) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case) and not isinstance(

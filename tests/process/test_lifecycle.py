@@ -403,7 +403,7 @@ def test_what_was_decorated_too_early_is_named_once(run_python, mode, switch):
     )
     said = run_python(program, GPUSCOPE=mode).stderr.splitlines()
     assert len([line for line in said if "GPUSCOPE=idle" in line]) == 1, said
-    assert said[0].startswith("`infer`, `Model.forward`, `json:dumps` will not be recorded")
+    assert said[0].startswith("gpuscope: `infer`, `Model.forward`, `json:dumps` will not be recorded")
 
 
 def test_names_of_what_was_decorated_too_early_are_few(run_python):

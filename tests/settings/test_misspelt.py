@@ -76,8 +76,8 @@ class TestKeywords:
 
     def test_a_name_that_is_not_a_setting_brings_the_closest(self):
         """The closest comes first, then all."""
-        with pytest.raises(TypeError, match=r"`exporter` is not a setting of gpuscope; did you mean `exporters`\? The"):
-            gpuscope.enable(exporter="file")
+        with pytest.raises(TypeError, match=r"`exportr` is not a setting of gpuscope; did you mean `exporter`\? The"):
+            gpuscope.enable(exportr="file")
         with pytest.raises(TypeError, match=r"`zzz` is not a setting of gpuscope\. The settings are config_file,"):
             gpuscope.enable(zzz=1)
 
@@ -227,7 +227,7 @@ class TestVariables:
     @pytest.mark.parametrize(
         ("variable", "meant"),
         [
-            ("GPUSCOPE_EXPORTERS", "GPUSCOPE_EXPORTER"),
+            ("GPUSCOPE_EXPORTR", "GPUSCOPE_EXPORTER"),
             ("GPUSCOPE_QUEUESIZE", "GPUSCOPE_QUEUE_SIZE"),
             ("GPUSCOPE_WARM_UP", "GPUSCOPE_WARMUP"),
             ("GPUSCOPE_STAGE", "GPUSCOPE_STAGES"),
@@ -238,6 +238,7 @@ class TestVariables:
             ("GPUSCOPE_ENABLED", "GPUSCOPE"),
             ("GPUSCOPE_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"),
             ("GPUSCOPE_SAMPLER", "OTEL_TRACES_SAMPLER"),
+            ("GPUSCOPE_SERVICE_NAME", "OTEL_SERVICE_NAME"),
         ],
     )
     def test_the_closest_name_is_said_and_never_the_value(self, variable, meant):
@@ -297,7 +298,7 @@ class TestVariables:
     def test_each_is_said_once_in_a_process(self, command, more):
         """Also where nothing says on or off, because then the variable that does may be the misspelt one."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPUSCOPE", "OTEL_"))}
-        environ = kept | {"GPUSCOPE_EXPORTERS": "secret", "GPUSCOPE_METRICS": "none", "GPUSCOPE_EXPORTER": "none"}
+        environ = kept | {"GPUSCOPE_EXPORTR": "secret", "GPUSCOPE_METRICS": "none", "GPUSCOPE_EXPORTER": "none"}
         done = subprocess.run(
             [sys.executable, *command],
             env=environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | more,
@@ -306,8 +307,9 @@ class TestVariables:
             timeout=60,
             check=True,
         )
-        assert done.stderr == "GPUSCOPE_EXPORTERS is not a variable of gpuscope; did you mean GPUSCOPE_EXPORTER?\n"
+        said = [line for line in done.stderr.splitlines() if "did you mean" in line]
+        assert said == ["gpuscope: GPUSCOPE_EXPORTR is not a variable of gpuscope; did you mean GPUSCOPE_EXPORTER?"]
 
     def test_off_is_off(self, run_python):
         """A program that says no hears nothing of its other settings."""
-        assert run_python("import gpuscope", GPUSCOPE="0", GPUSCOPE_EXPORTERS="file").stderr == ""
+        assert run_python("import gpuscope", GPUSCOPE="0", GPUSCOPE_EXPORTR="file").stderr == ""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gpuscope._data.plain.values import Clean
 
 DISTRIBUTION = "gpuscope"
+_UNKNOWN = "unknown_service"
 _RANKS = {"RANK": RANK, "LOCAL_RANK": LOCAL_RANK, "WORLD_SIZE": WORLD_SIZE}
 """The variables by which `torchrun` and its like tell each process its place, and the attributes that they become."""
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
@@ -43,7 +44,21 @@ def resource_attributes() -> dict[str, Clean]:
 
     Takes milliseconds, and imports OpenTelemetry's SDK. What the user's variables say comes first.
     """
-    return clean_mapping({**_found_here(), **_found_by_opentelemetry()})
+    found = dict(_found_by_opentelemetry())
+    # OpenTelemetry's SDK says `unknown_service` where no variable names one. A person looks for the program's name.
+    if str(found.get(SERVICE_NAME, _UNKNOWN)).startswith(_UNKNOWN) and (program := _program()):
+        found[SERVICE_NAME] = program
+    return clean_mapping({**_found_here(), **found})
+
+
+def _program() -> str:
+    """Return the name of the program: of its script, its module or its folder; empty where it has none."""
+    main = sys.modules.get("__main__")
+    module = getattr(getattr(main, "__spec__", None), "name", "") or ""
+    if module and module != "__main__":
+        return str(module).removesuffix(".__main__")
+    path = Path(getattr(main, "__file__", None) or "")
+    return path.parent.name if path.stem == "__main__" else path.stem
 
 
 def _found_by_opentelemetry() -> Mapping[str, object]:
@@ -59,7 +74,7 @@ def _found_by_opentelemetry() -> Mapping[str, object]:
             "telemetry.sdk.language": "python",
             "telemetry.sdk.name": "opentelemetry",
             "telemetry.sdk.version": sdk_version,
-            SERVICE_NAME: f"unknown_service:{Path(sys.executable or 'python').name}",
+            SERVICE_NAME: f"{_UNKNOWN}:{Path(sys.executable or 'python').name}",
             **OTELResourceDetector().detect().attributes,
         }
 

@@ -34,8 +34,8 @@ _REFUSED = {
 }
 """Why `put` takes no batch, for the log."""
 _ADVICE = {
-    "unreachable": " Does an OpenTelemetry Collector or Jaeger listen there? With GPUSCOPE_EXPORTER=file stages go to a "
-    "file instead, for `gpuscope report`."
+    "unreachable": " Does an OpenTelemetry Collector or Jaeger listen there? With GPUSCOPE_EXPORTER=file stages go to "
+    "a file instead, for `gpuscope report`."
 }
 
 
