@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._data.plain.durations import duration
 from gpuscope.analysis._median import CONFIDENCE, median_change
 from gpuscope.analysis._structure.kinds import end_to_end_ns, kinds
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 MIN_CALLS = 20
 """With fewer calls, the interval of a median is nearly as wide as the range of all values."""
 FASTER, SLOWER, NOISE, FEW = "faster", "slower", "within noise", "too few"
-SIDES = {"host": "on the host", "gpu": "on the GPU"}
+SMALL = "too small"
+WORTH = 0.01
+"""A change of less than this part of the request, beyond noise as it may be, is too small to matter."""
+SIDES = {"host": "on the host", "gpu": "on its stream"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +49,15 @@ class Change:
     """This and the next are the ends of the 99 % confidence interval of the change."""
     high_ms: float | None
     verdict: str
-    """`faster` or `slower` if the interval excludes zero, else `within noise`; `too few` below `MIN_CALLS` calls."""
+    """
+    `faster` or `slower` if the interval excludes zero, else `within noise`; `too small` if it excludes zero for less
+    than `WORTH` of what a request takes; `too few` below `MIN_CALLS` calls.
+    """
 
     def is_slower(self, allowed: float) -> bool:
         """Return whether the median rose, beyond noise, by more than this part of what it was: 0.1 is 10 %."""
-        return self.verdict == SLOWER and (self.relative is None or self.relative > allowed)
+        beyond_noise = self.verdict != FEW and self.low_ms is not None and self.low_ms > 0
+        return beyond_noise and (self.relative is None or self.relative > allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,8 @@ class RequestChange:
     """The sum of its stages' effects: `host` and `gpu`."""
     remarks: tuple[str, ...]
     """Sentences on gains of stages that the whole request does not show."""
+    answer: str = ""
+    """In a sentence: whether requests became faster or slower, by how much, and most of it where."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +94,8 @@ class Comparison:
 
     requests: tuple[RequestChange, ...]
     stages: tuple[StageChange, ...]
+    in_common: bool = True
+    """Whether any kind of request is in both recordings."""
     confidence: float = CONFIDENCE
 
     def as_dict(self) -> PlainDict:
@@ -101,6 +113,7 @@ def compare(before: Recording, after: Recording) -> Comparison:
     return Comparison(
         requests=tuple(_request(*both, key, [stage for stage in stages if stage.root == key[1]]) for key in roots),
         stages=tuple(stages),
+        in_common=any(key in both[0].kinds and key in both[1].kinds for key in roots),
     )
 
 
@@ -129,6 +142,11 @@ class _Calls:
         """Return the durations of requests, in milliseconds."""
         return self._end_to_end_ns[self._requests(key)] / 1e6
 
+    def often(self, key: Key) -> float:
+        """Return how many calls of a stage a request has."""
+        requests = self._requests((key[1], key[1]))
+        return len(self._rows(key, ~self._warmup)) / len(requests) if len(requests) else 0.0
+
     def leaves(self, key: Key, side: str) -> NDArray[np.int64]:
         """Return the rows of a stage's calls with no stage inside, warm-up included."""
         return self._rows(key, self._sides[side][0] & self._recording.leaf)
@@ -154,12 +172,20 @@ class _Calls:
 
 def _stage(before: _Calls, after: _Calls, key: Key, side: str) -> StageChange | None:
     """Return the change of a stage on one side; None for the GPU's side if the stage has no calls there."""
-    change = _change(before.stage(key, side), after.stage(key, side))
+    change = _change(before.stage(key, side), after.stage(key, side), _worth_ms(before, after, key))
     if side != "host" and not any(change.calls):
         return None
     depth = (before.kinds.get(key) or after.kinds[key]).depth
     effect_ms = _effect(before, after, key, side)
     return StageChange(name=key[0], root=key[1], depth=depth, lane=side, change=change, effect_ms=effect_ms)
+
+
+def _worth_ms(before: _Calls, after: _Calls, key: Key) -> float:
+    """Return from which change of a call on a request of this kind takes notice: a call may come many times in it."""
+    root = (key[1], key[1])
+    took = before.requests(root) if len(before.requests(root)) else after.requests(root)
+    often = max(calls.often(key) for calls in (before, after))
+    return WORTH * float(np.median(took)) / max(often, 1.0) if len(took) else 0.0
 
 
 def _effect(before: _Calls, after: _Calls, key: Key, side: str) -> float | None:
@@ -169,14 +195,35 @@ def _effect(before: _Calls, after: _Calls, key: Key, side: str) -> float | None:
 
 
 def _request(before: _Calls, after: _Calls, key: Key, stages: list[StageChange]) -> RequestChange:
-    change = _change(before.requests(key), after.requests(key))
+    change = _change(before.requests(key), after.requests(key), _worth_ms(before, after, key))
     sides = {side: [stage for stage in stages if stage.lane == side] for side in SIDES}
     return RequestChange(
         name=key[0],
         change=change,
         effects_ms={side: _sum(inside) for side, inside in sides.items()},
         remarks=tuple(remark for side, inside in sides.items() if (remark := _remark(SIDES[side], change, inside))),
+        answer=_answer(key[0], change, sides["host"]),
     )
+
+
+def _answer(name: str, change: Change, stages: list[StageChange]) -> str:
+    """Return the comparison of one kind of request in a sentence."""
+    if change.before_ms is None or change.after_ms is None:
+        return f"`{name}` is in {'B' if change.before_ms is None else 'A'} only."
+    times = f"{duration(change.before_ms)} before, {duration(change.after_ms)} after"
+    if change.verdict == FEW or change.relative is None or change.low_ms is None or change.high_ms is None:
+        return f"`{name}` has too few requests to compare: {times}."
+    ends = sorted((change.low_ms / change.before_ms, change.high_ms / change.before_ms))
+    between = f"{ends[0]:+.1%} to {ends[1]:+.1%}"
+    if change.verdict in (NOISE, SMALL):
+        why = "beyond noise, but by too little to matter" if change.verdict == SMALL else "within noise"
+        return f"`{name}` is as fast as before: {times} ({between}, {why})."
+    told = f"`{name}` is {abs(change.relative):.1%} {change.verdict}: {times} ({between})."
+    sign = 1 if change.verdict == SLOWER else -1
+    most = max(stages, key=lambda stage: sign * (stage.effect_ms or 0.0), default=None)
+    if most is None or not most.effect_ms or sign * most.effect_ms <= 0:
+        return told
+    return f"{told} The largest change is in `{most.name}`: {duration(most.effect_ms, '+')} per request on the host."
 
 
 def _sum(stages: Iterable[StageChange]) -> float:
@@ -189,16 +236,16 @@ def _remark(where: str, whole: Change, stages: list[StageChange]) -> str:
     names = ", ".join(f"`{stage.name}`" for stage in stages if stage.effect_ms and stage.change.verdict == FASTER)
     if not names or gained_ms <= 0 or whole.verdict == FEW or whole.low_ms is None:
         return ""
-    start = f"{names} became faster {where}, and all stages together gain {gained_ms:.3f} ms per request there"
+    start = f"{names} became faster {where}, and all stages together gain {duration(gained_ms)} per request there"
     if -whole.low_ms < gained_ms / 2:
-        shown = f"at most {-whole.low_ms:.3f} ms" if whole.low_ms < 0 else "nothing"
+        shown = f"at most {duration(-whole.low_ms)}" if whole.low_ms < 0 else "nothing"
         return f"{start}; the whole request gains {shown}: this is not what it waits for."
     if whole.verdict != FASTER:
         return f"{start}; the whole request varies too much to tell whether it gains from that."
     return ""
 
 
-def _change(before: NDArray[np.float64], after: NDArray[np.float64]) -> Change:
+def _change(before: NDArray[np.float64], after: NDArray[np.float64], worth_ms: float) -> Change:
     before_ms, after_ms = (float(np.median(values)) if len(values) else None for values in (before, after))
     change_ms, low_ms, high_ms = median_change(before, after) if len(before) and len(after) else (None, None, None)
     few = min(len(before), len(after)) < MIN_CALLS
@@ -210,11 +257,15 @@ def _change(before: NDArray[np.float64], after: NDArray[np.float64]) -> Change:
         relative=change_ms / before_ms if before_ms and change_ms is not None else None,
         low_ms=low_ms,
         high_ms=high_ms,
-        verdict=FEW if few or low_ms is None or high_ms is None else _verdict(low_ms, high_ms),
+        verdict=FEW
+        if few or low_ms is None or high_ms is None or change_ms is None
+        else _verdict(low_ms, high_ms, change_ms, worth_ms),
     )
 
 
-def _verdict(low_ms: float, high_ms: float) -> str:
-    if low_ms > 0:
-        return SLOWER
-    return FASTER if high_ms < 0 else NOISE
+def _verdict(low_ms: float, high_ms: float, change_ms: float, worth_ms: float) -> str:
+    if low_ms <= 0 <= high_ms:
+        return NOISE
+    if abs(change_ms) < worth_ms:
+        return SMALL
+    return SLOWER if low_ms > 0 else FASTER

@@ -2,7 +2,8 @@
 All figures of a recording: stages, requests, losses, clock uncertainty. `--json` writes them, and the tables show them.
 
 Counts and divides; judges nothing. Warm-up calls are counted and left out of all other figures. A call is left out if
-it or its request is warm-up.
+it or its request is warm-up. Shares leave out late cold requests too, because one of those can take longer than all
+others.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
-from gpuscope.analysis._structure.kinds import end_to_end_ns, kinds
+from gpuscope.analysis._structure.kinds import kinds
+from gpuscope.analysis._structure.parts import Requests, counted, work_end_ns
 from gpuscope.analysis._structure.replays import outside_ns
+from gpuscope.analysis._verdicts.cold import find_cold
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,16 +75,18 @@ class StageFigures:
     host_ms: Distribution | None
     gpu_ms: Distribution | None
     """Time on the stream between the stage's two events, which is not the time that the GPU was busy."""
+    end_to_end_ms: Distribution | None
+    """From the start on the host to the end of all its work, on the host or on a GPU; None inside a graph."""
     launch_to_start_ms: Distribution | None
     host_share: float | None
-    """Host time as a part of the host time of the requests."""
+    """The part of the requests' time, end to end, in which the host was in the stage. Calls at one time count once."""
     gpu_share: float | None
-    """GPU time as a part of the same."""
+    """The part of the same in which a stream was in the stage."""
     outside_ms: Distribution | None
     """For a stage around replays: its time on the stream that no stage inside covers, including launches and the time
     between replays."""
     outside_share: float | None
-    """The same as a part of the host time of the requests."""
+    """The same as a part of the requests' time, end to end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,21 +159,24 @@ class _Counting:
         self._host_ns = recording.host_end_ns - recording.host_start_ns
         self._gpu_ns = recording.gpu_end_ns - recording.gpu_start_ns
         self._delay_ns = recording.gpu_start_ns - recording.host_start_ns
-        self._end_to_end_ns = end_to_end_ns(recording)
+        self._end_ns = work_end_ns(recording)
+        self._end_to_end_ns = self._end_ns - recording.host_start_ns
+        self._typical = ~recording.around_warmup & ~find_cold(recording).rows
         self._outside_ns = np.full(len(recording.stage), -1)
         for row, ns in outside_ns(recording).items():
             self._outside_ns[row] = ns
-        self._requests: dict[str, NDArray[np.int64]] = {}
-        """Rows of the requests that count, by kind. Those of a kind are known once its root has been counted."""
+        self._requests: dict[str, Requests] = {}
+        """The requests that shares are of, by kind. Those of a kind are known once its root has been counted."""
 
     def stage(self, kind: StageInRequest) -> StageFigures:
         """Return the figures of one stage. A kind's root has to come before the other stages of the kind."""
+        recording = self._recording
         if kind.depth == 0:
-            self._requests[kind.name] = self._counted(self._outermost(kind))
-        timed = kind.rows[self._recording.stream[kind.rows] >= 0]
-        hosted = kind.rows[~self._recording.in_graph[kind.rows]]
-        launched, around = timed[~self._recording.in_graph[timed]], timed[self._outside_ns[timed] >= 0]
-        flags = self._recording.flags[kind.rows]
+            self._requests[kind.name] = self._shared(self._outermost(kind))
+        timed = kind.rows[recording.measured[kind.rows]]
+        hosted = kind.rows[~recording.in_graph[kind.rows]]
+        launched, around = timed[~recording.in_graph[timed]], timed[self._outside_ns[timed] >= 0]
+        flags = recording.flags[kind.rows]
         return StageFigures(
             name=kind.name,
             root=kind.root,
@@ -179,25 +187,26 @@ class _Counting:
             given_up=int((flags & RowFlag.GIVEN_UP != 0).sum()),
             clamped=int((flags & RowFlag.CLAMPED != 0).sum()),
             replayed_calls=len(kind.rows) - len(hosted),
-            host_ms=_distribution(self._host_ns[self._counted(hosted)]),
-            gpu_ms=_distribution(self._gpu_ns[self._counted(timed)]),
-            launch_to_start_ms=_distribution(self._delay_ns[self._counted(launched)]),
-            host_share=self._share(kind, hosted, self._host_ns),
-            gpu_share=self._share(kind, timed, self._gpu_ns),
-            outside_ms=_distribution(self._outside_ns[self._counted(around)]),
-            outside_share=self._share(kind, around, self._outside_ns),
+            host_ms=self._of(hosted, self._host_ns),
+            gpu_ms=self._of(timed, self._gpu_ns),
+            end_to_end_ms=self._of(hosted, self._end_to_end_ns),
+            launch_to_start_ms=self._of(launched, self._delay_ns),
+            host_share=self._part(kind, hosted, recording.host_start_ns, recording.host_end_ns),
+            gpu_share=self._part(kind, timed, recording.gpu_start_ns, recording.gpu_end_ns),
+            outside_ms=self._of(around, self._outside_ns),
+            outside_share=self._outside_part(kind, around),
         )
 
     def request(self, kind: StageInRequest) -> RequestFigures:
         """Return the figures of the requests of one kind."""
         rows = self._outermost(kind)
-        counted = self._counted(rows)
-        slowest = counted[np.argsort(-self._end_to_end_ns[counted], kind="stable")[:SLOWEST]]
+        some = counted(self._recording, rows)
+        slowest = some[np.argsort(-self._end_to_end_ns[some], kind="stable")[:SLOWEST]]
         return RequestFigures(
             name=kind.name,
             **self._counts(rows),
-            host_ms=_some(self._host_ns[counted]),
-            end_to_end_ms=_some(self._end_to_end_ns[counted]),
+            host_ms=_some(self._host_ns[some]),
+            end_to_end_ms=_some(self._end_to_end_ns[some]),
             slowest=tuple(self._reference(row) for row in slowest.tolist()),
         )
 
@@ -205,9 +214,12 @@ class _Counting:
         """Return the rows of a root stage, without calls inside another call of it."""
         return kind.rows[self._recording.parent[kind.rows] < 0]
 
-    def _counted(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        steady = rows[~self._recording.in_warmup_request[rows]]
-        return steady if len(steady) else rows
+    def _shared(self, rows: NDArray[np.int64]) -> Requests:
+        typical = rows[self._typical[rows]]
+        return Requests(self._recording, typical if len(typical) else counted(self._recording, rows), self._end_ns)
+
+    def _of(self, rows: NDArray[np.int64], durations_ns: NDArray[np.int64]) -> Distribution | None:
+        return _distribution(durations_ns[counted(self._recording, rows)])
 
     def _counts(self, rows: NDArray[np.int64]) -> _Counts:
         warmup = self._recording.in_warmup_request[rows]
@@ -218,14 +230,16 @@ class _Counting:
             "errors": int(self._recording.error[rows].sum()),
         }
 
-    def _share(self, kind: StageInRequest, rows: NDArray[np.int64], durations_ns: NDArray[np.int64]) -> float | None:
-        """Return a stage's part of its requests' host time, as if its warm-up calls in them were like the others."""
+    def _part(
+        self, kind: StageInRequest, rows: NDArray[np.int64], start_ns: NDArray[np.int64], end_ns: NDArray[np.int64]
+    ) -> float | None:
+        return self._requests[kind.root].part(rows, start_ns, end_ns) if len(rows) else None
+
+    def _outside_part(self, kind: StageInRequest, around: NDArray[np.int64]) -> float | None:
         requests = self._requests[kind.root]
-        request_ns = float(self._host_ns[requests].sum())
-        if not len(rows) or not request_ns:
+        if not len(around) or not requests.total_ns:
             return None
-        calls = int(np.isin(self._recording.root[rows], requests).sum())
-        return float(durations_ns[self._counted(rows)].mean()) * calls / request_ns
+        return min(1.0, float(self._outside_ns[requests.inside(around)].sum()) / requests.total_ns)
 
     def _reference(self, row: int) -> RequestReference:
         recording = self._recording

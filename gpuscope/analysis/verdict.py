@@ -7,16 +7,17 @@ by its name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._verdicts.advice import BETWEEN, LESS_IN_THE_GRAPH, advise, begin_with
+from gpuscope.analysis._verdicts.answers import answer
 from gpuscope.analysis._verdicts.calls import HOST_NOT_READY, Material
-from gpuscope.analysis._verdicts.cold import MAD_TO_SIGMA, find_cold
+from gpuscope.analysis._verdicts.cold import find_cold
 from gpuscope.analysis._verdicts.decide import (
     ENOUGH,
-    MIN_CALLS,
     decide,
     doubt_about,
     doubt_about_all,
@@ -35,20 +36,22 @@ from gpuscope.analysis._verdicts.findings import (
     StageVerdict,
 )
 from gpuscope.analysis._verdicts.fit import Fit, fit_cost
+from gpuscope.analysis._verdicts.rhythm import rhythm_of
 from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from gpuscope.analysis._verdicts.calls import CallsOfStage
     from gpuscope.analysis._verdicts.decide import Doubt
+    from gpuscope.analysis._verdicts.rhythm import Rhythm
     from gpuscope.analysis.recording import Recording
 
 Fields: TypeAlias = dict[str, Any]
 """Some fields of a verdict, by name. `Any`, because each has a type of its own, which the verdict's class states."""
 
-REGULAR = 0.25
-"""Up to this robust deviation over median of the gaps between requests, the program makes them, not its clients."""
 NO_WAIT_INSIDE = "does not wait for the GPU inside"
 WORK_TO_DO = "that the next request could have begun at once"
 
@@ -61,17 +64,31 @@ def judge(recording: Recording) -> Findings:
     """
     material = Material(recording, gather(recording), find_cold(recording))
     doubt = doubt_about_all(recording)
-    requests, stages = [], []
+    answers, requests, stages = [], [], []
     for calls in material.calls():
         if calls.replayed and not calls.outermost:
             stages.append(_judge_replayed(calls, doubt))
         elif calls.outermost:
             requests.append(_judge_requests(calls, doubt))
+            answers.append(answer(calls, requests[-1]))
         else:
             stages.append(StageVerdict(**_judge_calls(calls, doubt)))
     return Findings(
-        requests=tuple(requests), stages=tuple(stages), cold=material.cold.calls, notes=tuple(_notes(recording))
+        answers=tuple(answers),
+        requests=tuple(requests),
+        stages=tuple(stages),
+        cold=material.cold.calls,
+        notes=tuple(_notes(recording)),
+        no_gpu=_no_gpu(recording),
     )
+
+
+def _no_gpu(recording: Recording) -> str:
+    if not len(recording.stage) or (recording.stream >= 0).any():
+        return ""
+    if any(recording.losses.untimed.values()) or (recording.flags & (RowFlag.CAPTURED | RowFlag.GIVEN_UP)).any():
+        return "No GPU times in this recording, although a GPU was in use: all times are the host's."
+    return "No GPU in this recording: all times are the host's."
 
 
 def _notes(recording: Recording) -> Iterator[str]:
@@ -81,8 +98,6 @@ def _notes(recording: Recording) -> Iterator[str]:
             yield f"Stages {what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) + "."
     if losses.orphans:
         yield f"Stages whose outer stage is not in the files, treated as requests: {losses.orphans:,}."
-    if len(recording.stage) and (recording.stream < 0).all():
-        yield "No GPU times at all: nothing can be said about the GPU."
 
 
 def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> Fields:
@@ -91,14 +106,14 @@ def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> Fields:
     doubt = doubt or doubt_about(calls)
     verdict = UNKNOWN if doubt else str(decide(calls.share(evidence.wait_ns), calls.share(evidence.idle_ns)))
     cost, no_cost = _cost(calls, verdict)
-    gain_ns = None if doubt else _gain_ns(calls, verdict)
+    gain_ms = None if doubt else calls.gain_ms(_gain_ns(calls, verdict))
     return {
         **_figures(calls),
         "verdict": verdict,
         "because": doubt.because if doubt else _because(calls, verdict),
         "assumes": f"that it {NO_WAIT_INSIDE}" if not doubt and rests_on_pace(calls) else None,
-        "gain_ms": None if gain_ns is None else gain_ns / len(calls.requests) / 1e6,
-        "gain_share": None if gain_ns is None else gain_ns / calls.requests_ns,
+        "gain_ms": gain_ms,
+        "gain_share": None if gain_ms is None else gain_ms / (calls.material.request_ms(calls.kind) or 1.0),
         "cost": cost,
         "no_cost": no_cost,
         "next_steps": doubt.next_steps if doubt else _advice(calls, verdict, cost),
@@ -141,21 +156,22 @@ def _figures(calls: CallsOfStage) -> Fields:
         "lag_ms": calls.median_ms(recording.gpu_end_ns - recording.host_end_ns, timed=True),
         "wait_share": calls.share(evidence.wait_ns) if len(calls.timed) else None,
         "idle_share": calls.share(evidence.idle_ns) if len(calls.timed) else None,
-        "request_share": float(host_ns[calls.judged].sum()) / calls.requests_ns if len(calls.judged) else None,
+        "request_share": calls.requests.part(calls.rows, recording.host_start_ns, recording.host_end_ns),
         "waits_for": calls.waits_for(),
     }
 
 
-def _gain_ns(calls: CallsOfStage, verdict: str) -> float:
-    evidence, recording, rows = calls.material.evidence, calls.material.recording, calls.judged
-    wait_ns, idle_ns = evidence.wait_ns[rows], evidence.idle_ns[rows]
+def _gain_ns(calls: CallsOfStage, verdict: str) -> NDArray[np.int64]:
+    """Return for each row of the recording what a call that is bounded so could gain."""
+    evidence, recording = calls.material.evidence, calls.material.recording
     if verdict == GPU_BOUND:
         # The time that the host waited inside, and the work that the GPU still had when the host had gone on.
-        own_ns = np.where(recording.measured, recording.gpu_end_ns - recording.gpu_start_ns, 0)[rows]
-        gain_ns = wait_ns + np.minimum(np.maximum(evidence.end_ns - recording.host_end_ns, 0)[rows], own_ns)
+        own_ns = np.where(recording.measured, recording.gpu_end_ns - recording.gpu_start_ns, 0).clip(0)
+        gain_ns = evidence.wait_ns + np.minimum(np.maximum(evidence.end_ns - recording.host_end_ns, 0), own_ns)
     else:
-        gain_ns = idle_ns if verdict == CPU_BOUND else np.minimum(wait_ns, idle_ns)
-    return float(np.minimum(gain_ns, calls.material.duration_ns[rows]).sum())
+        gain_ns = evidence.idle_ns if verdict == CPU_BOUND else np.minimum(evidence.wait_ns, evidence.idle_ns)
+    least_ns: NDArray[np.int64] = np.minimum(gain_ns, calls.material.duration_ns)
+    return least_ns
 
 
 def _because(calls: CallsOfStage, verdict: str) -> str:
@@ -205,7 +221,7 @@ def _advice(calls: CallsOfStage, verdict: str, cost: Fit | None) -> tuple[str, .
     evidence, attributes = calls.material.evidence, calls.material.recording.attributes
     return advise(
         verdict,
-        waits=float(evidence.waits[calls.judged].sum()) / len(calls.requests),
+        waits=float(evidence.waits[calls.judged].sum()) / max(1, len(calls.requests.rows)),
         wait_share=calls.share(evidence.wait_ns),
         copy_share=calls.share(evidence.copy_ns),
         copies="bytes" in attributes.get(int(calls.judged[0]), {}),
@@ -215,7 +231,7 @@ def _advice(calls: CallsOfStage, verdict: str, cost: Fit | None) -> tuple[str, .
 
 
 def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> RequestVerdict:
-    fields, idle, rhythm = _judge_calls(calls, doubt), _idle(calls), _rhythm(calls)
+    fields, idle, rhythm = _judge_calls(calls, doubt), _idle(calls), rhythm_of(calls)
     slowest = next((cause.stage for cause in idle if cause.cause == HOST_NOT_READY), None)
     if fields["verdict"] == CPU_BOUND and slowest not in (None, calls.name):
         fields["assumes"] = f"that `{slowest}` {NO_WAIT_INSIDE}"
@@ -231,49 +247,15 @@ def _idle(calls: CallsOfStage) -> list[IdleCause]:
     """Return where inside a request the GPU has nothing to do, longest first; parts under 0.1 % are left out."""
     if not len(calls.timed):
         return []  # Without GPU times, it is not known that the GPU had nothing to do.
+    takes_ms = calls.material.request_ms(calls.kind)
     found = [
-        IdleCause(cause=cause, stage=stage, ms=ns / len(calls.judged) / 1e6, share=ns / calls.total_ns)
+        IdleCause(cause=cause, stage=stage, ms=ns / calls.total_ns * takes_ms, share=ns / calls.total_ns)
         for (cause, stage), ns in calls.idle_causes().items()
     ]
     return sorted((cause for cause in found if cause.share >= 1 / 1000), key=lambda cause: -cause.ms)
 
 
-class _Rhythm(NamedTuple):
-    """Requests of one kind that follow each other on a thread, and what is between them."""
-
-    between: IdleCause
-    regular: bool
-    """Whether the gaps are so alike that the program must make them."""
-    period_ms: float
-    """Median."""
-    gain_ms: float
-    """What would be saved at most if the gap's work went on during the request."""
-    gain_share: float
-
-
-def _rhythm(calls: CallsOfStage) -> _Rhythm | None:
-    """Return the rhythm of the requests that are followed by another; None without any."""
-    evidence, recording = calls.material.evidence, calls.material.recording
-    rows = calls.judged[evidence.gap_ns[calls.judged] >= 0]
-    if not len(rows):
-        return None
-    host_ns = recording.host_end_ns[rows] - recording.host_start_ns[rows]
-    gap_ns, idle_ns = evidence.gap_ns[rows], evidence.gap_idle_ns[rows]
-    period_ns = np.maximum(host_ns + gap_ns, 1)
-    gap, mean_ns = float(np.median(gap_ns)), float(period_ns.mean())
-    deviation = MAD_TO_SIGMA * float(np.median(np.abs(gap_ns - gap)))
-    idle_share = float(idle_ns.mean()) / mean_ns
-    gain_ns = float(np.minimum(idle_ns, host_ns).mean())
-    return _Rhythm(
-        between=IdleCause(cause="between requests", stage=None, ms=float(idle_ns.mean()) / 1e6, share=idle_share),
-        regular=len(rows) >= MIN_CALLS and deviation <= REGULAR * gap,
-        period_ms=float(np.median(period_ns)) / 1e6,
-        gain_ms=gain_ns / 1e6,
-        gain_share=gain_ns / mean_ns,
-    )
-
-
-def _bound_between(fields: Fields, rhythm: _Rhythm) -> Fields:
+def _bound_between(fields: Fields, rhythm: Rhythm) -> Fields:
     """Return the fields that change in the verdict on requests if the time between them is the bottleneck."""
     return {
         "verdict": PIPELINE_BOUND,
@@ -285,5 +267,6 @@ def _bound_between(fields: Fields, rhythm: _Rhythm) -> Fields:
         "assumes": WORK_TO_DO,
         "gain_ms": rhythm.gain_ms,
         "gain_share": rhythm.gain_share,
+        "gain_of": "period",
         "next_steps": (BETWEEN, *fields["next_steps"][:1]),
     }

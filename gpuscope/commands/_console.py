@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
 RECORD_ONE = (
     "GPUSCOPE=1 GPUSCOPE_EXPORTER=file python PROGRAM records into gpuscope-PID.jsonl; so does `gpuscope demo`."
 )
-MIN_WIDTH = 160
-"""Columns that a table may take in any terminal: a line that wraps can be read, a figure that is cut short cannot."""
+MIN_WIDTH = 80
+"""Columns that a report takes at least: in a narrower terminal, or in a pipe."""
+MAX_WIDTH = 120
+"""Longer lines of text are hard to read."""
 NAME_WIDTH = 48
 _STDOUT = Path("/dev/stdout")
-WIDE_MS = 100.0
-"""From this duration on, one decimal place is shown instead of three."""
 
 
 def open_console() -> Console:
@@ -153,11 +155,25 @@ def make_table(first: str, *others: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True, overflow="ellipsis", max_width=NAME_WIDTH)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold", max_width=NAME_WIDTH)
     for column in others:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=True, vertical="bottom")
     return table
+
+
+def width() -> int:
+    """Return the columns that text may take."""
+    return min(max(shutil.get_terminal_size((MIN_WIDTH, 24)).columns, MIN_WIDTH), MAX_WIDTH)
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print lines, printable and wrapped; what continues a line is indented a little more than it."""
+    for line in lines:
+        text = printable(line)
+        indent = " " * (len(text) - len(text.lstrip()))
+        more = indent + "  " * (bool(indent) or text.startswith("- "))
+        print(*textwrap.wrap(text, width(), subsequent_indent=more, break_long_words=False) or [""], sep="\n")
 
 
 def indented(name: str, depth: int, mark: str = "") -> str:
@@ -173,13 +189,6 @@ def count(number: int, noun: str) -> str:
 def printable(text: str) -> str:
     """Return text with `?` for whatever cannot be printed, such as control codes."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def ms(value: float | None, sign: str = "") -> str:
-    """Return milliseconds as text."""
-    if value is None:
-        return "-"
-    return format(value, f"{sign},.{3 if abs(value) < WIDE_MS else 1}f")
 
 
 def percent(part: float | None, sign: str = "") -> str:

@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuscope._data.plain.durations import duration
 from gpuscope._errors import CommandError
 from gpuscope.commands import _console
 
@@ -28,7 +29,10 @@ EPILOG = (
     "Exit codes: 0 nothing is slower than allowed; 1 with --fail-if-slower, a kind of request is slower; 2 bad usage, "
     "nothing to read, or too few requests to answer --fail-if-slower."
 )
-SIDES = {"host": "host", "gpu": "GPU"}
+FASTER, SLOWER = "faster", "slower"
+ON_STREAM = "on its stream"
+WIDE = 110
+"""Columns from which on a table says more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,15 +56,28 @@ def run(options: argparse.Namespace) -> int:
     console = _console.open_console()
     before, after = _console.read_recording([options.before]), _console.read_recording([options.after])
     comparison = compare(before, after)
+    if not comparison.in_common:
+        names = [", ".join(f"`{name}`" for name in _kinds(recording)) for recording in (before, after)]
+        raise CommandError(f"nothing in common: the requests of A are {names[0]}, those of B {names[1]}.")
     if options.json is not None:
         _console.refuse_to_overwrite([options.before, options.after], [options.json])
         with _console.writing(options.json):
             options.json.write_text(json.dumps(comparison.as_dict(), indent=1) + "\n")
+    _console.say(request.answer for request in comparison.requests)
     for request in comparison.requests:
-        console.print(_table(request, [stage for stage in comparison.stages if stage.root == request.name]))
-        print("".join(f"{_console.printable(remark)}\n" for remark in request.remarks))
-    print("\n".join(_notes(before, after)))
+        print()
+        console.print(
+            _table(request, [stage for stage in comparison.stages if stage.root == request.name], console.width)
+        )
+        _console.say(request.remarks)
+    _console.say(_notes(before, after))
     return 0 if options.fail_if_slower is None else _gate(comparison, options.fail_if_slower)
+
+
+def _kinds(recording: Recording) -> list[str]:
+    """Return the names of the first kinds of request."""
+    roots = dict.fromkeys(recording.stage[recording.parent < 0].tolist())
+    return [_console.printable(recording.names[stage]) for stage in roots][:5]
 
 
 def _gate(comparison: Comparison, allowed: float) -> int:
@@ -84,42 +101,44 @@ def _gate(comparison: Comparison, allowed: float) -> int:
     return 1 if slower else 0
 
 
-def _table(request: RequestChange, stages: list[StageChange]) -> Table:
-    columns = ("stage", "", "calls", "before ms", "after ms", "change %", "99 % interval", "ms per request", "verdict")
-    table = _console.make_table(*columns)
-    for stage in stages:
-        name = _console.indented(stage.name, stage.depth) if stage.lane == "host" else ""
-        table.add_row(name, SIDES[stage.lane], *_cells(stage.change, stage.effect_ms))
+def _is_telling(stage: StageChange) -> bool:
+    """Return whether a stage changed, is in one recording alone, or is the request itself."""
+    return stage.change.verdict in (FASTER, SLOWER) or not all(stage.change.calls) or stage.depth == 0
+
+
+def _table(request: RequestChange, shown: list[StageChange], width: int) -> Table:
+    """Return the table of one kind of request: in a wide terminal with the calls, and the effect on a request."""
+    wide = width >= WIDE
+    columns = ["before", "after", "change", "99 % interval", "verdict"]
+    table = _console.make_table("stage", *(["calls"] * wide), *columns, *(["per request"] * wide))
+    for stage in shown:
+        name = stage.name if stage.lane == "host" else ON_STREAM
+        name = _console.indented(name, stage.depth + (stage.lane != "host"))
+        table.add_row(name, *_cells(stage.change, stage.effect_ms, wide=wide))
     table.add_section()
-    for lane, effect_ms in request.effects_ms.items():
-        table.add_row("sum of stages", SIDES[lane], *[""] * 5, _console.ms(effect_ms, "+"))
-    change = request.change
-    table.add_row(f"{_console.printable(request.name)}, end to end", "", *_cells(change, change.change_ms))
+    table.add_row("end to end", *_cells(request.change, request.change.change_ms, wide=wide))
     return table
 
 
-def _cells(change: Change, effect_ms: float | None) -> tuple[str, ...]:
+def _cells(change: Change, effect_ms: float | None, *, wide: bool) -> list[str]:
     interval = "-"
     if change.before_ms and change.low_ms is not None and change.high_ms is not None:
         interval = f"{_console.percent(change.low_ms / change.before_ms, '+')} .. "
         interval += _console.percent(change.high_ms / change.before_ms, "+")
-    return (
-        " / ".join(f"{calls:,}" for calls in change.calls),
-        _console.ms(change.before_ms),
-        _console.ms(change.after_ms),
-        _console.percent(change.relative, "+"),
+    calls = [" / ".join(f"{calls:,}" for calls in change.calls)]
+    cells = [
+        duration(change.before_ms),
+        duration(change.after_ms),
+        "-" if change.relative is None else f"{_console.percent(change.relative, '+')} %",
         interval,
-        _console.ms(effect_ms, "+"),
         change.verdict,
-    )
+    ]
+    return [*calls * wide, *cells, *[duration(effect_ms, "+")] * wide]
 
 
 def _notes(before: Recording, after: Recording) -> Iterator[str]:
     """Yield what one needs to know to read the table rightly."""
-    yield (
-        "Medians, without warm-up calls. ms per request: the change of the median times the calls, for stages with no "
-        "stage inside."
-    )
+    yield "Medians, without warm-up calls. A change of less than 1 % of the request is too small to matter."
     yield (
         "The intervals cover the noise within these recordings. Two runs of one program can differ by more: compare it "
         "with itself first."

@@ -7,25 +7,26 @@ Prints and writes; every figure and judgement comes from `gpuscope.analysis`.
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuscope._data.plain.durations import duration
+from gpuscope._errors import CommandError
 from gpuscope.commands import _console
+from gpuscope.commands._report_table import notes, stage_table
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from rich.table import Table
-
     from gpuscope.analysis._verdicts.findings import Findings
-    from gpuscope.analysis.figures import Distribution, Figures, RequestFigures
+    from gpuscope.analysis.figures import Figures
     from gpuscope.analysis.recording import Recording
 
-HELP = "Show where the time goes in files of the `file` exporter: a table, verdicts, a timeline, traces for viewers."
+HELP = "Show where the time goes in recordings: an answer per kind of request, a table, verdicts, a timeline."
 EPILOG = "Exit codes: 0 done; 2 bad usage, nothing to read, or a file that cannot be written."
 OUTPUTS = ("html", "perfetto", "jaeger", "json")
-OUTSIDE = "in the graph, outside any stage"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--html", type=Path, metavar="OUT", help="write a timeline: one HTML file that needs no network"
     )
+    parser.add_argument("--run", type=int, metavar="N", help="of several runs in the files, report only this one")
     parser.add_argument("--perfetto", type=Path, metavar="OUT", help="write a Chrome trace for https://ui.perfetto.dev")
     parser.add_argument("--jaeger", type=Path, metavar="OUT", help="write a file to upload in the Jaeger UI")
     parser.add_argument(
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the report and write what was asked for."""
     console = _console.open_console()
-    recording = _console.read_recording(options.files)
+    recording = _one_run(_console.read_recording(options.files), options.run)
     asked_for = {name: path for name in OUTPUTS if (path := getattr(options, name)) is not None}
     outputs = {name: _console.output_of(path) for name, path in asked_for.items()}
     _console.refuse_to_overwrite(options.files, outputs.values())
@@ -64,13 +66,30 @@ def run(options: argparse.Namespace) -> int:
             _write(name, path, recording, figures, findings)
     if any(map(_console.is_standard_output, outputs.values())):
         return 0  # For another program, which would not know what to make of a table.
-    print(_headline(recording, figures))
-    console.print(_table(figures))
-    print("\n".join(_notes(figures)), end="\n\n")
-    print("\n".join(map(_console.printable, str(findings).split("\n"))), end="\n\n")
-    for name, path in outputs.items():
-        print(f"{name}: {path}")
+    _console.say(findings.summary())
+    print()
+    _console.say([_headline(recording, figures), *_runs(recording)])
+    print()
+    console.print(stage_table(figures))
+    print()
+    _console.say(notes(figures))
+    print()
+    _console.say(findings.details())
+    _console.say(f"{name}: {path}" for name, path in outputs.items())
+    if "html" not in outputs:
+        print("--html timeline.html draws the requests.")
     return 0
+
+
+def _one_run(recording: Recording, number: int | None) -> Recording:
+    from gpuscope.analysis._structure.runs import only, runs_of
+
+    if number is None:
+        return recording
+    runs = runs_of(recording)
+    if not 1 <= number <= len(runs):
+        raise CommandError(f"there is no run {number}: the files hold {_console.count(len(runs), 'run')}.")
+    return only(recording, runs[number - 1])
 
 
 def _analyse(recording: Recording) -> tuple[Figures, Findings]:
@@ -103,59 +122,21 @@ def _write(name: str, path: Path, recording: Recording, figures: Figures, findin
 def _headline(recording: Recording, figures: Figures) -> str:
     requests = sum(request.calls for request in figures.requests)
     return (
-        f"{len(recording.stage):,} stages in {requests:,} requests of "
-        f"{_console.count(len(figures.processes), 'process')} within {figures.seconds:,.1f} s"
+        f"{_console.count(len(recording.stage), 'stage')} in {_console.count(requests, 'request')} of "
+        f"{_console.count(len(figures.processes), 'process')} within {duration(1e3 * figures.seconds)}."
     )
 
 
-def _table(figures: Figures) -> Table:
-    on_gpu = any(stage.gpu_ms for stage in figures.stages)
-    errors = any(stage.errors for stage in figures.stages)
-    columns = ["calls", "host p50", "p90", "p99"]
-    columns += ["GPU p50", "p90", "p99", "start +ms", "% host", "% GPU"] if on_gpu else ["% host"]
-    table = _console.make_table("stage", *columns, *["errors"] * errors)
-    for stage in figures.stages:
-        cells = [f"{stage.calls:,}", *_percentiles(stage.host_ms)]
-        if on_gpu:
-            delay = stage.launch_to_start_ms
-            cells += [*_percentiles(stage.gpu_ms), _console.ms(delay.p50 if delay else None)]
-        cells += [_console.percent(share) for share in (stage.host_share, stage.gpu_share)[: 1 + on_gpu]]
-        cells += [str(stage.errors or "")] * errors
-        table.add_row(_console.indented(stage.name, stage.depth, " *" if stage.only_warmup else ""), *cells)
-        if stage.outside_ms is not None:
-            cells = ["", *_percentiles(None), *_percentiles(stage.outside_ms), "-", "-"]
-            table.add_row(_console.indented(OUTSIDE, stage.depth + 1), *cells, _console.percent(stage.outside_share))
-    return table
+def _runs(recording: Recording) -> Iterator[str]:
+    """Yield a line per run, if the files hold several one after the other, since the figures mix them."""
+    from gpuscope.analysis._structure.runs import runs_of
 
-
-def _percentiles(of: Distribution | None) -> tuple[str, str, str]:
-    return (_console.ms(of.p50), _console.ms(of.p90), _console.ms(of.p99)) if of else ("-", "-", "-")
-
-
-def _notes(figures: Figures) -> Iterator[str]:
-    """Yield what one needs to know to read the table rightly."""
-    yield from map(_request, figures.requests)
-    yield "Times are milliseconds, without warm-up calls; % is of the requests' time on the host."
-    if any(stage.replayed_calls for stage in figures.stages):
-        yield "Stages in a CUDA graph have only GPU times; what a replay does outside any stage has a line of its own."
-    if any(stage.only_warmup for stage in figures.stages):
-        yield "* made only warm-up calls, so its figures are of those."
-    placed = figures.uncertainty_us
-    if placed is None:
-        yield "No GPU times: these are host times only."
-    else:
-        yield "GPU: time on the stream between a stage's two events, including any waiting for the host in between."
-        yield "start +ms: from the start on the host to the start on the GPU, median."
-        yield f"GPU times are placed within {placed.p50:.1f} us (median; at most {placed.max:.1f} us)."
-    missing = _console.losses(figures.losses)
-    yield f"Missing: {'; '.join(missing)}." if missing else "Nothing is known to be missing."
-
-
-def _request(request: RequestFigures) -> str:
-    counted, slowest = request.end_to_end_ms, request.slowest[0]
-    return (
-        f"{_console.printable(request.name)}, end to end: p50 {_console.ms(counted.p50)}, "
-        f"p90 {_console.ms(counted.p90)}, p99 {_console.ms(counted.p99)} ms over "
-        f"{_console.count(counted.count, 'request')}; "
-        f"slowest {_console.ms(slowest.end_to_end_ms)} ms in trace {slowest.trace_id}"
-    )
+    runs = runs_of(recording)
+    if len(runs) < 2:  # noqa: PLR2004 - one is not several
+        return
+    yield f"The files hold {len(runs)} runs, one after the other. All figures are of all of them; --run 1 shows one."
+    for number, run in enumerate(runs, 1):
+        began = datetime.fromtimestamp(run.start_ns / 1e9, tz=timezone.utc)
+        took = f", median {duration(run.median_ms)}" if run.median_ms is not None else ""
+        names = _console.printable(", ".join(run.names))
+        yield f"  run {number}: {began:%Y-%m-%d %H:%M:%S} UTC, {names}, {_console.count(run.requests, 'request')}{took}"

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,26 +77,83 @@ class TestReport:
         """The table has a line for each stage, inner ones below outer ones, with counts, percentiles and shares."""
         assert main(["report", record()]) == 0
         out = capsys.readouterr().out
-        assert out.startswith("120 stages in 40 requests of 1 process within 0.8 s\n")
+        assert "\n120 stages in 40 requests of 1 process within 790 ms.\n" in out
         rows = [
             re.split(r"\s{2,}", line.strip())
             for line in out.splitlines()
             if re.match(r" *(request|prep|infer) {2}", line)
         ]
         assert [row[:2] for row in rows[:3]] == [["request", "40"], ["prep", "40"], ["infer", "40"]]
-        assert rows[1][2:5] == ["2.000", "2.000", "2.000"]
-        assert rows[0][-2:] == ["100.0", "-"]
-        assert "GPU times are placed within 3.5 us" in out
+        assert rows[1][2:4] == ["2.00 ms", "2.00 ms"]
+        assert rows[0][-1] == "100.0"
+        assert "GPU times are placed within 3.50 µs" in " ".join(out.split())
         assert "Nothing is known to be missing." in out
 
     def test_verdicts(self, record, capsys):
-        """Below the table are the verdicts of the analysis, word for word."""
+        """First come the answers of the analysis, below the table its verdicts, word for word."""
         from gpuscope.analysis.read import read
         from gpuscope.analysis.verdict import judge
 
         path = record()
         main(["report", path])
-        assert str(judge(read([path]))) in capsys.readouterr().out
+        words, findings = " ".join(capsys.readouterr().out.split()), judge(read([path]))
+        assert words.startswith(" ".join(" ".join(findings.summary()).split()))
+        assert " ".join(" ".join(findings.details()).split()) in words
+
+    def test_fits_eighty_columns(self, record, capsys):
+        """Every line, however long the sentences are."""
+        main(["report", record()])
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+    def test_the_same_figure_is_written_the_same(self, record, capsys):
+        """The median of a request in the answer is the one in its line of the table."""
+        main(["report", record()])
+        out = capsys.readouterr().out
+        (told,) = re.findall(r"takes? (\S+ \S+) \(median", " ".join(out.split()))
+        assert re.search(rf"^request +40 +{told} ", out, re.MULTILINE)
+
+    def test_without_a_gpu(self, tmp_path, capsys):
+        """One line says that there is none; then the host tells what dominates, the spread, the slowest, the cost."""
+        exporter = FileExporter(Config().changed(file=str(tmp_path / "host.jsonl")), {"service.name": "server"})
+        for number in range(20):
+            request, prep, infer = rows_of(number, 5.0)[2], *rows_of(number, 5.0)[:2]
+            infer = replace(infer, gpu_span_id=0, gpu_ns=0, host_ns=infer.host_ns * (2 if number == 15 else 1))
+            request = replace(request, host_ns=infer.host_ns + 5 * MS)
+            exporter.export(make_batch(prep, infer, request), Delivery(3))
+        exporter.shutdown(1)
+        main(["report", str(tmp_path / "host.jsonl")])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "No GPU in this recording: all times are the host's."
+        words = " ".join(" ".join(lines).split())
+        assert re.search(
+            r"`request` takes 10\.\d ms \(median of 18 requests\)\. Most of it is `infer`: 5\.\d\d ms \(5\d%\)", words
+        )
+        assert re.search(r"`infer` costs 6\d\d µs per unit of `batch_size`", words)
+        assert re.search(
+            r"The slowest took 15\.\d ms \(trace \w+\): the host was \S+ ms longer than usual in `infer`", words
+        )
+        assert "unknown" not in words
+        assert words.count("GPU") == 1
+
+    def test_runs_are_told_apart(self, record, tmp_path, capsys):
+        """Of files of several runs each is named, and one can be shown alone."""
+        path = tmp_path / "runs.jsonl"
+        for pid, start, requests in ((1, 0, 30), (2, 10**9 * 60, 20)):
+            exporter = FileExporter(Config().changed(file=str(path)), {"service.name": "server", "process.pid": pid})
+            for number in range(requests):
+                rows = [
+                    replace(row, start_ns=row.start_ns + start, trace_id=pid * 1000 + number)
+                    for row in rows_of(number, 5.0)
+                ]
+                exporter.export(make_batch(*rows), Delivery(3))
+            exporter.shutdown(1)
+        main(["report", str(path)])
+        out = capsys.readouterr().out
+        assert "The files hold 2 runs, one after the other." in out
+        assert re.search(r"run 1: .* UTC, server 1, 30 requests, median 10\.\d ms", out)
+        main(["report", str(path), "--run", "2"])
+        assert "60 stages in 20 requests" in capsys.readouterr().out
+        assert "there is no run 3: the files hold 2 runs." in failure(capsys, "report", str(path), "--run", "3")
 
     def test_losses_are_said(self, record, capsys):
         """What the files lack is said with its reasons."""
@@ -132,7 +190,7 @@ class TestReport:
         """Files and folders are read together, and none twice."""
         path = record()
         main(["report", path, str(tmp_path)])
-        assert capsys.readouterr().out.startswith("120 stages")
+        assert "\n120 stages in" in capsys.readouterr().out
 
     def test_what_cannot_be_read(self, record, tmp_path, capsys):
         """A file that is missing or has no stage in it ends the command with what was seen and what to do."""
@@ -228,14 +286,26 @@ class TestCompare:
     """`gpuscope compare`."""
 
     def test_table(self, record, capsys):
-        """Each stage has a line with both medians, the change, its interval and the verdict; the whole is the last."""
+        """After a sentence each stage that changed has a line with medians, interval and verdict; the whole is last."""
         assert main(["compare", record("a.jsonl"), record("b.jsonl", infer_ms=6)]) == 0
         out = capsys.readouterr().out
-        (infer,) = (line for line in out.splitlines() if re.match(r" *infer {2,}host", line))
-        assert re.search(r"38 / 38 +5\.\d+ +6\.\d+ +\+\d+\.\d +\+\d+\.\d \.\. \+\d+\.\d +\+1\.000 +slower", infer)
-        (whole,) = (line for line in out.splitlines() if "request, end to end" in line)
+        assert re.match(r"`request` is 10\.0% slower: 10\.\d ms before, 11\.\d ms after", out)
+        assert "The largest change is in `infer`: +1.00 ms per request" in " ".join(out.split())
+        (infer,) = (line for line in out.splitlines() if re.match(r" *infer ", line))
+        assert re.search(r"5\.\d+ ms +6\.\d+ ms +\+\d+\.\d % +\+\d+\.\d \.\. \+\d+\.\d +slower", infer)
+        (whole,) = (line for line in out.splitlines() if line.startswith("end to end"))
         assert whole.rstrip().endswith("slower")
-        assert "compare it with itself first" in out
+        assert "1 more line: within noise" in out
+        assert "compare it with itself first" in " ".join(out.split())
+        assert max(map(len, out.splitlines())) <= 80
+
+    def test_nothing_in_common(self, record, tmp_path, capsys):
+        """Recordings of different programs are not compared, and it is said what is in them."""
+        exporter = FileExporter(Config().changed(file=str(tmp_path / "other.jsonl")), {"service.name": "server"})
+        exporter.export(make_batch(Row(Site("stray", {}), span_id=5_000)), Delivery(1))
+        exporter.shutdown(1)
+        message = failure(capsys, "compare", record("a.jsonl"), str(tmp_path / "other.jsonl"))
+        assert "nothing in common: the requests of A are `request`, those of B `stray`." in message
 
     @pytest.mark.parametrize(
         ("infer_ms", "allowed", "code"), [(5.0, "5%", 0), (6.0, "5%", 1), (6.0, "50%", 0), (4.0, "0", 0), (6.0, "0", 1)]

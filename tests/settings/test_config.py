@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from gpuscope._settings.config import Config
 from gpuscope._settings.shown import shown_setting, shown_url
-
-README = Path(__file__).parents[2] / "README.md"
 
 
 class TestEnvironment:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuscope._data.stage_order import Place, in_order
+from gpuscope.analysis._structure.parts import counted, work_end_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,11 @@ class StageInRequest(NamedTuple):
 
 
 def kinds(recording: Recording) -> Iterator[StageInRequest]:
-    """Yield the stages of each kind of request from its root, in the order in which they first started."""
+    """
+    Yield the stages of each kind of request from its root, kinds in the order in which they first started.
+
+    Within a kind, stages come in the order in which most requests run them, since a first request may be unlike others.
+    """
     places: dict[tuple[int, int], Place] = {}
     # On the host, all stages of one replay start at its launch, so the GPU's times tell their order.
     begin_ns = np.where(recording.in_graph, recording.gpu_start_ns, recording.host_start_ns)
@@ -46,11 +51,21 @@ def kinds(recording: Recording) -> Iterator[StageInRequest]:
         place = Place(recording.names[stage], recording.names[root], int(begin_ns[first]))
         if around >= 0:
             place.parent = places.get((int(recording.stage[around]), root))
-            place.offset_ns -= int(begin_ns[around])
+            place.offset_ns = _usual_offset_ns(recording, rows, begin_ns)
         places[stage, root] = place
         rows_of[place] = rows
     for place, parent, depth in in_order(places.values()):
         yield StageInRequest(place.name, place.root, parent.name if parent else None, depth, rows_of[place])
+
+
+def _usual_offset_ns(recording: Recording, rows: NDArray[np.int64], begin_ns: NDArray[np.int64]) -> int:
+    """Return how long after the stage around it a stage usually begins for the first time in that."""
+    around = recording.parent[rows]
+    # A stage may be inside different ones; its place is in the one around its first call.
+    alike = (around >= 0) & (recording.stage[around] == recording.stage[around[0]])
+    rows = counted(recording, rows[alike])
+    around, first = np.unique(recording.parent[rows], return_index=True)
+    return int(np.median(begin_ns[rows[first]] - begin_ns[around]))
 
 
 def _groups(recording: Recording) -> list[NDArray[np.int64]]:
@@ -61,8 +76,7 @@ def _groups(recording: Recording) -> list[NDArray[np.int64]]:
 
 
 def end_to_end_ns(recording: Recording) -> NDArray[np.int64]:
-    """Return for each root the time from its host start until everything in its request had ended; 0 for other rows."""
-    end_ns = np.zeros(len(recording.stage), np.int64)
-    np.maximum.at(end_ns, recording.root, np.maximum(recording.host_end_ns, recording.gpu_end_ns))
+    """Return for each root the time from its host start until all work of its request was done; 0 for other rows."""
+    end_ns = work_end_ns(recording)
     duration_ns: NDArray[np.int64] = np.where(recording.parent < 0, end_ns - recording.host_start_ns, 0)
     return duration_ns

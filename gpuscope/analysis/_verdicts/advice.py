@@ -69,6 +69,11 @@ SPLIT_TASKS = "Give each task or thread an outermost stage of its own."
 LARGER_STAGE = "Put one stage around several such calls."
 ONE_GPU = "Give the work on each GPU an outermost stage of its own."
 
+# For what the host alone shows.
+INNER_STAGES = "Put stages on the parts of `{}`."
+BETWEEN_STAGES = "Put stages on what runs between the stages."
+LOOK_INTO = "Look into `{}`: put stages on its parts, or sample it with a profiler of Python code."
+
 
 def begin_with(stage: str) -> str:
     """Return the advice to look at an inner stage first."""

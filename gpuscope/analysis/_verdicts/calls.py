@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._structure.kinds import kinds
+from gpuscope.analysis._structure.own_time import own_ns
+from gpuscope.analysis._structure.parts import Requests, counted
 from gpuscope.analysis._verdicts.evidence import Activity
 
 if TYPE_CHECKING:
@@ -38,26 +41,52 @@ class Material:
         return self.recording.names[int(self.recording.stage[row])]
 
     @cached_property
+    def own_ns(self) -> NDArray[np.int64]:
+        """What each row takes on the host itself, without the stages inside."""
+        return own_ns(self.recording)
+
+    @cached_property
     def duration_ns(self) -> NDArray[np.int64]:
         """Time from each row's start on the host to the end of all its work, at least 1."""
         ns: NDArray[np.int64] = np.maximum(self.evidence.end_ns - self.recording.host_start_ns, 1)
         return ns
 
+    def requests(self, kind: int) -> Requests:
+        """Return the requests that parts are parts of: those without warm-up and cold calls, if there are any."""
+        if kind not in self._requests:
+            recording = self.recording
+            rows = np.flatnonzero((recording.parent < 0) & (recording.stage == kind))
+            typical = rows[~recording.around_warmup[rows] & ~self.cold.rows[rows]]
+            some = typical if len(typical) else counted(recording, rows)
+            self._requests[kind] = Requests(recording, some, self.evidence.end_ns)
+        return self._requests[kind]
+
+    def request_ms(self, kind: int) -> float:
+        """Return the median duration of the requests of a kind, which is the one that the figures have."""
+        rows = np.flatnonzero((self.recording.parent < 0) & (self.recording.stage == kind))
+        took_ns = self.evidence.end_ns - self.recording.host_start_ns
+        return float(np.median(took_ns[counted(self.recording, rows)])) / 1e6
+
+    @cached_property
+    def _requests(self) -> dict[int, Requests]:
+        return {}
+
     def calls(self) -> Iterator[CallsOfStage]:
-        """Yield the calls of each stage in each kind of request, by total judged time of the kind, then the stage."""
+        """Yield the calls of each stage in each kind of request: kinds by total judged time, stages in their order."""
         recording = self.recording
-        kinds = recording.stage[recording.root].astype(np.int64) * len(recording.names) + recording.stage
-        order = np.argsort(kinds, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(kinds[order])) + 1) if len(order) else []
+        codes = recording.stage[recording.root].astype(np.int64) * len(recording.names) + recording.stage
+        order = np.argsort(codes, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1) if len(order) else []
         # A stage may also run inside itself, or be outermost in one place and inner, or in a graph, in another.
         place = np.where(recording.parent < 0, 0, np.where(recording.in_graph, 2, 1))
         split = [rows[place[rows] == each] for rows in groups for each in range(3)]
         found = [CallsOfStage(self, rows) for rows in split if len(rows)]
         host_ns = recording.host_end_ns - recording.host_start_ns
         whole = {calls.root: int(host_ns[calls.judged].sum()) for calls in found if calls.outermost}
+        order_of = {(kind.root, kind.name): place for place, kind in enumerate(kinds(recording))}
         yield from sorted(
             found,
-            key=lambda calls: (-whole[calls.root], calls.root, not calls.outermost, -int(host_ns[calls.judged].sum())),
+            key=lambda calls: (-whole[calls.root], calls.root, not calls.outermost, order_of[calls.root, calls.name]),
         )
 
 
@@ -98,29 +127,41 @@ class CallsOfStage:
         """The judged rows whose GPU times can be relied on."""
         return self.judged[self.material.recording.measured[self.judged]]
 
-    @cached_property
-    def requests(self) -> NDArray[np.int64]:
-        """The outermost rows of the requests that the judged rows belong to."""
-        return np.unique(self.material.recording.root[self.judged])
+    @property
+    def kind(self) -> int:
+        """The stage number of the outermost stage."""
+        return int(self.material.recording.stage[self.material.recording.root[self.rows[0]]])
+
+    @property
+    def requests(self) -> Requests:
+        """The requests that these calls are compared with."""
+        return self.material.requests(self.kind)
 
     @cached_property
     def total_ns(self) -> int:
         """The sum of the durations of the judged rows."""
         return int(self.material.duration_ns[self.judged].sum())
 
-    @cached_property
-    def requests_ns(self) -> int:
-        """The sum of the durations of their requests."""
-        return int(self.material.duration_ns[self.requests].sum())
-
     def share(self, value_ns: NDArray[np.int64]) -> float:
         """Return the sum of a column of times over the judged rows, as a part of their durations; 0 without rows."""
         return float(value_ns[self.judged].sum()) / self.total_ns if self.total_ns else 0.0
 
     def median_ms(self, value_ns: NDArray[np.int64], *, timed: bool = False) -> float | None:
-        """Return the median of a column of times over the judged rows, or over the timed ones; None without rows."""
-        rows = self.timed if timed else self.judged
+        """Return the median of a column of times, which is the one that the figures have; None without rows."""
+        rows = self.rows[self.material.recording.measured[self.rows]] if timed else self.rows
+        rows = counted(self.material.recording, rows)
         return float(np.median(value_ns[rows])) / 1e6 if len(rows) else None
+
+    def gain_ms(self, gain_ns: NDArray[np.int64]) -> float:
+        """
+        Return what a request gains in these calls, from a column of what each gains: never more than they or it take.
+
+        It is the part of the judged calls' time that is gained, of the median call, times the calls of a request.
+        """
+        part = min(1.0, self.share(gain_ns))
+        often = len(self.requests.inside(self.judged)) / max(1, len(self.requests.rows))
+        median_ms = self.median_ms(self.material.duration_ns) or 0.0
+        return min(part * median_ms * often, self.material.request_ms(self.kind))
 
     def segments(self) -> NDArray[np.int64]:
         """Return the segments that the judged rows own; if they are requests, all segments of these requests."""
@@ -153,7 +194,7 @@ class CallsOfStage:
     def without_gpu_times(self) -> str:
         """Return why GPU times are missing in these calls: of the stage that has most time without them."""
         recording, evidence = self.material.recording, self.material.evidence
-        chosen = np.isin(recording.root, self.requests) & ~self.material.recording.measured
+        chosen = np.isin(recording.root, self.requests.rows) & ~self.material.recording.measured
         rows = np.flatnonzero(chosen)
         if len(rows) and not self.material.recording.measured[self.judged].all():
             rows = self.judged[~self.material.recording.measured[self.judged]]

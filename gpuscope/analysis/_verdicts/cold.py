@@ -10,13 +10,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from gpuscope.analysis._structure.ancestors import ancestors
+from gpuscope.analysis._structure.kinds import end_to_end_ns
 from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from numpy.typing import NDArray
 
     from gpuscope.analysis._verdicts.sizes import Shape
@@ -29,9 +33,11 @@ MIN_ALIKE = 3
 TIMES = 3.0
 """A cold call takes at least so many times as long as usual,"""
 EXCESS_NS = 100_000
-"""and at least so much longer,"""
+"""and at least so much longer, and by at least"""
+MATTERS = 0.05
+"""this part of what a request of its kind usually takes: less changes no request;"""
 SCORE = 6.0
-"""and without a new shape it is so many robust standard deviations above the median, on a logarithmic scale."""
+"""without a new shape it is also so many robust standard deviations above the median, on a logarithmic scale."""
 MAD_TO_SIGMA = 1.4826
 """Standard deviation over median absolute deviation of normally distributed values: 1 / 0.6745."""
 MAX_SHARE = 0.05
@@ -48,8 +54,9 @@ class ColdCall:
     start_ns: int
     """Since the epoch."""
     ms: float
-    """What the call itself cost, without the stages inside."""
+    """What the call itself cost, without the stages inside: on the host or on its stream, whichever stood out more."""
     usual_ms: float
+    """The same of calls like it, on the same side."""
     because: str
     """`first call with batch_size=16`, or `isolated`."""
 
@@ -62,38 +69,74 @@ class Cold:
     rows: NDArray[np.bool_]
 
 
+_found: WeakKeyDictionary[Recording, Cold] = WeakKeyDictionary()
+"""Of recordings that still exist, so that figures and verdicts of one do not look for them twice."""
+
+
 def find_cold(recording: Recording) -> Cold:
     """Return the late cold calls of a recording. Of each request only the one that cost most is listed."""
-    cost_ns = _own_ns(recording)
-    found = [
-        ColdCall(
-            row=row,
-            name=recording.names[recording.stage[row]],
-            start_ns=int(recording.host_start_ns[row]),
-            ms=float(cost_ns[row]) / 1e6,
-            usual_ms=usual_ns / 1e6,
-            because=because,
-        )
-        for rows in _by_stage(recording)
-        for row, usual_ns, because in _cold_in(recording, rows, cost_ns)
-    ]
+    if recording not in _found:
+        _found[recording] = _find(recording)
+    return _found[recording]
+
+
+def _find(recording: Recording) -> Cold:
+    host_ns, stream_ns = _own_ns(recording)
+    matters_ms = _matters_ms(recording)
+    found: dict[int, ColdCall] = {}
+    for rows in _by_stage(recording):
+        shapes = {row: shape_of(recording, row) for row in rows.tolist()} if len(rows) >= MIN_CALLS else {}
+        for cost_ns in (host_ns, stream_ns):
+            # A time on the host is compared with times on the host, and one on a stream with those on streams.
+            there = rows[cost_ns[rows] >= 0]
+            for row, usual_ns, because in _cold_in(recording, there, cost_ns, shapes):
+                call = _call(recording, row, float(cost_ns[row]), usual_ns, because)
+                if _excess_ms(call) >= max(matters_ms[row], _excess_ms(found[row]) if row in found else 0.0):
+                    found[row] = call
     cold = np.zeros(len(recording.stage), np.bool_)
-    cold[[call.row for call in found]] = True
+    cold[list(found)] = True
     left_out = cold.copy()
     for rows, above in ancestors(recording.parent):
         left_out[above[cold[rows]]] = True
-    return Cold(_dearest(recording, found), left_out)
+    return Cold(_dearest(recording, found.values()), left_out)
 
 
-def _own_ns(recording: Recording) -> NDArray[np.int64]:
-    """Return what each call itself costs: its host time without inner stages; or its GPU time, if longer and a leaf."""
+def _call(recording: Recording, row: int, cost_ns: float, usual_ns: float, because: str) -> ColdCall:
+    return ColdCall(
+        row=row,
+        name=recording.names[recording.stage[row]],
+        start_ns=int(recording.host_start_ns[row]),
+        ms=cost_ns / 1e6,
+        usual_ms=usual_ns / 1e6,
+        because=because,
+    )
+
+
+def _excess_ms(call: ColdCall) -> float:
+    return call.ms - call.usual_ms
+
+
+def _own_ns(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return what each call itself costs on the host, without inner stages, and on its stream, if a leaf; else -1."""
     own_ns = recording.host_end_ns - recording.host_start_ns
     inner = np.flatnonzero(recording.parent >= 0)
     inside_ns = np.zeros_like(own_ns)
     np.add.at(inside_ns, recording.parent[inner], own_ns[inner])
-    gpu_ns = np.where(inside_ns > 0, 0, recording.gpu_end_ns - recording.gpu_start_ns)
-    cost_ns: NDArray[np.int64] = np.maximum(own_ns - inside_ns, gpu_ns)
-    return cost_ns
+    alone = recording.measured & (inside_ns == 0)
+    host_ns: NDArray[np.int64] = np.where(recording.in_graph, -1, np.maximum(own_ns - inside_ns, 0))
+    stream_ns: NDArray[np.int64] = np.where(alone, recording.gpu_end_ns - recording.gpu_start_ns, -1)
+    return host_ns, stream_ns
+
+
+def _matters_ms(recording: Recording) -> NDArray[np.float64]:
+    """Return for each row how much longer than usual a call must be to matter to a request of its kind."""
+    took_ns = end_to_end_ns(recording)
+    roots = np.flatnonzero((recording.parent < 0) & ~recording.warmup)
+    matters_ms = np.zeros(len(recording.stage))
+    kind = recording.stage[recording.root]
+    for each in np.unique(kind[roots]).tolist():
+        matters_ms[kind == each] = MATTERS * float(np.median(took_ns[roots[kind[roots] == each]])) / 1e6
+    return matters_ms
 
 
 def _by_stage(recording: Recording) -> list[NDArray[np.int64]]:
@@ -106,13 +149,15 @@ def _by_stage(recording: Recording) -> list[NDArray[np.int64]]:
     return np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else []
 
 
-def _cold_in(recording: Recording, rows: NDArray[np.int64], cost_ns: NDArray[np.int64]) -> list[tuple[int, float, str]]:
+def _cold_in(
+    recording: Recording, rows: NDArray[np.int64], cost_ns: NDArray[np.int64], shape: Mapping[int, Shape]
+) -> list[tuple[int, float, str]]:
     """Return (row, usual cost, reason) of the cold calls of one stage."""
     if len(rows) < MIN_CALLS:
         return []
     shapes: dict[Shape, list[int]] = {}
     for row in rows.tolist():
-        shapes.setdefault(shape_of(recording, row), []).append(row)
+        shapes.setdefault(shape[row], []).append(row)
     warm = ~recording.warmup
     found = _first_of_their_shape(shapes, warm, cost_ns) if len(shapes) > 1 else []
     new = {row for row, _, _ in found}
@@ -173,11 +218,11 @@ def _cold_from(usual_ns: float) -> float:
     return max(TIMES * usual_ns, usual_ns + EXCESS_NS)
 
 
-def _dearest(recording: Recording, calls: list[ColdCall]) -> tuple[ColdCall, ...]:
+def _dearest(recording: Recording, calls: Iterable[ColdCall]) -> tuple[ColdCall, ...]:
     """Return one call per request: others in it are slow because of that one, such as a wait for its GPU work."""
     kept: dict[int, ColdCall] = {}
     for call in calls:
         root = int(recording.root[call.row])
-        if root not in kept or call.ms - call.usual_ms > kept[root].ms - kept[root].usual_ms:
+        if root not in kept or _excess_ms(call) > _excess_ms(kept[root]):
             kept[root] = call
     return tuple(sorted(kept.values(), key=lambda call: call.start_ns))

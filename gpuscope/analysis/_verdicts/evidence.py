@@ -28,6 +28,7 @@ import numpy as np
 
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.intervals import Intervals, covered, union
+from gpuscope.analysis._structure.parts import work_end_ns
 from gpuscope.analysis._structure.replays import replays_of
 from gpuscope.analysis._structure.segments import segments_of
 
@@ -119,7 +120,7 @@ def gather(recording: Recording) -> Evidence:
     proven = _busy(segments, replays, device)
     busy = _busy(segments, replays, device, (kind == Activity.AHEAD) & segments.one_stream)
     root_device = row_device[recording.root]
-    end_ns = _ends(recording)
+    end_ns = work_end_ns(recording)
     whole = Intervals(recording.host_start_ns, end_ns)
     idle_ns = _idle(whole, root_device, busy)
     spans = Intervals(segments.host_start_ns, segments.host_end_ns)
@@ -245,14 +246,6 @@ def _idle(spans: Intervals, device: NDArray[np.int64], busy: dict[int, Intervals
         there = device == each
         idle_ns[there] -= covered(Intervals(spans.start[there], spans.end[there]), intervals)
     return idle_ns
-
-
-def _ends(recording: Recording) -> NDArray[np.int64]:
-    own_ns: NDArray[np.int64] = np.maximum(recording.host_end_ns, recording.gpu_end_ns * recording.measured)
-    end_ns: NDArray[np.int64] = own_ns.copy()
-    for rows, above in ancestors(recording.parent):
-        np.maximum.at(end_ns, above, own_ns[rows])
-    return end_ns
 
 
 def _summed(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from gpuscope._data.plain.durations import duration
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from gpuscope.analysis._verdicts.fit import Fit
 
 GPU_BOUND, CPU_BOUND, PIPELINE_BOUND, UNKNOWN = "gpu-bound", "cpu-bound", "pipeline-bound", "unknown"
+MOST_ANSWERS = 10
+"""Kinds of request in the summary, and below that those with more than one line."""
+MOST_IN_FULL = 3
 WORTH_LINES = 0.01
 """A stage's verdict is printed with its evidence if the stage takes at least this part of the request."""
 
@@ -94,27 +99,87 @@ class RequestVerdict(StageVerdict):
     """Where the GPU had nothing to do, longest first."""
     period_ms: float | None
     """Median time from the start of a request to the start of the next on its thread."""
+    gain_of: str = "request"
+    """What the gain is a part of: the `request`, or the `period` from the start of one to the start of the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer for one kind of request, in words."""
+
+    name: str
+    headline: str
+    """What bounds it, how long it takes, what there is to gain."""
+    try_first: str | None
+    more: tuple[str, ...]
+    """Further sentences: how much requests differ, where the slowest spent its time, what an item costs."""
+    on_gpu: bool
+    """Whether any stage of these requests has GPU times."""
+    median_row: int
+    """The request of median duration: its row in the recording."""
+    slowest_row: int
+    """The slowest request that is judged."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """Yield the headline, and below it what to try first and the rest."""
+        yield self.headline
+        if self.try_first is not None:
+            yield f"  Try first: {self.try_first}"
+        yield from (f"  {sentence}" for sentence in self.more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that can be said about a recording. Print it for a few lines per verdict."""
+    """All that can be said about a recording. Print it for the answers, and a few lines per verdict."""
 
+    answers: tuple[Answer, ...]
+    """One per kind of request, in the order of `requests`."""
     requests: tuple[RequestVerdict, ...]
     """Longest total time first."""
     stages: tuple[StageVerdict, ...]
-    """In the order of their kinds of request, and within a kind longest total time first."""
+    """In the order of their kinds of request, and within a kind in the order in which they run."""
     cold: tuple[ColdCall, ...]
     """Late cold calls: left out of all figures."""
     notes: tuple[str, ...]
     """Sentences on what limits all verdicts."""
+    no_gpu: str = ""
+    """A sentence, if the recording has no GPU times."""
 
     def as_dict(self) -> PlainDict:
         """Return plain data: dictionaries, lists, strings, numbers, booleans and None."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join([*self.summary(), "", *self.details()]).strip()
+
+    def summary(self) -> Iterator[str]:
+        """Yield the answers in lines, and what limits all of them."""
+        if not self.answers:
+            yield "No stages, no verdicts."
+        if self.no_gpu:
+            yield self.no_gpu
+        for number, each in enumerate(self.answers[:MOST_ANSWERS]):
+            yield from each.lines() if number < MOST_IN_FULL else [each.headline]
+        if len(self.answers) > MOST_ANSWERS:
+            yield f"And {len(self.answers) - MOST_ANSWERS:,} more kinds of request, which take less time altogether."
+
+    def details(self) -> Iterator[str]:
+        """Yield the verdicts in lines, with their evidence, the late cold calls, and the notes."""
+        on_gpu = {each.name for each in self.answers if each.on_gpu}
+        for request in self.requests:
+            if request.name in on_gpu:
+                yield from _verdict(request, "request", "")
+                yield from map(_idle, request.idle[:3])
+                for stage in self.stages:
+                    if stage.root == request.name:
+                        yield from _verdict(stage, "call", "  ")
+        for call in self.cold:
+            times = f"{duration(call.ms)} instead of {duration(call.usual_ms)}"
+            yield f"cold: `{call.name}` {times}, {call.because}; not judged"
+        yield from self.notes
 
 
 def _plain(value: Plain) -> Plain:
@@ -123,35 +188,24 @@ def _plain(value: Plain) -> Plain:
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
-def _lines(findings: Findings) -> Iterator[str]:
-    if not findings.requests:
-        yield "No stages, no verdicts."
-    for request in findings.requests:
-        yield from _verdict(request, "request", "")
-        for cause in request.idle[:3]:
-            where = f" in `{cause.stage}`" if cause.stage else ""
-            yield f"    GPU without work: {cause.ms:,.3f} ms ({cause.share:.0%}){where}, {cause.cause}"
-        for stage in findings.stages:
-            if stage.root == request.name:
-                yield from _verdict(stage, "call", "  ")
-    for call in findings.cold:
-        yield f"cold: `{call.name}` {call.ms:,.3f} ms instead of {call.usual_ms:,.3f} ms, {call.because}; left out"
-    yield from findings.notes
+def _idle(cause: IdleCause) -> str:
+    where = f" in `{cause.stage}`" if cause.stage else ""
+    return f"    GPU without work: {duration(cause.ms)} ({cause.share:.0%}){where}, {cause.cause}"
 
 
 def _verdict(verdict: StageVerdict, unit: str, indent: str) -> Iterator[str]:
-    counted = f"{verdict.calls} {unit}{'' if verdict.calls == 1 else 's'}"
-    took = "" if verdict.duration_ms is None else f" of {verdict.duration_ms:,.3f} ms"
+    counted = f"{verdict.calls:,} {unit}{'' if verdict.calls == 1 else 's'}"
+    took = "" if verdict.duration_ms is None else f"; {duration(verdict.duration_ms)} end to end"
     condition = f", assuming {verdict.assumes}" if verdict.assumes else ""
     yield f"{indent}`{verdict.name}`: {verdict.verdict}{condition} ({counted}{took})"
     if verdict.request_share is not None and verdict.request_share < WORTH_LINES:
         return
     yield f"{indent}    {verdict.because}"
     if verdict.gain_ms is not None and verdict.gain_share is not None:
-        yield f"{indent}    At most {verdict.gain_ms:,.3f} ms per request to gain ({verdict.gain_share:.0%})."
+        yield f"{indent}    At most {duration(verdict.gain_ms)} per request to gain ({verdict.gain_share:.0%})."
     if verdict.cost is not None:
         cost = verdict.cost
-        per_item = f"{cost.per_item_ms:,.6f} ms per unit of `{cost.size}`"
-        yield f"{indent}    {cost.fixed_ms:,.3f} ms per call, plus {per_item}."
+        per_item = f"{duration(cost.per_item_ms)} per unit of `{cost.size}`"
+        yield f"{indent}    {duration(cost.fixed_ms)} per call, plus {per_item}."
     for step in verdict.next_steps:
         yield f"{indent}    - {step}"

@@ -62,7 +62,7 @@ def test_stages_in_a_graph_are_a_part_of_the_stage_that_launched_it():
 
 
 def test_the_kind_of_request_that_took_longest_comes_first():
-    """And in it the request, then its stages, the longest first. Warm-up does not count."""
+    """And in it the request, then its stages, in the order in which they run. Warm-up does not count."""
     long = Stage("long", 0, 200, inside=[Stage("a", 10, 180), Stage("b", 185, 190)])
     short = Stage("short", 0, 50, inside=[Stage("a", 1, 9), Stage("b", 10, 30)])
     cold = Stage("short", 10**6, 10**8, flags=RowFlag.WARMUP)
@@ -73,8 +73,8 @@ def test_the_kind_of_request_that_took_longest_comes_first():
             ("long", "a", False),
             ("long", "b", False),
             ("short", "short", True),
-            ("short", "b", False),
             ("short", "a", False),
+            ("short", "b", False),
         ]
 
 
@@ -114,27 +114,27 @@ def test_what_is_waited_for_longest_is_told():
 
 
 def test_figures_are_of_the_judged_calls():
-    """Neither of warm-up nor of calls whose GPU times can't be relied on, where those are asked for."""
+    """Medians are of neither warm-up nor calls whose GPU times can't be relied on, where those are asked for."""
     stage = Stage("infer", 0, 1000, gpu=(10, 410))
     slow, unsure = replace(stage, end=9000, flags=RowFlag.WARMUP), replace(stage, gpu=(10, 910), flags=RowFlag.CLAMPED)
     roots = [slow.shifted(-(10**6)), *repeat(stage, 10, 2000), *shifted(repeat(unsure, 10, 2000), 10**6)]
     (calls,) = calls_in(*roots).values()
     stored = calls.material.recording
     host_ns, gpu_ns = stored.host_end_ns - stored.host_start_ns, stored.gpu_end_ns - stored.gpu_start_ns
-    assert (len(calls.rows), len(calls.judged), len(calls.timed), len(calls.requests)) == (21, 20, 10, 20)
-    assert calls.total_ns == calls.requests_ns == 20 * 1000 * 1000
+    assert (len(calls.rows), len(calls.judged), len(calls.timed), len(calls.requests.rows)) == (21, 20, 10, 20)
+    assert calls.total_ns == calls.requests.total_ns == 20 * 1000 * 1000
     assert calls.median_ms(host_ns) == 1.0
     assert calls.median_ms(gpu_ns, timed=True) == 0.4
     assert calls.share(np.full(21, 250_000)) == 0.25
 
 
 def test_without_a_judged_call_there_are_no_figures():
-    """None or 0, and nothing is divided."""
+    """No shares, and nothing is divided; the median is that of all calls, as in the table."""
     (calls,) = calls_in(*repeat(Stage("infer", 0, 9, flags=RowFlag.WARMUP), 5, 100)).values()
     nothing = np.zeros(5, np.int64)
-    assert (calls.share(nothing), calls.median_ms(nothing), calls.waits_for()) == (0.0, None, None)
+    assert (calls.share(nothing), calls.median_ms(nothing), calls.waits_for()) == (0.0, 0.0, None)
     assert calls.idle_causes() == {}
-    assert calls.without_gpu_times() == "GPU times are missing"
+    assert calls.without_gpu_times().startswith("`infer` has no GPU times")
 
 
 def test_the_stage_that_is_longest_without_gpu_times_is_named():

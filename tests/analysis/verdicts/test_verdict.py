@@ -89,11 +89,16 @@ def test_every_verdict_carries_its_figures_and_next_steps(name):
 
 
 def test_findings_are_plain_data_and_print_a_few_lines_a_verdict():
-    """For scripts a dictionary that JSON can hold, for people the verdict with its condition, evidence and steps."""
+    """For scripts a dictionary that JSON can hold, for people the answer, then verdicts with evidence and steps."""
     findings = judged("heavy preprocess")
     assert json.loads(json.dumps(findings.as_dict())) == findings.as_dict()
     lines = str(findings).splitlines()
-    assert lines[0].startswith("`request`: cpu-bound, assuming that `prep` does not wait for the GPU inside")
+    assert lines[0].startswith(
+        "`request` is cpu-bound, assuming that `prep` does not wait for the GPU inside. It takes "
+    )
+    assert lines[1] == "  Try first: Begin with `prep`, which has the largest share in it."
+    verdict = lines[lines.index("") + 1]
+    assert verdict.startswith("`request`: cpu-bound, assuming that `prep` does not wait for the GPU inside")
     assert any(line.strip() == "- Begin with `prep`, which has the largest share in it." for line in lines)
     assert any("GPU without work:" in line and "in `prep`, host not ready" in line for line in lines)
 

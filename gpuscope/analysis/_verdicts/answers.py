@@ -1,0 +1,129 @@
+"""
+The answer on top: for each kind of request what bounds it, how long it takes, what there is to gain, what to try first.
+
+Puts verdicts into sentences. Where there are no GPU times, `host_only` says what the host can tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gpuscope._data.batch import RowFlag
+from gpuscope._data.plain.durations import duration
+from gpuscope.analysis._structure.parts import counted
+from gpuscope.analysis._verdicts.findings import UNKNOWN, Answer
+from gpuscope.analysis._verdicts.host_only import where_time_goes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gpuscope.analysis._verdicts.calls import CallsOfStage
+    from gpuscope.analysis._verdicts.findings import RequestVerdict
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How long the requests of a kind take."""
+
+    rows: NDArray[np.int64]
+    """Those that percentiles are of."""
+    judged: NDArray[np.int64]
+    """Those without late cold calls, if there are any."""
+    took_ms: NDArray[np.float64]
+    """One per row of the recording."""
+
+    @property
+    def median_row(self) -> int:
+        """The request whose duration is nearest to the median."""
+        middle = float(np.median(self.took_ms[self.rows]))
+        return int(self.judged[np.argmin(np.abs(self.took_ms[self.judged] - middle))])
+
+    @property
+    def slowest_row(self) -> int:
+        """The slowest that is judged."""
+        return int(self.judged[np.argmax(self.took_ms[self.judged])])
+
+
+def answer(calls: CallsOfStage, verdict: RequestVerdict) -> Answer:
+    """
+    Return the answer for one kind of request.
+
+    Args:
+        calls: The requests.
+        verdict: The verdict on them.
+
+    """
+    recording = calls.material.recording
+    spread = _Spread(counted(recording, calls.rows), calls.requests.rows, calls.material.duration_ns / 1e6)
+    rows = np.isin(recording.root, calls.rows)
+    untimed = (recording.flags[rows] & (RowFlag.CAPTURED | RowFlag.GIVEN_UP)) != 0
+    on_gpu = bool(((recording.stream[rows] >= 0) | untimed).any())
+    more: list[str] = []
+    if on_gpu:
+        headline, first = _bound(verdict, _how_long(calls, spread)), verdict.next_steps[:1]
+    else:
+        headline, first, more = where_time_goes(calls, _how_long(calls, spread))
+        if (recording.stream >= 0).any():
+            more.append("These requests have no GPU times.")
+    return Answer(
+        name=calls.name,
+        headline=headline,
+        try_first=first[0] if first else None,
+        more=(*more, *_slowest(calls, spread)),
+        on_gpu=on_gpu,
+        median_row=spread.median_row,
+        slowest_row=spread.slowest_row,
+    )
+
+
+def _how_long(calls: CallsOfStage, spread: _Spread) -> str:
+    """Return `14.7 ms (median of 57 requests)`."""
+    count = len(spread.rows)
+    median = duration(calls.material.request_ms(calls.kind))
+    kind = "warm-up request" if calls.material.recording.in_warmup_request[spread.rows].all() else "request"
+    return f"{median} (1 {kind})" if count == 1 else f"{median} (median of {count:,} {kind}s)"
+
+
+def _bound(verdict: RequestVerdict, how_long: str) -> str:
+    if verdict.verdict == UNKNOWN:
+        return f"`{verdict.name}` takes {how_long}. What bounds it is unknown: {_lowered(verdict.because)}"
+    assuming = f", assuming {verdict.assumes}" if verdict.assumes else ""
+    whole = f" and comes every {duration(verdict.period_ms)}" if verdict.gain_of == "period" else ""
+    gain = f"At most {duration(verdict.gain_ms)} ({verdict.gain_share:.0%}) of that can be gained."
+    return f"`{verdict.name}` is {verdict.verdict}{assuming}. It takes {how_long}{whole}. {gain}"
+
+
+def _lowered(sentence: str) -> str:
+    """Return a sentence as the end of another: a capital that begins an ordinary word is lowered."""
+    return sentence if sentence[:2].isupper() or sentence.startswith("GPU") else sentence[:1].lower() + sentence[1:]
+
+
+def _slowest(calls: CallsOfStage, spread: _Spread) -> list[str]:
+    """Return how much the requests differ, and where the time of the slowest went, if there are several."""
+    if len(spread.judged) < 2:  # noqa: PLR2004 - one request is neither slow nor fast
+        return []
+    recording, row = calls.material.recording, spread.slowest_row
+    nine_of_ten = duration(float(np.percentile(spread.took_ms[spread.rows], 90)))
+    said = f"Nine of ten take at most {nine_of_ten}. The slowest"
+    said += " that is judged" if len(spread.judged) < len(spread.rows) else ""
+    said += f" took {duration(float(spread.took_ms[row]))} (trace {recording.trace_id[row]})"
+    name, more_ms = _where_it_went(calls, row)
+    where = "in no stage" if name == calls.name else f"in `{name}`"
+    told = more_ms > 0 and more_ms >= (spread.took_ms[row] - calls.material.request_ms(calls.kind)) / 4
+    told = told and bool((recording.parent[recording.root == row] >= 0).any())
+    return [f"{said}: the host was {duration(more_ms)} longer than usual {where}." if told else f"{said}."]
+
+
+def _where_it_went(calls: CallsOfStage, slowest: int) -> tuple[str, float]:
+    """Return the stage that took most beyond its usual share of a request, and how much that is."""
+    recording, requests = calls.material.recording, calls.requests
+    rows = np.flatnonzero(np.isin(recording.root, requests.rows))
+    place = np.searchsorted(np.sort(requests.rows), recording.root[rows])
+    own_ms = np.zeros((len(recording.names), len(requests.rows)))
+    np.add.at(own_ms, (recording.stage[rows], place), calls.material.own_ns[rows] / 1e6)
+    more = own_ms[:, np.searchsorted(np.sort(requests.rows), slowest)] - np.median(own_ms, axis=1)
+    stage = int(np.argmax(more))
+    return recording.names[stage], float(more[stage])

@@ -1,0 +1,60 @@
+"""Recordings of any shape, for properties that hold for all of them."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from gpuscope._data.batch import RowFlag
+
+from .recordings import Stage, recording
+
+TIMES = st.integers(0, 10**6)
+STAGES = st.recursive(
+    st.just([]),
+    lambda inside: st.lists(
+        st.builds(
+            Stage,
+            name=st.sampled_from(["a", "b", "c"]),
+            start=TIMES,
+            end=TIMES,
+            gpu=st.none() | st.tuples(TIMES, TIMES),
+            inside=inside,
+            stream=st.integers(0, 1),
+            device=st.integers(0, 1),
+            process=st.sampled_from(["one", "two"]),
+            thread=st.sampled_from(["one", "two"]),
+            flags=st.sampled_from([0, 0, 0]) | st.integers(0, sum(RowFlag)),
+            attributes=st.dictionaries(
+                st.sampled_from(["batch_size", "bytes", "input_shape", "é"]),
+                st.none() | st.integers() | st.floats() | st.text(max_size=2) | st.lists(st.integers(), max_size=2),
+                max_size=2,
+            ),
+        ),
+        max_size=3,
+    ),
+    max_leaves=8,
+)
+
+
+@st.composite
+def nested(draw, start=0, end=10**6, depth=0):
+    """Draw stages that lie in order within a stretch of time, each with stages within it, as a program runs them."""
+    points = sorted(draw(st.lists(st.integers(start, end), min_size=0, max_size=6 if depth < 3 else 0)))
+    return [
+        Stage(
+            draw(st.sampled_from(["a", "b", "c"])),
+            first,
+            last,
+            gpu=draw(st.none() | st.integers(0, 10**6).map(lambda more, first=first: (first + 5, first + 5 + more))),
+            inside=draw(nested(first, last, depth + 1)) if draw(st.booleans()) else [],
+        )
+        for first, last in zip(points[::2], points[1::2], strict=False)
+    ]
+
+
+@st.composite
+def recordings(draw):
+    """Draw a recording of requests that are alike but for their lengths."""
+    stages = draw(STAGES | nested())
+    count = draw(st.integers(1, 15))
+    return recording(*(stage.shifted(10**6 * number) for number in range(count) for stage in stages))
