@@ -11,7 +11,7 @@ import socket
 import sys
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuscope._data.attributes import (
     HOST_NAME,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DISTRIBUTION = "gpuscope"
 _RANKS = {"RANK": RANK, "LOCAL_RANK": LOCAL_RANK, "WORLD_SIZE": WORLD_SIZE}
 """The variables by which `torchrun` and its like tell each process its place, and the attributes that they become."""
+_HOSTS = ("host.id", "host.ip", HOST_NAME)
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
 
@@ -44,6 +45,20 @@ def resource_attributes() -> dict[str, Clean]:
     Takes milliseconds, and imports OpenTelemetry's SDK. What the user's variables say comes first.
     """
     return clean_mapping({**_found_here(), **_found_by_opentelemetry()})
+
+
+def with_host(resource: Any) -> Any:
+    """
+    Return a resource of OpenTelemetry's SDK, and where it names no host one that names this, too.
+
+    Jaeger takes a GPU span that outlasts its parent for one with a wrong clock, and may move it, unless their resources
+    name the same host. The SDK names none by itself.
+    """
+    from opentelemetry.sdk.resources import Resource
+
+    if resource is None or any(name in resource.attributes for name in _HOSTS):
+        return resource
+    return Resource({**resource.attributes, HOST_NAME: socket.gethostname()}, resource.schema_url)
 
 
 def _found_by_opentelemetry() -> Mapping[str, object]:
@@ -66,7 +81,6 @@ def _found_by_opentelemetry() -> Mapping[str, object]:
 
 def _found_here() -> dict[str, Clean]:
     attributes: dict[str, Clean] = {
-        # Jaeger moves a GPU span that outlasts its parent unless the resource says that both are of one host.
         HOST_NAME: socket.gethostname(),
         PROCESS_PID: os.getpid(),
         SERVICE_INSTANCE_ID: str(uuid.uuid4()),
