@@ -6,9 +6,11 @@ inside a stage. Stages become children of the spans around them and parents of t
 service's spans go, through its own TracerProvider. To need no web framework, it is built on the standard library.
 
     GPUSCOPE=1 python examples/service.py
+    GPUSCOPE=1 OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 python examples/service.py   # and into Jaeger, say
 """
 
 import json
+import os
 import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,16 +19,20 @@ import torch
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from torch import nn
 
 import gpuscope
 
-# A real service would have a BatchSpanProcessor with an OTLP exporter here. This one keeps its spans, to print them.
+# This one keeps its spans, to print them. A real service would only send them, as this one does where it is told to.
 EXPORTER = InMemorySpanExporter()
 PROVIDER = TracerProvider(resource=Resource.create({"service.name": "classifier"}))
 PROVIDER.add_span_processor(SimpleSpanProcessor(EXPORTER))
+if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    PROVIDER.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
 trace.set_tracer_provider(PROVIDER)
 tracer = trace.get_tracer("classifier")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gpuscope._data.statistics import Delivery
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters._encoding.readable import readable_spans
+from gpuscope.exporters._encoding.resource import with_host
 from gpuscope.exporters._transport.sender import Sender
 from gpuscope.exporters._transport.through import ApplicationClient
 from gpuscope.exporters.otlp import Envelopes, limits_of, sending
@@ -92,5 +93,5 @@ class ApplicationExporter:
         return self._senders[key][1]
 
     def _readable(self, payload: bytes) -> list[ReadableSpan]:
-        resource: Resource = getattr(self._bridge.provider, "resource")  # noqa: B009 - of the SDK's, not of the API's
+        resource: Resource = with_host(getattr(self._bridge.provider, "resource"))  # noqa: B009 - of the SDK's, not of the API's
         return readable_spans(payload, resource)

@@ -14,7 +14,7 @@ from gpuscope._version import __version__
 from gpuscope.exporters._encoding.limits import SpanLimits
 from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters._encoding.otlp_message import resource_bytes, schema_url_bytes, scope_bytes, varint
-from gpuscope.exporters._encoding.resource import DISTRIBUTION, resource_attributes
+from gpuscope.exporters._encoding.resource import DISTRIBUTION, resource_attributes, with_host
 from gpuscope.exporters._transport.grpc_client import TRACES, client_for
 from gpuscope.exporters._transport.http import Endpoint
 from gpuscope.exporters._transport.sender import Limits, Sender
@@ -109,7 +109,8 @@ class Envelopes:
     The envelope of each payload, which is that of the resource of that moment.
 
     Args:
-        get_provider: returns the application's TracerProvider, whose resource is that of the spans; or None.
+        get_provider: returns the application's TracerProvider, whose resource is that of the spans; or None. Where it
+            names no host, the spans' resource does.
         otherwise: returns the resource's attributes where there is none.
 
     """
@@ -126,7 +127,8 @@ class Envelopes:
             if resource is None:
                 envelope = Envelope(self._otherwise(), __version__)
             else:
-                envelope = Envelope(clean_mapping(resource.attributes), __version__, as_text(resource.schema_url or ""))
+                named = with_host(resource)
+                envelope = Envelope(clean_mapping(named.attributes), __version__, as_text(named.schema_url or ""))
             self._last = resource, envelope
         return self._last[1].wrap(spans)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gpuscope._data.plain.values import shown
 from gpuscope._log import inform, logger
 from gpuscope.exporters._encoding.finished import SpanMaker
+from gpuscope.exporters._encoding.resource import with_host
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 from gpuscope.exporters.otlp import limits_of
@@ -46,6 +47,7 @@ class ProcessorsExporter(SdkExporter):
         super().__init__(bridge)
         self._maker = SpanMaker(getattr(bridge.tracer, "_instrumentation_scope", None))
         self._limits = limits_of(bridge.provider)
+        self._resource: object = None
         self._finished: dict[Group, tuple[Made | None, Made | None]] = {}
 
     def export(self, batch: StageBatch, delivery: Delivery) -> Iterator[None]:
@@ -55,7 +57,9 @@ class ProcessorsExporter(SdkExporter):
         if processor is None:  # The provider is another by now; the next batch goes another way.
             delivery.settle(0, {"no_provider": delivery.stages})
             return
-        self._maker.resource = getattr(provider, "resource", None)
+        resource = getattr(provider, "resource", None)
+        if resource is not self._resource:
+            self._resource, self._maker.resource = resource, with_host(resource)
         spans = spans_of(batch, self._limits)
         shared = resolve(spans, self._finished, lambda host, gpu: (self._maker.shared(host), self._maker.shared(gpu)))
         for number, (host, gpu) in enumerate(rows_of(spans, shared)):

@@ -130,10 +130,11 @@ class Machine:
         return module
 
     @contextlib.contextmanager
-    def period(self):
-        """Record, and collect by hand."""
+    def period(self, *exporters):
+        """Record, and collect by hand; spans also go to these exporters."""
         config = Config().changed(mode="on", exporters="none", warmup=0, queue_size=16)
-        with _runtime.period(config, exporters=(MemoryExporter(self.spans),), clock=time.perf_counter_ns) as engine:
+        exporters = (MemoryExporter(self.spans), *exporters)
+        with _runtime.period(config, exporters=exporters, clock=time.perf_counter_ns) as engine:
             engine.recorder.accept(engine.queue)
             self.engine = engine
             yield

@@ -56,7 +56,7 @@ class SpanMaker:
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
         self.resource: Any = None
-        """The provider's, at this moment."""
+        """The provider's at this moment, with a host."""
         self._scope = scope or InstrumentationScope(DISTRIBUTION, __version__)
         self._span, self._event = trace.ReadableSpan, trace.Event
 

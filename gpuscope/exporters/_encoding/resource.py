@@ -11,7 +11,7 @@ import socket
 import sys
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuscope._data.attributes import (
     HOST_NAME,
@@ -35,6 +35,7 @@ DISTRIBUTION = "gpuscope"
 _UNKNOWN = "unknown_service"
 _RANKS = {"RANK": RANK, "LOCAL_RANK": LOCAL_RANK, "WORLD_SIZE": WORLD_SIZE}
 """The variables by which `torchrun` and its like tell each process its place, and the attributes that they become."""
+_HOSTS = ("host.id", "host.ip", HOST_NAME)
 _MACHINE_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
 
@@ -61,6 +62,20 @@ def _program() -> str:
     return path.parent.name if path.stem == "__main__" else path.stem
 
 
+def with_host(resource: Any) -> Any:
+    """
+    Return a resource of OpenTelemetry's SDK, and where it names no host one that names this, too.
+
+    Jaeger takes a GPU span that outlasts its parent for one with a wrong clock, and may move it, unless their resources
+    name the same host. The SDK names none by itself.
+    """
+    from opentelemetry.sdk.resources import Resource
+
+    if resource is None or any(name in resource.attributes for name in _HOSTS):
+        return resource
+    return Resource({**resource.attributes, HOST_NAME: socket.gethostname()}, resource.schema_url)
+
+
 def _found_by_opentelemetry() -> Mapping[str, object]:
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.version import __version__ as sdk_version
@@ -81,7 +96,6 @@ def _found_by_opentelemetry() -> Mapping[str, object]:
 
 def _found_here() -> dict[str, Clean]:
     attributes: dict[str, Clean] = {
-        # Jaeger moves a GPU span that outlasts its parent unless the resource says that both are of one host.
         HOST_NAME: socket.gethostname(),
         PROCESS_PID: os.getpid(),
         SERVICE_INSTANCE_ID: str(uuid.uuid4()),
