@@ -3,8 +3,9 @@
 #
 #     eval "$(tests/backends/build.sh)"
 #
-# They stay in a cache, a folder per version. Without Go, or where a module cannot be had, or when the time is up, there
-# is no line for that server, and its tests are skipped. The next call goes on from what Go has already compiled.
+# They stay in a cache, a folder per version, with links in one folder for PATH. Without Go, or where a module cannot be
+# had, or when the time is up, there is no link for that server, and its tests are skipped. The next call goes on from
+# what Go has already compiled.
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -28,7 +29,7 @@ otelcol() {
         mv source/otelcol built
 }
 
-provide() { # name version variable
+provide() { # name version
     local place="$cache/$1-$2/$1" scratch left=$((deadline - SECONDS))
     if [ ! -x "$place" ]; then
         command -v go >/dev/null && [ "$left" -gt 0 ] && mkdir -p "${place%/*}" || return
@@ -43,10 +44,12 @@ provide() { # name version variable
         fi
         rm -rf "$scratch"
     fi
-    [ ! -x "$place" ] || printf 'export %s=%q\n' "$3" "$place"
+    [ ! -x "$place" ] || ln -sf "$place" "$cache/bin/$1"
 }
 
-provide otelcol "$collector" GPUSCOPE_OTELCOL
-provide jaeger 1.76.0 GPUSCOPE_JAEGER
-provide prometheus 0.316.0 GPUSCOPE_PROMETHEUS
-exit 0
+mkdir -p "$cache/bin" || exit 0
+rm -f "$cache/bin/"*
+provide otelcol "$collector"
+provide jaeger 1.76.0
+provide prometheus 0.316.0
+printf 'export PATH=%q:$PATH\n' "$cache/bin"

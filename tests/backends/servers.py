@@ -149,7 +149,8 @@ class Collector(Server):
     def count(self, name, **labels):
         """The sum of one of its own counters, or of its series with these labels."""
         families = text_string_to_metric_families(get(f"http://127.0.0.1:{self.own}/metrics"))
-        samples = [sample for family in families for sample in family.samples if sample.name == name]
+        # The parser adds `_total` to names of counters that do not have it.
+        samples = [sample for family in families for sample in family.samples if sample.name == f"{name}_total"]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
