@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG = ROOT / "integrations/otel-collector/config.yaml"
 CONNECTIONS = 4
+PAUSE_S = 1
 JAEGER = """
 extensions:
   jaeger_storage: {{backends: {{some: {{memory: {{max_traces: 1000000}}}}}}}}
@@ -144,10 +145,11 @@ def measure(load: Load, compression: str, server: Any, done: Callable[[], bool])
         before_s, before_mb, start = cpu_s(pid), peak_mb(pid), time.monotonic()
         post(endpoint, bodies, compression)
         taken_s = time.monotonic() - start
-        wait_for(done)
+        # A Collector that is asked for its counters has more to do, so it is asked once a second.
+        while not done():
+            time.sleep(PAUSE_S)
         return {
             "spans_a_second": load.spans / taken_s,
-            "through_a_second": load.spans / (time.monotonic() - start),
             "cpu_s_per_million_spans": (cpu_s(pid) - before_s) / load.spans * 1e6,
             "peak_mb": peak_mb(pid),
             "bytes_held_a_span": (peak_mb(pid) - before_mb) * 1e6 / load.spans,
@@ -214,7 +216,7 @@ def main() -> None:
     }
     raw = interleave(cases, rounds, warmup=0)
     figures = {case: {name: median([each[name] for each in raw[case]]) for name in raw[case][0]} for case in cases}
-    headers = ["", "taken per s", "through per s", "CPU s per million spans", "peak MB", "bytes held per span"]
+    headers = ["", "spans per second", "CPU s per million spans", "peak MB", "bytes held per span"]
     print(table(headers, [[case, *map(float, found.values())] for case, found in figures.items()]))
     save(
         "backends",
