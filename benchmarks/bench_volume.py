@@ -73,7 +73,8 @@ class Sent:
 def record(endpoint: str, compression: str, stages: int) -> Sent:
     """Record and export this many stages; the queue never overflows, because each thousand is waited for."""
     sent, clock, chance = Sent(compression), ManualClock(), random.Random(0)
-    config = Config().changed(mode="on", exporters="none", otlp_base_endpoint=endpoint, otlp_compression=compression)
+    sending = {"otlp_base_endpoint": endpoint, "otlp_compression": compression}
+    config = Config().changed(mode="on", exporters="none", gpu_spans="all", **sending)
     exporter = OtlpExporter(config, RESOURCE)
     client = exporter._sender._client
     attempt = client._attempt
@@ -111,7 +112,7 @@ def request(number: int, clock: ManualClock, device: FakeDevice, chance: random.
 
 
 @contextmanager
-def rotel(receiver: str) -> Iterator[tuple[str, int]]:
+def rotel(receiver: str, protocol: str = "http") -> Iterator[tuple[str, int]]:
     """Run rotel before the receiver; yield its endpoint and process id."""
     package = find_spec("rotel")
     assert package is not None
@@ -126,7 +127,7 @@ def rotel(receiver: str) -> Iterator[tuple[str, int]]:
             "otlp-http-endpoint": f"127.0.0.1:{ports[0]}",
             "otlp-grpc-endpoint": f"127.0.0.1:{ports[1]}",
             "exporter": "otlp",
-            "otlp-exporter-protocol": "http",
+            "otlp-exporter-protocol": protocol,
             "otlp-exporter-endpoint": receiver,
             "pid-file": f"{folder}/pid",
             "log-file": f"{folder}/log",
