@@ -156,28 +156,22 @@ class TestOnePath:
         assert infer_gpu.start > request.end
         assert request_gpu.parent_id == request.span_id
 
-    def test_errors_events_links_and_every_type_of_attribute(self, jaeger, run, tmp_path):
+    def test_errors_and_every_type_of_attribute(self, jaeger, run, tmp_path):
         """An exception is a log and an error, and attributes keep their types."""
         program = GPU + (
             "attributes = {'text': 'größe', 'whole': 2**40, 'half': 0.5, 'yes': True}\n"
-            "with stage('before'): context = trace.get_current_span().get_span_context()\n"
             "try:\n"
-            "    with recording(), stage('request', attributes=attributes):\n"
-            "        span = trace.get_current_span()\n"
-            "        span.add_event('token', {'number': 1})\n"
-            "        span.add_link(context)\n"
-            "        raise ValueError('no picture')\n"
+            "    with recording(), stage('request', attributes=attributes): raise ValueError('no picture')\n"
             "except ValueError: pass\n"
         )
         run(sys.executable, "-c", program, OTEL_SERVICE_NAME="errors")
-        before, request, _ = check_shown_as_written(jaeger, "errors", tmp_path)
+        request, _ = check_shown_as_written(jaeger, "errors", tmp_path)
         assert request.error
-        assert [name for _, name, _ in request.events] == ["token", "exception"]
-        assert request.events[1][2]["exception.type"] == ("string", "ValueError")
+        ((_, name, values),) = request.events
+        assert (name, values["exception.type"]) == ("exception", ("string", "ValueError"))
         assert request.attributes["otel.status_description"] == ("string", "ValueError: no picture")
         assert request.attributes["whole"] == ("int64", 2**40)
         assert request.attributes["gpuscope.host.duration"][0] == "float64"
-        assert request.links == [(before.trace_id, before.span_id)]
 
     def test_two_processes_are_one_trace(self, jaeger, run, tmp_path):
         """A worker's stages lie below the stage that asked for them; each process is shown as itself."""
@@ -223,7 +217,9 @@ class TestOnePath:
         replayed = [span for span in shown if "gpuscope.graph" in span.attributes]
         assert paths(shown).count("attention [gpu] < request") == 2
         assert [span.name for span in replayed] == ["attention [gpu]", "mlp [gpu]"] * 2
-        assert all(span.end - span.start in (49, 50) for span in replayed)  # The kernel takes 50 µs; all finer is cut off.
+        assert all(
+            span.end - span.start in (49, 50) for span in replayed
+        )  # The kernel takes 50 µs; all finer is cut off.
 
 
 SERVER = (
@@ -291,6 +287,26 @@ class TestBesideTheApplication:
         assert paths(shown) == one * 3
         assert {span.scope for span in shown if span.name == "postprocess"} == {"gpuscope"}
         check_no_warnings(jaeger, shown)
+
+    def test_events_and_links_of_a_stage(self, jaeger, run):
+        """What the application adds to the current span, which is the stage, is in Jaeger's logs and references."""
+        program = GPU + (
+            "from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter\n"
+            "from opentelemetry.sdk.trace import TracerProvider\n"
+            "from opentelemetry.sdk.trace.export import BatchSpanProcessor\n"
+            "trace.set_tracer_provider(TracerProvider())\n"
+            "trace.get_tracer_provider().add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))\n"
+            "with stage('before'): context = trace.get_current_span().get_span_context()\n"
+            "with stage('request'):\n"
+            "    trace.get_current_span().add_event('token', {'number': 1})\n"
+            "    trace.get_current_span().add_link(context)\n"
+        )
+        run(sys.executable, "-c", program, GPUSCOPE_EXPORTER="auto", OTEL_SERVICE_NAME="noted")
+        before, request = jaeger.shown("noted", 2)
+        ((at, name, values),) = request.events
+        assert (name, values) == ("token", {"number": ("int64", 1)})
+        assert request.start <= at <= request.end
+        assert request.links == [(before.trace_id, before.span_id)]
 
     @pytest.mark.parametrize("protocol", PROTOCOLS)
     def test_fastapi_under_opentelemetry_instrument(self, jaeger, run, protocol):

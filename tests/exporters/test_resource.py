@@ -9,8 +9,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.resources import Resource
 
-from gpuscope.exporters._encoding.resource import resource_attributes
+from gpuscope.exporters._encoding.resource import resource_attributes, with_host
 
 PROGRAM = """
 import json
@@ -59,3 +60,17 @@ def test_is_found_where_no_thread_can_be_had(monkeypatch, named):
     found = resource_attributes()
     assert found.pop("service.instance.id") != usual.pop("service.instance.id")
     assert found == usual
+
+
+def test_an_applications_resource_that_names_no_host_gets_this_ones():
+    """With all that it says of itself, and its schema."""
+    named = with_host(Resource({"service.name": "shop"}, "https://example.com/schema"))
+    assert named.attributes == {"service.name": "shop", "host.name": socket.gethostname()}
+    assert named.schema_url == "https://example.com/schema"
+
+
+@pytest.mark.parametrize("host", [{"host.name": "pod-7"}, {"host.id": "7"}, {"host.ip": ("10.0.0.7",)}])
+def test_an_applications_resource_that_names_its_host_stays_as_it_is(host):
+    """By whichever attribute Jaeger tells hosts apart."""
+    resource = Resource({"service.name": "shop", **host})
+    assert with_host(resource) is resource
