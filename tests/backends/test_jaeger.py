@@ -39,9 +39,9 @@ from gpuscope import _runtime, stage
 from gpuscope.testing import FakeDevice
 from opentelemetry import trace
 
-def recording(delay_ns=3_000_000):
-    # A GPU that is 3 ms behind the host, so its spans outlast those around them.
-    device = FakeDevice(time.perf_counter_ns, delay_ns=delay_ns, completes=True)
+def recording():
+    # A GPU that is half a second behind the host, so its spans begin when those around them have ended.
+    device = FakeDevice(time.perf_counter_ns, delay_ns=500_000_000, completes=True)
     return _runtime.period(_runtime.state.config.changed(gpu_spans="all"), device=device, clock=time.perf_counter_ns)
 """
 
@@ -197,7 +197,7 @@ class TestOnePath:
 
     def test_stages_inside_cuda_graphs(self, jaeger, machine, tmp_path):  # noqa: F811
         """Each replay has GPU spans for the stages inside it, below the stage around it."""
-        places = {"otlp_endpoint": f"{jaeger.http}/v1/traces", "file": str(tmp_path / "graphs.jsonl")}
+        places = {"otlp_endpoint": f"{jaeger.endpoint}/v1/traces", "file": str(tmp_path / "graphs.jsonl")}
         config = Config().changed(schedule_delay_s=0.01, **places)
         service = f"graphs {tmp_path.name}"
         resource = {"service.name": service, "host.name": "here", "service.instance.id": "one"}
