@@ -223,7 +223,9 @@ class TestOnePath:
         replayed = [span for span in shown if "gpuscope.graph" in span.attributes]
         assert paths(shown).count("attention [gpu] < request") == 2
         assert [span.name for span in replayed] == ["attention [gpu]", "mlp [gpu]"] * 2
-        assert all(span.end - span.start in (49, 50) for span in replayed)  # The kernel takes 50 µs; all finer is cut off.
+        assert all(
+            span.end - span.start in (49, 50) for span in replayed
+        )  # The kernel takes 50 µs; all finer is cut off.
 
 
 SERVER = (
