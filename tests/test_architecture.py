@@ -42,6 +42,8 @@ BESIDE_FILES = (
 )
 BEHIND_THE_DOORS = (
     "checks.py",
+    "diagnosis.py",
+    "doctor.py",
     "options.py",
     "_program.py",
     "run.py",

@@ -310,3 +310,29 @@ class TestDoctor:
         assert done.returncode == 0
         assert findings(done)["exporter"]["verdict"] == "warning"
         assert "opentelemetry-instrument" in findings(done)["exporter"]["advice"]
+
+    def test_one_endpoint(self, run, receiver, closed_port):
+        """With `--endpoint` it looks at that alone, whatever the variables say; the exit code is the answer."""
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": closed_port, "GPUSCOPE_EXPORTER": "none"}
+        done = run("doctor", "--endpoint", receiver.url, **variables)
+        assert done.returncode == 0, done.stdout
+        assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ok")] == ["endpoint"]
+        assert receiver.span_names == ["gpuscope doctor"]
+        done = run("doctor", "--json", "--protocol", "grpc", **variables)
+        assert (done.returncode, list(findings(done))) == (1, ["endpoint"])
+        assert findings(done)["endpoint"]["seen"].startswith(closed_port)
+        done = run("doctor", "--endpoint", "nowhere")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "`--endpoint`: expected a URL such as http://localhost:4318" in done.stderr
+
+    def test_a_variable_about_the_endpoint(self, run, receiver):
+        """One that could not be understood is a problem, also where the endpoint is well."""
+        done = run(
+            "doctor", "--json", "--endpoint", receiver.url, OTEL_EXPORTER_OTLP_TIMEOUT="soon", GPUSCOPE_WARMUP="x"
+        )
+        assert done.returncode == 1
+        assert {name: each["verdict"] for name, each in findings(done).items()} == {
+            "settings": "problem",
+            "endpoint": "ok",
+        }
+        assert "GPUSCOPE_WARMUP" not in done.stdout

@@ -27,6 +27,10 @@ from gpuscope.testing import FakeDevice, ManualClock
 from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
+if "provider" in sys.argv:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    trace.set_tracer_provider(TracerProvider())
 clock = ManualClock()
 config = read_environment()[0].changed(mode="on", warmup=1, metrics="none")
 with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clock):
@@ -87,8 +91,8 @@ def run(tmp_path):
 def record(run):
     """Return a function that runs the program with some exporters; it writes `spans.jsonl`."""
 
-    def start(requests=3, exporters="file", file="spans.jsonl", **variables):
-        run("-c", PROGRAM, str(requests), GPUSCOPE_EXPORTER=exporters, GPUSCOPE_FILE=file, **variables)
+    def start(*arguments, exporters="file", file="spans.jsonl", **variables):
+        run("-c", PROGRAM, "3", *arguments, GPUSCOPE_EXPORTER=exporters, GPUSCOPE_FILE=file, **variables)
 
     return start
 
@@ -148,6 +152,22 @@ def test_what_arrives_is_what_was_sent_live(record, send, receivers, every, comp
     assert said == (
         f"Sent {len(sent)} spans of 12 stages (spans.jsonl, 1 process) to {afterwards.endpoint}/v1/traces.\n"
     )
+
+
+def test_events_and_links_of_the_application(record, send, receivers):
+    """What the application told the spans of its own OpenTelemetry is in the file, and arrives; trace state as well."""
+    live, afterwards = receivers
+    record("provider", exporters="file,otlp", OTEL_EXPORTER_OTLP_ENDPOINT=live.endpoint)
+    send("spans.jsonl", "--endpoint", afterwards.endpoint)
+    for receiver in receivers:
+        requests = [span for span in receiver.spans if span.name == "request"]
+        assert [[event.name for event in span.events] for span in requests] == [["cache"]] * 3
+        assert [[link.trace_id[-1] for link in span.links] for span in requests] == [[8]] * 3
+        assert sorted(span.trace_state for span in requests) == ["", "", "vendor=a"]
+    groups = [receiver.resource_spans for receiver in receivers]
+    for group in [*groups[0], *groups[1]]:
+        group.ClearField("resource")  # Beside a provider `otlp` has that provider's.
+    assert spans_of(groups[0]) == spans_of(groups[1])
 
 
 def test_over_grpc(record, send, receivers, grpc_receiver):

@@ -58,5 +58,5 @@ def is_below_run(environ: dict[str, str]) -> bool:
 
 
 def export(values: dict[str, str]) -> None:
-    """Set variables for this process and those that it will start; only `gpuscope run` does."""
+    """Set variables for this process and those that it will start; only commands do."""
     os.environ.update(values)

@@ -1,7 +1,7 @@
 """
 `gpuscope doctor`: what there is, whether it is right, and what to do if it is not.
 
-Only prints; the checks are in `_checks`.
+Only prints; the checks are in `_checks/`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from gpuscope._settings.complaints import SPANS
 from gpuscope.commands import _console
+from gpuscope.commands._endpoint import options as endpoint_options
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from gpuscope.commands._checks.checks import Finding
 
@@ -25,7 +28,9 @@ MARKS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the options."""
+    parser.epilog = "With --endpoint, --protocol or --header it looks at the OTLP endpoint alone, in some five seconds."
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    endpoint_options.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -33,8 +38,9 @@ def run(options: argparse.Namespace) -> int:
     from gpuscope.commands._checks import checks
 
     _console.show_any_text()
-    findings = []
-    for check in checks.all_checks():
+    findings: list[Finding] = []
+    of_endpoint = bool(options.endpoint is not None or options.protocol or options.header)
+    for check in (lambda: _endpoint(options),) if of_endpoint else checks.all_checks():
         for finding in check():
             findings.append(finding)
             if not options.json:
@@ -46,6 +52,17 @@ def run(options: argparse.Namespace) -> int:
         warnings = sum(finding.verdict == checks.WARNING for finding in findings)
         print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
     return 1 if problems else 0
+
+
+def _endpoint(options: argparse.Namespace) -> Iterator[Finding]:
+    """Look at the endpoint of the options, and at the variables that are about it."""
+    from gpuscope.commands._checks import checks
+
+    config, complaints = endpoint_options.settings(options)
+    for complaint in complaints:
+        if SPANS in complaint.uses:
+            yield checks.Finding("settings", checks.PROBLEM, complaint, complaint.advice)
+    yield checks.of_endpoint(config)
 
 
 def _show(finding: Finding) -> None:

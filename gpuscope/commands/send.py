@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import gpuscope
 from gpuscope._errors import CommandError
 from gpuscope._settings.complaints import SPANS
+from gpuscope._settings.environment import export, variables
 from gpuscope._settings.shown import shown_url
 from gpuscope.analysis._reading.files import Reader, list_files
 from gpuscope.commands import _console
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
     from gpuscope.exporters._transport.http import Endpoint
     from gpuscope.exporters._transport.sender import without_instrumentation
 
+    export({"GRPC_VERBOSITY": "NONE", **variables()})  # What fails is said in one sentence.
     interrupt = Event()
     client: Client = client_for(Endpoint.for_traces(config), TRACES, interrupt, version=gpuscope.__version__)
     client = FirstTry(client, interrupt)

@@ -263,3 +263,12 @@ def test_an_endpoint_has_the_settings_of_its_signal(signal, prefix):
     for field in dataclasses.fields(endpoint):
         setting = f"{signal}_url" if field.name == "url" else f"{prefix}_{field.name}"
         assert getattr(endpoint, field.name) == getattr(config, setting), field.name
+
+
+def test_a_web_page_is_no_acceptance(make_exporter, otlp_receiver, send, account):
+    """A server that answers whatever is asked with its start page, as Jaeger's user interface does, takes no spans."""
+    otlp_receiver.answer(Answer(body=b"<!doctype html>", headers={"Content-Type": "Text/HTML; charset=utf-8"}))
+    exporter = make_exporter()
+    send(exporter)
+    exporter.flush(10)
+    assert account.lost == {"not_otlp": 1}

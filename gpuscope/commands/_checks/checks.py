@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import gpuscope
 from gpuscope._collecting.active_exporters import automatic_exporter, exporters_in_use, uses_of_variables
 from gpuscope._data.native import native
-from gpuscope._log import COUNTED, logger
+from gpuscope._log import logger
 from gpuscope._settings.complaints import METRICS
 from gpuscope._settings.config import Config, read_environment
 from gpuscope._settings.environment import wants_native
-from gpuscope._settings.shown import shown_path, shown_setting, shown_url
+from gpuscope._settings.shown import shown_path, shown_setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from gpuscope._settings.complaints import Complaint
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-SEND_TIMEOUT_S = 5.0
 TEST_SPAN = "gpuscope doctor"
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
@@ -181,26 +180,15 @@ def endpoint() -> Iterator[Finding]:
     config, _ = read_environment()
     if "otlp" not in _names(config):
         return
-    with _listening() as heard:
-        timeout_s = min(config.otlp_timeout_s, SEND_TIMEOUT_S)
-        gpuscope.enable(exporters="otlp", sampler="always_on", metrics="none", otlp_timeout_s=timeout_s)
-        with gpuscope.stage(TEST_SPAN):
-            pass
-        gpuscope.flush(timeout_s + 1)
-        statistics = gpuscope.statistics()
-        gpuscope.shutdown(1.0)
-    if statistics.exported:
-        yield Finding("endpoint", OK, f"{shown_url(config.traces_url)} took a test span named `{TEST_SPAN}`")
-        return
-    reasons = ", ".join({**statistics.dropped, **statistics.lost}) or "no answer in time"
-    said = f": {heard[0].removesuffix(COUNTED).rstrip(' .')}" if heard else ""
-    yield Finding(
-        "endpoint",
-        PROBLEM,
-        f"{shown_url(config.traces_url)} did not take a test span ({reasons}){said}",
-        "Start an OpenTelemetry Collector or Jaeger there, set OTEL_EXPORTER_OTLP_ENDPOINT, or write to a file: "
-        "GPUSCOPE_EXPORTER=file.",
-    )
+    yield of_endpoint(config)
+
+
+def of_endpoint(config: Config) -> Finding:
+    """Send the endpoint of these settings one span."""
+    from gpuscope.commands._endpoint.diagnosis import diagnose
+
+    found = diagnose(config)
+    return Finding("endpoint", OK if found.ok else PROBLEM, found.seen, found.advice)
 
 
 def files() -> Iterator[Finding]:

@@ -51,7 +51,7 @@ class Outcome:
 
     reason: str = ""
     """Empty when the endpoint took it; else what lost stages are counted under: `tls`, `timeout`, `unreachable`,
-    `not_http`, `invalid_request`, `http_503` and the like, or `error`."""
+    `not_http`, `not_otlp`, `invalid_request`, `http_503` and the like, or `error`."""
     detail: str = ""
     """What the log says beside the reason."""
     body: bytes = b""
@@ -251,6 +251,9 @@ _FAILURES: tuple[tuple[type[Exception], str, bool, Callable[[Any], str]], ...] =
 def _judge(answer: Answer) -> Outcome:
     status = answer.status
     if status // 100 == 2:  # noqa: PLR2004
+        if (_header(answer, "content-type") or "").lower().startswith("text/html"):
+            # Some servers have their start page for whatever is asked: Jaeger's user interface on port 16686 is one.
+            return Outcome("not_otlp", "a web page answers there: it is no receiver of OTLP")
         return Outcome(body=_decoded(answer))
     # The standard's words for the status: the endpoint's own may hold anything.
     detail = f"HTTP {status} {http.client.responses.get(status, '')}".strip()
