@@ -220,13 +220,13 @@ class TestKubernetes:
         service = resources["Service", "collector-gateway"]
         gateway = resources["Deployment", "collector-gateway"]
         assert service["spec"]["selector"] == gateway["spec"]["template"]["metadata"]["labels"]
-        host = collector_config(AGENT)["exporters"]["loadbalancing"]["resolver"]["dns"]["hostname"]
+        host = collector_config(AGENT)["exporters"]["load_balancing"]["resolver"]["dns"]["hostname"]
         assert host.startswith(f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc")
         assert "kubectl -n observability create configmap collector-gateway" in (FILES / AGENT).read_text()
 
     def test_a_trace_goes_to_one_gateway(self):
         """Which chooses whole traces, so agents route by trace id to every gateway's own address."""
-        assert collector_config(AGENT)["exporters"]["loadbalancing"]["routing_key"] == "traceID"
+        assert collector_config(AGENT)["exporters"]["load_balancing"]["routing_key"] == "traceID"
         assert manifests(AGENT)["Service", "collector-gateway"]["spec"]["clusterIP"] == "None"
 
     def test_ports_that_are_listened_on_are_open(self):

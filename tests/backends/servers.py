@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -39,12 +40,17 @@ def needed(name):
 
 
 def free_ports(count):
-    """Return so many ports that were free a moment ago."""
-    with contextlib.ExitStack() as probes:
-        opened = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in opened:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in opened]
+    """
+    Return so many ports that were free a moment ago.
+
+    They lie below those that the system gives to outgoing connections, one of which might come before the server.
+    """
+    found = set()
+    while len(found) < count:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.add(port)
+    return list(found)
 
 
 def get(url, **parameters):

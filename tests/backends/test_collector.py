@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import urllib.error
 import urllib.request
@@ -176,6 +177,11 @@ def test_the_collector_accepts_what_is_shipped(which, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def warnings_in(log):
+    """What a Collector said of its configuration that is no mere information; connections aside."""
+    return [line for line in log.splitlines() if re.search(r"\t(warn|error)\t(?!grpc)", line)]
+
+
 class TestSampling:
     """Which traces are kept."""
 
@@ -187,6 +193,7 @@ class TestSampling:
 
     def test_the_slow_and_the_failed_are_kept(self, collector, storage, send):
         """Of 1,000 requests: all that failed, all whose host or GPU took too long, and of the others about 1 in 20."""
+        assert warnings_in(collector.output()) == []
         before = {kept: self.decided(collector, kept) for kept in (True, False)}
         sent = send(THOUSAND, collector.endpoint, "thousand")
         kinds = {trace_of(header): kind for header, kind in sent.items()}
@@ -274,8 +281,8 @@ class TestAgents:
         """Two of them; the gateways are named, because there is no DNS of a cluster."""
         hosts = ", ".join(f'"127.0.0.1:{gateway.grpc}"' for gateway in gateways)
         resolver = (
-            "exporters::loadbalancing::resolver::dns: null",
-            f"exporters::loadbalancing::resolver::static: {{hostnames: [{hosts}]}}",
+            "exporters::load_balancing::resolver::dns: null",
+            f"exporters::load_balancing::resolver::static: {{hostnames: [{hosts}]}}",
         )
         with ExitStack() as stack:
             config = agent_config(tmp_path)
@@ -284,6 +291,7 @@ class TestAgents:
     def test_all_spans_of_a_trace_go_to_one_gateway(self, agents, gateways, send):
         """Those of two processes on two nodes, too; and each gateway has its share."""
         assert all(answers(f"http://127.0.0.1:{agent.health}/") for agent in agents)
+        assert [warnings_in(agent.output()) for agent in agents] == [[], []]
         first = send(SENDING + SOME.format("[request(3) for _ in range(60)]"), agents[0].endpoint, "node")
         program = SENDING + SOME.format("[late(each) for each in sys.argv[1:]]")
         send(program, agents[1].endpoint, "node", *first)
