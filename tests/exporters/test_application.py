@@ -93,6 +93,18 @@ def test_spans_arrive_with_the_providers_resource_and_headers(record, receivers)
     assert all(request.headers["x-tenant"] == "a" for request in receivers[0].requests)
 
 
+def test_spans_for_processors_name_the_host_too(record):
+    """A stage's finished span has the provider's resource and, because that names none, this host."""
+    finished = InMemorySpanExporter()
+    engine = record(provider_of(finished))
+    run("infer")
+    assert engine.flush(20)
+    assert engine.statistics().exporters == ("processors",)
+    (span,) = finished.get_finished_spans()
+    assert span.resource.attributes == {**RESOURCE.attributes, "host.name": socket.gethostname()}
+    assert span.resource.schema_url == RESOURCE.schema_url
+
+
 def test_two_exporters_get_all_spans(record, receivers):
     """As the provider's own processors would have it."""
     engine = record(provider_of(*(OTLPSpanExporter(receiver.url) for receiver in receivers)))
