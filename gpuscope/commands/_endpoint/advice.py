@@ -24,6 +24,8 @@ _ENDPOINT, _PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOC
 _USUAL = "OTLP's usual ports are 4318 (http/protobuf) and 4317 (grpc)."
 _DENIED = ("http_401", "http_403", "grpc_unauthenticated", "grpc_permission_denied")
 _BUSY = ("http_429", "http_502", "http_503", "http_504", "grpc_resource_exhausted")
+_SLOW = ("timeout", "grpc_deadline_exceeded")
+_MISLIKED = ("http_400", "http_415", "http_422", "grpc_invalid_argument")
 _WITHOUT = {
     "unresolved": "the host `{host}` has no address",
     "resolver": "the resolver did not say in time whether the host `{host}` has an address",
@@ -115,6 +117,10 @@ def _fitting(asked: Asked, there: There, reason: str) -> Iterator[str]:
         yield _credentials(asked)
     if reason in _BUSY and (receiver or there.service == probe.WEB):
         yield "It is there, and does not take spans now: look at its log, and try again."
+    if reason in _SLOW and (receiver or there.service == probe.WEB):
+        yield "It is there, and slow: look at its log, try again. Programs wait OTEL_EXPORTER_OTLP_TIMEOUT, or 10 s."
+    if reason in _MISLIKED:
+        yield "It refuses what was sent: a header may be missing, such as MLflow's x-mlflow-experiment-id."
     if reason == "no_grpc":
         yield f'pip install "gpuscope[grpc]", or set {_PROTOCOL}=http/protobuf and the port for HTTP, usually 4318.'
     if reason == "tls" and there.tls:
