@@ -128,7 +128,7 @@ def _by_reason(asked: Asked, there: There, reason: str) -> Iterator[str]:
         yield _credentials(asked)
     if reason in _BUSY and receives:
         yield "It is there, and does not take spans now: look at its log, and try again."
-    if reason in _SLOW and receives:
+    if reason in _SLOW and receives and (there.service == probe.GRPC) == asked.grpc:
         yield "It is there, and slow: look at its log, or try again. Programs wait OTEL_EXPORTER_OTLP_TIMEOUT."
     if reason in _MISLIKED:
         yield "It refuses what was sent: a header may be missing, such as MLflow's x-mlflow-experiment-id."
