@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 HELP = "Send recordings of the `file` exporter to an OTLP endpoint, such as Jaeger or an OpenTelemetry Collector."
 EPILOG = (
     "Exit codes: 0 all was taken; 1 some was not; 2 bad usage, or nothing to send. Times, ids and attributes are those "
-    "of the recording; a back end may refuse what is old. Sent twice, it is there twice."
+    "of the recording; a back end may refuse what is old."
 )
 RECORDS = "GPUSCOPE=1 GPUSCOPE_EXPORTER=file python your_program.py records some"
 

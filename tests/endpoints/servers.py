@@ -37,6 +37,7 @@ PAGES = {
     "redirect": {"": (302, b"", HTML)},
     "unauthorized": {"": (401, b"", HTML)},
     "forbidden": {"": (403, b"", HTML)},
+    "mislikes": {"POST /v1/traces": (422, b"{}", "application/json"), "": (404, b"", HTML)},
     "busy": {"POST /v1/traces": (503, b"", PROTOBUF), "": (404, b"", HTML)},
 }
 """Status, body and type of what a server answers, by method and path; for all others by nothing."""

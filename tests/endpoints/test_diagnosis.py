@@ -11,7 +11,7 @@ import pytest
 from gpuscope._settings.config import Config
 from gpuscope.commands._endpoint.diagnosis import diagnose
 
-from ..exporters.receiver import Receiver, rejects
+from ..exporters.receiver import Answer, Receiver, rejects
 from ..exporters.receiver_of_grpc import GrpcReceiver
 from .servers import HTTP_2, JAEGER, PAGES, RECEIVER
 
@@ -143,6 +143,17 @@ def test_a_receiver_that_rejects(ask, receiver):
     found = ask(receiver.endpoint)
     assert "(rejected: no room)" in found.seen
     assert "log" in found.advice
+
+
+def test_a_receiver_that_is_slow(ask, receiver):
+    """It answers what costs nothing, and so is there."""
+    receiver.answer(Answer(hang=True))
+    try:
+        found = ask(receiver.endpoint, otlp_timeout_s=0.3)
+    finally:
+        receiver.release()
+    assert "(timeout: no answer in time); there is a" in found.seen
+    assert found.advice.startswith("It is there, and slow")
 
 
 def test_grpc_asked_by_http(ask, grpc_receiver):

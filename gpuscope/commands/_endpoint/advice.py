@@ -24,6 +24,8 @@ _ENDPOINT, _PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOC
 _USUAL = "OTLP's usual ports are 4318 (http/protobuf) and 4317 (grpc)."
 _DENIED = ("http_401", "http_403", "grpc_unauthenticated", "grpc_permission_denied")
 _BUSY = ("http_429", "http_502", "http_503", "http_504", "grpc_resource_exhausted")
+_SLOW = ("timeout", "grpc_deadline_exceeded")
+_MISLIKED = ("http_400", "http_415", "http_422", "grpc_invalid_argument")
 _WITHOUT = {
     "unresolved": "the host `{host}` has no address",
     "resolver": "the resolver did not say in time whether the host `{host}` has an address",
@@ -106,25 +108,34 @@ def with_answer(asked: Asked, there: There, reason: str) -> tuple[str, str]:
 
 def _fitting(asked: Asked, there: There, reason: str) -> Iterator[str]:
     """Yield what to do, the most fitting first."""
-    receiver = there.service in (probe.OTLP_HTTP, probe.GRPC)
-    if asked.proxy and receiver:
+    if asked.proxy and there.service in (probe.OTLP_HTTP, probe.GRPC):
         yield f"It answers without the proxy: set NO_PROXY={asked.host}, beside what that has."
     if asked.proxy:
         yield f"Correct the proxy, or set NO_PROXY={asked.host} if the endpoint can be reached without it."
-    if reason in _DENIED:
-        yield _credentials(asked)
-    if reason in _BUSY and (receiver or there.service == probe.WEB):
-        yield "It is there, and does not take spans now: look at its log, and try again."
-    if reason == "no_grpc":
-        yield f'pip install "gpuscope[grpc]", or set {_PROTOCOL}=http/protobuf and the port for HTTP, usually 4318.'
-    if reason == "tls" and there.tls:
-        yield _CERTIFICATE
+    yield from _by_reason(asked, there, reason)
     changes = _changes(asked, there)
     if changes:
         yield f"Set {' and '.join(changes)}{_other_port(asked, there)}."
     if asked.neighbour:
         yield _neighbour(asked)
     yield _OTHERWISE.get(there.service, f"Correct host, port and path: this is no receiver of OTLP. {_USUAL}")
+
+
+def _by_reason(asked: Asked, there: There, reason: str) -> Iterator[str]:
+    """Yield what to do where a receiver, or a web server that may be one, gave its reason, or the way to it did."""
+    receives = there.service in (probe.OTLP_HTTP, probe.GRPC, probe.WEB)
+    if reason in _DENIED:
+        yield _credentials(asked)
+    if reason in _BUSY and receives:
+        yield "It is there, and does not take spans now: look at its log, and try again."
+    if reason in _SLOW and receives and (there.service == probe.GRPC) == asked.grpc:
+        yield "It is there, and slow: look at its log, or try again. Programs wait OTEL_EXPORTER_OTLP_TIMEOUT."
+    if reason in _MISLIKED:
+        yield "It refuses what was sent: a header may be missing, such as MLflow's x-mlflow-experiment-id."
+    if reason == "no_grpc":
+        yield f'pip install "gpuscope[grpc]", or set {_PROTOCOL}=http/protobuf and the port for HTTP, usually 4318.'
+    if reason == "tls" and there.tls:
+        yield _CERTIFICATE
 
 
 def _changes(asked: Asked, there: There) -> list[str]:
