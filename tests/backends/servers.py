@@ -23,7 +23,7 @@ from ..spans_of_files import wait_for
 yaml = pytest.importorskip("yaml")
 
 FILES = Path(__file__).parents[2] / "integrations"
-BINARIES = {"otelcol": "GPUSCOPE_OTELCOL", "prometheus": "GPUSCOPE_PROMETHEUS"}
+BINARIES = {"jaeger": "GPUSCOPE_JAEGER", "otelcol": "GPUSCOPE_OTELCOL", "prometheus": "GPUSCOPE_PROMETHEUS"}
 """Names on PATH, and the variables that may name a file instead."""
 
 
@@ -72,7 +72,8 @@ class Server:
     """A running program, its output in a file; used as a context, at whose end it is stopped."""
 
     def __init__(self, command, folder, ready):
-        self.log = Path(folder) / f"{Path(command[0]).name}-{free_ports(1)[0]}.log"
+        self.name = f"{Path(command[0]).name}-{free_ports(1)[0]}"
+        self.log = Path(folder) / f"{self.name}.log"
         self.command, self.folder, self.ready = [str(part) for part in command], folder, ready
 
     def __enter__(self):
@@ -157,6 +158,55 @@ class Collector(Server):
         # The parser adds `_total` to names of counters that do not have it.
         samples = [sample for family in families for sample in family.samples if sample.name == f"{name}_total"]
         return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+
+class Jaeger(Server):
+    """Jaeger with its storage in memory, on free ports."""
+
+    def __init__(self, folder):
+        self.grpc, self.http, self.query, self.query_grpc = free_ports(4)
+        config = {
+            "extensions": {
+                "jaeger_storage": {"backends": {"some": {"memory": {"max_traces": 100_000}}}},
+                "jaeger_query": {
+                    "storage": {"traces": "some"},
+                    "http": {"endpoint": f"127.0.0.1:{self.query}"},
+                    "grpc": {"endpoint": f"127.0.0.1:{self.query_grpc}"},
+                },
+            },
+            "receivers": {
+                "otlp": {
+                    "protocols": {
+                        "grpc": {"endpoint": f"127.0.0.1:{self.grpc}"},
+                        "http": {"endpoint": f"127.0.0.1:{self.http}"},
+                    }
+                }
+            },
+            "exporters": {"jaeger_storage_exporter": {"trace_storage": "some"}},
+            "service": {
+                "extensions": ["jaeger_storage", "jaeger_query"],
+                "pipelines": {"traces": {"receivers": ["otlp"], "exporters": ["jaeger_storage_exporter"]}},
+                "telemetry": {"metrics": {"level": "none"}},
+            },
+        }
+        self.endpoint = f"http://127.0.0.1:{self.http}"
+        path = Path(folder) / f"jaeger-{self.query}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        self.api = f"http://127.0.0.1:{self.query}/api"
+        super().__init__(
+            [needed("jaeger"), f"--config={path}"], folder, lambda: answers(f"{self.api}/services") and self._takes()
+        )
+
+    def _takes(self):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.grpc), 1).close()
+            return True
+        return False
+
+    def traces(self, service):
+        """By trace id: the spans as Jaeger gives them."""
+        answer = json.loads(get(f"{self.api}/traces", service=service, limit=100_000))
+        return {trace["traceID"]: trace["spans"] for trace in answer["data"] or ()}
 
 
 class Prometheus(Server):

@@ -14,7 +14,7 @@ import pytest
 
 from ..exporters.receiver_of_grpc import GrpcReceiver
 from ..spans_of_files import wait_for
-from .servers import FILES, Collector, answers, needed, yaml
+from .servers import FILES, Collector, Jaeger, answers, needed, yaml
 
 CONFIG = FILES / "otel-collector/config.yaml"
 MANIFEST = FILES / "kubernetes/collector.yaml"
@@ -109,26 +109,24 @@ class Shown:
     """What Jaeger answers, in the same form."""
 
     def __init__(self, jaeger):
-        self.jaeger, self.grpc = jaeger, jaeger.grpc.rpartition(":")[2]
+        self.jaeger, self.grpc = jaeger, jaeger.grpc
 
     def traces(self, service):
         """Those of one service."""
-        answer = self.jaeger.ask("/api/traces", service=service, limit=10_000)
-        return {
-            trace["traceID"]: [(span["operationName"], span["duration"]) for span in trace["spans"]]
-            for trace in answer["data"] or ()
-        }
+        traces = self.jaeger.traces(service).items()
+        return {name: [(span["operationName"], span["duration"]) for span in spans] for name, spans in traces}
 
 
 @pytest.fixture(scope="module", params=["receiver", "jaeger"])
-def storage(request):
+def storage(request, tmp_path_factory):
     """Where the Collector sends what it keeps."""
-    if request.param == "jaeger":
-        yield Shown(request.getfixturevalue("jaeger"))
-    else:
-        receiver = GrpcReceiver()
-        yield Stored(receiver)
-        receiver.close()
+    with ExitStack() as stack:
+        if request.param == "jaeger":
+            yield Shown(stack.enter_context(Jaeger(tmp_path_factory.mktemp("jaeger"))))
+        else:
+            receiver = GrpcReceiver()
+            stack.callback(receiver.close)
+            yield Stored(receiver)
 
 
 @pytest.fixture(scope="module")
