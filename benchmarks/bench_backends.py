@@ -193,14 +193,15 @@ WAYS = {
 }
 
 
-def said_version(command: str | None) -> str:
-    """What a server says of its version."""
-    if command is None:
+def built_from(name: str, module: str) -> str:
+    """The version of a module in a program of Go, as Go finds it there: a program that one builds says none itself."""
+    if not (command := binary(name)):
         return "missing"
-    arguments = ["version"] if "jaeger" in Path(command).name else ["--version"]
-    done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=60, check=False)
-    found = re.search(r"\d+\.\d+\.\d+", done.stdout)
-    return found.group() if found else "unknown"
+    if not shutil.which("go"):
+        return "unknown"
+    done = subprocess.run(["go", "version", "-m", command], capture_output=True, text=True, timeout=60, check=False)
+    found = re.search(rf"\s{module}\s+v(\S+)", done.stdout)
+    return found.group(1) if found else "unknown"
 
 
 def main() -> None:
@@ -223,8 +224,8 @@ def main() -> None:
         options.out,
         versions={
             "rotel": version("rotel") if there["rotel"] else "missing",
-            "otelcol": said_version(binary("otelcol")),
-            "jaeger": said_version(binary("jaeger")),
+            "otelcol": built_from("otelcol", "go.opentelemetry.io/collector/otelcol"),
+            "jaeger": built_from("jaeger", "github.com/jaegertracing/jaeger"),
         },
         spans=load.spans,
         figures=figures,

@@ -10,7 +10,7 @@ set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${GPUSCOPE_BACKENDS:-${XDG_CACHE_HOME:-$HOME/.cache}/gpuscope-backends}
-deadline=$((SECONDS + ${GPUSCOPE_BACKENDS_SECONDS:-600}))
+deadline=$((SECONDS + ${GPUSCOPE_BACKENDS_SECONDS:-900}))
 collector=$(sed -n 's/^  version: //p' "$here/otelcol.yaml")
 export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -buildvcs=false -trimpath"
 
