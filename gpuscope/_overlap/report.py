@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuscope._data.plain.durations import duration
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -63,14 +65,15 @@ class OverlapReport(NamedTuple):
 
     def __str__(self) -> str:
         """Return two lines for people."""
-        gpu = f"compute {self.compute_ms:.3f}, upload {self.upload_ms:.3f}, download {self.download_ms:.3f} ms"
+        gpu = ", ".join(f"{name} {duration(getattr(self, f'{name}_ms'))}" for name in ("compute", "upload", "download"))
         host = ", ".join(
-            f"{name} {getattr(self, f'{name}_ms'):.3f}" for name in ("prepare", "pin", "launch", "post", "elsewhere")
+            f"{name} {duration(getattr(self, f'{name}_ms'))}"
+            for name in ("prepare", "pin", "launch", "post", "elsewhere")
         )
         hidden = f"{self.overlap_ratio:.0%} of copies and host work hidden"
         return (
-            f"{self.batches:,} batches, {self.wall_ms:.3f} ms each: {self.bound}, {hidden}; CUDA graph: {self.graph}\n"
-            f"device: {gpu}; host: {host} ms"
+            f"{self.batches:,} batches, {duration(self.wall_ms)} each: {self.bound}, {hidden}; CUDA graph: {self.graph}\n"
+            f"device: {gpu}; host: {host}"
         )
 
 
