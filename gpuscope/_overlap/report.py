@@ -65,16 +65,14 @@ class OverlapReport(NamedTuple):
 
     def __str__(self) -> str:
         """Return two lines for people."""
-        gpu = ", ".join(f"{name} {duration(getattr(self, f'{name}_ms'))}" for name in ("compute", "upload", "download"))
-        host = ", ".join(
-            f"{name} {duration(getattr(self, f'{name}_ms'))}"
-            for name in ("prepare", "pin", "launch", "post", "elsewhere")
-        )
+        gpu = self._in_words("compute", "upload", "download")
+        host = self._in_words("prepare", "pin", "launch", "post", "elsewhere")
         hidden = f"{self.overlap_ratio:.0%} of copies and host work hidden"
-        return (
-            f"{self.batches:,} batches, {duration(self.wall_ms)} each: {self.bound}, {hidden}; CUDA graph: {self.graph}\n"
-            f"device: {gpu}; host: {host}"
-        )
+        each = f"{self.batches:,} batches, {duration(self.wall_ms)} each"
+        return f"{each}: {self.bound}, {hidden}; CUDA graph: {self.graph}\ndevice: {gpu}; host: {host}"
+
+    def _in_words(self, *phases: str) -> str:
+        return ", ".join(f"{phase} {duration(getattr(self, f'{phase}_ms'))}" for phase in phases)
 
 
 class PhaseTotals:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis.durations import duration
 from gpuscope.analysis.recording import Losses
 from gpuscope.analysis.timeline import write_html
 from gpuscope.analysis.verdict import judge
@@ -594,3 +595,11 @@ class TestGraphs:
         assert page.evaluate(selected) == ["attention", "gpu"]
         page.keyboard.press("ArrowUp")
         assert page.evaluate(selected)[0] == "decode"
+
+
+def test_durations_are_written_as_in_the_report(show):
+    """By the same rule, digit by digit."""
+    times_ms = [233.282, 23.226, 9.996, 99.96, 0.99951, 999.6, 0.0364, 0.000_012, 0, -1.2345, 1_234_567, 1.5, 12.25]
+    page = show(ten_requests())
+    written = page.evaluate("times => times.map(ms => duration(ms * 1e6))", times_ms)
+    assert [spoken(text) for text in written] == [duration(ms) for ms in times_ms]
