@@ -52,7 +52,7 @@ def main() -> None:
             reduced_motion="reduce",
         )
         page.goto(page_file.as_uri())
-        page.get_by_role("button", name="Median").click()
+        page.locator("#picker").get_by_role("button", name="Median").click()
         page.evaluate(SHOW, [options.first, options.select])
         page.locator("#timeline").screenshot(path=options.picture)
         browser.close()

@@ -12,6 +12,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from gpuscope._data.plain.durations import duration
+from gpuscope._data.plain.markup import html_table
 from gpuscope._data.plain.values import shown
 from gpuscope._data.record import Site
 from gpuscope._recording.hot_path import end, start
@@ -60,20 +62,34 @@ class Measurements(tuple[Measurement, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        width = max(len("function"), *(len(each.name) for each in self))
-        head = f"{'function':{width}}  {'calls':>6}  {'host ms':>9}  {'p25 to p75':>18}"
-        lines = [head + (f"  {'GPU ms':>9}  {'p25 to p75':>18}  ratio" if self[0].gpu_ms else "  ratio")]
-        first = (self[0].gpu_ms or self[0].host_ms).median
-        for each in self:
-            spreads = "".join(_columns(spread) for spread in (each.host_ms, each.gpu_ms) if spread)
-            ratio = (each.gpu_ms or each.host_ms).median / first if first else float("nan")
-            lines.append(f"{each.name:{width}}  {each.iterations:6,}{spreads}  {ratio:5.2f}")
+        titles, rows = self._table()
+        widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+        lines = []
+        for first, *others in (titles, *rows):
+            cells = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
+            lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        return html_table(*self._table())
 
-def _columns(spread: Spread) -> str:
-    between = f"{spread.p25:.4f} to {spread.p75:.4f}"
-    return f"  {spread.median:9.4f}  {between:>18}"
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Return titles and rows."""
+        on_gpu = self[0].gpu_ms is not None
+        titles = ["function", "calls", "host", "p25 to p75", *(["stream", "p25 to p75"] if on_gpu else []), "ratio"]
+        first = (self[0].gpu_ms or self[0].host_ms).median
+        rows = []
+        for each in self:
+            spreads = [_cells(spread) for spread in (each.host_ms, each.gpu_ms) if spread]
+            ratio = (each.gpu_ms or each.host_ms).median / first if first else float("nan")
+            rows.append(
+                [each.name, f"{each.iterations:,}", *(cell for cells in spreads for cell in cells), f"{ratio:.2f}"]
+            )
+        return titles, rows
+
+
+def _cells(spread: Spread) -> tuple[str, str]:
+    return duration(spread.median), f"{duration(spread.p25)} to {duration(spread.p75)}"
 
 
 def warm_up(function: Callable[..., object], /, *args: object, iterations: int = 20, **kwargs: object) -> None:

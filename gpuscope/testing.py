@@ -21,16 +21,61 @@ from gpuscope.exporters.memory import CapturedSpan, MemoryExporter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuscope._data.batch import StageBatch
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import StageRecord
+    from gpuscope._data.statistics import Delivery
+    from gpuscope.analysis.recording import Recording
+    from gpuscope.analysis.timeline import Timeline
 
-__all__ = ["CapturedSpan", "FakeDevice", "ManualClock", "capture"]
+__all__ = ["Captured", "CapturedSpan", "FakeDevice", "ManualClock", "capture"]
+
+
+class Captured(list[CapturedSpan]):
+    """The spans that `capture` recorded: a list, which a notebook draws as a timeline."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._batches: list[StageBatch] = []
+
+    def recording(self) -> Recording:
+        """Return the stages as reports see them: what `gpuscope.analysis` judges, compares and draws."""
+        from gpuscope._version import __version__
+        from gpuscope.analysis.read import read_lines
+        from gpuscope.exporters._encoding.otlp_json import JsonEncoder
+        from gpuscope.exporters._encoding.resource import resource_attributes
+
+        encoder = JsonEncoder(resource_attributes(), __version__)
+        return read_lines(encoder.encode(batch) for batch in self._batches)
+
+    def timeline(self) -> Timeline:
+        """Return the timeline of what was recorded, with the answers on top."""
+        from gpuscope.analysis.timeline import Timeline
+
+        return Timeline(self.recording())
+
+    def _repr_html_(self) -> str:
+        return self.timeline()._repr_html_()
+
+
+class _KeepsBatches(MemoryExporter):
+    """Keeps the batches beside the spans, since reports are made from those."""
+
+    def __init__(self, spans: Captured) -> None:
+        super().__init__(spans)
+        self._batches = spans._batches  # noqa: SLF001 - of this file
+
+    def export(self, batch: StageBatch, delivery: Delivery) -> None:
+        self._batches.append(batch)
+        super().export(batch, delivery)
 
 
 @contextlib.contextmanager
-def capture(**settings: object) -> Iterator[list[CapturedSpan]]:
+def capture(**settings: object) -> Iterator[Captured]:
     """
     Record into a list within the block, whatever the environment says.
+
+    In a notebook, the list as the last expression of a cell is drawn as a timeline.
 
     `gpuscope.flush()` fills the list, and so does the end of the block, which also puts it in the order of the starts.
     Functions that were decorated while gpuscope was off for good record nothing here either; set `GPUSCOPE=idle` for
@@ -46,11 +91,11 @@ def capture(**settings: object) -> Iterator[list[CapturedSpan]]:
         ValueError: for a value that is not allowed.
 
     """
-    spans: list[CapturedSpan] = []
+    spans = Captured()
     parts: dict[str, object] = {
         name: settings.pop(name) for name in ("device", "nvtx", "clock", "epoch_clock") if name in settings
     }
-    parts["exporters"] = (MemoryExporter(spans),)
+    parts["exporters"] = (_KeepsBatches(spans),)
     config = to_record(state.config, {"exporters": "none", "interval_s": 0.005, **settings})
     with _runtime.period(config, **cast("_runtime.Parts", parts)):
         yield spans

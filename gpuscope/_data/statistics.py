@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from gpuscope._data.plain.markup import html_table
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -85,6 +87,19 @@ class Statistics:
     def as_dict(self) -> dict[str, object]:
         """Return the same as plain data."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        counts = [
+            ["recorded", f"{self.recorded:,}"],
+            ["exported", f"{self.exported:,}"],
+            ["pending", f"{self.pending:,}"],
+        ]
+        for name in ("dropped", "lost", "untimed", "graph_stages"):
+            reasons: Mapping[str, int] = getattr(self, name)
+            counts += [
+                [f"{name.replace('_', ' ')}: {reason}", f"{count:,}"] for reason, count in sorted(reasons.items())
+            ]
+        return html_table(["stages", ""], counts, [f"spans go {self.route}"] if self.route else ())
 
     def __str__(self) -> str:
         """Say it in one line."""

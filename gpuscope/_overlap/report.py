@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpuscope._data.plain.durations import duration
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -69,15 +71,14 @@ class OverlapReport(NamedTuple):
                 "no batch counts yet: the first ones warm up and are left out, as many as are in flight (`depth`), and "
                 f"those before a CUDA graph. CUDA graph: {self.graph}"
             )
-        gpu = f"compute {self.compute_ms:.3f}, upload {self.upload_ms:.3f}, download {self.download_ms:.3f} ms"
-        host = ", ".join(
-            f"{name} {getattr(self, f'{name}_ms'):.3f}" for name in ("prepare", "pin", "launch", "post", "elsewhere")
-        )
+        gpu = self._in_words("compute", "upload", "download")
+        host = self._in_words("prepare", "pin", "launch", "post", "elsewhere")
         hidden = f"{self.overlap_ratio:.0%} of copies and host work hidden"
-        return (
-            f"{self.batches:,} batches, {self.wall_ms:.3f} ms each: {self.bound}, {hidden}; CUDA graph: {self.graph}\n"
-            f"device: {gpu}; host: {host} ms"
-        )
+        each = f"{self.batches:,} batches, {duration(self.wall_ms)} each"
+        return f"{each}: {self.bound}, {hidden}; CUDA graph: {self.graph}\ndevice: {gpu}; host: {host}"
+
+    def _in_words(self, *phases: str) -> str:
+        return ", ".join(f"{phase} {duration(getattr(self, f'{phase}_ms'))}" for phase in phases)
 
 
 class PhaseTotals:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gpuscope._data.plain.durations import duration
 from gpuscope._profiling.findings import (
     COMPUTE_BOUND,
     DISPATCH_BOUND,
@@ -130,8 +131,8 @@ def _works_on_the_host(of: Content, idle: float) -> Bound:
 def _launches(of: Content, idle: float) -> Bound:
     because = f"The GPU has nothing to do for {_part(idle, of)} of the time, while the host launches"
     if of.launches:
-        each = f", and a kernel takes {of.kernel_us:,.1f} us (median)" if of.kernel_us is not None else ""
-        because += f": {1e3 * of.dispatch / of.launches:,.1f} us for each of {of.launches:,.4g} launches{each}"
+        each = f", and a kernel takes {duration(of.kernel_us / 1e3)} (median)" if of.kernel_us is not None else ""
+        because += f": {duration(of.dispatch / of.launches)} for each of {of.launches:,.4g} launches{each}"
     if of.small_copies >= max(1.0, MOST * of.launches):
         return Bound(
             DISPATCH_BOUND,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._data.plain.durations import duration
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -119,7 +121,7 @@ def _lines(findings: DeepFindings) -> Iterator[str]:
     for stage in findings.stages:
         indent = "  " * min(stage.depth, 12)
         calls = f"{stage.calls} call{'' if stage.calls == 1 else 's'}"
-        yield f"{indent}`{stage.name}`: {stage.bound} ({calls} of {stage.ms:,.3f} ms)"
+        yield f"{indent}`{stage.name}`: {stage.bound} ({calls} of {duration(stage.ms)})"
         if stage.bound == UNKNOWN or stage.calls * stage.ms < WORTH_LINES * total_ms.get(stage.root, 0.0):
             continue
         yield f"{indent}    {stage.because}{f' The cost is {stage.overhead}.' if stage.overhead else ''}"
@@ -132,19 +134,19 @@ def _lines(findings: DeepFindings) -> Iterator[str]:
 def _contents(stage: StageLook) -> Iterator[str]:
     """Yield what is in a call of the stage, in words."""
     graphs = f", {stage.graph_launches:,.4g} of graphs" if stage.graph_launches else ""
-    median = f", median {stage.kernel_us:,.1f} us" if stage.kernel_us is not None else ""
+    median = f", median {duration(stage.kernel_us / 1e3)}" if stage.kernel_us is not None else ""
     yield (
         f"Per call: {stage.kernels:,.4g} kernels from {stage.launches:,.4g} launches{graphs} "
-        f"({stage.kernel_ms:,.3f} ms{median})"
+        f"({duration(stage.kernel_ms)}{median})"
     )
     for copies in stage.copies:
         memory = "pageable" if copies.pageable else "pinned"
-        yield f"{copies.count:,.4g} {memory} {copies.direction} ({size(copies.bytes)}, {copies.ms:,.3f} ms)"
+        yield f"{copies.count:,.4g} {memory} {copies.direction} ({size(copies.bytes)}, {duration(copies.ms)})"
     for small in stage.small_copies:
         yield f"{small.count:,.4g} tiny tensors made on the host by `{small.name}`"
     for wait in stage.waits:
-        yield f"{wait.count:,.4g} waits in `{wait.name}` ({wait.ms:,.3f} ms)"
-    yield f"the GPU has nothing to do for {stage.idle_ms:,.3f} ms, and runs out of work {stage.gaps:,.4g} times"
+        yield f"{wait.count:,.4g} waits in `{wait.name}` ({duration(wait.ms)})"
+    yield f"the GPU has nothing to do for {duration(stage.idle_ms)}, and runs out of work {stage.gaps:,.4g} times"
 
 
 def size(count: float) -> str:

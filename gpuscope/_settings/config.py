@@ -33,7 +33,8 @@ class Config:
         "absent",
         "GPUSCOPE",
         parse.mode,
-        "`1` records; `idle` leaves that to `gpuscope.enable()`; `0` or unset: a decorated function is the function.",
+        "`1` records; `idle`, as in a notebook, leaves that to `gpuscope.enable()`; `0` or unset: a decorated function "
+        "is the function.",
         "0",
     )
     startup: bool = setting(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._data.plain.durations import duration
+from gpuscope._data.plain.markup import html_table
 from gpuscope.analysis._median import CONFIDENCE, median_change
 from gpuscope.analysis._structure.kinds import end_to_end_ns, kinds
 
@@ -101,6 +102,25 @@ class Comparison:
     def as_dict(self) -> PlainDict:
         """Return plain data, as JSON can hold it."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        return "\n".join(self._sentences())
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [
+                "  " * stage.depth + (stage.name if stage.lane == "host" else f"{stage.name}, on its stream"),
+                duration(stage.change.before_ms),
+                duration(stage.change.after_ms),
+                "-" if stage.change.relative is None else f"{stage.change.relative:+.1%}",
+                stage.change.verdict,
+            ]
+            for stage in self.stages
+        ]
+        return html_table(["stage", "before", "after", "change", "verdict"], rows, self._sentences())
+
+    def _sentences(self) -> list[str]:
+        return [sentence for request in self.requests for sentence in (request.answer, *request.remarks)]
 
 
 def compare(before: Recording, after: Recording) -> Comparison:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from gpuscope.analysis._reading.spans import HostPart, SpanKey
 
-__all__ = ["list_files", "read"]
+__all__ = ["list_files", "read", "read_lines"]
 
 _NEAR = 2**20
 """
@@ -57,6 +57,15 @@ def read(paths: Iterable[str | PathLike[str]], *, progress: Callable[[int, int],
     with _no_garbage_collection():
         for line in reader.lines():
             lines.add(line)
+        return _recording(lines)
+
+
+def read_lines(texts: Iterable[str]) -> Recording:
+    """Read every stage in lines as the `file` exporter writes them, which are in no file."""
+    lines = Lines()
+    with _no_garbage_collection():
+        for text in texts:
+            lines.add(text.encode())
         return _recording(lines)
 
 

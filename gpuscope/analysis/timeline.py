@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuscope.analysis._viewers.timeline_data import timeline_data
+from gpuscope.analysis.verdict import judge
 
 if TYPE_CHECKING:
     import os
 
     from gpuscope.analysis._plain import HasPlainData, Plain
+    from gpuscope.analysis._verdicts.findings import Findings
     from gpuscope.analysis.figures import Figures
     from gpuscope.analysis.recording import Recording
 
-SCRIPTS = "format model view palette track marks picture panels pickers tables verdicts missing input main"
+SCRIPTS = "format model view palette track marks picture panels pickers tables verdicts answers missing input main"
 """Files of `assets` which, in this order, are one script."""
 
 
@@ -48,6 +51,32 @@ def write_html(
 
     """
     Path(path).write_text(render(recording, findings, figures), encoding="utf-8")
+
+
+class Timeline:
+    """
+    A timeline that a notebook draws, with the answers of the verdicts on top; printed, it is the answers alone.
+
+    Args:
+        recording: What to show.
+        findings: The verdicts, or None to judge here.
+        height: Of the drawing, in pixels.
+
+    """
+
+    def __init__(self, recording: Recording, findings: Findings | None = None, *, height: int = 720) -> None:
+        self.recording = recording
+        self.findings = judge(recording) if findings is None else findings
+        self.height = height
+
+    def __repr__(self) -> str:
+        return "\n".join(self.findings.summary())
+
+    def _repr_html_(self) -> str:
+        # In a frame of its own, whose script can reach nothing of the notebook.
+        style = f"width:100%;height:{int(self.height)}px;border:0"
+        page = html.escape(render(self.recording, self.findings), quote=True)
+        return f'<iframe sandbox="allow-scripts allow-modals" style="{style}" srcdoc="{page}"></iframe>'
 
 
 def render(recording: Recording, findings: HasPlainData | None = None, figures: Figures | None = None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -34,6 +35,7 @@ MAX_WIDTH = 120
 """Longer lines of text are hard to read."""
 NAME_WIDTH = 48
 _STDOUT = Path("/dev/stdout")
+_FIGURE = re.compile(r"(\d) (s|ms|µs|ns)\b")
 
 
 def open_console() -> Console:
@@ -170,10 +172,12 @@ def width() -> int:
 def say(lines: Iterable[str]) -> None:
     """Print lines, printable and wrapped; what continues a line is indented a little more than it."""
     for line in lines:
-        text = printable(line)
+        # A figure and its unit stay together.
+        text = _FIGURE.sub("\\1\N{NO-BREAK SPACE}\\2", printable(line))
         indent = " " * (len(text) - len(text.lstrip()))
         more = indent + "  " * (bool(indent) or text.startswith("- "))
-        print(*textwrap.wrap(text, width(), subsequent_indent=more, break_long_words=False) or [""], sep="\n")
+        wrapped = textwrap.wrap(text, width(), subsequent_indent=more, break_long_words=False) or [""]
+        print("\n".join(wrapped).replace("\N{NO-BREAK SPACE}", " "))
 
 
 def indented(name: str, depth: int, mark: str = "") -> str:

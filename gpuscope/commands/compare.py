@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuscope._data.plain.durations import duration
 from gpuscope._errors import CommandError
+from gpuscope.analysis.durations import duration
 from gpuscope.commands import _console
 
 if TYPE_CHECKING:
@@ -66,9 +66,12 @@ def run(options: argparse.Namespace) -> int:
     _console.say(request.answer for request in comparison.requests)
     for request in comparison.requests:
         print()
-        console.print(
-            _table(request, [stage for stage in comparison.stages if stage.root == request.name], console.width)
-        )
+        stages = [stage for stage in comparison.stages if stage.root == request.name]
+        shown = [stage for stage in stages if _is_telling(stage)]
+        console.print(_table(request, shown, console.width))
+        print()
+        if rest := len(stages) - len(shown):
+            print(f"{_console.count(rest, 'more line')}: within noise, too small to matter, or too few calls.")
         _console.say(request.remarks)
     _console.say(_notes(before, after))
     return 0 if options.fail_if_slower is None else _gate(comparison, options.fail_if_slower)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuscope._errors import CommandError
+from gpuscope.analysis.durations import duration
 from gpuscope.commands import _console
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ def _report(place: str, seconds: float) -> int:
     print(f"\n{gpuscope.summary()}\n")
     statistics = gpuscope.statistics()
     gpuscope.shutdown(FLUSH_TIMEOUT_S)
-    print(f"{statistics.recorded} stages in {seconds:.1f} s, {statistics.exported} exported.", end=" ")
+    print(f"{statistics.recorded} stages in {duration(1e3 * seconds)}, {statistics.exported} exported.", end=" ")
     if statistics.clock_uncertainty_ns is not None:
-        print(f"GPU times are placed within {statistics.clock_uncertainty_ns / 1e3:.1f} us.", end=" ")
+        print(f"GPU times are placed within {duration(statistics.clock_uncertainty_ns / 1e6)}.", end=" ")
     print(f"Spans: {place}.")
     missing = {**statistics.dropped, **statistics.lost}
     if missing or statistics.exported < statistics.recorded:

@@ -11,21 +11,23 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuscope._data.plain.durations import duration
 from gpuscope._errors import CommandError
+from gpuscope.analysis.durations import duration
 from gpuscope.commands import _console
-from gpuscope.commands._report_table import notes, stage_table
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from rich.table import Table
+
     from gpuscope.analysis._verdicts.findings import Findings
-    from gpuscope.analysis.figures import Figures
+    from gpuscope.analysis.figures import Distribution, Figures, StageFigures
     from gpuscope.analysis.recording import Recording
 
 HELP = "Show where the time goes in recordings: an answer per kind of request, a table, verdicts, a timeline."
 EPILOG = "Exit codes: 0 done; 2 bad usage, nothing to read, or a file that cannot be written."
+OUTSIDE = "in the graph, outside any stage"
 OUTPUTS = ("html", "perfetto", "jaeger", "json")
 
 
@@ -70,9 +72,9 @@ def run(options: argparse.Namespace) -> int:
     print()
     _console.say([_headline(recording, figures), *_runs(recording)])
     print()
-    console.print(stage_table(figures))
+    console.print(_table(figures))
     print()
-    _console.say(notes(figures))
+    _console.say(_notes(figures))
     print()
     _console.say(findings.details())
     _console.say(f"{name}: {path}" for name, path in outputs.items())
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _one_run(recording: Recording, number: int | None) -> Recording:
-    from gpuscope.analysis._structure.runs import only, runs_of
+    from gpuscope.analysis.runs import only, runs_of
 
     if number is None:
         return recording
@@ -129,7 +131,7 @@ def _headline(recording: Recording, figures: Figures) -> str:
 
 def _runs(recording: Recording) -> Iterator[str]:
     """Yield a line per run, if the files hold several one after the other, since the figures mix them."""
-    from gpuscope.analysis._structure.runs import runs_of
+    from gpuscope.analysis.runs import runs_of
 
     runs = runs_of(recording)
     if len(runs) < 2:  # noqa: PLR2004 - one is not several
@@ -140,3 +142,51 @@ def _runs(recording: Recording) -> Iterator[str]:
         took = f", median {duration(run.median_ms)}" if run.median_ms is not None else ""
         names = _console.printable(", ".join(run.names))
         yield f"  run {number}: {began:%Y-%m-%d %H:%M:%S} UTC, {names}, {_console.count(run.requests, 'request')}{took}"
+
+
+def _table(figures: Figures) -> Table:
+    """Return the table: with GPU times fewer percentiles of each side, so that it fits."""
+    on_gpu = any(stage.gpu_ms for stage in figures.stages)
+    errors = any(stage.errors for stage in figures.stages)
+    host, stream = ["host\np50", "\np99"], ["stream\np50", "\np99", "\nstarts"]
+    columns = ["calls", *([*host, *stream] if on_gpu else ["host\np50", "\np90", "\np99", "\nmax"]), "%"]
+    table = _console.make_table("stage", *columns, *["errors"] * errors)
+    for stage in figures.stages:
+        cells = [f"{stage.calls:,}", *_sides(stage, on_gpu=on_gpu), _console.percent(_share(stage))]
+        cells += [str(stage.errors or "")] * errors
+        table.add_row(_console.indented(stage.name, stage.depth, " *" if stage.only_warmup else ""), *cells)
+        if stage.outside_ms is not None:
+            cells = ["", "-", "-", *_p50_p99(stage.outside_ms), "-", _console.percent(stage.outside_share)]
+            table.add_row(_console.indented(OUTSIDE, stage.depth + 1), *cells)
+    return table
+
+
+def _share(stage: StageFigures) -> float | None:
+    return stage.gpu_share if stage.host_share is None else stage.host_share
+
+
+def _sides(stage: StageFigures, *, on_gpu: bool) -> tuple[str, ...]:
+    host, delay = stage.host_ms, stage.launch_to_start_ms
+    if on_gpu:
+        return *_p50_p99(host), *_p50_p99(stage.gpu_ms), duration(delay.p50 if delay else None)
+    return tuple(map(duration, (host.p50, host.p90, host.p99, host.max))) if host else ("-", "-", "-", "-")
+
+
+def _p50_p99(of: Distribution | None) -> tuple[str, str]:
+    return (duration(of.p50), duration(of.p99)) if of else ("-", "-")
+
+
+def _notes(figures: Figures) -> Iterator[str]:
+    """Yield what one needs to know to read the table rightly."""
+    yield "Medians (p50) and other percentiles are without warm-up calls. %: of the requests' time, end to end."
+    if any(stage.replayed_calls for stage in figures.stages):
+        yield "Stages in a CUDA graph have no host time; what replays do outside any stage has a line of its own."
+    if any(stage.only_warmup for stage in figures.stages):
+        yield "* made only warm-up calls, so its figures are of those."
+    placed = figures.uncertainty_us
+    if placed is not None:
+        yield "stream: between a stage's two events on its CUDA stream, waiting for the host included."
+        within = f"{duration(placed.p50 / 1e3)} (median; at most {duration(placed.max / 1e3)})"
+        yield f"starts: so long after its start on the host, median. GPU times are placed within {within}."
+    missing = _console.losses(figures.losses)
+    yield f"Missing: {'; '.join(missing)}." if missing else "Nothing is known to be missing."

@@ -427,34 +427,34 @@ class TestText:
         """The table is aligned, with the units in its header and the stages indented inside their request."""
         text = str(summary_of(*[request_rows(n) for n in range(1200)]))
         assert text.splitlines()[:8] == [
-            "                -------host ms--------  --------GPU ms--------             % of request",
-            "stage    calls     p50     p90     p99     p50     p90     p99  start +ms   host    GPU",
-            "-------  -----  ------  ------  ------  ------  ------  ------  ---------  -----  -----",
-            "request  1,200  20.000  20.000  20.000       -       -       -          -  100.0      -",
-            "  prep   1,200   2.000   2.000   2.000       -       -       -          -   10.0      -",
-            "  h2d    1,200   1.000   1.000   1.000   3.000   3.000   3.000      0.500    5.0   15.0",
-            "  infer  1,200   5.000   5.000   5.000  20.000  20.000  20.000      0.500   25.0  100.0",
-            "  post   1,200   4.000   4.000   4.000       -       -       -          -   20.0      -",
+            "                ------host------  ---------stream---------",
+            "stage    calls      p50      p99      p50      p99  starts      %",
+            "-------  -----  -------  -------  -------  -------  ------  -----",
+            "request  1,200  20.0 ms  20.0 ms        -        -       -  100.0",
+            "  prep   1,200  2.00 ms  2.00 ms        -        -       -   10.0",
+            "  h2d    1,200  1.00 ms  1.00 ms  3.00 ms  3.00 ms  500 µs    5.0",
+            "  infer  1,200  5.00 ms  5.00 ms  20.0 ms  20.0 ms  500 µs   25.0",
+            "  post   1,200  4.00 ms  4.00 ms        -        -       -   20.0",
         ]
 
     def test_states_what_percentiles_are_of(self):
         """The text below the table says how many calls the percentiles look back on and what was left out."""
         text = str(summary_of(request_rows(0, flags=RowFlag.WARMUP), request_rows(1)))
-        assert "at most the last 4,096 calls of each stage, warm-up left out (the first 1 of each)" in text
+        assert "at most the last 4,096 calls of each stage,\nwarm-up left out (the first 1 of each)" in text
 
     def test_without_gpu(self):
         """Without any GPU times there are no columns for them, and a line says why."""
         text = str(summary_of([row("infer", "infer", span=1)]))
-        assert "GPU ms" not in text
+        assert "stream" not in text
         assert "No GPU times" in text
 
     def test_table_without_gpu(self):
         """A title that is wider than its column makes room for itself."""
         assert str(summary_of([row("infer", "infer", span=1)])).splitlines()[:4] == [
-            "              ------host ms------  % of request",
-            "stage  calls    p50    p90    p99          host",
-            "-----  -----  -----  -----  -----  ------------",
-            "infer      1  1.000  1.000  1.000         100.0",
+            "              -----------host----------",
+            "stage  calls      p50      p90      p99      %",
+            "-----  -----  -------  -------  -------  -----",
+            "infer      1  1.00 ms  1.00 ms  1.00 ms  100.0",
         ]
 
     def test_notes_below_the_table(self):
@@ -465,14 +465,36 @@ class TestText:
         def notes(*rows):
             return str(summary_of(list(rows))).rpartition("\n\n")[2].splitlines()
 
-        recent = "Percentiles cover at most the last 4,096 calls of each stage, warm-up left out (there was none)."
-        delay = "start +ms: from the start on the host to the start on the GPU, median."
-        dash = "- under host ms: runs only inside replays of CUDA graphs, which take no host time."
-        assert notes(on_gpu, row("other", "other", span=3)) == [recent, delay]
-        assert notes(inside, on_gpu) == [recent, delay, dash]
-        assert notes(row("other", "other", span=3)) == [recent, "No GPU times: these are host times only."]
+        recent = [
+            "Percentiles cover at most the last 4,096 calls of each stage,",
+            "warm-up left out (there was none). %: of the requests' time.",
+        ]
+        stream = [
+            "stream: between the stage's two events on it, waiting for the host included.",
+            "starts: so long after its start on the host, median.",
+        ]
+        dash = "- under host: runs only inside replays of CUDA graphs, which take no host time."
+        assert notes(on_gpu, row("other", "other", span=3)) == [*recent, *stream]
+        assert notes(inside, on_gpu) == [*recent, *stream, dash]
+        assert notes(row("other", "other", span=3)) == [*recent, "No GPU times: all times are the host's."]
 
-    @pytest.mark.parametrize(("length", "shown"), [(48, "x" * 48), (49, "x" * 47 + "…")])
+    def test_no_share_is_more_than_the_whole(self):
+        """Calls at one time, as tasks make them, take no more of a request than all of it."""
+        rows = [row("request", "request", span=1, host=10.0)]
+        rows += [row("task", "request", span=2 + n, parent=1, host=9.0, gpu=9.0) for n in range(4)]
+        task = by_name(summary_of(rows))["task"]
+        assert (task.host_share, task.gpu_share) == (1.0, 1.0)
+
+    def test_a_notebook_draws_it(self):
+        """As a table whose names are text, with the same figures as the printed one."""
+        html = summary_of([row("<b>", "<b>", span=1)])._repr_html_()
+        assert html.startswith("<table>")
+        assert "&lt;b&gt;" in html
+        assert "1.00 ms" in html
+        assert "<b>" not in html
+        assert "No stages recorded yet." in StageStatistics().summary()._repr_html_()
+
+    @pytest.mark.parametrize(("length", "shown"), [(39, "x" * 39), (40, "x" * 13 + "…" + "x" * 25)])
     def test_long_names_are_cut(self, length, shown):
         """A table that wraps is not a table."""
         text = str(summary_of([row("x" * length, "x" * length, span=1)]))
@@ -491,7 +513,7 @@ class TestText:
     def test_odd_names_do_not_break_the_table(self):
         """Names with line breaks or of great length leave the table one line a stage."""
         text = str(summary_of([row("a\nb" + "x" * 500, "a\nb" + "x" * 500, span=1)]))
-        assert max(map(len, text.splitlines())) < 120
+        assert max(map(len, text.splitlines())) <= 80
         assert sum("xxx" in line for line in text.splitlines()) == 1
 
     def test_as_dict_is_plain(self):

@@ -105,8 +105,8 @@ class _Line:
             host_ms=_percentiles(host[has_host]) if hosted else None,
             gpu_ms=_percentiles(gpu[has_gpu]) if timed else None,
             launch_to_start_ms=float(np.median(delay[has_delay])) if has_delay.any() else None,
-            host_share=self._host_ms / request_ms if shared and hosted else None,
-            gpu_share=self._gpu_ms / request_ms if shared and timed else None,
+            host_share=min(1.0, self._host_ms / request_ms) if shared and hosted else None,
+            gpu_share=min(1.0, self._gpu_ms / request_ms) if shared and timed else None,
         )
 
 

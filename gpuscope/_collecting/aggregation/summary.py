@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from gpuscope._collecting.aggregation.tally import RECENT_CALLS
+from gpuscope._data.plain.durations import duration
+from gpuscope._data.plain.markup import html_table
 
 OTHER = "(other)"
 """Name of the line that stages beyond the limit share."""
-WIDE_MS = 100.0
-"""Durations from here on are shown with one decimal place instead of three."""
-NAME_WIDTH = 48
-"""Longer names are cut: a table that wraps is not a table."""
+WIDTH = 80
+"""Columns of a table: names are cut to what the figures leave, because a table that wraps is not a table."""
+LEAST_NAME_WIDTH = 16
 Column = tuple[str, list[str]]
 """Title, and one cell per row."""
 
@@ -57,9 +58,9 @@ class StageSummary:
     launch_to_start_ms: float | None
     """Median time from the start of the stage on the host to its start on the GPU; None without both."""
     host_share: float | None
-    """Host time of the stage over the host time of its requests; None until one of them has ended."""
+    """Host time of the stage over that of its requests, at most 1 if calls overlap; None until one has ended."""
     gpu_share: float | None
-    """GPU time of the stage over the host time of its requests; None without GPU times."""
+    """Its time on streams over the host time of its requests, likewise at most 1; None without GPU times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,68 +87,76 @@ class Summary:
     def __str__(self) -> str:
         return _render(self)
 
+    def _repr_html_(self) -> str:
+        return _html(self)
+
 
 def _render(summary: Summary) -> str:
     """Return the table, and below it the sentences that keep it from being misread."""
     if not summary.stages:
         return "No stages recorded yet."
-    groups = [("", _names(summary)), ("", [_counts(summary)]), ("host ms", _host(summary))]
-    if any(stage.gpu_ms for stage in summary.stages):
-        groups += [("GPU ms", _gpu(summary)), ("", [_delays(summary)])]
-    groups.append(("% of request", _shares(summary)))
+    groups = _figures(summary)
+    taken = sum(max(len(group) + 2, sum(map(_width, columns))) for group, columns in groups)
+    room = max(WIDTH - taken, LEAST_NAME_WIDTH)
+    names = [_shortened(name, room) for name in _names(summary)]
+    return "\n".join([*_aligned([("", [("stage", names)]), *groups]), "", *_notes(summary)])
+
+
+def _html(summary: Summary) -> str:
+    """Return the same for a notebook."""
+    if not summary.stages:
+        return html_table(["stage"], [], [str(summary)])
+    columns = [(f"{group} {title}".strip(), cells) for group, columns in _figures(summary) for title, cells in columns]
+    rows = zip(_names(summary), *(cells for _, cells in columns), strict=True)
+    return html_table(["stage", *(title for title, _ in columns)], rows, _notes(summary))
+
+
+def _figures(summary: Summary) -> list[tuple[str, list[Column]]]:
+    """Return the groups of columns: with times on streams fewer percentiles of each side, so that all of them fit."""
+    on_gpu = any(stage.gpu_ms for stage in summary.stages)
+    host = _percentiles([stage.host_ms for stage in summary.stages], few=on_gpu)
+    groups = [("", [("calls", [f"{stage.calls:,}" for stage in summary.stages])]), ("host", host)]
+    if on_gpu:
+        delays = "starts", [duration(stage.launch_to_start_ms) for stage in summary.stages]
+        groups.append(("stream", [*_percentiles([stage.gpu_ms for stage in summary.stages], few=True), delays]))
+    groups.append(("", [("%", [_percent(_share(stage)) for stage in summary.stages])]))
     if any(stage.errors for stage in summary.stages):
         groups.append(("", [("errors", [str(stage.errors or "") for stage in summary.stages])]))
-    return "\n".join([*_aligned(groups), "", *_notes(summary)])
+    return groups
 
 
-def _names(summary: Summary) -> list[Column]:
-    names = []
-    for stage in summary.stages:
-        name = "".join(letter if letter.isprintable() else "?" for letter in stage.name)
-        name = "  " * min(stage.depth, 12) + name + (" *" if stage.only_warmup else "")
-        names.append(name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…")
-    return [("stage", names)]
-
-
-def _counts(summary: Summary) -> Column:
-    return "calls", [f"{stage.calls:,}" for stage in summary.stages]
-
-
-def _host(summary: Summary) -> list[Column]:
-    return _percentiles([stage.host_ms for stage in summary.stages])
-
-
-def _gpu(summary: Summary) -> list[Column]:
-    return _percentiles([stage.gpu_ms for stage in summary.stages])
-
-
-def _percentiles(columns: list[Percentiles | None]) -> list[Column]:
+def _names(summary: Summary) -> list[str]:
     return [
-        ("p50", [_ms(each.p50 if each else None) for each in columns]),
-        ("p90", [_ms(each.p90 if each else None) for each in columns]),
-        ("p99", [_ms(each.p99 if each else None) for each in columns]),
+        "  " * min(stage.depth, 12)
+        + "".join(letter if letter.isprintable() else "?" for letter in stage.name)
+        + (" *" if stage.only_warmup else "")
+        for stage in summary.stages
     ]
 
 
-def _delays(summary: Summary) -> Column:
-    return "start +ms", [_ms(stage.launch_to_start_ms) for stage in summary.stages]
+def _shortened(name: str, room: int) -> str:
+    """Return a name with its middle left out if it is too long: long names differ at their ends."""
+    end = (room - 1) * 2 // 3
+    return name if len(name) <= room else f"{name[: room - 1 - end]}…{name[-end:]}"
 
 
-def _shares(summary: Summary) -> list[Column]:
-    columns = [("host", [_percent(stage.host_share) for stage in summary.stages])]
-    if any(stage.gpu_share is not None for stage in summary.stages):
-        columns.append(("GPU", [_percent(stage.gpu_share) for stage in summary.stages]))
-    return columns
+def _percentiles(columns: list[Percentiles | None], *, few: bool) -> list[Column]:
+    shown = ("p50", "p99") if few else ("p50", "p90", "p99")
+    return [(name, [duration(getattr(each, name) if each else None) for each in columns]) for name in shown]
 
 
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.3f}" if abs(value) < WIDE_MS else f"{value:,.1f}"
+def _share(stage: StageSummary) -> float | None:
+    """Return the share on the host; of what runs only inside replays, that on the stream."""
+    return stage.gpu_share if stage.host_ms is None else stage.host_share
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _width(column: Column) -> int:
+    title, cells = column
+    return max(len(title), *map(len, cells)) + 2
 
 
 def _aligned(groups: list[tuple[str, list[Column]]]) -> list[str]:
@@ -171,15 +180,16 @@ def _aligned(groups: list[tuple[str, list[Column]]]) -> list[str]:
 def _notes(summary: Summary) -> list[str]:
     stages = summary.stages
     recent = f"at most the last {summary.recent_calls:,} calls of each stage"
-    notes = [f"Percentiles cover {recent}, warm-up left out ({_warmups(stages)})."]
+    notes = [f"Percentiles cover {recent},", f"warm-up left out ({_warmups(stages)}). %: of the requests' time."]
     if any(stage.only_warmup for stage in stages):
         notes.append("* has made warm-up calls only, so its figures are of those.")
     if any(stage.gpu_ms for stage in stages):
-        notes.append("start +ms: from the start on the host to the start on the GPU, median.")
+        notes.append("stream: between the stage's two events on it, waiting for the host included.")
+        notes.append("starts: so long after its start on the host, median.")
     if any(stage.host_ms is None for stage in stages):
-        notes.append("- under host ms: runs only inside replays of CUDA graphs, which take no host time.")
+        notes.append("- under host: runs only inside replays of CUDA graphs, which take no host time.")
     if not any(stage.gpu_ms for stage in stages):
-        notes.append("No GPU times: these are host times only.")
+        notes.append("No GPU times: all times are the host's.")
     return notes
 
 

@@ -24,4 +24,8 @@ def duration(ms: float | None, sign: str = "") -> str:
         # A clock has no smaller ones.
         return f"{round(value) or 0:{sign if round(value) else ''},d} ns"
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0  # noqa: PLR2004 - where rounding adds a digit
-    return f"{value:{sign},.{digits}f} {name}"
+    # Halves go away from 0, as in a browser, so that one time is written the same in the report and in its page.
+    from decimal import ROUND_HALF_UP, Decimal
+
+    rounded = Decimal(repr(float(value))).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return f"{rounded:{sign},} {name}"

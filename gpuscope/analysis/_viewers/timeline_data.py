@@ -6,9 +6,11 @@ Decides what the page is told; draws nothing and writes no file. Times are nanos
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, metadata
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +18,7 @@ import numpy as np
 from gpuscope._data.batch import RowFlag
 from gpuscope._version import __version__
 from gpuscope.analysis._structure.intervals import gaps
+from gpuscope.analysis._structure.own_time import own_ns
 from gpuscope.analysis._structure.replays import outside_ns
 from gpuscope.analysis._viewers.timeline_lanes import devices, gpu_rows, host_rows, leaves, thread_gaps
 from gpuscope.analysis._viewers.timeline_stages import stage_lines
@@ -48,6 +51,7 @@ def timeline_data(
     figured = figured or figures(recording)
     return {
         "version": __version__,
+        "guide": _guide(),
         "start_ns": str(start_ns),  # text: a number in JavaScript holds 53 bits
         "names": recording.names,
         "processes": [{"name": each.name, "resource": _texts(each.resource)} for each in recording.processes],
@@ -74,6 +78,16 @@ def timeline_data(
     }
 
 
+def _guide() -> str:
+    """Return where the page on reading a report is, as the package says; empty where it does not."""
+    with contextlib.suppress(PackageNotFoundError):
+        for line in metadata("gpuscope").get_all("Project-URL") or []:
+            label, _, url = line.partition(", ")
+            if label == "Reading the report" and url.startswith("https://"):
+                return str(url)
+    return ""
+
+
 def _columns(recording: Recording, start_ns: int) -> dict[str, list[int]]:
     timed = recording.stream >= 0
     number = np.arange(len(timed))
@@ -90,6 +104,7 @@ def _columns(recording: Recording, start_ns: int) -> dict[str, list[int]]:
         "flags": recording.flags,
         "error": recording.error.astype(np.int8),
         "leaf": leaves(recording).astype(np.int8),
+        "own": own_ns(recording),
         "host_row": host_rows(recording),
         "gpu_row": gpu_rows(recording),
     }

@@ -14,14 +14,14 @@ const DIGITS = Array.from(
   (_, digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }),
 );
 
-/** A duration in nanoseconds with three or four digits. */
+/** A duration in nanoseconds with three significant digits, as `_data/plain/durations.py` writes it. */
 function duration(ns) {
   if (ns === null || ns === undefined || Number.isNaN(ns)) return "–";
   const size = Math.abs(ns);
   if (size < 0.5) return "0\u00a0ns";
   const [unit, name] = UNITS.find(([unit]) => size >= unit * 0.9995) ?? UNITS.at(-1);
   const value = ns / unit;
-  const digits = unit === 1 ? 0 : Math.abs(value) < 10 ? 2 : Math.abs(value) < 100 ? 1 : 0;
+  const digits = unit === 1 ? 0 : Math.abs(value) < 9.995 ? 2 : Math.abs(value) < 99.95 ? 1 : 0;
   return `${DIGITS[digits].format(value)}\u00a0${name}`;
 }
 
@@ -43,6 +43,13 @@ function counted(number, one, many = `${one}s`) {
 function percent(share) {
   if (share > 0 && share < 0.001) return "<\u00a00.1\u00a0%";
   return `${(100 * share).toFixed(share < 0.9995 ? 1 : 0)}\u00a0%`;
+}
+
+/** A name cut in its middle, so that those of a pool's threads, which differ at their ends, can be told apart. */
+function shortened(name, most = 18) {
+  if (name.length <= most) return name;
+  const tail = Math.ceil(most * 0.6);
+  return `${name.slice(0, most - 1 - tail)}…${name.slice(-tail)}`;
 }
 
 /** An element; strings among the children become text, never markup. */

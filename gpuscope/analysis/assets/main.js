@@ -46,22 +46,31 @@ function main() {
     walk: (way) => walk(model, view, picture, way),
   };
   byId("theme").onclick = actions.turn;
+  byId("read").onclick = () => byId("guide").showModal();
   byId("help").onclick = actions.help;
   byId("in").onclick = () => view.zoom(0.6);
   byId("out").onclick = () => view.zoom(1 / 0.6);
   byId("all").onclick = actions.all;
   new Input(model, view, picture, actions);
-  followWithTexts(model, view);
+  followWithTexts(model, view, (stage) => picture.palette.fill[stage]);
+  showAnswers(model, (name, how) => picker.open(name, how));
+  showLegend(model);
+  if (model.size) {
+    const calm = view.calm;
+    view.calm = true;
+    picker.open(model.data.findings?.answers[0]?.name ?? model.name(model.requests[0]), "median");
+    view.calm = calm;
+  }
   return { model, view, picture };
 }
 
 /** Keep the texts beside the picture up to date: the selection at once, sums ten times a second. */
-function followWithTexts(model, view) {
+function followWithTexts(model, view, colour) {
   let shown;
   let waiting;
   const sums = () => {
     waiting = undefined;
-    showWindow(model, view);
+    showWindow(model, view, colour);
   };
   view.addEventListener("change", () => {
     waiting ??= setTimeout(sums, 100);

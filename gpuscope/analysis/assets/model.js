@@ -1,6 +1,8 @@
 /** The recording: columns from the page's data, lanes of bars, requests, and what is found in them. Draws nothing. */
 
 const FLAG = { warmup: 1, captured: 2, clamped: 4, givenUp: 8, inGraph: 32 };
+/** GPU times are absent, or not where they seem to be. */
+const UNPLACED = FLAG.captured | FLAG.clamped | FLAG.givenUp;
 
 /** The first place of a sorted array whose value is above the given one. */
 function firstAbove(sorted, value) {
@@ -54,6 +56,7 @@ class Model {
     this.error = columns.error;
     this.uncertainty = columns.uncertainty;
     this.cold = new Set((data.findings?.cold ?? []).map((call) => call.row));
+    this.own = columns.own;
     this.#times(columns);
     this.#tree(columns);
     this.#lanes(columns);
@@ -110,11 +113,11 @@ class Model {
         if (thread.process !== number) return;
         this.lanes.push({
           side: "host",
-          name: thread.name,
+          name: shortened(thread.name),
           tracks: host[index] ?? [],
           gaps: new Intervals(thread.gaps),
           thread: index,
-          title: `Thread ${thread.ident} of ${process.name}`,
+          title: `${thread.name}, thread ${thread.ident} of ${process.name}`,
         });
       });
     });
@@ -156,11 +159,14 @@ class Model {
     for (let row = 0; row < this.size; row++) {
       const root = this.root[row];
       if (root === row) this.requests.push(row);
-      const to = Math.max(this.end[row], this.gpuEnd[row]);
+      const to = Math.max(this.start[row], this.end[row], this.has(row, UNPLACED) ? 0 : this.gpuEnd[row]);
       const known = this.extent.get(root);
       if (!known) this.extent.set(root, { from: this.start[root], to });
       else if (to > known.to) known.to = to;
     }
+    // A request in which something is warm-up or cold is not judged.
+    this.apart = new Set();
+    for (let row = 0; row < this.size; row++) if (this.isCold(row)) this.apart.add(this.root[row]);
     this.trace = new Map(this.requests.map((row, index) => [row, this.data.traces[index]]));
   }
 
@@ -219,11 +225,42 @@ class Model {
     return [...Object.values(dropped), ...Object.values(lost)].reduce((sum, number) => sum + number, 0);
   }
 
-  /** These requests, shortest first, up to the end of their last GPU work; warm-up is left out unless it is all. */
+  /** These requests, shortest first, up to the end of their last GPU work; unjudged ones are left out unless all are. */
   bySpeed(requests) {
-    const steady = requests.filter((row) => !this.has(row, FLAG.warmup));
-    const length = (row) => this.extent.get(row).to - this.start[row];
-    return (steady.length ? steady : requests).slice().sort((a, b) => length(a) - length(b));
+    const judged = requests.filter((row) => !this.apart.has(row));
+    return (judged.length ? judged : requests).slice().sort((a, b) => this.length(a) - this.length(b));
+  }
+
+  /** How long a request took, until all its work was done. */
+  length(root) {
+    return this.extent.get(root).to - this.start[root];
+  }
+
+  /** The judged request whose duration is nearest to the median of its kind, as the figures have it. */
+  median(requests) {
+    const speed = this.bySpeed(requests);
+    const figures = this.data.requests.find((each) => each.name === this.name(requests[0]));
+    const away = (row) => Math.abs(this.length(row) - figures.end_to_end_ms.p50 * 1e6);
+    return speed.reduce((best, row) => (away(row) < away(best) ? row : best));
+  }
+
+  /**
+   * The stages of a request in the order of their first starts, with what each takes itself on the host. With the time
+   * in no stage, and that after the host had left, these are the request.
+   */
+  parts(root) {
+    const stages = new Map();
+    let rest = this.length(root);
+    for (let row = root; row < this.size && this.start[row] <= this.extent.get(root).to; row++) {
+      if (this.root[row] !== root) continue;
+      rest -= this.own[row];
+      if (row === root || this.has(row, FLAG.inGraph)) continue;
+      const known = stages.get(this.stage[row]) ?? { stage: this.stage[row], calls: 0, own: 0 };
+      known.calls++;
+      known.own += this.own[row];
+      stages.set(this.stage[row], known);
+    }
+    return { stages: [...stages.values()], none: this.own[root], after: Math.max(0, rest) };
   }
 
   /** The rows whose stage's name, or an attribute as `key=value`, contains the text, whatever its case. */

@@ -1,6 +1,6 @@
 /** The texts around the picture: figures of the whole recording, of the window and of the selected stage. */
 
-/** For how much of a window each GPU had queued work, was in stages, and was idle. The parts add up to its length. */
+/** For how much of a window each GPU had queued work, was in stages, and was in none. The parts add up to its length. */
 function shares(model, from, to) {
   const [first, last] = [Math.max(from, model.from), Math.min(to, model.to)];
   return model.devices.map((device) => {
@@ -27,9 +27,9 @@ function showFigures(model) {
   for (const { device, length, idle, queued } of shares(model, model.from, model.to)) {
     if (!length) continue;
     figures.push([
-      `GPU ${device.index} had work, at least`,
+      `GPU ${device.index}, work was queued`,
       percent(queued / length),
-      `idle, at least ${percent(idle / length)}`,
+      `${percent(idle / length)} in no stage`,
     ]);
   }
   if (data.clock)
@@ -53,11 +53,12 @@ function atShare(sorted, share) {
 }
 
 /** What the GPUs and the host's threads did in the window, or in the picked request. */
-function showWindow(model, view) {
+function showWindow(model, view, colour) {
   const picked = view.request >= 0;
   const { from, to } = picked ? model.extent.get(view.request) : view;
   const title = picked ? `Request ${count(model.numberOf(view.request))}` : "In view";
   const parts = [element("h2", {}, `${title} · ${duration(Math.min(to, model.to) - Math.max(from, model.from))}`)];
+  if (picked) parts.push(requestParts(model, view.request, colour));
   const used = picked ? model.streamsOf(view.request) : null;
   for (const { device, length, idle, queued, open } of shares(model, from, to)) {
     if (used && !device.streams.some((stream) => used.has(stream))) continue;
@@ -67,9 +68,9 @@ function showWindow(model, view) {
       continue;
     }
     const rows = [
-      ["work queued", queued, "queued"],
-      ["undecided", open, "open"],
-      ["idle, at least", idle, "idle"],
+      ["work was queued", queued, "queued"],
+      ["work or waiting", open, "open"],
+      ["in no stage", idle, "idle"],
     ];
     const bar = element("div", { className: "stacked" });
     for (const [, time, className] of rows) {
@@ -85,6 +86,22 @@ function showWindow(model, view) {
     parts.push(pairs(gaps.slice(0, 8).map((lane) => [lane.name, duration(lane.gaps.within(from, to))])));
   }
   byId("window").replaceChildren(...parts);
+}
+
+/** The stages of a request with what each takes itself, which add up to the request. */
+function requestParts(model, root, colour) {
+  const whole = model.length(root) || 1;
+  const { stages, none, after } = model.parts(root);
+  const row = (name, time, calls = 1, stage = -1) => {
+    const swatch = element("i");
+    if (stage >= 0) swatch.style.background = colour(stage);
+    const term = element("td", {}, swatch, calls > 1 ? `${name} ×${count(calls)}` : name);
+    return element("tr", {}, term, element("td", {}, duration(time)), element("td", {}, percent(time / whole)));
+  };
+  const rows = stages.map(({ stage, calls, own }) => row(model.data.names[stage], own, calls, stage));
+  if (none) rows.push(row("in no stage", none));
+  if (after >= 10000) rows.push(row("on the GPU, after the host", after));
+  return element("table", { className: "parts" }, element("tbody", {}, ...rows));
 }
 
 /** All that is known of the selected stage. */

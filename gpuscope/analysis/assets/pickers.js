@@ -24,15 +24,23 @@ class Picker {
     return this.ofKind;
   }
 
+  /** Choose a kind of request, and one of its requests. */
+  open(name, how) {
+    byId("kind").value = this.model.data.names.indexOf(name);
+    this.pick(how);
+  }
+
   pick(how) {
     const { requests } = this;
     if (!requests.length) return;
     const speed = this.model.bySpeed(requests);
+    const apart = requests.filter((row) => this.model.apart.has(row));
     const place = requests.indexOf(this.view.request);
     const last = requests.length - 1;
     const choices = {
       slowest: () => speed.at(-1),
-      median: () => atShare(speed, 0.5),
+      median: () => this.model.median(requests),
+      cold: () => apart.find((row) => row > this.view.request) ?? apart[0] ?? speed.at(-1),
       p99: () => atShare(speed, 0.99),
       number: () => requests[Math.min(last, Math.max(0, Number(byId("number").value) - 1))],
       previous: () => requests[place < 0 ? last : Math.max(0, place - 1)],
@@ -44,6 +52,7 @@ class Picker {
 
   #show() {
     const { requests } = this;
+    byId("picker").querySelector("[data-pick=cold]").hidden = !requests.some((row) => this.model.apart.has(row));
     const place = requests.indexOf(this.view.request);
     byId("number").max = requests.length;
     // Not while somebody types.

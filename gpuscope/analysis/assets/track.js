@@ -4,6 +4,14 @@ const NARROW = 1.5;
 const PALE = 0.28;
 const DIM = 0.22;
 
+/** From when on a bar on a stream is certainly work: the host had gone on, or it is in a graph. */
+function solidFrom(model, row) {
+  const { end, gpuStart, gpuEnd, uncertainty } = model;
+  if (model.has(row, FLAG.inGraph)) return gpuStart[row];
+  const sure = !model.has(row, FLAG.clamped) && gpuEnd[row] - end[row] > uncertainty[row];
+  return sure ? Math.max(gpuStart[row], end[row]) : gpuEnd[row];
+}
+
 class TrackPainter {
   constructor(model, view) {
     this.model = model;
@@ -76,10 +84,7 @@ class TrackPainter {
   }
 
   #solidFrom(row) {
-    const { end, gpuStart, gpuEnd, uncertainty } = this.model;
-    if (this.model.has(row, FLAG.inGraph)) return gpuStart[row];
-    const sure = !this.model.has(row, FLAG.clamped) && gpuEnd[row] - end[row] > uncertainty[row];
-    return sure ? Math.max(gpuStart[row], end[row]) : gpuEnd[row];
+    return solidFrom(this.model, row);
   }
 
   #dimmed(row) {

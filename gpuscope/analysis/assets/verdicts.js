@@ -8,7 +8,9 @@ function showVerdicts(findings, find, visit) {
     box.append(element("p", { className: "quiet" }, "Nothing was judged for this page."));
     return;
   }
-  for (const request of findings.requests) {
+  const onGpu = new Set(findings.answers.filter((answer) => answer.on_gpu).map((answer) => answer.name));
+  // Without GPU times, all that there is to say is in the answer.
+  for (const request of findings.requests.filter((each) => onGpu.has(each.name))) {
     const stages = findings.stages.filter((stage) => stage.root === request.name);
     const minor = stages.filter((stage) => (stage.request_share ?? 1) < MINOR && (stage.gain_share ?? 0) < MINOR);
     const major = stages.filter((stage) => !minor.includes(stage));
@@ -25,11 +27,12 @@ function showVerdicts(findings, find, visit) {
     named(call.name, () => visit(call.row)),
     ` took ${milliseconds(call.ms)} instead of ${milliseconds(call.usual_ms)}, `,
     ...coded(call.because),
-    "; left out of the verdicts",
+    "; not judged",
   ]);
   const lines = [...cold.slice(0, 20), ...findings.notes.map(coded)];
   if (cold.length > 20)
-    lines.push([`and ${counted(cold.length - 20, "more late cold call")}, left out of the verdicts`]);
+    lines.push([`and ${counted(cold.length - 20, "more late cold call")}, not judged`]);
+  box.hidden = !onGpu.size && !lines.length;
   if (lines.length)
     box.append(element("ul", { className: "notes" }, ...lines.map((line) => element("li", {}, ...line))));
 }
@@ -54,7 +57,7 @@ function coded(text) {
 
 function requestVerdict(request, find) {
   const words = element("div", {}, ...verdictWords(request, "request", find));
-  const title = element("h4", {}, "GPU known to be without work, per request");
+  const title = element("h4", {}, "GPU without work, as far as known, per request");
   const idle = element("div", {}, title, ...idleCauses(request));
   return element("article", { className: "verdict wide" }, words, idle);
 }
@@ -90,10 +93,10 @@ function evidence(verdict, unit) {
   const share = (value) => (value === null ? null : percent(value));
   return [
     ["judged by", counted(verdict.calls, unit) + without],
-    ["takes, median", verdict.duration_ms === null ? null : milliseconds(verdict.duration_ms)],
+    ["end to end, median", verdict.duration_ms === null ? null : milliseconds(verdict.duration_ms)],
     ["host waits for the GPU", share(verdict.wait_share)],
     ["mostly for", verdict.waits_for],
-    ["GPU known to be without work", share(verdict.idle_share)],
+    ["GPU without work, as far as known", share(verdict.idle_share)],
     ["GPU ends after the host by", verdict.lag_ms > 0.1 ? milliseconds(verdict.lag_ms) : null],
     ["cost", verdict.cost && costOf(verdict.cost)],
     [

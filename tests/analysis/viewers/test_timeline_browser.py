@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis.durations import duration
 from gpuscope.analysis.recording import Losses
 from gpuscope.analysis.timeline import write_html
 from gpuscope.analysis.verdict import judge
@@ -105,6 +106,14 @@ def show(tab, tmp_path):
     assert {url.rsplit("/", 1)[1] for url in loaded} == {"timeline.html"}
 
 
+def all_of(page):
+    """Show all of the recording, with nothing selected."""
+    page.evaluate("document.getElementById('all').onclick()")
+    page.evaluate("gpuscope.view.set({ selected: null })")
+    span_ns(page)
+    return page
+
+
 def span_ns(page):
     """Return the length of the window of time that is shown, once it no longer moves and has been drawn."""
     return page.evaluate("""async () => {
@@ -136,9 +145,94 @@ def pixel(page, x, y):
     return page.evaluate(script, [x, y])
 
 
-def test_whole_recording_is_shown_first(show):
-    """The page opens on everything, with the figures of the whole."""
+def spoken(text):
+    """Text as one reads it, without breaks."""
+    return " ".join(text.replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def test_answer_and_median_request_come_first(show):
+    """The page begins with the answer, and shows the median request; the slowest that is judged is one click away."""
+    stages = recording(*(request(us).shifted(us * 9) for us in range(300, 420, 10)), *ten_requests_later())
+    page = show(stages, judge(stages))
+    answer = spoken(page.locator("#answers").inner_text())
+    assert answer.startswith("request ")
+    assert "Try first: " in answer
+    lengths = page.evaluate("gpuscope.model.bySpeed(gpuscope.model.requests).map(row => gpuscope.model.length(row))")
+    shown = page.evaluate("gpuscope.model.length(gpuscope.view.request)")
+    assert shown == pytest.approx(sorted(lengths)[len(lengths) // 2], rel=0.05)
+    assert span_ns(page) == pytest.approx(shown * 1.04, rel=0.01)
+    page.locator("#answers").get_by_role("button", name="slowest").click()
+    assert page.evaluate("gpuscope.model.length(gpuscope.view.request)") == max(lengths)
+
+
+def ten_requests_later():
+    """Return two requests that are warm-up, slower than all others."""
+    return [request(3000, RowFlag.WARMUP).shifted(1e5 + 1e4 * n) for n in range(2)]
+
+
+def test_cold_requests_are_apart(show):
+    """Warm-up is neither median nor slowest; a button of its own leads from one to the next, if there are any."""
+    page = show(recording(*repeat(request(), 5, 1500), *ten_requests_later()))
+    cold = page.locator("#picker").get_by_role("button", name="Cold")
+    cold.click()
+    assert page.locator("#number").input_value() == "6"
+    cold.click()
+    assert page.locator("#number").input_value() == "7"
+    assert show(recording(*repeat(request(), 5, 1500))).locator("[data-pick=cold]").is_hidden()
+
+
+def test_legend_has_what_occurs(show):
+    """Of a recording without a GPU nothing of streams, and of one without errors nothing of those."""
     page = show(ten_requests())
+    shown = [spoken(line.inner_text()) for line in page.locator(".legend li").all() if line.is_visible()]
+    assert len(shown) == 7
+    page = show(recording(Stage("request", 0, 100), Stage("request", 100, 200)))
+    shown = [spoken(line.inner_text()) for line in page.locator(".legend li").all() if line.is_visible()]
+    assert shown == ["on the host"]
+    assert page.locator("#on-streams").is_hidden()
+
+
+def test_a_request_lists_its_parts(show):
+    """Each stage with its time and share, then the time in no stage: they are the request."""
+    tree = Stage("request", 0, 1000, inside=[Stage("a", 100, 300), Stage("b", 300, 800), Stage("a", 800, 900)])
+    page = show(recording(*repeat(tree, 3, 5000)))
+    rows = [spoken(row.inner_text()) for row in page.locator("table.parts tr").all()]
+    assert rows == ["a \N{MULTIPLICATION SIGN}2 300 µs 30.0 %", "b 500 µs 50.0 %", "in no stage 200 µs 20.0 %"]
+
+
+def test_threads_of_a_pool_can_be_told_apart(show):
+    """Their names differ at their ends, which are shown."""
+    threads = [f"ThreadPoolExecutor-0_{number}" for number in range(3)]
+    page = show(recording(*(Stage("request", 100 * n, 100 * n + 50, thread=name) for n, name in enumerate(threads))))
+    labels = page.locator("#labels > div:not(.head) b")
+    assert [label.inner_text()[-3:] for label in labels.all()] == ["0_0", "0_1", "0_2"]
+    assert all(label.evaluate("node => node.scrollWidth <= node.clientWidth") for label in labels.all())
+
+
+def test_how_to_read_the_page_is_one_click_away(show):
+    """A button explains the words."""
+    page = show(ten_requests())
+    page.get_by_role("button", name="How to read this").click()
+    assert "without work" in page.locator("#guide").inner_text().lower()
+    page.locator("#guide").get_by_role("button", name="Close").click()
+    assert page.locator("#guide").is_hidden()
+
+
+def test_without_a_gpu_no_verdict_is_unknown(show):
+    """The page says once that there is no GPU, and nothing is said to be unknown."""
+    stages = recording(*repeat(Stage("request", 0, 1000, inside=[Stage("a", 100, 900)]), 20, 5000))
+    page = show(stages, judge(stages))
+    text = page.locator("main").inner_text()
+    assert text.startswith("No GPU in this recording")
+    assert "unknown" not in text
+    assert page.locator("#verdicts").is_hidden()
+
+
+def test_figures_of_the_whole_are_shown(show):
+    """They are of everything, which is one click away; the lanes are those of all threads and streams."""
+    page = show(ten_requests())
+    page.get_by_role("button", name="All", exact=True).click()
+    span_ns(page)
     assert page.evaluate("[gpuscope.view.from < 0, gpuscope.view.to > gpuscope.model.to]") == [True, True]
     figures = page.locator("#figures").inner_text()
     assert "1 warm-up" in figures
@@ -154,7 +248,7 @@ def test_whole_recording_is_shown_first(show):
 
 def test_click_selects(show):
     """A click on a bar shows the stage's times and attributes as text; one beside the bars shows none."""
-    page = show(ten_requests())
+    page = all_of(show(ten_requests()))
     page.mouse.click(*place(page, row_of(page, "request", 1), "host"))
     text = page.locator("#selection").inner_text()
     assert text.startswith("request")
@@ -185,7 +279,7 @@ def test_a_gpu_bar_is_tied_to_its_launch(show):
 
 def test_hover_tells(show):
     """The pointer over a bar shows its name and times beside it; away from it, nothing."""
-    page = show(ten_requests())
+    page = all_of(show(ten_requests()))
     page.mouse.move(*place(page, row_of(page, "request", 3), "host"))
     page.locator("#tip").get_by_text("request").wait_for()
     page.mouse.move(5, 5)
@@ -194,7 +288,7 @@ def test_hover_tells(show):
 
 def test_wheel_zooms_at_the_pointer(show):
     """The wheel makes the window of time shorter, and what is under the pointer stays there."""
-    page = show(ten_requests())
+    page = all_of(show(ten_requests()))
     whole, at = span_ns(page), place(page, row_of(page, "infer", 5), "host")
     page.mouse.move(*at)
     page.mouse.wheel(0, -400)
@@ -204,7 +298,7 @@ def test_wheel_zooms_at_the_pointer(show):
 
 def test_drag_pans(show):
     """Dragging the lanes moves the window of time with the pointer, without zooming or selecting."""
-    page = show(ten_requests())
+    page = all_of(show(ten_requests()))
     page.get_by_role("button", name="Zoom in").click()
     span, from_ns = span_ns(page), page.evaluate("gpuscope.view.from")
     x, y = place(page, row_of(page, "request", 4), "host")
@@ -242,7 +336,7 @@ def test_overview_travels(show):
 
 def test_keys(show):
     """Letters zoom, move and fit; arrows walk among stages; g crosses to the GPU; escape lets go."""
-    page = show(ten_requests())
+    page = all_of(show(ten_requests()))
     whole = span_ns(page)
     page.keyboard.press("w")
     zoomed = span_ns(page)
@@ -275,7 +369,7 @@ def test_help_lists_the_keys(show):
 
 def test_search_counts_and_steps(show):
     """Search counts matches in names and attributes, and enter goes to the next, shift and enter back."""
-    page = show(ten_requests())
+    page = all_of(show(ten_requests()))
     page.keyboard.press("/")
     page.keyboard.type("INFER")
     assert page.locator("#found").inner_text() == "10 matches"
@@ -312,7 +406,7 @@ def test_request_picker(show):
 
 
 def test_shares_add_up(show):
-    """What the GPU did in a request, queued, undecided and idle, adds up to its time within the request."""
+    """What the GPU did in a request, queued, undecided and in no stage, adds up to its time within the request."""
     page = show(recording(*repeat(request(), 3, 1500)))
     page.locator("#number").fill("2")
     page.keyboard.press("Enter")
@@ -501,3 +595,11 @@ class TestGraphs:
         assert page.evaluate(selected) == ["attention", "gpu"]
         page.keyboard.press("ArrowUp")
         assert page.evaluate(selected)[0] == "decode"
+
+
+def test_durations_are_written_as_in_the_report(show):
+    """By the same rule, digit by digit."""
+    times_ms = [233.282, 23.226, 9.996, 99.96, 0.99951, 999.6, 0.0364, 0.000_012, 0, -1.2345, 1_234_567, 1.5, 12.25]
+    page = show(ten_requests())
+    written = page.evaluate("times => times.map(ms => duration(ms * 1e6))", times_ms)
+    assert [spoken(text) for text in written] == [duration(ms) for ms in times_ms]
