@@ -74,8 +74,8 @@ class _ScriptFinder:
         """Find the script, and nothing else."""
         if name != _MAIN:
             return None
-        path = os.path.abspath(self._path)  # noqa: PTH100
-        spec = ModuleSpec(_MAIN, _ScriptLoader(_MAIN, path), origin=path)
+        # As Python gives it, which is also how `__file__` begins: absolute, and otherwise as it was written.
+        spec = ModuleSpec(_MAIN, _ScriptLoader(_MAIN, self._path), origin=self._path)
         spec.has_location = True
         return spec
 
@@ -106,7 +106,7 @@ def be_like_a_scripts_path(path: str) -> None:
     """Put the script's folder where Python has put the script itself, because it took it for an archive."""
     sys.path_hooks[:] = [hook for hook in sys.path_hooks if not isinstance(hook, _Hook)]
     sys.path_importer_cache.pop(sys.path[0] if sys.path else "", None)
-    if sys.path and os.path.abspath(sys.path[0]) == path:  # noqa: PTH100
+    if sys.path and sys.path[0] == path:
         sys.path[:1] = [] if getattr(sys.flags, "safe_path", False) else [os.path.dirname(os.path.realpath(path))]  # noqa: PTH120
 
 
