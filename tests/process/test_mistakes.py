@@ -197,7 +197,11 @@ MISTAKES = [
         "a name in the plural", f"{HEAD}gpuscope.stages", {}, "has no attribute 'stages'", "Did you mean: 'stage'?"
     ),
     Mistake(
-        "a time as text", f"{HEAD}gpuscope.flush('1')", {}, "`timeout` is of type `str`", "expected a number of seconds"
+        "a time as text",
+        f"{STAGE}gpuscope.flush('1')",
+        NOWHERE,
+        "`timeout` is of type `str`",
+        "expected a number of seconds",
     ),
     # Commands.
     Mistake(
