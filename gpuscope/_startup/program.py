@@ -89,12 +89,11 @@ class _ScriptLoader(SourceFileLoader):
         with open(self.path, "rb") as file:  # noqa: PTH123
             source = file.read()
         main = type(sys)(_MAIN)
-        main.__file__ = str(self.path)
         # Python takes it away while it looks for the program, and puts the true one back.
         before = sys.modules.get(_MAIN)
         sys.modules[_MAIN] = main
         try:
-            return _compiled(source, str(self.path), _FIRST)
+            return _compiled(main, source, str(self.path), _FIRST)
         finally:
             if before is None:
                 del sys.modules[_MAIN]
@@ -150,21 +149,22 @@ def _compile_with_stages(spec: ModuleSpec) -> None:
         main: Any = sys.modules.get(_MAIN)
         if main is None or hasattr(main, "__file__"):  # It is imported, and not run.
             return self.get_code(name)
-        main.__spec__, main.__file__ = spec, spec.origin
+        main.__spec__ = spec
         try:
-            return _compiled(self.get_data(str(spec.origin)), str(spec.origin))
+            return _compiled(main, self.get_data(str(spec.origin)), str(spec.origin))
         finally:
-            del main.__file__
+            vars(main).pop("__file__", None)
 
     with contextlib.suppress(TypeError):  # Another layout.
         loader.__class__ = type(kind.__name__, (kind,), {"get_code": get_code, "__module__": kind.__module__})
 
 
-def _compiled(source: bytes, file: str, first: str = "") -> CodeType:
+def _compiled(main: ModuleType, source: bytes, file: str, first: str = "") -> CodeType:
     try:
         import gpuscope  # noqa: F401 - does what the variables say
         from gpuscope.commands._program import compiled
 
+        main.__file__ = file  # Not before: without it, gpuscope knows that the program has not begun.
         return compiled(source, file, first)
     except SyntaxError:  # The program's own, which is shown as ever.
         raise

@@ -215,20 +215,20 @@ class TestAsWithoutIt:
     @pytest.mark.parametrize(
         "arguments", [("-m", "package", "a"), ("-m", "package.part"), ("-c", "import sys; print(sys.argv)", "a")]
     )
-    def test_modules_and_code(self, python, write, arguments):
+    def test_modules_and_code(self, run, python, write, arguments):
         """`-m` and `-c` mean what they mean to `python`."""
         show = "import sys\nprint(sys.argv, sys.path[0], __name__, __file__, __spec__.name, __package__)\n"
         write("package/__init__.py", "")
         write("package/__main__.py", show)
         write("package/part.py", show)
-        traced, plain = python("-m", "gpuscope", "run", *arguments), python(*arguments)
+        traced, plain = run(*arguments), python(*arguments)
         assert (traced.returncode, traced.stdout, traced.stderr) == (0, plain.stdout, "")
 
-    def test_a_folder(self, python, write):
+    def test_a_folder(self, run, python, write):
         """A folder with a `__main__.py` is a program."""
         write("folder/__main__.py", "import sys, beside; print(sys.argv, sys.path[0], __file__)")
         write("folder/beside.py", "")
-        assert python("-m", "gpuscope", "run", "folder", "a").stdout == python("folder", "a").stdout != ""
+        assert run("folder", "a").stdout == python("folder", "a").stdout != ""
 
     def test_a_module_that_is_not_there(self, run):
         """The sentence is Python's, and so is the exit code."""

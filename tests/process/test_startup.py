@@ -276,7 +276,7 @@ class TestEverybodyElse:
         """Less than a millisecond, on a busy machine; `benchmarks/bench_import.py` has the figure."""
         program = (
             "import site, time, glob, os, sys\n"
-            "(path,) = [found for each in sys.path for found in glob.glob(each + '/gpuscope-startup.pth')]\n"
+            "path, *_ = [found for each in sys.path for found in glob.glob(each + '/gpuscope-startup.pth')]\n"
             "took = []\n"
             "for _ in range(20):\n"
             "    began = time.perf_counter(); site.addpackage(*os.path.split(path), set())\n"
