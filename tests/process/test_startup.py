@@ -215,7 +215,7 @@ class TestEverybodyElse:
     SEES = "import sys; print(sorted(name for name in sys.modules if 'gpuscope' in name or name == 'torch'))"
 
     def test_without_a_variable_nothing_is_imported(self, python, folder):
-        """Whatever is set besides: the line in `site-packages` looks at four names."""
+        """Whatever is set besides: the line in `site-packages` looks at two names."""
         assert run(python, "-c", self.SEES, cwd=folder, GPUSCOPE_FILE="x").stdout == "[]\n"
 
     @pytest.mark.parametrize(
