@@ -1,7 +1,7 @@
 """
 What `import gpuscope` costs, in each of the three states, and what the start-up file adds to a start of Python.
 
-Fresh processes, interleaved. Times the import statement alone, and the line of the start-up file alone (its CPU time), each inside
+Fresh processes, interleaved. Times the import statement alone, and the CPU time of the start-up file alone, each inside
 the new process: the rest of Python's start varies by more than that. The line is beside an empty file of the same kind,
 which costs opening and reading it.
 """

@@ -52,9 +52,8 @@ def without_the_switch(variables: Iterable[str]) -> None:
     from dataclasses import fields  # As well as what follows, for those whom it concerns.
 
     from gpuscope._settings.config import Config
-    from gpuscope._settings.fields import spellings
 
-    known = {variable for setting in fields(Config) for variable in spellings(setting)}
+    known = {variable for setting in fields(Config) for variable in setting.metadata["variables"]}
     names = sorted(known & {*variables})
     if names and state.audience is not False:
         logger.warning(

@@ -62,7 +62,7 @@ MISTAKES = [
     ),
     Mistake(
         "the same by keyword",
-        f"{HEAD}gpuscope.enable(exporter='none', file='x.jsonl')\nwith gpuscope.stage('a'): pass",
+        f"{HEAD}gpuscope.enable(exporters='none', file='x.jsonl')\nwith gpuscope.stage('a'): pass",
         {},
         "nothing is written to x.jsonl, because the exporter is none",
         "`exporters='file'`",
@@ -92,9 +92,9 @@ MISTAKES = [
     Mistake(
         "a function that does not exist",
         f"import json\n{STAGE}",
-        {**NOWHERE, "GPUSCOPE_STAGES": "x=json:laods"},
-        "json:laods does not exist",
-        "did you mean `loads`?",
+        {**NOWHERE, "GPUSCOPE_STAGES": "x=json:dumbs"},
+        "json:dumbs does not exist",
+        "did you mean `dumps`?",
     ),
     Mistake(
         "a module that never comes",
@@ -154,10 +154,10 @@ MISTAKES = [
     # Arguments.
     Mistake(
         "a keyword misspelt",
-        f"{HEAD}gpuscope.enable(exportr='file')",
+        f"{HEAD}gpuscope.enable(exporter='file')",
         {},
-        "`exportr` is not a setting",
-        "did you mean `exporter`?",
+        "`exporter` is not a setting",
+        "did you mean `exporters`?",
     ),
     Mistake(
         "an exporter misspelt",
@@ -168,9 +168,9 @@ MISTAKES = [
     ),
     Mistake(
         "one setting twice",
-        f"{HEAD}gpuscope.enable(exporter='file', exporters='otlp')",
+        f"{HEAD}gpuscope.enable(exporters='file', GPUSCOPE_EXPORTER='otlp')",
         {},
-        "`exporter` and `exporters` are one setting",
+        "`exporters` and `GPUSCOPE_EXPORTER` are one setting",
         "give one of them",
     ),
     Mistake(
@@ -236,7 +236,7 @@ MISTAKES = [
         "no stage was recorded",
         "GPUSCOPE_STAGES=name=module:function",
     ),
-    Mistake("a command misspelt", ["reprot"], {}, "invalid choice: 'reprot'", "report"),
+    Mistake("a command misspelt", ["raport"], {}, "invalid choice: 'raport'", "report"),
 ]
 
 

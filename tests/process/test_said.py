@@ -75,7 +75,7 @@ class TestOnATerminal:
     def test_enabling_says_so_again_for_another_place(self, on_a_terminal):
         """And not for the same."""
         program = (
-            f"{HEAD}for _ in range(2): gpuscope.enable(exporter='none')\ngpuscope.enable(file='a', exporter='file')"
+            f"{HEAD}for _ in range(2): gpuscope.enable(exporters='none')\ngpuscope.enable(file='a', exporters='file')"
         )
         _, said = on_a_terminal(program, GPUSCOPE="idle")
         starts = [line for line in said.splitlines() if line.startswith("gpuscope: recording")]
