@@ -15,6 +15,7 @@ from gpuscope._recording.state import state
 from gpuscope._settings.enabling import places_of
 from gpuscope._settings.environment import is_of_multiprocessing
 from gpuscope._settings.names import listed
+from gpuscope._settings.shown import shown_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +33,14 @@ _NOTHING = (
 
 
 def where(config: Config) -> None:
-    """Say where stages will go; `enable` with other settings says so again."""
+    """Say where stages will go; `enable` with other settings says so again. Warn of a file that nobody writes."""
+    if config.file != type(config).file and "file" not in config.exporters and not state.said_unwritten:
+        state.said_unwritten = True
+        logger.warning(
+            "nothing is written to %s, because the exporter is %s. Set GPUSCOPE_EXPORTER=file, or `exporters='file'`.",
+            shown_path(config.file),
+            ",".join(config.exporters),
+        )
     text = "recording, for a report." if state.makes_report else f"recording; stages go {places_of(config)}."
     if text != state.told and _is_watched(quiet=config.quiet) and not shows_information():
         state.told = text
@@ -44,9 +52,8 @@ def without_the_switch(variables: Iterable[str]) -> None:
     from dataclasses import fields  # As well as what follows, for those whom it concerns.
 
     from gpuscope._settings.config import Config
-    from gpuscope._settings.fields import spellings
 
-    known = {variable for setting in fields(Config) for variable in spellings(setting)}
+    known = {variable for setting in fields(Config) for variable in setting.metadata["variables"]}
     names = sorted(known & {*variables})
     if names and state.audience is not False:
         logger.warning(

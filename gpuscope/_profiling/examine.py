@@ -166,11 +166,18 @@ def _ms(work: Sequence[Work]) -> float:
     return sum(each.end_ns - each.start_ns for each in work) / 1e6
 
 
+NO_GPU = (
+    "The program used no GPU in these requests. What the host does, stage by stage, is in `gpuscope.summary()` and in "
+    "`gpuscope report`."
+)
+
+
 def _notes(measures: Measures) -> Iterator[str]:
     if not measures.kinds:
         yield "No stage ran from its start to its end in the trace."
     if not measures.trace.work:
-        yield f"The trace has no GPU work in it, so nothing can be said. {WITH_CUPTI}"
+        why = NO_GPU if measures.trace.of_the_host else WITH_CUPTI
+        yield f"The trace has no GPU work in it, so nothing can be said. {why}"
         return
     for root in dict.fromkeys(kind.root for kind in measures.kinds if not kind.depth):
         idle_ns, total_ns = measures.between(root)

@@ -74,6 +74,8 @@ class Trace:
     operators: list[Range] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    of_the_host: bool = False
+    """Whether the trace says that the program used no GPU."""
     malformed: int = 0
     """Events that could not be read."""
 
@@ -95,7 +97,8 @@ def parse(trace: JsonObject) -> Trace:
         )
     note = trace.get(KEY)
     names = _names(note, "stages")
-    found = Trace(requests=_names(note, "requests"))
+    of_the_host = isinstance(note, dict) and note.get("gpu") is False
+    found = Trace(requests=_names(note, "requests"), of_the_host=of_the_host)
     for event in events:
         try:
             if event.get("ph") == "X":

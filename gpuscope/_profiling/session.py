@@ -245,7 +245,12 @@ class ProfilingSession:
             state = self._end()
             if state == RUNNING and self.profiler is not None:
                 try:
-                    self.profiler.stop({"gpuscope": {"stages": sorted(self._names), "requests": sorted(self._roots)}})
+                    note = {
+                        "stages": sorted(self._names),
+                        "requests": sorted(self._roots),
+                        "gpu": self.profiler.has_gpu,
+                    }
+                    self.profiler.stop({"gpuscope": note})
                 except Exception as error:  # As in `_advance`.
                     self._give_up(f"torch.profiler did not end: {values.shown(error)}.")
             elif state == WAITING:

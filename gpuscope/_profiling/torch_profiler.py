@@ -55,6 +55,11 @@ class Profiler:
             raise CannotProfileError("this PyTorch profiles only the thread that starts the profiler; use a newer one.")
         self._profile = torch.profiler.profile(activities=activities, experimental_config=self._of_all_threads)
 
+    @property
+    def has_gpu(self) -> bool:
+        """Whether GPU activities are asked for, because the program uses a GPU."""
+        return self._gpu
+
     def prepare(self) -> None:
         """Load and warm up what the profiler needs: a second or two the first time, without the GIL."""
         self._profile.prepare_trace()

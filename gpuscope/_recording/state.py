@@ -120,6 +120,8 @@ class State(StateFields):
         else it depends on the terminal."""
         self.told = ""
         """What was said of the start."""
+        self.said_unwritten = False
+        """Whether it was said that a file was named which nobody writes."""
         self.said_outcome = False
         """Whether the end of the program was spoken of."""
         self.makes_report = False

@@ -53,7 +53,7 @@ def is_our_command() -> bool:
 
 def is_of_multiprocessing() -> bool:
     """Tell whether `multiprocessing` started this process anew, also before it says so itself."""
-    return "--multiprocessing-fork" in sys.argv or any("multiprocessing.fork" in text for text in sys.orig_argv[:8])
+    return any(text in each for each in sys.orig_argv for text in ("--multiprocessing-fork", "multiprocessing.fork"))
 
 
 def is_below_run(environ: dict[str, str]) -> bool:

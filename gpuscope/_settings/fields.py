@@ -10,7 +10,7 @@ from dataclasses import MISSING, field
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gpuscope._settings.complaints import CONFIG_FILE, Complaint, merged
-from gpuscope._settings.names import OURS, unknown_variables
+from gpuscope._settings.names import unknown_variables
 from gpuscope._settings.parsers import A_URL, PartlyError
 from gpuscope._settings.shown import shown_variable
 from gpuscope._settings.urls import NO_SCHEME, without_a_scheme
@@ -87,7 +87,7 @@ def read_all(settings: Sequence[Field[Any]], environ: Mapping[str, str]) -> tupl
         said = [complaint for complaint in said if complaint.settings != ("sampler_ratio",)]
     if values.get(CONFIG_FILE):
         said.append(Complaint(_NO_CONFIG_FILE, [CONFIG_FILE]))
-    known = [variable for each in settings for variable in spellings(each)]
+    known = [variable for each in settings for variable in each.metadata["variables"]]
     return values, [*merged(said), *map(Complaint, unknown_variables(environ, known))]
 
 
@@ -108,13 +108,7 @@ def _read(setting: Field[Any], environ: Mapping[str, str]) -> tuple[dict[str, ob
 def _variable(setting: Field[Any], environ: Mapping[str, str]) -> str | None:
     """Return the first of its variables that is set."""
     # OpenTelemetry: an empty value is the same as an unset variable.
-    return next((each for each in spellings(setting) if environ.get(each, "").strip()), None)
-
-
-def spellings(setting: Field[Any]) -> list[str]:
-    """Return the names of its variables; one of ours may be spelt after the keyword, such as `GPUSCOPE_INTERVAL_S`."""
-    variables: list[str] = setting.metadata["variables"]
-    return [*variables, f"{OURS}{setting.name.upper()}"] if variables[0].startswith(OURS) else variables
+    return next((each for each in setting.metadata["variables"] if environ.get(each, "").strip()), None)
 
 
 def _ignoring(setting: Field[Any], variable: str, text: str, expected: str) -> str:

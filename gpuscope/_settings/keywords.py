@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._settings.names import OURS, closest
+from gpuscope._settings.names import closest
 from gpuscope._settings.parsers import EXPORTERS, PartlyError, is_header, path
 from gpuscope._settings.shown import shown_text
 
@@ -33,7 +33,8 @@ def checked(settings: Iterable[Field[Any]], keywords: Mapping[str, object]) -> d
     """
     Return the values of settings that were given as these.
 
-    A setting may go by its variable's name as well; then the value has the variable's unit.
+    A setting may go by its variable's name as well, which is the other of its two spellings in the README's table; then
+    the value has the variable's unit.
 
     Raises:
         TypeError: for a name that is not a setting, and for a setting that is given twice.
@@ -62,7 +63,7 @@ def meant(settings: Iterable[Field[Any]], name: str) -> list[tuple[int, Field[An
 
     """
     settings = list(settings)
-    found = [(0, each) for each in settings if name == each.name or name == _plain(each)]
+    found = [(0, each) for each in settings if name == each.name]
     if not found:
         variable = name.upper()
         found = [
@@ -73,15 +74,9 @@ def meant(settings: Iterable[Field[Any]], name: str) -> list[tuple[int, Field[An
     if found:
         return found
     names = ", ".join(sorted(each.name for each in settings))
-    spellings = {spelling: each.name for each in settings for spelling in (each.name, _plain(each)) if spelling}
-    close = closest(name, spellings)
+    variables = [variable for each in settings for variable in each.metadata["variables"]]
+    close = closest(name.upper(), variables) if name.isupper() else closest(name, [each.name for each in settings])
     raise TypeError(f"`{name}` is not a setting of gpuscope{close} The settings are {names}.")
-
-
-def _plain(setting: Field[Any]) -> str:
-    """Return the name that a setting's variable suggests: `exporter` for `GPUSCOPE_EXPORTER`."""
-    variable = str(setting.metadata["variables"][0])
-    return variable.removeprefix(OURS).lower() if variable.startswith(OURS) else ""
 
 
 def _checked(setting: Field[Any], name: str, value: object) -> object:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _PREFIX = "GPUSCOPE"
-OURS = f"{_PREFIX}_"
-"""What the names of all variables of ours but one begin with."""
 _NOT_SETTINGS = ("GPUSCOPE_NATIVE",)
 """Ours as well, and read by whoever needs them."""
 _OF_KUBERNETES = re.compile(r".*(_SERVICE_HOST|(_SERVICE)?_PORT(_.+)?)")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 NAME = "gpuscope-startup.pth"
 LINE = (
-    'import os; any(map(os.environ.__contains__, ("GPUSCOPE", "GPUSCOPE_STAGES", "GPUSCOPE_FRAMEWORKS", '
-    '"GPUSCOPE_STAGES_FILE"))) and exec("try:\\n import _gpuscope_startup\\nexcept Exception: pass")\n'
-    # What the line raised would be shown at each start of Python.
+    'import os; ("GPUSCOPE" in os.environ or "GPUSCOPE_STAGES" in os.environ) and '
+    'exec("try: import _gpuscope_startup\\nexcept Exception: pass")\n'
+    # Short, because compiling it is what it costs. What the line raised would be shown at each start of Python.
 )
 
 

@@ -72,7 +72,9 @@ class Waiting:
         if self.packages & (_NEEDED | sys.stdlib_module_names) or any(name in sys.modules for name in self._named()):
             return True
         # A child of `multiprocessing` runs the program under another name, which nobody imports.
-        return "--multiprocessing-fork" in sys.argv or any("multiprocessing.fork" in text for text in sys.orig_argv[:8])
+        return any(
+            text in each for each in sys.orig_argv for text in ("--multiprocessing-fork", "multiprocessing.fork")
+        )
 
     def _named(self) -> set[str]:
         return self.packages - {"__main__", "sitecustomize"}

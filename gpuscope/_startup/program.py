@@ -74,8 +74,8 @@ class _ScriptFinder:
         """Find the script, and nothing else."""
         if name != _MAIN:
             return None
-        path = os.path.abspath(self._path)  # noqa: PTH100
-        spec = ModuleSpec(_MAIN, _ScriptLoader(_MAIN, path), origin=path)
+        # As Python gives it, which is also how `__file__` begins: absolute, and otherwise as it was written.
+        spec = ModuleSpec(_MAIN, _ScriptLoader(_MAIN, self._path), origin=self._path)
         spec.has_location = True
         return spec
 
@@ -89,12 +89,11 @@ class _ScriptLoader(SourceFileLoader):
         with open(self.path, "rb") as file:  # noqa: PTH123
             source = file.read()
         main = type(sys)(_MAIN)
-        main.__file__ = str(self.path)
         # Python takes it away while it looks for the program, and puts the true one back.
         before = sys.modules.get(_MAIN)
         sys.modules[_MAIN] = main
         try:
-            return _compiled(source, str(self.path), _FIRST)
+            return _compiled(main, source, str(self.path), _FIRST)
         finally:
             if before is None:
                 del sys.modules[_MAIN]
@@ -106,7 +105,7 @@ def be_like_a_scripts_path(path: str) -> None:
     """Put the script's folder where Python has put the script itself, because it took it for an archive."""
     sys.path_hooks[:] = [hook for hook in sys.path_hooks if not isinstance(hook, _Hook)]
     sys.path_importer_cache.pop(sys.path[0] if sys.path else "", None)
-    if sys.path and os.path.abspath(sys.path[0]) == path:  # noqa: PTH100
+    if sys.path and sys.path[0] == path:
         sys.path[:1] = [] if getattr(sys.flags, "safe_path", False) else [os.path.dirname(os.path.realpath(path))]  # noqa: PTH120
 
 
@@ -150,21 +149,22 @@ def _compile_with_stages(spec: ModuleSpec) -> None:
         main: Any = sys.modules.get(_MAIN)
         if main is None or hasattr(main, "__file__"):  # It is imported, and not run.
             return self.get_code(name)
-        main.__spec__, main.__file__ = spec, spec.origin
+        main.__spec__ = spec
         try:
-            return _compiled(self.get_data(str(spec.origin)), str(spec.origin))
+            return _compiled(main, self.get_data(str(spec.origin)), str(spec.origin))
         finally:
-            del main.__file__
+            vars(main).pop("__file__", None)
 
     with contextlib.suppress(TypeError):  # Another layout.
         loader.__class__ = type(kind.__name__, (kind,), {"get_code": get_code, "__module__": kind.__module__})
 
 
-def _compiled(source: bytes, file: str, first: str = "") -> CodeType:
+def _compiled(main: ModuleType, source: bytes, file: str, first: str = "") -> CodeType:
     try:
         import gpuscope  # noqa: F401 - does what the variables say
         from gpuscope.commands._program import compiled
 
+        main.__file__ = file  # Not before: without it, gpuscope knows that the program has not begun.
         return compiled(source, file, first)
     except SyntaxError:  # The program's own, which is shown as ever.
         raise

@@ -21,6 +21,7 @@ from gpuscope._errors import MissingError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import logger
 from gpuscope._recording.state import state
+from gpuscope._settings.environment import is_of_multiprocessing
 from gpuscope.instrument import _frameworks, _main_module
 from gpuscope.instrument._import_hooks import when_complete, when_over
 from gpuscope.instrument._patching import Patches, closest, is_being_imported
@@ -293,4 +294,4 @@ def _at_exit() -> None:
 def _is_child() -> bool:
     """Tell whether this is a child of multiprocessing, which would repeat its parent's warnings."""
     process = sys.modules.get("multiprocessing.process")
-    return process is not None and process.parent_process() is not None
+    return is_of_multiprocessing() or (process is not None and process.parent_process() is not None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -35,7 +37,31 @@ def test_a_resource_names_host_process_and_distribution(run_python):
     assert found["telemetry.distro.name"] == "gpuscope"
     assert found["telemetry.distro.version"]
     assert len(found["service.instance.id"]) == 36
-    assert found["service.name"].startswith("unknown_service")
+    assert found["service.name"] == "program"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["folder/serve.py"], "serve"),
+        (["folder"], "folder"),
+        (["-m", "folder.serve"], "folder.serve"),
+        (["-m", "folder"], "folder"),
+        (["-c", PROGRAM], "unknown_service:python"),
+    ],
+)
+def test_a_service_without_a_name_has_that_of_its_program(tmp_path, command, name):
+    """The script's, the module's or the folder's; where there is none, what OpenTelemetry's SDK says."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for file in ("__init__.py", "__main__.py", "serve.py"):
+        (folder / file).write_text("" if file == "__init__.py" else PROGRAM)
+    environ = {name: text for name, text in os.environ.items() if not name.startswith(("GPUSCOPE", "OTEL_"))}
+    python = Path(sys.executable).with_name("python")
+    done = subprocess.run(
+        [python, *command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert json.loads(done.stdout)[0]["service.name"] == name
 
 
 def test_the_users_variables_come_first(run_python):

@@ -139,8 +139,12 @@ def python(tmp_path):
 
 @pytest.fixture
 def run(python):
-    """Return a function that runs a program by `gpuscope run`."""
-    return lambda *arguments, **variables: python("-m", "gpuscope", "run", *arguments, **variables)
+    """Return a function that runs a program by `gpuscope run`, which says nothing of its own."""
+
+    def run(*arguments, **variables):
+        return python("-m", "gpuscope", "run", *arguments, **{"GPUSCOPE_QUIET": "1", **variables})
+
+    return run
 
 
 @pytest.fixture
@@ -200,10 +204,10 @@ class TestAsWithoutIt:
         traced, plain = run("script.py", "-a", "--report", "b"), python("script.py", "-a", "--report", "b")
         assert (traced.returncode, traced.stdout, traced.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
-    def test_main_functions_that_are_stages_keep_their_lines(self, python, write):
+    def test_main_functions_that_are_stages_keep_their_lines(self, run, write):
         """A traceback through the program shows its own lines, with the stage's frame between them."""
         write("script.py", "import sys\n\ndef f(x):\n    return 1 / x\n\nf(0)\n")
-        done = python("-m", "gpuscope", "run", "--stage", "f=__main__:f", "script.py")
+        done = run("--stage", "f=__main__:f", "script.py", GPUSCOPE_EXPORTER="none")
         assert "line 6, in <module>\n    f(0)" in done.stderr
         assert "line 4, in f\n    return 1 / x" in done.stderr
         assert done.stderr.count("gpuscope") == 1
@@ -211,20 +215,20 @@ class TestAsWithoutIt:
     @pytest.mark.parametrize(
         "arguments", [("-m", "package", "a"), ("-m", "package.part"), ("-c", "import sys; print(sys.argv)", "a")]
     )
-    def test_modules_and_code(self, python, write, arguments):
+    def test_modules_and_code(self, run, python, write, arguments):
         """`-m` and `-c` mean what they mean to `python`."""
         show = "import sys\nprint(sys.argv, sys.path[0], __name__, __file__, __spec__.name, __package__)\n"
         write("package/__init__.py", "")
         write("package/__main__.py", show)
         write("package/part.py", show)
-        traced, plain = python("-m", "gpuscope", "run", *arguments), python(*arguments)
+        traced, plain = run(*arguments), python(*arguments)
         assert (traced.returncode, traced.stdout, traced.stderr) == (0, plain.stdout, "")
 
-    def test_a_folder(self, python, write):
+    def test_a_folder(self, run, python, write):
         """A folder with a `__main__.py` is a program."""
         write("folder/__main__.py", "import sys, beside; print(sys.argv, sys.path[0], __file__)")
         write("folder/beside.py", "")
-        assert python("-m", "gpuscope", "run", "folder", "a").stdout == python("folder", "a").stdout != ""
+        assert run("folder", "a").stdout == python("folder", "a").stdout != ""
 
     def test_a_module_that_is_not_there(self, run):
         """The sentence is Python's, and so is the exit code."""
@@ -308,8 +312,8 @@ class TestStages:
         write("script.py", "class Model:\n    def forward(self): pass\ndef serve(): pass\n")
         done = run("--stage", "a=__main__:server", "--stage", "b=__main__:Model.forwrd", "script.py")
         assert done.stderr.splitlines() == [
-            "__main__:server does not exist: the program has no `server`; did you mean `serve`?",
-            "__main__:Model.forwrd does not exist: `Model` has no `forwrd`; did you mean `forward`?",
+            "gpuscope: __main__:server does not exist: the program has no `server`; did you mean `serve`?",
+            "gpuscope: __main__:Model.forwrd does not exist: `Model` has no `forwrd`; did you mean `forward`?",
         ]
 
     def test_a_module_as_program(self, run, write):
@@ -331,6 +335,39 @@ class TestStages:
         """`GPUSCOPE=0` runs the program, and replaces nothing."""
         write("script.py", "def f(): pass\nprint(hasattr(f, '__wrapped__'))")
         assert run("--stage", "f=__main__:f", "script.py", GPUSCOPE="0").stdout == "False\n"
+
+
+class TestWords:
+    """What is said of a run, on standard error: where stages go, and at the end a table."""
+
+    def test_a_run_says_where_stages_go_and_prints_the_table(self, run, write, tmp_path):
+        """Also off a terminal, because somebody asked for it; standard output is the program's."""
+        write("script.py", "def f(): pass\nfor _ in range(5): f()\nprint('ran')\n")
+        done = run("--stage", "f=__main__:f", "script.py", **to_files(tmp_path), GPUSCOPE_QUIET="0")
+        assert done.stdout == "ran\n"
+        lines = done.stderr.splitlines()
+        assert lines[0].startswith("gpuscope: recording; stages go to the file ")
+        assert sum(line.split()[:2] == ["f", "5"] for line in lines) == 1
+        assert lines[-1].startswith("gpuscope: 5 stages recorded, 5 exported to ")
+        assert lines[-1].endswith(" shows more.")
+
+    def test_the_table_comes_before_a_signal_ends_the_program(self, run, write):
+        """As when a server has closed down and raises the signal again."""
+        write("script.py", "import os, signal\ndef f(): pass\nf()\nsignal.raise_signal(signal.SIGTERM)\n")
+        done = run("--stage", "f=__main__:f", "script.py", GPUSCOPE_EXPORTER="none", GPUSCOPE_QUIET="0")
+        assert done.returncode == -signal.SIGTERM
+        assert "gpuscope: 1 stage recorded, exported nowhere." in done.stderr.splitlines()
+
+    def test_a_file_that_was_asked_for_is_there_beside_the_report(self, run, write, tmp_path):
+        """`--report` records into files of its own, and hands them on."""
+        pytest.importorskip("rich")
+        write("script.py", "def f(): pass\nf()\n")
+        (tmp_path / "kept.jsonl").write_text("{}\n")
+        for at in (1, 2):
+            done = run("--stage", "f=__main__:f", "--report", "out.html", "script.py", GPUSCOPE_FILE="kept.jsonl")
+            assert done.stderr.endswith(f"out.html, the recording {tmp_path / 'kept.jsonl'}\n")
+            assert stages_of(tmp_path / "kept.jsonl") == ["f"] * at
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.jsonl", "out.html", "script.py"]
 
 
 class TestReport:

@@ -200,6 +200,16 @@ class TestBounds:
         assert [stage.bound for stage in found.stages] == [UNKNOWN]
         assert "CUPTI" in str(found)
 
+    def test_without_a_gpu_nobody_hunts_for_cupti(self):
+        """A look at a program that used no GPU says so in its trace, and the report sends nobody after other tools."""
+        program = Program(has_gpu=False)
+        with program.stage("request"):
+            program.launch(10)
+        trace = program.trace()
+        found = examine({**trace, "gpuscope": {**trace.get("gpuscope", {}), "gpu": False}})
+        assert "used no GPU" in str(found)
+        assert "CUPTI" not in str(found)
+
     def test_a_wait_for_another_stage_names_it(self):
         """A stage that waits for what an earlier one launched sends the reader there."""
         stage = looks(serve(large_gemm))["fetch"]

@@ -81,6 +81,31 @@ class TestKeywords:
         with pytest.raises(TypeError, match=r"`zzz` is not a setting of gpuscope\. The settings are config_file,"):
             gpuscope.enable(zzz=1)
 
+    def test_a_variable_s_name_is_a_keyword_too(self):
+        """Its value is what the variable's text would be, unit included, or what the keyword takes."""
+        given = Config().changed(GPUSCOPE_EXPORTER="file", GPUSCOPE_WARMUP=5, OTEL_BSP_SCHEDULE_DELAY=250)
+        assert given == Config().changed(exporters=["file"], warmup="5", schedule_delay_s=0.25)
+        assert (
+            given
+            == Config.from_env({"GPUSCOPE_EXPORTER": "file", "GPUSCOPE_WARMUP": "5", "OTEL_BSP_SCHEDULE_DELAY": "250"})[
+                0
+            ]
+        )
+
+    def test_a_variable_for_both_signals_sets_both_but_for_what_one_of_them_has(self):
+        """As in the environment."""
+        given = Config().changed(OTEL_EXPORTER_OTLP_TIMEOUT=3, OTEL_EXPORTER_OTLP_TRACES_TIMEOUT=4)
+        assert (given.otlp_timeout_s, given.otlp_metrics_timeout_s) == (4.0, 3.0)
+
+    def test_one_setting_twice_is_refused(self):
+        """In two spellings; and a misspelt variable brings the closest."""
+        with pytest.raises(TypeError, match="`exporters` and `GPUSCOPE_EXPORTER` are one setting; give one of them"):
+            gpuscope.enable(exporters="file", GPUSCOPE_EXPORTER="otlp")
+        with pytest.raises(TypeError, match="did you mean `GPUSCOPE_EXPORTER`"):
+            gpuscope.enable(GPUSCOPE_EXPORTR="file")
+        with pytest.raises(TypeError, match="`GPUSCOPE_STAGES` is set by its variable only"):
+            gpuscope.enable(GPUSCOPE_STAGES="x=json:dumps")
+
     @pytest.mark.parametrize(
         ("given", "said"),
         [

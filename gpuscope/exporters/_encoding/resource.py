@@ -58,7 +58,10 @@ def _program() -> str:
     module = getattr(getattr(main, "__spec__", None), "name", "") or ""
     if module and module != "__main__":
         return str(module).removesuffix(".__main__")
-    path = Path(getattr(main, "__file__", None) or "")
+    # Python forgets the script's file when the script has run, and a program may export what it did only then.
+    given = next(iter(getattr(sys, "argv", ())), "")
+    started = given if isinstance(given, str) and os.path.isfile(given) else ""  # noqa: PTH113 - it raises nothing
+    path = Path(str(getattr(main, "__file__", None) or started))
     return path.parent.name if path.stem == "__main__" else path.stem
 
 
