@@ -128,11 +128,11 @@ def from_the_application(folder):
 @contextmanager
 def by_otlp(folder):
     """OTLP to Prometheus itself."""
-    flag = "--web.enable-otlp-receiver"
+    flag = "web.enable-otlp-receiver"
     known = subprocess.run([needed("prometheus"), "--help"], capture_output=True, text=True, check=False)
     if flag not in known.stdout + known.stderr:
         pytest.skip("this Prometheus is older than 3 and takes no OTLP")
-    with Prometheus(folder, scraping(), flag) as prometheus:
+    with Prometheus(folder, scraping(), f"--{flag}") as prometheus:
         metrics = {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": f"{prometheus.url}/api/v1/otlp/v1/metrics"}
         with service(folder, GPUSCOPE_METRICS="otlp", **metrics) as end:
             yield prometheus, end
