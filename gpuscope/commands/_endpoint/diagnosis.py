@@ -128,9 +128,7 @@ def _with_neighbour(asked: Asked, usual_ports: tuple[int, int]) -> Asked:
     if port == asked.port:
         return asked
     nothing = probe.There(probe.NOTHING)
-    (there,) = probe.at_once(
-        _PROBE_TIMEOUT_S, nothing, lambda: probe.what_is_there(asked.host, port, _PROBE_TIMEOUT_S)
-    )
+    (there,) = probe.at_once(_PROBE_TIMEOUT_S, nothing, lambda: probe.what_is_there(asked.host, port, _PROBE_TIMEOUT_S))
     return replace(asked, neighbour=replace(asked, port=port).url(tls=there.tls)) if there.service == service else asked
 
 
