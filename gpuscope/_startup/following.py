@@ -49,7 +49,7 @@ def follow(stages: str, frameworks: str, file: str) -> None:
 
 
 def say_that_nobody_came(pid: int) -> None:
-    """Warn, at exit, that a program of the user's that uses PyTorch has recorded nothing, because nobody asked it to."""
+    """Warn, at exit, that a program of the user's that uses PyTorch records nothing, because nobody asked it to."""
     with contextlib.suppress(Exception):  # Standard error may be closed.
         came = "gpuscope" in sys.modules or "torch" not in sys.modules or hasattr(sys, "last_type")
         if not came and not _has_launched() and os.getpid() == pid and _is_a_program():
