@@ -29,7 +29,9 @@ SETTINGS = """# Settings
 
 Each setting is a variable of the environment, and most are a keyword of `gpuscope.enable(...)`, too. A keyword wins
 over its variable. Where several variables stand in a line, the first that is set counts. A variable that cannot be
-understood is said once, and its default holds. A keyword that cannot be understood raises.
+understood is said once, and its default holds. A keyword that cannot be understood raises. `enable` takes both
+spellings: `enable(exporters="file")` and `enable(GPUSCOPE_EXPORTER="file")` are one. By its variable's name a setting
+has the variable's unit.
 
 | variable | keyword | default | meaning |
 |---|---|---|---|

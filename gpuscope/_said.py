@@ -110,9 +110,8 @@ def _sent(account: Statistics, places: tuple[str, ...]) -> str:
 
 def _is_a_mistake(engine: Engine) -> bool:
     """Tell whether a period without a stage is worth a sentence: not in a launcher, and not beside a traceback."""
-    nothing_to_blame = state.forks or state.has_recorded or hasattr(sys, "last_type") or hasattr(sys, "ps1")
-    launched = any(name.startswith("multiprocessing.popen_") for name in sys.modules)
-    return not (nothing_to_blame or launched or _is_apart() or engine.statistics().elided or engine.config.quiet)
+    nothing_to_blame = state.has_launched or state.has_recorded or hasattr(sys, "last_type") or hasattr(sys, "ps1")
+    return not (nothing_to_blame or _is_apart() or engine.statistics().elided or engine.config.quiet)
 
 
 def _is_watched(*, quiet: bool) -> bool:

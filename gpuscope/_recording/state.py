@@ -8,6 +8,7 @@ belongs to one module alone, as the current stage does (`hot_path`) and the stag
 from __future__ import annotations
 
 import copyreg
+import sys
 import threading
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -190,6 +191,11 @@ class State(StateFields):
                 more,
             )
             self.left_plain.clear()
+
+    @property
+    def has_launched(self) -> bool:
+        """Whether this process leaves its work to others: it has forked, or `multiprocessing` has started some."""
+        return self.forks > 0 or any(name.startswith("multiprocessing.popen_") for name in list(sys.modules))
 
     def count_fork(self) -> None:
         """Note that this process has forked a child."""

@@ -20,8 +20,7 @@ NAMES = ("GPUSCOPE_STAGES", "GPUSCOPE_FRAMEWORKS", "GPUSCOPE_STAGES_FILE")
 def _is_wanted() -> bool:
     is_off = "GPUSCOPE" in os.environ and os.environ["GPUSCOPE"].strip().lower() in _OFF
     is_switched_off = os.environ.get("GPUSCOPE_STARTUP", "1").strip().lower() in _OFF[1:]
-    names_stages = any(os.environ.get(name, "").strip() for name in NAMES)
-    return names_stages and not is_off and not is_switched_off and not _is_our_command()
+    return not is_off and not is_switched_off and not _is_our_command()
 
 
 def _is_our_command() -> bool:
@@ -33,6 +32,11 @@ def _is_our_command() -> bool:
 
 
 if __name__ == "_gpuscope_startup" and _is_wanted():
-    from _gpuscope_startup.following import follow
+    import atexit
 
-    follow(*(os.environ.get(name, "") for name in NAMES))
+    from _gpuscope_startup.following import follow, say_that_nobody_came
+
+    if any(os.environ.get(name, "").strip() for name in NAMES):
+        follow(*(os.environ.get(name, "") for name in NAMES))
+    else:
+        atexit.register(say_that_nobody_came, os.getpid())

@@ -48,6 +48,21 @@ def follow(stages: str, frameworks: str, file: str) -> None:
     watch_for_main(modules)
 
 
+def say_that_nobody_came(pid: int) -> None:
+    """Warn, at exit, that a program of the user's that uses PyTorch records nothing, because nobody asked it to."""
+    with contextlib.suppress(Exception):  # Standard error may be closed.
+        came = "gpuscope" in sys.modules or "torch" not in sys.modules or hasattr(sys, "last_type")
+        if not came and not _has_launched() and os.getpid() == pid and _is_a_program():
+            sys.stderr.write(
+                "gpuscope: GPUSCOPE is set, and nothing is recorded: the program does not import gpuscope, and no "
+                "functions are named. GPUSCOPE_STAGES=name=module:function names some.\n"
+            )
+
+
+def _has_launched() -> bool:
+    return any(name.startswith("multiprocessing.popen_") for name in list(sys.modules))
+
+
 def begin() -> None:
     """Import gpuscope, which does what the variables say."""
     with contextlib.suppress(Exception):  # It is broken, or cannot run in this interpreter: the program goes on.
@@ -101,7 +116,7 @@ class Waiting:
     def say_what_never_came(self, pid: int) -> None:
         """Warn, at exit, of modules that never came, if this looks like the program that they were named for."""
         with contextlib.suppress(Exception):  # Standard error may be closed.
-            if self.has_come or os.getpid() != pid:
+            if self.has_come or _has_launched() or os.getpid() != pid:
                 return
             from difflib import get_close_matches
 

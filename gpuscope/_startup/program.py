@@ -106,7 +106,8 @@ def be_like_a_scripts_path(path: str) -> None:
     sys.path_hooks[:] = [hook for hook in sys.path_hooks if not isinstance(hook, _Hook)]
     sys.path_importer_cache.pop(sys.path[0] if sys.path else "", None)
     if sys.path and sys.path[0] == path:
-        sys.path[:1] = [] if getattr(sys.flags, "safe_path", False) else [os.path.dirname(os.path.realpath(path))]  # noqa: PTH120
+        is_safe = getattr(sys.flags, "safe_path", False) or sys.flags.isolated
+        sys.path[:1] = [] if is_safe else [os.path.dirname(os.path.realpath(path))]  # noqa: PTH120
 
 
 def be_a_script() -> None:

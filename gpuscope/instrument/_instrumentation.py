@@ -198,7 +198,8 @@ class Instrumentation:
                 self.patches.say("%s was never imported%s", target.module, hint)
 
     def _is_asked_for(self, target: Target) -> bool:
-        return self.is_asked and target not in self.patches.yielding and target not in self._of_main
+        asks = self.is_asked and not state.has_launched  # Else the module is for the workers.
+        return asks and target not in self.patches.yielding and target not in self._of_main
 
     def _in_main(self) -> list[Target]:
         # A copy, made in one step, because another thread may import a framework.

@@ -209,6 +209,20 @@ class TestPrograms:
         assert "SyntaxError" in run(python, "serve.py", cwd=folder, **ON, GPUSCOPE_STAGES="x=serve:infer").stderr
 
 
+def test_a_program_that_nobody_asked_is_told_at_its_end(python, folder):
+    """With GPUSCOPE=1 and no stage, a program that uses PyTorch; one that does not, and a tool, are none of ours."""
+    (folder / "torch.py").write_text("")
+    (folder / "main.py").write_text("import torch\nprint('ran')\n")
+    done = run(python, "main.py", cwd=folder, **ON)
+    assert done.stderr.startswith("gpuscope: GPUSCOPE is set, and nothing is recorded: ")
+    assert "GPUSCOPE_STAGES=name=module:function" in done.stderr
+    for command in (["-c", "import torch"], ["-c", "pass"], ["app.py"], ["-m", "torch"]):
+        assert run(python, *command, cwd=folder, **ON).stderr == ""
+    assert run(python, "main.py", cwd=folder, **{**ON, "GPUSCOPE_STARTUP": "0"}).stderr == ""
+    done = run(python, "main.py", cwd=folder, **ON, GPUSCOPE_STAGES="x=model:infer")
+    assert done.stderr == "gpuscope: `model` of GPUSCOPE_STAGES was never imported, so nothing in it is a stage.\n"
+
+
 class TestEverybodyElse:
     """Tools, and programs that do not want it."""
 

@@ -76,7 +76,7 @@ class TestKeywords:
 
     def test_a_name_that_is_not_a_setting_brings_the_closest(self):
         """The closest comes first, then all."""
-        with pytest.raises(TypeError, match=r"`exportr` is not a setting of gpuscope; did you mean `exporter`\? The"):
+        with pytest.raises(TypeError, match=r"`exportr` is not a setting of gpuscope; did you mean `exporters`\? The"):
             gpuscope.enable(exportr="file")
         with pytest.raises(TypeError, match=r"`zzz` is not a setting of gpuscope\. The settings are config_file,"):
             gpuscope.enable(zzz=1)
