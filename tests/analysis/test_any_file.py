@@ -93,7 +93,7 @@ class TestPipes:
         """A recording that another program writes is read as it comes."""
         content = recording.read_bytes()
         done = command("report", name, input=gzip.compress(content) if compressed else content)
-        assert done.stdout.startswith(b"30 stages in 30 requests")
+        assert b"\n30 stages in 30 requests" in done.stdout
 
     def test_descriptors(self, recording):
         """Two pipes of a shell's process substitution are two recordings."""
@@ -107,14 +107,14 @@ class TestPipes:
         for end in ends:
             os.close(end)
         assert done.returncode == 0
-        assert b"30 / 30" in done.stdout
+        assert b"is as fast as before: 1.00 ms before, 1.00 ms after" in done.stdout
 
     def test_a_file_that_was_removed(self, recording):
         """Only the descriptor leads to it."""
         with recording.open("rb") as opened:
             recording.unlink()
             done = command("report", "-", stdin=opened)
-        assert done.stdout.startswith(b"30 stages")
+        assert b"\n30 stages" in done.stdout
 
     def test_a_trace(self):
         """`profile --trace -` reads standard input."""
@@ -170,9 +170,9 @@ class TestCompressed:
         recording.write_bytes(b"".join(lines[20:]))
         (tmp_path / "a.jsonl.1").write_bytes(b"".join(lines[10:20]))
         (tmp_path / "a.jsonl.2.gz").write_bytes(gzip.compress(b"".join(lines[:10])))
-        assert command("report", recording).stdout.startswith(b"30 stages")
+        assert b"\n30 stages" in command("report", recording).stdout
         (folder / "sub.jsonl").mkdir()
-        assert command("report", folder).stdout.startswith(b"30 stages")
+        assert b"\n30 stages" in command("report", folder).stdout
 
 
 class TestOtherFiles:

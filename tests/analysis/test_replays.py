@@ -119,7 +119,7 @@ class TestFigures:
         names = [str(cell).strip() for cell in cells[0]]
         assert names == ["request", "decode", OUTSIDE, "attention", "mlp", "norm", "fetch"]
         assert cells[2][names.index("norm")] == "-"
-        assert cells[5][2] == "0.100"
+        assert cells[4][2] == "100 µs"
         assert any("CUDA graph" in note for note in _notes(figures(requests)))
 
     def test_comparison_counts_a_replay_once(self, requests):

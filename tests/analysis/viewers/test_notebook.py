@@ -12,13 +12,13 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat is the notebook")
 pytest.importorskip("ipykernel", reason="the kernel")
 
 IMPORTS = """
-import time, gpuscope
+import gpuscope
 from gpuscope.analysis.compare import compare
 from gpuscope.analysis.timeline import Timeline
 
 @gpuscope.stage("infer")
 def infer():
-    time.sleep(0.001)
+    sum(range(20_000))
 
 @gpuscope.stage("request")
 def request():
