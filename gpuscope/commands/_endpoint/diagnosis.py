@@ -110,7 +110,7 @@ def _proxy(parts: SplitResult, *, grpc: bool) -> str:
     try:
         route = find_route(parts.geturl())
     except ValueError:
-        return ""  # Sending says why.
+        return "(not usable)"  # Sending says why.
     if route.tunnel is None and not route.target.startswith(("http://", "https://")):
         return ""
     return f"http{'s' * (route.tls and route.tunnel is None)}://{route.host}:{route.port}"
