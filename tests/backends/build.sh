@@ -49,7 +49,7 @@ provide() { # name version
 
 mkdir -p "$cache/bin" || exit 0
 rm -f "$cache/bin/"*
-provide otelcol "$collector"
 provide jaeger 1.76.0
+provide otelcol "$collector"
 provide prometheus 0.316.0
 printf 'export PATH=%q:$PATH\n' "$cache/bin"
