@@ -219,9 +219,13 @@ def test_the_last_figures_arrive(tmp_path):
         assert said["recorded"] == 3 * said["requests"]
         query = "gpuscope_stages_recorded_total"
         wait_for(lambda: [value for _, value in prometheus.query(query)] == [said["recorded"]])
-        counted = prometheus.query('gpuscope_stage_duration_seconds_count{gpuscope_lane="host"}')
-        assert {labels["gpuscope_stage"]: value for labels, value in counted} == dict.fromkeys(
-            ("request", "prefill", "decode"), said["requests"]
-        )
-        exemplars = prometheus.exemplars('gpuscope_stage_duration_seconds_bucket{gpuscope_stage="request"}')
-        assert any(len(labels["trace_id"]) == 32 for labels in exemplars)
+        each = dict.fromkeys(("request", "prefill", "decode"), said["requests"])
+
+        def counted():
+            found = prometheus.query('gpuscope_stage_duration_seconds_count{gpuscope_lane="host"}')
+            return {labels["gpuscope_stage"]: value for labels, value in found}
+
+        # Of one export the Collector may have shown a part when it was asked.
+        wait_for(lambda: counted() == each)
+        series = 'gpuscope_stage_duration_seconds_bucket{gpuscope_stage="request"}'
+        assert {len(labels["trace_id"]) for labels in wait_for(lambda: prometheus.exemplars(series))} == {32}
