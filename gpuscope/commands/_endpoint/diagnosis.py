@@ -41,6 +41,7 @@ USUAL_PORTS = 4318, 4317
 _PORTS = {"http": 80, "https": 443}
 _NO_CONNECTION = {None: "resolver", False: "unresolved"}
 _MOST_QUOTED = 300
+_VARIABLES = "Correct the variables OTEL_EXPORTER_OTLP_*."
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def diagnose(config: Config, usual_ports: tuple[int, int] = USUAL_PORTS) -> Diag
             ok=False, seen=seen, advice="Look at the log of the receiver, or at the limits of the account."
         )
     if outcome.reason == "invalid_request":
-        return Diagnosis(ok=False, seen=seen, advice="Correct the variables OTEL_EXPORTER_OTLP_*.")
+        return Diagnosis(
+            ok=False, seen=seen, advice="Correct the proxy of the environment." if asked.proxy else _VARIABLES
+        )
     there = probe.There(probe.NOTHING)
     if not asked.proxy or not _no_connection(asked):
         there = probe.what_is_there(asked.host, asked.port, _PROBE_TIMEOUT_S)
