@@ -325,6 +325,7 @@ def test_asynchronous_batches_in_a_plain_loop():
     """The sentence says what to write instead."""
 
     async def batches():
+        """One batch."""
         yield torch.ones(1)
 
     with pytest.raises(TypeError, match="`batches` are asynchronous: write `async for` instead of `for`"):
