@@ -12,8 +12,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from gpuscope._data.plain.durations import duration
-from gpuscope._data.plain.markup import html_table
 from gpuscope._data.plain.values import shown
 from gpuscope._data.record import Site
 from gpuscope._recording.hot_path import end, start
@@ -71,6 +69,8 @@ class Measurements(tuple[Measurement, ...]):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        from gpuscope._data.plain.markup import html_table
+
         return html_table(*self._table())
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
@@ -89,6 +89,8 @@ class Measurements(tuple[Measurement, ...]):
 
 
 def _cells(spread: Spread) -> tuple[str, str]:
+    from gpuscope._data.plain.durations import duration  # Here, because hardly any program prints one.
+
     return duration(spread.median), f"{duration(spread.p25)} to {duration(spread.p75)}"
 
 

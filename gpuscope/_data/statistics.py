@@ -11,8 +11,6 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from gpuscope._data.plain.markup import html_table
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -89,6 +87,8 @@ class Statistics:
         return asdict(self)
 
     def _repr_html_(self) -> str:
+        from gpuscope._data.plain.markup import html_table  # Here, because hardly any program draws one.
+
         counts = [
             ["recorded", f"{self.recorded:,}"],
             ["exported", f"{self.exported:,}"],

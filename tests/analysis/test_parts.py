@@ -64,10 +64,18 @@ def test_medians_of_the_table_are_those_of_the_verdicts(whole):
         if verdicts.count((verdict.root, verdict.name)) > 1 or verdict.host_ms is None:
             continue
         line = table[verdict.root, verdict.name]
-        assert verdict.host_ms == line.host_ms.p50
+        assert verdict.host_ms == pytest.approx(line.host_ms.p50, abs=1e-6)
         assert verdict.duration_ms == pytest.approx(line.end_to_end_ms.p50, abs=1e-6)
-        assert verdict.gpu_ms == (line.gpu_ms and line.gpu_ms.p50)
+        assert verdict.gpu_ms == (line.gpu_ms and pytest.approx(line.gpu_ms.p50, abs=1e-6))
         assert verdict.request_share == line.host_share
+
+
+def test_stages_of_a_damaged_file_take_nothing_from_others():
+    """One that ends before it begins takes no time, and its neighbour has its own."""
+    whole = recording(Stage("damaged", 1, 0), Stage("other", 1, 1))
+    assert own_ns(whole).tolist() == [0, 0]
+    around = recording(Stage("a", 1, 0, inside=[Stage("b", 0, 0, inside=[Stage("a", 0, 0)])]))
+    assert {stage.name for stage in figures(around).stages} == {"a", "b"}
 
 
 def test_own_times_of_a_request():

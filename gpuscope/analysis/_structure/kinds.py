@@ -49,7 +49,8 @@ def kinds(recording: Recording) -> Iterator[StageInRequest]:
         first, around = int(rows[0]), int(recording.parent[rows[0]])
         stage, root = int(recording.stage[first]), int(recording.stage[recording.root[first]])
         place = Place(recording.names[stage], recording.names[root], int(begin_ns[first]))
-        if around >= 0:
+        # In a damaged file, an outermost stage may begin after those inside it.
+        if around >= 0 and not place.is_root:
             place.parent = places.get((int(recording.stage[around]), root))
             place.offset_ns = _usual_offset_ns(recording, rows, begin_ns)
         places[stage, root] = place
