@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 from typing import TYPE_CHECKING, cast
 
-from gpuscope import _said
 from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ def finish() -> None:
     """End recording, and say what came of it."""
     # After all handlers that were registered after this. The recorder stays, so that what comes later still is counted.
     if state.engine is not None:
+        from gpuscope import _said  # Not for programs that record nothing.
+
         state.engine.shutdown_at_exit()
         _said.outcome(cast("Engine", state.engine))
 

@@ -14,7 +14,7 @@ import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypedDict, cast
 
-from gpuscope import _exits, _said
+from gpuscope import _exits
 from gpuscope._data.plain.values import shown
 from gpuscope._multiprocessing import finish_in_children
 from gpuscope._recording.dynamo import elisions
@@ -88,7 +88,7 @@ def _enable(settings: Mapping[str, object]) -> None:
             engine.shutdown(engine.config.shutdown_timeout_s)
             state.has_recorded |= engine.statistics().recorded > 0
         start(config)
-        _said.where(config)
+        _say_where(config)
     elif state.recorder is None:
         state.switch_to(engine.recorder)
     state.allow_toggling()
@@ -115,6 +115,12 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
     _logger().info("recording starts: %s", description(config))
     elisions.listen()
     return engine
+
+
+def _say_where(config: Config) -> None:
+    from gpuscope import _said  # With it comes `logging`, for which a program that records nothing has no use.
+
+    _said.where(config)
 
 
 def _logger() -> logging.Logger:
@@ -269,6 +275,8 @@ def set_up() -> bool:
     if is_off(state.environ):
         names = set_without_the_switch(state.environ)
         if names:
+            from gpuscope import _said
+
             _said.without_the_switch(names)
         else:
             return False
@@ -277,7 +285,7 @@ def set_up() -> bool:
     if config.mode == "on":
         try:
             start(config)
-            _said.where(config)
+            _say_where(config)
         except Exception as error:  # Whatever it is, `import gpuscope` goes on. In a sub-interpreter it is numpy.
             _logger().warning("nothing is recorded, because recording could not start: %s.", shown(error))
     return state.may_toggle and bool(config.stages or config.stages_file or config.frameworks)

@@ -688,7 +688,7 @@ class TestEnvironment:
         )
         assert done.stdout == "1\n"
         assert done.returncode == 0
-        said = done.stderr.splitlines()
+        said = [line.removeprefix("gpuscope: ") for line in done.stderr.splitlines()]
         assert "ignoring GPUSCOPE_STAGES_FILE: [Errno 2] No such file or directory: 'missing.toml'" in said
         assert any(line.startswith("ignoring number 1 of GPUSCOPE_FRAMEWORKS: expected one of ") for line in said)
         assert any(
@@ -708,8 +708,8 @@ class TestEnvironment:
         program = "import application, gpuscope\n"
         done = run_python(program, GPUSCOPE="idle", GPUSCOPE_STAGES="a=applicatio_n:plain, b=not_needed_here:f")
         assert done.stderr.splitlines() == [
-            "applicatio_n was never imported; did you mean `application`?",
-            "not_needed_here was never imported, so `not_needed_here:f` is not a stage.",
+            "gpuscope: applicatio_n was never imported; did you mean `application`?",
+            "gpuscope: not_needed_here was never imported, so `not_needed_here:f` is not a stage.",
         ]
 
     def test_a_script_that_instruments_itself(self, run_python):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,21 @@ if __name__ == "__main__":
 """
 
 
+SERVICE = """
+def infer():
+    return b"ran"
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": infer()})
+
+def wsgi(environ, start_response):
+    start_response("200 OK", [])
+    return [infer()]
+
+app = PROTOCOL
+"""
 CLOSES_DOWN = """
 import gpuscope, os, signal, sys
 number, (stopped, stop) = int(sys.argv[1]), os.pipe()
@@ -418,6 +435,36 @@ class TestReport:
         assert f"gpuscope run: the report is {tmp_path / 'out.html'}" in err
         assert '"request"' in (tmp_path / "out.html").read_text()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out.html", "script.py"]
+
+    @pytest.mark.parametrize(
+        "server", [("uvicorn", "svc:app", "--workers", "1"), ("gunicorn", "svc:app", "--worker-class", "gthread")]
+    )
+    def test_is_written_when_a_real_server_is_ended(self, tmp_path, write, server):
+        """SIGTERM, as `docker stop` sends it: the server closes down, and the report has its requests."""
+        pytest.importorskip("rich")
+        pytest.importorskip(server[0])
+        write("svc.py", SERVICE.replace("PROTOCOL", "asgi" if server[0] == "uvicorn" else "wsgi"))
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        at = ("--port", str(port)) if server[0] == "uvicorn" else ("--bind", f"127.0.0.1:{port}")
+        command = ("-m", "gpuscope", "run", "--stage", "infer=svc:infer", "--report", "out.html", "-m", *server, *at)
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "GPUSCOPE_METRICS": "none"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        lines = iter(process.stderr.readline, "")
+        assert any("unning on" in line or "Listening at" in line for line in lines)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+            assert answer.read() == b"ran"
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+        assert f"gpuscope run: the report is {tmp_path / 'out.html'}" in said
+        assert "never imported" not in said
+        assert '"infer"' in (tmp_path / "out.html").read_text()
 
     def test_what_watches_the_program_is_out_of_its_sight(self, run, python, write):
         """The program has no child that it did not start, and its signals are as without."""
