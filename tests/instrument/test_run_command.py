@@ -457,7 +457,7 @@ class TestReport:
             text=True,
         )
         lines = iter(process.stderr.readline, "")
-        assert any("unning on" in line or "Listening at" in line for line in lines)
+        assert any("running on" in line.lower() or "Listening at" in line for line in lines)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
             assert answer.read() == b"ran"
         process.send_signal(signal.SIGTERM)
