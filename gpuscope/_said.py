@@ -10,10 +10,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from gpuscope._data.native import native
 from gpuscope._log import SENDER, inform, is_silenced, logger, say, shows_information
 from gpuscope._recording.state import state
 from gpuscope._settings.enabling import places_of
-from gpuscope._settings.environment import is_of_multiprocessing
+from gpuscope._settings.environment import is_of_multiprocessing, wants_native
 from gpuscope._settings.names import listed
 from gpuscope._settings.shown import shown_path
 
@@ -42,6 +43,8 @@ def where(config: Config) -> None:
             ",".join(config.exporters),
         )
     text = "recording, for a report." if state.makes_report else f"recording; stages go {places_of(config)}."
+    if native is None and wants_native():
+        text += " Each costs three times as much as it could: the parts in C were not built (`gpuscope doctor`)."
     if text != state.told and _is_watched(quiet=config.quiet) and not shows_information():
         state.told = text
         say(text)

@@ -72,6 +72,15 @@ class TestOnATerminal:
             "gpuscope: 5 stages recorded, 5 exported to spans.jsonl. `gpuscope report spans.jsonl` shows more."
         )
 
+    def test_an_install_without_a_compiler_is_said(self, on_a_terminal):
+        """Not only by `gpuscope doctor`; and not to those who asked for it."""
+        hidden = f"import sys\nsys.modules['gpuscope._native'] = None\n{WORK}"
+        first = on_a_terminal(hidden, **ON)[1].splitlines()[0]
+        assert first.endswith(
+            "Each costs three times as much as it could: the parts in C were not built (`gpuscope doctor`)."
+        )
+        assert "three times" not in on_a_terminal(hidden, **ON, GPUSCOPE_NATIVE="0")[1]
+
     def test_enabling_says_so_again_for_another_place(self, on_a_terminal):
         """And not for the same."""
         program = (
