@@ -14,7 +14,11 @@ def groups_of(receiver):
 
 
 def assert_whole(receiver, *, service=None):
-    """The trace came once: the same id, each span below the right one, and one resource for all; return its spans."""
+    """
+    The trace came once: the same id, each span below the right one, and one resource for all; return its spans.
+
+    What the resource does not say, and Jaeger asks for, is the host: stages have it beside the application's resource.
+    """
     found, resources = {}, []
     for group in groups_of(receiver):
         for scope in group.scope_spans:
@@ -35,6 +39,8 @@ def assert_whole(receiver, *, service=None):
     }
     assert not found["request"].parent_span_id
     assert len({span.trace_id for span in found.values()}) == 1
+    hosts = {resource.pop("host.name", None) for resource in resources}
+    assert len(hosts - {None}) <= 1
     assert all(resource == resources[0] for resource in resources)
     if service is not None:
         assert resources[0]["service.name"] == service
