@@ -231,7 +231,8 @@ def _advice(calls: CallsOfStage, verdict: str, cost: Fit | None) -> tuple[str, .
 
 
 def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> RequestVerdict:
-    fields, idle, rhythm = _judge_calls(calls, doubt), _idle(calls), rhythm_of(calls)
+    fields, rhythm = _judge_calls(calls, doubt), rhythm_of(calls)
+    idle = _idle(calls, fields["duration_ms"])
     slowest = next((cause.stage for cause in idle if cause.cause == HOST_NOT_READY), None)
     if fields["verdict"] == CPU_BOUND and slowest not in (None, calls.name):
         fields["assumes"] = f"that `{slowest}` {NO_WAIT_INSIDE}"
@@ -243,11 +244,11 @@ def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> RequestVerdict:
     return RequestVerdict(**fields, idle=tuple(idle), period_ms=rhythm.period_ms if rhythm else None)
 
 
-def _idle(calls: CallsOfStage) -> list[IdleCause]:
+def _idle(calls: CallsOfStage, duration_ms: float) -> list[IdleCause]:
     """Return where inside a request the GPU has nothing to do, longest first; parts under 0.1 % are left out."""
     if not len(calls.timed):
         return []  # Without GPU times, it is not known that the GPU had nothing to do.
-    takes_ms = calls.material.request_ms(calls.kind)
+    takes_ms = min(calls.material.request_ms(calls.kind), duration_ms)  # They differ where times run backwards.
     found = [
         IdleCause(cause=cause, stage=stage, ms=ns / calls.total_ns * takes_ms, share=ns / calls.total_ns)
         for (cause, stage), ns in calls.idle_causes().items()

@@ -57,7 +57,7 @@ def test_a_patched_program_is_told_once(run):
         f"{kind} {n}": f"request {n}" if kind == "infer" else None for n in range(3) for kind in ("request", "infer")
     }
     assert log.count("gevent") == 1
-    assert log.startswith("gevent has patched `threading`, which is unsupported")
+    assert log.startswith("gpuscope: gevent has patched `threading`, which is unsupported")
     assert len(log.splitlines()) == 1
 
 

@@ -140,10 +140,9 @@ def python(tmp_path):
     """Return a function that runs the interpreter in an empty folder, with given variables."""
 
     def python(*arguments, **variables):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPUSCOPE", "OTEL_"))}
         return subprocess.run(
             [sys.executable, *arguments],
-            env={**kept, "PYTHONPATH": str(ROOT), "GPUSCOPE_EXPORTER": "none", **variables},
+            env={**own_environment(), "GPUSCOPE_EXPORTER": "none", **variables},
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -162,6 +161,12 @@ def run(python):
         return python("-m", "gpuscope", "run", *arguments, **{"GPUSCOPE_QUIET": "1", **variables})
 
     return run
+
+
+def own_environment():
+    """The variables of a process of its own: none of gpuscope's or OpenTelemetry's, whatever this process has."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GPUSCOPE", "OTEL_"))}
+    return {**kept, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -275,7 +280,7 @@ class TestAsWithoutIt:
         done = subprocess.run(
             [sys.executable, "-m", "gpuscope", "run", "script.py"],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "GPUSCOPE_EXPORTER": "none"},
+            env=own_environment() | {"GPUSCOPE_EXPORTER": "none"},
             capture_output=True,
             text=True,
             check=False,
@@ -398,7 +403,7 @@ class TestReport:
             ("os._exit(5)", 5),
             ("os.abort()", -signal.SIGABRT),
             ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
-            ("signal.raise_signal(signal.SIGHUP)", -signal.SIGHUP),
+            ("signal.signal(1, signal.SIG_DFL); signal.raise_signal(signal.SIGHUP)", -signal.SIGHUP),
             ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
         ],
     )
@@ -423,7 +428,7 @@ class TestReport:
         process = subprocess.Popen(
             [sys.executable, "-m", "gpuscope", "run", "--report", "out.html", "script.py", str(int(number))],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "GPUSCOPE_METRICS": "none"},
+            env=own_environment() | {"GPUSCOPE_METRICS": "none"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -451,7 +456,7 @@ class TestReport:
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "GPUSCOPE_METRICS": "none"},
+            env=own_environment() | {"GPUSCOPE_METRICS": "none"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
