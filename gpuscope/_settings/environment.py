@@ -17,8 +17,8 @@ _NOT_ABOUT_RECORDING = ("GPUSCOPE_NATIVE", "GPUSCOPE_QUIET", "GPUSCOPE_STARTUP")
 def variables() -> dict[str, str]:
     """Return a copy of the environment as it is now; in a notebook, `GPUSCOPE` is `idle` unless it says otherwise."""
     environ = dict(os.environ)
-    # One cell decorates, and a later one records.
-    if "ipykernel" in sys.modules:
+    # One cell decorates, and a later one records. A kernel has this module from its start.
+    if "ipykernel.kernelapp" in sys.modules:
         environ.setdefault("GPUSCOPE", "idle")
     return environ
 

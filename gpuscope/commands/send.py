@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     from gpuscope.exporters._transport.http import Endpoint
     from gpuscope.exporters._transport.sender import without_instrumentation
 
-    export({"GRPC_VERBOSITY": "NONE", **variables()})  # What fails is said in one sentence.
+    export({"GRPC_VERBOSITY": variables().get("GRPC_VERBOSITY", "NONE")})  # What fails is said in one sentence.
     interrupt = Event()
     client: Client = client_for(Endpoint.for_traces(config), TRACES, interrupt, version=gpuscope.__version__)
     client = FirstTry(client, interrupt)

@@ -65,7 +65,7 @@ def diagnose(config: Config, usual_ports: tuple[int, int] = USUAL_PORTS) -> Diag
     url = config.traces_url
     shown, asked = shown_url(url), _asked(config)
     # What `grpcio` says of connections on standard error is found out here, and said in words.
-    export({"GRPC_VERBOSITY": "NONE", **variables()})
+    export({"GRPC_VERBOSITY": variables().get("GRPC_VERBOSITY", "NONE")})
     by = f", by the proxy {asked.proxy} of the environment" if asked.proxy else ""
     if not asked.proxy and (why := _no_connection(asked)):
         said, advice = without_connection(_with_neighbour(asked, usual_ports), why)
