@@ -196,6 +196,7 @@ def test_a_request_lists_its_parts(show):
     """Each stage with its time and share, then the time in no stage: they are the request."""
     tree = Stage("request", 0, 1000, inside=[Stage("a", 100, 300), Stage("b", 300, 800), Stage("a", 800, 900)])
     page = show(recording(*repeat(tree, 3, 5000)))
+    page.locator("table.parts tr").first.wait_for()
     rows = [spoken(row.inner_text()) for row in page.locator("table.parts tr").all()]
     assert rows == ["a \N{MULTIPLICATION SIGN}2 300 µs 30.0 %", "b 500 µs 50.0 %", "in no stage 200 µs 20.0 %"]
 
