@@ -77,6 +77,9 @@ class Recording:
     """
     Resolved stages as columns of one length `n`, ordered by host start. Times are nanoseconds since the epoch.
 
+    No host or GPU part ends before it begins: reading refuses such spans. A stage may still begin before the one around
+    it, or end after it.
+
     A row without a GPU part has `stream` -1 and GPU times 0. A stage inside a replay of a CUDA graph (`IN_GRAPH`) has
     no host part: both its host times are the launch of the replay, and one of the stages around it has a host part.
 

@@ -70,14 +70,6 @@ def test_medians_of_the_table_are_those_of_the_verdicts(whole):
         assert verdict.request_share == line.host_share
 
 
-def test_stages_of_a_damaged_file_take_nothing_from_others():
-    """One that ends before it begins takes no time, and its neighbour has its own."""
-    whole = recording(Stage("damaged", 1, 0), Stage("other", 1, 1))
-    assert own_ns(whole).tolist() == [0, 0]
-    around = recording(Stage("a", 1, 0, inside=[Stage("b", 0, 0, inside=[Stage("a", 0, 0)])]))
-    assert {stage.name for stage in figures(around).stages} == {"a", "b"}
-
-
 def test_own_times_of_a_request():
     """The host is in the innermost stage; what is left is the request's own; stages at one time share it equally."""
     tree = Stage("request", 0, 100, inside=[Stage("a", 10, 60, inside=[Stage("b", 20, 30)]), Stage("c", 60, 90)])

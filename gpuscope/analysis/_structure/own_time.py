@@ -28,11 +28,7 @@ def own_ns(recording: Recording) -> NDArray[np.int64]:
     segments, tangled = segments_of(recording)
     spent = segments.host_end_ns - segments.host_start_ns
     own = np.zeros(len(recording.stage), np.int64)
-    # A damaged file may have stages that end before they begin: some segments are nobody's, and `_share` does the rest.
-    known = segments.owner >= 0
-    np.add.at(own, segments.owner[known], spent[known])
-    reversed_in = recording.root[recording.host_end_ns < recording.host_start_ns]
-    tangled = tangled | np.isin(recording.root, reversed_in)
+    np.add.at(own, segments.owner, spent)
     rows = np.flatnonzero(tangled & ~recording.in_graph)
     own[rows] = 0
     by_root = rows[np.argsort(recording.root[rows], kind="stable")]

@@ -14,6 +14,7 @@ from gpuscope._data.batch import RowFlag
 from gpuscope.analysis.recording import Losses
 from gpuscope.analysis.verdict import Findings, judge
 
+from ..generated import recordings
 from ..recordings import Stage, recording
 from .simulate import Machine
 from .workloads import REQUESTS, WORKLOADS, Workload, each, fetch, infer
@@ -110,40 +111,11 @@ def test_of_nothing_there_is_nothing_to_say():
     assert str(findings) == "No stages, no verdicts."
 
 
-TIMES = st.integers(0, 10**6)
-STAGES = st.recursive(
-    st.just([]),
-    lambda inside: st.lists(
-        st.builds(
-            Stage,
-            name=st.sampled_from(["a", "b", "c"]),
-            start=TIMES,
-            end=TIMES,
-            gpu=st.none() | st.tuples(TIMES, TIMES),
-            inside=inside,
-            stream=st.integers(0, 1),
-            device=st.integers(0, 1),
-            process=st.sampled_from(["one", "two"]),
-            thread=st.sampled_from(["one", "two"]),
-            flags=st.integers(0, sum(RowFlag)),
-            attributes=st.dictionaries(
-                st.sampled_from(["batch_size", "bytes", "input_shape", "é"]),
-                st.none() | st.integers() | st.floats() | st.text(max_size=2) | st.lists(st.integers(), max_size=2),
-                max_size=2,
-            ),
-        ),
-        max_size=3,
-    ),
-    max_leaves=8,
-)
-
-
 @settings(max_examples=100, deadline=None)
-@given(stages=STAGES, count=st.integers(1, 15))
-def test_any_recording_gets_findings(stages, count):
+@given(whole=recordings())
+def test_any_recording_gets_findings(whole):
     """Whatever the times, the nesting and the attributes are: findings that are plain data and can be printed."""
-    roots = [stage.shifted(10**5 * number) for number in range(count) for stage in stages]
-    findings = judge(recording(*roots))
+    findings = judge(whole)
     assert json.loads(json.dumps(findings.as_dict(), allow_nan=False)) == findings.as_dict()
     assert str(findings)
 
