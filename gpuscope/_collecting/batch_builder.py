@@ -137,7 +137,10 @@ class BatchBuilder:
             self._offsets_ns += map(self._wall.offset_of, records)
 
     def _pack_natively(self, rows: list[Row], bridge: Bridge | None) -> tuple[bytes, list[int]]:
-        identify, own = (bridge.identify, 0 if self._is_live else 1) if bridge is not None else (own_identity, 2)
+        identify, own = own_identity, 2
+        if bridge is not None:
+            # The sampler that keeps all is asked once for all of them.
+            identify, own = bridge.identify, 0 if self._is_live else 3 if bridge.keeps_roots() else 1
         packed: tuple[bytes, list[int]] = native.pack(
             rows, self._sites, self._threads, identify, own, self._warmup, _WARMUP, _REMOTE_PARENT
         )

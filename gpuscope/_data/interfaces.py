@@ -218,6 +218,9 @@ class Bridge(Protocol):
     def judgement(self, *, anew: bool = False) -> Judgement:
         """Return what is known of the provider, the same object as long as that is the same; `anew` looks again."""
 
+    def keeps_roots(self) -> bool:
+        """Return whether the sampler whose decision it is keeps every trace that begins in this process."""
+
     def load_sampler(self) -> None:
         """Make the environment's sampler before a stage has to wait for that."""
 

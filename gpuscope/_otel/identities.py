@@ -255,10 +255,12 @@ class Identities:
             root = root_stage(record)
             record.trace.sampled = self._ask("sampler", lambda: self._decision(root), otherwise=True)
 
+    def keeps_roots(self) -> bool:
+        """Return whether the sampler whose decision it is keeps every trace that begins in this process."""
+        return self._sampler.keeps_all if self.look_for_provider() is None else self._judge.keeps_roots()
+
     def _keeps_all(self, trace: Trace) -> bool:
-        """Whether the sampler whose decision it is keeps every trace that begins here, as this one does."""
-        here = self._sampler.keeps_all if self.look_for_provider() is None else self._judge.keeps_roots()
-        return here and not trace.parent_id
+        return not trace.parent_id and self.keeps_roots()
 
     def _decision(self, root: StageRecord) -> bool:
         sampler, context, trace_id = sampler_of(self.provider), self._parent_context(root), root.trace.trace_id

@@ -17,8 +17,9 @@ typedef struct {
     long long device, flags;
 } Cells;
 
-/* When a stage's ids are its own: never (ask), once the sampling of its trace is decided, or always. */
-enum { ASK, DECIDED, OWN };
+/* When a stage's ids are its own: never (ask), once the sampling of its trace is decided, or always; and as the second,
+   where every trace that begins in this process is sampled. */
+enum { ASK, DECIDED, OWN, KEPT };
 
 /* What is known of a site, so that a call asks once for many rows of a stage. */
 typedef struct {
@@ -71,8 +72,9 @@ static int let_go_of_contexts(StageRecord *record) {
 }
 
 /* 1: the ids are the stage's own, and are filled in; 0: `identify` has to say; -1: an exception. */
-static int own_identity(const Packing *packing, StageRecord *record, const Trace *trace, Cells *cells) {
-    if (packing->own == ASK || (packing->own == DECIDED && !is_present(trace->sampled))) return 0;
+static int own_identity(const Packing *packing, StageRecord *record, Trace *trace, Cells *cells) {
+    if (packing->own == KEPT && !is_present(trace->sampled) && !trace->parent_id) put(&trace->sampled, Py_NewRef(Py_True));
+    if (packing->own == ASK || (packing->own != OWN && !is_present(trace->sampled))) return 0;
     if (packing->own == OWN ? is_present(record->span) : !has_own_ids(record)) return 0;
     cells->sampled = trace->sampled != Py_False;
     cells->parent_id = trace->parent_id;
@@ -232,9 +234,9 @@ static StageRecord *read_row(PyObject *row, Cells *cells) {
 }
 
 /* The record's trace, or null and an exception for what was never begun, or was taken apart since. */
-static const Trace *whole_trace(const StageRecord *record) {
+static Trace *whole_trace(const StageRecord *record) {
     if (record->trace && PyObject_TypeCheck(record->trace, trace_type) && record->site && record->thread)
-        return (const Trace *)record->trace;
+        return (Trace *)record->trace;
     PyErr_SetString(PyExc_AttributeError, "the record was never begun");
     return NULL;
 }
@@ -253,7 +255,7 @@ static int fill_shared(Packing *packing, const StageRecord *record, const Trace 
 /* Counts the call last, because what fails is not to be counted. */
 static int fill(Packing *packing, PyObject *row, Cells *cells) {
     StageRecord *record = read_row(row, cells);
-    const Trace *trace = record == NULL ? NULL : whole_trace(record);
+    Trace *trace = record == NULL ? NULL : whole_trace(record);
     if (trace == NULL) return -1;
     int own = own_identity(packing, record, trace, cells);
     if (own < 0 || (own == 0 && asked_identity(packing, record, cells)) || (trace = whole_trace(record)) == NULL)

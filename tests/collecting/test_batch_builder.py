@@ -198,7 +198,9 @@ class TestDetails:
             asked.append(record.span)
             return None if record.span == "silent" else SpanDetails(name=record.span)
 
-        bridge = SimpleNamespace(sdk=False, offset_ns=0, details=details, identify=lambda record: (1, 2, 3, True))
+        bridge = SimpleNamespace(
+            sdk=False, offset_ns=0, keeps_roots=lambda: False, details=details, identify=lambda record: (1, 2, 3, True)
+        )
         batch = build(row(span="silent"), row(span="said"), row(attributes={"n": 1}), bridge=bridge)
         assert set(batch.details) == {1, 2}
         assert batch.details[1].name == "said"
@@ -215,6 +217,7 @@ class TestBridge:
         return SimpleNamespace(
             sdk=request.param,
             offset_ns=0,
+            keeps_roots=lambda: False,
             identify=lambda record: (record.span_id << 64 | 2, 30 + record.span_id, 4, record.span_id != 6),
             settle=lambda record: (7, 8, True),
             lazy=lambda record: f"lazy {record.span_id}",
@@ -296,7 +299,9 @@ class TestFailures:
                 raise LookupError
             return 1, 2, 3, True
 
-        bridge = SimpleNamespace(sdk=False, offset_ns=0, identify=identify, details=lambda record: None)
+        bridge = SimpleNamespace(
+            sdk=False, offset_ns=0, keeps_roots=lambda: False, identify=identify, details=lambda record: None
+        )
         builder = make_builder()
         with pytest.raises(LookupError):
             builder.add([row(span="x"), row(span_id=6, span="x")], bridge)
@@ -305,7 +310,9 @@ class TestFailures:
     def test_a_batch_that_cannot_be_finished_is_let_go(self, make_builder):
         """The next one is empty."""
         builder = make_builder()
-        bridge = SimpleNamespace(sdk=True, offset_ns=0, identify=lambda record: (1, 2, 3, True), lazy=None)
+        bridge = SimpleNamespace(
+            sdk=True, offset_ns=0, keeps_roots=lambda: False, identify=lambda record: (1, 2, 3, True), lazy=None
+        )
         builder.add([row()], bridge)
         with pytest.raises(TypeError):
             builder.finish(bridge)

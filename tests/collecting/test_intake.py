@@ -264,7 +264,7 @@ def test_what_cannot_be_added_is_lost_and_counted(intake, caplog):
 
     recorder = intake.bench.engine.recorder
     bridge = recorder.bridge
-    recorder.bridge = SimpleNamespace(sdk=False, offset_ns=0, identify=identify)
+    recorder.bridge = SimpleNamespace(sdk=False, offset_ns=0, keeps_roots=lambda: False, identify=identify)
     for _ in range(2):
         intake.record(3)
         intake.slice()

@@ -143,7 +143,7 @@ def test_rows_are_packed_alike(rows, warmup, bridged):
     """The same bytes, the same rows with details, the same tables, the same counts of calls."""
     # A bridge that has no provider to ask: a trace that is undecided goes to `identify`.
     identify = lambda record: (*own_identity(record)[:3], record.trace.sampled is not False)  # noqa: E731
-    bridge = SimpleNamespace(identify=identify, sdk=False) if bridged else None
+    bridge = SimpleNamespace(identify=identify, sdk=False, keeps_roots=lambda: False) if bridged else None
     if not bridged:
         for record, *_ in rows:
             record.trace.sampled = None
@@ -158,9 +158,10 @@ def test_rows_are_packed_alike(rows, warmup, bridged):
     assert results[0] == results[1]
 
 
-def in_contexts(asked, told, sampled, state):
+def in_contexts(asked, told, sampled, state, parent_id):
     """Return rows of a stage and one inside it, both in contexts; some were asked for their ids, or told something."""
-    trace = _new_trace(2**100 + 1, 7, root=Site("a", {}), remote=True, sampled=sampled, state=state)
+    remote = parent_id != 0
+    trace = _new_trace(2**100 + 1, parent_id, root=Site("a", {}), remote=remote, sampled=sampled, state=state)
     rows, outer = [], None
     for number in range(2):
         record = new_record(trace, trace.root, outer, span_id=number + 1, start=1, end=2)
@@ -180,12 +181,16 @@ def in_contexts(asked, told, sampled, state):
 @pytest.mark.parametrize("state", [None, "vendor=abc"])
 @pytest.mark.parametrize("told", [(False, False), (True, False)])
 @pytest.mark.parametrize("asked", [(False, False), (True, False), (False, True)])
-def test_stages_in_contexts_are_settled_alike(asked, told, sampled, state):
+@pytest.mark.parametrize("parent_id", [7, 0])
+def test_stages_in_contexts_are_settled_alike(asked, told, sampled, state, parent_id):
     """The same ids, whoever settles them; the contexts are let go of, and what a stage was told is not forgotten."""
     bridge = Bridge(Config().changed(exporters="otlp"), get_provider=lambda: None)
     results = []
     for pack in (BatchBuilder._pack_natively, BatchBuilder._pack_in_python):
-        rows, builder = in_contexts(asked, told, sampled, state), BatchBuilder(FakeDevice(ManualClock()), warmup=0)
+        rows, builder = (
+            in_contexts(asked, told, sampled, state, parent_id),
+            BatchBuilder(FakeDevice(ManualClock()), warmup=0),
+        )
         packed, with_details = pack(builder, rows, bridge)
         details = {index: bridge.details(rows[index][0]) for index in with_details}
         results.append((packed, {index: what for index, what in details.items() if what is not None}))

@@ -47,4 +47,4 @@ def columns_of(batch: StageBatch, numbers: Sequence[int]) -> Columns:
 
 def join(parts: Sequence[Columns]) -> Columns:
     """Return the columns of all parts, one after another."""
-    return Columns(*map(np.concatenate, zip(*parts, strict=True)))
+    return parts[0] if len(parts) == 1 else Columns(*map(np.concatenate, zip(*parts, strict=True)))
