@@ -55,7 +55,10 @@ def _is_marked(function: object) -> bool:
     coroutines = sys.modules.get("asyncio.coroutines")
     mark = getattr(coroutines, "_is_coroutine", None)
     # Without `getattr`, because a mock would make an attribute of that name.
-    found = inspect.getattr_static(function, "_is_coroutine", None)
+    try:
+        found = inspect.getattr_static(function, "_is_coroutine", None)
+    except Exception:  # From Python 3.14 on it compares classes, by their metaclass's `==`.
+        return False
     found = found.__get__(function) if isinstance(found, GetSetDescriptorType) else found
     return mark is not None and found is mark
 
@@ -120,7 +123,7 @@ def _closure(function: Callable[..., object], wrapper: FunctionType) -> tuple[Ce
 _OURS = frozenset(
     f"__{name}__"
     for names in (
-        "call class copy deepcopy del delattr dict dir doc get getattr getattribute getnewargs getnewargs_ex getstate",
+        "annotate annotate_func call class copy deepcopy del delattr dict dir doc get getattr getattribute getnewargs getnewargs_ex getstate",
         "hash init init_subclass module new reduce reduce_ex repr setattr setstate sizeof slots subclasshook weakref",
         "wrapped",
     )

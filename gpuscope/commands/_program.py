@@ -64,7 +64,9 @@ def become(kind: str, name: str, arguments: Sequence[str]) -> Callable[[], None]
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = folder
     main = ModuleType("__main__")
-    main.__dict__.update(__builtins__=builtins, __annotations__={})
+    main.__dict__.update(__builtins__=builtins)
+    if sys.version_info < (3, 14):
+        main.__dict__.update(__annotations__={})
     # It stays, because what the program pickles, or leaves to be run at exit, looks itself up there.
     sys.modules["__main__"] = main
     interrupted: list[BaseException] = []

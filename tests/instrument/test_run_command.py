@@ -64,7 +64,9 @@ app = PROTOCOL
 CLOSES_DOWN = """
 import gpuscope, os, signal, sys
 number, (stopped, stop) = int(sys.argv[1]), os.pipe()
-signal.signal(number, lambda *_: os.write(stop, b"1"))
+os.set_blocking(stop, False)
+signal.set_wakeup_fd(stop)  # A handler in Python may come too late for the `read`.
+signal.signal(number, lambda *_: None)
 with gpuscope.stage("request"):
     pass
 print("ready", flush=True)

@@ -148,7 +148,7 @@ class TestOnATerminal:
 
     def test_an_error_of_the_programs_is_the_last_but_not_blamed(self, on_a_terminal):
         """A program that fails before its first stage hears nothing of stages."""
-        _, said = on_a_terminal(f"{HEAD}raise ValueError('mine')", **ON)
+        _, said = on_a_terminal(f"{HEAD}raise ValueError('mine')", **ON, PYTHON_COLORS="0")
         assert said.rstrip().endswith("ValueError: mine")
 
 

@@ -311,7 +311,7 @@ class TestTheFunctionItself:
         """`help` shows signature and docstring, as of a function."""
         assert inspect.isroutine(stage)
         assert [*inspect.signature(stage).parameters] == ["name", "attributes", "stream", "warmup", "graph"]
-        text = pydoc.render_doc(stage, renderer=pydoc.plaintext)
+        text = " ".join(pydoc.render_doc(stage, renderer=pydoc.plaintext).split()).replace("( ", "(")
         assert "stage(name: 'Any' = None, /, attributes:" in text
         assert "Name a piece of inference work; as a decorator or as a context manager." in text
 
