@@ -17,6 +17,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 import gpuscope
 from gpuscope.__main__ import main
+from gpuscope._startup import backend
+from gpuscope.commands._checks import startup
 
 HERE = Path(gpuscope.__file__).parents[1]
 STAGES = ("request", "cpu prep", "h2d", "gpu preprocess", "inference", "d2h", "postprocess")
@@ -253,10 +255,20 @@ class TestDoctor:
         done = run("doctor", "--json", GPUSCOPE="1", GPUSCOPE_EXPORTER="none")
         answer = json.loads(done.stdout)
         assert (done.returncode, answer["ok"]) == (0, True)
-        assert {"gpuscope", "PyTorch", "GPU", "NVTX", "settings", "recording", "exporter", "cost"} <= set(
+        assert {"gpuscope", "PyTorch", "GPU", "NVTX", "settings", "recording", "exporter", "cost", "start-up"} <= set(
             findings(done)
         )
         assert {"subject", "verdict", "seen", "advice"} == set(answer["findings"][0])
+
+    def test_what_python_s_start_does_is_said(self, run, tmp_path):
+        """Whether stages can be named without the program's help: as installed, switched off, and without the file."""
+        assert "do not import gpuscope" in findings(run("doctor", "--json"))["start-up"]["seen"]
+        switched_off = run("doctor", "--json", GPUSCOPE_STARTUP="0")
+        assert findings(switched_off)["start-up"]["seen"] == "switched off by GPUSCOPE_STARTUP"
+        missing, advice = startup.seen([str(tmp_path)])
+        assert "is not in site-packages" in missing
+        assert "gpuscope run" in advice
+        assert startup.NAME == backend.NAME
 
     def test_a_sampler_does_not_hide_the_test_span(self, run, receiver):
         """The test span is sent whatever the sampler would do with it."""
@@ -294,7 +306,7 @@ class TestDoctor:
         done = run("doctor", "--json", GPUSCOPE_EXPORTER="none", CUDA_VISIBLE_DEVICES="")
         assert done.returncode == 0
         assert "host spans only" in findings(done)["GPU"]["seen"]
-        assert re.match(r"\d+\.\d\d us per stage", findings(done)["cost"]["seen"])
+        assert re.match(r"[\d.]+ (ns|µs|ms) per stage", findings(done)["cost"]["seen"])
 
     def test_file_exporter(self, run, tmp_path):
         """The file exporter's folder is looked at and nothing is written into it."""

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-    from gpuscope._data.record import StageRecord, Trace
+    from gpuscope._data.record import StageRecord
     from gpuscope._data.wall_clock import WallClock
     from gpuscope._settings.config import Config
 
@@ -173,7 +173,7 @@ class Identities:
             Trace id, span id, parent's span id or 0, and whether it is exported.
 
         """
-        if record.trace.sampled is None and self._keeps_all(record.trace):
+        if record.trace.sampled is None and not record.trace.parent_id and self.keeps_roots():
             record.trace.sampled = True  # No other answer is possible, so this need not wait for a turn.
         if not self.sdk and record.trace.sampled is not None and settled_ids(record) is None:
             # Nobody has asked for the ids, and nobody else makes them. The general way takes five times as long.
@@ -249,7 +249,7 @@ class Identities:
 
     def _decide(self, record: StageRecord) -> None:
         if record.trace.sampled is None:
-            if self._keeps_all(record.trace):
+            if not record.trace.parent_id and self.keeps_roots():
                 record.trace.sampled = True
                 return
             root = root_stage(record)
@@ -258,9 +258,6 @@ class Identities:
     def keeps_roots(self) -> bool:
         """Return whether the sampler whose decision it is keeps every trace that begins in this process."""
         return self._sampler.keeps_all if self.look_for_provider() is None else self._judge.keeps_roots()
-
-    def _keeps_all(self, trace: Trace) -> bool:
-        return not trace.parent_id and self.keeps_roots()
 
     def _decision(self, root: StageRecord) -> bool:
         sampler, context, trace_id = sampler_of(self.provider), self._parent_context(root), root.trace.trace_id

@@ -123,7 +123,8 @@ def _closure(function: Callable[..., object], wrapper: FunctionType) -> tuple[Ce
 _OURS = frozenset(
     f"__{name}__"
     for names in (
-        "annotate annotate_func call class copy deepcopy del delattr dict dir doc get getattr getattribute getnewargs getnewargs_ex getstate",
+        "annotate annotate_func call class copy deepcopy del delattr dict dir doc get getattr getattribute",
+        "getnewargs getnewargs_ex getstate",
         "hash init init_subclass module new reduce reduce_ex repr setattr setstate sizeof slots subclasshook weakref",
         "wrapped",
     )

@@ -181,7 +181,7 @@ class Own(enum.Enum):
     """The program says how its members are shown; one holds a tensor."""
 
     PLAIN = 1
-    TENSOR = torch.ones(2)
+    TENSOR = torch.full((1,), 7.0)
 
     def __repr__(self):
         raise AssertionError("printed")

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import gpuscope
 from gpuscope._collecting.active_exporters import automatic_exporter, exporters_in_use, uses_of_variables
 from gpuscope._data.native import native
+from gpuscope._data.plain.durations import duration
 from gpuscope._log import logger
 from gpuscope._settings.complaints import METRICS
 from gpuscope._settings.config import Config, read_environment
 from gpuscope._settings.environment import wants_native
 from gpuscope._settings.shown import shown_path, shown_setting
+from gpuscope.commands._checks.startup import seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +74,7 @@ def _listening() -> Iterator[list[str]]:
 
 def all_checks() -> tuple[Callable[[], Iterator[Finding]], ...]:
     """Return the checks, in the order in which their findings make sense."""
-    return versions, devices, nvtx, settings, exporters, endpoint, files, recording, compiling
+    return versions, devices, nvtx, startup, settings, exporters, endpoint, files, recording, compiling
 
 
 def versions() -> Iterator[Finding]:
@@ -135,6 +137,12 @@ def nvtx() -> Iterator[Finding]:
         yield Finding("NVTX", OK, f"a tool is listening; ranges are in the domain `{DOMAIN}`")
     else:
         yield Finding("NVTX", OK, "no tool is listening, so ranges cost nothing (nsys or ncu must start the program)")
+
+
+def startup() -> Iterator[Finding]:
+    """What Python's start does for programs that do not import gpuscope."""
+    found, advice = seen()
+    yield Finding("start-up", WARNING if advice else OK, found, advice)
 
 
 def settings() -> Iterator[Finding]:
@@ -217,19 +225,20 @@ def recording() -> Iterator[Finding]:
         statistics = gpuscope.statistics()
         gpuscope.shutdown(1.0)
     if gpu is None:
-        yield Finding("cost", OK, f"{stage_ns / 1e3:.2f} us per stage on the calling thread")
+        yield Finding("cost", OK, f"{duration(stage_ns / 1e6)} per stage on the calling thread")
         return
     pair_ns = cost.bare_pair(gpu)
+    pair = f"a bare pair of events: {duration(pair_ns / 1e6)}"
     yield Finding(
         "cost",
         OK,
-        f"{stage_ns / 1e3:.2f} us per stage on the calling thread (a bare pair of events: {pair_ns / 1e3:.2f} us)",
+        f"{duration(stage_ns / 1e6)} per stage on the calling thread ({pair})",
     )
     if statistics.clock_uncertainty_ns is None:
         untimed = ", ".join(statistics.untimed) or "no reason given"
         yield Finding("clock", PROBLEM, f"the GPU's clock could not be read ({untimed})", "Stages get host spans only.")
     else:
-        yield Finding("clock", OK, f"GPU spans are placed within {statistics.clock_uncertainty_ns / 1e3:.1f} us")
+        yield Finding("clock", OK, f"GPU spans are placed within {duration(statistics.clock_uncertainty_ns / 1e6)}")
 
 
 def compiling() -> Iterator[Finding]:
