@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import gpuscope
+from gpuscope.__main__ import _parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -60,6 +62,31 @@ def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
         compiled = compile(code, name(page), "exec")
         if torch.cuda.is_available() or not any(word in code for word in NEEDS_GPU):
             exec(compiled, names)
+
+
+def commands(page):
+    """The words of each command of a page, without prompts, comments and what a block shows of the output."""
+    for language in ("bash", "console", "sh"):
+        for block in blocks(page, language):
+            with_prompts = re.findall(r"^\$ (.*)$", block, re.MULTILINE)
+            for line in with_prompts or block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                while words:
+                    end = next((place for place, word in enumerate(words) if word in ("&&", "|", "&")), len(words))
+                    yield words[:end]
+                    words = words[end + 1 :]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name)
+def test_commands_of_a_page_are_understood(page):
+    """Variables of ours that stand before a command exist, and `gpuscope` takes the options that it is given."""
+    known = (DOCS / "settings.md").read_text(encoding="utf-8")
+    for words in commands(page):
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            variable = words.pop(0).partition("=")[0]
+            assert not variable.startswith("GPUSCOPE") or f"`{variable}`" in known, variable
+        if words[:1] == ["gpuscope"]:
+            _parser().parse_args(words[1:])  # Ends the process where it takes something for wrong.
 
 
 @pytest.mark.parametrize("page", PROSE, ids=name)
