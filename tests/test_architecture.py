@@ -52,7 +52,7 @@ BEHIND_THE_DOORS = (
     "sitecustomize.py",
 )
 """Of `commands/`, those that may import private rooms."""
-ORDER = ("_reading/", "_structure/", "_verdicts/", "_viewers/")
+ORDER = ("_reading/", "_structure/", "_busy/", "_verdicts/", "_viewers/")
 """Of `analysis/`: none imports what stands after it."""
 
 

@@ -29,6 +29,11 @@ CLOCK_UNCERTAINTY = "gpuscope.clock.uncertainty"
 GRAPH_OUTSIDE = "gpuscope.graph.outside"
 """Seconds of a stage's replays of CUDA graphs that lie in no stage inside. Only viewers show it."""
 
+GPU_SAMPLES = "gpuscope.gpu.samples"
+"""On a GPU span: how often its stream was asked for work while the stream was in this stage and in none inside it."""
+GPU_HAD_WORK = "gpuscope.gpu.had_work"
+"""The part of these answers, from 0 to 1, that found work queued or running."""
+
 CUDA_STREAM = "gpuscope.cuda.stream"
 DEVICE_INDEX = "gpuscope.device.index"
 

@@ -34,7 +34,7 @@ _NEAR = 2**20
 A span id at most this far from a known one is taken to be ours. Ours are counted up from a random start, so an id that
 somebody else made at random is this near once in ten million times, even beside a million of ours.
 """
-_NO_GPU = GpuPart(-1, 0, 0, 0, 0)
+_NO_GPU = GpuPart(-1, 0, 0, 0, 0, 0, 0)
 
 
 def read(paths: Iterable[str | PathLike[str]], *, progress: Callable[[int, int], object] | None = None) -> Recording:
@@ -88,7 +88,7 @@ def _recording(lines: Lines) -> Recording:
     if lines.gpu:
         lines.skipped["GPU spans without a host span"] = len(lines.gpu)
     stage, thread, start_ns, end_ns, flags, error = _columns([row.numbers for row in rows], 6)
-    stream, gpu_start_ns, gpu_end_ns, uncertainty_ns, gpu_flags = _columns(parts, 5)
+    stream, gpu_start_ns, gpu_end_ns, uncertainty_ns, gpu_flags, samples, had_work = _columns(parts, 7)
     parent = _parents(rows, place)
     return Recording(
         names=tuple(lines.names),
@@ -107,6 +107,8 @@ def _recording(lines: Lines) -> Recording:
         uncertainty_ns=uncertainty_ns,
         flags=(flags | gpu_flags).astype(np.uint32),
         error=error.astype(np.bool_),
+        samples=samples,
+        had_work=had_work,
         trace_id=tuple(row.key[0] for row in rows),
         span_id=tuple(row.key[1] for row in rows),
         # Of a stage inside a replay whose caller is missing there are attributes, and no row.

@@ -112,6 +112,10 @@ class Recording:
     """`RowFlag` bits."""
     error: NDArray[np.bool_]
     """Whether an exception left the stage."""
+    samples: NDArray[np.int64]
+    """How often its stream was asked for work while the stream was in this stage and in none inside it; mostly 0."""
+    had_work: NDArray[np.int64]
+    """How many of these answers found work queued or running."""
     trace_id: tuple[str, ...]
     """Hexadecimal, one per row."""
     span_id: tuple[str, ...]

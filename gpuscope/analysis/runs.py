@@ -72,9 +72,10 @@ def only(recording: Recording, run: Run) -> Recording:
     place = np.full(len(recording.stage) + 1, -1)  # The last is for those without a parent.
     place[rows] = np.arange(len(rows))
     columns = ("stage", "thread", "stream", "host_start_ns", "host_end_ns", "gpu_start_ns", "gpu_end_ns")
+    more = ("uncertainty_ns", "flags", "error", "samples", "had_work")
     return replace(
         recording,
-        **{name: getattr(recording, name)[rows] for name in (*columns, "uncertainty_ns", "flags", "error")},
+        **{name: getattr(recording, name)[rows] for name in (*columns, *more)},
         parent=place[recording.parent[rows]],
         root=place[recording.root[rows]],
         trace_id=tuple(recording.trace_id[row] for row in rows.tolist()),

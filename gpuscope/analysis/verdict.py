@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 from gpuscope.analysis._verdicts.advice import BETWEEN, LESS_IN_THE_GRAPH, advise, begin_with
-from gpuscope.analysis._verdicts.answers import answer
-from gpuscope.analysis._verdicts.calls import HOST_NOT_READY, Material
+from gpuscope.analysis._verdicts.answers import answer, because_of
+from gpuscope.analysis._verdicts.calls import Material
 from gpuscope.analysis._verdicts.cold import find_cold
-from gpuscope.analysis._verdicts.decide import (
-    ENOUGH,
-    decide,
-    doubt_about,
-    doubt_about_all,
-    doubt_about_replayed,
-    rests_on_pace,
-)
+from gpuscope.analysis._verdicts.decide import ENOUGH, doubt_about_all, doubt_about_replayed, rule
 from gpuscope.analysis._verdicts.evidence import gather
 from gpuscope.analysis._verdicts.findings import (
     CPU_BOUND,
@@ -37,16 +31,15 @@ from gpuscope.analysis._verdicts.findings import (
 )
 from gpuscope.analysis._verdicts.fit import Fit, fit_cost
 from gpuscope.analysis._verdicts.rhythm import rhythm_of
-from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
+from gpuscope.analysis._verdicts.weigh import EVENTS, HOST_NOT_READY, by_answers, by_events, gain_part, idle_causes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
     from gpuscope.analysis._verdicts.calls import CallsOfStage
-    from gpuscope.analysis._verdicts.decide import Doubt
+    from gpuscope.analysis._verdicts.decide import Doubt, Ruling
     from gpuscope.analysis._verdicts.rhythm import Rhythm
+    from gpuscope.analysis._verdicts.weigh import Weighed
     from gpuscope.analysis.recording import Recording
 
 Fields: TypeAlias = dict[str, Any]
@@ -64,15 +57,18 @@ def judge(recording: Recording) -> Findings:
     """
     material = Material(recording, gather(recording), find_cold(recording))
     doubt = doubt_about_all(recording)
-    answers, requests, stages = [], [], []
-    for calls in material.calls():
+    answers, requests, stages, whole = [], [], [], {}
+    for calls in material.calls():  # Requests come before the stages in them.
         if calls.replayed and not calls.outermost:
             stages.append(_judge_replayed(calls, doubt))
         elif calls.outermost:
-            requests.append(_judge_requests(calls, doubt))
-            answers.append(answer(calls, requests[-1]))
+            request, ruling = _judge_requests(calls, doubt)
+            requests.append(request)
+            answers.append(answer(calls, request))
+            whole[calls.kind] = calls, ruling.weighed
         else:
-            stages.append(StageVerdict(**_judge_calls(calls, doubt)))
+            fields, _ = _judge_calls(calls, doubt)
+            stages.append(StageVerdict(**_no_more_than(fields, *whole[calls.kind])))
     return Findings(
         answers=tuple(answers),
         requests=tuple(requests),
@@ -81,6 +77,15 @@ def judge(recording: Recording) -> Findings:
         notes=tuple(_notes(recording)),
         no_gpu=_no_gpu(recording),
     )
+
+
+def _no_more_than(fields: Fields, requests: CallsOfStage, weighed: Weighed) -> Fields:
+    """Return the fields of a stage, whose gain is no larger than what the requests gain where all stages are so."""
+    if fields["gain_ms"] is None:
+        return fields
+    limit_ms = requests.gain_ms(gain_part(requests, fields["verdict"], weighed))
+    gain_ms = min(fields["gain_ms"], limit_ms)
+    return fields | {"gain_ms": gain_ms, "gain_share": gain_ms / (requests.material.request_ms(requests.kind) or 1.0)}
 
 
 def _no_gpu(recording: Recording) -> str:
@@ -100,23 +105,40 @@ def _notes(recording: Recording) -> Iterator[str]:
         yield f"Stages whose outer stage is not in the files, treated as requests: {losses.orphans:,}."
 
 
-def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> Fields:
-    """Return the fields of a `StageVerdict`."""
-    evidence = calls.material.evidence
-    doubt = doubt or doubt_about(calls)
-    verdict = UNKNOWN if doubt else str(decide(calls.share(evidence.wait_ns), calls.share(evidence.idle_ns)))
+def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> tuple[Fields, Ruling]:
+    """Return the fields of a `StageVerdict`, and what they rest on."""
+    ruling = rule(calls, doubt)
+    verdict, doubt = ruling.verdict, ruling.doubt
     cost, no_cost = _cost(calls, verdict)
-    gain_ms = None if doubt else calls.gain_ms(_gain_ns(calls, verdict))
+    gain_ms = None if doubt else calls.gain_ms(gain_part(calls, verdict, ruling.weighed))
     return {
         **_figures(calls),
+        **_shares(calls, ruling.weighed),
         "verdict": verdict,
-        "because": doubt.because if doubt else _because(calls, verdict),
-        "assumes": f"that it {NO_WAIT_INSIDE}" if not doubt and rests_on_pace(calls) else None,
+        "because": doubt.because if doubt else because_of(calls, ruling),
+        "assumes": f"that it {NO_WAIT_INSIDE}" if ruling.rests_on_pace else None,
         "gain_ms": gain_ms,
         "gain_share": None if gain_ms is None else gain_ms / (calls.material.request_ms(calls.kind) or 1.0),
         "cost": cost,
         "no_cost": no_cost,
-        "next_steps": doubt.next_steps if doubt else _advice(calls, verdict, cost),
+        "next_steps": doubt.next_steps if doubt else _advice(calls, ruling, cost),
+    }, ruling
+
+
+def _shares(calls: CallsOfStage, weighed: Weighed) -> Fields:
+    """Return how the time divides, as far as it is known that the GPU was used at all."""
+    busy, asked = calls.busy, dict.fromkeys(("busy_share", "busy_range"))
+    if busy is not None:  # It is shown even where it is too wide to decide.
+        answered = by_answers(calls, by_events(calls), busy)
+        asked = {"busy_share": 1 - answered.idle, "busy_range": (1 - answered.idle_high, 1 - answered.idle_low)}
+    asked |= {"answers": busy.answers if busy else 0, "answered_requests": busy.requests if busy else 0}
+    if not len(calls.timed):
+        return {**asked, **dict.fromkeys(("wait_share", "idle_share")), "witness": EVENTS}
+    return {
+        "wait_share": weighed.wait,
+        "idle_share": weighed.idle,
+        **asked,
+        "witness": weighed.by,
     }
 
 
@@ -124,11 +146,15 @@ def _judge_replayed(calls: CallsOfStage, doubt: Doubt | None) -> StageVerdict:
     """Return the verdict on a stage inside a graph. The host has no part in it: gpu-bound or unknown."""
     recording, doubt = calls.material.recording, doubt or doubt_about_replayed(calls)
     gpu_ms = calls.median_ms(recording.gpu_end_ns - recording.gpu_start_ns, timed=True)
-    nothing = dict.fromkeys(("host_ms", "launch_to_start_ms", "lag_ms", "wait_share", "idle_share", "request_share"))
+    nothing = dict.fromkeys(("host_ms", "launch_to_start_ms", "lag_ms", "request_share"))
+    nothing |= dict.fromkeys(("wait_share", "idle_share", "busy_share", "busy_range"))
     share, around = calls.share_of_caller(), calls.launched_by()
     because = f"It takes {share:.0%} of the time on the GPU of `{around}`, whose CUDA graph contains it."
     return StageVerdict(
         **(_figures(calls) | nothing | {"duration_ms": gpu_ms, "waits_for": None}),
+        answers=0,
+        answered_requests=0,
+        witness=EVENTS,
         verdict=UNKNOWN if doubt else GPU_BOUND,
         because=doubt.because if doubt else because,
         assumes=None,
@@ -141,7 +167,7 @@ def _judge_replayed(calls: CallsOfStage, doubt: Doubt | None) -> StageVerdict:
 
 
 def _figures(calls: CallsOfStage) -> Fields:
-    material, recording, evidence = calls.material, calls.material.recording, calls.material.evidence
+    material, recording = calls.material, calls.material.recording
     host_ns = recording.host_end_ns - recording.host_start_ns
     return {
         "name": calls.name,
@@ -154,48 +180,9 @@ def _figures(calls: CallsOfStage) -> Fields:
         "gpu_ms": calls.median_ms(recording.gpu_end_ns - recording.gpu_start_ns, timed=True),
         "launch_to_start_ms": calls.median_ms(recording.gpu_start_ns - recording.host_start_ns, timed=True),
         "lag_ms": calls.median_ms(recording.gpu_end_ns - recording.host_end_ns, timed=True),
-        "wait_share": calls.share(evidence.wait_ns) if len(calls.timed) else None,
-        "idle_share": calls.share(evidence.idle_ns) if len(calls.timed) else None,
         "request_share": calls.requests.part(calls.rows, recording.host_start_ns, recording.host_end_ns),
         "waits_for": calls.waits_for(),
     }
-
-
-def _gain_ns(calls: CallsOfStage, verdict: str) -> NDArray[np.int64]:
-    """Return for each row of the recording what a call that is bounded so could gain."""
-    evidence, recording = calls.material.evidence, calls.material.recording
-    if verdict == GPU_BOUND:
-        # The time that the host waited inside, and the work that the GPU still had when the host had gone on.
-        own_ns = np.where(recording.measured, recording.gpu_end_ns - recording.gpu_start_ns, 0).clip(0)
-        gain_ns = evidence.wait_ns + np.minimum(np.maximum(evidence.end_ns - recording.host_end_ns, 0), own_ns)
-    else:
-        gain_ns = evidence.idle_ns if verdict == CPU_BOUND else np.minimum(evidence.wait_ns, evidence.idle_ns)
-    least_ns: NDArray[np.int64] = np.minimum(gain_ns, calls.material.duration_ns)
-    return least_ns
-
-
-def _because(calls: CallsOfStage, verdict: str) -> str:
-    evidence = calls.material.evidence
-    wait, idle, copy, unproven = (
-        calls.share(each) for each in (evidence.wait_ns, evidence.idle_ns, evidence.copy_ns, evidence.unproven_ns)
-    )
-    waits_for = calls.waits_for()
-    work = f"the work of `{waits_for}`" if waits_for else "earlier work"
-    if verdict == CPU_BOUND:
-        return (
-            f"The GPU keeps up with the host: for {idle:.0%} of the time it has nothing to do, or waits for launches."
-        )
-    if verdict == PIPELINE_BOUND:
-        what = "a copy" if copy >= wait / 2 else work
-        return (
-            f"Host and GPU take turns: for {wait:.0%} of the time the host waits for {what}, and for {idle:.0%} "
-            "the GPU has nothing else to do."
-        )
-    least, most = f"{100 * (1 - idle - unproven):.0f}", f"{1 - idle:.0%}"
-    busy = f"The GPU has work for {most if f'{least}%' == most else f'{least} to {most}'} of the time"
-    return (
-        f"{busy}; for {wait:.0%} the host waits for {work}." if wait >= ENOUGH else f"{busy}, and is behind the host."
-    )
 
 
 def _cost(calls: CallsOfStage, verdict: str) -> tuple[Fit | None, str]:
@@ -217,12 +204,12 @@ def _cost(calls: CallsOfStage, verdict: str) -> tuple[Fit | None, str]:
     return None, "; ".join(refused) or "no attribute says how much work it is given (`batch_size`, `tokens`, `bytes`)"
 
 
-def _advice(calls: CallsOfStage, verdict: str, cost: Fit | None) -> tuple[str, ...]:
+def _advice(calls: CallsOfStage, ruling: Ruling, cost: Fit | None) -> tuple[str, ...]:
     evidence, attributes = calls.material.evidence, calls.material.recording.attributes
     return advise(
-        verdict,
+        ruling.verdict,
         waits=float(evidence.waits[calls.judged].sum()) / max(1, len(calls.requests.rows)),
-        wait_share=calls.share(evidence.wait_ns),
+        wait_share=ruling.weighed.wait,
         copy_share=calls.share(evidence.copy_ns),
         copies="bytes" in attributes.get(int(calls.judged[0]), {}),
         waits_for=calls.waits_for(),
@@ -230,28 +217,28 @@ def _advice(calls: CallsOfStage, verdict: str, cost: Fit | None) -> tuple[str, .
     )
 
 
-def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> RequestVerdict:
-    fields, rhythm = _judge_calls(calls, doubt), rhythm_of(calls)
-    idle = _idle(calls, fields["duration_ms"])
+def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> tuple[RequestVerdict, Ruling]:
+    (fields, ruling), rhythm = _judge_calls(calls, doubt), rhythm_of(calls)
+    idle = _idle(calls, ruling.weighed, fields["duration_ms"])
     slowest = next((cause.stage for cause in idle if cause.cause == HOST_NOT_READY), None)
     if fields["verdict"] == CPU_BOUND and slowest not in (None, calls.name):
-        fields["assumes"] = f"that `{slowest}` {NO_WAIT_INSIDE}"
+        fields["assumes"] = fields["assumes"] and f"that `{slowest}` {NO_WAIT_INSIDE}"
         fields["next_steps"] = begin_with(str(slowest)), *fields["next_steps"][:1]
     if rhythm is not None and len(calls.timed):
         idle = sorted([*idle, rhythm.between], key=lambda cause: -cause.ms)
         if fields["verdict"] != UNKNOWN and rhythm.regular and rhythm.between.share >= ENOUGH:
             fields |= _bound_between(fields, rhythm)
-    return RequestVerdict(**fields, idle=tuple(idle), period_ms=rhythm.period_ms if rhythm else None)
+    return RequestVerdict(**fields, idle=tuple(idle), period_ms=rhythm.period_ms if rhythm else None), ruling
 
 
-def _idle(calls: CallsOfStage, duration_ms: float) -> list[IdleCause]:
+def _idle(calls: CallsOfStage, weighed: Weighed, duration_ms: float) -> list[IdleCause]:
     """Return where inside a request the GPU has nothing to do, longest first; parts under 0.1 % are left out."""
     if not len(calls.timed):
         return []  # Without GPU times, it is not known that the GPU had nothing to do.
     takes_ms = min(calls.material.request_ms(calls.kind), duration_ms)  # They differ where times run backwards.
     found = [
         IdleCause(cause=cause, stage=stage, ms=ns / calls.total_ns * takes_ms, share=ns / calls.total_ns)
-        for (cause, stage), ns in calls.idle_causes().items()
+        for (cause, stage), ns in idle_causes(calls, weighed).items()
     ]
     return sorted((cause for cause in found if cause.share >= 1 / 1000), key=lambda cause: -cause.ms)
 

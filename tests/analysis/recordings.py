@@ -43,6 +43,8 @@ class Stage:
     flags: int = 0
     error: bool = False
     uncertainty: float = 3.0
+    samples: int = 0
+    had_work: int = 0
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
     def shifted(self, by: float) -> Stage:
@@ -117,6 +119,8 @@ def _build(rows: list[_Row], losses: Losses) -> Recording:
         uncertainty_ns=np.array([row.stage.uncertainty * 1e3 if row.stage.gpu else 0 for row in rows], np.int64),
         flags=np.array([row.stage.flags for row in rows], np.uint32),
         error=np.array([row.stage.error for row in rows], np.bool_),
+        samples=np.array([row.stage.samples for row in rows], np.int64),
+        had_work=np.array([row.stage.had_work for row in rows], np.int64),
         trace_id=tuple(f"{(row.root or row).index + 1:032x}" for row in rows),
         span_id=tuple(f"{row.index + 1:016x}" for row in rows),
         attributes={row.index: dict(row.stage.attributes) for row in rows if row.stage.attributes},

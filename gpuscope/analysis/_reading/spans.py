@@ -19,6 +19,8 @@ from gpuscope._data.attributes import (
     FILE,
     FLAGS,
     FUNCTION,
+    GPU_HAD_WORK,
+    GPU_SAMPLES,
     GRAPH,
     HOST_DURATION,
     HOST_NAME,
@@ -58,13 +60,14 @@ _ERROR = 2
 _PARENT_REMOTE = 0x200
 """`SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`."""
 _END_OF_TIME = 2**63
+_MANY = 2**31
 _FLAGS = {name: flag for flag, name in FLAGS.items()}
 _NOT_THE_APPLICATIONS = OURS | {THREAD_ID, THREAD_NAME, FUNCTION, FILE, LINE}
 _STAGE = (STAGE, THREAD_ID, THREAD_NAME)
 _STREAM = (CUDA_STREAM, DEVICE_INDEX, HW_MODEL, HW_ID)
 _STREAM_BEFORE = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
 """The same in files of earlier versions."""
-_NOT_OF_GRAPHS = {CLAMPED, CLOCK_UNCERTAINTY, HW_TYPE, HW_VENDOR, *_STREAM, *_STREAM_BEFORE}
+_NOT_OF_GRAPHS = {CLAMPED, CLOCK_UNCERTAINTY, GPU_HAD_WORK, GPU_SAMPLES, HW_TYPE, HW_VENDOR, *_STREAM, *_STREAM_BEFORE}
 """Ours as well, on the one span of a stage inside a graph, which is a GPU span."""
 _NOTHING: JsonObject = {}
 _IDENTITY = (SERVICE_NAME, SERVICE_INSTANCE_ID, HOST_NAME, PROCESS_PID)
@@ -98,6 +101,8 @@ class GpuPart(NamedTuple):
     end_ns: int
     uncertainty_ns: int
     flags: int
+    samples: int
+    had_work: int
 
 
 class Lines:
@@ -204,7 +209,7 @@ class Lines:
             key = _id(span["traceId"], 32), _id(span["spanId"], 16)
             if key not in self.host:
                 self._take_host(process, span, values, key)
-        self.gpu[key] = GpuPart(stream, start_ns, end_ns, uncertainty_ns, _flags(values))
+        self.gpu[key] = GpuPart(stream, start_ns, end_ns, uncertainty_ns, _flags(values), *_answers(values))
 
     def _numbers(
         self, process: int, values: JsonObject, names: tuple[str, ...], make: Callable[..., tuple[int, ...]]
@@ -248,6 +253,16 @@ def _interval(span: JsonObject) -> tuple[int, int]:
     if not 0 < start_ns <= end_ns < _END_OF_TIME:
         raise ValueError(start_ns, end_ns)
     return start_ns, end_ns
+
+
+def _answers(values: JsonObject) -> tuple[int, int]:
+    """Return how often the stream was asked for work during the stage, and how often it had some."""
+    if GPU_SAMPLES not in values:
+        return 0, 0
+    samples, share = int(plain(values[GPU_SAMPLES])), float(plain(values[GPU_HAD_WORK]))
+    if not 0 <= samples < _MANY or not 0 <= share <= 1:
+        raise ValueError(samples, share)
+    return samples, round(samples * share)
 
 
 def _flags(values: JsonObject) -> int:

@@ -63,6 +63,9 @@ SPLIT_HOST = "Give the host work before the launches a stage of its own."
 SPLIT_KINDS = "If it does different things in different calls, give them stages with different names."
 LOOK_INSIDE = "`gpuscope profile` shows the kernels, copies and waits inside."
 MORE_CALLS = "Record for longer."
+ASK_THE_GPU = (
+    "Record with gpuscope's parts in C and `GPUSCOPE_SAMPLE_HZ` above 0: then streams are asked whether they have work."
+)
 RECORD_MORE = "Raise `GPUSCOPE_QUEUE_SIZE`, or see in `gpuscope.statistics()` what was lost and why."
 WITH_GPU = "`gpuscope doctor` says whether GPU times can be recorded here; put graph captures into the warm-up."
 SPLIT_TASKS = "Give each task or thread an outermost stage of its own."

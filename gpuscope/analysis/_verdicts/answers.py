@@ -14,14 +14,18 @@ import numpy as np
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.plain.durations import duration
 from gpuscope.analysis._structure.parts import counted
-from gpuscope.analysis._verdicts.findings import UNKNOWN, Answer
+from gpuscope.analysis._verdicts.decide import ENOUGH
+from gpuscope.analysis._verdicts.findings import CPU_BOUND, PIPELINE_BOUND, UNKNOWN, Answer
 from gpuscope.analysis._verdicts.host_only import where_time_goes
+from gpuscope.analysis._verdicts.weigh import ANSWERS, SLOPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope.analysis._verdicts.calls import CallsOfStage
+    from gpuscope.analysis._verdicts.decide import Ruling
     from gpuscope.analysis._verdicts.findings import RequestVerdict
+    from gpuscope.analysis._verdicts.weigh import Weighed
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,58 @@ def answer(calls: CallsOfStage, verdict: RequestVerdict) -> Answer:
         on_gpu=on_gpu,
         median_row=spread.median_row,
         slowest_row=spread.slowest_row,
+    )
+
+
+def because_of(calls: CallsOfStage, ruling: Ruling) -> str:
+    """Return what a verdict rests on, as a sentence."""
+    weighed, waits_for = ruling.weighed, calls.waits_for()
+    wait, idle = weighed.wait, weighed.idle
+    work = f"the work of `{waits_for}`" if waits_for else "earlier work"
+    if ruling.verdict == PIPELINE_BOUND:
+        what = "a copy" if calls.share(calls.material.evidence.copy_ns) >= wait / 2 else work
+        because = (
+            f"Host and GPU take turns: for {wait:.0%} of the time the host waits for {what}, and for {idle:.0%} "
+            "the GPU has nothing else to do."
+        )
+        return f"{because} {_asked(calls, weighed)}".strip()
+    if ruling.verdict == CPU_BOUND:
+        because = f"for {idle:.0%} of the time it has nothing to do, or waits for launches."
+        if weighed.by == ANSWERS:
+            return f"{_asked(calls, weighed)} The host keeps it waiting: {because}"
+        return f"The GPU keeps up with the host: {because}{_told(weighed, 'longer')}"
+    waits = f"for {wait:.0%} the host waits for {work}." if wait >= ENOUGH else ""
+    if weighed.by == ANSWERS:
+        return f"{_asked(calls, weighed)} {waits[:1].upper()}{waits[1:]}".strip()
+    least, most = f"{100 * (1 - idle - weighed.unproven):.0f}", f"{1 - idle:.0%}"
+    busy = f"The GPU has work for {most if f'{least}%' == most else f'{least} to {most}'} of the time"
+    return (
+        f"{busy}; {waits}{_told(weighed, 'no longer')}"
+        if waits
+        else (f"{busy}, and is behind the host.{_told(weighed, 'no longer')}")
+    )
+
+
+def _asked(calls: CallsOfStage, weighed: Weighed) -> str:
+    """Return what streams answered when they were asked; empty where that is not what decided."""
+    busy = calls.busy
+    if weighed.by != ANSWERS or busy is None:
+        return ""
+    low, high, share = (f"{100 * (1 - each):.0f}" for each in (weighed.idle_high, weighed.idle_low, weighed.idle))
+    return (
+        f"The GPU had work, queued or running, for {share}% of the time ({low} to {high}%; "
+        f"{busy.answers:,} answers in {busy.requests:,} requests)."
+    )
+
+
+def _told(weighed: Weighed, how: str) -> str:
+    """Return what the slope says, if that is what decided."""
+    if weighed.by != SLOPE or weighed.slope is None:
+        return ""
+    low, high = weighed.slope.low, weighed.slope.high
+    return (
+        f" Calls whose launches take longer take {how} on the GPU ({low:.2f} to {high:.2f} of it), over "
+        f"{weighed.slope.calls:,} calls."
     )
 
 

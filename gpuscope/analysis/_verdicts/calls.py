@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._busy.sampled import Sampled
+from gpuscope.analysis._busy.slope import Slope, slope_of
+from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.kinds import kinds
 from gpuscope.analysis._structure.own_time import own_ns
 from gpuscope.analysis._structure.parts import Requests, counted
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope.analysis._busy.estimate import Share
     from gpuscope.analysis._verdicts.cold import Cold
     from gpuscope.analysis._verdicts.evidence import Evidence
     from gpuscope.analysis.recording import Recording
@@ -66,6 +70,27 @@ class Material:
         rows = np.flatnonzero((self.recording.parent < 0) & (self.recording.stage == kind))
         took_ns = self.evidence.end_ns - self.recording.host_start_ns
         return float(np.median(took_ns[counted(self.recording, rows)])) / 1e6
+
+    @cached_property
+    def sampled(self) -> Sampled:
+        """The answers of streams that were asked whether they had work; not in copies that the host waits for."""
+        evidence = self.evidence
+        copies = np.zeros(len(self.recording.stage), np.bool_)
+        copies[evidence.segments.owner[evidence.kind == Activity.COPIES]] = True
+        return Sampled(self.recording, copies)
+
+    def slope(self, rows: NDArray[np.int64]) -> Slope | None:
+        """Return how the GPU interval of a stage's calls moves with their host time, worked out once per stage."""
+        recording = self.recording
+        key = int(recording.stage[recording.root[rows[0]]]), int(recording.stage[rows[0]]), len(rows)
+        if key not in self._slopes:
+            host_ns = recording.host_end_ns[rows] - recording.host_start_ns[rows]
+            self._slopes[key] = slope_of(host_ns, recording.gpu_end_ns[rows] - recording.gpu_start_ns[rows])
+        return self._slopes[key]
+
+    @cached_property
+    def _slopes(self) -> dict[tuple[int, int, int], Slope | None]:
+        return {}
 
     @cached_property
     def _requests(self) -> dict[int, Requests]:
@@ -119,8 +144,10 @@ class CallsOfStage:
 
     @cached_property
     def judged(self) -> NDArray[np.int64]:
-        """The rows that are neither warm-up nor cold, and contain no such call."""
-        return self.rows[~self.material.recording.around_warmup[self.rows] & ~self.material.cold.rows[self.rows]]
+        """The rows that are neither warm-up nor cold, contain no such call, and are in no warm-up request."""
+        recording = self.material.recording
+        left_out = recording.around_warmup | recording.in_warmup_request | self.material.cold.rows
+        return self.rows[~left_out[self.rows]]
 
     @cached_property
     def timed(self) -> NDArray[np.int64]:
@@ -152,16 +179,37 @@ class CallsOfStage:
         rows = counted(self.material.recording, rows)
         return float(np.median(value_ns[rows])) / 1e6 if len(rows) else None
 
-    def gain_ms(self, gain_ns: NDArray[np.int64]) -> float:
-        """
-        Return what a request gains in these calls, from a column of what each gains: never more than they or it take.
+    @cached_property
+    def busy(self) -> Share | None:
+        """The part of their time in which the GPU was found to have work, by asking it; None with too few answers."""
+        evidence, sampled = self.material.evidence, self.material.sampled
+        if not sampled.any:
+            return None
+        copies_ns = evidence.copy_idle_ns[self.judged].sum()
+        known_ns = self.total_ns - (evidence.idle_ns + evidence.unproven_ns)[self.judged].sum()
+        return sampled.busy(self.within, self.total_ns, int(copies_ns), int(known_ns))
 
-        It is the part of the judged calls' time that is gained, of the median call, times the calls of a request.
+    def gain_ms(self, part: float) -> float:
         """
-        part = min(1.0, self.share(gain_ns))
+        Return what a request gains in these calls, from the part that each gains: never more than they or it take.
+
+        It is that part of the median call, times the calls of a request.
+        """
+        part = min(1.0, part)
         often = len(self.requests.inside(self.judged)) / max(1, len(self.requests.rows))
         median_ms = self.median_ms(self.material.duration_ns) or 0.0
         return min(part * median_ms * often, self.material.request_ms(self.kind))
+
+    @cached_property
+    def within(self) -> NDArray[np.int64]:
+        """The judged rows and all rows inside them."""
+        recording = self.material.recording
+        chosen = np.zeros(len(recording.stage), np.bool_)
+        chosen[self.judged] = True
+        inside = chosen.copy()
+        for rows, above in ancestors(recording.parent):
+            inside[rows] |= chosen[above]
+        return np.flatnonzero(inside)
 
     def segments(self) -> NDArray[np.int64]:
         """Return the segments that the judged rows own; if they are requests, all segments of these requests."""
@@ -172,13 +220,12 @@ class CallsOfStage:
 
     def waits_for(self) -> str | None:
         """Return the stage whose GPU work the host waits longest for in these calls; None without a wait."""
-        segments = self.segments()
-        spans = self.material.evidence.segments
-        by_stage: dict[int, int] = {}
-        for segment in segments[self.material.evidence.waited_for[segments] >= 0].tolist():
-            stage = int(self.material.recording.stage[self.material.evidence.waited_for[segment]])
-            by_stage[stage] = by_stage.get(stage, 0) + int(spans.host_end_ns[segment] - spans.host_start_ns[segment])
-        return self.material.recording.names[max(by_stage, key=by_stage.__getitem__)] if by_stage else None
+        recording, awaited = self.material.recording, self.material.evidence.awaited
+        here = np.isin(awaited.segment, self.segments())
+        if not here.any():
+            return None
+        took_ns = np.bincount(recording.stage[awaited.owner[here]], awaited.ns[here])
+        return recording.names[int(np.argmax(took_ns))]
 
     def share_of_caller(self) -> float:
         """Return the time of these calls as a part of the stream time of the stages that launched their graphs."""
@@ -202,30 +249,6 @@ class CallsOfStage:
             return "GPU times are missing"
         row = int(rows[np.argmax(evidence.untimed_ns[rows])])
         return f"`{self.material.name(row)}` {_why_unmeasured(int(recording.flags[row]))}"
-
-    def idle_causes(self) -> dict[tuple[str, str], int]:
-        """Return the nanoseconds without GPU work in these requests, by cause and innermost stage."""
-        recording, evidence = self.material.recording, self.material.evidence
-        found: dict[tuple[str, str], int] = {}
-        segments = self.segments()
-        stages = recording.stage[evidence.segments.owner[segments]].tolist()
-        idle = evidence.segment_idle_ns[segments].tolist()
-        for kind, stage, ns in zip(evidence.kind[segments].tolist(), stages, idle, strict=True):
-            key = _CAUSES[Activity(kind)], recording.names[stage]
-            found[key] = found.get(key, 0) + ns
-        return found
-
-
-HOST_NOT_READY = "host not ready"
-_CAUSES = {
-    Activity.UNTIMED: "unclear",
-    Activity.AHEAD: HOST_NOT_READY,
-    Activity.WAITS: "waiting at a synchronisation",
-    Activity.COPIES: "waiting for a copy",
-    Activity.PACED: HOST_NOT_READY,
-    Activity.UNCLEAR: "unclear",
-}
-"""Why the GPU has nothing to do in a segment of each kind."""
 
 
 def _why_unmeasured(flags: int) -> str:

@@ -16,14 +16,14 @@ import numpy as np
 
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.kinds import end_to_end_ns
-from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
+from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
-    from gpuscope.analysis._verdicts.sizes import Shape
+    from gpuscope.analysis._structure.sizes import Shape
     from gpuscope.analysis.recording import Recording
 
 MIN_CALLS = 10

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gpuscope.analysis._busy.known import SEVERAL_DEVICES
 from gpuscope.analysis._verdicts.advice import (
+    ASK_THE_GPU,
     LARGER_STAGE,
     LOOK_INSIDE,
     MORE_CALLS,
@@ -23,13 +25,14 @@ from gpuscope.analysis._verdicts.advice import (
     SPLIT_WAIT,
     WITH_GPU,
 )
-from gpuscope.analysis._verdicts.evidence import SEVERAL_DEVICES
-from gpuscope.analysis._verdicts.findings import CPU_BOUND, GPU_BOUND, PIPELINE_BOUND
+from gpuscope.analysis._verdicts.findings import CPU_BOUND, GPU_BOUND, PIPELINE_BOUND, UNKNOWN
+from gpuscope.analysis._verdicts.weigh import ANSWERS, by_events, by_slope, weigh
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope.analysis._verdicts.calls import CallsOfStage
+    from gpuscope.analysis._verdicts.weigh import Weighed
     from gpuscope.analysis.recording import Recording
 
 MIN_CALLS = 10
@@ -38,6 +41,8 @@ ENOUGH = 0.2
 """From this part of the time on, waiting or having nothing to do matters."""
 AGREEMENT = 2 / 3
 """At least this part of the calls must, each alone, give the verdict that all give together."""
+NEAR = 0.1
+"""An interval no wider than this decides by its estimate, though it holds the boundary: both words are nearly right."""
 MAX_UNPROVEN = 0.5
 """A verdict that says that the GPU had work needs proof for all of the time but this part."""
 MAX_HIDDEN = 0.1
@@ -55,6 +60,8 @@ class Doubt(NamedTuple):
 
     because: str
     next_steps: tuple[str, ...]
+    of_answers: bool = False
+    """Whether it is about too few answers, so that there may be another witness."""
 
 
 def decide(wait_share: Share, idle_share: Share) -> NDArray[np.str_]:
@@ -68,11 +75,43 @@ def decide(wait_share: Share, idle_share: Share) -> NDArray[np.str_]:
     return np.where(idle_share < ENOUGH, GPU_BOUND, without_work)
 
 
-def rests_on_pace(calls: CallsOfStage) -> bool:
+class Ruling(NamedTuple):
+    """A verdict, or why there is none, and what it rests on."""
+
+    verdict: str
+    weighed: Weighed
+    doubt: Doubt | None = None
+    rests_on_pace: bool = False
+    """Whether it takes for granted that the host does not wait for the GPU where it seems to set the pace."""
+
+
+def rule(calls: CallsOfStage, doubt: Doubt | None = None) -> Ruling:
+    """
+    Return the verdict on some calls.
+
+    Args:
+        calls: Of one stage, or the requests of one kind.
+        doubt: Why there can be none on anything, if so.
+
+    """
+    weighed = weigh(calls)
+    doubt = doubt or doubt_about(calls) or _doubt_about_answers(weighed)
+    if weighed.by == ANSWERS and doubt is not None and doubt.of_answers:
+        # Too few answers do not take away what events tell without them.
+        weighed = by_slope(calls, by_events(calls))
+        doubt = doubt if _ambiguous(weighed) else None
+    doubt = doubt or _ambiguous(weighed) or _doubt_about_mixture(calls, weighed)
+    if doubt is not None:
+        return Ruling(UNKNOWN, weighed, doubt)
+    return Ruling(str(decide(weighed.wait, weighed.idle)), weighed, None, rests_on_pace(weighed))
+
+
+def rests_on_pace(weighed: Weighed) -> bool:
     """Return whether the verdict would change if the host waited for the GPU wherever it seems to set the pace."""
-    evidence = calls.material.evidence
-    wait, idle, paced = (calls.share(each) for each in (evidence.wait_ns, evidence.idle_ns, evidence.paced_ns))
-    return bool(decide(wait, idle) != decide(wait + paced, idle - paced))
+    wait, idle, paced = weighed.wait, weighed.idle, weighed.paced
+    # By answers it is known what the GPU did then, and what the host did is not.
+    waiting = decide(wait + paced, idle if weighed.by == ANSWERS else idle - paced)
+    return bool(decide(wait, idle) != waiting)
 
 
 def doubt_about_all(recording: Recording) -> Doubt | None:
@@ -102,9 +141,7 @@ def doubt_about(calls: CallsOfStage) -> Doubt | None:
         return Doubt(because, (SPLIT_TASKS,))
     if (evidence.device[calls.judged] == SEVERAL_DEVICES).any():
         return Doubt("A request uses several GPUs, which are not judged together.", (ONE_GPU,))
-    if np.median(calls.material.duration_ns[calls.judged]) < MIN_NS:
-        return _TOO_SHORT
-    return _ambiguous(calls)
+    return _TOO_SHORT if np.median(calls.material.duration_ns[calls.judged]) < MIN_NS else None
 
 
 def doubt_about_replayed(calls: CallsOfStage) -> Doubt | None:
@@ -130,29 +167,53 @@ def _too_few(count: int) -> Doubt:
     return Doubt(f"{count} {calls} besides warm-up and cold ones; a verdict needs at least {MIN_CALLS}.", (MORE_CALLS,))
 
 
-def _ambiguous(calls: CallsOfStage) -> Doubt | None:
-    evidence = calls.material.evidence
-    wait, idle, unclear, unproven = (
-        calls.share(each) for each in (evidence.wait_ns, evidence.idle_ns, evidence.unclear_ns, evidence.unproven_ns)
+def _doubt_about_answers(weighed: Weighed) -> Doubt | None:
+    low, high = weighed.idle_low, weighed.idle_high
+    if weighed.by != ANSWERS or high - low <= NEAR or decide(weighed.wait, low) == decide(weighed.wait, high):
+        return None
+    because = (
+        f"The GPU had work for {1 - high:.0%} to {1 - low:.0%} of the time, as far as its answers tell: they are too "
+        "few, or too unlike from request to request."
     )
+    return Doubt(because, (MORE_CALLS, LOOK_INSIDE), of_answers=True)
+
+
+def _ambiguous(weighed: Weighed) -> Doubt | None:
+    wait, idle, unclear, unproven = weighed.wait, weighed.idle, weighed.unclear, weighed.unproven
     verdict = decide(wait, idle)
     if verdict != decide(wait + unclear, idle - unclear):
         return Doubt(
             f"For {unclear:.0%} of the time the host either works or waits for the GPU; the stages do not show which.",
             (SPLIT_WAIT, LOOK_INSIDE),
         )
+    if verdict != decide(wait, idle - weighed.lags):
+        return Doubt(
+            f"For {weighed.lags:.0%} of the time the GPU, a little behind the launches, either has work all along or "
+            "waits for each of them; the stages do not show which.",
+            (ASK_THE_GPU, LOOK_INSIDE),
+        )
     if verdict == GPU_BOUND and idle + unproven > MAX_UNPROVEN:
         return Doubt(
             f"The GPU has work for at least {1 - idle - unproven:.0%} of the time; for another {unproven:.0%} that "
             "depends on whether the host launches all along, or only after other work.",
-            (SPLIT_HOST, LOOK_INSIDE),
+            (ASK_THE_GPU, SPLIT_HOST),
         )
-    duration_ns = calls.material.duration_ns[calls.judged]
-    each = decide(evidence.wait_ns[calls.judged] / duration_ns, evidence.idle_ns[calls.judged] / duration_ns)
-    agreeing = float((each == verdict).mean())
-    if agreeing < AGREEMENT:
-        because = (
-            f"Its calls differ: taken together they are {verdict}, but only {agreeing:.0%} of them are on their own."
-        )
-        return Doubt(because, (SPLIT_KINDS,))
     return None
+
+
+def _doubt_about_mixture(calls: CallsOfStage, weighed: Weighed) -> Doubt | None:
+    """Return the doubt if the calls, each alone, do not give the verdict that all give together."""
+    evidence, verdict = calls.material.evidence, decide(weighed.wait, weighed.idle)
+    duration_ns = calls.material.duration_ns[calls.judged]
+    open_ns = sum(each[calls.judged] for each in (evidence.paced_ns, evidence.unclear_ns, evidence.lags_ns))
+    sure_ns = np.maximum(evidence.idle_ns[calls.judged] - open_ns, 0)
+    open_ns = open_ns + evidence.unproven_ns[calls.judged]
+    # What one call alone does not show is taken to be as it is in all of them.
+    part = (weighed.idle * float(duration_ns.sum()) - float(sure_ns.sum())) / max(1.0, float(open_ns.sum()))
+    idle_ns = sure_ns + min(1.0, max(0.0, part)) * open_ns
+    each = decide(evidence.wait_ns[calls.judged] / duration_ns, idle_ns / duration_ns)
+    agreeing = float((each == verdict).mean())
+    if agreeing >= AGREEMENT:
+        return None
+    because = f"Its calls differ: taken together they are {verdict}, but only {agreeing:.0%} of them are on their own."
+    return Doubt(because, (SPLIT_KINDS,))

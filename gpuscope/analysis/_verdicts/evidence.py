@@ -22,12 +22,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gpuscope.analysis._busy.known import BEHIND_NS, devices, idle_within, known_busy
 from gpuscope.analysis._structure.ancestors import ancestors
-from gpuscope.analysis._structure.intervals import Intervals, covered, union
+from gpuscope.analysis._structure.intervals import Intervals
 from gpuscope.analysis._structure.parts import work_end_ns
 from gpuscope.analysis._structure.replays import replays_of
 from gpuscope.analysis._structure.segments import segments_of
@@ -35,23 +36,19 @@ from gpuscope.analysis._structure.segments import segments_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gpuscope.analysis._structure.replays import ReplayIntervals
     from gpuscope.analysis._structure.segments import Segments
     from gpuscope.analysis.recording import Recording
 
-BEHIND_NS = 10_000
-"""The GPU is behind only if by more than this and the clock's uncertainty: even an idle stream executes an event 3 to
-10 µs after it is recorded."""
 BEHIND_SHARE = 0.2
 """A GPU that is behind at the end by less than this part of the GPU interval has kept up, but for the last kernels."""
+LAGS_SHARE, LAGS_NS = 0.02, 50_000
+"""If it is behind by at least this part and this time, the last kernels alone may be too little to explain it."""
 MET_SHARE = 0.05
 """If the GPU is behind at the start by less than this part of the host's time, a wait for it explains little of it."""
 WAIT_TAIL = 0.25
 """A host that waited leaves soon after the stream has caught up: at most this part of its time comes after that."""
 COPY_BYTES_PER_NS = 1.0
 """Blocking copies from pageable memory reach 3 GB/s and more. At less than 1 GB/s, the time was hardly the copy's."""
-NO_DEVICE = -1
-SEVERAL_DEVICES = -2
 
 
 class Activity(IntEnum):
@@ -70,6 +67,19 @@ class Activity(IntEnum):
     UNCLEAR = 5
     """The host worked, or it waited. Either the GPU was behind at the start, and the host may have waited for that and
     then for what it launched here; or it looks like `PACED`, but the request must wait somewhere and shows no wait."""
+    LAGS = 6
+    """The host left with the GPU a little behind. Either launches set the pace and the last kernels were left, or the
+    GPU had work all along, and launching takes nearly as long as that work."""
+
+
+class Awaited(NamedTuple):
+    """Columns of one length: which stages' GPU work lies within which waits of the host, and for how long."""
+
+    segment: NDArray[np.int64]
+    """The wait."""
+    owner: NDArray[np.int64]
+    """The row that launched the work."""
+    ns: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,8 +91,10 @@ class Evidence:
     """Of `Activity`, one per segment."""
     segment_idle_ns: NDArray[np.int64]
     """One per segment: how long the device of the request had nothing to do, as far as is known."""
-    waited_for: NDArray[np.int64]
-    """One per segment: the row whose GPU work the host waited for, or -1."""
+    awaited: Awaited
+    """What the host waited for."""
+    segment_unproven_ns: NDArray[np.int64]
+    """One per segment: time that is not in `segment_idle_ns` because the host is taken to have launched all along."""
     tangled: NDArray[np.bool_]
     """Whether stages of its request overlap, so that the request has no segments."""
     device: NDArray[np.int64]
@@ -103,6 +115,12 @@ class Evidence:
     """The part of `idle_ns` in which the host is taken to have set the pace."""
     unclear_ns: NDArray[np.int64]
     """The part of `idle_ns` in which the host may instead have waited for GPU work that does not show."""
+    copy_idle_ns: NDArray[np.int64]
+    """The part of `idle_ns` in which the host waited for a copy."""
+    lags_ns: NDArray[np.int64]
+    """The part of `idle_ns` in which the GPU may have had work all along, because it lagged behind the launches."""
+    open_ns: NDArray[np.int64]
+    """Host time in it in which the host may have waited for work that it had launched there."""
     untimed_ns: NDArray[np.int64]
     """Host time in it for which no GPU times are known."""
     gap_ns: NDArray[np.int64]
@@ -115,23 +133,25 @@ def gather(recording: Recording) -> Evidence:
     """Return the evidence in a recording. It costs a few sorts of its rows."""
     segments, tangled = segments_of(recording)
     kind = _kinds(recording, segments)
-    device, row_device = _devices(recording)
+    device, row_device = devices(recording)
     replays = replays_of(recording)
-    proven = _busy(segments, replays, device)
-    busy = _busy(segments, replays, device, (kind == Activity.AHEAD) & segments.one_stream)
+    proven = known_busy(segments, replays, device)
+    kind[_waits_for_other_streams(segments, kind, row_device[recording.root], proven)] = Activity.WAITS
+    busy = known_busy(segments, replays, device, (kind == Activity.AHEAD) & segments.one_stream)
     root_device = row_device[recording.root]
     end_ns = work_end_ns(recording)
     whole = Intervals(recording.host_start_ns, end_ns)
-    idle_ns = _idle(whole, root_device, busy)
+    idle_ns = idle_within(whole, root_device, busy)
     spans = Intervals(segments.host_start_ns, segments.host_end_ns)
-    segment_idle_ns = _idle(spans, root_device[segments.owner], busy)
+    segment_idle_ns = idle_within(spans, root_device[segments.owner], busy)
     host_ns = spans.end - spans.start
     gap = _gaps(recording)
     return Evidence(
         segments=segments,
         kind=kind,
         segment_idle_ns=segment_idle_ns,
-        waited_for=_waited_for(recording, segments, kind),
+        awaited=_awaited(recording, segments, kind),
+        segment_unproven_ns=idle_within(spans, root_device[segments.owner], proven) - segment_idle_ns,
         tangled=tangled,
         device=root_device,
         end_ns=end_ns,
@@ -139,12 +159,15 @@ def gather(recording: Recording) -> Evidence:
         copy_ns=_summed(recording, segments, host_ns * (kind == Activity.COPIES)),
         waits=_summed(recording, segments, kind == Activity.WAITS),
         idle_ns=idle_ns,
-        unproven_ns=_idle(whole, root_device, proven) - idle_ns,
+        unproven_ns=idle_within(whole, root_device, proven) - idle_ns,
         paced_ns=_summed(recording, segments, segment_idle_ns * (kind == Activity.PACED)),
         unclear_ns=_summed(recording, segments, segment_idle_ns * (kind == Activity.UNCLEAR)),
+        copy_idle_ns=_summed(recording, segments, segment_idle_ns * (kind == Activity.COPIES)),
+        lags_ns=_summed(recording, segments, segment_idle_ns * (kind == Activity.LAGS)),
+        open_ns=_summed(recording, segments, host_ns * np.isin(kind, (Activity.PACED, Activity.UNCLEAR))),
         untimed_ns=_summed(recording, segments, host_ns * (kind == Activity.UNTIMED)),
         gap_ns=np.where(gap.end > 0, gap.end - gap.start, -1),
-        gap_idle_ns=_idle(gap, root_device, busy),
+        gap_idle_ns=idle_within(gap, root_device, busy),
     )
 
 
@@ -162,15 +185,31 @@ def _kinds(recording: Recording, segments: Segments) -> NDArray[np.int8]:
         [
             ~segments.timed,
             is_behind & (lag_ns >= BEHIND_SHARE * gpu_ns),
+            is_behind & (lag_ns >= np.maximum(LAGS_SHARE * gpu_ns, LAGS_NS)),
             was_behind & ~is_behind & (own_ns <= WAIT_TAIL * host_ns),
             ~is_behind & copied,
             was_behind & ~is_behind & (behind_ns >= MET_SHARE * host_ns),
         ],
-        [Activity.UNTIMED, Activity.AHEAD, Activity.WAITS, Activity.COPIES, Activity.UNCLEAR],
+        [Activity.UNTIMED, Activity.AHEAD, Activity.LAGS, Activity.WAITS, Activity.COPIES, Activity.UNCLEAR],
         Activity.PACED,
     )
     kind[(kind == Activity.PACED) & _may_hide_the_wait(recording, segments, kind)] = Activity.UNCLEAR
     return kind.astype(np.int8)
+
+
+def _waits_for_other_streams(
+    segments: Segments, kind: NDArray[np.int8], root_device: NDArray[np.int64], proven: dict[int, Intervals]
+) -> NDArray[np.bool_]:
+    """Return which segments that show no wait on their own stream last until other streams have caught up."""
+    device = root_device[segments.owner]
+    start_ns, end_ns = segments.host_start_ns, segments.host_end_ns
+    spent_ns = end_ns - start_ns
+    after_ns = end_ns + BEHIND_NS + segments.uncertainty_ns
+    idle_ns = idle_within(Intervals(start_ns, end_ns), device, proven)
+    done = idle_within(Intervals(after_ns, after_ns + 1), device, proven) > 0
+    alone = np.isin(kind, (Activity.PACED, Activity.UNCLEAR)) & (spent_ns > BEHIND_NS + segments.uncertainty_ns)
+    waits: NDArray[np.bool_] = alone & done & (idle_ns <= WAIT_TAIL * spent_ns)
+    return waits
 
 
 def _moved(recording: Recording) -> NDArray[np.float64]:
@@ -193,59 +232,12 @@ def _may_hide_the_wait(recording: Recording, segments: Segments, kind: NDArray[n
     one that works on the host. Any stage may be that one; the last is the most likely.
     """
     shown = np.zeros(len(recording.stage), np.bool_)
-    shown[recording.root[segments.owner[np.isin(kind, (Activity.AHEAD, Activity.WAITS, Activity.COPIES))]]] = True
+    shows = np.isin(kind, (Activity.AHEAD, Activity.LAGS, Activity.WAITS, Activity.COPIES))
+    shown[recording.root[segments.owner[shows]]] = True
     last_ns = np.zeros(len(recording.stage), np.int64)
     np.maximum.at(last_ns, recording.root[recording.leaf], recording.host_start_ns[recording.leaf])
     root = recording.root[segments.owner]
     return ~shown[root] & (segments.host_start_ns >= last_ns[root])
-
-
-def _devices(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the number of each stream's device, and of the device that each outermost stage and all inside it use."""
-    # One GPU may be the first device of one process and the second of another.
-    ids = [each.device_uuid or (each.process, each.device) for each in recording.streams]
-    device = np.array([ids.index(each) for each in ids], np.int64)
-    found = np.full(len(recording.stage), NO_DEVICE, np.int64)
-    timed = recording.measured
-    root, used = recording.root[timed], device[recording.stream[timed]]
-    found[root] = used
-    found[root[used != found[root]]] = SEVERAL_DEVICES
-    return device, found
-
-
-def _busy(
-    segments: Segments, replays: ReplayIntervals, device: NDArray[np.int64], through: NDArray[np.bool_] | None = None
-) -> dict[int, Intervals]:
-    """
-    Return the time in which each device had work: from each point where the GPU is behind until it has caught up.
-
-    These are unions, so that time in which two streams work counts once. From the first to the last stage inside a
-    replay the GPU does not wait for the host.
-
-    Args:
-        segments: All segments.
-        replays: All replays.
-        device: The number of each stream's device.
-        through: Segments in which the GPU is taken to have had work throughout the GPU interval.
-
-    """
-    tolerance_ns = BEHIND_NS + segments.uncertainty_ns
-    late = segments.timed & (segments.gpu_end_ns - segments.host_end_ns > tolerance_ns)
-    early = segments.timed & (segments.gpu_start_ns - segments.host_start_ns > tolerance_ns)
-    through = np.zeros_like(late) if through is None else through
-    starts = segments.host_end_ns[late], segments.host_start_ns[early], segments.gpu_start_ns[through], replays.start_ns
-    ends = segments.gpu_end_ns[late], segments.gpu_start_ns[early], segments.gpu_end_ns[through], replays.end_ns
-    streams = segments.stream[late], segments.stream[early], segments.stream[through], replays.stream
-    start, end, where = np.concatenate(starts), np.concatenate(ends), device[np.concatenate(streams)]
-    return {int(each): union(Intervals(start[where == each], end[where == each])) for each in np.unique(where)}
-
-
-def _idle(spans: Intervals, device: NDArray[np.int64], busy: dict[int, Intervals]) -> NDArray[np.int64]:
-    idle_ns: NDArray[np.int64] = np.maximum(spans.end - spans.start, 0)
-    for each, intervals in busy.items():
-        there = device == each
-        idle_ns[there] -= covered(Intervals(spans.start[there], spans.end[there]), intervals)
-    return idle_ns
 
 
 def _summed(
@@ -260,14 +252,25 @@ def _summed(
     return total
 
 
-def _waited_for(recording: Recording, segments: Segments, kind: NDArray[np.int8]) -> NDArray[np.int64]:
-    """Return for each segment that is a wait the stage that last launched GPU work before it in its request, or -1."""
-    gpu_ns = segments.gpu_end_ns - segments.gpu_start_ns
+def _awaited(recording: Recording, segments: Segments, kind: NDArray[np.int8]) -> Awaited:
+    """
+    Return whose work the host waited for: that which its request had launched, and which ended within the wait.
+
+    The stage that launched last need not be the one whose work took long. Only the next wait counts, because nothing is
+    left after that.
+    """
     place = np.arange(len(kind))
-    last = np.maximum.accumulate(np.where((kind == Activity.AHEAD) & (gpu_ns > BEHIND_NS), place, -1))
-    owner = np.where(last >= 0, segments.owner[last], -1)
-    known = (kind == Activity.WAITS) & (last >= 0) & (recording.root[owner] == recording.root[segments.owner])
-    return np.where(known, owner, -1)
+    gpu_ns = segments.gpu_end_ns - segments.gpu_start_ns
+    launched = np.isin(kind, (Activity.AHEAD, Activity.LAGS)) & (gpu_ns > BEHIND_NS)
+    waits = np.where(kind == Activity.WAITS, place, len(kind))
+    following = np.minimum.accumulate(waits[::-1])[::-1] if len(kind) else waits
+    at = np.flatnonzero(launched & (following < len(kind)))
+    wait = following[at]
+    root = recording.root[segments.owner]
+    at, wait = at[root[at] == root[wait]], wait[root[at] == root[wait]]
+    start_ns = np.maximum(segments.gpu_start_ns[at], segments.host_start_ns[wait])
+    ns = np.minimum(segments.gpu_end_ns[at], segments.host_end_ns[wait]) - start_ns
+    return Awaited(wait[ns > 0], segments.owner[at[ns > 0]], ns[ns > 0])
 
 
 def _gaps(recording: Recording) -> Intervals:

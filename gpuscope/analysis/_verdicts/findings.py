@@ -72,6 +72,21 @@ class StageVerdict:
     """The part of the duration in which the host waited for the GPU or for a copy."""
     idle_share: float | None
     """The part of the duration in which the GPU had nothing to do, as far as is known."""
+    busy_share: float | None
+    """
+    The part of the duration in which the GPU had work, queued or running, as its streams answered when asked. Kernels
+    ran for less than that. None with too few answers, and without any.
+    """
+    busy_range: tuple[float, float] | None
+    """The 95 % interval of that, over requests."""
+    answers: int
+    """How many answers it rests on, and of how many requests."""
+    answered_requests: int
+    witness: str
+    """
+    What the shares rest on: `answers` of the streams; the `slope` of GPU intervals over host times, beside events; or
+    `events` alone.
+    """
     request_share: float | None
     """Host time of the stage as a part of the durations of its requests."""
     gain_ms: float | None

@@ -12,9 +12,9 @@ import numpy as np
 
 from gpuscope._data.plain.durations import duration
 from gpuscope.analysis._structure.parts import counted
+from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 from gpuscope.analysis._verdicts.advice import BATCH, BETWEEN_STAGES, INNER_STAGES, LOOK_INTO
 from gpuscope.analysis._verdicts.fit import Fit, fit_cost
-from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,6 +15,8 @@ from gpuscope._data.attributes import (
     DEVICE_INDEX,
     FLAGS,
     GPU_DURATION,
+    GPU_HAD_WORK,
+    GPU_SAMPLES,
     GRAPH_OUTSIDE,
     HW_ID,
     HW_MODEL,
@@ -65,8 +67,14 @@ def gpu_tags(recording: Recording, row: int, outside_ns: Mapping[int, int]) -> T
         GPU_DURATION: (int(recording.gpu_end_ns[row]) - start_ns) / 1e9,
         LAUNCH_TO_START: (start_ns - int(recording.host_start_ns[row])) / 1e9,
         CLOCK_UNCERTAINTY: int(recording.uncertainty_ns[row]) / 1e9,
+        **_answers(recording, row),
         **({GRAPH_OUTSIDE: outside_ns[row] / 1e9} if row in outside_ns else {}),
     }
+
+
+def _answers(recording: Recording, row: int) -> Tags:
+    samples = int(recording.samples[row])
+    return {GPU_SAMPLES: samples, GPU_HAD_WORK: int(recording.had_work[row]) / samples} if samples else {}
 
 
 def _own(recording: Recording, row: int) -> Tags:

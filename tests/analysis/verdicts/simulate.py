@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis.recording import Losses, Recording
@@ -32,6 +34,8 @@ class Machine:
     """Durations vary by about so much of themselves."""
     now: float = 0.0
     busy_until: dict[int, float] = field(default_factory=dict)
+    had_work: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    """By stream, when its queue was not empty: from each launch until that was done."""
     roots: list[Stage] = field(default_factory=list)
     has_gpu: bool = True
     scale: float = 1.0
@@ -72,7 +76,7 @@ class Machine:
         """Give a stream a kernel, or a graph, or a copy that does not block."""
         self.now += self._vary(cost)
         start = max(self.now + LAUNCH_LATENCY, self._free(stream))
-        self.busy_until[stream] = start + self._vary(duration)
+        self._work_until(stream, start + self._vary(duration))
 
     def replay(self, *parts: tuple[str | None, Any], stream: int = 0, cost: float = REPLAY_COST) -> None:
         """
@@ -86,7 +90,8 @@ class Machine:
         """
         self.now += self._vary(cost)
         start = max(self.now + LAUNCH_LATENCY, self._free(stream))
-        stages, self.busy_until[stream] = self._parts(parts, start, stream)
+        stages, end = self._parts(parts, start, stream)
+        self._work_until(stream, end)
         self._open[-1] += stages
 
     def _parts(self, parts: Any, at: float, stream: int) -> tuple[list[Stage], float]:
@@ -115,11 +120,33 @@ class Machine:
     def let_wait(self, stream: int, other: int) -> None:
         """Let a stream wait until another has done what it was given so far."""
         self.now += EVENT_COST
-        self.busy_until[stream] = max(self._free(stream), self._free(other))
+        self._work_until(stream, max(self._free(stream), self._free(other)))
 
     def recording(self, losses: Losses | None = None) -> Recording:
         """Return what was recorded."""
         return recording(*self.roots, losses=losses)
+
+    def asked(self, every: float = 500.0, *, seed: int = 0) -> list[Stage]:
+        """Return the requests with what the streams answered when they were asked at random times, so often."""
+        rows = [stage for root in self.roots for stage in root.walk() if stage.gpu]
+        found: dict[int, tuple[int, int]] = {}
+        for stream in sorted({stage.stream for stage in rows}):
+            chance = np.random.default_rng((seed, stream))
+            times = np.cumsum(chance.exponential(every, int(2 * self.now / every) + 100))
+            owner = np.full(len(times), -1)
+            for index, stage in enumerate(rows):  # Outer ones come before inner ones.
+                if stage.stream == stream:
+                    owner[(times >= stage.gpu[0]) & (times < stage.gpu[1])] = index
+            begins, ends = np.array(self.had_work.get(stream, [(0.0, 0.0)])).T
+            last = np.searchsorted(begins, times, side="right") - 1
+            busy = (last >= 0) & (times < np.maximum.accumulate(ends)[np.maximum(last, 0)])
+            for index in np.unique(owner[owner >= 0]).tolist():
+                found[id(rows[index])] = int((owner == index).sum()), int(busy[owner == index].sum())
+        return [_answered(root, found) for root in self.roots]
+
+    def _work_until(self, stream: int, end: float) -> None:
+        self.had_work.setdefault(stream, []).append((self.now, end))
+        self.busy_until[stream] = end
 
     def _event(self, stream: int) -> float:
         if not self.has_gpu:
@@ -132,6 +159,12 @@ class Machine:
 
     def _vary(self, duration: float) -> float:
         return self.scale * duration * max(0.2, self._random.gauss(1.0, self.spread))
+
+
+def _answered(stage: Stage, found: dict[int, tuple[int, int]]) -> Stage:
+    samples, had_work = found.get(id(stage), (0, 0))
+    inside = [_answered(inner, found) for inner in stage.inside]
+    return replace(stage, inside=inside, samples=samples, had_work=had_work)
 
 
 def serve(request: Callable[[Machine], None], *, count: int = 40, machine: Machine | None = None) -> Machine:

@@ -11,6 +11,7 @@ from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._verdicts.calls import Material
 from gpuscope.analysis._verdicts.cold import find_cold
 from gpuscope.analysis._verdicts.evidence import gather
+from gpuscope.analysis._verdicts.weigh import idle_causes, weigh
 
 from ..recordings import Stage, recording, repeat
 from .simulate import Machine
@@ -42,7 +43,7 @@ def shifted(stages, by):
 def test_the_causes_of_idleness_add_up_to_it(name):
     """To the nanosecond, over the segments that the judged rows own; those of a request are all in it."""
     for (_, stage, outermost), calls in calls_in(*run(name)).items():
-        causes, evidence = calls.idle_causes(), calls.material.evidence
+        causes, evidence = idle_causes(calls, weigh(calls)), calls.material.evidence
         assert sum(causes.values()) == int(evidence.segment_idle_ns[calls.segments()].sum())
         owners = {calls.material.name(row) for row in evidence.segments.owner[calls.segments()].tolist()}
         assert owners <= {inner for _, inner in causes}
@@ -133,7 +134,7 @@ def test_without_a_judged_call_there_are_no_figures():
     (calls,) = calls_in(*repeat(Stage("infer", 0, 9, flags=RowFlag.WARMUP), 5, 100)).values()
     nothing = np.zeros(5, np.int64)
     assert (calls.share(nothing), calls.median_ms(nothing), calls.waits_for()) == (0.0, 0.0, None)
-    assert calls.idle_causes() == {}
+    assert idle_causes(calls, weigh(calls)) == {}
     assert calls.without_gpu_times().startswith("`infer` has no GPU times")
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 from gpuscope.analysis._verdicts.cold import find_cold
-from gpuscope.analysis._verdicts.sizes import shape_of, sizes_in
 
 from ..recordings import Stage, recording
 

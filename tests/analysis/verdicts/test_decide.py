@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from gpuscope.analysis._busy.estimate import Share
+from gpuscope.analysis._busy.known import SEVERAL_DEVICES
 from gpuscope.analysis._verdicts.decide import (
     decide,
-    doubt_about,
     doubt_about_all,
     doubt_about_replayed,
     rests_on_pace,
+    rule,
 )
-from gpuscope.analysis._verdicts.evidence import SEVERAL_DEVICES
+from gpuscope.analysis._verdicts.weigh import ANSWERS, EVENTS, Weighed
 from gpuscope.analysis.recording import Losses
 
 from ..recordings import Stage, recording
@@ -23,15 +25,25 @@ from ..recordings import Stage, recording
 class Calls:
     """Calls of one stage that are all alike, with each kind of time as a part of their duration."""
 
-    def __init__(self, count=20, *, timed=None, tangled=0, several=0, ns=100_000, gpu_ns=100_000, **parts):
+    def __init__(self, count=20, *, timed=None, tangled=0, several=0, ns=100_000, gpu_ns=100_000, busy=None, **parts):
         """Make the columns; `parts` has a number for all calls, or one for each."""
         duration_ns = np.full(count, ns)
-        names = ("wait", "idle", "unclear", "unproven", "untimed", "paced")
+        names = ("wait", "idle", "unclear", "unproven", "untimed", "paced", "lags", "open", "copy_idle")
         columns = {f"{name}_ns": np.broadcast_to(parts.get(name, 0.0), count) * duration_ns for name in names}
         device = np.zeros(count, np.int64)
         device[:several] = SEVERAL_DEVICES
+        nothing = np.zeros(0, np.int64)
+        segments = SimpleNamespace(owner=nothing, one_stream=nothing.astype(bool))
+        columns |= {"kind": nothing, "segments": segments, "segment_unproven_ns": nothing}
         evidence = SimpleNamespace(**columns, tangled=np.arange(count) < tangled, device=device)
-        times = SimpleNamespace(gpu_start_ns=np.full(count, 10**9), gpu_end_ns=np.full(count, 10**9 + gpu_ns))
+        times = SimpleNamespace(
+            gpu_start_ns=np.full(count, 10**9),
+            gpu_end_ns=np.full(count, 10**9 + gpu_ns),
+            stage=np.zeros(count, np.int64),
+            leaf=np.ones(count, bool),
+            measured=np.ones(count, bool),
+        )
+        self.total_ns, self.within, self.busy = count * ns, np.arange(count), busy
         self.material = SimpleNamespace(evidence=evidence, duration_ns=duration_ns, recording=times)
         self.judged = np.arange(count)
         self.timed = self.judged[: count if timed is None else timed]
@@ -48,7 +60,7 @@ class Calls:
 
 def because(calls):
     """The doubt about some calls, as text."""
-    doubt = doubt_about(calls)
+    doubt = rule(calls).doubt
     return "" if doubt is None else doubt.because
 
 
@@ -79,7 +91,10 @@ def test_a_fifth_of_the_time_matters(wait, idle, verdict):
 )
 def test_a_verdict_rests_on_the_pace_where_it_would_be_another_one(wait, idle, paced, rests):
     """If the host waited wherever it seems to set the pace: more waiting, and less time without work."""
-    assert rests_on_pace(Calls(wait=wait, idle=idle, paced=paced)) is rests
+    assert rests_on_pace(Weighed(EVENTS, wait, idle, idle, idle, paced)) is rests
+    # By answers, the GPU is known to have had no work in all of that.
+    by_answers = Weighed(ANSWERS, wait, idle, idle, idle, paced)
+    assert rests_on_pace(by_answers) is (idle >= 0.2 and wait < 0.2 <= wait + paced)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +123,47 @@ def test_that_the_gpu_has_work_needs_proof_for_half_of_the_time(idle, unproven, 
     assert bool(doubt) is not known
     if not known:
         assert doubt.startswith("The GPU has work for at least 49% of the time; for another 41% that depends")
+
+
+@pytest.mark.parametrize(("lags", "known"), [(0.29, True), (0.31, False), (0.0, True)])
+def test_a_gpu_that_lags_behind_launches_is_a_doubt_where_it_decides(lags, known):
+    """It may have had work all along, or have waited for each launch."""
+    doubt = because(Calls(idle=0.5, lags=lags))
+    assert bool(doubt) is not known
+    assert doubt.startswith("" if known else "For 31% of the time the GPU, a little behind the launches, either")
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high", "verdict", "by"),
+    [
+        (0.99, 0.97, 1.0, "gpu-bound", ANSWERS),
+        (0.26, 0.23, 0.29, "cpu-bound", ANSWERS),
+        (0.85, 0.81, 1.0, "gpu-bound", ANSWERS),
+        (0.85, 0.76, 0.86, "gpu-bound", ANSWERS),  # No wider than a tenth: what is likely.
+        (0.79, 0.76, 0.86, "cpu-bound", ANSWERS),
+        (0.85, 0.75, 0.9, "unknown", EVENTS),  # Too wide, and the events alone do not tell either.
+        (0.5, 0.1, 0.79, "cpu-bound", ANSWERS),
+    ],
+)
+def test_answers_decide_where_their_interval_is_on_one_side(share, low, high, verdict, by):
+    """Of time that may be waiting, and of a GPU that lags behind; else the verdict is left to other witnesses."""
+    ruling = rule(Calls(idle=0.9, unclear=0.5, lags=0.3, busy=Share(share, low, high, 400, 40)))
+    assert (ruling.verdict, ruling.weighed.by) == (verdict, by)
+    if verdict == "unknown":
+        assert ruling.doubt.because.startswith("The GPU had work for 75% to 90% of the time, as far as its answers")
+
+
+def test_too_few_answers_leave_what_events_tell():
+    """A recording is judged no worse for a handful of answers."""
+    ruling = rule(Calls(idle=0.9, busy=Share(0.5, 0.1, 0.9, 12, 10)))
+    assert (ruling.verdict, ruling.weighed.by) == ("cpu-bound", EVENTS)
+
+
+def test_answers_do_not_contradict_what_events_prove():
+    """While the GPU is behind it has work, whatever a few answers say."""
+    ruling = rule(Calls(wait=0.9, idle=0.05, busy=Share(0.7, 0.5, 0.8, 30, 20)))
+    assert (ruling.verdict, ruling.weighed.by) == ("gpu-bound", ANSWERS)
+    assert ruling.weighed.idle == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("slow", "known"), [(10, True), (11, False)])

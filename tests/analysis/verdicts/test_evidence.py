@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._busy.known import NO_DEVICE, SEVERAL_DEVICES
 from gpuscope.analysis._structure.segments import segments_of
-from gpuscope.analysis._verdicts.evidence import NO_DEVICE, SEVERAL_DEVICES, Activity, gather
+from gpuscope.analysis._verdicts.evidence import Activity, gather
 
 from ..recordings import Stage, recording, repeat
 from .simulate import Machine
@@ -126,17 +128,23 @@ def test_the_device_of_a_request_is_that_of_its_stages():
     assert set(gather(recording(request(one, other))).device.tolist()) == {SEVERAL_DEVICES}
 
 
-def test_a_wait_is_for_the_stage_that_launched_last():
-    """The host waits for the stage before it whose work the GPU had not done, in the same request."""
+def test_a_wait_is_for_the_stages_whose_work_lies_within_it():
+    """For each as long as its work; the one that launched last may be the shortest of them."""
     stages = request(
         Stage("small", 10, 20, gpu=(13, 60)),
-        Stage("large", 30, 50, gpu=(60, 700)),
+        Stage("large", 30, 40, gpu=(60, 680)),
+        Stage("last", 45, 55, gpu=(680, 700)),
         Stage("x", 60, 703, gpu=(700, 704)),
     )
     stored = recording(stages)
     evidence = gather(stored)
     (waiting,) = (evidence.kind == Activity.WAITS).nonzero()[0]
-    assert stored.names[stored.stage[evidence.waited_for[waiting]]] == "large"
+    awaited = {
+        stored.names[stored.stage[owner]]: ns // 1000
+        for segment, owner, ns in zip(*evidence.awaited, strict=True)
+        if segment == waiting
+    }
+    assert awaited == {"large": 620, "last": 20}
 
 
 def test_a_request_ends_when_all_its_gpu_work_has():
@@ -190,18 +198,22 @@ def test_what_a_wait_is_for_is_known_within_a_request_alone():
     evidence = gather(stored)
     waits = evidence.kind == Activity.WAITS
     assert [stored.names[stored.stage[row]] for row in evidence.segments.owner[waits]] == ["x", "x"]
-    assert evidence.waited_for[waits].tolist() == [0, 3]
-    assert set(evidence.waited_for[~waits].tolist()) == {-1}
+    assert (evidence.awaited.segment.tolist(), evidence.awaited.owner.tolist()) == (
+        np.flatnonzero(waits).tolist(),
+        [0, 3],
+    )
     # The same wait, with nothing in its own request that was launched before it.
     bare = Stage("x", 2000, 2505, gpu=(2500, 2506))
     evidence = gather(recording(first, bare))
-    assert evidence.waited_for[evidence.kind == Activity.WAITS].tolist() == [0, -1]
+    assert evidence.awaited.owner.tolist() == [0]
 
 
 @pytest.mark.parametrize(
     ("stage", "kind"),
     [
-        (Stage("x", 100, 800, gpu=(104, 973)), Activity.PACED),  # Behind by a little less than a fifth of 870 µs.
+        (Stage("x", 100, 800, gpu=(104, 973)), Activity.LAGS),  # Behind by a little less than a fifth of 870 µs.
+        (Stage("x", 100, 800, gpu=(104, 850)), Activity.LAGS),
+        (Stage("x", 100, 800, gpu=(104, 849)), Activity.PACED),
         (Stage("x", 100, 800, gpu=(104, 977)), Activity.AHEAD),
         (Stage("x", 100, 150, gpu=(104, 163)), Activity.PACED),  # Behind by no more than 10 µs and the uncertainty.
         (Stage("x", 100, 150, gpu=(104, 164)), Activity.AHEAD),
@@ -219,6 +231,13 @@ def test_what_a_wait_is_for_is_known_within_a_request_alone():
 def test_a_segment_is_read_by_thresholds(stage, kind):
     """Each at the last value on one side and the first on the other."""
     assert kinds(request(stage, AFTER)) == [kind]
+
+
+def test_a_gpu_that_lags_behind_launches_does_so_by_a_fiftieth():
+    """Beside a long stage, the last kernels are longer too."""
+    for end, kind in ((8163, Activity.PACED), (8164, Activity.LAGS)):  # A fiftieth of 8,159 µs, or a little less.
+        last = Stage("after", 8900, 8990, gpu=(8903, 8993))
+        assert kinds(request(Stage("x", 1, 8000, gpu=(5, end)), last, end=9000)) == [kind]
 
 
 def test_time_without_gpu_times_is_told():

@@ -38,13 +38,16 @@ def verdicts(findings: Findings) -> tuple[str, dict[str, str]]:
     return request.verdict, {stage.name: stage.verdict for stage in findings.stages}
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["not asked", "asked"])
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_a_program_with_a_known_bottleneck_gets_its_verdict(name):
-    """What bounds the requests and the stages of a simulated program is found, or said to be unknown."""
-    findings = judged(name)
+def test_a_program_with_a_known_bottleneck_gets_its_verdict(name, asked):
+    """What bounds the requests and the stages of a simulated program is found; unknown is left to what is not asked."""
+    machine = machine_after(WORKLOADS[name])
+    findings = judge(recording(*machine.asked()) if asked else machine.recording())
     request, stages = verdicts(findings)
-    _, expected, expected_stages = WORKLOADS[name]
-    assert (request, {stage: stages[stage] for stage in expected_stages}) == (expected, expected_stages), str(findings)
+    expected = WORKLOADS[name].expected(asked=asked)
+    found = {"request": request, **stages}
+    assert {stage: found[stage] for stage in expected} == expected, str(findings)
 
 
 def test_what_took_long_but_for_warmup_comes_first():
@@ -57,16 +60,22 @@ def test_what_took_long_but_for_warmup_comes_first():
 
 @settings(max_examples=25, deadline=None)
 @given(
-    name=st.sampled_from(sorted(WORKLOADS)), scale=st.floats(1, 20), seed=st.integers(0, 99), mark=st.text(max_size=3)
+    name=st.sampled_from(sorted(WORKLOADS)),
+    scale=st.floats(1, 20),
+    seed=st.integers(0, 99),
+    mark=st.text(max_size=3),
+    asked=st.booleans(),
 )
-def test_neither_names_nor_scale_nor_chance_change_a_verdict(name, scale, seed, mark):
+def test_neither_names_nor_scale_nor_chance_change_a_verdict(name, scale, seed, mark, asked):
     """The same program with other names, slower by any factor and with other random deviations is judged the same."""
     machine = machine_after(WORKLOADS[name], scale=scale, seed=seed, rename=lambda stage: f"{mark}{stage[::-1]}")
-    request, stages = verdicts(judge(machine.recording()))
-    _, expected, expected_stages = WORKLOADS[name]
+    findings = judge(recording(*machine.asked(every=500 * scale, seed=seed)) if asked else machine.recording())
+    (request,), stages = findings.requests, {stage.name: stage.verdict for stage in findings.stages}
+    expected = WORKLOADS[name].expected(asked=asked)
+    assert request.verdict == expected.pop("request"), str(findings)
     # A slower program can be long enough for a verdict on a stage that was too short for one.
-    known = {f"{mark}{stage[::-1]}": verdict for stage, verdict in expected_stages.items() if verdict != "unknown"}
-    assert (request, {stage: stages[stage] for stage in known}) == (expected, known)
+    known = {f"{mark}{stage[::-1]}": verdict for stage, verdict in expected.items() if verdict != "unknown"}
+    assert {stage: stages[stage] for stage in known} == known, str(findings)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -169,7 +178,6 @@ def test_the_largest_cause_of_idleness_is_the_one_that_was_built_in(name, cause,
         ("taking turns", ("double buffering",)),
         ("slow consumer", ("between requests", "another thread")),
         ("large gemm, wait inside", ("a stage of its own", "gpuscope profile")),
-        ("work before the launch", ("host work before the launches",)),
     ],
 )
 def test_the_next_steps_fit_the_bottleneck(name, words):

@@ -6,7 +6,8 @@ A workload lets a `Machine` run its requests; names of stages are only there for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from gpuscope._data.batch import RowFlag
@@ -18,11 +19,16 @@ Request = Callable[[Machine], None]
 
 
 class Workload(NamedTuple):
-    """A program, the verdict on its requests, and those on its stages."""
+    """A program, the verdict on its requests, and those on its stages; and what asking the GPU changes in these."""
 
     run: Callable[[Machine], None]
     request: str
     stages: dict[str, str]
+    asked: Mapping[str, str] = MappingProxyType({})
+
+    def expected(self, *, asked: bool) -> dict[str, str]:
+        """Return the verdicts, by name of the stage."""
+        return {"request": self.request, **self.stages, **(self.asked if asked else {})}
 
 
 def each(request: Request, between: Callable[[Machine], None] = lambda _: None) -> Callable[[Machine], None]:
@@ -52,7 +58,7 @@ def infer(machine: Machine, kernels: int, duration: float, cost: float = 6) -> N
 
 def tiny_kernels(machine: Machine) -> None:
     """Launching takes longer than computing."""
-    infer(machine, 500, 2)
+    infer(machine, 500, 2, cost=9)
     fetch(machine)
 
 
@@ -236,21 +242,78 @@ def seldom_asked(machine: Machine) -> None:
     each(gpu_work_for_one_consumer, between=lambda each_machine: each_machine.work(next(waits)))(machine)
 
 
+def staged_blocks(machine: Machine) -> None:
+    """A large model at a large batch, in 24 stages: launching takes a quarter of what the GPU takes."""
+    with machine.stage("model"):
+        for _ in range(24):
+            with machine.stage("block"):
+                for _ in range(10):
+                    machine.launch(180, cost=45)
+    fetch(machine)
+
+
+def one_large_model(machine: Machine) -> None:
+    """The same in one stage."""
+    infer(machine, 240, 180, cost=45)
+    fetch(machine)
+
+
+def launches_nearly_as_slow(machine: Machine) -> None:
+    """Launching takes nine tenths of the GPU's time, which has work all along."""
+    infer(machine, 200, 100, cost=90)
+    fetch(machine)
+
+
+def launches_slower(machine: Machine) -> None:
+    """Launching takes four times as long as the work; the last kernels are long."""
+    infer(machine, 200, 25, cost=100)
+    with machine.stage("head"):
+        machine.launch(900)
+    fetch(machine)
+
+
+def synchronised_streams(machine: Machine) -> None:
+    """Two streams that the host waits for itself, and nothing on the request's own."""
+    for stream, name in ((1, "left"), (2, "right")):
+        with machine.stage(name, stream=stream):
+            machine.launch(3000, stream=stream)
+    with machine.stage("synchronize"):
+        machine.wait(stream=1)
+        machine.wait(stream=2)
+
+
 GPU, CPU, PIPELINE, UNKNOWN = "gpu-bound", "cpu-bound", "pipeline-bound", "unknown"
 WORKLOADS = {
     "tiny kernels": Workload(each(tiny_kernels), CPU, {"infer": CPU, "fetch": UNKNOWN}),
     "large gemm": Workload(each(large_gemm), GPU, {"infer": GPU, "fetch": GPU}),
     "large gemm, nobody waits": Workload(each(lambda machine: infer(machine, 1, 5000)), GPU, {"infer": GPU}),
-    "large gemm, wait inside": Workload(each(gemm_and_wait_in_one_stage), UNKNOWN, {"infer": UNKNOWN}),
+    "large gemm, wait inside": Workload(
+        each(gemm_and_wait_in_one_stage), UNKNOWN, {"infer": UNKNOWN}, {"request": GPU, "infer": GPU}
+    ),
     "pageable copy": Workload(each(pageable_copy), PIPELINE, {"h2d": PIPELINE, "infer": GPU, "fetch": GPU}),
     "pinned copy": Workload(each(pinned_copy), GPU, {"h2d": GPU, "infer": GPU, "fetch": GPU}),
     "item in a loop": Workload(each(item_in_a_loop), PIPELINE, {"step": GPU, "item": GPU}),
     "item in a loop, large kernels": Workload(
         each(lambda machine: item_in_a_loop(machine, 1000)), GPU, {"step": GPU, "item": GPU}
     ),
-    "item in a loop, one stage": Workload(each(item_in_a_loop_in_one_stage), UNKNOWN, {"generate": UNKNOWN}),
-    "work before the launch": Workload(each(work_before_the_launch), UNKNOWN, {"infer": UNKNOWN, "fetch": GPU}),
+    "item in a loop, one stage": Workload(
+        each(item_in_a_loop_in_one_stage),
+        UNKNOWN,
+        {"generate": UNKNOWN},
+        # Of a host that may wait inside, and says that it is taken not to.
+        {"request": CPU, "generate": CPU},
+    ),
+    "work before the launch": Workload(each(work_before_the_launch), PIPELINE, {"infer": CPU, "fetch": GPU}),
     "heavy preprocess": Workload(each(heavy_preprocess), CPU, {"prep": CPU, "infer": GPU, "fetch": GPU}),
+    "large model in stages": Workload(each(staged_blocks), GPU, {"model": GPU, "block": GPU, "fetch": GPU}),
+    "large model": Workload(each(one_large_model), GPU, {"infer": GPU, "fetch": GPU}),
+    "launches nearly as slow": Workload(
+        each(launches_nearly_as_slow), UNKNOWN, {"infer": UNKNOWN, "fetch": GPU}, {"request": GPU, "infer": GPU}
+    ),
+    "launches slower": Workload(each(launches_slower), CPU, {"infer": CPU, "head": GPU, "fetch": GPU}),
+    "two streams, host waits": Workload(
+        each(synchronised_streams), GPU, {"left": GPU, "right": GPU, "synchronize": GPU}
+    ),
     "slow consumer": Workload(slowly_consumed, PIPELINE, {"infer": GPU, "fetch": GPU}),
     "few requests": Workload(seldom_asked, GPU, {"infer": GPU, "fetch": GPU}),
     "two streams": Workload(each(two_streams), GPU, {"left": GPU, "right": GPU, "fetch": GPU}),
@@ -265,7 +328,7 @@ WORKLOADS = {
     ),
     "compiled model": Workload(each(compiled_model), GPU, {"infer": GPU, "fetch": GPU}),
     "small tensors": Workload(each(small_tensors), CPU, {"make tensors": CPU}),
-    "large result": Workload(each(large_result), UNKNOWN, {"infer": GPU, "d2h": UNKNOWN}),
+    "large result": Workload(each(large_result), UNKNOWN, {"infer": GPU, "d2h": UNKNOWN}, {"request": GPU, "d2h": GPU}),
     "large result, known size": Workload(each(large_result_of_known_size), PIPELINE, {"infer": GPU, "d2h": PIPELINE}),
     "taking turns": Workload(each(taking_turns), PIPELINE, {"prep": CPU, "infer": GPU, "fetch": GPU}),
     "host only": Workload(each(host_only), UNKNOWN, {"prep": UNKNOWN, "compute": UNKNOWN}),
