@@ -177,7 +177,8 @@ class Recording:
         """
         Is this call a warm-up call, or is there one inside it?
 
-        Verdicts leave these rows out: a verdict explains all of a call's time, and the warm-up inside is part of that.
+        Verdicts leave these rows out, and those of warm-up requests: a verdict explains all of a call's time, and the
+        warm-up inside is part of that.
         """
         found: NDArray[np.bool_] = self.warmup.copy()
         for rows, above in ancestors(self.parent):

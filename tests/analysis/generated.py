@@ -14,12 +14,17 @@ from .recordings import Stage, recording
 
 TIMES = st.integers(0, 10**6)
 INTERVALS = st.tuples(TIMES, TIMES).map(sorted).map(tuple)
+ASKED = st.just((0, 0)) | st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted).map(tuple)
+"""How many answers found work, and how many there were."""
 STAGES = st.recursive(
     st.just([]),
     lambda inside: st.lists(
         st.builds(
-            lambda interval, **rest: Stage(start=interval[0], end=interval[1], **rest),
+            lambda interval, asked, **rest: Stage(
+                start=interval[0], end=interval[1], had_work=asked[0], samples=asked[1], **rest
+            ),
             INTERVALS,
+            ASKED,
             name=st.sampled_from(["a", "b", "c"]),
             gpu=st.none() | INTERVALS,
             inside=inside,
@@ -49,6 +54,7 @@ def nested(draw, start=0, end=10**6, depth=0):
             draw(st.sampled_from(["a", "b", "c"])),
             first,
             last,
+            **dict(zip(("had_work", "samples"), draw(ASKED), strict=True)),
             gpu=draw(st.none() | st.integers(0, 10**6).map(lambda more, first=first: (first + 5, first + 5 + more))),
             inside=draw(nested(first, last, depth + 1)) if draw(st.booleans()) else [],
         )

@@ -44,10 +44,21 @@ def test_no_gain_is_larger_than_what_it_is_a_gain_of(whole):
     takes = {request.name: request.duration_ms for request in findings.requests}
     for verdict in (*findings.requests, *findings.stages):
         assert verdict.request_share is None or 0 <= verdict.request_share <= SURE
+        if verdict.busy_share is not None:
+            low, high = verdict.busy_range
+            assert 0 <= low <= verdict.busy_share + 1e-9
+            assert verdict.busy_share - 1e-9 <= high <= SURE
+        for share in (verdict.wait_share, verdict.idle_share):
+            assert share is None or 0 <= share <= SURE
         if verdict.gain_ms is not None:
             limit = verdict.period_ms if getattr(verdict, "gain_of", "") == "period" else takes[verdict.root]
             assert 0 <= verdict.gain_ms <= limit * SURE
             assert 0 <= verdict.gain_share <= SURE
+    gains = {request.root: request for request in findings.requests if request.gain_of == "request"}
+    for stage in findings.stages:
+        whole = gains.get(stage.root)
+        if whole is not None and stage.gain_ms is not None and stage.verdict == whole.verdict:
+            assert stage.gain_ms <= whole.gain_ms * SURE
     for request in findings.requests:
         inside = [cause for cause in request.idle if cause.cause != "between requests"]
         assert sum(cause.ms for cause in inside) <= request.duration_ms * SURE

@@ -99,7 +99,7 @@ def because_of(calls: CallsOfStage, ruling: Ruling) -> str:
         because = f"for {idle:.0%} of the time it has nothing to do, or waits for launches."
         if weighed.by == ANSWERS:
             return f"{_asked(calls, weighed)} The host keeps it waiting: {because}"
-        return f"The GPU keeps up with the host: {because}{_told(weighed, 'longer')}"
+        return f"The GPU keeps up with the host: {because}{_told(weighed, 'as much longer')}"
     waits = f"for {wait:.0%} the host waits for {work}." if wait >= ENOUGH else ""
     if weighed.by == ANSWERS:
         return f"{_asked(calls, weighed)} {waits[:1].upper()}{waits[1:]}".strip()
@@ -130,8 +130,8 @@ def _told(weighed: Weighed, how: str) -> str:
         return ""
     low, high = weighed.slope.low, weighed.slope.high
     return (
-        f" Calls whose launches take longer take {how} on the GPU ({low:.2f} to {high:.2f} of it), over "
-        f"{weighed.slope.calls:,} calls."
+        f" Calls that the host takes longer to launch take {how} on the GPU (slope {low:.2f} to {high:.2f}, "
+        f"{weighed.slope.calls:,} calls)."
     )
 
 

@@ -143,11 +143,15 @@ class CallsOfStage:
         return bool(self.material.recording.in_graph[self.rows[0]])
 
     @cached_property
+    def warmup(self) -> NDArray[np.bool_]:
+        """Which of the rows are warm-up calls, contain one, or are in a warm-up request: all of that is slow."""
+        recording = self.material.recording
+        return recording.around_warmup[self.rows] | recording.in_warmup_request[self.rows]
+
+    @cached_property
     def judged(self) -> NDArray[np.int64]:
         """The rows that are neither warm-up nor cold, contain no such call, and are in no warm-up request."""
-        recording = self.material.recording
-        left_out = recording.around_warmup | recording.in_warmup_request | self.material.cold.rows
-        return self.rows[~left_out[self.rows]]
+        return self.rows[~self.warmup & ~self.material.cold.rows[self.rows]]
 
     @cached_property
     def timed(self) -> NDArray[np.int64]:

@@ -177,7 +177,8 @@ def _kinds(recording: Recording, segments: Segments) -> NDArray[np.int8]:
     behind_ns = segments.gpu_start_ns - segments.host_start_ns
     lag_ns = segments.gpu_end_ns - segments.host_end_ns
     tolerance_ns = BEHIND_NS + segments.uncertainty_ns
-    was_behind, is_behind = behind_ns > tolerance_ns, lag_ns > tolerance_ns
+    # That one stream was behind and another is not says nothing.
+    was_behind, is_behind = segments.one_stream & (behind_ns > tolerance_ns), lag_ns > tolerance_ns
     # From when the stream is there: a copy could not begin before.
     own_ns = segments.host_end_ns - np.maximum(segments.gpu_start_ns, segments.host_start_ns)
     copied = _moved(recording)[segments.owner] >= COPY_BYTES_PER_NS * np.maximum(own_ns, 1)

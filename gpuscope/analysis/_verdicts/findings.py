@@ -56,7 +56,7 @@ class StageVerdict:
     calls: int
     """How many calls were judged. All figures below are of these calls."""
     warmup_calls: int
-    """Calls left out because they are warm-up calls or contain one."""
+    """Calls left out because they are warm-up calls, contain one, or are in a warm-up request."""
     cold_calls: int
     """Calls left out because they are late cold calls or contain one."""
     duration_ms: float | None
@@ -184,13 +184,14 @@ class Findings:
     def details(self) -> Iterator[str]:
         """Yield the verdicts in lines, with their evidence, the late cold calls, and the notes."""
         on_gpu = {each.name for each in self.answers if each.on_gpu}
+        said: set[str] = set()
         for request in self.requests:
             if request.name in on_gpu:
-                yield from _verdict(request, "request", "")
-                yield from map(_idle, request.idle[:3])
+                yield from _verdict(request, "request", "", said)
+                yield from (_idle(cause) for cause in request.idle[:3] if cause.share >= WORTH_LINES)
                 for stage in self.stages:
                     if stage.root == request.name:
-                        yield from _verdict(stage, "call", "  ")
+                        yield from _verdict(stage, "call", "  ", said)
         for call in self.cold:
             times = f"{duration(call.ms)} instead of {duration(call.usual_ms)}"
             yield f"cold: `{call.name}` {times}, {call.because}; not judged"
@@ -208,7 +209,8 @@ def _idle(cause: IdleCause) -> str:
     return f"    GPU without work: {duration(cause.ms)} ({cause.share:.0%}){where}, {cause.cause}"
 
 
-def _verdict(verdict: StageVerdict, unit: str, indent: str) -> Iterator[str]:
+def _verdict(verdict: StageVerdict, unit: str, indent: str, said: set[str]) -> Iterator[str]:
+    """Yield a verdict in lines. Advice is given once, where it is due first."""
     counted = f"{verdict.calls:,} {unit}{'' if verdict.calls == 1 else 's'}"
     took = "" if verdict.duration_ms is None else f"; {duration(verdict.duration_ms)} end to end"
     condition = f", assuming {verdict.assumes}" if verdict.assumes else ""
@@ -222,5 +224,5 @@ def _verdict(verdict: StageVerdict, unit: str, indent: str) -> Iterator[str]:
         cost = verdict.cost
         per_item = f"{duration(cost.per_item_ms)} per unit of `{cost.size}`"
         yield f"{indent}    {duration(cost.fixed_ms)} per call, plus {per_item}."
-    for step in verdict.next_steps:
-        yield f"{indent}    - {step}"
+    yield from (f"{indent}    - {step}" for step in verdict.next_steps if step not in said)
+    said.update(verdict.next_steps)

@@ -99,13 +99,15 @@ def by_answers(calls: CallsOfStage, events: Weighed, busy: Share) -> Weighed:
 def by_slope(calls: CallsOfStage, events: Weighed) -> Weighed:
     """Return what the slopes add to what events tell; that itself where they add nothing."""
     weighed, most = events, 0.0
-    for slope, lags, unproven in _slopes(calls):
-        if slope.gpu_sets_the_pace:
-            weighed = weighed._replace(idle=max(0.0, weighed.idle - lags))
-        else:
-            weighed = weighed._replace(idle=min(1.0, weighed.idle + unproven))
+    evidence, total_ns = calls.material.evidence, max(1, calls.total_ns)
+    for slope, segments in _slopes(calls):
+        lags_ns = evidence.segment_idle_ns[segments] * (evidence.kind[segments] == Activity.LAGS)
+        lags = float(lags_ns.sum()) / total_ns
+        unproven = float(evidence.segment_unproven_ns[segments].sum()) / total_ns
+        idle = weighed.idle - lags if slope.gpu_sets_the_pace else weighed.idle + unproven
         weighed = weighed._replace(
             by=SLOPE,
+            idle=min(1.0, max(0.0, idle)),
             lags=max(0.0, weighed.lags - lags),
             unproven=max(0.0, weighed.unproven - unproven),
             slope=slope if lags + unproven > most else weighed.slope,
@@ -114,10 +116,8 @@ def by_slope(calls: CallsOfStage, events: Weighed) -> Weighed:
     return weighed._replace(idle_low=weighed.idle, idle_high=weighed.idle)
 
 
-def _slopes(calls: CallsOfStage) -> Iterator[tuple[Slope, float, float]]:
-    """Yield (slope, part of the time that lags, part that is unproven) for each stage in the calls that has one."""
-    if not calls.total_ns:
-        return
+def _slopes(calls: CallsOfStage) -> Iterator[tuple[Slope, NDArray[np.int64]]]:
+    """Yield the slope of each innermost stage in the calls that has one, and the segments of which it tells."""
     material, evidence = calls.material, calls.material.evidence
     recording, segments = material.recording, evidence.segments
     told = (evidence.kind == Activity.LAGS) | ((evidence.kind == Activity.AHEAD) & (evidence.segment_unproven_ns > 0))
@@ -126,14 +126,11 @@ def _slopes(calls: CallsOfStage) -> Iterator[tuple[Slope, float, float]]:
     chosen = np.flatnonzero(told & inside[segments.owner] & recording.leaf[segments.owner] & segments.one_stream)
     stages, usable = recording.stage[segments.owner[chosen]], recording.leaf & recording.measured
     for stage in np.unique(stages).tolist():
-        there = chosen[stages == stage]
         # All calls, also those in which the GPU kept up: to choose by the outcome would bend the slope.
         rows = calls.within[(recording.stage[calls.within] == stage) & usable[calls.within]]
         slope = material.slope(rows)
         if slope is not None and (slope.gpu_sets_the_pace or slope.launches_set_the_pace):
-            lags = evidence.segment_idle_ns[there] * (evidence.kind[there] == Activity.LAGS)
-            unproven = evidence.segment_unproven_ns[there] * (evidence.kind[there] == Activity.AHEAD)
-            yield slope, float(lags.sum()) / calls.total_ns, float(unproven.sum()) / calls.total_ns
+            yield slope, chosen[stages == stage]
 
 
 def gain_part(calls: CallsOfStage, verdict: str, weighed: Weighed) -> float:
@@ -156,8 +153,17 @@ def idle_causes(calls: CallsOfStage, weighed: Weighed) -> dict[tuple[str, str], 
     """Return the nanoseconds without GPU work in these requests, by cause and innermost stage."""
     if weighed.by == ANSWERS:
         return _by_answers(calls, weighed)
-    evidence, segments = calls.material.evidence, calls.segments()
-    return _added(calls, evidence.kind[segments], evidence.segments.owner[segments], evidence.segment_idle_ns[segments])
+    evidence, chosen = calls.material.evidence, calls.segments()
+    kind, idle_ns = evidence.kind.copy(), evidence.segment_idle_ns.copy()
+    if weighed.by == SLOPE:
+        for slope, segments in _slopes(calls):
+            lags = kind[segments] == Activity.LAGS
+            if slope.gpu_sets_the_pace:
+                idle_ns[segments[lags]] = 0
+            else:
+                idle_ns[segments] += evidence.segment_unproven_ns[segments]
+                kind[segments[lags]] = Activity.PACED
+    return _added(calls, kind[chosen], evidence.segments.owner[chosen], idle_ns[chosen])
 
 
 def _by_answers(calls: CallsOfStage, weighed: Weighed) -> dict[tuple[str, str], int]:

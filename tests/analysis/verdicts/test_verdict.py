@@ -129,6 +129,48 @@ def test_any_recording_gets_findings(whole):
     assert str(findings)
 
 
+def with_a_varying_host(kernel: float, cost: float, last: float = 0.0) -> Findings:
+    """Return what is said of requests that launch 200 kernels, on a host that is now faster and now slower."""
+    machine, chance = Machine(), np.random.default_rng(0)
+    for _ in range(60):
+        with machine.stage("request"):
+            slower = chance.uniform(0.85, 1.1)
+            with machine.stage("infer"):
+                for _ in range(200):
+                    machine.launch(kernel, cost=cost * slower)
+                machine.launch(last)
+            fetch(machine)
+    return judge(machine.recording())
+
+
+@pytest.mark.parametrize(
+    ("program", "verdict", "words"),
+    [
+        ((100, 90), "gpu-bound", "Calls that the host takes longer to launch take no longer on the GPU (slope "),
+        (
+            (30, 100, 900),
+            "cpu-bound",
+            "Calls that the host takes longer to launch take as much longer on the GPU ",
+        ),
+    ],
+    ids=["launching takes nine tenths of the GPU's time", "the GPU waits, and its last kernel is long"],
+)
+def test_how_the_gpu_moves_with_the_host_tells_where_nobody_asked(program, verdict, words):
+    """Both end a little behind the launches. The verdict says which witness it rests on."""
+    findings = with_a_varying_host(*program)
+    for judgement in (*findings.requests, findings.stages[0]):
+        assert (judgement.verdict, judgement.witness) == (verdict, "slope"), str(findings)
+        assert words in judgement.because
+
+
+def test_where_the_gpu_has_work_all_along_no_idle_time_is_claimed():
+    """Launching takes nine tenths of the GPU's time: a tenth is left to gain from the GPU, and nothing on the host."""
+    (request,) = with_a_varying_host(100, 90).requests
+    assert request.idle_share < 0.05
+    assert request.gain_share == pytest.approx(0.12, abs=0.05)
+    assert sum(cause.share for cause in request.idle) == pytest.approx(request.idle_share, abs=0.01)
+
+
 def test_the_gain_is_what_the_simulation_saves_without_the_bottleneck():
     """Without the host's work a request would be shorter by what is said, and by no more: nothing else ran then."""
     (request,) = judged("heavy preprocess").requests
@@ -213,6 +255,59 @@ def test_warm_up_is_never_judged():
         machine.roots[-1], inside=[replace(stage, flags=RowFlag.WARMUP) for stage in machine.roots[-1].inside]
     )
     assert judge(recording(*machine.roots[:-1], late)).requests[0].calls == expected.calls - 1
+
+
+def test_warm_up_requests_do_not_leak_into_the_stages_inside_them():
+    """A stage that runs fifty times in each is called a warm-up call three times, and is slow for three requests."""
+    machine = Machine()
+    for number in range(20):
+        with machine.stage("request"):
+            for _ in range(50):
+                with machine.stage("decode"):
+                    machine.work(9000 if number < 3 else 100)
+                    machine.launch(60)
+                with machine.stage("item"):
+                    machine.wait()
+    findings = judge(machine.recording())
+    decode = next(stage for stage in findings.stages if stage.name == "decode")
+    assert (decode.calls, decode.warmup_calls) == (17 * 50, 3 * 50)
+    assert decode.duration_ms == pytest.approx(0.172, abs=0.01)
+    assert decode.gain_ms <= 50 * decode.duration_ms
+
+
+def test_the_stage_to_begin_with_is_the_one_that_takes_long():
+    """Not the one that launched last before the host waited."""
+    machine = Machine()
+    for _ in range(20):
+        with machine.stage("request"):
+            for name, kernels, duration in (("pre", 1, 300), ("main", 30, 600), ("post", 1, 50)):
+                with machine.stage(name):
+                    for _ in range(kernels):
+                        machine.launch(duration)
+            fetch(machine)
+    findings = judge(machine.recording())
+    for judgement in (findings.requests[0], findings.stages[-1]):
+        assert judgement.waits_for == "main"
+        assert judgement.next_steps[0] == "Begin with `main`, which has the largest share in it."
+
+
+def test_a_request_on_two_streams_gains_no_less_than_the_stages_on_them():
+    """The host waits for both, in a stage whose own stream has nothing to do, and nearly all of the time is theirs."""
+    findings = judged("two streams, host waits")
+    (request,) = findings.requests
+    assert (request.waits_for, request.gain_share) == ("left", pytest.approx(0.99, abs=0.01))
+    synchronize = findings.stages[-1]
+    assert synchronize.waits_for in ("left", "right")
+    assert synchronize.wait_share == pytest.approx(1, abs=0.01)
+    assert all(stage.gain_share <= request.gain_share for stage in findings.stages)
+
+
+def test_advice_is_given_once():
+    """The same long sentences under each stage hide what is different."""
+    lines = str(judged("heavy preprocess")).splitlines()
+    steps = [line.strip() for line in lines[lines.index("") :] if line.strip().startswith("- ")]
+    assert steps
+    assert len(steps) == len(set(steps))
 
 
 def test_late_cold_requests_are_listed_and_not_averaged_in():
