@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gpuscope._data.plain.durations import duration
+from gpuscope._data.plain.numbers import number
 from gpuscope._profiling.findings import (
     COMPUTE_BOUND,
     DISPATCH_BOUND,
@@ -42,12 +43,16 @@ class Content(NamedTuple):
     dispatch: float
     sync: float
     host_only: float
+    computing: float
     wait: float
     copy_wait: float
     waits_for: str | None
     waits_for_others: float
     """Time in which the host waits for kernels of other stages."""
     kernel_us: float | None
+    """Half of the time of its kernels is in longer ones."""
+    copy_us: float | None
+    """The same of its copies."""
     launches: float
     copies: tuple[Copies, ...]
     small_copies: float
@@ -92,12 +97,12 @@ def _waits_for_another(of: Content) -> Bound:
 
 def _copies(of: Content) -> Bound:
     moved, took_ms = sum(each.bytes for each in of.copies), sum(each.ms for each in of.copies)
-    pageable_ms, count = sum(each.ms for each in of.copies if each.pageable), sum(each.count for each in of.copies)
+    pageable_ms = sum(each.ms for each in of.copies if each.pageable)
     because = (
         f"For {_part(of.transfer, of)} of the time the GPU only copies, and for {_part(of.copy_wait, of)} the host "
-        f"waits for that{f': {size(moved)} at {moved / took_ms / 1e6:,.3g} GB/s' if took_ms else ''}."
+        f"waits for that{f': {size(moved)} at {number(moved / took_ms / 1e6)} GB/s' if took_ms else ''}."
     )
-    short = count > 0 and took_ms * 1e3 / count < PER_LAUNCH_US
+    short = of.copy_us is not None and of.copy_us < PER_LAUNCH_US
     first, second = (advice.PINNED, advice.COPY_BESIDE), (advice.COPY_BESIDE, advice.FEWER_BYTES)
     steps = first if pageable_ms >= MOST * took_ms else second
     return Bound(TRANSFER_BOUND, because, PER_CALL if short else PROPORTIONAL, steps)
@@ -121,22 +126,26 @@ def _takes_turns(of: Content, idle: float) -> Bound:
 
 
 def _works_on_the_host(of: Content, idle: float) -> Bound:
-    because = (
-        f"The GPU has nothing to do for {_part(idle, of)} of the time; for {_part(of.host_only, of)} the host is "
-        "meanwhile in neither PyTorch nor CUDA."
+    in_pytorch = of.computing >= MOST * of.host_only
+    because = f"The GPU has nothing to do for {_part(idle, of)} of the time; for " + (
+        f"{_part(of.computing, of)} the host meanwhile computes itself, in operators of PyTorch that use no GPU."
+        if in_pytorch
+        else f"{_part(of.host_only, of)} the host is meanwhile in neither PyTorch nor CUDA."
     )
+    if in_pytorch:
+        return Bound(HOST_BOUND, because, None, (advice.TO_THE_GPU, advice.HOST_BESIDE))
     return Bound(HOST_BOUND, because, None, (advice.HOST_BESIDE,))
 
 
 def _launches(of: Content, idle: float) -> Bound:
     because = f"The GPU has nothing to do for {_part(idle, of)} of the time, while the host launches"
     if of.launches:
-        each = f", and a kernel takes {duration(of.kernel_us / 1e3)} (median)" if of.kernel_us is not None else ""
-        because += f": {duration(of.dispatch / of.launches)} for each of {of.launches:,.4g} launches{each}"
+        each = f", and a kernel takes {duration(of.kernel_us / 1e3)}" if of.kernel_us is not None else ""
+        because += f": {duration(of.dispatch / of.launches)} for each of {number(of.launches)} launches{each}"
     if of.small_copies >= max(1.0, MOST * of.launches):
         return Bound(
             DISPATCH_BOUND,
-            f"{because}; it makes {of.small_copies:,.4g} tiny tensors.",
+            f"{because}; it makes {number(of.small_copies)} tiny tensors.",
             PER_CALL,
             (advice.SMALL_TENSORS,),
         )
@@ -146,7 +155,7 @@ def _launches(of: Content, idle: float) -> Bound:
 def _synchronises(of: Content, idle: float) -> Bound:
     because = (
         f"The GPU has nothing to do for {_part(idle, of)} of the time; for {_part(of.sync, of)} the host is meanwhile "
-        f"in calls that wait for it: {of.waits:,.4g} of them."
+        f"in calls that wait for it: {number(of.waits)} of them."
     )
     return Bound(
         SYNC_BOUND, because, PER_CALL, ((advice.ONE_WAIT,) if of.waits >= advice.OFTEN else ()) + (advice.LATER,)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 256
 """A copy to the GPU of at most this many bytes carries numbers, not data."""
+PARTS = ("compute", "transfer", "dispatch", "sync", "host_only", "computing")
 LISTED = 3
 """How many operators are listed of each sort."""
 
@@ -81,19 +82,17 @@ def _look(measures: Measures, kind: StageInRequest) -> StageLook:
     times = measures.times(kind)
     figures = {name: ns / count / 1e6 for name, ns in times._asdict().items()}
     waits_for, others_ns = measures.waits_for(kind)
-    kernel_us = float(np.median([each.end_ns - each.start_ns for each in kernels])) / 1e3 if kernels else None
+    kernel_us, copy_us = _typical_us(kernels), _typical_us([each for each in work if each.kind == COPY])
     launches = sum(call.launches for call in calls) / count
     copies, small, waits = _copies(work, count), _small_copies(calls, count), _waits(calls, count)
     bound = decide(
         Content(
             ms=figures["window"],
-            **{
-                name: figures[name]
-                for name in ("compute", "transfer", "dispatch", "sync", "host_only", "wait", "copy_wait")
-            },
+            **{name: figures[name] for name in (*PARTS, "wait", "copy_wait")},
             waits_for=waits_for,
             waits_for_others=others_ns / count / 1e6,
             kernel_us=kernel_us,
+            copy_us=copy_us,
             launches=launches,
             copies=copies,
             small_copies=sum(each.count for each in small),
@@ -117,12 +116,21 @@ def _look(measures: Measures, kind: StageInRequest) -> StageLook:
         copies=copies,
         small_copies=small[:LISTED],
         waits=waits[:LISTED],
-        **{f"{name}_ms": figures[name] for name in ("compute", "transfer", "dispatch", "sync", "host_only")},
+        **{f"{name}_ms": figures[name] for name in PARTS},
         wait_ms=figures["wait"],
         copy_wait_ms=figures["copy_wait"],
         gaps=measures.gaps(kind) / count,
         waits_for=waits_for,
     )
+
+
+def _typical_us(work: Sequence[Work]) -> float | None:
+    """Return the length of which half of all time is in longer pieces: a few long ones outweigh many short ones."""
+    if not work:
+        return None
+    lengths = np.sort([each.end_ns - each.start_ns for each in work])
+    passed = np.cumsum(lengths)
+    return float(lengths[np.searchsorted(passed, passed[-1] / 2)]) / 1e3
 
 
 def _copies(work: Sequence[Work], count: int) -> tuple[Copies, ...]:

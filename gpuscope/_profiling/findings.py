@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpuscope._data.plain.durations import duration
+from gpuscope._data.plain.numbers import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ class StageLook:
     kernel_ms: float
     """Time in which at least one of its kernels runs."""
     kernel_us: float | None
-    """Median length of a kernel, in microseconds."""
+    """Half of the kernels' time is in kernels longer than this, in microseconds."""
     launches: float
     """Calls that launch kernels, launches of CUDA graphs included."""
     graph_launches: float
@@ -79,11 +80,13 @@ class StageLook:
     transfer_ms: float
     """Time in which it copies between host and GPU, and nothing else."""
     dispatch_ms: float
-    """Time in which it has nothing to do while the host calls operators and CUDA, or a launch is on its way."""
+    """Time in which it has nothing to do while the host launches, in operators and CUDA, or a launch is on its way."""
     sync_ms: float
     """Time in which it has nothing to do while the host is in a call that waits: what that costs beyond the wait."""
     host_only_ms: float
-    """Time in which it has nothing to do while the host is in neither PyTorch nor CUDA."""
+    """Time in which it has nothing to do while the host does something else."""
+    computing_ms: float
+    """The part of that in which the host is in operators of PyTorch that use no GPU."""
     gaps: float
     """How often the GPU ran out of work."""
     wait_ms: float
@@ -118,6 +121,7 @@ class DeepFindings:
 
 def _lines(findings: DeepFindings) -> Iterator[str]:
     total_ms = {stage.root: stage.calls * stage.ms for stage in findings.stages if not stage.depth}
+    said: set[str] = set()
     for stage in findings.stages:
         indent = "  " * min(stage.depth, 12)
         calls = f"{stage.calls} call{'' if stage.calls == 1 else 's'}"
@@ -126,32 +130,34 @@ def _lines(findings: DeepFindings) -> Iterator[str]:
             continue
         yield f"{indent}    {stage.because}{f' The cost is {stage.overhead}.' if stage.overhead else ''}"
         yield f"{indent}    {'; '.join(_contents(stage))}."
-        for step in stage.next_steps:
-            yield f"{indent}    - {step}"
+        yield from (f"{indent}    - {step}" for step in stage.next_steps if step not in said)
+        said.update(stage.next_steps)
     yield from findings.notes
 
 
 def _contents(stage: StageLook) -> Iterator[str]:
     """Yield what is in a call of the stage, in words."""
-    graphs = f", {stage.graph_launches:,.4g} of graphs" if stage.graph_launches else ""
-    median = f", median {duration(stage.kernel_us / 1e3)}" if stage.kernel_us is not None else ""
+    graphs = f", {number(stage.graph_launches)} of graphs" if stage.graph_launches else ""
+    median = (
+        f", half of it in longer ones than {duration(stage.kernel_us / 1e3)}" if stage.kernel_us is not None else ""
+    )
     yield (
-        f"Per call: {stage.kernels:,.4g} kernels from {stage.launches:,.4g} launches{graphs} "
+        f"Per call: {number(stage.kernels)} kernels from {number(stage.launches)} launches{graphs} "
         f"({duration(stage.kernel_ms)}{median})"
     )
     for copies in stage.copies:
         memory = "pageable" if copies.pageable else "pinned"
-        yield f"{copies.count:,.4g} {memory} {copies.direction} ({size(copies.bytes)}, {duration(copies.ms)})"
+        yield f"{number(copies.count)} {memory} {copies.direction} ({size(copies.bytes)}, {duration(copies.ms)})"
     for small in stage.small_copies:
-        yield f"{small.count:,.4g} tiny tensors made on the host by `{small.name}`"
+        yield f"{number(small.count)} tiny tensors made on the host by `{small.name}`"
     for wait in stage.waits:
-        yield f"{wait.count:,.4g} waits in `{wait.name}` ({duration(wait.ms)})"
-    yield f"the GPU has nothing to do for {duration(stage.idle_ms)}, and runs out of work {stage.gaps:,.4g} times"
+        yield f"{number(wait.count)} waits in `{wait.name}` ({duration(wait.ms)})"
+    yield f"the GPU has nothing to do for {duration(stage.idle_ms)}, and runs out of work {number(stage.gaps)} times"
 
 
 def size(count: float) -> str:
     """Return a number of bytes as text, in decimal units."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
-            return f"{count / scale:,.3g} {unit}"
-    return f"{count:,.4g} B"
+            return f"{number(count / scale)} {unit}"
+    return f"{number(count)} B"

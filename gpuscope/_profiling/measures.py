@@ -51,11 +51,13 @@ class Times(NamedTuple):
     transfer: int
     """It copies between host and GPU, and nothing else."""
     dispatch: int
-    """It has nothing to do while the host calls operators or CUDA, or when the host has gone on."""
+    """It has nothing to do while the host calls CUDA or an operator that does, or when the host has gone on."""
     sync: int
     """It has nothing to do while the host is in a call that waits."""
     host_only: int
-    """It has nothing to do while the host is in neither PyTorch nor CUDA."""
+    """It has nothing to do while the host does something else."""
+    computing: int
+    """The part of that in which the host is in operators of PyTorch, which compute on the host."""
     wait: int
     """The host waits while the GPU computes: a part of `compute`, as `copy_wait` is of `transfer`."""
     copy_wait: int
@@ -73,8 +75,10 @@ class _Host:
     The innermost operators around the waiting calls, such as `aten::_local_scalar_dense`, which exist only to wait.
     Operators that copy to the GPU are not among them: making a tensor is work, and waiting only a part of it.
     """
-    active: Intervals
-    """All operators and CUDA calls."""
+    launching: Intervals
+    """CUDA calls, and the outermost operators that make one: the host works for the GPU."""
+    computing: Intervals
+    """All other operators: the host computes itself, in PyTorch."""
 
 
 class Measures:
@@ -85,10 +89,10 @@ class Measures:
         self.attribution = attribute(trace)
         self.runs = self.attribution.runs
         self.compute = _union(work for work in trace.work if work.kind != COPY)
-        linked = [*self.attribution.outside, *(each for run in self.runs for each in run.calls)]
-        self.busy = _union([*trace.work, *(each.call for each in linked if _is_staged(each))])
+        self._linked = [*self.attribution.outside, *(each for run in self.runs for each in run.calls)]
+        self.busy = _union([*trace.work, *(each.call for each in self._linked if _is_staged(each))])
         calls: dict[HostThread, list[LinkedCall]] = defaultdict(list)
-        for each in linked:
+        for each in self._linked:
             calls[each.call.thread].append(each)
         self._hosts = {
             thread: _host(thread, calls[thread], trace) for thread in {run.stage.thread for run in self.runs}
@@ -137,7 +141,8 @@ class Measures:
         sync = _idle(on, host.around, self.busy)
         waiting = intersection(host.waiting, self.busy)
         wait = _sum(on, intersection(waiting, self.compute))
-        dispatch = _idle(on, host.active, self.busy) - sync
+        dispatch = _idle(on, union(_both(host.launching, host.around)), self.busy) - sync
+        host_only = host_ns - busy - sync - dispatch
         return (
             host_ns + tail_ns,
             host_ns,
@@ -145,7 +150,8 @@ class Measures:
             busy - compute + tail_busy - tail_compute,
             dispatch + tail_ns - tail_busy,
             sync,
-            host_ns - busy - sync - dispatch,
+            host_only,
+            min(host_only, _idle(on, host.computing, self.busy)),
             wait,
             _sum(on, waiting) - wait,
         )
@@ -159,13 +165,26 @@ class Measures:
         return Intervals(starts, np.maximum(starts, np.array(ends, np.int64)))
 
     def gaps(self, kind: StageInRequest) -> int:
-        """Return how often the GPU ran out of work within the stage's windows: gaps between two pieces of work."""
+        """
+        Return how often the GPU ran out of work within the stage's windows.
+
+        That is a gap before work that was launched when all before it was done. A GPU with a full queue has gaps, too:
+        between any two kernels.
+        """
         runs = self.kinds[kind]
-        tails, found, between = self._tails(runs), 0, gaps(self.busy)
+        tails, found, between = self._tails(runs), 0, self._ran_out
         for index, end_ns in zip(runs, tails.end.tolist(), strict=True):
             start_ns = self.runs[index].stage.start_ns
             found += int(((between.start >= start_ns) & (between.end <= end_ns)).sum())
         return found
+
+    @cached_property
+    def _ran_out(self) -> Intervals:
+        between = gaps(self.busy)
+        began = {work.start_ns: each.call.end_ns for each in self._linked for work in each.work}
+        launched_ns = np.array([began.get(end_ns, end_ns) for end_ns in between.end.tolist()], np.int64)
+        late = launched_ns > between.start
+        return Intervals(between.start[late], between.end[late])
 
     def waits_for(self, kind: StageInRequest) -> tuple[str | None, int]:
         """Return the other stage whose kernels the host waits for longest, and the time it waits for all others."""
@@ -225,12 +244,20 @@ def _host(thread: HostThread, calls: Sequence[LinkedCall], trace: Trace) -> _Hos
     waiting = [each for each in calls if each.waits]
     sending = {each.operator for each in calls if any(work.direction == "HtoD" for work in each.work)}
     around = [each.operator or each.call for each in waiting if each.operator is None or each.operator not in sending]
-    operators = [each for each in trace.operators if each.thread == thread]
+    tops = _union(each for each in trace.operators if each.thread == thread)
+    # An operator that only asks something of CUDA, and launches nothing, is no work for the GPU.
+    made = _union(each.call for each in calls)
+    used = covered(tops, made) > 0
     return _Host(
         waiting=_union(each.call for each in waiting),
         around=_union(around),
-        active=_union([*operators, *(each.call for each in calls)]),
+        launching=union(_both(Intervals(tops.start[used], tops.end[used]), made)),
+        computing=Intervals(tops.start[~used], tops.end[~used]),
     )
+
+
+def _both(one: Intervals, other: Intervals) -> Intervals:
+    return Intervals(np.concatenate([one.start, other.start]), np.concatenate([one.end, other.end]))
 
 
 def _intervals(of: Iterable[Range | Call | Work]) -> Intervals:

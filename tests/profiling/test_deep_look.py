@@ -223,6 +223,37 @@ class TestBounds:
         )
         assert "Between requests" not in str(examine(serve(graph_replay).trace()))
 
+    def test_pytorch_on_the_cpu_is_work_of_the_host(self):
+        """Operators that use no GPU launch nothing, and fewer launches would not help."""
+
+        def request(program):
+            with program.stage("embed"):
+                for _ in range(20):
+                    with program.operator("aten::linear"), program.operator("aten::addmm"):
+                        program.work(500)
+            infer(program, 3, 100)
+            fetch(program)
+
+        stage = looks(serve(request))["embed"]
+        assert (stage.bound, stage.launches) == (HOST, 0)
+        assert "in operators of PyTorch that use no GPU" in stage.because
+        assert "Move it to the GPU" in stage.next_steps[0]
+        assert not any("graph" in step for step in stage.next_steps)
+
+    def test_a_cost_is_per_call_where_its_time_is(self):
+        """Many tiny kernels beside a few that take nearly all of the time: that is proportional to the data."""
+
+        def request(program):
+            with program.stage("infer"):
+                for _ in range(30):
+                    program.launch(2)
+                for _ in range(10):
+                    program.launch(900)
+            fetch(program)
+
+        stage = looks(serve(request))["infer"]
+        assert (stage.bound, stage.overhead, stage.kernel_us) == (COMPUTE, "proportional", 900)
+
 
 class TestContents:
     """Counts and times of what is in a stage."""
@@ -233,6 +264,44 @@ class TestContents:
         assert (stage.calls, stage.kernels, stage.launches, stage.gaps) == (4, 500, 500, 499)
         assert stage.kernel_us == pytest.approx(2.0)
         assert stage.overhead == "per call"
+
+    def test_a_full_queue_does_not_run_out(self):
+        """Between two kernels there is always a gap; only one before late work counts."""
+
+        def request(program):
+            with program.stage("infer"):
+                for _ in range(20):
+                    program.launch(100)
+            fetch(program)
+            with program.stage("slow"):
+                for _ in range(20):
+                    program.work(50)
+                    program.launch(5)
+
+        program = serve(request)
+        work = sorted((event for event in program.events if event["cat"] == "kernel"), key=lambda event: event["ts"])
+        for event in work:
+            event["dur"] -= 1
+        found = looks(program)
+        assert found["infer"].gaps == 0
+        assert found["slow"].gaps == pytest.approx(20, abs=1)
+
+    def test_counts_are_written_out(self):
+        """Thousands of kernels are a number, and no power of ten."""
+
+        def request(program):
+            with program.stage("infer"):
+                program.replay([3.0] * 34_050)
+
+        text = str(examine(serve(request, count=2).trace()))
+        assert "34,050 kernels from 1 launches" in text
+        assert "e+0" not in text
+
+    def test_advice_is_given_once(self):
+        """The same sentences under each stage hide what is different."""
+        steps = [line.strip() for line in str(examine(serve(tiny_kernels).trace())).splitlines() if "- " in line[:12]]
+        assert steps
+        assert len(steps) == len(set(steps))
 
     def test_a_graph_is_one_launch_of_many_kernels(self):
         """The kernels of a replayed graph belong to the stage that replayed it."""

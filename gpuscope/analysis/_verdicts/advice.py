@@ -48,6 +48,7 @@ SMALL_TENSORS = (
     "or copy several as one."
 )
 FEWER_BYTES = "Copy fewer bytes: a smaller dtype, or only what is needed."
+TO_THE_GPU = "Move it to the GPU: create these tensors there, or move the model or the input with `.to(device)`."
 HOST_BESIDE = "Do it in another thread, or while the GPU works on another request: `gpuscope.overlap`."
 WITH_CUPTI = (
     "If the program uses a GPU, another tool (Nsight, DCGM's profiling) may hold CUPTI, which serves one tool at a "
