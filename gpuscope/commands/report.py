@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from gpuscope.analysis._verdicts.findings import Findings
+    from gpuscope.analysis._verdicts.findings import Findings, StageVerdict
     from gpuscope.analysis.figures import Distribution, Figures, StageFigures
     from gpuscope.analysis.recording import Recording
 
 HELP = "Show where the time goes in recordings: an answer per kind of request, a table, verdicts, a timeline."
 EPILOG = "Exit codes: 0 done; 2 bad usage, nothing to read, or a file that cannot be written."
 OUTSIDE = "in the graph, outside any stage"
+ASKED = (
+    "GPU busy: the part of the time in which streams that were asked at random times had work, queued or running, with "
+    "the 95 % interval over requests. Kernels ran for less than that: by some 3 to 20 points, least where they are "
+    "long. GPU idle: the rest; without answers, what events show. - where too few requests have answers."
+)
 OUTPUTS = ("html", "perfetto", "jaeger", "json")
 
 
@@ -75,6 +80,11 @@ def run(options: argparse.Namespace) -> int:
     console.print(_table(figures))
     print()
     _console.say(_notes(figures))
+    if any(each.busy_range for each in (*findings.requests, *findings.stages)):
+        print()
+        console.print(_busy_table(figures, findings))
+        print()
+        _console.say([ASKED])
     print()
     _console.say(findings.details())
     _console.say(f"{name}: {path}" for name, path in outputs.items())
@@ -158,6 +168,24 @@ def _table(figures: Figures) -> Table:
         if stage.outside_ms is not None:
             cells = ["", "-", "-", *_p50_p99(stage.outside_ms), "-", _console.percent(stage.outside_share)]
             table.add_row(_console.indented(OUTSIDE, stage.depth + 1), *cells)
+    return table
+
+
+def _busy_table(figures: Figures, findings: Findings) -> Table:
+    """Return how the time of each stage divides, as far as it is known."""
+    table = _console.make_table("stage", "GPU busy\n%", "\n95 %", "GPU idle\n%", "host waits\n%", "answers\n")
+    judged: dict[tuple[str, str, bool], StageVerdict] = {}
+    judged |= {(each.root, each.name, True): each for each in findings.requests}
+    judged |= {(each.root, each.name, False): each for each in findings.stages}
+    for stage in figures.stages:
+        verdict = judged.get((stage.root, stage.name, not stage.depth))
+        if verdict is None:
+            continue
+        shares = (verdict.busy_share, verdict.idle_share, verdict.wait_share)
+        busy, idle, waits = ("-" if share is None else f"{100 * share:.0f}" for share in shares)
+        within = " to ".join(f"{100 * end:.0f}" for end in verdict.busy_range or ())
+        cells = (busy, within, idle, waits, f"{verdict.answers:,}" if verdict.answers else "")
+        table.add_row(_console.indented(stage.name, stage.depth), *cells)
     return table
 
 

@@ -64,6 +64,23 @@ def record(tmp_path):
     return record
 
 
+def answered(path, samples, had_work):
+    """Let the stream of each stage in a file have been asked so often, and return the file."""
+    lines = []
+    for line in Path(path).read_text().splitlines():
+        content = json.loads(line)
+        for resource in content.get("resourceSpans", ()):
+            for span in (span for scope in resource["scopeSpans"] for span in scope["spans"]):
+                if any(each["key"] == "gpuscope.clock.uncertainty" for each in span["attributes"]):
+                    span["attributes"] += [
+                        {"key": "gpuscope.gpu.samples", "value": {"intValue": str(samples)}},
+                        {"key": "gpuscope.gpu.had_work", "value": {"doubleValue": had_work}},
+                    ]
+        lines.append(json.dumps(content))
+    Path(path).write_text("\n".join(lines) + "\n")
+    return path
+
+
 def failure(capsys, *arguments):
     """Run a command that cannot do what it was asked, and return what it says."""
     assert main(arguments) == 2
@@ -99,6 +116,26 @@ class TestReport:
         words, findings = " ".join(capsys.readouterr().out.split()), judge(read([path]))
         assert words.startswith(" ".join(" ".join(findings.summary()).split()))
         assert " ".join(" ".join(findings.details()).split()) in words
+
+    def test_what_streams_answered(self, record, capsys, tmp_path):
+        """A table says how busy each stage had the GPU, in which interval, and what such an answer is."""
+        path = answered(record(), samples=4, had_work=0.25)
+        assert main(["report", path, "--json", str(tmp_path / "out.json")]) == 0
+        printed = capsys.readouterr().out
+        line = next(line for line in printed.splitlines() if re.match(r" +infer +\d+ +\d+ to", line))
+        assert re.match(r" +infer +25 +2\d to 3\d +75 +0 +152$", line)
+        assert "had work, queued or running" in " ".join(printed.split())
+        assert all(len(line) <= 80 for line in printed.splitlines())
+        (infer,) = (
+            s for s in json.loads((tmp_path / "out.json").read_text())["findings"]["stages"] if s["name"] == "infer"
+        )
+        assert (infer["busy_share"], infer["answers"]) == (pytest.approx(0.25, abs=0.005), 152)
+        assert infer["busy_range"][0] < 0.25 < infer["busy_range"][1]
+
+    def test_without_answers_nothing_is_said_of_them(self, record, capsys):
+        """Nor is there a table without figures."""
+        main(["report", record()])
+        assert "queued or running" not in capsys.readouterr().out
 
     def test_fits_eighty_columns(self, record, capsys):
         """Every line, however long the sentences are."""

@@ -22,6 +22,7 @@ from gpuscope.analysis._structure.own_time import own_ns
 from gpuscope.analysis._structure.replays import outside_ns
 from gpuscope.analysis._viewers.timeline_lanes import devices, gpu_rows, host_rows, leaves, thread_gaps
 from gpuscope.analysis._viewers.timeline_stages import stage_lines
+from gpuscope.analysis._viewers.timeline_usual import usual_work
 from gpuscope.analysis.figures import figures
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def timeline_data(
         "traces": [recording.trace_id[row] for row in np.flatnonzero(recording.parent < 0)],
         "attributes": {str(row): _texts(attributes) for row, attributes in recording.attributes.items()},
         "stages": list(stage_lines(recording, figured.stages)),
+        "usual": list(usual_work(recording)),
         "requests": [asdict(each) for each in figured.requests],
         "losses": _losses(recording),
         "clock": _clock(recording),

@@ -41,7 +41,7 @@ function answerOf(answer, open) {
 
 /** Show of the legend what occurs in this recording. */
 function showLegend(model) {
-  const occurs = { host: false, solid: false, pale: false, outer: false, failed: false, warm: false };
+  const occurs = { host: false, solid: false, pale: false, usual: false, outer: false, failed: false, warm: false };
   for (let row = 0; row < model.size; row++) {
     occurs.host ||= model.isOnHost(row);
     occurs.failed ||= Boolean(model.error[row]);
@@ -52,6 +52,7 @@ function showLegend(model) {
       const from = solidFrom(model, row);
       occurs.solid ||= from < model.gpuEnd[row];
       occurs.pale ||= from > model.gpuStart[row];
+      occurs.usual ||= from > model.gpuStart[row] && Boolean(model.usualWork(row));
     }
   }
   occurs.gap = model.lanes.some((lane) => lane.gaps?.start.length);

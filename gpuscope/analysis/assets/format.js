@@ -45,6 +45,11 @@ function percent(share) {
   return `${(100 * share).toFixed(share < 0.9995 ? 1 : 0)}\u00a0%`;
 }
 
+/** The ends of an interval of shares, in whole percent. */
+function rangeOf(low, high) {
+  return `${Math.round(100 * low)} to ${Math.round(100 * high)}\u00a0%`;
+}
+
 /** A name cut in its middle, so that those of a pool's threads, which differ at their ends, can be told apart. */
 function shortened(name, most = 18) {
   if (name.length <= most) return name;

@@ -57,6 +57,7 @@ class Model {
     this.uncertainty = columns.uncertainty;
     this.cold = new Set((data.findings?.cold ?? []).map((call) => call.row));
     this.own = columns.own;
+    this.usual = new Map(data.usual.map((each) => [`${each.root},${each.stage}`, each]));
     this.#times(columns);
     this.#tree(columns);
     this.#lanes(columns);
@@ -181,6 +182,25 @@ class Model {
   /** Whether statistics leave the stage out: warm-up, or a late cold call. */
   isCold(row) {
     return this.has(row, FLAG.warmup) || this.cold.has(row);
+  }
+
+  /** How much work its stream usually has while the host is in a stage, if it was asked often enough. */
+  usualWork(row) {
+    return this.usual.get(`${this.stage[this.root[row]]},${this.stage[row]}`);
+  }
+
+  /** For how much of a request a device usually has work, and waits, in bars of which the events do not tell. */
+  usually(root, device) {
+    const found = { work: 0, waiting: 0 };
+    for (let row = root; row < this.size && this.start[row] <= this.extent.get(root).to; row++) {
+      if (this.root[row] !== root || !this.leaf[row] || !device.streams.includes(this.stream[row])) continue;
+      const usual = this.usualWork(row);
+      if (!usual) continue;
+      const open = solidFrom(this, row) - this.gpuStart[row];
+      found.work += open * usual.work;
+      found.waiting += open * (1 - usual.work);
+    }
+    return found;
   }
 
   /** The stage that launched a stage: for one inside a graph, the stage around the replay; for any other, itself. */

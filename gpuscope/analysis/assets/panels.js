@@ -67,11 +67,17 @@ function showWindow(model, view, colour) {
       parts.push(element("p", { className: "quiet" }, "no stage with GPU times here"));
       continue;
     }
+    const usual = picked ? model.usually(view.request, device) : { work: 0, waiting: 0 };
+    // Of several streams, more may be open than there is time.
+    const fits = Math.min(1, open / (usual.work + usual.waiting || 1));
+    const rest = open - fits * (usual.work + usual.waiting);
     const rows = [
       ["work was queued", queued, "queued"],
-      ["work or waiting", open, "open"],
+      ["usually work", fits * usual.work, "usual"],
+      ["usually waiting", fits * usual.waiting, "open"],
+      ["work or waiting", rest, "open"],
       ["in no stage", idle, "idle"],
-    ];
+    ].filter(([term, time]) => time > 0 || !(term.startsWith("usually") || (fits < 1 && term === "work or waiting")));
     const bar = element("div", { className: "stacked" });
     for (const [, time, className] of rows) {
       const part = element("div", { className });
@@ -150,10 +156,16 @@ function gpuFacts(model, row) {
   return pairs([
     ["on the stream", duration(model.gpuEnd[row] - model.gpuStart[row])],
     ["in the graph, outside any stage", outside === undefined ? null : duration(outside)],
+    ["usual work, the host inside", usualWords(model.usualWork(row))],
     ["launch to start", duration(model.gpuStart[row] - model.start[row])],
     [lag >= 0 ? "ended after the host by" : "ended before the host by", duration(Math.abs(lag))],
     placed,
   ]);
+}
+
+/** How much work a stream usually has, with its interval. */
+function usualWords(usual) {
+  return usual && `${percent(usual.work)} (${rangeOf(usual.low, usual.high)})`;
 }
 
 function badges(model, row) {
@@ -190,6 +202,7 @@ function showTip(model, bar, x, y) {
         onHost ? "on the stream" : "in the graph",
         timed ? duration(model.gpuEnd[row] - model.gpuStart[row]) : "no GPU times",
       ],
+      ["usual work", timed && onHost && model.leaf[row] ? usualWords(model.usualWork(row)) : null],
       ["launch to start", timed && onHost ? duration(model.gpuStart[row] - model.start[row]) : null],
       ["", model.has(row, FLAG.warmup) ? "warm-up" : null],
     ]),

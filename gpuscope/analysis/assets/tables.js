@@ -11,7 +11,10 @@ const COLUMNS = [
   ["p90", "gpu.p90", "on the stream", (line) => line.gpu_ms?.p90],
   ["p99", "gpu.p99", "on the stream", (line) => line.gpu_ms?.p99],
   ["distribution", "", "on the stream"],
-  ["launch to start", "delay", "", (line) => line.launch_to_start_ms?.p50],
+  ["starts", "delay", "", (line) => line.launch_to_start_ms?.p50],
+  ["busy", "busy", "GPU", (line) => line.judged?.busy_share],
+  ["idle", "idle", "GPU", (line) => line.judged?.idle_share],
+  ["waits", "waits", "the host", (line) => line.judged?.wait_share],
   ["of request", "share", "", (line) => line.host_share],
   ["errors", "errors", "", (line) => line.errors],
 ];
@@ -21,14 +24,19 @@ class StageTable {
     this.model = model;
     this.find = find;
     this.colour = colour;
-    this.lines = model.data.stages.flatMap((line, order) => [{ ...line, order }, ...leftOver(line, order)]);
+    this.lines = model.data.stages.flatMap((line, order) => [
+      { ...line, order, judged: judgedOf(model.data.findings, line) },
+      ...leftOver(line, order),
+    ]);
     const hidden = new Set();
     if (!this.lines.some((line) => line.gpu_ms))
       ["gpu.p50", "gpu.p90", "gpu.p99", "delay"].forEach((key) => hidden.add(key));
+    const noGpu = hidden.size > 0;
     if (!this.lines.some((line) => line.errors)) hidden.add("errors");
-    this.columns = COLUMNS.filter(
-      ([, key, group]) => !hidden.has(key) && !(group === "on the stream" && hidden.size > 1),
-    );
+    this.asked = this.lines.some((line) => line.judged?.busy_share);
+    // All of them would be wider than the page.
+    (this.asked ? ["gpu.p90"] : ["busy", "waits", "idle"]).forEach((key) => hidden.add(key));
+    this.columns = COLUMNS.filter(([, key, group]) => !hidden.has(key) && !(group === "on the stream" && noGpu));
     this.sorted = { key: "order", down: false };
     this.body = element("tbody");
     this.head = element("thead");
@@ -85,6 +93,9 @@ class StageTable {
       calls: [this.#calls(line)],
       share: [line.host_share === null ? "–" : percent(line.host_share)],
       errors: [line.errors ? count(line.errors) : ""],
+      busy: [busyWords(line.judged)],
+      waits: [shareWords(line.judged?.wait_share)],
+      idle: [shareWords(line.judged?.idle_share)],
     };
     return element(
       "tr",
@@ -116,9 +127,30 @@ class StageTable {
       : "";
     const text =
       `Percentiles leave warm-up out (${counted(warm, "call")}).${star}${graph} ` +
-      "Distributions are on a logarithmic scale from the shortest to the longest; the line is the median.";
+      `${this.asked ? ASKED : ""}Distributions are on a logarithmic scale from the shortest to the longest; the line is the median.`;
     return element("p", { className: "note" }, text);
   }
+}
+
+const ASKED =
+  "GPU, busy: the part of the time in which streams that were asked at random times had work, queued or running, with " +
+  "its 95 % interval over requests; kernels ran for less, by some 3 to 20 points. Idle: the rest. ";
+
+/** The verdict on a line's stage, if there is one. */
+function judgedOf(findings, line) {
+  if (!findings) return undefined;
+  const among = line.depth ? findings.stages : findings.requests;
+  return among.find((each) => each.name === line.name && each.root === line.root);
+}
+
+function shareWords(share) {
+  return share === null || share === undefined ? "–" : `${Math.round(100 * share)}\u00a0%`;
+}
+
+function busyWords(judged) {
+  if (!judged?.busy_range) return "–";
+  const [low, high] = judged.busy_range.map((share) => Math.round(100 * share));
+  return `${shareWords(judged.busy_share)} (${low}–${high})`;
 }
 
 /** The line for what replays in a stage did outside any stage, if there were replays. */

@@ -3,6 +3,8 @@
 const NARROW = 1.5;
 const PALE = 0.28;
 const DIM = 0.22;
+/** The shade of what is usual: between pale and solid. */
+const USUAL = 3;
 
 /** From when on a bar on a stream is certainly work: the host had gone on, or it is in a graph. */
 function solidFrom(model, row) {
@@ -80,7 +82,8 @@ class TrackPainter {
     if (this.side === "host") return taken;
     if (!this.model.leaf[row]) return 0;
     const solid = Math.max(0, this.model.gpuEnd[row] - this.#solidFrom(row));
-    return solid + (taken - solid) * PALE;
+    const usual = this.model.usualWork(row)?.work ?? 0;
+    return solid + (taken - solid) * (PALE + (1 - PALE) * usual);
   }
 
   #solidFrom(row) {
@@ -125,6 +128,7 @@ class TrackPainter {
       solid = Math.min(solid, Math.max(left, (this.#solidFrom(row) - this.from) / this.perPixel));
       context.fillStyle = palette.fill[stage];
       context.fillRect(solid, y, left + across - solid, height);
+      this.#usual(row, left, solid - left, stage);
     }
     if (across > 3 && height > 6) {
       context.strokeStyle = palette.edge[stage];
@@ -134,6 +138,16 @@ class TrackPainter {
     const rest = left + across - solid;
     const shown = solid - Math.max(0, left);
     return rest > shown ? { left: solid, across: rest, solid: true } : { left, across: solid - left, solid: false };
+  }
+
+  /** In the pale part, fill from below as much as its stream usually has work there. */
+  #usual(row, left, across, stage) {
+    const usual = this.model.usualWork(row);
+    if (!usual || across < 1) return;
+    const { context, palette, y, height } = this;
+    const level = Math.round(height * usual.work);
+    context.fillStyle = palette.shades[stage][USUAL];
+    context.fillRect(left, y + height - level, across, level);
   }
 
   #hatch(left, across, stage) {

@@ -96,6 +96,8 @@ function evidence(verdict, unit) {
     ["end to end, median", verdict.duration_ms === null ? null : milliseconds(verdict.duration_ms)],
     ["host waits for the GPU", share(verdict.wait_share)],
     ["mostly for", verdict.waits_for],
+    ["GPU had work", hadWork(verdict)],
+    ["answers", verdict.answers ? `${count(verdict.answers)}, ${counted(verdict.answered_requests, "request")}` : null],
     ["GPU without work, as far as known", share(verdict.idle_share)],
     ["GPU ends after the host by", verdict.lag_ms > 0.1 ? milliseconds(verdict.lag_ms) : null],
     ["cost", verdict.cost && costOf(verdict.cost)],
@@ -104,6 +106,12 @@ function evidence(verdict, unit) {
       verdict.gain_ms && `${milliseconds(verdict.gain_ms)} (${share(verdict.gain_share)})`,
     ],
   ];
+}
+
+/** What streams answered when they were asked, with the interval over requests. */
+function hadWork(verdict) {
+  if (verdict.busy_share === null) return null;
+  return `${percent(verdict.busy_share)} (${rangeOf(...verdict.busy_range)})`;
 }
 
 function costOf({

@@ -56,6 +56,7 @@ def many(times):
     ten = ten_requests()
     count, shift_ns = len(ten.stage), np.repeat(np.arange(times) * 16_000_000, len(ten.stage))
     columns = {name: np.tile(getattr(ten, name), times) for name in ("stage", "thread", "stream", "flags", "error")}
+    columns |= {name: np.tile(getattr(ten, name), times) for name in ("samples", "had_work")}
     columns["uncertainty_ns"] = np.tile(ten.uncertainty_ns, times)
     for name in ("parent", "root"):
         rows = np.tile(getattr(ten, name), times)
@@ -442,6 +443,51 @@ def test_table_sorts(show):
     assert names.first.inner_text() == "</script><img src=x>"
     names.nth(1).click()
     assert page.locator("#found").inner_text() == "10 matches"
+
+
+def asked(had_work):
+    """Return requests whose stage `infer` launches all along, with so many of five answers that found work."""
+    infer = Stage("infer", 10, 800, gpu=(15, 840), samples=5, had_work=had_work)
+    whole = Stage("request", 0, 900, gpu=(3, 903), inside=[infer, Stage("copy", 805, 880, gpu=(842, 884))])
+    return recording(*repeat(whole, 40, 1500))
+
+
+def test_where_events_cannot_tell_what_is_usual_is_drawn(show):
+    """The pale part is filled from below, as high as the stream usually has work; legend, table and texts say so."""
+    counted = []
+    for had_work in (0, 2, 5):
+        whole = asked(had_work)
+        page = show(whole, judge(whole))
+        page.locator("#picker").get_by_role("button", name="Median").click()
+        assert page.locator(".legend li[data-if=usual]").is_visible()
+        counted.append(page.evaluate(FILLED))
+    assert counted[0] == 0
+    assert counted[1] == pytest.approx(0.4, abs=0.08)
+    assert counted[2] == 1
+    assert "usually work" in page.locator("#window").inner_text()
+    row = page.locator("#stages tr").filter(has_text="infer").inner_text()
+    assert "100 % (" in row.replace("\u00a0", " ")
+
+
+def test_without_answers_pale_stays_pale(show):
+    """Nothing is claimed, and nothing is explained that is not there."""
+    page = show(ten_requests())
+    assert page.locator(".legend li[data-if=usual]").is_hidden()
+    assert "usually" not in page.locator("#window").inner_text()
+    assert "busy" not in page.locator("#stages thead").inner_text()
+
+
+FILLED = """() => {
+    const { model, view } = gpuscope, row = model.find("infer").find(row => model.root[row] === view.request);
+    const painted = [], context = { fillRect: (x, y, w, h) => painted.push(h), strokeRect: () => {}, measureText: () =>
+        ({ width: 1e9 }), fillText: () => {}, beginPath: () => {} };
+    const painter = new TrackPainter(model, view), { fill, shades, edge } = new Palette(model, "light");
+    const track = new Track([row], model.gpuStart, model.gpuEnd);
+    painter.draw(context, { fill, shades, edge }, track, "gpu", { from: model.gpuStart[row], to: model.gpuEnd[row],
+        width: 1000 }, 0, 100);
+    return painted[2] / 100;
+}"""
+"""How high the part in which the host is still inside is filled: the third rectangle of the bar."""
 
 
 def test_verdicts_and_losses_are_stated(show):
