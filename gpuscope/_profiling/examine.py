@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._data.plain.durations import duration
 from gpuscope._profiling.bounds import ENOUGH, Content, decide
 from gpuscope._profiling.findings import Copies, Counted, DeepFindings, StageLook
 from gpuscope._profiling.kineto import COPY, KERNEL, parse
 from gpuscope._profiling.measures import Measures
+from gpuscope._profiling.unwatched import without_watching
 from gpuscope.analysis._verdicts.advice import WITH_CUPTI
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def examine(trace: JsonObject) -> DeepFindings:
     looks = [_look(measures, kind) for kind in order]
     time_of = {look.root: look.ms * look.calls for look in looks if look.depth == 0}
     looks.sort(key=lambda look: -time_of.get(look.root, 0.0))
-    return DeepFindings(stages=tuple(looks), notes=tuple(_notes(measures)))
+    return DeepFindings(stages=tuple(looks), notes=tuple(_notes(measures, looks)))
 
 
 def _look(measures: Measures, kind: StageInRequest) -> StageLook:
@@ -81,6 +83,10 @@ def _look(measures: Measures, kind: StageInRequest) -> StageLook:
     kernels = [each for each in work if each.kind == KERNEL]
     times = measures.times(kind)
     figures = {name: ns / count / 1e6 for name, ns in times._asdict().items()}
+    watched_ms = figures["window"]
+    unwatched_ns = measures.trace.unwatched_ns.get((kind.root, kind.name))
+    if unwatched_ns is not None:
+        figures = without_watching(figures, unwatched_ns / 1e6)
     waits_for, others_ns = measures.waits_for(kind)
     kernel_us, copy_us = _typical_us(kernels), _typical_us([each for each in work if each.kind == COPY])
     launches = sum(call.launches for call in calls) / count
@@ -107,6 +113,7 @@ def _look(measures: Measures, kind: StageInRequest) -> StageLook:
         depth=kind.depth,
         calls=count,
         ms=figures["window"],
+        watched_ms=watched_ms if unwatched_ns is not None else None,
         host_ms=figures["host"],
         kernels=len(kernels) / count,
         kernel_ms=measures.kernel_ns(kind) / count / 1e6,
@@ -174,13 +181,27 @@ def _ms(work: Sequence[Work]) -> float:
     return sum(each.end_ns - each.start_ns for each in work) / 1e6
 
 
+def _slowed(looks: Sequence[StageLook]) -> Iterator[str]:
+    """Yield by how much watching slowed each kind of request, or that this is not known."""
+    requests = [look for look in looks if not look.depth]
+    for look in requests:
+        if look.watched_ms is not None and look.ms:
+            slower = f"by {look.watched_ms / look.ms - 1:.0%}, from {duration(look.ms)} to {duration(look.watched_ms)}"
+            yield (
+                f"Watching made `{look.name}` slower {slower}. What is said is of its length before that, and of the "
+                "kernels within it."
+            )
+    if any(look.watched_ms is None for look in requests):
+        yield "The profiler makes launches slower: near a boundary, trust the verdicts of `gpuscope report` more."
+
+
 NO_GPU = (
     "The program used no GPU in these requests. What the host does, stage by stage, is in `gpuscope.summary()` and in "
     "`gpuscope report`."
 )
 
 
-def _notes(measures: Measures) -> Iterator[str]:
+def _notes(measures: Measures, looks: Sequence[StageLook]) -> Iterator[str]:
     if not measures.kinds:
         yield "No stage ran from its start to its end in the trace."
     if not measures.trace.work:
@@ -199,4 +220,4 @@ def _notes(measures: Measures) -> Iterator[str]:
         yield f"{measures.attribution.unlaunched} pieces of GPU work were launched before the trace began."
     if measures.trace.malformed:
         yield f"{measures.trace.malformed} events of the trace could not be read."
-    yield "The profiler makes launches slower: near a boundary, trust the verdicts of `gpuscope report` more."
+    yield from _slowed(looks)

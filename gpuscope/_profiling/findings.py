@@ -60,7 +60,9 @@ class StageLook:
     next_steps: tuple[str, ...]
     calls: int
     ms: float
-    """From its start on the host to the end of all its work."""
+    """From its start on the host to the end of all its work; before the profiler was on, where that is known."""
+    watched_ms: float | None
+    """The same with the profiler on, where `ms` is without it."""
     host_ms: float
     kernels: float
     kernel_ms: float

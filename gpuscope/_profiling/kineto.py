@@ -76,6 +76,8 @@ class Trace:
     work: list[Work] = field(default_factory=list)
     of_the_host: bool = False
     """Whether the trace says that the program used no GPU."""
+    unwatched_ns: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """How long the host usually was in each stage before the look, by (outermost stage, stage)."""
     malformed: int = 0
     """Events that could not be read."""
 
@@ -98,7 +100,9 @@ def parse(trace: JsonObject) -> Trace:
     note = trace.get(KEY)
     names = _names(note, "stages")
     of_the_host = isinstance(note, dict) and note.get("gpu") is False
-    found = Trace(requests=_names(note, "requests"), of_the_host=of_the_host)
+    found = Trace(
+        requests=_names(note, "requests"), of_the_host=of_the_host, unwatched_ns=_lengths(note) if note else {}
+    )
     for event in events:
         try:
             if event.get("ph") == "X":
@@ -111,6 +115,14 @@ def parse(trace: JsonObject) -> Trace:
 def _names(note: object, key: str) -> Collection[str] | None:
     names = note.get(key) if isinstance(note, dict) else None
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else None
+
+
+def _lengths(note: object) -> dict[tuple[str, str], int]:
+    """Return the lengths that were noted; none where anything is not as gpuscope writes it."""
+    try:
+        return {(str(root), str(name)): int(ns) for root, name, ns in note["unwatched"] if 0 < ns < _END_OF_TIME}  # type: ignore[index]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return {}
 
 
 def _add(found: Trace, event: JsonObject, names: Collection[str] | None) -> None:

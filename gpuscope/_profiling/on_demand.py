@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gpuscope._recording.recorder import Recorder
 
 REQUESTS = 5
+UNWATCHED, UNWATCHED_S = 5, 10.0
+"""Before that, so many requests are timed without the profiler, or as many as end within this time."""
 DEADLINE_S = 60.0
 """How long to wait for these requests; a look that had fewer by then is at those."""
 READING_TIMEOUT_S = 600.0
@@ -95,8 +97,12 @@ class OnDemand:
 
     def _profile_into(self, folder: Path, recorder: Recorder) -> None:
         enough = threading.Event()
-        session = ProfilingSession(REQUESTS, 0, when_enough=enough.set)
+        session = ProfilingSession(REQUESTS, UNWATCHED, when_enough=enough.set)
         session.attach(recorder)
+        if not session.why:
+            enough.wait(UNWATCHED_S)
+            enough.clear()
+            session.begin()
         if not session.why:
             enough.wait(DEADLINE_S)
         session.finish()

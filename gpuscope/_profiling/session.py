@@ -18,6 +18,7 @@ from gpuscope._errors import CannotProfileError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import logger
 from gpuscope._profiling.torch_profiler import LEAVING_S, Profiler
+from gpuscope._profiling.unwatched import Unwatched
 from gpuscope._recording.hot_path import current
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ _never_closed: list[AbstractContextManager[object]] = []
 class _OpenRange:
     """The open ranges of one stage: that of the door behind the tap, and ours."""
 
-    __slots__ = ("inner", "range", "request", "seen")
+    __slots__ = ("inner", "noted", "range", "request", "seen")
 
     def __init__(self, inner: object, *, request: bool) -> None:
         self.inner = inner
+        self.noted: tuple[str, str, int] | None = None  # What `Unwatched.add` takes, if nobody watched at its start.
         self.range: AbstractContextManager[object] | None = None
         self.request = request
         """Whether this is an outermost stage."""
@@ -68,6 +70,8 @@ class NvtxTap:
             self._open += 1
         stage = current.get()
         opened = _OpenRange(inner, request=getattr(stage, "outer", None) is None and not site.warms_up)
+        if self._session.state == WAITING and stage is not None and not site.warms_up:
+            opened.noted = stage.trace.root.name, site.name, time.perf_counter_ns()
         self._session.enter(opened, site)
         return opened
 
@@ -107,6 +111,7 @@ class ProfilingSession:
         requests: how many to profile.
         warmup: how many to let pass first; the profiler is prepared before the last of them. With 0 it starts at once.
         when_enough: called once `requests` of them have been profiled, instead of ending the profile there and then.
+            It is also called once `warmup` have passed: the profiler then starts with `begin`, and not by itself.
 
     """
 
@@ -118,6 +123,7 @@ class ProfilingSession:
         self.profiled = 0
         """Requests that began and ended while the profiler was on."""
         self.profiler: Profiler | None = None
+        self.unwatched = Unwatched()
         self._passed = 0
         self._when_enough = when_enough
         self._taps: list[NvtxTap] = []
@@ -135,10 +141,17 @@ class ProfilingSession:
                 self._give_up(
                     "another deep look is on, or stages of one are still open; end it first. The program goes on."
                 )
-            if self.state == WAITING:
+            if self.state == WAITING and self._when_enough is None:
                 self._advance()
             if self.state != DONE:
                 self._taps.append(NvtxTap(self, recorder))
+
+    def begin(self) -> None:
+        """Start the profiler on this thread, though fewer requests than the warm-up may have passed."""
+        with self._lock:
+            if self.state == WAITING:
+                self._passed = max(self._passed, self.warmup)
+                self._advance()
 
     def enter(self, opened: _OpenRange, site: Site) -> None:
         """Take note of a stage that begins."""
@@ -165,6 +178,8 @@ class ProfilingSession:
         """Take note of a stage that ends."""
         if opened.range is not None:
             self._close(opened.range)
+        elif opened.noted is not None and self.state == WAITING:
+            self.unwatched.add(*opened.noted)
         # Not while the profile is being ended: that may take a while, and must not hold up other requests.
         if opened.request and self.state != DONE:
             self._count(opened)
@@ -211,7 +226,10 @@ class ProfilingSession:
         with self._lock:
             if self.state == WAITING:
                 self._passed += 1
-                self._advance()
+                if self._when_enough is None:
+                    self._advance()
+                elif self._passed == self.warmup:
+                    self._when_enough()
             elif self.state == RUNNING and opened.seen:
                 self.profiled += 1
                 if self.profiled == self.requests:
@@ -245,11 +263,8 @@ class ProfilingSession:
             state = self._end()
             if state == RUNNING and self.profiler is not None:
                 try:
-                    note = {
-                        "stages": sorted(self._names),
-                        "requests": sorted(self._roots),
-                        "gpu": self.profiler.has_gpu,
-                    }
+                    note: dict[str, object] = {"stages": sorted(self._names), "requests": sorted(self._roots)}
+                    note |= {"gpu": self.profiler.has_gpu, "unwatched": self.unwatched.note()}
                     self.profiler.stop({"gpuscope": note})
                 except Exception as error:  # As in `_advance`.
                     self._give_up(f"torch.profiler did not end: {values.shown(error)}.")

@@ -28,10 +28,14 @@ class Program:
     names: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     has_gpu: bool = True
+    launch_cost: float = LAUNCH_COST
+    lengths: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """How long each stage took, by outermost stage and stage."""
 
     def __post_init__(self) -> None:
         self._correlation = 0
         self._depth = 0
+        self._root = ""
 
     @contextlib.contextmanager
     def stage(self, name: str, **arguments: Any) -> Iterator[None]:
@@ -41,8 +45,10 @@ class Program:
         if not self._depth and name not in self.requests:
             self.requests.append(name)
         self._depth += 1
+        self._root, start = name if self._depth == 1 else self._root, self.now
         with self._range("user_annotation", name, **arguments):
             yield
+        self.lengths.setdefault((self._root, name), []).append(self.now - start)
         self._depth -= 1
 
     @contextlib.contextmanager
@@ -111,7 +117,7 @@ class Program:
 
     def _launch(self, call: str, category: str, work: list[tuple[str, float, dict[str, Any]]], stream: int) -> int:
         start = self.now
-        self.now += LAUNCH_COST
+        self.now += self.launch_cost
         index = len(self.events)
         correlation = self._call(call, start)
         begins = max(self.now + LAUNCH_LATENCY, self.busy_until.get(stream, 0.0))
@@ -133,9 +139,11 @@ class Program:
         self.events.append({**event, "args": arguments})
 
 
-def serve(request: Callable[[Program], None], *, count: int = 5, between: float = 20.0) -> Program:
+def serve(
+    request: Callable[[Program], None], *, count: int = 5, between: float = 20.0, launch_cost: float = LAUNCH_COST
+) -> Program:
     """Run so many requests, one after the other."""
-    program = Program()
+    program = Program(launch_cost=launch_cost)
     for _ in range(count):
         with program.stage("request"):
             request(program)

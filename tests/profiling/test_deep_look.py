@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuscope._data.plain.durations import duration
 from gpuscope._profiling.examine import examine, read_trace
 
 from .kineto import Program, serve
@@ -253,6 +254,76 @@ class TestBounds:
 
         stage = looks(serve(request))["infer"]
         assert (stage.bound, stage.overhead, stage.kernel_us) == (COMPUTE, "proportional", 900)
+
+
+def blocks(program, kernels=12, duration=30):
+    """A model in 24 stages, and a wait for its result."""
+    with program.stage("model"):
+        for _ in range(24):
+            with program.stage("block"):
+                for _ in range(kernels):
+                    program.launch(duration)
+    fetch(program)
+
+
+class TestWatching:
+    """The profiler makes each launch slower, and a look allows for that."""
+
+    @staticmethod
+    def look(request_, cost=20):
+        """Return what is said of a program while launches take 18 µs longer, and what is true of it without."""
+        alone, watched = serve(request_, launch_cost=cost), serve(request_, launch_cost=cost + 18)
+        lengths = [[*key, round(1e3 * sum(each) / len(each))] for key, each in alone.lengths.items()]
+        trace = watched.trace()
+        noted = {**trace, "gpuscope": {**trace["gpuscope"], "unwatched": lengths}}
+        return looks(watched), examine(noted), looks(alone)
+
+    @pytest.mark.parametrize("cost", [20, 23])
+    def test_a_busy_gpu_is_not_called_idle_because_it_is_watched(self, cost):
+        """Launches that keep up without the profiler do not with it: the kernels fill the length without."""
+        naive, found, true = self.look(blocks, cost)
+        said = {stage.name: stage for stage in found.stages}
+        assert (naive["request"].bound, true["request"].bound) == (DISPATCH, COMPUTE)
+        for name in ("request", "model"):
+            assert said[name].bound == COMPUTE
+            assert said[name].idle_ms / said[name].ms == pytest.approx(true[name].idle_ms / true[name].ms, abs=0.06)
+
+    def test_what_is_idle_without_watching_stays_idle(self):
+        """Not more of it than is true, and not less."""
+        naive, found, true = self.look(lambda program: blocks(program, duration=12))
+        (request,) = (stage for stage in found.stages if stage.name == "request")
+        share = request.idle_ms / request.ms
+        assert request.bound == true["request"].bound == DISPATCH
+        assert share == pytest.approx(true["request"].idle_ms / true["request"].ms, abs=0.05)
+        assert share < naive["request"].idle_ms / naive["request"].ms - 0.15
+
+    @pytest.mark.parametrize("request_", WORKLOADS, ids=lambda request_: request_.__name__)
+    def test_parts_add_up_to_the_length_without_watching(self, request_):
+        """For each stage, and none is negative; waits are no longer than the stage."""
+        _, found, _ = self.look(request_)
+        for stage in found.stages:
+            parts = [stage.compute_ms, stage.transfer_ms, stage.dispatch_ms, stage.sync_ms, stage.host_only_ms]
+            assert sum(parts) == pytest.approx(stage.ms, abs=1e-6)
+            assert min(parts) >= 0
+            assert stage.computing_ms <= stage.host_only_ms + 1e-9
+            assert stage.wait_ms + stage.copy_wait_ms <= stage.ms + 1e-9
+            assert stage.ms <= stage.watched_ms + 1e-9
+
+    def test_how_much_watching_slowed_it_is_said(self):
+        """By how much, from what to what; without lengths from before, that launches are slower."""
+        _, found, true = self.look(blocks)
+        (note,) = (note for note in found.notes if note.startswith("Watching made"))
+        request = next(stage for stage in found.stages if stage.name == "request")
+        assert request.ms == pytest.approx(true["request"].ms, rel=0.01)
+        assert f"slower by {request.watched_ms / request.ms - 1:.0%}, from {duration(request.ms)} to " in note
+        assert "The profiler makes launches slower" in str(examine(serve(blocks).trace()))
+
+    @pytest.mark.parametrize("lengths", [None, 5, [["request"]], [["request", "request", "long"]], {"a": 1}])
+    def test_lengths_that_are_none_are_left_out(self, lengths):
+        """A trace may hold anything."""
+        trace = serve(blocks).trace()
+        found = examine({**trace, "gpuscope": {**trace["gpuscope"], "unwatched": lengths}})
+        assert all(stage.watched_ms is None for stage in found.stages)
 
 
 class TestContents:

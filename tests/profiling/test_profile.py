@@ -58,6 +58,21 @@ class TestLoop:
         assert ranges(trace_of(look, tmp_path)) == ["request", "infer"] * 2
         assert {stage.name: stage.calls for stage in look.report.stages} == {"request": 2, "infer": 2}
 
+    def test_how_long_stages_take_before_is_noted(self, bench, tmp_path):
+        """In the trace, by request and stage, and of no stage that was watched; so the look can allow for itself."""
+        with gpuscope.profile(requests=2, warmup=3) as look:
+            for _ in range(5):
+                request()
+        noted = trace_of(look, tmp_path)["gpuscope"]["unwatched"]
+        assert {(root, name) for root, name, _ in noted} == {("request", "request"), ("request", "infer")}
+        assert all(ns > 0 for *_, ns in noted)
+
+    def test_without_a_warmup_nothing_is_noted(self, bench, tmp_path):
+        """There is nothing before."""
+        with gpuscope.profile(requests=1, warmup=0) as look:
+            request()
+        assert trace_of(look, tmp_path)["gpuscope"]["unwatched"] == []
+
     def test_every_request_is_recorded_as_always(self, bench):
         """Recording takes no notice: each stage is a span, and each NVTX range is opened and closed."""
         with gpuscope.profile(requests=2, warmup=1):
@@ -390,6 +405,7 @@ while looks < 8:
     enough = threading.Event()
     session = ProfilingSession(3, 0, when_enough=enough.set)
     session.attach(recorder)
+    session.begin()
     if not session.why:
         enough.wait(30)
     session.finish()
@@ -425,6 +441,7 @@ class TestOnDemand:
         (folder,) = tmp_path.iterdir()
         assert {file.name for file in folder.iterdir()} == {"trace.json", "report.txt", "report.json"}
         assert "`request`" in (folder / "report.txt").read_text()
+        assert json.loads((folder / "trace.json").read_text())["gpuscope"]["unwatched"]
         assert bench.engine.recorder.nvtx is bench.nvtx
 
     def test_in_a_folder_where_others_may_write(self, bench, tmp_path, monkeypatch):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gpuscope.analysis._verdicts.calls import CallsOfStage
 
 EVENTS, SLOPE, ANSWERS = "events", "slope", "answers"
+WORTH_A_SLOPE = 0.05
+"""A slope is asked where events leave at least this part of the time open."""
 HOST_NOT_READY = "host not ready"
 _CAUSES = {
     Activity.UNTIMED: "unclear",
@@ -98,6 +100,8 @@ def by_answers(calls: CallsOfStage, events: Weighed, busy: Share) -> Weighed:
 
 def by_slope(calls: CallsOfStage, events: Weighed) -> Weighed:
     """Return what the slopes add to what events tell; that itself where they add nothing."""
+    if events.lags + events.unproven < WORTH_A_SLOPE:
+        return events
     weighed, most = events, 0.0
     evidence, total_ns = calls.material.evidence, max(1, calls.total_ns)
     for slope, segments in _slopes(calls):
@@ -200,7 +204,11 @@ def _added(
 ) -> dict[tuple[str, str], int]:
     recording = calls.material.recording
     found: dict[tuple[str, str], int] = {}
-    for each, stage, idle_ns in zip(kind.tolist(), recording.stage[owner].tolist(), ns.tolist(), strict=True):
+    codes, place = np.unique(kind.astype(np.int64) * len(recording.names) + recording.stage[owner], return_inverse=True)
+    total_ns = np.zeros(len(codes), np.int64)
+    np.add.at(total_ns, place.ravel(), ns)
+    for code, idle_ns in zip(codes.tolist(), total_ns.tolist(), strict=True):
+        each, stage = divmod(code, len(recording.names))
         key = _CAUSES[Activity(each)], recording.names[stage]
         found[key] = found.get(key, 0) + idle_ns
     return found
