@@ -8,8 +8,8 @@ them. Nothing here measures or prints.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,8 +34,10 @@ class Case:
     looks: dict[str, str]
     """What the deep look should say, by stage."""
     between: Callable[[], object] = lambda: None
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """What `judge` should say instead where streams were asked whether they have work."""
     why_unknown: str = ""
-    """Why records alone cannot tell, where `unknown` is the right verdict."""
+    """Why events alone cannot tell, where `unknown` is the right verdict."""
     idle_between: bool = False
     """Whether the deep look should say that the GPU is idle between requests."""
 
@@ -220,6 +222,48 @@ def taking_turns() -> Request:
     return request
 
 
+def large_model_in_stages() -> Request:
+    """Many large kernels in many stages, whose launches take much less time than the kernels."""
+    a, out = matrix(2560, 2560), matrix(2560, 2560)
+
+    def request() -> None:
+        with stage("model"):
+            for _ in range(12):
+                with stage("block"):
+                    for _ in range(8):
+                        torch.mm(a, a, out=out)
+        fetch(out)
+
+    return request
+
+
+def streams_that_the_host_waits_for() -> Request:
+    streams = torch.cuda.Stream(), torch.cuda.Stream()
+
+    def request() -> None:
+        for stream, name in zip(streams, ("left", "right"), strict=True):
+            with torch.cuda.stream(stream), stage(name):
+                torch.cuda._sleep(6_000_000)
+        with stage("synchronize"):
+            torch.cuda.synchronize()
+
+    return request
+
+
+def pytorch_on_the_cpu() -> Request:
+    table, x = torch.rand(1024, 1024), matrix(512, 512)
+
+    def request() -> None:
+        with stage("embed"):
+            for _ in range(8):
+                table @ table
+        with stage("infer"):
+            torch.mm(x, x)
+        fetch(x)
+
+    return request
+
+
 def host_only() -> Request:
     def request() -> None:
         with stage("prep"):
@@ -245,6 +289,7 @@ CASES = {
         lambda: multiply(6144, wait_inside=True),
         {"request": UNKNOWN, "infer": UNKNOWN},
         {"request": COMPUTE, "infer": COMPUTE},
+        asked={"request": GPU, "infer": GPU},
         why_unknown="a wait for work of the same stage looks like host work",
     ),
     "pageable h2d": Case(
@@ -276,6 +321,19 @@ CASES = {
         two_streams,
         {"request": GPU, "left": GPU, "right": GPU, "fetch": GPU},
         {"request": COMPUTE, "left": COMPUTE, "right": COMPUTE, "fetch": SYNC},
+    ),
+    "two streams, the host waits": Case(
+        streams_that_the_host_waits_for,
+        {"request": GPU, "left": GPU, "right": GPU, "synchronize": GPU},
+        {"request": COMPUTE, "left": COMPUTE, "right": COMPUTE, "synchronize": SYNC},
+    ),
+    "large model in stages": Case(
+        large_model_in_stages,
+        {"request": GPU, "model": GPU, "block": GPU, "fetch": GPU},
+        {"request": COMPUTE, "model": COMPUTE, "block": COMPUTE, "fetch": SYNC},
+    ),
+    "pytorch on the cpu": Case(
+        pytorch_on_the_cpu, {"request": CPU, "embed": CPU}, {"request": HOST, "embed": HOST}
     ),
     "cuda graph replay": Case(graph_replay, {"request": GPU, **GPU_WORK}, {"request": COMPUTE, **COMPUTES}),
     "compiled model": Case(compiled_model, {"request": GPU, **GPU_WORK}, {"request": COMPUTE, **COMPUTES}),

@@ -33,6 +33,10 @@ class Said(NamedTuple):
     expected: str
     said: str
     because: str
+    witness: str = ""
+    """What a verdict of the report rests on."""
+    busy_share: float | None = None
+    """The part of the time in which streams had work when they were asked."""
 
     @property
     def right(self) -> bool:
@@ -86,9 +90,20 @@ def run(name: str, case: Case, requests: int, folder: Path) -> list[Said]:
     findings, look = record(request, case, requests, folder), examine(request, case, folder)
     verdicts = {each.name: each for each in (*findings.requests, *findings.stages)}
     looks = {each.name: each for each in look.stages}
+    asked = any(each.answers for each in verdicts.values())
+    expected_of = {**case.verdicts, **(case.asked if asked else {})}
     rows = [
-        Said(name, stage, "report", expected, verdicts[stage].verdict, verdicts[stage].because)
-        for stage, expected in case.verdicts.items()
+        Said(
+            name,
+            stage,
+            "report",
+            expected,
+            verdicts[stage].verdict,
+            verdicts[stage].because,
+            verdicts[stage].witness,
+            verdicts[stage].busy_share,
+        )
+        for stage, expected in expected_of.items()
     ]
     rows += [
         Said(name, stage, "look", expected, looks[stage].bound, looks[stage].because)
@@ -145,7 +160,7 @@ def show(rows: list[Said], cases: dict[str, Case]) -> None:
     print(table(["program", "stage", "report: expected", "said", "look: expected", "said"], lines))
     for name, case in cases.items():
         if case.why_unknown:
-            print(f"`{name}` is unknown from records alone: {case.why_unknown}.")
+            print(f"`{name}` is unknown from events alone: {case.why_unknown}.")
     for row in rows:
         if not row.right:
             print(f"WRONG: {row.case}, {row.stage} ({row.method}): {row.said}, not {row.expected}. {row.because}")
