@@ -332,9 +332,7 @@ CASES = {
         {"request": GPU, "model": GPU, "block": GPU, "fetch": GPU},
         {"request": COMPUTE, "model": COMPUTE, "block": COMPUTE, "fetch": SYNC},
     ),
-    "pytorch on the cpu": Case(
-        pytorch_on_the_cpu, {"request": CPU, "embed": CPU}, {"request": HOST, "embed": HOST}
-    ),
+    "pytorch on the cpu": Case(pytorch_on_the_cpu, {"request": CPU, "embed": CPU}, {"request": HOST, "embed": HOST}),
     "cuda graph replay": Case(graph_replay, {"request": GPU, **GPU_WORK}, {"request": COMPUTE, **COMPUTES}),
     "compiled model": Case(compiled_model, {"request": GPU, **GPU_WORK}, {"request": COMPUTE, **COMPUTES}),
     "small tensors a call": Case(
