@@ -31,7 +31,7 @@ OUTSIDE = "in the graph, outside any stage"
 ASKED = (
     "GPU busy: the part of the time in which streams that were asked at random times had work, queued or running, with "
     "the 95 % interval over requests. Kernels ran for less than that: by some 3 to 20 points, least where they are "
-    "long. GPU idle: the rest; without answers, what events show. - where too few requests have answers."
+    "long. Work of other processes on the GPU is not seen. GPU idle: the rest; without answers, what events show."
 )
 OUTPUTS = ("html", "perfetto", "jaeger", "json")
 

@@ -68,6 +68,12 @@ def answer(calls: CallsOfStage, verdict: RequestVerdict) -> Answer:
     more: list[str] = []
     if on_gpu:
         headline, first = _bound(verdict, _how_long(calls, spread)), verdict.next_steps[:1]
+        if verdict.busy_share is not None and verdict.busy_range is not None and verdict.verdict != UNKNOWN:
+            low, high = verdict.busy_range
+            more.append(
+                f"The GPU had work, queued or running, for {verdict.busy_share:.0%} of the time "
+                f"({100 * low:.0f} to {100 * high:.0f}%)."
+            )
     else:
         headline, first, more = where_time_goes(calls, _how_long(calls, spread))
         if (recording.stream >= 0).any():

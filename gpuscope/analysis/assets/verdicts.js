@@ -8,20 +8,22 @@ function showVerdicts(findings, find, visit) {
     box.append(element("p", { className: "quiet" }, "Nothing was judged for this page."));
     return;
   }
+  // The same long advice under each stage hides what is different.
+  const said = new Set();
   const onGpu = new Set(findings.answers.filter((answer) => answer.on_gpu).map((answer) => answer.name));
   // Without GPU times, all that there is to say is in the answer.
   for (const request of findings.requests.filter((each) => onGpu.has(each.name))) {
     const stages = findings.stages.filter((stage) => stage.root === request.name);
     const minor = stages.filter((stage) => (stage.request_share ?? 1) < MINOR && (stage.gain_share ?? 0) < MINOR);
     const major = stages.filter((stage) => !minor.includes(stage));
-    box.append(requestVerdict(request, find), cards(major, find));
+    box.append(requestVerdict(request, find, said), cards(major, find, said));
     if (!minor.length) continue;
     const summary = element(
       "summary",
       {},
       `${counted(minor.length, "stage")} with less than ${percent(MINOR)} of the request`,
     );
-    box.append(element("details", { className: "minor" }, summary, cards(minor, find)));
+    box.append(element("details", { className: "minor" }, summary, cards(minor, find, said)));
   }
   const cold = findings.cold.map((call) => [
     named(call.name, () => visit(call.row)),
@@ -37,8 +39,8 @@ function showVerdicts(findings, find, visit) {
     box.append(element("ul", { className: "notes" }, ...lines.map((line) => element("li", {}, ...line))));
 }
 
-function cards(stages, find) {
-  return element("div", { className: "cards" }, ...stages.map((stage) => stageVerdict(stage, find)));
+function cards(stages, find, said) {
+  return element("div", { className: "cards" }, ...stages.map((stage) => stageVerdict(stage, find, said)));
 }
 
 /** A stage's name as a button. */
@@ -55,30 +57,32 @@ function coded(text) {
   return text.split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
 }
 
-function requestVerdict(request, find) {
-  const words = element("div", {}, ...verdictWords(request, "request", find));
+function requestVerdict(request, find, said) {
+  const words = element("div", {}, ...verdictWords(request, "request", find, said));
   const title = element("h4", {}, "GPU without work, as far as known, per request");
   const idle = element("div", {}, title, ...idleCauses(request));
   return element("article", { className: "verdict wide" }, words, idle);
 }
 
-function stageVerdict(stage, find) {
-  return element("article", { className: "verdict" }, ...verdictWords(stage, "call", find));
+function stageVerdict(stage, find, said) {
+  return element("article", { className: "verdict" }, ...verdictWords(stage, "call", find, said));
 }
 
-function verdictWords(verdict, unit, find) {
+function verdictWords(verdict, unit, find, said) {
   const name = named(verdict.name, () => find(verdict.name));
   const badge = element("span", { className: `badge ${verdict.verdict}` }, verdict.verdict);
   const condition = verdict.assumes
     ? element("p", { className: "quiet" }, "Assuming ", ...coded(verdict.assumes), ".")
     : "";
-  const steps = element("ul", {}, ...verdict.next_steps.map((step) => element("li", {}, ...coded(step))));
+  const fresh = verdict.next_steps.filter((step) => !said.has(step));
+  fresh.forEach((step) => said.add(step));
+  const steps = element("ul", {}, ...fresh.map((step) => element("li", {}, ...coded(step))));
   return [
     element("h3", {}, name, badge),
     element("p", {}, ...coded(verdict.because)),
     condition,
     pairs(evidence(verdict, unit)),
-    verdict.next_steps.length ? steps : "",
+    fresh.length ? steps : "",
   ];
 }
 

@@ -171,6 +171,16 @@ def test_where_the_gpu_has_work_all_along_no_idle_time_is_claimed():
     assert sum(cause.share for cause in request.idle) == pytest.approx(request.idle_share, abs=0.01)
 
 
+def test_the_answer_says_how_busy_the_gpu_was():
+    """Where it was asked, with the interval; nothing of it where nobody asked."""
+    machine = machine_after(WORKLOADS["taking turns"])
+    words = "The GPU had work, queued or running, for "
+    (answer,) = judge(recording(*machine.asked())).answers
+    assert any(line.startswith(words) and line.endswith("%).") for line in answer.more)
+    (answer,) = judge(machine.recording()).answers
+    assert not any(words in line for line in answer.more)
+
+
 def test_the_gain_is_what_the_simulation_saves_without_the_bottleneck():
     """Without the host's work a request would be shorter by what is said, and by no more: nothing else ran then."""
     (request,) = judged("heavy preprocess").requests

@@ -469,6 +469,14 @@ def test_where_events_cannot_tell_what_is_usual_is_drawn(show):
     assert "100 % (" in row.replace("\u00a0", " ")
 
 
+def test_advice_is_shown_once(show):
+    """The same sentences under each stage hide what is different."""
+    whole = asked(5)
+    steps = show(whole, judge(whole)).locator("#verdicts .verdict li").all_inner_texts()
+    assert steps
+    assert len(steps) == len(set(steps))
+
+
 def test_without_answers_pale_stays_pale(show):
     """Nothing is claimed, and nothing is explained that is not there."""
     page = show(ten_requests())
