@@ -95,12 +95,21 @@ def rule(calls: CallsOfStage, doubt: Doubt | None = None) -> Ruling:
 
     """
     weighed = weigh(calls)
-    doubt = doubt or doubt_about(calls) or _doubt_about_answers(weighed)
+    doubt = doubt or doubt_about(calls)
+    if doubt is not None:
+        return _ruled(weighed, doubt)
+    uncut, doubt = _doubt_about_segments(calls), _doubt_about_answers(weighed)
+    if uncut is not None:
+        # Events tell little of them. Answers do, but not of each call alone.
+        return _ruled(weighed, doubt if weighed.by == ANSWERS else uncut)
     if weighed.by == ANSWERS and doubt is not None and doubt.of_answers:
         # Too few answers do not take away what events tell without them.
         weighed = by_slope(calls, by_events(calls))
         doubt = doubt if _ambiguous(weighed) else None
-    doubt = doubt or _ambiguous(weighed) or _doubt_about_mixture(calls, weighed)
+    return _ruled(weighed, doubt or _ambiguous(weighed) or _doubt_about_mixture(calls, weighed))
+
+
+def _ruled(weighed: Weighed, doubt: Doubt | None) -> Ruling:
     if doubt is not None:
         return Ruling(UNKNOWN, weighed, doubt)
     return Ruling(str(decide(weighed.wait, weighed.idle)), weighed, None, rests_on_pace(weighed))
@@ -133,6 +142,12 @@ def doubt_about(calls: CallsOfStage) -> Doubt | None:
         return Doubt(f"GPU work may be hidden: {calls.without_gpu_times()}.", (WITH_GPU,))
     if count < MIN_CALLS:
         return _too_few(count)
+    return _TOO_SHORT if np.median(calls.material.duration_ns[calls.judged]) < MIN_NS else None
+
+
+def _doubt_about_segments(calls: CallsOfStage) -> Doubt | None:
+    """Return why events do not tell what host and GPU did in these calls: their requests are not cut into segments."""
+    evidence = calls.material.evidence
     if evidence.tangled[calls.judged].mean() > MAX_HIDDEN:
         because = (
             "Stages of a request run at the same time, as tasks or threads do, so it cannot be told which one the host "
@@ -141,7 +156,7 @@ def doubt_about(calls: CallsOfStage) -> Doubt | None:
         return Doubt(because, (SPLIT_TASKS,))
     if (evidence.device[calls.judged] == SEVERAL_DEVICES).any():
         return Doubt("A request uses several GPUs, which are not judged together.", (ONE_GPU,))
-    return _TOO_SHORT if np.median(calls.material.duration_ns[calls.judged]) < MIN_NS else None
+    return None
 
 
 def doubt_about_replayed(calls: CallsOfStage) -> Doubt | None:

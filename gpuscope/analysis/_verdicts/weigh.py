@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gpuscope.analysis._busy.known import SEVERAL_DEVICES
 from gpuscope.analysis._verdicts.evidence import Activity
 from gpuscope.analysis._verdicts.findings import CPU_BOUND, GPU_BOUND
 
@@ -93,8 +94,10 @@ def by_answers(calls: CallsOfStage, events: Weighed, busy: Share) -> Weighed:
     least = max(0.0, 1 - events.idle - events.unproven)
     low, high = max(busy.low, least), max(busy.high, least)
     share = min(max(busy.share, low), high)
-    # The host can only have waited while the GPU had work.
-    waited = min(calls.share(calls.material.evidence.open_ns), max(0.0, share - events.wait))
+    # The host can only have waited while the GPU had work. Of requests without segments nothing is known of it.
+    evidence = calls.material.evidence
+    blind = evidence.tangled[calls.judged].any() or (evidence.device[calls.judged] == SEVERAL_DEVICES).any()
+    waited = min(1.0 if blind else calls.share(evidence.open_ns), max(0.0, share - events.wait))
     return Weighed(ANSWERS, events.wait, 1 - share, 1 - high, 1 - low, waited)
 
 

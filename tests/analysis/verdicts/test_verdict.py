@@ -144,6 +144,33 @@ def with_a_varying_host(kernel: float, cost: float, last: float = 0.0) -> Findin
 
 
 @pytest.mark.parametrize(
+    ("name", "busy", "idle"),
+    [
+        ("large model in stages", 0.99, 0.0),
+        ("large model, batch of one", 0.42, 0.58),
+        ("taking turns", 0.52, 0.48),
+        ("heavy preprocess", 0.13, 0.87),
+    ],
+)
+def test_how_busy_the_gpu_is_said_to_be_is_true(name, busy, idle):
+    """In the interval lies what the simulated stream did; what is idle is divided among the stages that it was in."""
+    (request,) = judge(recording(*machine_after(WORKLOADS[name]).asked(every=300))).requests
+    assert request.busy_share == pytest.approx(busy, abs=0.06)
+    assert request.busy_range[0] - 0.01 <= busy <= request.busy_range[1] + 0.01
+    assert request.idle_share == pytest.approx(idle, abs=0.06)
+    inside = [cause for cause in request.idle if cause.cause != "between requests"]
+    assert sum(cause.share for cause in inside) == pytest.approx(request.idle_share, abs=0.01)
+    assert request.gain_share <= 1
+
+
+def test_time_between_answers_is_divided_by_where_they_found_no_work():
+    """The stage in which the GPU has nothing to do is named, and why is known, as the host was not waiting for it."""
+    (request,) = judge(recording(*machine_after(WORKLOADS["item in a loop, one stage"]).asked(every=300))).requests
+    assert (request.idle[0].cause, request.idle[0].stage) == ("host not ready", "generate")
+    assert request.idle[0].share == pytest.approx(request.idle_share, abs=0.01)
+
+
+@pytest.mark.parametrize(
     ("program", "verdict", "words"),
     [
         ((100, 90), "gpu-bound", "Calls that the host takes longer to launch take no longer on the GPU (slope "),
@@ -382,6 +409,23 @@ def test_requests_on_several_gpus_and_with_concurrent_stages_are_unknown():
         (request,) = judge(recording(*(root.shifted(1000 * number) for number in range(20)))).requests
         assert request.verdict == "unknown"
         assert because in request.because
+
+
+@pytest.mark.parametrize(("had_work", "verdict"), [(20, "gpu-bound"), (6, "cpu-bound")])
+def test_answers_tell_where_requests_cannot_be_cut(had_work, verdict):
+    """Of tasks side by side, and of several GPUs, events say little; the host may always have waited."""
+    asked = {"samples": 20, "had_work": had_work}
+    one = Stage("a", 10, 20, gpu=(13, 400))
+    two_gpus = [one, Stage("b", 30, 800, gpu=(33, 803), device=1)]
+    tasks = [one, Stage("b", 15, 800, gpu=(33, 803))]
+    for inside in (two_gpus, tasks):
+        root = Stage("request", 0, 900, gpu=(3, 903), inside=inside, **asked)
+        root = replace(root, inside=[replace(stage, **asked) for stage in inside])
+        (request,) = judge(recording(*(root.shifted(1000 * number) for number in range(60)))).requests
+        if verdict == "gpu-bound" or inside is tasks:
+            assert (request.verdict, request.witness) == (verdict, "answers")
+            assert bool(request.assumes) is (verdict == "cpu-bound")
+        assert 0 <= request.gain_share <= 1
 
 
 def test_calls_that_differ_are_not_given_one_verdict():
