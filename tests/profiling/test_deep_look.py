@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gpuscope._data.plain.durations import duration
 from gpuscope._profiling.examine import examine, read_trace
+from gpuscope._profiling.unwatched import without_watching
 
 from .kineto import Program, serve
 
@@ -308,6 +309,29 @@ class TestWatching:
             assert stage.computing_ms <= stage.host_only_ms + 1e-9
             assert stage.wait_ms + stage.copy_wait_ms <= stage.ms + 1e-9
             assert stage.ms <= stage.watched_ms + 1e-9
+
+    @settings(deadline=None)
+    @given(
+        parts=st.lists(st.floats(0, 1e3), min_size=5, max_size=5),
+        computing=st.floats(0, 1),
+        waiting=st.floats(0, 1),
+        inside=st.floats(0, 1),
+        unwatched=st.floats(0.001, 3e3),
+    )
+    def test_parts_of_any_window_fill_what_is_left_of_it(self, parts, computing, waiting, inside, unwatched):
+        """The GPU's work stays, the window is no longer than it was, and nothing is negative."""
+        compute, transfer, dispatch, sync, host_only = parts
+        before = {"window": sum(parts), "host": inside * sum(parts), "compute": compute, "transfer": transfer}
+        before |= {"dispatch": dispatch, "sync": sync, "host_only": host_only, "computing": computing * host_only}
+        before |= {"wait": waiting * compute, "copy_wait": waiting * transfer}
+        after = without_watching(before, unwatched)
+        found = [after[name] for name in ("compute", "transfer", "dispatch", "sync", "host_only")]
+        assert sum(found) == pytest.approx(after["window"], abs=1e-6)
+        assert min(after.values()) >= 0
+        assert after["window"] <= before["window"] + 1e-9
+        assert (after["compute"], after["transfer"]) == (compute, transfer)
+        assert after["wait"] + after["copy_wait"] <= unwatched + 1e-6
+        assert after["host"] <= after["window"]
 
     def test_how_much_watching_slowed_it_is_said(self):
         """By how much, from what to what; without lengths from before, that launches are slower."""
