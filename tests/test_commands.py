@@ -265,7 +265,7 @@ class TestDoctor:
         assert "do not import gpuscope" in findings(run("doctor", "--json"))["start-up"]["seen"]
         switched_off = run("doctor", "--json", GPUSCOPE_STARTUP="0")
         assert findings(switched_off)["start-up"]["seen"] == "switched off by GPUSCOPE_STARTUP"
-        missing, advice = startup.seen([str(tmp_path)])
+        missing, advice = startup.seen(folders=[str(tmp_path)])
         assert "is not in site-packages" in missing
         assert "gpuscope run" in advice
         assert startup.NAME == backend.NAME

@@ -22,7 +22,7 @@ from gpuscope._data.plain.durations import duration
 from gpuscope._log import logger
 from gpuscope._settings.complaints import METRICS
 from gpuscope._settings.config import Config, read_environment
-from gpuscope._settings.environment import wants_native
+from gpuscope._settings.environment import variables, wants_native
 from gpuscope._settings.shown import shown_path, shown_setting
 from gpuscope.commands._checks.startup import seen
 
@@ -141,7 +141,7 @@ def nvtx() -> Iterator[Finding]:
 
 def startup() -> Iterator[Finding]:
     """What Python's start does for programs that do not import gpuscope."""
-    found, advice = seen()
+    found, advice = seen(variables().get("GPUSCOPE_STARTUP", "1"))
     yield Finding("start-up", WARNING if advice else OK, found, advice)
 
 

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuscope._settings.environment import variables
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -16,11 +14,12 @@ NAME = "gpuscope-startup.pth"
 _OFF = ("0", "false", "no", "off")
 
 
-def seen(folders: Iterable[str] = ()) -> tuple[str, str]:
+def seen(switch: str = "1", folders: Iterable[str] = ()) -> tuple[str, str]:
     """
     Return what there is, and what to do about it; the second is empty where all is right.
 
     Args:
+        switch: the value of `GPUSCOPE_STARTUP`.
         folders: where to look for the file; `sys.path` if there are none.
 
     """
@@ -30,6 +29,6 @@ def seen(folders: Iterable[str] = ()) -> tuple[str, str]:
             "its file is not in site-packages, so GPUSCOPE_STAGES works in programs that import gpuscope alone",
             "Install gpuscope again with pip, or start programs by `gpuscope run`.",
         )
-    if variables().get("GPUSCOPE_STARTUP", "1").strip().lower() in _OFF:
+    if switch.strip().lower() in _OFF:
         return "switched off by GPUSCOPE_STARTUP", ""
     return "GPUSCOPE_STAGES works in programs that do not import gpuscope", ""
