@@ -91,6 +91,7 @@ def _enable(settings: Mapping[str, object]) -> None:
         _say_where(config)
     elif state.recorder is None:
         state.switch_to(engine.recorder)
+        engine.sample(on=True)
     state.allow_toggling()
 
 
@@ -106,7 +107,7 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
             state.look.attach(engine.recorder)
         state.switch_to(engine.recorder)
         engine.follow_program()
-        if config.graph_stages:
+        if config.graph_stages or config.sample_hz:
             from gpuscope._cuda.graphs.hooks import GraphHooks
 
             state.graphs = state.graphs or GraphHooks(lambda: state.recorder)
@@ -156,6 +157,8 @@ def period(config: Config, **parts: Unpack[Parts]) -> Iterator[Engine]:
 def disable() -> None:
     """Record no new stages; those in progress are still exported. `enable()` resumes."""
     state.switch_to(None)
+    if state.engine is not None:
+        state.engine.sample(on=False)
 
 
 def is_enabled() -> bool:

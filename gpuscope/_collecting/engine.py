@@ -6,7 +6,6 @@ Does not know what came before or what comes after; `_runtime` decides that.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import weakref
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from gpuscope._collecting.aggregation.statistics import StageStatistics
 from gpuscope._collecting.collector import Collector
 from gpuscope._collecting.gates import Wake
+from gpuscope._collecting.one_thread import warn_of_gevent
 from gpuscope._cuda.cuda_device import CudaDevice
 from gpuscope._cuda.graphs.capture import OpenCaptures
 from gpuscope._cuda.graphs.replay import ReplayQueue
@@ -45,16 +45,6 @@ _LEAST_EXIT_S = 0.1
 
 _late = RecordQueue(0)
 """Refuses the stages that end after their period. One for all periods: the account of the next one has them."""
-
-
-def _warn_of_gevent(warnings: WarnOnce) -> None:
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        warnings.warn(  # Starting a thread lets other greenlets run, which may start one as well.
-            "gevent",
-            "gevent has patched `threading`, which is unsupported: gpuscope's threads become greenlets that take turns "
-            "with the program's, and NVTX ranges of different greenlets close each other.",
-        )
 
 
 class _Follower:
@@ -158,7 +148,7 @@ class Engine:
         self._warnings = WarnOnce(say=later)
         self._late_before = _late.stages + _late.refused
         # One pair of events for each stage that can wait in the queue, and for each that can wait with the collector.
-        device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size)
+        device = device or CudaDevice(self.ledger.untimed, max_pairs=2 * config.queue_size, sample_hz=config.sample_hz)
         self.replays = ReplayQueue(wake.set)
         self.recorder = Recorder(
             StartingQueue(self),
@@ -222,7 +212,7 @@ class Engine:
         if starts:
             # Here and not on the collector's thread: the program may end its provider before that has begun.
             self.collector.watch_provider()
-            _warn_of_gevent(self._warnings)
+            warn_of_gevent(self._warnings)
 
     def wait_until_ready(self) -> None:
         """Wait until a collector that has just started has made its exporters."""
@@ -258,6 +248,7 @@ class Engine:
         if not self._claimed_end.acquire(blocking=False):
             return self._complete
         try:
+            self.sample(on=False)
             if not self.collector.is_running:
                 self.recorder.accept(_late)
             finished = self.collector.shutdown(timeout_s)
@@ -275,6 +266,12 @@ class Engine:
         if missing:
             logger.warning("some stages were not exported: %s.", explained(missing))
         return self._complete
+
+    def sample(self, *, on: bool) -> None:
+        """Ask streams whether they have work, where that is wanted at all, or do so no more."""
+        device = self.recorder.device
+        if isinstance(device, CudaDevice):
+            (device.sampling.start if on else device.sampling.stop)()
 
     def abandon(self) -> None:
         """Do nothing more: this process is the child of a fork, and the engine is its parent's."""

@@ -7,6 +7,7 @@ for. Two threads may then be started, of which one does the work.
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from gpuscope._log import logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gpuscope._log import WarnOnce
 
 
 class OneThread:
@@ -63,3 +66,14 @@ class OneThread:
             logger.warning("the collector failed; nothing more is exported.\n%s", traceback_of(error))
         finally:
             self.stopped.open()
+
+
+def warn_of_gevent(warnings: WarnOnce) -> None:
+    """Say that gevent has made greenlets of our threads, where it has."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        warnings.warn(  # Starting a thread lets other greenlets run, which may start one as well.
+            "gevent",
+            "gevent has patched `threading`, which is unsupported: gpuscope's threads become greenlets that take turns "
+            "with the program's, and NVTX ranges of different greenlets close each other.",
+        )

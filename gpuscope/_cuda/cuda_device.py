@@ -24,6 +24,7 @@ from gpuscope._cuda.driver import (
 )
 from gpuscope._cuda.entry_points import EntryPoints
 from gpuscope._cuda.open_streams import OpenStreams
+from gpuscope._cuda.stream_sampler import StreamSampler
 from gpuscope._cuda.timed_stream import FOREIGN_CAPTURERS, SHARE_NS, events_of
 from gpuscope._data.batch import DeviceInfo
 from gpuscope._data.interfaces import BROKEN, CAPTURED, DONE, PENDING
@@ -61,6 +62,7 @@ class CudaDevice(EntryPoints):
     Args:
         count_untimed: counts a stage without GPU times, by reason.
         max_pairs: how many event pairs there may be, on all devices together.
+        sample_hz: how often a second streams are asked whether they have work; 0 for never.
 
     """
 
@@ -72,13 +74,14 @@ class CudaDevice(EntryPoints):
     """From then on."""
     _is_initialized: Callable[[], bool]
 
-    def __init__(self, count_untimed: Callable[[str], None], *, max_pairs: int) -> None:
+    def __init__(self, count_untimed: Callable[[str], None], *, max_pairs: int, sample_hz: float = 0.0) -> None:
         super().__init__()
         self._become(self._begin_unready, self._end_never)
         self.unusable: str | None = None
         self.reader: EventReader | None = None
         self._count_untimed = count_untimed
         self._max_pairs = max_pairs
+        self.sampling = StreamSampler(sample_hz)
         self._lock = threading.RLock()  # A garbage collection within may run a stage.
         self._relaxed = False
 
@@ -113,7 +116,9 @@ class CudaDevice(EntryPoints):
                 self.unusable = "the CUDA driver library can't be loaded (gpuscope needs an NVIDIA GPU)"
                 self._become(self._begin_never, self._end_never)
                 return
-            streams = OpenStreams(driver, torch, self._count_untimed, max_pairs=self._max_pairs)
+            self.sampling.open(driver)
+            pairs, sampling = self._max_pairs, self.sampling
+            streams = OpenStreams(driver, torch, self._count_untimed, max_pairs=pairs, sampling=sampling)
             reader = None if native is None else native.EventReader(*driver.addresses_to_read())
             anchors = Anchors(driver, reader)
             if self.driver is None:
@@ -242,9 +247,7 @@ class CudaDevice(EntryPoints):
             self._millis = ctypes.c_float()
             self._millis_ref = ctypes.byref(self._millis)
         if any(name in sys.modules for name in FOREIGN_CAPTURERS):
-            for table in self.open_streams.tables:
-                if 0 in table:
-                    table[0].guarded = True
+            self.open_streams.guard_default_streams()
 
     def is_capturing(self, timed_stream: TimedStream) -> bool:
         """

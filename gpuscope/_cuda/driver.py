@@ -129,7 +129,13 @@ class Driver:
             self.event_elapsed,
             self.event_record,
         )
-        return tuple(ctypes.cast(function, Handle).value or 0 for function in functions)
+        return _addresses_of(functions)
+
+    def addresses_to_sample(self) -> tuple[int, ...]:
+        """Return those that `native.StreamSampler` calls."""
+        library = self._library
+        exchange = library.cuThreadExchangeStreamCaptureMode
+        return _addresses_of((library.cuCtxSetCurrent, exchange, self.stream_is_capturing, library.cuStreamQuery))
 
     def is_in_use(self, device: int) -> bool:
         """Tell whether the program has made the device's primary context active."""
@@ -273,6 +279,10 @@ class Driver:
         text = bytes(uuid).hex()
         parts = (text[:8], text[8:12], text[12:16], text[16:20], text[20:])
         return name.value.decode(errors="replace"), "GPU-" + "-".join(parts)
+
+
+def _addresses_of(functions: tuple[Function, ...]) -> tuple[int, ...]:
+    return tuple(ctypes.cast(function, Handle).value or 0 for function in functions)
 
 
 def load_driver() -> Driver | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from gpuscope._cuda.driver import Driver, Handle
+    from gpuscope._cuda.stream_sampler import StreamSampler
     from gpuscope._cuda.timed_stream import Pair
     from gpuscope._data.interfaces import Stream
 
@@ -36,11 +37,18 @@ class OpenStreams:
         torch: says which stream is current.
         count_untimed: counts a stage without GPU times, by reason.
         max_pairs: how many event pairs this period may make, on all devices together, less those that it found.
+        sampling: is told of each stream that is opened.
 
     """
 
     def __init__(
-        self, driver: Driver, torch: ModuleType, count_untimed: Callable[[str], None], *, max_pairs: int
+        self,
+        driver: Driver,
+        torch: ModuleType,
+        count_untimed: Callable[[str], None],
+        *,
+        max_pairs: int,
+        sampling: StreamSampler,
     ) -> None:
         self.tables: list[dict[int, TimedStream]] = [{} for _ in range(torch.cuda.device_count())]
         """For each device its streams by their addresses."""
@@ -54,6 +62,7 @@ class OpenStreams:
         self._driver = driver
         self._count_untimed = count_untimed
         self._max_pairs = max_pairs
+        self._sampling = sampling
         self._contexts: dict[int, tuple[Handle, list[Pair]]] = {}
         self._lock = threading.RLock()  # A garbage collection within may run a stage.
 
@@ -82,7 +91,16 @@ class OpenStreams:
             table, foreign = self.tables[index], raw != 0 and _may_go(get_stream)
             if foreign:
                 _forget_oldest(table)
-            return table.setdefault(raw, TimedStream(index, raw, *self._contexts[index], foreign=foreign))
+            timed_stream = table.setdefault(raw, TimedStream(index, raw, *self._contexts[index], foreign=foreign))
+        self._sampling.watch(timed_stream)
+        return timed_stream
+
+    def guard_default_streams(self) -> None:
+        """Have questions precede all that is recorded on them, and no others asked: see `FOREIGN_CAPTURERS`."""
+        for table in self.tables:
+            if 0 in table and not table[0].guarded:
+                table[0].guarded = True
+                self._sampling.unwatch(table[0])
 
     def release(self) -> None:
         """Give back the newest event of each stream, which the next stage might have shared."""

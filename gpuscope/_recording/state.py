@@ -62,6 +62,9 @@ class Period(Protocol):
     def flush(self, timeout_s: float, *, send: bool = True) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
 
+    def sample(self, *, on: bool) -> None:
+        """Ask streams whether they have work, where that is wanted at all, or do so no more."""
+
     def hand_over(self) -> None:
         """Hand everything recorded so far to the application's providers, before these end."""
 

@@ -77,6 +77,9 @@ class Config:
     gpu_spans: str = setting(
         "work", "GPUSCOPE_GPU_SPANS", parse.one_of("work", "all"), "`all`: GPU spans also of stages without GPU work."
     )
+    sample_hz: float = setting(
+        0.0, "GPUSCOPE_SAMPLE_HZ", parse.between(0.0, 5000.0), "How often a second streams are asked for work."
+    )
     profile: str = setting(
         "",
         "GPUSCOPE_PROFILE",
@@ -129,16 +132,12 @@ class Config:
         60.0,
         "OTEL_METRIC_EXPORT_INTERVAL",
         parse.milliseconds(1.0),
-        "Milliseconds between two exports of metrics; the GPUs' busy ratio is that of this interval.",
+        "Milliseconds between two exports of metrics; the GPUs' ratios are those of this interval.",
         "60000",
         keyword=parse.between(0.001, 86_400.0, "seconds"),
     )
     metrics_exporter: str = setting(
-        "",
-        "OTEL_METRICS_EXPORTER",
-        str,
-        "With `none`, `auto` exports no metrics. Others are for the SDK only.",
-        "unset",
+        "", "OTEL_METRICS_EXPORTER", str, "With `none`, `auto` exports no metrics. Others are the SDK's.", "unset"
     )
     sdk_disabled: bool = setting(
         False, "OTEL_SDK_DISABLED", parse.otel_boolean, "With `true`, nothing goes to `otlp` or `sdk`.", "false"

@@ -6,6 +6,7 @@
  * goes to the slow path in Python.
  */
 #include "sharing.h"
+#include "watch.h"
 
 typedef int (*record_function)(void *event, void *stream);
 typedef int (*capturing_function)(void *stream, int *status);
@@ -171,10 +172,14 @@ static PyObject *begin(EventRecorder *self, PyObject *const *args, Py_ssize_t co
         return NULL;
     }
     if (check(args[0]) || check_whole(self)) return NULL;
-    int done = begin_fast(self, (StageRecord *)args[0], args[1]);
+    StageRecord *record = (StageRecord *)args[0];
+    if (record->called_ns == 0) note_call(record); /* It did not come by `begin_stage`. */
+    int done = begin_fast(self, record, args[1]);
     if (done < 0) return NULL;
-    if (done == 0) return PyObject_Vectorcall(self->begin_slowly, args, 2, NULL);
-    Py_RETURN_NONE;
+    PyObject *answer = done ? Py_NewRef(Py_None) : PyObject_Vectorcall(self->begin_slowly, args, 2, NULL);
+    PyObject *stream = answer != NULL && is_present(record->pair) ? record->timed_stream : NULL;
+    if (stream != NULL && PyObject_TypeCheck(stream, timed_stream_type)) count_open(record, (TimedStream *)stream);
+    return answer;
 }
 
 /* Asked here, because the stream may be gone when the collector comes; also true where it can't be told. */
@@ -186,6 +191,7 @@ static int is_captured(const EventRecorder *self, const TimedStream *timed_strea
 static PyObject *end(EventRecorder *self, PyObject *argument) {
     if (check(argument) || check_whole(self)) return NULL;
     StageRecord *record = (StageRecord *)argument;
+    count_left(record);
     if (record->timed_stream == NULL || record->pair == NULL) {
         PyErr_SetString(PyExc_TypeError, "the record has no stream or no pair");
         return NULL;

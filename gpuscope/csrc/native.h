@@ -18,6 +18,8 @@
 
 #include <string.h>
 
+typedef struct Watch Watch;
+
 /* One run of a stage: `StageRecord` of `_data/record.py`. A null object is None where it may be absent. */
 typedef struct {
     PyObject_HEAD
@@ -33,6 +35,7 @@ typedef struct {
     /* When `begin` or `end` was called last, and whether an event was recorded or shared in that. */
     long long called_ns;
     char is_timed;
+    struct Watch *watch; /* Of `watch.h`: the stream that it is open on, where that is asked about. */
 } StageRecord;
 
 /* What a stage and those inside it share: `Trace` of `_data/record.py`. Refers to nothing that could refer to it. */
@@ -67,6 +70,7 @@ typedef struct {
     unsigned long last_thread;
     long long recorded_ns, left_ns, changed_ns;
     char is_over; /* Its period of recording: the newest event is held no longer. */
+    struct Watch *watch; /* Of `watch.h`, where it is asked about. */
 } TimedStream;
 
 /* Two events, and how many hold them: stages whose start or end is one of them, and a stream whose newest is. */
@@ -154,6 +158,9 @@ int give_back(StageRecord *record);
 /* Forgets the newest event of a stream, so that nothing shares it. */
 void forget_last(TimedStream *timed_stream);
 
+/* Asks no more about a stream that is about to be freed. */
+void release_watch(TimedStream *timed_stream);
+
 /* Each adds its types and functions to the module; -1 and an exception on failure. */
 int add_record(PyObject *module);
 int add_recording(PyObject *module);
@@ -166,5 +173,6 @@ int add_pack(PyObject *module);
 int add_join(PyObject *module);
 int add_reader(PyObject *module);
 int add_graphs(PyObject *module);
+int add_sampler(PyObject *module);
 
 #endif

@@ -2,7 +2,7 @@
  * Pairs of events, and who holds them: see `sharing.h`. The twin is the tuple of `_cuda/timed_stream.py`, which belongs to
  * one stage.
  */
-#include "native.h"
+#include "watch.h"
 
 PyTypeObject *pair_type;
 
@@ -32,6 +32,7 @@ static PyObject *pool_of(PyObject *stream) {
 }
 
 int give_back(StageRecord *record) {
+    count_left(record);
     PyObject **held[] = {&record->pair, &record->start_from, &record->end_from}, *pairs = NULL;
     int failed = 0;
     for (int i = 0; i < 3; i++) {

@@ -2,7 +2,7 @@
  * The record of one run of a stage, its trace, its stream, and the recorder: plain members, nothing that acts. The
  * twins are in `_data/record.py`; the recorder's is in `_data/interfaces.py`.
  */
-#include "native.h"
+#include "watch.h"
 
 PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type;
 
@@ -50,6 +50,7 @@ static int clear_record(StageRecord *self) {
 static void free_record(StageRecord *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    count_left(self);
     /* A chain of enclosing stages may be as deep as the recursion that made it. */
     Py_TRASHCAN_BEGIN(self, free_record)
     clear_record(self);
@@ -176,6 +177,7 @@ static int clear_timed_stream(TimedStream *self) {
 static void free_timed_stream(TimedStream *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
+    release_watch(self);
     clear_timed_stream(self);
     type->tp_free(self);
     Py_DECREF(type);

@@ -15,9 +15,9 @@ import pytest
 
 from gpuscope import _runtime
 from gpuscope._collecting import batch_builder
-from gpuscope._cuda import anchors, cuda_device, open_streams, timed_stream
+from gpuscope._cuda import anchors, cuda_device, open_streams, stream_sampler, timed_stream
 from gpuscope._cuda.driver import Driver
-from gpuscope._cuda.graphs import events
+from gpuscope._cuda.graphs import events, quiet
 from gpuscope._cuda.spares import Spares
 from gpuscope._data.native import native
 from gpuscope._settings.config import Config
@@ -46,7 +46,7 @@ class Machine:
         self.external = set()
         """Streams that are not of PyTorch's pools."""
         self.engine, self.spans = None, []
-        self.launches = 0
+        self.launches, self.sample_hz = 0, 0.0
 
     def torch(self):
         """Return what stands for PyTorch."""
@@ -132,7 +132,7 @@ class Machine:
     @contextlib.contextmanager
     def period(self, *exporters):
         """Record, and collect by hand; spans also go to these exporters."""
-        config = Config().changed(mode="on", exporters="none", warmup=0, queue_size=16)
+        config = Config().changed(mode="on", exporters="none", warmup=0, queue_size=16, sample_hz=self.sample_hz)
         exporters = (MemoryExporter(self.spans), *exporters)
         with _runtime.period(config, exporters=exporters, clock=time.perf_counter_ns) as engine:
             engine.recorder.accept(engine.queue)
@@ -170,13 +170,14 @@ def machine(request, driver_file, monkeypatch):
     """Recording on two GPUs of the fake driver."""
     if request.param == "native" and native is None:
         pytest.skip("the parts in C are not in use")
-    for module in (batch_builder, cuda_device, events, open_streams, timed_stream):
+    for module in (batch_builder, cuda_device, events, open_streams, quiet, stream_sampler, timed_stream):
         monkeypatch.setattr(module, "native", native if request.param == "native" else None)
     for module in (anchors, open_streams):
         monkeypatch.setattr(module, "spares", Spares())
     monkeypatch.setattr(cuda_device, "SHARE_NS", getattr(request.module, "SHARE_NS", 0))
     library = ctypes.PyDLL(str(driver_file))
     machine = Machine(library)
+    machine.sample_hz = getattr(request.module, "SAMPLE_HZ", 0.0)
     monkeypatch.setattr(cuda_device, "load_driver", lambda: Driver(library))
     monkeypatch.setitem(sys.modules, "torch", machine.torch())
     monkeypatch.setitem(sys.modules, "torch.cuda.graphs", machine.graphs())
@@ -189,4 +190,6 @@ def machine(request, driver_file, monkeypatch):
         library.fake_make_events(-1)
         library.fake_delay_anchors(ctypes.c_longlong(0))
         library.fake_work(1_000_000)
+        library.fake_stream_answer(0)
+        library.fake_delay_streams(0)
         assert library.fake_crashes() == 0

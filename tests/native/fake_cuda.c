@@ -7,7 +7,8 @@
  * many pieces of work. Graphs consist of kernels, `fake_kernel`, that take 50 µs each, and of nodes that record events.
  *
  * Where CUDA forbids something this counts it: `fake_overlaps` says how often a thread touched an executable graph while
- * another was inside a call about it, `fake_crashes` how often a stream was used or asked about after it was destroyed.
+ * another was inside a call about it, `fake_crashes` how often a stream was used or asked about after it was destroyed,
+ * `fake_breaks` how often a stream was asked for work during a capture that this breaks, or by a thread that must not.
  */
 #define _GNU_SOURCE /* Recursive mutexes. */
 #include <pthread.h>
@@ -45,7 +46,7 @@ typedef struct {
 } Work;
 
 static int answer, answers_left, contexts_pushed, held, exchanges, exchange_answer, capture_id;
-static void *captured_stream;
+static void *volatile captured_stream;
 static long long records, last_node_ns;
 static Graph *captured_graph;
 static Node *position[4]; /* What the next node of the capture waits for. */
@@ -104,8 +105,9 @@ void fake_refuse_exchanges(int code) { exchange_answer = code; }
 
 /* Streams of other libraries: the address of one that is destroyed is used again for the next. */
 enum { FIRST_STREAM = 0x10000, MOST_STREAMS = 8192 };
-static char is_gone[MOST_STREAMS];
-static int streams, crashes;
+static volatile char is_gone[MOST_STREAMS];
+static int streams;
+static atomic_int crashes;
 
 int fake_new_stream(void) {
     for (int i = 0; i < streams; i++)
@@ -279,7 +281,7 @@ int cuEventElapsedTime(float *ms, Event *start, Event *end) {
     return SUCCESS;
 }
 
-static int questions;
+static atomic_int questions;
 int fake_questions(void) { return questions; }
 
 int cuStreamIsCapturing(void *stream, int *status) {
@@ -289,14 +291,56 @@ int cuStreamIsCapturing(void *stream, int *status) {
     return SUCCESS;
 }
 
+/* Whether streams have work, which `fake_load` says of each; `fake_stream_answer` what is answered instead of that. */
+enum { MOST_LOADED = 64 };
+static void *volatile loaded[MOST_LOADED];
+static volatile int stream_answer, stream_delay_ns;
+static atomic_int stream_queries, breaks;
+static _Thread_local int mode;
+static _Thread_local void *current_context;
+static void *volatile last_context;
+
+void fake_load(void *stream, int has_work) {
+    for (int i = 0; i < MOST_LOADED; i++)
+        if (loaded[i] == (has_work ? NULL : (char *)stream + 1)) {
+            loaded[i] = has_work ? (char *)stream + 1 : NULL; /* The default stream is 0. */
+            return;
+        }
+}
+void fake_stream_answer(int code) { stream_answer = code; }
+void fake_delay_streams(int ns) { stream_delay_ns = ns; }
+int fake_stream_queries(void) { return stream_queries; }
+int fake_breaks(void) { return breaks; }
+void *fake_last_context(void) { return last_context; }
+
+int cuStreamQuery(void *stream) {
+    stream_queries++;
+    last_context = current_context;
+    if (crashed(stream)) return INVALID_HANDLE;
+    void *captured = captured_stream;
+    if (mode != 2 || (captured != NULL && (stream == captured || stream == NULL))) return breaks++, 900;
+    if (stream_delay_ns) {
+        struct timespec delay = {0, stream_delay_ns};
+        nanosleep(&delay, NULL);
+    }
+    if (stream_answer) return stream_answer;
+    for (int i = 0; i < MOST_LOADED; i++)
+        if (loaded[i] == (char *)stream + 1) return NOT_READY;
+    return SUCCESS;
+}
+
 int cuCtxPushCurrent_v2(void *context) { return contexts_pushed++, 0; }
 int cuCtxPopCurrent_v2(void **context) { return contexts_pushed--, 0; }
-int cuCtxSetCurrent(void *context) { return 0; }
+int cuCtxSetCurrent(void *context) { return current_context = context, 0; }
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, 0; }
 int cuStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
     return streams_made++, *stream = ANCHORS, 0;
 }
-int cuThreadExchangeStreamCaptureMode(int *mode) { return 0; }
+int cuThreadExchangeStreamCaptureMode(int *wanted) {
+    int before = mode;
+    mode = *wanted;
+    return *wanted = before, 0;
+}
 int cuDeviceGet(int *device, int index) { return *device = index, 0; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { return *flags = 0, *active = device < 2, 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = (void *)(0x1000L + device), 0; }

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeAlias, TypeVar
 from gpuscope._cuda.graphs.capture import TIMED, Capture
 from gpuscope._cuda.graphs.events import EventPool
 from gpuscope._cuda.graphs.launch import Launcher
+from gpuscope._cuda.graphs.quiet import Quiet
 from gpuscope._cuda.graphs.watched import Watched
 from gpuscope._data.native import StageRecord
 from gpuscope._data.plain.values import shown
@@ -68,6 +69,7 @@ class GraphHooks:
         self._kind: type | None = None
         """`CUDAGraph`, while it is wrapped."""
         self._refusal = ""
+        self._quiet = Quiet()
         self._process = object()
         """Stands for this process: a graph that a forked child inherits has the parent's."""
         self._max_stages = 0
@@ -126,6 +128,7 @@ class GraphHooks:
     def _forget(self) -> None:
         """Touch none of the present graphs any more: this process is a forked child."""
         self._process = object()
+        self._quiet.forget()
         for pool in self._pools.values():
             pool.forget()
         self._pools = {}
@@ -150,7 +153,7 @@ class GraphHooks:
             recorder = self._recorder_now()
             captures = None if recorder is None else recorder.captures
             timed_stream = None if captures is None else self._guarded(self._stream_before_capture, captures.device)
-            result = original(graph, *args, **kwargs)
+            result = self._quiet.around(functools.partial(original, graph, *args, **kwargs), graph)
             if captures is not None and timed_stream is not None:
                 self._guarded(self._begin_capture, graph, captures, timed_stream)
             return result
@@ -168,6 +171,7 @@ class GraphHooks:
                     instantiate(graph)  # As PyTorch does here for a graph that it need not keep.
                 whole = True
             finally:
+                self._quiet.end(graph)
                 if watched is not None and watched.captures is not None:
                     self._guarded(self._end_capture, graph, watched, watched.captures, whole)
             return result
