@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._collecting.resolve import Row
+    from gpuscope._collecting.samples import SampleJoin
     from gpuscope._cuda.graphs.placing import Placed
     from gpuscope._data.interfaces import Bridge, Device, Identity
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
@@ -36,7 +37,7 @@ _GPU_BIT = np.uint64(1 << 63)
 _pack = struct.Struct(FORMAT).pack
 """Packs one row: the columns of `ROW`, in their order."""
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
-_TABLES = ("sites", "threads", "devices", "details", "live")
+_TABLES = ("sites", "threads", "devices", "details", "live", "device_samples")
 """Fields of `StageBatch` that are not columns."""
 
 
@@ -49,6 +50,7 @@ class BatchBuilder:
         warmup: how many calls of a stage are flagged as warm-up.
         clock: nanoseconds, monotonic; the clock of the records.
         epoch_clock: nanoseconds since the epoch.
+        samples: knows how often streams were asked for work, and during which stages; None where nothing is asked.
 
     """
 
@@ -59,8 +61,10 @@ class BatchBuilder:
         warmup: int,
         clock: Callable[[], int] = time.perf_counter_ns,
         epoch_clock: Callable[[], int] = time.time_ns,
+        samples: SampleJoin | None = None,
     ) -> None:
         self._device = device
+        self._samples = samples
         self._warmup = warmup
         self._wall = WallClock(clock, epoch_clock)
         self._device_infos: dict[int, DeviceInfo] = {}
@@ -176,15 +180,26 @@ class BatchBuilder:
             raise
         return b"".join(packed), with_details
 
-    def finish(self, bridge: Bridge | None) -> StageBatch:
-        """Return the batch, which has at least one row, and begin another, whatever happens."""
+    def finish(self, bridge: Bridge | None, past_ns: int = 0) -> StageBatch:
+        """
+        Return the batch, which has at least one row, and begin another, whatever happens.
+
+        Args:
+            bridge: as for `add`.
+            past_ns: all stages that ended until then are in this batch, or in one before; matters to samples alone.
+
+        """
         try:
-            return self._assemble(bridge)
+            rows = np.frombuffer(b"".join(self._packed), ROW)
+            batch, samples = self._assemble(rows, bridge), self._samples
+            if samples is None:
+                return batch
+            asked, had_work = samples.join(rows, past_ns)
+            return replace(batch, samples=asked, had_work=had_work, device_samples=samples.take_devices())
         finally:
             self._begin()
 
-    def _assemble(self, bridge: Bridge | None) -> StageBatch:
-        rows = np.frombuffer(b"".join(self._packed), ROW)
+    def _assemble(self, rows: NDArray[np.void], bridge: Bridge | None) -> StageBatch:
         offset_ns = np.array(self._offsets_ns or self._offset_ns or 0, np.int64)
         has_gpu = rows["gpu_end_ns"] != 0
         span_id, device = rows["span_id"].copy(), rows["device"].astype(np.int32)
@@ -256,7 +271,9 @@ def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:
     kept = np.flatnonzero(mask)
     # `Any`, because `replace` wants a type of its own for each field.
     changes: dict[str, Any] = {
-        field.name: getattr(batch, field.name)[kept] for field in fields(batch) if field.name not in _TABLES
+        name: column[kept]
+        for name in (field.name for field in fields(batch))
+        if name not in _TABLES and (column := getattr(batch, name)) is not None
     }
     positions = {int(old): new for new, old in enumerate(kept)}
     changes["details"] = {positions[row]: details for row, details in batch.details.items() if row in positions}

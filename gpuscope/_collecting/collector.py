@@ -134,6 +134,7 @@ class Collector:
             uncertainty_ns=self._intake.uncertainty_ns,
             exporters=self.active_exporters.names,
             route=self.active_exporters.route,
+            sampling=self._intake.sampling,
         )
 
     def flush(self, timeout_s: float, *, send: bool) -> bool:

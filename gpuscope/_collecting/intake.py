@@ -11,22 +11,23 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.resolve import Resolver
+from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
 from gpuscope._recording.queue import is_refused
+from gpuscope._settings.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._collecting.resolve import Row
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.interfaces import Bridge
+    from gpuscope._data.interfaces import Bridge, Device
     from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
     from gpuscope._recording.queue import RecordQueue
     from gpuscope._recording.recorder import Recorder
-    from gpuscope._settings.config import Config
 
 _SLICE_ROWS, _BACKLOG_ROWS, _BATCH_ROWS = (32, 512, 512) if native is None else (512, 4096, 2048)
 """A slice of so many stages, and as many more for each of the second number that wait; and rows at which a batch is
@@ -74,8 +75,14 @@ class Intake:
         self._recorder = recorder
         self._queue = queue
         self._warnings = warnings
+        self.samples = _samples_of(recorder.device, config, warnings)
+        """None where nothing is asked."""
         self._builder = BatchBuilder(
-            recorder.device, warmup=config.warmup, clock=recorder.clock, epoch_clock=epoch_clock
+            recorder.device,
+            warmup=config.warmup,
+            clock=recorder.clock,
+            epoch_clock=epoch_clock,
+            samples=self.samples,
         )
         deadline_ns = int(config.event_deadline_s * 1e9)
         self._resolver = Resolver(
@@ -107,16 +114,25 @@ class Intake:
         return self._resolver.uncertainty_ns
 
     @property
+    def sampling(self) -> tuple[dict[str, int], str]:
+        """How often streams were asked for work and what came of that, and whether they are asked, in words."""
+        return ({}, "") if self.samples is None else (self.samples.account(), self.samples.state)
+
+    @property
     def pending(self) -> int:
         """How many stages are not known to have ended on the GPU, those inside replays included."""
         return self._resolver.pending + self._replays.pending
 
     def is_past(self, until_ns: int) -> bool:
         """Tell whether all that had ended by a moment of the records' clock is in a batch."""
+        return all(at_ns > until_ns for at_ns in self._oldest_ns())
+
+    def _oldest_ns(self) -> list[int]:
+        """Return when the first ended of those that wait, in the queue and on the streams."""
         # Whatever waits longest on a stream was queued first. What came to the queue after that moment ended after it.
         waiting = self._queue.waiting
         oldest = (waiting[0].end_ns if waiting else None, self._resolver.oldest_ns(), self._replays.oldest_ns())
-        return all(at_ns is None or at_ns > until_ns for at_ns in oldest)
+        return [at_ns for at_ns in oldest if at_ns is not None]
 
     @property
     def is_full(self) -> bool:
@@ -140,6 +156,8 @@ class Intake:
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
         """Add a few stages to the batch; return whether there is more to do right away."""
         recorder, limit, before = self._recorder, self._slice_rows(), len(self._builder)
+        if self.samples is not None:
+            self.samples.gather()  # Before the ring is full, also where no stage ends.
         rows = self._resolver.accept(self._without_refused(recorder.ledger.take(partial(self._queue.drain, limit))))
         rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
         self._add_rows(rows)
@@ -155,7 +173,11 @@ class Intake:
 
     def finish(self) -> StageBatch:
         """Return the batch, which has at least one row, and begin another, whatever happens."""
-        return self._builder.finish(self._recorder.bridge)
+        past_ns = 0
+        if self.samples is not None:
+            now_ns = self._recorder.clock()
+            past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
+        return self._builder.finish(self._recorder.bridge, past_ns)
 
     def _add_rows(self, rows: list[Row]) -> None:
         """Add all rows at once or, where one fails, each on its own, so that it costs itself and no other."""
@@ -196,3 +218,12 @@ class Intake:
         # Larger slices work off a backlog: losing spans would be worse than holding the GIL for longer.
         backlog = len(self._queue) + self._replays.pending // _INNER_FOR_ONE
         return min(_BATCH_ROWS, rows * (1 + backlog // per))
+
+
+def _samples_of(device: Device, config: Config, warnings: WarnOnce) -> SampleJoin | None:
+    """Return what joins the answers of a device's sampler with stages, if it has one that is wanted."""
+    sampling = getattr(device, "sampling", None)
+    if sampling is None or not sampling.hz:
+        return None
+    # Whoever has not asked for it need not know that it is missing.
+    return SampleJoin(sampling, warnings, says_why_off=config.sample_hz != Config.sample_hz)

@@ -83,6 +83,8 @@ HOST_MEASURED = (HOST_DURATION, GPU_DURATION, LAUNCH_TO_START)
 """The host span's doubles. It has the last two only where the stage has a GPU part."""
 GPU_MEASURED = (GPU_DURATION, LAUNCH_TO_START, CLOCK_UNCERTAINTY)
 """The GPU span's doubles."""
+GPU_SAMPLED = (GPU_HAD_WORK, GPU_SAMPLES)
+"""What follows them where there were samples: a double and a whole number."""
 
 OURS = frozenset((STAGE, GRAPH, *HOST_FLAGS.values(), *HOST_MEASURED))
 """Attributes of the host span that the application cannot replace. For any other name its own value is shown."""

@@ -121,3 +121,9 @@ class StageBatch:
     live: tuple[LazySpan, ...] | None = None
     """The lazy spans, one per row (None for a stage inside a graph), where spans go to the application's own
     TracerProvider; else None."""
+    samples: NDArray[np.int32] | None = None
+    """How often the stream was asked for work while this was the innermost stage on it; None where nothing is asked."""
+    had_work: NDArray[np.int32] | None = None
+    """How often it had any, queued or running."""
+    device_samples: Mapping[int, tuple[int, int]] | None = None
+    """Since the batch before: how often each device was asked, and how often any of the streams asked had work."""

@@ -76,6 +76,14 @@ class Statistics:
     """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function,
     in the whole process. Not part of `recorded`: nothing of them runs."""
 
+    samples: dict[str, int] = field(default_factory=dict)
+    """How often streams were asked for work (`asked`), how often they had any, and what came of the answers: given to
+    stages, between stages, lost, dropped for want of room, or waiting for stages to end. Then, where there were any:
+    refusals of the driver (`errors`), moments left out for captures or because the driver was late, and streams for
+    which there was no room (`unwatched`)."""
+    sampler: str = ""
+    """How often streams are asked, or why they are not; empty where nobody wants them to be."""
+
     @property
     def missing(self) -> dict[str, int]:
         """What should have been exported and was not, by reason: the lost, and those that found no room."""
@@ -99,6 +107,9 @@ class Statistics:
             counts += [
                 [f"{name.replace('_', ' ')}: {reason}", f"{count:,}"] for reason, count in sorted(reasons.items())
             ]
+        counts += [
+            [f"answers of streams: {name.replace('_', ' ')}", f"{count:,}"] for name, count in self.samples.items()
+        ]
         return html_table(["stages", ""], counts, [f"spans go {self.route}"] if self.route else ())
 
     def __str__(self) -> str:
@@ -114,6 +125,9 @@ class Statistics:
         if self.graph_stages:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.graph_stages.items()))
             parts.append(f"in graphs {counts}")
+        if self.sampler:
+            counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in self.samples.items())
+            parts.append(f"streams asked for work {self.sampler}" + (f" ({counts})" if counts else ""))
         if self.elided:
             parts.append(f"compiled away at {len(self.elided)} places")
         if self.clock_uncertainty_ns is not None:

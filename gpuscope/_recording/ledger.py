@@ -137,7 +137,12 @@ class Ledger:
                 self._lost[reason] += stranded
 
     def statistics(
-        self, *queues: Waiting, uncertainty_ns: int | None = None, exporters: tuple[str, ...] = (), route: str = ""
+        self,
+        *queues: Waiting,
+        uncertainty_ns: int | None = None,
+        exporters: tuple[str, ...] = (),
+        route: str = "",
+        sampling: tuple[dict[str, int], str] = ({}, ""),
     ) -> Statistics:
         """Return the account of this moment; stages that wait in the queues are pending."""
         with self._lock:
@@ -156,6 +161,8 @@ class Ledger:
                 route=route,
                 graph_stages=dict(self._graph_stages),
                 elided=dict(elisions.places),
+                samples=sampling[0],
+                sampler=sampling[1],
             )
 
     def _settle(self, stages: int, exported: int, reasons: Counter[str]) -> None:

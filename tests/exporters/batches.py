@@ -37,12 +37,15 @@ class Row:
     stream: int = 7
     flags: int = 0
     details: SpanDetails | None = field(default=None)
+    samples: int = 0
+    had_work: int = 0
 
 
 def make_batch(*rows: Row, devices: dict[int, DeviceInfo] | None = None) -> StageBatch:
     """Return the rows as columns."""
     sites = list(dict.fromkeys(row.site for row in rows))
     threads = list(dict.fromkeys(row.thread for row in rows))
+    sampled = any(row.samples for row in rows)
 
     def column(kind: type, values: Any) -> Any:
         return np.array(list(values), dtype=kind)
@@ -72,6 +75,8 @@ def make_batch(*rows: Row, devices: dict[int, DeviceInfo] | None = None) -> Stag
         stream=gpu(np.uint64, lambda row: row.stream, 0),
         flags=column(np.uint32, (row.flags for row in rows)),
         details={number: row.details for number, row in enumerate(rows) if row.details is not None},
+        samples=column(np.int32, (row.samples for row in rows)) if sampled else None,
+        had_work=column(np.int32, (row.had_work for row in rows)) if sampled else None,
     )
 
 
@@ -177,6 +182,7 @@ ROWS = st.builds(
     stream=st.sampled_from([0, 7, 2**47 - 1]),
     flags=st.integers(0, sum(RowFlag)),
     details=st.none() | DETAILS,
+    samples=st.just(0) | st.sampled_from([1, 127, 128, 2**31 - 1]),
 )
 
 
@@ -187,6 +193,7 @@ def batches(draw: st.DrawFn) -> StageBatch:
     rows = draw(st.lists(ROWS, min_size=1, max_size=8))
     for row in rows:
         row.site = draw(st.sampled_from(sites))
+        row.had_work = draw(st.integers(0, row.samples))
         if row.flags & RowFlag.IN_GRAPH:
             # A stage inside a graph: one span, below another, and nothing that its run alone could have told.
             row.gpu_span_id, row.parent_id, row.host_ns, row.details = row.span_id, row.parent_id or 1, 0, None

@@ -11,7 +11,9 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 
 PROGRAM = """
 import sys
+import numpy as np
 from gpuscope import _runtime, flush, stage, statistics
+from gpuscope._cuda.stream_sampler import ANSWER
 from gpuscope._settings.config import Config
 from gpuscope.testing import FakeDevice, ManualClock
 
@@ -39,13 +41,35 @@ config = Config().changed(
     exporters="auto" if exporter in ("application", "processors") else exporter,
     otlp_endpoint=url, otlp_compression=compression, warmup=1, metrics="none", gpu_spans="all",
 )
-with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clock):
+
+
+class Sampling:
+    hz, why_off, answers = 200.0, "", []
+
+    def take(self):
+        taken, self.answers = np.array(self.answers, ANSWER), []
+        return taken
+
+    def counts(self):
+        return {}
+
+
+device = FakeDevice(clock, completes=True)
+device.sampling = Sampling()
+
+
+def asked(*had_work):
+    device.sampling.answers += [(clock(), 7, 0, 1, 1, had) for had in had_work]
+
+
+with _runtime.period(config, device=device, clock=clock):
 
     @stage("infer", attributes={"model": "vit", "gpus": 1, "scale": 0.5, "eager": True})
     def infer():
         with stage("h2d") as copy:
             copy.set_attribute("batch_size", 8)
             copy.set_attribute("shape", [3, 224, 224])
+            asked(0, 1, 1)
 
     above = NonRecordingSpan(SpanContext(5, 6, True, TraceFlags(1), TraceState([("vendor", "a"), ("other", "th:8")])))
     if rich:
@@ -59,6 +83,7 @@ with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clo
             span.set_attribute("texts", ["abcdefgh", "a"])
             span.set_attributes({f"many {number}": number for number in range(8)})
         infer()
+        asked(1)
         try:
             with stage("postprocess"):
                 raise ValueError("no such image")
@@ -75,10 +100,11 @@ def described(spans):
     found = {}
     for span in spans:
         # Of ours, those of a GPU span may be more than the limit.
-        left_out = ("thread.id", "gpuscope.cuda.stream")
+        left_out = ("thread.id", "gpuscope.cuda.stream", "gpuscope.device.index", "hw.type")
         attributes = {item.key: item.value for item in span.attributes if item.key not in left_out}
         for key, value in attributes.items():
-            if key.startswith("gpuscope.") and value.WhichOneof("value") == "double_value":
+            measured = key.startswith("gpuscope.") and key != "gpuscope.gpu.had_work"
+            if measured and value.WhichOneof("value") == "double_value":
                 attributes[key] = "measured"
         events = [
             (event.name, sorted(item.key for item in event.attributes), event.dropped_attributes_count)
@@ -110,7 +136,16 @@ def sent(run_python, exporter, url, *, to, compression="none", rich="", **enviro
         if len(spans) >= 8:
             break
     assert len(spans) == 8
-    return described(spans)
+    found = described(spans)
+    asked = {
+        name: (said[2].get("gpuscope.gpu.samples"), said[2].get("gpuscope.gpu.had_work"))
+        for name, said in found.items()
+    }
+    assert {name: (number.int_value, part.double_value) for name, (number, part) in asked.items() if number} == {
+        "h2d [gpu]": (3, pytest.approx(2 / 3)),
+        "request [gpu]": (1, 1.0),
+    }
+    return found
 
 
 def spans_in(message):
@@ -253,6 +288,7 @@ def groups_alone():
 
 clock, expected = ManualClock(), {}
 config = Config().changed(mode="on", exporters=exporter, otlp_endpoint=url, otlp_compression="none", metrics="none")
+
 with _runtime.period(config, device=FakeDevice(clock, completes=True), clock=clock):
     for fail in (
         alone, silent, lines, cause, context, suppressed, recursion, endless, few_repetitions, notes, circle,

@@ -457,6 +457,33 @@ def test_the_first_stage_starts_it_and_the_end_of_recording_ends_it(on_c):
     assert threads_named() == before
 
 
+def test_each_stage_has_the_answers_of_its_time(on_c):
+    """A stage on a stream with work has had work, the next one on a free stream has not; what is inside has its own."""
+
+    def work(has_work):
+        on_c.library.fake_load(ctypes.c_void_p(POOL), has_work)
+        asked = on_c.library.fake_stream_queries()
+        until(lambda: on_c.library.fake_stream_queries() > asked + 20, "questions")
+
+    run()
+    on_c.collect()
+    with stage("request"):
+        with stage("busy"):
+            work(1)
+        with stage("free"):
+            work(0)
+    gpu = {span.name: span.attributes for span in on_c.collect() if span.kind == "gpu"}
+    for name, share in (("busy [gpu]", 1.0), ("free [gpu]", 0.0)):
+        assert gpu[name]["gpuscope.gpu.samples"] > 15
+        assert gpu[name]["gpuscope.gpu.had_work"] == pytest.approx(share, abs=0.3)  # One question is on its way.
+    assert gpu["request [gpu]"].get("gpuscope.gpu.samples", 0) < 5
+    run("later")
+    on_c.collect()
+    found = Counter(on_c.engine.statistics().samples)
+    assert found["in_stages"] > 40
+    assert found["asked"] == sum(found[name] for name in ("in_stages", "between", "lost", "waiting", "dropped"))
+
+
 def test_on_the_twins_nothing_is_asked_and_it_is_said_why(machine):
     """Recording goes on as ever."""
     run()

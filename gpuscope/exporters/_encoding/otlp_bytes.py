@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuscope._data.attributes import GPU_MEASURED, HOST_MEASURED
+from gpuscope._data.attributes import GPU_HAD_WORK, GPU_MEASURED, GPU_SAMPLES, HOST_MEASURED
 from gpuscope._data.native import native
 from gpuscope.exporters._encoding.limits import NO_LIMITS
 from gpuscope.exporters._encoding.otlp_message import details_bytes, template_bytes, trace_state_bytes, varint
@@ -38,24 +38,29 @@ _PARENT_BYTES, _TRACE_BYTES = 10, 18
 """With tag and length, of the ids that a span begins with."""
 
 # The slices of a row that a span may be. 0 to 3 are host spans: the sum of the first two, as they hold.
-_WITHOUT_PARENT, _WITH_GPU, _GPU, _NONE = 1, 2, 4, 5
+_WITHOUT_PARENT, _WITH_GPU, _GPU, _NONE, _GPU_ASKED = 1, 2, 4, 5, 6
+_DOUBLE, _WHOLE = b"\x21", b"\x18"
+"""Tags of `AnyValue.double_value` and `AnyValue.int_value`."""
+_SEVEN_MORE = np.uint64(0x0080808080808080)
+"""Makes a whole number as long as a double: seven of its bytes say that another one follows."""
 
 
 class _Layout:
     """
     Where the columns lie in a row's bytes: those of the host span, then those of the GPU span.
 
-    A span's optional fields are at its two ends, the parent first and the GPU's doubles last. What a span has is
-    therefore always one slice of the row.
+    A span's optional fields are at its two ends, the parent first and the GPU's doubles or the samples last. What a
+    span has is therefore always one slice of the row.
     """
 
     def __init__(self) -> None:
         self._fields: list[tuple[str, str, int]] = []
         self._row = bytearray()
         parent, host, *host_ends = self._add_span("host", HOST_MEASURED)
-        gpu, *_, gpu_end = self._add_span("gpu", GPU_MEASURED)
+        gpu, *_, gpu_end, _ = self._add_span("gpu", (*GPU_MEASURED, GPU_HAD_WORK))
+        self._add(_number_tag(GPU_SAMPLES, _WHOLE), (f"gpu.{GPU_SAMPLES}", "<u8"))
         self.slices = [(parent, host_ends[0]), (host, host_ends[0])]
-        self.slices += [(parent, host_ends[-1]), (host, host_ends[-1]), (gpu, gpu_end), (0, 0)]
+        self.slices += [(parent, host_ends[-1]), (host, host_ends[-1]), (gpu, gpu_end), (0, 0), (gpu, len(self._row))]
         """First and last byte, by the numbers `_WITHOUT_PARENT` and so on."""
         self.row = bytes(self._row)
         names, formats, offsets = zip(*self._fields, strict=True)
@@ -75,7 +80,7 @@ class _Layout:
         self._add(b"\x39", (f"{span}.start_ns", "<u8"))
         self._add(b"\x41", (f"{span}.end_ns", "<u8"))
         for name in measured:
-            self._add(_double_tag(name), (f"{span}.{name}", "<f8"))
+            self._add(_number_tag(name, _DOUBLE), (f"{span}.{name}", "<f8"))
             bounds.append(len(self._row))
         return bounds
 
@@ -91,11 +96,11 @@ class _Layout:
             self._row += bytes(8)
 
 
-def _double_tag(name: str) -> bytes:
-    """Return everything of an attribute with a double except the double."""
+def _number_tag(name: str, kind: bytes) -> bytes:
+    """Return everything of an attribute with a number of eight bytes except the number."""
     key = name.encode()
     # KeyValue{1: key, 2: AnyValue{4: double}}, as field 9 of a span.
-    body = b"\x0a" + varint(len(key)) + key + b"\x12\x09\x21"
+    body = b"\x0a" + varint(len(key)) + key + b"\x12\x09" + kind
     return b"\x4a" + varint(len(body) + 8) + body
 
 
@@ -165,7 +170,8 @@ def _slices(cells: NDArray[np.void], templates: list[_Template]) -> list[list[by
     """Return, for every slice that is in use, each row's bytes."""
     count = len(templates)
     rows = cells.view(np.uint8).reshape(count, len(_LAYOUT.row))
-    slices: list[list[bytes]] = [[]] * _NONE + [[b""] * count]
+    slices: list[list[bytes]] = [[]] * len(_LAYOUT.slices)
+    slices[_NONE] = [b""] * count
     for used in {slice_of for pair in set(map(_KINDS, templates)) for slice_of in pair}:
         if used != _NONE:
             first, last = _LAYOUT.slices[used]
@@ -191,7 +197,20 @@ def _columns(spans: Spans) -> dict[str, NDArray[np.generic]]:
     of_host, of_gpu = (spans.host_s, spans.gpu_s, spans.launch_s), (spans.gpu_s, spans.launch_s, spans.uncertainty_s)
     columns |= {f"host.{name}": column for name, column in zip(HOST_MEASURED, of_host, strict=True)}
     columns |= {f"gpu.{name}": column for name, column in zip(GPU_MEASURED, of_gpu, strict=True)}
+    # Where nothing was asked no slice has these two, and any columns do.
+    columns[f"gpu.{GPU_HAD_WORK}"], columns[f"gpu.{GPU_SAMPLES}"] = spans.gpu_s, batch.span_id
+    if spans.samples is not None and spans.had_work is not None:
+        columns[f"gpu.{GPU_HAD_WORK}"] = spans.had_work
+        columns[f"gpu.{GPU_SAMPLES}"] = _eight_bytes(spans.samples)
     return columns
+
+
+def _eight_bytes(numbers: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """Return whole numbers as protobuf has them, but each of eight bytes, which parsers have to take as well."""
+    wide = numbers.astype(np.uint64)
+    groups = [(wide >> np.uint64(7 * place) & np.uint64(0x7F)) << np.uint64(8 * place) for place in range(5)]
+    found: NDArray[np.uint64] = np.bitwise_or.reduce(groups) | _SEVEN_MORE
+    return found
 
 
 def split_stages(encoded: bytes) -> list[bytes]:
@@ -228,13 +247,14 @@ def _bounds(encoded: bytes, at: int) -> tuple[int, int]:
 
 def _template(host: SpanTemplate | None, gpu: SpanTemplate | None) -> _Template:
     after = b"" if gpu is None else template_bytes(gpu)
-    of_gpu = b"" if gpu is None else _head_of_gpu(after)
+    gpu_kind = _NONE if gpu is None else _GPU_ASKED if GPU_SAMPLES in gpu.measured else _GPU
+    of_gpu = b"" if gpu is None else _head_of_gpu(gpu_kind, after)
     if host is None:
-        return b"", _NONE, of_gpu, _NONE if gpu is None else _GPU, after, 0
+        return b"", _NONE, of_gpu, gpu_kind, after, 0
     kind = _WITHOUT_PARENT * (not host.child) + _WITH_GPU * (gpu is not None)
     shared = template_bytes(host)
     size = _LAYOUT.size_of(kind) + len(shared)
-    return _SPAN + varint(size), kind, shared + of_gpu, _NONE if gpu is None else _GPU, after, size
+    return _SPAN + varint(size), kind, shared + of_gpu, gpu_kind, after, size
 
 
 def _with_gpu_field(template: _Template, more: bytes) -> _Template:
@@ -242,12 +262,12 @@ def _with_gpu_field(template: _Template, more: bytes) -> _Template:
     before, host, between, gpu, after, size = template
     if gpu == _NONE:
         return template
-    head = _head_of_gpu(after)
-    return before, host, between.removesuffix(head) + _head_of_gpu(after + more), gpu, after + more, size
+    head = _head_of_gpu(gpu, after)
+    return before, host, between.removesuffix(head) + _head_of_gpu(gpu, after + more), gpu, after + more, size
 
 
-def _head_of_gpu(shared: bytes) -> bytes:
-    return _SPAN + varint(_LAYOUT.size_of(_GPU) + len(shared))
+def _head_of_gpu(kind: int, shared: bytes) -> bytes:
+    return _SPAN + varint(_LAYOUT.size_of(kind) + len(shared))
 
 
 def _extended(template: _Template, more: bytes) -> _Template:

@@ -12,6 +12,7 @@ import json
 import math
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from gpuscope._data.attributes import GPU_SAMPLES
 from gpuscope.exporters._encoding.otlp_message import PARENT_KNOWN, PARENT_REMOTE
 from gpuscope.exporters._encoding.resource import DISTRIBUTION
 from gpuscope.exporters._encoding.rows import rows_of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _INTERNAL = 1
 """`SPAN_KIND_INTERNAL`."""
+_NUMBERS = '"doubleValue":%r', '"intValue":"%d"'
 _CUMULATIVE = 2
 """`AGGREGATION_TEMPORALITY_CUMULATIVE`."""
 
@@ -41,7 +43,7 @@ class _Shared(NamedTuple):
     head: str
     """From the name to the middle of the list of attributes."""
     doubles: str
-    """The measured attributes, to be filled in."""
+    """The measured attributes, to be filled in. One of them is a whole number."""
 
 
 class JsonEncoder:
@@ -74,7 +76,7 @@ def _shared(template: SpanTemplate | None) -> _Shared | None:
         return None
     flags = PARENT_KNOWN | PARENT_REMOTE * template.remote
     head = f'"flags":{flags},"kind":{_INTERNAL},"name":{json.dumps(template.name)},"attributes":['
-    doubles = ",".join(f'{{"key":"{name}","value":{{"doubleValue":%r}}}}' for name in template.measured)
+    doubles = ",".join(f'{{"key":"{name}","value":{{{_NUMBERS[name == GPU_SAMPLES]}}}}}' for name in template.measured)
     return _Shared(f"{head}{_attributes(template.attributes)},", doubles)
 
 

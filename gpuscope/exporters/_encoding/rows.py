@@ -38,7 +38,10 @@ class SpanRow(Generic[T]):
     start_ns: int
     end_ns: int
     measured: tuple[float, ...]
-    """In the order of `HOST_MEASURED` or `GPU_MEASURED`; a host span without a GPU part has the first only."""
+    """
+    In the order of `HOST_MEASURED` or `GPU_MEASURED`; a host span without a GPU part has the first only. Where there
+    are samples a GPU span has those of `GPU_SAMPLED`, too, of which the last is whole.
+    """
 
 
 def rows_of(
@@ -57,6 +60,7 @@ def rows_of(
     gpu = _lists((batch.gpu_span_id, spans.gpu_parent_id, batch.gpu_start_ns, batch.gpu_end_ns))
     seconds = _lists((spans.gpu_s, spans.launch_s, spans.uncertainty_s))
     traces = _lists((batch.trace_high, batch.trace_low))
+    had_work = {} if spans.samples is None or spans.had_work is None else _sampled(spans.samples, spans.had_work)
     for row, group in enumerate(spans.groups.tolist()):
         for_host, for_gpu = shared[group]
         high, low = next(traces)
@@ -70,10 +74,16 @@ def rows_of(
             details = spans.details_by_row.get(row)
             host_row = SpanRow(for_host, details, trace_id, span_id, parent_id, start_ns, end_ns, measured)
         if for_gpu is not None:
-            of_gpu = (gpu_s, launch_s, uncertainty_s)
+            of_gpu = (gpu_s, launch_s, uncertainty_s, *had_work.get(row, ()))
             gpu_row = SpanRow(for_gpu, None, trace_id, gpu_span_id, gpu_parent_id, gpu_start_ns, gpu_end_ns, of_gpu)
         yield host_row, gpu_row
 
 
 def _lists(columns: Iterable[NDArray[np.generic]]) -> Iterator[tuple[Cell, ...]]:
     return zip(*(column.tolist() for column in columns), strict=True)
+
+
+def _sampled(samples: NDArray[np.int32], had_work: NDArray[np.float64]) -> dict[int, tuple[Cell, Cell]]:
+    """Return what `GPU_SAMPLED` names, of the rows that have it."""
+    rows = samples.nonzero()[0]
+    return dict(zip(rows.tolist(), _lists((had_work[rows], samples[rows])), strict=True))

@@ -20,6 +20,7 @@ from gpuscope._data.attributes import (
     FUNCTION,
     GPU_FLAGS,
     GPU_MEASURED,
+    GPU_SAMPLED,
     HOST_FLAGS,
     HOST_MEASURED,
     HW_ID,
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Key: TypeAlias = "bytes | tuple[bytes, str | None, tuple[str, ...]]"
 """Of a group, in its batch only. For a row with details: the bytes, its new name, and the attributes it sets."""
-Where: TypeAlias = "tuple[int, int, DeviceInfo | None]"
-"""Of a GPU span: the device's index, the stream's address, and the device."""
+Where: TypeAlias = "tuple[int, int, DeviceInfo | None, bool]"
+"""Of a GPU span: the device's index, the stream's address, the device, and whether there are samples."""
 Group: TypeAlias = "tuple[Site, ThreadInfo, int, bool, Where | None, str | None, tuple[str, ...]]"
 """
 The same as a key, in terms that hold across batches.
@@ -68,13 +69,13 @@ _SAID_OF_ALL = (STAGE, THREAD_ID, THREAD_NAME)
 SAID_BY_US = OURS | {*_SAID_OF_ALL, FUNCTION, FILE, LINE}
 """Attributes of a host span that are not the application's, unless that has replaced them."""
 
-# A row's key is these bytes: one structured array and a hash of 26 bytes cost a third of a tuple of seven numbers.
-_KEY = Struct("=QiiiI??")
+# A row's key is these bytes: one structured array and a hash of 27 bytes cost a third of a tuple of eight numbers.
+_KEY = Struct("=QiiiI???")
 _KEY_DTYPE = np.dtype(
     {
-        "names": ["stream", "site", "thread", "device", "flags", "child", "gpu"],
-        "formats": ["u8", "i4", "i4", "i4", "u4", "?", "?"],
-        "offsets": [0, 8, 12, 16, 20, 24, 25],
+        "names": ["stream", "site", "thread", "device", "flags", "child", "gpu", "asked"],
+        "formats": ["u8", "i4", "i4", "i4", "u4", "?", "?", "?"],
+        "offsets": [0, 8, 12, 16, 20, 24, 25, 26],
         "itemsize": _KEY.size,
     }
 )
@@ -121,6 +122,10 @@ class Spans:
     """This and the following two are meaningless where the row has no GPU span."""
     launch_s: NDArray[np.float64]
     uncertainty_s: NDArray[np.float64]
+    samples: NDArray[np.int32] | None
+    """This and the next are None where nothing was asked; they mean something where there is a GPU span and this is
+    not 0."""
+    had_work: NDArray[np.float64] | None
 
 
 def spans_of(batch: StageBatch, limits: SpanLimits = NO_LIMITS) -> Spans:
@@ -148,6 +153,8 @@ def spans_of(batch: StageBatch, limits: SpanLimits = NO_LIMITS) -> Spans:
         gpu_s=(batch.gpu_end_ns - batch.gpu_start_ns) / 1e9,
         launch_s=(batch.gpu_start_ns - batch.host_start_ns) / 1e9,
         uncertainty_s=batch.uncertainty_ns / 1e9,
+        samples=batch.samples,
+        had_work=None if batch.samples is None else batch.had_work / batch.samples.clip(min=1),
     )
 
 
@@ -183,6 +190,8 @@ def _grouped(batch: StageBatch, gpu: NDArray[np.bool_]) -> tuple[list[bytes], ND
         cells[name] = getattr(batch, name)
     cells["child"] = batch.parent_id
     cells["gpu"] = gpu
+    if batch.samples is not None:
+        cells["asked"] = gpu & (batch.samples != 0)
     keys, groups = _grouped_in_python(cells) if native is None else native.group(cells, _KEY.size)
     return keys, np.frombuffer(groups, np.int32)
 
@@ -207,8 +216,8 @@ def _ours(site: Site, flags: int, *, measured: int) -> int:
 
 def _group(batch: StageBatch, key: Key) -> Group:
     packed, name, replaced = key if isinstance(key, tuple) else (key, None, ())
-    stream, site, thread, device, flags, child, gpu = _KEY.unpack(packed)
-    where = (device, stream, batch.devices.get(device)) if gpu else None
+    stream, site, thread, device, flags, child, gpu, asked = _KEY.unpack(packed)
+    where = (device, stream, batch.devices.get(device), asked) if gpu else None
     return batch.sites[site], batch.threads[thread], flags, child, where, name, replaced
 
 
@@ -258,7 +267,7 @@ def _gpu_template(group: Group, limits: SpanLimits) -> SpanTemplate | None:
     site, thread, flags, _, where, name, _ = group
     if where is None:
         return None
-    index, stream, device = where
+    index, stream, device, asked = where
     attributes = _common(site, thread, flags, GPU_FLAGS)
     attributes |= {CUDA_STREAM: stream, DEVICE_INDEX: index, HW_TYPE: "gpu"}
     if device is not None:
@@ -270,5 +279,5 @@ def _gpu_template(group: Group, limits: SpanLimits) -> SpanTemplate | None:
         attributes=limits.cut(clean_mapping(attributes)),
         child=True,
         remote=False,
-        measured=GPU_MEASURED,
+        measured=GPU_MEASURED + GPU_SAMPLED * asked,
     )
