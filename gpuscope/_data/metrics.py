@@ -47,6 +47,13 @@ BUSY = InstrumentSpec(
     "gpuscope.gpu.busy_ratio",
     "gauge",
     "1",
+    "Part of the moments of the last interval at which a GPU had work, queued or running, when its streams were asked; "
+    "with a stage, of the moments in that.",
+)
+OCCUPIED = InstrumentSpec(
+    "gpuscope.gpu.occupied_ratio",
+    "gauge",
+    "1",
     "Part of the last interval in which a stage's events were open on the GPU: at least the part in which stages "
     "kept it busy.",
 )
@@ -89,7 +96,10 @@ TIME_PER_OUTPUT_TOKEN = InstrumentSpec(
     (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
 )
 OF_GENERATIONS = (REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN)
-SPECS = (DURATION, LAUNCH_DELAY, BUSY, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY, *OF_GENERATIONS)
+SPECS = (
+    *(DURATION, LAUNCH_DELAY, BUSY, OCCUPIED, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY),
+    *OF_GENERATIONS,
+)
 
 
 @dataclass(frozen=True, slots=True)

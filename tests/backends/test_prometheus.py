@@ -54,7 +54,7 @@ SECONDS = {"bucket", "sum", "count"}
 EXPECTED = {
     *(f"gpuscope_stage_{name}_seconds_{part}" for name in ("duration", "launch_delay") for part in SECONDS),
     *(f"gpuscope_stages_{name}_total" for name in ("recorded", "exported", "dropped", "lost", "untimed")),
-    *("gpuscope_gpu_busy_ratio", "gpuscope_gpu_idle_ratio", "gpuscope_clock_uncertainty_seconds"),
+    *("gpuscope_gpu_occupied_ratio", "gpuscope_gpu_idle_ratio", "gpuscope_clock_uncertainty_seconds"),
     *(
         f"gen_ai_server_{name}_seconds_{part}"
         for name in ("request_duration", "time_to_first_token", "time_per_output_token")
@@ -197,10 +197,10 @@ def test_its_lists_have_choices(running):
 def test_figures_are_those_of_the_service(running):
     """Ratios are parts of one, the GPU is named, and percentiles lie where the stages' lengths do."""
     prometheus, _ = running
-    (labels, busy), *others = wait_for(lambda: prometheus.query("gpuscope_gpu_busy_ratio > 0"))
+    (labels, occupied), *others = wait_for(lambda: prometheus.query("gpuscope_gpu_occupied_ratio > 0"))
     assert not others
     ((_, idle),) = prometheus.query("gpuscope_gpu_idle_ratio")
-    assert 0 < busy <= 1
+    assert 0 < occupied <= 1
     assert 0 <= idle < 1
     assert labels["hw_id"].startswith("GPU-")
     for name, least in (("prefill", 0.005), ("request", 0.005), ("decode", 0.001)):

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from gpuscope._collecting.aggregation.metrics import MAX_STAGES, StageMetrics, account_points
 from gpuscope._collecting.aggregation.summary import OTHER
 from gpuscope._data.batch import DeviceInfo, RowFlag
-from gpuscope._data.metrics import BOUNDS_S, BUSY, DROPPED, DURATION, IDLE, LAUNCH_DELAY, RECORDED, UNCERTAINTY
+from gpuscope._data.metrics import (
+    BOUNDS_S,
+    DROPPED,
+    DURATION,
+    IDLE,
+    LAUNCH_DELAY,
+    OCCUPIED,
+    RECORDED,
+    UNCERTAINTY,
+)
 from gpuscope._data.record import Site
 from gpuscope._data.statistics import Statistics
 
@@ -172,7 +181,7 @@ def occupied(*intervals, device=0, **kwargs):
     ]
 
 
-def ratios(metrics, spec=BUSY):
+def ratios(metrics, spec=OCCUPIED):
     """The ratio of each device."""
     return {point.attributes["gpuscope.device.index"]: point.value for point in metrics.points()[spec]}
 
@@ -209,7 +218,7 @@ class TestOccupancy:
         union = len({second for start, end in intervals for second in range(start, end)})
         assert ratios(metrics) == {0: pytest.approx(union / 120)}
         assert ratios(metrics, IDLE) == {0: pytest.approx(1 - union / 120)}
-        for spec in (BUSY, IDLE):
+        for spec in (OCCUPIED, IDLE):
             assert metrics.points()[spec][0].attributes == {
                 "gpuscope.device.index": 0,
                 "hw.id": "GPU-0",

@@ -77,6 +77,7 @@ def make_batch(*rows: Row, devices: dict[int, DeviceInfo] | None = None) -> Stag
         details={number: row.details for number, row in enumerate(rows) if row.details is not None},
         samples=column(np.int32, (row.samples for row in rows)) if sampled else None,
         had_work=column(np.int32, (row.had_work for row in rows)) if sampled else None,
+        device_samples={0: (sum(row.samples for row in rows), sum(row.had_work for row in rows))} if sampled else None,
     )
 
 

@@ -28,7 +28,7 @@ EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]
 def exposed():
     """What Prometheus reads of a recording in which everything occurs: labels by name."""
     metrics = StageMetrics(NOW_NS)
-    metrics.add(make_batch(Row(gpu_span_id=1), Row(flags=int(RowFlag.WARMUP))))
+    metrics.add(make_batch(Row(gpu_span_id=1, samples=2, had_work=1), Row(flags=int(RowFlag.WARMUP))))
     metrics.settle(NOW_NS + 10**9, last=True)
     metrics.end_interval()
     account = account_points(Statistics(1, 1, 0, {"unsampled": 1}, {"shutdown": 1}, {"captured": 1}, 5, ()))

@@ -12,7 +12,17 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gpuscope._data.metrics import BOUNDS_S, BUSY, DURATION, LOST, RECORDED, UNCERTAINTY, DataPoint, Histogram, Snapshot
+from gpuscope._data.metrics import (
+    BOUNDS_S,
+    DURATION,
+    LOST,
+    OCCUPIED,
+    RECORDED,
+    UNCERTAINTY,
+    DataPoint,
+    Histogram,
+    Snapshot,
+)
 from gpuscope.exporters.metrics_sdk import Instruments
 
 INFER = {"gpuscope.stage": "infer", "gpuscope.lane": "host"}
@@ -24,7 +34,7 @@ def snapshot(recorded=9, seconds=(0.001,)):
     counts = np.bincount(np.searchsorted(BOUNDS_S, seconds), minlength=len(BOUNDS_S) + 1)
     points = {
         DURATION: [DataPoint(INFER, Histogram(tuple(counts.tolist()), float(sum(seconds))))],
-        BUSY: [DataPoint({"gpuscope.device.index": 0}, 0.25)],
+        OCCUPIED: [DataPoint({"gpuscope.device.index": 0}, 0.25)],
         RECORDED: [DataPoint({}, recorded)],
         LOST: [DataPoint({"gpuscope.reason": "shutdown"}, 2)],
         UNCERTAINTY: [DataPoint({}, 3.5e-6)],
@@ -77,7 +87,7 @@ def test_names_are_those_of_a_histogram_in_prometheus(scraped):
         BUCKET,
         "gpuscope_stage_duration_seconds_sum",
         "gpuscope_stage_duration_seconds_count",
-        "gpuscope_gpu_busy_ratio",
+        "gpuscope_gpu_occupied_ratio",
         "gpuscope_stages_recorded_total",
         "gpuscope_stages_lost_total",
         "gpuscope_clock_uncertainty_seconds",
@@ -133,11 +143,11 @@ def test_one_recording_at_a_time(scraped):
     assert not scraped.instruments.follow(second)
     assert scraped.samples()["gpuscope_stages_recorded_total"] == [({}, 1.0)]
     scraped.instruments.leave(second, second())
-    assert "gpuscope_gpu_busy_ratio" in scraped.samples()
+    assert "gpuscope_gpu_occupied_ratio" in scraped.samples()
     scraped.instruments.leave(first, first())
     ended = scraped.samples()
     assert ended["gpuscope_stages_recorded_total"] == [({}, 1.0)]
-    assert not {"gpuscope_gpu_busy_ratio", "gpuscope_clock_uncertainty_seconds"} & set(ended)
+    assert not {"gpuscope_gpu_occupied_ratio", "gpuscope_clock_uncertainty_seconds"} & set(ended)
     assert scraped.instruments.follow(second)
     assert scraped.samples()["gpuscope_stages_recorded_total"] == [({}, 2.0)]
 

@@ -1,5 +1,5 @@
 """
-Every stage as a metric, sampled or not: histograms, the GPUs' occupancy, and the account of losses.
+Every stage as a metric, exported or not: histograms, how occupied and how busy the GPUs are, and the account of losses.
 
 Keeps the columns of a few batches at most, until it counts them together. Asks no clock, and knows no exporter.
 """
@@ -15,6 +15,7 @@ from gpuscope._collecting.aggregation.generation import Generation
 from gpuscope._collecting.aggregation.histograms import Histograms
 from gpuscope._collecting.aggregation.joined_columns import columns_of, join
 from gpuscope._collecting.aggregation.occupancy import Occupancy
+from gpuscope._collecting.aggregation.sampled import BusyRatios
 from gpuscope._collecting.aggregation.summary import OTHER
 from gpuscope._data.attributes import DEVICE_INDEX, HW_ID, HW_MODEL, HW_TYPE, HW_VENDOR, LANE, REASON, STAGE
 from gpuscope._data.batch import RowFlag
@@ -26,6 +27,7 @@ from gpuscope._data.metrics import (
     IDLE,
     LAUNCH_DELAY,
     LOST,
+    OCCUPIED,
     RECORDED,
     UNCERTAINTY,
     UNTIMED,
@@ -78,6 +80,7 @@ class StageMetrics:
         self._uncounted_rows = 0
         self._histograms = Histograms()
         self._occupancy = Occupancy(start_ns)
+        self._busy = BusyRatios()
         self._generation = Generation()
 
     def add(self, batch: StageBatch) -> list[Measurement]:
@@ -88,7 +91,9 @@ class StageMetrics:
         """
         with self._lock:
             self._devices.update(batch.devices)
-            self._uncounted.append(columns_of(batch, [self._number(site) for site in batch.sites]))
+            numbers = [self._number(site) for site in batch.sites]
+            self._uncounted.append(columns_of(batch, numbers))
+            self._busy.add(batch, numbers)
             self._uncounted_rows += len(batch.site)
             if self._uncounted_rows >= _ROWS_AT_ONCE or len(self._uncounted) >= _BATCHES_AT_ONCE:
                 self._count()
@@ -120,26 +125,39 @@ class StageMetrics:
             self._occupancy.settle(now_ns - (0 if last else self._occupancy.wait_ns))
 
     def end_interval(self) -> None:
-        """End the interval whose busy and idle ratios the points have."""
+        """End the interval whose ratios the points have."""
         with self._lock:
             self._occupancy.end_interval()
+            self._busy.end_interval()
 
     def points(self, *, exemplars: bool = False) -> Points:
         """Return the points as of now; with `exemplars`, those since they were last taken."""
         with self._lock:
             self._count()
             slowest = self._histograms.take_exemplars() if exemplars else {}
-            points: dict[InstrumentSpec, list[DataPoint]] = {DURATION: [], LAUNCH_DELAY: [], BUSY: [], IDLE: []}
+            points: dict[InstrumentSpec, list[DataPoint]] = {DURATION: [], LAUNCH_DELAY: []}
             for number, counts, sum_s in self._histograms.counts():
                 block, stage = divmod(number, _BLOCK)
                 if not _NOWHERE <= block < _DEVICES:
                     spec, attributes = self._describe(block, stage)
                     points[spec].append(DataPoint(attributes, Histogram(counts, sum_s, slowest.get(number))))
-            for index, ratio in self._occupancy.ratios.items():
-                gpu = self._gpu(index)
-                points[BUSY].append(DataPoint(gpu, ratio))
-                points[IDLE].append(DataPoint(gpu, 1.0 - ratio))
-            return {**points, **self._generation.points(exemplars=exemplars)}
+            occupied = [(self._gpu(index), ratio) for index, ratio in self._occupancy.ratios.items()]
+            return {
+                **points,
+                BUSY: self._busy_points(),
+                OCCUPIED: [DataPoint(gpu, ratio) for gpu, ratio in occupied],
+                IDLE: [DataPoint(gpu, 1.0 - ratio) for gpu, ratio in occupied],
+                **self._generation.points(exemplars=exemplars),
+            }
+
+    def _busy_points(self) -> list[DataPoint]:
+        names, known = list(self._stages), self._devices
+        devices = [DataPoint(self._gpu(index), ratio) for index, ratio in self._busy.devices.items() if index in known]
+        return devices + [
+            DataPoint({STAGE: names[stage], **self._where(index)}, ratio)
+            for (index, stage), ratio in self._busy.stages.items()
+            if index in known
+        ]
 
     def _describe(self, block: int, stage: int) -> tuple[InstrumentSpec, dict[str, str | int]]:
         name: dict[str, str | int] = {STAGE: list(self._stages)[stage]}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._collecting.aggregation.groups import DELAY, GPU, HOST, split
+from gpuscope._collecting.aggregation.sampled import samples_of
 from gpuscope._collecting.aggregation.stage_tree import Family, begin_ns
 from gpuscope._collecting.aggregation.summary import OTHER, Percentiles, StageSummary, Summary
 from gpuscope._collecting.aggregation.tally import Tally
@@ -56,6 +57,9 @@ class StageStatistics:
             self._family.learn(batch, self._tally)
             for row, details in batch.details.items():
                 self._tally(batch, row).errors += _is_error(details)
+            for row, trace, asked, had_work in samples_of(batch):
+                for tally in self._around(self._tally(batch, row)):
+                    tally.sampled.add(trace, asked, had_work)
 
     def summary(self) -> Summary:
         """Return the statistics so far."""
@@ -64,6 +68,15 @@ class StageStatistics:
             request_ms = {tally.root: tally.request_ms() for tally in self._tallies.values() if tally.is_root}
         # Outside the lock, which the collector needs: percentiles of 4,096 calls take about 0.2 ms per stage.
         return Summary(stages=tuple(line.summarise(request_ms.get(line.root, 0.0)) for line in lines))
+
+    def _around(self, tally: Tally) -> set[Tally]:
+        """Return a stage's tally with those of the stages around it, as far as they are known."""
+        found, place = {tally}, tally.parent
+        while isinstance(place, Tally):
+            found.add(place)
+            place = place.parent
+        root = self._tallies.get((tally.root, tally.root))
+        return found if root is None else found | {root}
 
     def _tally(self, batch: StageBatch, row: int) -> Tally:
         key = batch.sites[batch.site[row]].name, batch.sites[batch.root[row]].name
@@ -93,6 +106,7 @@ class _Line:
             warmup_calls=tally.warmup.count,
             errors=tally.errors,
             only_warmup=measured is tally.warmup,
+            busy=tally.sampled.busy(),
         )
 
     def summarise(self, request_ms: float) -> StageSummary:

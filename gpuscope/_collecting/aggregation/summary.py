@@ -6,12 +6,16 @@ Counts nothing: every figure in the table is one of the summary's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuscope._collecting.aggregation.tally import RECENT_CALLS
 from gpuscope._data.plain.durations import duration
 from gpuscope._data.plain.markup import html_table
+
+if TYPE_CHECKING:
+    from gpuscope._collecting.aggregation.sampled import Busy
 
 OTHER = "(other)"
 """Name of the line that stages beyond the limit share."""
@@ -61,6 +65,8 @@ class StageSummary:
     """Host time of the stage over that of its requests, at most 1 if calls overlap; None until one has ended."""
     gpu_share: float | None
     """Its time on streams over the host time of its requests, likewise at most 1; None without GPU times."""
+    busy: Busy | None = None
+    """How often its stream had work when asked (`GPUSCOPE_SAMPLE_HZ`); None where it was not asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,7 @@ class Summary:
         # `Any`, because JSON has no type that a caller could walk through without casts.
         stages = [asdict(stage) for stage in self.stages]
         for plain in stages:
-            for key in ("host_ms", "gpu_ms"):
+            for key in ("host_ms", "gpu_ms", "busy"):
                 plain[key] = plain[key]._asdict() if plain[key] is not None else None
         return {"recent_calls": self.recent_calls, "stages": stages}
 
@@ -97,7 +103,7 @@ def _render(summary: Summary) -> str:
         return "No stages recorded yet."
     groups = _figures(summary)
     taken = sum(max(len(group) + 2, sum(map(_width, columns))) for group, columns in groups)
-    room = max(WIDTH - taken, LEAST_NAME_WIDTH)
+    room = max(WIDTH - taken, LEAST_NAME_WIDTH - 2 * any(stage.busy for stage in summary.stages))
     names = [_shortened(name, room) for name in _names(summary)]
     return "\n".join([*_aligned([("", [("stage", names)]), *groups]), "", *_notes(summary)])
 
@@ -119,6 +125,8 @@ def _figures(summary: Summary) -> list[tuple[str, list[Column]]]:
     if on_gpu:
         delays = "starts", [duration(stage.launch_to_start_ms) for stage in summary.stages]
         groups.append(("stream", [*_percentiles([stage.gpu_ms for stage in summary.stages], few=True), delays]))
+    if any(stage.busy for stage in summary.stages):
+        groups.append(("", [("busy", [_busy(stage.busy) for stage in summary.stages])]))
     groups.append(("", [("%", [_percent(_share(stage)) for stage in summary.stages])]))
     if any(stage.errors for stage in summary.stages):
         groups.append(("", [("errors", [str(stage.errors or "") for stage in summary.stages])]))
@@ -154,6 +162,15 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
+def _busy(busy: Busy | None) -> str:
+    """Return the share with how far off it may be, to either side."""
+    if busy is None:
+        return "-"
+    if busy.low is None or busy.high is None:
+        return f"{100 * busy.share:.0f}±?"
+    return f"{100 * busy.share:.0f}±{math.ceil(100 * max(busy.share - busy.low, busy.high - busy.share) - 1e-9)}"
+
+
 def _width(column: Column) -> int:
     title, cells = column
     return max(len(title), *map(len, cells)) + 2
@@ -186,6 +203,8 @@ def _notes(summary: Summary) -> list[str]:
     if any(stage.gpu_ms for stage in stages):
         notes.append("stream: between the stage's two events on it, waiting for the host included.")
         notes.append("starts: so long after its start on the host, median.")
+    if any(stage.busy for stage in stages):
+        notes.append("busy: % of the times its stream was asked that it had work; ±: 95 % interval.")
     if any(stage.host_ms is None for stage in stages):
         notes.append("- under host: runs only inside replays of CUDA graphs, which take no host time.")
     if not any(stage.gpu_ms for stage in stages):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._collecting.aggregation.sampled import RequestSamples
 from gpuscope._data.stage_order import Place
 
 if TYPE_CHECKING:
@@ -87,13 +88,15 @@ class CallTotals:
 class Tally(Place):
     """All that is kept of one stage within one kind of request."""
 
-    __slots__ = ("awaited_id", "awaited_start_ns", "errors", "steady", "warmup")
+    __slots__ = ("awaited_id", "awaited_start_ns", "errors", "sampled", "steady", "warmup")
 
     def __init__(self, name: str, root: str, first_start_ns: int) -> None:
         super().__init__(name, root, first_start_ns)
         self.errors = 0
         self.steady = CallTotals(RECENT_CALLS)
         self.warmup = CallTotals(RECENT_WARMUPS)
+        self.sampled = RequestSamples()
+        """Of its calls after warm-up, with the stages inside."""
         self.awaited_id = 0
         """Span id of the stage around one call, whose row has not come yet; 0 if none is awaited."""
         self.awaited_start_ns = 0
