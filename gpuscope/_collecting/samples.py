@@ -166,11 +166,12 @@ class SampleJoin:
 
     def account(self) -> dict[str, int]:
         """Return how many answers there were, what they said, and what came of them."""
+        # Read first: what has come to something was asked before.
+        came_to = {name: self._came_to[name] for name in ("in_stages", "between", "lost")}
         counts = self._sampling.counts()
         if not counts:
             return {}
         found = {name: counts.pop(name) for name in ("asked", "had_work")}
-        came_to = {name: self._came_to[name] for name in ("in_stages", "between", "lost")}
         waiting = found["asked"] - sum(came_to.values()) - counts["dropped"]
         return {**found, **came_to, "waiting": waiting, **{name: count for name, count in counts.items() if count}}
 

@@ -484,13 +484,17 @@ def test_each_stage_has_the_answers_of_its_time(on_c):
     assert found["asked"] == sum(found[name] for name in ("in_stages", "between", "lost", "waiting", "dropped"))
 
 
-def test_on_the_twins_nothing_is_asked_and_it_is_said_why(machine):
-    """Recording goes on as ever."""
+def test_on_the_twins_nothing_is_asked_and_it_is_said_why(machine, caplog):
+    """Recording goes on as ever; the log says it once."""
     run()
     if machine.engine.recorder.device.reader is None:
         assert "parts in C" in _sampling(machine).why_off
         assert _sampling(machine).take().size == 0
+        assert machine.engine.statistics().sampler == "off: the parts in C are not in use"
+        assert machine.engine.statistics().samples == {}
     assert [span.kind for span in machine.collect()] == ["host", "gpu"]
+    said = [record for record in caplog.records if "streams are not asked" in record.message]
+    assert len(said) == (machine.engine.recorder.device.reader is None)
 
 
 def test_open_stages_are_counted_whatever_becomes_of_them(on_c):

@@ -148,7 +148,7 @@ class SpanEncoder:
         columns = _columns(spans)
         if native is None:
             return _join_in_python(columns, [templates[group] for group in spans.groups.tolist()])
-        given = [(at, swapped, columns[name]) for name, at, swapped in _LAYOUT.columns]
+        given = [(at, swapped, columns[name]) for name, at, swapped in _LAYOUT.columns if name in columns]
         joined: bytes = native.join(_LAYOUT.row, _LAYOUT.slices, given, templates, spans.groups)
         return joined
 
@@ -180,7 +180,11 @@ def _slices(cells: NDArray[np.void], templates: list[_Template]) -> list[list[by
 
 
 def _columns(spans: Spans) -> dict[str, NDArray[np.generic]]:
-    """Return the columns of the layout by their names. Of the GPU span they mean nothing where a row has none."""
+    """
+    Return the columns of the layout by their names, those of samples where there are any.
+
+    Of the GPU span they mean nothing where a row has none.
+    """
     batch = spans.batch
     host = batch.parent_id, batch.span_id, batch.host_start_ns, batch.host_end_ns
     gpu = spans.gpu_parent_id, batch.gpu_span_id, batch.gpu_start_ns, batch.gpu_end_ns
@@ -197,8 +201,6 @@ def _columns(spans: Spans) -> dict[str, NDArray[np.generic]]:
     of_host, of_gpu = (spans.host_s, spans.gpu_s, spans.launch_s), (spans.gpu_s, spans.launch_s, spans.uncertainty_s)
     columns |= {f"host.{name}": column for name, column in zip(HOST_MEASURED, of_host, strict=True)}
     columns |= {f"gpu.{name}": column for name, column in zip(GPU_MEASURED, of_gpu, strict=True)}
-    # Where nothing was asked no slice has these two, and any columns do.
-    columns[f"gpu.{GPU_HAD_WORK}"], columns[f"gpu.{GPU_SAMPLES}"] = spans.gpu_s, batch.span_id
     if spans.samples is not None and spans.had_work is not None:
         columns[f"gpu.{GPU_HAD_WORK}"] = spans.had_work
         columns[f"gpu.{GPU_SAMPLES}"] = _eight_bytes(spans.samples)
