@@ -48,6 +48,9 @@ _SLICE_ROWS_LARGE = 8
 _BATCH_DELAY_NS = 500_000_000
 """From a batch's first row until it is exported, however small it is."""
 
+_GATHER_NS = 1_000_000_000
+"""Answers of the sampler are taken so often at least."""
+
 T = TypeVar("T")
 
 
@@ -103,6 +106,7 @@ class Intake:
             inline=config.graph_stages == "inline",
         )
         self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
+        self._gather_due_ns = 0
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
@@ -156,8 +160,10 @@ class Intake:
     def slice(self, *, may_ask: bool, give_up: bool = False) -> bool:
         """Add a few stages to the batch; return whether there is more to do right away."""
         recorder, limit, before = self._recorder, self._slice_rows(), len(self._builder)
-        if self.samples is not None:
-            self.samples.gather()  # Before the ring is full, also where no stage ends.
+        if self.samples is not None and recorder.clock() > self._gather_due_ns:
+            # Each batch does so, too; this is for where no stage ends, before the ring is full.
+            self.samples.gather()
+            self._gather_due_ns = recorder.clock() + _GATHER_NS
         rows = self._resolver.accept(self._without_refused(recorder.ledger.take(partial(self._queue.drain, limit))))
         rows += self._resolver.collect(limit, may_ask=may_ask, give_up=give_up)
         self._add_rows(rows)

@@ -8,11 +8,10 @@ stage of the first batch that has one. It is kept until all stages that were ope
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from gpuscope._cuda.stream_sampler import NO_ANSWERS
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.plain.values import shown
 
@@ -23,8 +22,16 @@ if TYPE_CHECKING:
 
     from gpuscope._log import WarnOnce
 
+_Ints: TypeAlias = "NDArray[np.int64]"
 _IN_GRAPH, _UNPLACED = int(RowFlag.IN_GRAPH), int(RowFlag.UNPLACED)
+_COLUMNS = ("gpu_start_ns", "gpu_end_ns", "stream", "device", "flags")
 _NEVER = np.iinfo(np.int64).max
+_AT, _STREAM, _DEVICE, _OPEN, _WORK, _UNTIL = range(_FIELDS := 6)
+"""
+What is kept of answers, a row of numbers each: as in `ANSWER` of `_cuda.stream_sampler`, and last when all stages that
+were open on the stream had been left, as far as is known. Plain numbers take a third of the time of such records.
+"""
+_NONE = np.zeros((_FIELDS, 0), np.int64)
 _MOST_WAITING = 65_536
 """Answers that wait for stages to be resolved; beyond it the oldest are given up."""
 
@@ -58,9 +65,7 @@ class SampleJoin:
         self._warnings = warnings
         self._says_why_off = says_why_off
         self._has_failed = False
-        self._waiting = NO_ANSWERS
-        self._until_ns = np.zeros(0, np.int64)
-        """Of each: when all stages that were open on its stream had been left, as far as is known."""
+        self._waiting = _NONE
         self._devices: dict[int, tuple[int, int]] = {}
         self._came_to: Counter[str] = Counter()
 
@@ -80,32 +85,30 @@ class SampleJoin:
         self._warnings.warn("samples", "joining samples with stages failed: %s.", shown(error))
 
     def _gather(self) -> None:
-        new = self._sampling.take()
-        if not new.size:
+        taken = self._sampling.take()
+        if not taken.size:
             return
-        until_ns = np.full(new.size, _NEVER)
-        for mine in _by_stream(new):
-            quiet_ns = new["at_ns"][mine][new["open"][mine] == 0]
-            if quiet_ns.size:
-                until_ns[mine] = _next(quiet_ns, new["at_ns"][mine])
-                stream, device = new["stream"][mine[0]], new["device"][mine[0]]
-                before = (self._waiting["stream"] == stream) & (self._waiting["device"] == device)
-                self._until_ns[before & (self._until_ns == _NEVER)] = quiet_ns[0]
-        self._count_rounds(new)
-        self._waiting = np.concatenate((self._waiting, new))
-        self._until_ns = np.concatenate((self._until_ns, until_ns))
-        excess = self._waiting.size - _MOST_WAITING
+        new = np.empty((_FIELDS, taken.size), np.int64)
+        new[_AT], new[_STREAM], new[_DEVICE] = taken["at_ns"], taken["stream"].view(np.int64), taken["device"]
+        new[_OPEN], new[_WORK], new[_UNTIL] = taken["open"], taken["had_work"], _NEVER
+        self._count_rounds(new[_DEVICE], taken["round"], new[_WORK])
+        joined = self._waiting = np.concatenate((self._waiting, new), axis=1)
+        for mine in _by_stream(joined):
+            at_ns, is_quiet = joined[_AT, mine], joined[_OPEN, mine] == 0
+            quiet_ns = np.append(at_ns[is_quiet], _NEVER)[is_quiet.cumsum() - is_quiet]
+            joined[_UNTIL, mine] = np.minimum(joined[_UNTIL, mine], quiet_ns)
+        excess = joined.shape[1] - _MOST_WAITING
         if excess > 0:
-            self._give_up(np.arange(self._waiting.size) < excess)
+            self._give_up(np.arange(joined.shape[1]) < excess)
 
-    def _count_rounds(self, new: NDArray[np.void]) -> None:
+    def _count_rounds(self, devices: _Ints, rounds: NDArray[np.uint32], work: _Ints) -> None:
         """Count the moments at which a device was asked, and those at which any of its streams had work."""
-        for device in np.unique(new["device"]).tolist():
-            mine = new[new["device"] == device]
-            starts = np.flatnonzero(np.concatenate(([True], mine["round"][1:] != mine["round"][:-1])))
+        for device in set(devices.tolist()):
+            mine = np.flatnonzero(devices == device)
+            starts = np.flatnonzero(np.append(True, rounds[mine[1:]] != rounds[mine[:-1]]))
             asked, had_work = self._devices.get(device, (0, 0))
-            work = int(np.maximum.reduceat(mine["had_work"], starts).sum())
-            self._devices[device] = asked + starts.size, had_work + work
+            had_work += int(np.maximum.reduceat(work[mine], starts).sum())
+            self._devices[device] = asked + starts.size, had_work
 
     def take_devices(self) -> dict[int, tuple[int, int]]:
         """Return how often each device was asked since the last call, and how often any of its streams had work."""
@@ -134,35 +137,32 @@ class SampleJoin:
         self, rows: NDArray[np.void], past_ns: int, samples: NDArray[np.int32], had_work: NDArray[np.int32]
     ) -> None:
         waiting = self._waiting
-        taken = np.zeros(waiting.size, np.bool_)
-        usable = (rows["gpu_end_ns"] != 0) & (rows["flags"] & _UNPLACED == 0)
+        if not waiting.shape[1]:
+            return
+        left = np.ones(waiting.shape[1], np.bool_)
+        # Copies, because the cells of a row lie together, and what follows goes through whole columns.
+        starts, ends, streams, devices, flags = (rows[name].astype(np.int64) for name in _COLUMNS)
+        ends[flags & _UNPLACED != 0] = 0
+        inside = flags & _IN_GRAPH != 0
         for mine in _by_stream(waiting):
-            of_stream = usable & (rows["stream"] == waiting["stream"][mine[0]])
-            of_stream &= rows["device"] == waiting["device"][mine[0]]
-            candidates = np.flatnonzero(of_stream)
-            if not candidates.size:
-                continue
-            found = innermost(rows[candidates], waiting["at_ns"][mine])
-            hits = found >= 0
-            taken[mine[hits]] = True
-            owners = candidates[found[hits]]
-            samples += np.bincount(owners, minlength=len(rows)).astype(np.int32)
-            work = waiting["had_work"][mine[hits]]
-            had_work += np.bincount(owners, work, minlength=len(rows)).astype(np.int32)
-        self._came_to["in_stages"] += int(taken.sum())
-        self._keep(~taken)
-        self._give_up(self._until_ns <= past_ns)
+            stream, device = waiting[_STREAM, mine[0]], waiting[_DEVICE, mine[0]]
+            of_stream = (streams == stream) & (devices == device)
+            found = innermost(starts, np.where(of_stream, ends, 0), inside, waiting[_AT, mine])
+            hits = np.flatnonzero(found >= 0)
+            left[mine[hits]] = False
+            np.add.at(samples, found[hits], 1)
+            np.add.at(had_work, found[hits], waiting[_WORK, mine[hits]])
+        self._waiting = waiting[:, left]
+        self._came_to["in_stages"] += waiting.shape[1] - self._waiting.shape[1]
+        self._give_up(self._waiting[_UNTIL] <= past_ns)
 
     def _give_up(self, which: NDArray[np.bool_]) -> None:
         """Let go of answers that no stage is going to have."""
         if which.any():
-            between = int((self._waiting["open"][which] == 0).sum())
+            between = int((self._waiting[_OPEN, which] == 0).sum())
             self._came_to["between"] += between
             self._came_to["lost"] += int(which.sum()) - between
-            self._keep(~which)
-
-    def _keep(self, which: NDArray[np.bool_]) -> None:
-        self._waiting, self._until_ns = self._waiting[which], self._until_ns[which]
+            self._waiting = self._waiting[:, ~which]
 
     def account(self) -> dict[str, int]:
         """Return how many answers there were, what they said, and what came of them."""
@@ -181,22 +181,14 @@ class SampleJoin:
         return f"off: {self._sampling.why_off}" if self._sampling.why_off else f"{self._sampling.hz:g} times a second"
 
 
-def _by_stream(answers: NDArray[np.void]) -> Iterator[NDArray[np.int64]]:
+def _by_stream(answers: _Ints) -> Iterator[_Ints]:
     """Yield the places of each stream's answers."""
-    if answers.size:
-        streams, devices = answers["stream"], answers["device"]
-        for stream in np.unique(streams):
-            for device in np.unique(devices[streams == stream]):
-                yield np.flatnonzero((streams == stream) & (devices == device))
+    streams, devices = answers[_STREAM], answers[_DEVICE]
+    for stream, device in set(zip(streams.tolist(), devices.tolist(), strict=True)):
+        yield np.flatnonzero((streams == stream) & (devices == device))
 
 
-def _next(moments_ns: NDArray[np.int64], at_ns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each time the first of the moments that is not before it."""
-    found: NDArray[np.int64] = np.append(moments_ns, _NEVER)[moments_ns.searchsorted(at_ns)]
-    return found
-
-
-def innermost(rows: NDArray[np.void], at_ns: NDArray[np.int64]) -> NDArray[np.int64]:
+def innermost(starts: _Ints, ends: _Ints, in_graph: NDArray[np.bool_], at_ns: _Ints) -> _Ints:
     """
     Return the place of the innermost stage at each time, or -1.
 
@@ -204,18 +196,22 @@ def innermost(rows: NDArray[np.void], at_ns: NDArray[np.int64]) -> NDArray[np.in
     Of two that share both, the one inside comes first, but within a replay after the one around it.
 
     Args:
-        rows: of one stream, as `ROW` has them, those of inner stages first.
+        starts: of stages on one stream, those of inner stages first.
+        ends: before its start where a stage does not count.
+        in_graph: whether it is inside a replay.
         at_ns: in ascending order.
 
     """
-    starts, ends = rows["gpu_start_ns"], rows["gpu_end_ns"]
     found = np.full(at_ns.size, -1, np.int64)
-    first, last = at_ns.searchsorted(starts), at_ns.searchsorted(ends, "right")
-    hits = np.flatnonzero(last > first)
-    if hits.size:
-        depth = np.where(rows["flags"][hits] & _IN_GRAPH, hits, -1 - hits)
-        hits = hits[np.lexsort((depth, starts[hits] - ends[hits]))]  # The longest first, because the last one wins.
-        counts = last[hits] - first[hits]
-        places = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts - first[hits], counts)
-        found[places] = np.repeat(hits, counts)
+    near = np.flatnonzero((starts <= at_ns[-1]) & (ends >= at_ns[0])) if at_ns.size else found[:0]
+    if not near.size:
+        return found
+    first, last = at_ns.searchsorted(starts[near]), at_ns.searchsorted(ends[near], "right")
+    covers = np.flatnonzero(last > first)
+    hits, first, counts = near[covers], first[covers], (last - first)[covers]
+    depth = np.where(in_graph[hits], hits, -1 - hits)
+    order = np.lexsort((depth, starts[hits] - ends[hits]))  # The longest first, because the last one wins.
+    hits, first, counts = hits[order], first[order], counts[order]
+    places = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts - first, counts)
+    found[places] = np.repeat(hits, counts)
     return found

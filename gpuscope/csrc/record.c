@@ -41,6 +41,7 @@ static int traverse_record(StageRecord *self, visitproc visit, void *arg) {
 }
 
 static int clear_record(StageRecord *self) {
+    count_left(self);
     OPTIONAL_IN_RECORD(CLEAR)
     HIDDEN_IN_RECORD(CLEAR)
     REQUIRED_IN_RECORD(CLEAR)
@@ -50,7 +51,6 @@ static int clear_record(StageRecord *self) {
 static void free_record(StageRecord *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    count_left(self);
     /* A chain of enclosing stages may be as deep as the recursion that made it. */
     Py_TRASHCAN_BEGIN(self, free_record)
     clear_record(self);

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import gpuscope
 from gpuscope import stage
-from gpuscope._collecting.samples import SampleJoin, innermost
+from gpuscope._collecting import samples as joined
+from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.stream_sampler import ANSWER, NO_ANSWERS
 from gpuscope._data.attributes import GPU_HAD_WORK, GPU_SAMPLES
 from gpuscope._data.batch import RowFlag
@@ -66,6 +67,12 @@ def rows_of(nodes):
         row["gpu_start_ns"], row["gpu_end_ns"], row["flags"] = 1000 + node.start, 1000 + node.end, node.flags
         row["stream"], row["device"] = node.stream, node.device
     return rows
+
+
+def innermost(rows, at_ns):
+    """The places of the rows that have these times."""
+    in_graph = rows["flags"] & int(RowFlag.IN_GRAPH) != 0
+    return joined.innermost(rows["gpu_start_ns"], rows["gpu_end_ns"], in_graph, at_ns)
 
 
 def answer(time, *, had_work=1, opened=1, stream=STREAM, device=0, number=None):

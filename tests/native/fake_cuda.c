@@ -282,19 +282,26 @@ int cuEventElapsedTime(float *ms, Event *start, Event *end) {
 }
 
 static atomic_int questions;
+static volatile int stream_delay_ns;
 int fake_questions(void) { return questions; }
+void fake_delay_streams(int ns) { stream_delay_ns = ns; }
+static void answer_late(void) {
+    const struct timespec delay = {0, stream_delay_ns};
+    if (stream_delay_ns) nanosleep(&delay, NULL);
+}
 
 int cuStreamIsCapturing(void *stream, int *status) {
     questions++;
     if (crashed(stream)) return INVALID_HANDLE;
     *status = captured_stream != NULL && stream == captured_stream;
+    answer_late();
     return SUCCESS;
 }
 
 /* Whether streams have work, which `fake_load` says of each; `fake_stream_answer` what is answered instead of that. */
 enum { MOST_LOADED = 64 };
 static void *volatile loaded[MOST_LOADED];
-static volatile int stream_answer, stream_delay_ns;
+static volatile int stream_answer;
 static atomic_int stream_queries, breaks;
 static _Thread_local int mode;
 static _Thread_local void *current_context;
@@ -308,7 +315,6 @@ void fake_load(void *stream, int has_work) {
         }
 }
 void fake_stream_answer(int code) { stream_answer = code; }
-void fake_delay_streams(int ns) { stream_delay_ns = ns; }
 int fake_stream_queries(void) { return stream_queries; }
 int fake_breaks(void) { return breaks; }
 void *fake_last_context(void) { return last_context; }
@@ -319,10 +325,7 @@ int cuStreamQuery(void *stream) {
     if (crashed(stream)) return INVALID_HANDLE;
     void *captured = captured_stream;
     if (mode != 2 || (captured != NULL && (stream == captured || stream == NULL))) return breaks++, 900;
-    if (stream_delay_ns) {
-        struct timespec delay = {0, stream_delay_ns};
-        nanosleep(&delay, NULL);
-    }
+    answer_late();
     if (stream_answer) return stream_answer;
     for (int i = 0; i < MOST_LOADED; i++)
         if (loaded[i] == (char *)stream + 1) return NOT_READY;
