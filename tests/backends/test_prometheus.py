@@ -20,8 +20,21 @@ DASHBOARD = json.loads((FILES / "grafana/gpuscope.json").read_text(encoding="utf
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 SERVICE = """
 import json, sys, threading, time
+import numpy as np
 from gpuscope import _runtime, stage
+from gpuscope._cuda.stream_sampler import ANSWER
 from gpuscope.testing import FakeDevice
+
+
+class Sampling:
+    hz, why_off = 200.0, ""
+
+    def take(self):
+        return np.array([(time.perf_counter_ns(), 7, 0, 1, time.perf_counter_ns() % 2**32, 1)], ANSWER)
+
+    def counts(self):
+        return {}
+
 
 if sys.argv[1:]:
     from opentelemetry import metrics
@@ -34,6 +47,7 @@ if sys.argv[1:]:
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
 device = FakeDevice(time.perf_counter_ns, delay_ns=200_000, completes=True)
+device.sampling = Sampling()
 chat = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "ours", "gen_ai.request.model": "small"}
 config = _runtime.state.config.changed(gpu_spans="all", warmup=0)
 requests = 0
@@ -54,7 +68,8 @@ SECONDS = {"bucket", "sum", "count"}
 EXPECTED = {
     *(f"gpuscope_stage_{name}_seconds_{part}" for name in ("duration", "launch_delay") for part in SECONDS),
     *(f"gpuscope_stages_{name}_total" for name in ("recorded", "exported", "dropped", "lost", "untimed")),
-    *("gpuscope_gpu_occupied_ratio", "gpuscope_gpu_idle_ratio", "gpuscope_clock_uncertainty_seconds"),
+    *(f"gpuscope_gpu_{name}_ratio" for name in ("busy", "occupied", "idle")),
+    "gpuscope_clock_uncertainty_seconds",
     *(
         f"gen_ai_server_{name}_seconds_{part}"
         for name in ("request_duration", "time_to_first_token", "time_per_output_token")
