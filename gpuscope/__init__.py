@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._measure import measure, warm_up
 from gpuscope._profile import profile
+from gpuscope._recording.batches.token import Token, here
 from gpuscope._recording.current_stage import bind
 from gpuscope._recording.stage import stage
 from gpuscope._runtime import disable, enable, flush, is_enabled, set_up, shutdown, statistics, summary
@@ -25,12 +26,14 @@ __all__ = [
     "PinnedBuffer",
     "PinnedPool",
     "PoolExhaustedError",
+    "Token",
     "__version__",
     "bind",
     "disable",
     "enable",
     "extract",
     "flush",
+    "here",
     "inject",
     "is_enabled",
     "measure",

@@ -251,6 +251,15 @@ class Bridge(Protocol):
     def settle(self, record: StageRecord) -> tuple[int, int, bool]:
         """Return trace id, span id and whether the stage is exported; the stage may still run."""
 
+    def here(self, stage: StageRecord | None) -> FromAbove:
+        """Return what a stage that began now would be a child of: a stage, the ids of a span, or None."""
+
+    def ids_of_member(self, record: StageRecord) -> FromAbove:
+        """Settle a stage's ids for good, and return them."""
+
+    def settle_member(self, record: StageRecord) -> tuple[int, int, bool]:
+        """Return the same as `settle`, for less where it is known."""
+
     def retire(self) -> None:
         """Settle nothing more."""
 

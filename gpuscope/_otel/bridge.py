@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context, attach, get_current
-from opentelemetry.trace import INVALID_SPAN, Span
+from opentelemetry.trace import INVALID_SPAN, INVALID_SPAN_CONTEXT, Span
 
 from gpuscope._data.batch import SpanDetails
-from gpuscope._data.native import Trace
+from gpuscope._data.native import Trace, native
 from gpuscope._otel.contexts import (
     SPAN_KEY,
     find_current_context,
@@ -25,7 +25,7 @@ from gpuscope._otel.contexts import (
     with_span,
 )
 from gpuscope._otel.identities import Identities, ids_of
-from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand, take_out
+from gpuscope._otel.lazy_span import LazySpan, notes_of, own_context, record_of, settled_ids, stand, take_out
 from gpuscope._otel.provider_end import end_of
 from gpuscope._recording.current_stage import before, is_collecting, running_stage
 
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
     from gpuscope._data.record import Site, StageRecord
     from gpuscope._settings.config import Config
+
+
+if native is not None:
+    native.know_spans(SPAN_KEY, LazySpan, INVALID_SPAN)
 
 
 class Bridge(Identities):
@@ -123,6 +127,33 @@ class Bridge(Identities):
             _leave_otherwise(record, current, span_in(previous))
         if not record.place:  # Else that context, in which it still is, may become current again.
             take_out(record)
+
+    def here(self, stage: StageRecord | None) -> StageRecord | SpanContext | None:
+        """Return what a stage that began now, in the stage given, would be a child of; it settles no ids."""
+        span = get_current().get(SPAN_KEY)
+        found = record_of(span)
+        while found is not None and found.recorder.bridge is not self:  # As in `_adopt`.
+            span = span_in(found.context_before)
+            found = record_of(span)
+        if found is not None:
+            return stage if stage is not None and _is_above(stage, INVALID_SPAN_CONTEXT, found) else found
+        ids = span.get_span_context() if isinstance(span, Span) else INVALID_SPAN_CONTEXT
+        if not ids.is_valid or (stage is not None and _is_above(stage, ids, None)):
+            return stage
+        return ids
+
+    def ids_of_member(self, record: StageRecord) -> SpanContext:
+        """Settle a stage's ids for good, because another process or a header is to have them."""
+        return self.lazy(record).get_span_context()
+
+    def settle_member(self, record: StageRecord) -> tuple[int, int, bool]:
+        """Return what `settle` does of a stage that a batch has worked for, in less time where that is known."""
+        trace = record.trace
+        if trace.sampled is None and self._keeps_all(trace):
+            trace.sampled = True
+        if not self.sdk and trace.sampled is not None and settled_ids(record) is None:
+            return trace.trace_id, record.span_id, trace.sampled
+        return self.settle(record)
 
     def load_sampler(self) -> None:
         """Make the environment's sampler before a stage has to wait for that."""

@@ -182,7 +182,7 @@ if TYPE_CHECKING or native is None:
         """Return a block of the given class, ready to be entered."""
         block = kind()
         block.recorder, block.site, block.uses, block.end_ns = recorder, site, 0, 0
-        block.stream = block.attributes = None
+        block.stream = block.attributes = block.members = None
         return block
 
 else:

@@ -4,7 +4,7 @@
  * Everything here has a twin in Python that says at more length what it does, and is used where this was not built. The
  * twins are in `_data/record.py`, `_data/interfaces.py`, `_data/row.py`, `_recording/hot_path.py`,
  * `_recording/current_stage.py`, `_recording/block.py`, `_recording/state.py`, `_recording/stage.py`,
- * `_recording/wrap.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
+ * `_recording/wrap.py`, `_recording/batches/token.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
  * `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
  * `exporters/_encoding/otlp_bytes.py`. The common path is here; rare cases are handed back to the Python functions that
  * `prepare` was given.
@@ -21,7 +21,7 @@
 /* One run of a stage: `StageRecord` of `_data/record.py`. A null object is None where it may be absent. */
 typedef struct {
     PyObject_HEAD
-    PyObject *attributes, *before, *error, *timed_stream, *outer, *pair, *range, *context_before, *span;
+    PyObject *attributes, *before, *error, *members, *timed_stream, *outer, *pair, *range, *context_before, *span;
     PyObject *recorder, *site, *thread, *trace;
     long long start_ns, end_ns;
     unsigned long long span_id;
@@ -126,6 +126,10 @@ Recorder *as_recorder(PyObject *object);
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends);
 int end_stage(StageRecord *record, PyObject *error);
 
+/* The stage of this recorder that is current, as a new reference, or None; and the time by the recorder's clock. */
+int stage_here(Recorder *recorder, PyObject **stage);
+int read_now(Recorder *recorder, long long *now_ns);
+
 /* A new trace with this stage as its root, and a span id that no other stage has. */
 int new_trace(Recorder *recorder, StageRecord *record);
 int next_span_id(Recorder *recorder, StageRecord *record);
@@ -166,5 +170,6 @@ int add_pack(PyObject *module);
 int add_join(PyObject *module);
 int add_reader(PyObject *module);
 int add_graphs(PyObject *module);
+int add_token(PyObject *module);
 
 #endif

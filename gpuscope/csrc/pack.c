@@ -288,7 +288,7 @@ static void uncount(PyObject *rows, Py_ssize_t count) {
 
 /* Also those of which `Bridge.details` has to say that there are none. */
 static int has_details(const StageRecord *record) {
-    if (is_present(record->attributes) || is_present(record->error)) return 1;
+    if (is_present(record->attributes) || is_present(record->error) || is_present(record->members)) return 1;
     if (!is_present(record->span)) return 0;
     return !is_none(record->span, str_notes) || is_present(((Trace *)record->trace)->state);
 }
