@@ -184,13 +184,14 @@ class ActiveExporters:
         return self._made.get(name)
 
     def export(self, batch: StageBatch, breathe: Callable[[], None]) -> None:
-        """Hand a batch of sampled stages to each exporter, and call `breathe` after every piece of work."""
+        """Hand a batch of sampled stages, or of light spans, to each exporter; `breathe` after every piece of work."""
         stages = len(batch.site)
+        account = self._ledger if batch.shared is None else self._ledger.shared
         if not self._active:
             reason = "no_exporter" if not self._failed else "exporter_set_up"
-            (self._ledger.lose if self._failed else self._ledger.drop)(reason, stages)
+            (account.lose if self._failed else account.drop)(reason, stages)
             return
-        delivery = self._ledger.deliver(stages, len(self._active))
+        delivery = account.deliver(stages, len(self._active))
         for_back_ends = with_work(batch) if self._config.gpu_spans == "work" else batch
         for exporter in self._active:
             # `every_gpu_span` is optional, as `account` is below.

@@ -36,7 +36,7 @@ _GPU_BIT = np.uint64(1 << 63)
 _pack = struct.Struct(FORMAT).pack
 """Packs one row: the columns of `ROW`, in their order."""
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
-_TABLES = ("sites", "threads", "devices", "details", "live")
+_TABLES = ("sites", "threads", "devices", "details", "live", "shared")
 """Fields of `StageBatch` that are not columns."""
 
 
@@ -79,8 +79,8 @@ class BatchBuilder:
         self._is_live = False
         """Whether the application's provider makes the spans. One way for all of a batch, as when that began."""
         self._count = 0
-        self.held_bytes = 0
-        """Of what the stages so far were told, as far as it was weighed."""
+        self.held_bytes = self.members = 0
+        """Of what the stages so far were told, as far as it was weighed; and how many members their batches have."""
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
@@ -104,6 +104,7 @@ class BatchBuilder:
             raise
         details = {row: what for row, what in found.items() if what is not None}
         self.held_bytes += sum(getattr(what.attributes, "size", 0) for what in details.values())
+        self.members += sum(len(what.members[0].tokens) for what in details.values() if what.members is not None)
         self._packed.append(packed)
         self._place(row[0] for row in rows)
         self._details.update(details)
@@ -162,7 +163,8 @@ class BatchBuilder:
                 if trace.remote and parent_id == trace.parent_id:
                     flags |= _REMOTE_PARENT  # noqa: PLW2901
                 stream, device = (timed_stream.raw, timed_stream.index) if gpu_end_ns else (0, -1)
-                if record.attributes or record.error is not None or record.span is not None:
+                more = record.error is not None or record.span is not None or record.members is not None
+                if record.attributes or more:
                     with_details.append(len(packed))
                 packed.append(_pack(
                     trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream,
@@ -247,8 +249,13 @@ def _own_ids(record: StageRecord) -> tuple[int, int, bool]:
 
 def _details(record: StageRecord, bridge: Bridge | None) -> SpanDetails | None:
     if record.span is not None and bridge is not None:
-        return bridge.details(record)
-    return SpanDetails(attributes=record.attributes, error=record.error)
+        found = bridge.details(record)
+    else:
+        found = SpanDetails(attributes=record.attributes, error=record.error)
+    if record.members is not None:
+        found = found or SpanDetails()
+        found.members = record.members, record.start_ns
+    return found
 
 
 def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:

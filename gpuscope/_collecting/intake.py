@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._collecting.batch_builder import BatchBuilder
+from gpuscope._collecting.members import BatchMembers
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._data.native import native
@@ -95,6 +96,9 @@ class Intake:
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
         )
+        self._members = BatchMembers(
+            recorder.ledger.faults, recorder.random_bits(62) + 1, links_only=config.batch_spans == "links"
+        )
         self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
 
     def __len__(self) -> int:
@@ -126,7 +130,7 @@ class Intake:
         Where few records are left in the queue they come into the same batch, because a small batch costs nearly as
         much as a large one.
         """
-        if self._builder.held_bytes >= _BATCH_BYTES:
+        if self._builder.held_bytes >= _BATCH_BYTES or self._builder.members >= _MAX_BATCH_ROWS:
             return True
         enough = min(_MAX_BATCH_ROWS, _BATCH_ROWS * (1 + self._replays.pending // _MAX_BATCH_ROWS))
         few = 0 < len(self._queue) < _BATCH_ROWS // 2
@@ -156,6 +160,14 @@ class Intake:
     def finish(self) -> StageBatch:
         """Return the batch, which has at least one row, and begin another, whatever happens."""
         return self._builder.finish(self._recorder.bridge)
+
+    def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:
+        """Link batches to their members, and return the light spans in their traces; pause now and then."""
+        light = []
+        for spans in self._members.look(batch, self._recorder.bridge):
+            light += [] if spans is None else [spans]
+            breathe()
+        return light
 
     def _add_rows(self, rows: list[Row]) -> None:
         """Add all rows at once or, where one fails, each on its own, so that it costs itself and no other."""

@@ -24,8 +24,9 @@ from gpuscope._otel.contexts import (
     span_in,
     with_span,
 )
-from gpuscope._otel.identities import Identities, ids_of
-from gpuscope._otel.lazy_span import LazySpan, notes_of, own_context, record_of, settled_ids, stand, take_out
+from gpuscope._otel.identities import ids_of
+from gpuscope._otel.lazy_span import LazySpan, notes_of, own_context, record_of, stand, take_out
+from gpuscope._otel.members import MemberIdentities
 from gpuscope._otel.provider_end import end_of
 from gpuscope._recording.current_stage import before, is_collecting, running_stage
 
@@ -42,7 +43,7 @@ if native is not None:
     native.know_spans(SPAN_KEY, LazySpan, INVALID_SPAN)
 
 
-class Bridge(Identities):
+class Bridge(MemberIdentities):
     """
     Enters and leaves stages in the application's OpenTelemetry context, and says which ids they have there.
 
@@ -141,19 +142,6 @@ class Bridge(Identities):
         if not ids.is_valid or (stage is not None and _is_above(stage, ids, None)):
             return stage
         return ids
-
-    def ids_of_member(self, record: StageRecord) -> SpanContext:
-        """Settle a stage's ids for good, because another process or a header is to have them."""
-        return self.lazy(record).get_span_context()
-
-    def settle_member(self, record: StageRecord) -> tuple[int, int, bool]:
-        """Return what `settle` does of a stage that a batch has worked for, in less time where that is known."""
-        trace = record.trace
-        if trace.sampled is None and self._keeps_all(trace):
-            trace.sampled = True
-        if not self.sdk and trace.sampled is not None and settled_ids(record) is None:
-            return trace.trace_id, record.span_id, trace.sampled
-        return self.settle(record)
 
     def load_sampler(self) -> None:
         """Make the environment's sampler before a stage has to wait for that."""

@@ -21,6 +21,7 @@ from gpuscope._data.plain.values import shown
 from gpuscope._log import inform, logger
 from gpuscope._otel.lazy_span import RealSpan, let_go_of_span
 from gpuscope._otel.provider_end import original_flush
+from gpuscope.exporters._encoding.details import links_of
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import SAID_BY_US, resolve, spans_of
 from gpuscope.exporters._transport.sender import start_thread
@@ -213,7 +214,7 @@ def _add(span: Span, name: str, details: CleanDetails) -> None:
     span.update_name(name)
     for event, at_ns, attributes in details.events:
         span.add_event(event, attributes, timestamp=max(1, at_ns))
-    for trace_id, span_id, attributes in details.links:
+    for trace_id, span_id, attributes in links_of(details):
         ids = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
         span.add_link(ids, attributes)
     code, description = details.status

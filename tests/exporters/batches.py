@@ -175,7 +175,7 @@ ROWS = st.builds(
     gpu_ns=st.integers(0, 2**40),
     device=st.sampled_from([0, 1]),
     stream=st.sampled_from([0, 7, 2**47 - 1]),
-    flags=st.integers(0, sum(RowFlag)),
+    flags=st.integers(0, sum(RowFlag) - RowFlag.SHARED),
     details=st.none() | DETAILS,
 )
 

@@ -97,12 +97,12 @@ class Token(TokenFields):
     @property
     def trace_id(self) -> int:
         """The trace's id, of 128 bits; 0 of nothing."""
-        return self._ids().trace_id
+        return int(self._ids().trace_id)
 
     @property
     def span_id(self) -> int:
         """The span's id, of 64 bits; 0 of nothing."""
-        return self._ids().span_id
+        return int(self._ids().span_id)
 
     @property
     def sampled(self) -> bool:
@@ -169,6 +169,12 @@ class Token(TokenFields):
         if isinstance(source, StageRecord):
             return f"<Token in the stage {source.site.name!r}>"
         return f"<Token of the span {source.trace_id:032x}-{source.span_id:016x}>"
+
+
+def stage_of_token(token: Token) -> StageRecord | None:
+    """Return the stage of this process that a token was made in, if it was made in one."""
+    source = token._source  # noqa: SLF001 - of this file
+    return source if isinstance(source, StageRecord) else None
 
 
 _NO_IDS = Written(0, 0, 0)

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gpuscope._data.attributes import (
+    BATCH_BASIS,
     CLAMPED,
     CLOCK_UNCERTAINTY,
     CUDA_STREAM,
@@ -35,6 +36,7 @@ from gpuscope._data.attributes import (
     PROCESS_PID,
     SERVICE_INSTANCE_ID,
     SERVICE_NAME,
+    SHARED,
     STAGE,
     THREAD_ID,
     THREAD_NAME,
@@ -62,7 +64,7 @@ _PARENT_REMOTE = 0x200
 _END_OF_TIME = 2**63
 _MANY = 2**31
 _FLAGS = {name: flag for flag, name in FLAGS.items()}
-_NOT_THE_APPLICATIONS = OURS | {THREAD_ID, THREAD_NAME, FUNCTION, FILE, LINE}
+_NOT_THE_APPLICATIONS = OURS | {BATCH_BASIS, THREAD_ID, THREAD_NAME, FUNCTION, FILE, LINE}
 _STAGE = (STAGE, THREAD_ID, THREAD_NAME)
 _STREAM = (CUDA_STREAM, DEVICE_INDEX, HW_MODEL, HW_ID)
 _STREAM_BEFORE = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
@@ -170,6 +172,8 @@ class Lines:
 
     def _add_span(self, process: int, span: JsonObject) -> None:
         values = {each["key"]: each["value"] for each in span["attributes"]}
+        if SHARED in values:  # The light span of a batch in a member's trace repeats the times of the batch's stage.
+            return
         if HOST_DURATION in values:
             self._add_host(process, span, values)
         else:

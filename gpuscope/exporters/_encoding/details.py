@@ -9,13 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gpuscope._data.attributes import ERROR_TYPE, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
+from gpuscope._data.attributes import (
+    BATCH_BASIS,
+    BATCH_SIZE,
+    ERROR_TYPE,
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+    OURS,
+)
 from gpuscope._data.plain.values import as_text, clean_mapping
 from gpuscope._data.record import ExceptionInfo
 from gpuscope.exporters._encoding.source_lines import stacktrace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from gpuscope._data.batch import SpanDetails
     from gpuscope._data.plain.values import Clean
@@ -47,6 +58,8 @@ class CleanDetails:
     status: tuple[int, str] = (0, "")
     """OTLP's code (0 unset, 1 OK, 2 error), and the description."""
     error: ExceptionInfo | None = None
+    linked: NDArray[np.uint64] | None = None
+    """Of a batch: the spans of its members, to which it links as well, whatever the limits; as in `MemberLinks`."""
     trace_state: str = ""
     """Of the whole trace, as in the header `tracestate`."""
     dropped: Dropped = field(default_factory=Dropped)
@@ -57,6 +70,8 @@ def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
     attributes = clean_mapping(details.attributes or {})
     for name in OURS.intersection(attributes):
         del attributes[name]
+    if details.linked is not None:
+        attributes[BATCH_SIZE], attributes[BATCH_BASIS] = details.linked.size, as_text(details.linked.basis)
     clean = CleanDetails(attributes, trace_state=as_text(details.trace_state or ""))
     clean.dropped.events, clean.dropped.links = details.dropped
     if details.status is not None:
@@ -66,9 +81,18 @@ def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
         clean.events = [(as_text(name), _time(at), _of_event(values or {})) for name, at, values in details.events]
     if details.links:
         clean.links = [(trace_id, span_id, clean_mapping(values or {})) for trace_id, span_id, values in details.links]
+    if details.linked is not None:
+        clean.linked = details.linked.ids
     if details.error is not None:
         _add_error(clean, details.error, end_ns)
     return clean
+
+
+def links_of(details: CleanDetails) -> list[tuple[int, int, dict[str, Clean]]]:
+    """Return all links of a span, those to the members of a batch included: trace id, span id, attributes."""
+    if details.linked is None:
+        return details.links
+    return details.links + [(high << 64 | low, span_id, {}) for high, low, span_id in details.linked.tolist()]
 
 
 def _of_event(values: Mapping[str, object]) -> dict[str, Clean]:
