@@ -51,7 +51,9 @@ def with_work(batch: StageBatch) -> StageBatch:
     return replace(batch, gpu_span_id=np.where(no_work, np.uint64(0), batch.gpu_span_id))
 
 
-def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
+def _make(
+    name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]], ledger: Ledger
+) -> Exporter:
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
 
@@ -60,7 +62,7 @@ def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[
         from gpuscope.exporters.sdk import SdkExporter
 
         # The collector opens the bridge before it chooses exporters, and opens no other kind.
-        return SdkExporter(cast("SdkBridge", bridge))
+        return SdkExporter(cast("SdkBridge", bridge), ledger.faults.note)
     if name == "processors":
         from gpuscope.exporters.processors import ProcessorsExporter
 
@@ -177,7 +179,7 @@ class ActiveExporters:
     def _exporter(self, name: str, bridge: Bridge | None) -> Exporter | None:
         if name not in self._made and name not in self._failed:
             try:
-                self._made[name] = _make(name, self._config, bridge, self.resource)
+                self._made[name] = _make(name, self._config, bridge, self.resource, self._ledger)
             except BaseException as error:  # Not tried again; `export` counts what that costs.
                 self._failed.add(name)
                 self._warnings.warn(name, "the exporter %r cannot be set up: %s.", name, shown(error))

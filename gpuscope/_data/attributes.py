@@ -97,6 +97,6 @@ HOST_MEASURED = (HOST_DURATION, GPU_DURATION, LAUNCH_TO_START)
 GPU_MEASURED = (GPU_DURATION, LAUNCH_TO_START, CLOCK_UNCERTAINTY)
 """The GPU span's doubles."""
 
-_OF_BATCHES = BATCH_SIZE, BATCH_POSITION, BATCH_WAIT, GPU_SHARE
+_OF_BATCHES = BATCH_SIZE, BATCH_POSITION, BATCH_WAIT, BATCH_BASIS, GPU_SHARE
 OURS = frozenset((STAGE, GRAPH, *HOST_FLAGS.values(), *HOST_MEASURED, *_OF_BATCHES))
 """Attributes of the host span that the application cannot replace. For any other name its own value is shown."""

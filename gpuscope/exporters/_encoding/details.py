@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gpuscope._data.batch import SpanDetails
+    from gpuscope._data.batch import MemberLinks, SpanDetails
     from gpuscope._data.plain.values import Clean
 
 _OK, _ERROR = 1, 2
@@ -70,8 +70,6 @@ def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
     attributes = clean_mapping(details.attributes or {})
     for name in OURS.intersection(attributes):
         del attributes[name]
-    if details.linked is not None:
-        attributes[BATCH_SIZE], attributes[BATCH_BASIS] = details.linked.size, as_text(details.linked.basis)
     clean = CleanDetails(attributes, trace_state=as_text(details.trace_state or ""))
     clean.dropped.events, clean.dropped.links = details.dropped
     if details.status is not None:
@@ -81,11 +79,15 @@ def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
         clean.events = [(as_text(name), _time(at), _of_event(values or {})) for name, at, values in details.events]
     if details.links:
         clean.links = [(trace_id, span_id, clean_mapping(values or {})) for trace_id, span_id, values in details.links]
-    if details.linked is not None:
-        clean.linked = details.linked.ids
     if details.error is not None:
         _add_error(clean, details.error, end_ns)
     return clean
+
+
+def link_members(clean: CleanDetails, linked: MemberLinks) -> None:
+    """Add what is said of a batch, for which there is always room."""
+    clean.attributes[BATCH_SIZE], clean.attributes[BATCH_BASIS] = linked.size, as_text(linked.basis)
+    clean.linked = linked.ids
 
 
 def links_of(details: CleanDetails) -> list[tuple[int, int, dict[str, Clean]]]:
