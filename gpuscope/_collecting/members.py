@@ -7,60 +7,54 @@ between which the caller pauses. A member's ids are settled as those of any stag
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gpuscope._data.attributes import BATCH_BASIS, ERROR_TYPE
 from gpuscope._data.batch import MemberLinks, RowFlag, SharedColumns, SpanDetails, StageBatch
-from gpuscope._data.native import StageRecord
+from gpuscope._data.native import StageRecord, native
 from gpuscope._data.plain.values import shown
 from gpuscope._data.record import Site
 from gpuscope._recording.batches.members import EQUAL, TWICE, WRONG_WEIGHTS, shown_weight
+from gpuscope._recording.batches.token import source_of, state_of
 from gpuscope._recording.batches.weights import fault_in, shares, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from gpuscope._data.interfaces import Bridge
+    from gpuscope._data.record import ExceptionInfo
     from gpuscope._recording.batches.account import Faults
     from gpuscope._recording.batches.members import Members
+    from gpuscope._recording.batches.token import Token
+
+    _LookedAt = tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.int64]]
+    """What is known of all members, each one's batch, and where each batch begins and the last one ends."""
 
 _LOW = (1 << 64) - 1
 _GPU_BIT = np.uint64(1 << 63)
-_PIECE, _ROWS = 512, 2048
-"""Members between two pauses, which take some 0.6 ms; and light spans of one `StageBatch`, or a few more."""
+_PIECE = 1024
+"""Members that are looked at before the caller pauses, or a few more: they take some 0.6 ms."""
 _SITES = 1024
 _SHARED, _REMOTE = np.uint32(RowFlag.SHARED), np.uint32(RowFlag.REMOTE_PARENT)
 
-Settle: TypeAlias = "Callable[[StageRecord], tuple[int, int, bool]]"
-_sources = attrgetter("_source")
-"""Of a token: see `_recording.batches.token`."""
+MEMBER = np.dtype([("high", "u8"), ("low", "u8"), ("span", "u8"), ("token_ns", "i8"), ("flags", "i8")])
+"""What is known of a member. Its twin is `Member` in `csrc/pack.c`, as are these flags."""
+SOMETHING, SAMPLED, REMOTE, HAS_STATE, TO_ASK = 1, 2, 4, 8, 16
+_ASK, _DECIDED, _OWN = 0, 1, 2
+"""When a stage's ids are its own: never (ask), once the sampling of its trace is decided, or always."""
 
 
-class _Member(NamedTuple):
-    """One member whose trace is exported."""
+class _Batch(NamedTuple):
+    """A batch to be looked at: its row, whom it works for, and when it began on the records' clock."""
 
-    position: int
-    trace_id: int
-    span_id: int
-    token_ns: int
-    is_remote: bool
-    state: str | None
-
-
-@dataclass(slots=True)
-class _Rows:
-    """Light spans that are not columns yet."""
-
-    batch: list[int] = field(default_factory=list)
-    """Each one's row of the batch's stage."""
-    member: list[_Member] = field(default_factory=list)
-    share_ns: list[int] = field(default_factory=list)
-    began_ns: list[int] = field(default_factory=list)
-    details: dict[int, SpanDetails] = field(default_factory=dict)
+    row: int
+    members: Members
+    began_ns: int
 
 
 class BatchMembers:
@@ -80,88 +74,118 @@ class BatchMembers:
 
     def look(self, batch: StageBatch, bridge: Bridge | None) -> Iterator[StageBatch | None]:
         """
-        Link the batches to their members, and yield the light spans; None where it is time for a pause.
+        Link the batches to their members, and yield the light spans of some; None where there are none.
 
         A batch with a member that is sampled is sampled, unless the application's provider makes the spans.
         """
-        settle: Settle = _own if bridge is None else bridge.settle_member
-        rows, looked_at = _Rows(), 0
+        piece: list[_Batch] = []
+        waiting = 0
         for row, details in batch.details.items():
-            if details.members is None:
-                continue
-            of, details.members = details.members, None
-            looked_at += len(of[0].tokens)
-            try:
-                self._add(rows, batch, row, of, settle)
-            except Exception as error:  # It costs this batch its links, and no stage.
-                self._faults.note("internal_error", "the members of a batch could not be looked at: %s.", shown(error))
-            if len(rows.batch) >= _ROWS:
-                yield self._columns(rows, batch)
-                rows, looked_at = _Rows(), 0
-            elif looked_at >= _PIECE:
-                yield None
-                looked_at = 0
-        if rows.batch:
-            yield self._columns(rows, batch)
+            if details.members is not None:
+                piece.append(_Batch(row, *details.members))
+                details.members = None
+                waiting += len(piece[-1].members.tokens)
+                if waiting >= _PIECE:
+                    yield from self._try(batch, piece, bridge)
+                    piece, waiting = [], 0
+        if piece:
+            yield from self._try(batch, piece, bridge)
 
-    def _add(self, rows: _Rows, batch: StageBatch, row: int, of: tuple[Members, int], settle: Settle) -> None:
-        members, began_ns = of
-        name, details = batch.sites[batch.site[row]].name, batch.details[row]
-        weights, basis = self._weights(name, members)
-        sampled, repeated = _members(members, settle)
-        size = len(members.tokens) - len(repeated)
-        for first, place in repeated.items():
-            self._faults.note("twice", TWICE, name, place, first)
-        if repeated and weights is not None:
-            weights = [weight for place, weight in enumerate(weights) if place not in repeated]
-            weights, basis = (weights, basis) if any(weights) else (None, EQUAL)
-        ids = [(member.trace_id >> 64, member.trace_id & _LOW, member.span_id) for member in sampled]
-        details.linked = MemberLinks(size, basis, np.array(ids, np.uint64).reshape(-1, 3))
-        if sampled and batch.live is None:
-            batch.sampled[row] = True
-        if self._links_only or not sampled:
-            return
-        allotted = shares(int(batch.gpu_end_ns[row] - batch.gpu_start_ns[row]), size, weights)
-        first = len(rows.batch)
-        rows.batch += [row] * len(sampled)
-        rows.began_ns += [began_ns] * len(sampled)
-        rows.member += sampled
-        rows.share_ns += [allotted[member.position] for member in sampled]
-        if details.error is not None or any(member.state for member in sampled):
-            rows.details |= {first + at: _details(details, member.state) for at, member in enumerate(sampled)}
+    def _try(self, batch: StageBatch, piece: list[_Batch], bridge: Bridge | None) -> Iterator[StageBatch | None]:
+        """Look at all at once or, where one fails, at each on its own, so that it costs itself and no other."""
+        try:
+            yield self._look(batch, piece, bridge)
+        except Exception as error:  # It costs its links, and no stage.
+            if len(piece) > 1:
+                for each in piece:
+                    yield from self._try(batch, [each], bridge)
+            else:
+                self._faults.note("internal_error", "the members of a batch can't be looked at: %s.", shown(error))
 
-    def _weights(self, name: str, members: Members) -> tuple[list[int] | None, str]:
-        """Return whole numbers, or None for equal weights, and the name of the basis."""
-        if members.weights is None:
-            return None, EQUAL
-        place = fault_in(members.weights)
-        if place >= 0:
-            self._faults.note("weights", WRONG_WEIGHTS, name, shown_weight(members.weights, place))
-            return None, EQUAL
-        return whole(members.weights), members.basis
+    def _look(self, batch: StageBatch, piece: list[_Batch], bridge: Bridge | None) -> StageBatch | None:
+        cells, of, starts = _looked_at(piece, bridge)
+        if _has_repeated(cells, of):
+            piece = [self._unique(batch, each, bridge) for each in piece]
+            cells, of, starts = _looked_at(piece, bridge)
+        kept = (cells["flags"] & SAMPLED != 0) & (cells["span"] != 0)
+        rows, sizes = np.array([each.row for each in piece]), np.diff(starts)
+        weights = [self._weights(batch, each) for each in piece]
+        ids = np.stack([cells["high"], cells["low"], cells["span"]], axis=1)
+        for each, weight, (start, end) in zip(piece, weights, pairwise(starts.tolist()), strict=True):
+            basis = EQUAL if weight is None else each.members.basis
+            batch.details[each.row].linked = MemberLinks(end - start, basis, ids[start:end][kept[start:end]])
+        if batch.live is None:
+            batch.sampled[rows[np.unique(of[kept])]] = True
+        if self._links_only or not kept.any():
+            return None
+        position = np.arange(len(cells)) - starts[of]
+        total = (batch.gpu_end_ns - batch.gpu_start_ns)[rows]
+        share_ns = (total // sizes)[of] + (position < (total % sizes)[of])
+        for at, weight in enumerate(weights):
+            if weight is not None:
+                share_ns[starts[at] : starts[at + 1]] = shares(int(total[at]), len(weight), weight)
+        began_ns = np.array([each.began_ns for each in piece])[of]
+        shared = SharedColumns(
+            size=sizes[of][kept],
+            position=position[kept],
+            wait_s=np.maximum(began_ns - cells["token_ns"], 0)[kept] / 1e9,
+            share_ns=share_ns[kept],
+            batch_trace_high=batch.trace_high[rows[of[kept]]],
+            batch_trace_low=batch.trace_low[rows[of[kept]]],
+            batch_span_id=batch.span_id[rows[of[kept]]],
+        )
+        found = self._columns(batch, rows[of[kept]], cells[kept], shared)
+        _add_details(found, batch, piece, np.flatnonzero(kept), (cells, of, starts))
+        return found
 
-    def _columns(self, rows: _Rows, batch: StageBatch) -> StageBatch:
+    def _unique(self, batch: StageBatch, each: _Batch, bridge: Bridge | None) -> _Batch:
+        """Return a batch with each member once: where it was for the first time."""
+        members, (cells, *_) = each.members, _looked_at([each], bridge)
+        first: dict[tuple[int, ...], int] = {}
+        places = []
+        for place, (high, low, span, _, flags) in enumerate(cells.tolist()):
+            seen = first.setdefault((high, low, span), place) if flags & SOMETHING else place
+            if seen == place:
+                places.append(place)
+            else:
+                self._faults.note("twice", TWICE, batch.sites[batch.site[each.row]].name, seen, place)
+        weights = None if members.weights is None else tuple(members.weights[place] for place in places)
+        tokens = tuple(members.tokens[place] for place in places)
+        return each._replace(members=members._replace(tokens=tokens, weights=weights))
+
+    def _weights(self, batch: StageBatch, each: _Batch) -> list[int] | None:
+        """Return whole numbers, or None for equal weights."""
+        weights = each.members.weights
+        if weights is None:
+            return None
+        place = fault_in(weights)
+        if place < 0:
+            return whole(weights)
+        name = batch.sites[batch.site[each.row]].name
+        self._faults.note("weights", WRONG_WEIGHTS, name, shown_weight(weights, place))
+        return None
+
+    def _columns(
+        self, batch: StageBatch, at: NDArray[np.int64], cells: NDArray[np.void], shared: SharedColumns
+    ) -> StageBatch:
         """Return light spans as a batch: each has the times of its batch's stage, below the span of its member."""
-        at = np.array(rows.batch)
+        rows, site_at = np.unique(at, return_inverse=True)
         sites: dict[Site, int] = {}
-        site_at = {row: sites.setdefault(self._site(batch, row), len(sites)) for row in dict.fromkeys(rows.batch)}
-        position, trace_id, parent_id, token_ns, remote, _ = zip(*rows.member, strict=True)
-        site = np.array([site_at[row] for row in rows.batch], np.int32)
+        site = np.array([sites.setdefault(self._site(batch, row), len(sites)) for row in rows.tolist()], np.int32)
         span_id = np.arange(self._next_id, self._next_id + len(at), dtype=np.uint64)
         self._next_id += len(at)
-        flags = batch.flags[at] & ~_REMOTE | _SHARED | np.where(remote, _REMOTE, np.uint32(0))
-        links = {row: batch.details[row].linked for row in site_at}
+        flags = batch.flags[at] & ~_REMOTE | _SHARED | np.where(cells["flags"] & REMOTE, _REMOTE, np.uint32(0))
         return StageBatch(
             sites=tuple(sites),
             threads=batch.threads,
             devices=batch.devices,
-            site=site,
-            root=site,
+            site=site[site_at],
+            root=site[site_at],
             thread=batch.thread[at],
-            trace_high=np.array([each >> 64 for each in trace_id], np.uint64),
-            trace_low=np.array([each & _LOW for each in trace_id], np.uint64),
+            trace_high=cells["high"].copy(),
+            trace_low=cells["low"].copy(),
             span_id=span_id,
-            parent_id=np.array(parent_id, np.uint64),
+            parent_id=cells["span"].copy(),
             gpu_span_id=np.where(batch.gpu_span_id[at] != 0, span_id ^ _GPU_BIT, np.uint64(0)),
             sampled=np.ones(len(at), np.bool_),
             host_start_ns=batch.host_start_ns[at],
@@ -172,16 +196,8 @@ class BatchMembers:
             device=batch.device[at],
             stream=batch.stream[at],
             flags=flags.astype(np.uint32),
-            details=rows.details,
-            shared=SharedColumns(
-                size=np.array([links[row].size for row in rows.batch], np.int64),  # type: ignore[union-attr]
-                position=np.array(position, np.int64),
-                wait_s=np.maximum(np.array(rows.began_ns, np.int64) - np.array(token_ns, np.int64), 0) / 1e9,
-                share_ns=np.array(rows.share_ns, np.int64),
-                batch_trace_high=batch.trace_high[at],
-                batch_trace_low=batch.trace_low[at],
-                batch_span_id=batch.span_id[at],
-            ),
+            details={},
+            shared=shared,
         )
 
     def _site(self, batch: StageBatch, row: int) -> Site:
@@ -194,30 +210,49 @@ class BatchMembers:
         return self._sites[key]
 
 
-def _members(members: Members, settle: Settle) -> tuple[list[_Member], dict[int, int]]:
-    """Return the members whose traces are exported, and those places where a member is for the second time."""
-    found: list[_Member] = []
-    seen: dict[tuple[int, int], int] = {}
-    repeated: dict[int, int] = {}
-    for place, (token, source) in enumerate(zip(members.tokens, map(_sources, members.tokens), strict=True)):
-        if isinstance(source, StageRecord):
-            trace_id, span_id, sampled = settle(source)
-            remote, state = False, source.trace.state
-        elif type(source) is str:
-            continue  # A token of nothing.
-        else:
-            trace_id, span_id, sampled = source.trace_id, source.span_id, bool(source.trace_flags & 1)
-            remote, state = source.is_remote, source.trace_state
-        first = seen.setdefault((trace_id, span_id), place)
-        if first != place:
-            repeated[place] = first
-        elif sampled and span_id:
-            found.append(_Member(place - len(repeated), trace_id, span_id, token.time_ns, remote, _text_of(state)))
-    return found, repeated
+def _looked_at(piece: list[_Batch], bridge: Bridge | None) -> _LookedAt:
+    counts = [len(each.members.tokens) for each in piece]
+    cells = _cells(tuple(chain.from_iterable(each.members.tokens for each in piece)), bridge)
+    return cells, np.repeat(np.arange(len(piece)), counts), np.cumsum([0, *counts])
 
 
-def _text_of(state: Any) -> str | None:
-    return None if not state else state if isinstance(state, str) else str(state.to_header())
+def _has_repeated(cells: NDArray[np.void], of: NDArray[np.int64]) -> bool:
+    """Tell whether a batch may have a member twice: it has one span id twice."""
+    known = cells["flags"] & SOMETHING != 0
+    spans = list(zip(of[known].tolist(), cells["span"][known].tolist(), strict=True))
+    return len(set(spans)) < len(spans)
+
+
+def _cells(tokens: tuple[Token, ...], bridge: Bridge | None) -> NDArray[np.void]:
+    """Return what is known of members once each stage among them is settled."""
+    own, keeps = (_OWN, False) if bridge is None else (_ASK if bridge.sdk else _DECIDED, bridge.keeps_roots())
+    packed = cells_in_python(tokens) if native is None else native.members(tokens, own, keeps)
+    cells = np.frombuffer(bytearray(packed), MEMBER)
+    for place in np.flatnonzero(cells["flags"] & TO_ASK).tolist():
+        *ids, flags = _asked(tokens[place], bridge)
+        cells[place] = (*ids, tokens[place].time_ns, flags)
+    return cells
+
+
+def cells_in_python(tokens: tuple[Token, ...]) -> bytes:
+    """Return the same as what is done in C where nothing is known without asking."""
+    flags = [SOMETHING | TO_ASK if token else 0 for token in tokens]
+    return np.array(
+        [(0, 0, 0, token.time_ns, flag) for token, flag in zip(tokens, flags, strict=True)], MEMBER
+    ).tobytes()
+
+
+def _asked(token: Token, bridge: Bridge | None) -> tuple[int, int, int, int]:
+    """Return both halves of the trace's id, the span's id, and the flags."""
+    source = source_of(token)
+    if isinstance(source, StageRecord):
+        trace_id, span_id, sampled = _own(source) if bridge is None else bridge.settle_member(source)
+        remote, state = False, source.trace.state
+    else:
+        trace_id, span_id, sampled = source.trace_id, source.span_id, source.trace_flags & 1
+        remote, state = source.is_remote, source.trace_state
+    flags = SOMETHING | SAMPLED * bool(sampled) | REMOTE * bool(remote) | HAS_STATE * bool(state)
+    return trace_id >> 64, trace_id & _LOW, span_id, flags
 
 
 def _own(record: StageRecord) -> tuple[int, int, bool]:
@@ -225,10 +260,23 @@ def _own(record: StageRecord) -> tuple[int, int, bool]:
     return record.trace.trace_id, record.span_id, record.trace.sampled is not False
 
 
-def _details(batch: SpanDetails, state: Any) -> SpanDetails:
-    """Return what a light span tells of a batch that has failed, and of its own trace."""
-    if batch.error is None:
+def _add_details(
+    light: StageBatch, batch: StageBatch, piece: list[_Batch], kept: NDArray[np.int64], members: _LookedAt
+) -> None:
+    """Add what few light spans have: that the batch has failed, and what other vendors say of the member's trace."""
+    cells, of, _ = members
+    failed = np.array([batch.details[each.row].error is not None for each in piece])
+    few = np.flatnonzero(failed[of[kept]] | (cells["flags"][kept] & HAS_STATE != 0)).tolist()
+    tokens = list(chain.from_iterable(each.members.tokens for each in piece)) if few else []
+    details: Any = light.details
+    for row in few:
+        place = int(kept[row])
+        state = state_of(tokens[place]) if cells["flags"][place] & HAS_STATE else None
+        details[row] = _failed(batch.details[piece[of[place]].row].error, state)
+
+
+def _failed(error: ExceptionInfo | None, state: str | None) -> SpanDetails:
+    if error is None:
         return SpanDetails(trace_state=state)
-    kind = batch.error.type
-    failed = "ERROR", f"{kind.rpartition('.')[2]}: {batch.error.message}"
-    return SpanDetails({ERROR_TYPE: kind}, status=failed, trace_state=state)
+    status = "ERROR", f"{error.type.rpartition('.')[2]}: {error.message}"
+    return SpanDetails({ERROR_TYPE: error.type}, status=status, trace_state=state)

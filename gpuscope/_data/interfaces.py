@@ -257,6 +257,9 @@ class Bridge(Protocol):
     def ids_of_member(self, record: StageRecord) -> FromAbove:
         """Settle a stage's ids for good, and return them."""
 
+    def keeps_roots(self) -> bool:
+        """Tell whether the sampler keeps every trace that begins here."""
+
     def settle_member(self, record: StageRecord) -> tuple[int, int, bool]:
         """Return the same as `settle`, for less where it is known."""
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.trace import SpanContext
 
+from gpuscope._data.native import StageRecord
 from gpuscope._otel.contexts import flags
 from gpuscope._otel.identities import Identities, ids_of
 from gpuscope._otel.lazy_span import settled_ids
-from gpuscope._recording.batches.token import stage_of_token
+from gpuscope._recording.batches.token import source_of
 
 if TYPE_CHECKING:
-    from gpuscope._data.record import StageRecord
     from gpuscope._recording.batches.token import Token
 
 
@@ -47,8 +47,8 @@ class MemberIdentities(Identities):
         return kept or (root.members is not None and any(map(self._is_sampled, root.members.tokens)))
 
     def _is_sampled(self, token: Token) -> bool:
-        record = stage_of_token(token)
-        if record is None:
+        record = source_of(token)
+        if not isinstance(record, StageRecord):
             return token.sampled
         self._decide(record)
         return record.trace.sampled is not False

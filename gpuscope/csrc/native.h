@@ -84,6 +84,14 @@ typedef struct {
     char uses;
 } StageBlock;
 
+/* What a token holds: `TokenFields` of `_recording/batches/token.py`. Never changed once it is made. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *source;
+    long long time_ns;
+} Token;
+
+extern PyTypeObject *fields_type;
 extern PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type, *block_type, *pair_type;
 
 static inline int is_present(const PyObject *object) { return object != NULL && object != Py_None; }

@@ -6,14 +6,8 @@
  */
 #include "native.h"
 
-/* `TokenFields` of the twin. Never changed once it is made. */
-typedef struct {
-    PyObject_HEAD
-    PyObject *source;
-    long long time_ns;
-} Token;
-
-static PyTypeObject *fields_type, *here_type;
+PyTypeObject *fields_type;
+static PyTypeObject *here_type;
 /* What `prepare_tokens` and `know_spans` gave. */
 static PyTypeObject *token_type;
 static PyObject *is_off, *is_nowhere, *failed, *span_key, *lazy_type, *no_span;
@@ -229,6 +223,14 @@ static PyType_Spec here_spec = {
     .slots = here_slots,
 };
 
+/* are_tokens(tuple): whether each item is a token. */
+static PyObject *are_tokens(PyObject *Py_UNUSED(module), PyObject *items) {
+    if (!PyTuple_CheckExact(items)) return PyErr_Format(PyExc_TypeError, "expected a tuple, got %R", Py_TYPE(items));
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(items); i++)
+        if (Py_TYPE(PyTuple_GET_ITEM(items, i)) != token_type) Py_RETURN_FALSE;
+    Py_RETURN_TRUE;
+}
+
 /* prepare_tokens(type, off, nowhere, failed) */
 static PyObject *prepare_tokens(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *type, *off, *nowhere, *judge;
@@ -254,6 +256,7 @@ static PyObject *know_spans(PyObject *Py_UNUSED(module), PyObject *args) {
 
 static PyMethodDef functions[] = {
     {"new_token", new_token, METH_VARARGS, "Return a token of what is known."},
+    {"are_tokens", are_tokens, METH_O, "Whether each item of a tuple is a token."},
     {"prepare_tokens", prepare_tokens, METH_VARARGS, "Take the class of tokens, and the two of nothing."},
     {"know_spans", know_spans, METH_VARARGS, "Take what is to be known of OpenTelemetry's contexts."},
     {NULL},

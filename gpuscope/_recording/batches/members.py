@@ -11,6 +11,7 @@ from operator import attrgetter, itemgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._recording.batches.token import NOWHERE, Token
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gpuscope._recording.arguments.expressions import Reader
     from gpuscope._recording.arguments.pre_hook import Function
 
+_LISTS = frozenset((list, tuple))
 EQUAL, WEIGHTS = "equal", "weights"
 TWICE = "the batch %r has the same member at %d and at %d."
 WRONG_WEIGHTS = "the weights of the batch %r have %s: expected finite numbers of 0 or more, one at least above 0."
@@ -68,6 +70,8 @@ def said_of_batch(members: object, weights: object, basis: object, key: object) 
         return None
     if isinstance(members, Token):
         raise TypeError("`members` of a `stage` must be a list of tokens, not one; write `members=[token]`.")
+    if key is basis is None and type(members) in _LISTS and (weights is None or type(weights) in _LISTS):
+        return Said(members, weights)
     for name, given in (("members", members), ("weights", weights)):
         if given is None or callable(given):
             continue
@@ -96,6 +100,8 @@ def take(record: StageRecord, said: Said) -> None:
 
     """
     for name, given in (("members", said.members), ("weights", said.weights)):
+        if type(given) in _LISTS:
+            continue
         if isinstance(given, str) or (callable(given) and not hasattr(given, "__iter__")):
             _fault(record, "unreadable", f"`{name}` of the stage %r is for a decorated function.", record.site.name)
             return
@@ -166,7 +172,7 @@ def _take(record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any
     if not count:
         _fault(record, "no_members", "the batch %r has no members.", name)
         return
-    if {Token} != set(map(type, tokens)):
+    if not _are_tokens(tokens):
         wrong = sum(type(token) is not Token for token in tokens)
         text = "%d of the %d members of the batch %r are no tokens; `gpuscope.here()` makes them, `key=` finds them."
         _fault(record, "not_tokens", text, wrong, count, name)
@@ -192,6 +198,13 @@ def _look_closer(record: StageRecord, tokens: tuple[Token, ...], weights: tuple[
 def shown_weight(weights: tuple[Any, ...], place: int) -> str:
     """Say which weight is wrong, as `fault_in` has it."""
     return f"{shown(weights[place])} at {place}" if place < len(weights) else "nothing above 0"
+
+
+def _are_tokens_in_python(items: tuple[object, ...]) -> bool:
+    return {Token} == set(map(type, items))
+
+
+_are_tokens: Callable[[tuple[object, ...]], bool] = _are_tokens_in_python if native is None else native.are_tokens
 
 
 def _by_key(key: Any) -> Callable[[Any], Any]:

@@ -56,13 +56,14 @@ else:
 
 
 class Written(NamedTuple):
-    """What was written down of a stage or a span, by a pickle or a header."""
+    """What was written down of a stage or a span, by a pickle or a header; in the order of a `SpanContext`."""
 
     trace_id: int
     span_id: int
+    is_remote: bool
     trace_flags: int
-    is_remote: bool = True
     trace_state: None = None
+    is_valid: bool = True
 
 
 class Token(TokenFields):
@@ -91,7 +92,7 @@ class Token(TokenFields):
         found = _TRACEPARENT.fullmatch(text.strip()) if isinstance(text, str) else None
         if found is None or (found[1] == "00" and found[5]):
             return NOWHERE
-        written = Written(int(found[2], 16), int(found[3], 16), int(found[4], 16) & _SAMPLED)
+        written = Written(int(found[2], 16), int(found[3], 16), True, int(found[4], 16) & _SAMPLED)
         return _new_token(Token, written, time.perf_counter_ns())
 
     @property
@@ -124,7 +125,7 @@ class Token(TokenFields):
         recorder.open_bridge()
         if recorder.bridge is not None:
             return recorder.bridge.ids_of_member(source)
-        return Written(source.trace.trace_id, source.span_id, _SAMPLED)
+        return Written(source.trace.trace_id, source.span_id, False, _SAMPLED)
 
     def __bool__(self) -> bool:
         """Tell whether it is a token of something."""
@@ -154,7 +155,7 @@ class Token(TokenFields):
         if not self:
             return _nothing_again, (self._source,)
         ids, ago_ns = self._ids(), time.perf_counter_ns() - self.time_ns
-        written = ids.trace_id, ids.span_id, ids.trace_flags & _SAMPLED
+        written = ids.trace_id, ids.span_id, True, ids.trace_flags & _SAMPLED
         return _token_again, (written, self.time_ns, time.time_ns() - ago_ns, host_id())
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -171,13 +172,19 @@ class Token(TokenFields):
         return f"<Token of the span {source.trace_id:032x}-{source.span_id:016x}>"
 
 
-def stage_of_token(token: Token) -> StageRecord | None:
-    """Return the stage of this process that a token was made in, if it was made in one."""
-    source = token._source  # noqa: SLF001 - of this file
-    return source if isinstance(source, StageRecord) else None
+def source_of(token: Token) -> FromAbove:
+    """Return what the token was made of: a `StageRecord`, ids, or of nothing a text."""
+    return token._source  # noqa: SLF001 - of this file
 
 
-_NO_IDS = Written(0, 0, 0)
+def state_of(token: Token) -> str | None:
+    """Return what other vendors say of the trace, as in the header `tracestate`, if anything."""
+    source = source_of(token)
+    state = source.trace.state if isinstance(source, StageRecord) else getattr(source, "trace_state", None)
+    return None if not state else state if isinstance(state, str) else str(state.to_header())
+
+
+_NO_IDS = Written(0, 0, False, 0)
 OFF, NOWHERE = (_new_token(Token, why, 0) for why in (_OFF, _NOWHERE))
 
 
@@ -185,7 +192,7 @@ def _nothing_again(why: str) -> Token:
     return OFF if why == _OFF else NOWHERE
 
 
-def _token_again(ids: tuple[int, int, int], time_ns: int, epoch_ns: int, host: str) -> Token:
+def _token_again(ids: tuple[int, int, bool, int], time_ns: int, epoch_ns: int, host: str) -> Token:
     """Make what was unpickled. Of another host only the clock of the world is comparable with ours."""
     if host != host_id():
         time_ns = time.perf_counter_ns() - (time.time_ns() - epoch_ns)
