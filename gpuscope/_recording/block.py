@@ -20,7 +20,7 @@ from gpuscope._settings.names import is_blank
 F = TypeVar("F", bound="Callable[..., object]")
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from types import CodeType, TracebackType
 
     from typing_extensions import Self
@@ -193,13 +193,13 @@ else:
 
 
 class Told(NamedTuple):
-    """What `stage` was told. The name may be anything until it is checked."""
+    """What `stage` was told; anything until it is checked."""
 
     name: Any
-    attributes: Mapping[str, object] | None
-    stream: Stream
-    warmup: int | None
-    graph: bool
+    attributes: Any
+    stream: Any
+    warmup: Any
+    graph: Any
     said: Said | None
 
 

@@ -222,20 +222,19 @@ def stage(
         `with stage("h2d") as s: s.set_attribute("batch_size", 8)`.
 
     Args:
-        name: the stage's name. Use few different names, because NVTX keeps every one for ever. A decorator may leave it
-            out; the name is then the function's qualified name.
+        name: the stage's name. Use few different names, because NVTX keeps every one. A decorator may leave it out; it
+            is then the function's qualified name.
         attributes: attributes of each of the stage's host spans.
         stream: the `torch.cuda.Stream` whose work is timed, instead of that of the current stream. It has to exist
             until the stage is left.
         warmup: how many first calls of this stage are flagged as warm-up and left out of statistics; by default as
             many as `GPUSCOPE_WARMUP` says.
-        graph: whether each replay times this stage if it is captured into a CUDA graph. For that it adds up to two
-            nodes to the graph.
+        graph: whether each replay of a CUDA graph that it is captured into times it, by up to two nodes in the graph.
         members: the requests that a batch works for: their tokens, of `gpuscope.here()`, read once when the stage
             begins. For a decorated function, a function or an expression of its arguments. See docs/batches.md.
         weights: a number for each member, by which the GPU time is allotted; given as `members` are. None: all equal.
         basis: what the weights are, such as `tokens`.
-        key: finds the token of each of `members`: the name of an attribute or of a dict's item, or a function.
+        key: finds the token of each member: the name of an attribute or of a dict's item, or a function.
 
     Raises:
         TypeError: for a name that is not a `str`, a stream without `cuda_stream`, attributes that are not a mapping, a
@@ -258,8 +257,9 @@ def stage(
 
 
 def _uncommon(recorder: Recorder | None, told: Told) -> object:
-    check_arguments(*told[:5])
     name, attributes, stream, warmup, graph, said = told
+    if not (type(name) is str and name in _sites and attributes is stream is warmup is None and graph is True):
+        check_arguments(*told[:5])
     if name is not None and not isinstance(name, str):
         return stage_of(name, None, attributes, stream, warmup, graph=graph, said=said)
     if recorder is None:

@@ -8,7 +8,7 @@ out by the collector, unless faults are to be told at once (`GPUSCOPE_STRICT`, a
 from __future__ import annotations
 
 from operator import attrgetter, itemgetter
-from types import FunctionType
+from types import FunctionType, NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gpuscope._data.native import native
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gpuscope._recording.arguments.expressions import Reader
     from gpuscope._recording.arguments.pre_hook import Function
 
-_LISTS = frozenset((list, tuple))
+_LISTS = frozenset((list, tuple, NoneType))
 EQUAL, WEIGHTS = "equal", "weights"
 TWICE = "the batch %r has the same member at %d and at %d."
 WRONG_WEIGHTS = "the weights of the batch %r have %s: expected finite numbers of 0 or more, one at least above 0."
@@ -61,17 +61,25 @@ def said_of_batch(members: object, weights: object, basis: object, key: object) 
 
     Raises:
         TypeError: for what can't be members, weights, the name of a basis, or a key.
-        ValueError: for a blank basis, or an expression that is none.
+        ValueError: for an expression that is none.
 
     """
     if members is None:
         if not (weights is basis is key is None):
             raise TypeError("`weights`, `basis` and `key` of a `stage` are about its `members`, which are missing.")
         return None
+    if type(members) not in _LISTS or type(weights) not in _LISTS:
+        _check_lists(members, weights)
+    if basis is not None and (not isinstance(basis, str) or is_blank(basis) or weights is None):
+        raise TypeError(f"`basis` of a `stage` must be the name of what its `weights` are, not {shown(basis)}.")
+    if not (key is None or isinstance(key, str) or callable(key)):
+        raise TypeError(f"`key` of a `stage` must be a name or a function, not {shown(key)}.")
+    return Said(members, weights, basis, key)
+
+
+def _check_lists(members: object, weights: object) -> None:
     if isinstance(members, Token):
         raise TypeError("`members` of a `stage` must be a list of tokens, not one; write `members=[token]`.")
-    if key is basis is None and type(members) in _LISTS and (weights is None or type(weights) in _LISTS):
-        return Said(members, weights)
     for name, given in (("members", members), ("weights", weights)):
         if given is None or callable(given):
             continue
@@ -84,11 +92,6 @@ def said_of_batch(members: object, weights: object, basis: object, key: object) 
                 f"`{name}` of a `stage` must be a list or, where a function is decorated, a function of its arguments "
                 f"or an expression, not {shown(given)}."
             )
-    if basis is not None and (not isinstance(basis, str) or is_blank(basis) or weights is None):
-        raise TypeError(f"`basis` of a `stage` must be the name of what its `weights` are, not {shown(basis)}.")
-    if not (key is None or isinstance(key, str) or callable(key)):
-        raise TypeError(f"`key` of a `stage` must be a name or a function, not {shown(key)}.")
-    return Said(members, weights, basis, key)
 
 
 def take(record: StageRecord, said: Said) -> None:
