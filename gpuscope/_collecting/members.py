@@ -45,8 +45,8 @@ _SHARED, _REMOTE = np.uint32(RowFlag.SHARED), np.uint32(RowFlag.REMOTE_PARENT)
 MEMBER = np.dtype([("high", "u8"), ("low", "u8"), ("span", "u8"), ("token_ns", "i8"), ("flags", "i8")])
 """What is known of a member. Its twin is `Member` in `csrc/pack.c`, as are these flags."""
 SOMETHING, SAMPLED, REMOTE, HAS_STATE, TO_ASK = 1, 2, 4, 8, 16
-_ASK, _DECIDED, _OWN = 0, 1, 2
-"""When a stage's ids are its own: never (ask), once the sampling of its trace is decided, or always."""
+_ASK, _DECIDED, _OWN, _KEPT = range(4)
+"""When a stage's ids are its own: see `csrc/pack.c`."""
 
 
 class _Batch(NamedTuple):
@@ -225,8 +225,8 @@ def _has_repeated(cells: NDArray[np.void], of: NDArray[np.int64]) -> bool:
 
 def _cells(tokens: tuple[Token, ...], bridge: Bridge | None) -> NDArray[np.void]:
     """Return what is known of members once each stage among them is settled."""
-    own, keeps = (_OWN, False) if bridge is None else (_ASK if bridge.sdk else _DECIDED, bridge.keeps_roots())
-    packed = cells_in_python(tokens) if native is None else native.members(tokens, own, keeps)
+    own = _OWN if bridge is None else _ASK if bridge.sdk else _KEPT if bridge.keeps_roots() else _DECIDED
+    packed = cells_in_python(tokens) if native is None else native.members(tokens, own)
     cells = np.frombuffer(bytearray(packed), MEMBER)
     for place in np.flatnonzero(cells["flags"] & TO_ASK).tolist():
         *ids, flags = _asked(tokens[place], bridge)

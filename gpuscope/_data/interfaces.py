@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from gpuscope._data.member_interfaces import MemberBridge
+
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterator
@@ -191,7 +193,7 @@ class Judgement(Protocol):
         """Why they have to be made at all."""
 
 
-class Bridge(Protocol):
+class Bridge(MemberBridge, Protocol):
     """The recording side's door to OpenTelemetry: `_otel.bridge.Bridge`."""
 
     sdk: bool
@@ -250,18 +252,6 @@ class Bridge(Protocol):
 
     def settle(self, record: StageRecord) -> tuple[int, int, bool]:
         """Return trace id, span id and whether the stage is exported; the stage may still run."""
-
-    def here(self, stage: StageRecord | None) -> FromAbove:
-        """Return what a stage that began now would be a child of: a stage, the ids of a span, or None."""
-
-    def ids_of_member(self, record: StageRecord) -> FromAbove:
-        """Settle a stage's ids for good, and return them."""
-
-    def keeps_roots(self) -> bool:
-        """Tell whether the sampler keeps every trace that begins here."""
-
-    def settle_member(self, record: StageRecord) -> tuple[int, int, bool]:
-        """Return the same as `settle`, for less where it is known."""
 
     def retire(self) -> None:
         """Settle nothing more."""

@@ -200,7 +200,7 @@ class Told(NamedTuple):
     stream: Any
     warmup: Any
     graph: Any
-    said: Said | None
+    said: Said | None = None
 
 
 def check_arguments(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:

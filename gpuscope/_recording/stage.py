@@ -15,7 +15,6 @@ from gpuscope._data.native import native
 from gpuscope._data.plain.values import as_key, snapshot, snapshot_mapping
 from gpuscope._data.record import UnnamedSite
 from gpuscope._recording import dynamo
-from gpuscope._recording.batches.members import Said, said_of_batch, take
 from gpuscope._recording.block import DisabledStage, NoopStage, StageBlock, Told, check_arguments, new_block
 from gpuscope._recording.hot_path import begin, current, end, undo
 from gpuscope._recording.queue import tell
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site, StageRecord
+    from gpuscope._recording.batches.members import Said
     from gpuscope._recording.block import StageHandle
     from gpuscope._recording.recorder import Recorder
 
@@ -101,7 +101,7 @@ class Stage(StageBlock):
         inner = _new_stage(Stage, recorder, self.site, self.attributes, self.stream)
         inner.owner, inner.uses = self, 1
         if (said := self._told().said) is not None:
-            take(inner, said)
+            said.take(inner)
         try:
             begin(recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
             self._entries().append(inner)
@@ -150,7 +150,7 @@ class BatchStage(Stage):
     def __enter__(self) -> Self:
         """Begin the stage."""
         if not self.uses and not self.recorder.paused:
-            take(self, self.said)
+            self.said.take(self)
         return super().__enter__()
 
     def _told(self, said: Said | None = None) -> Told:
@@ -162,7 +162,6 @@ def _new_stage(
 ) -> S:
     stage = new_block(kind, recorder, site)
     stage.stream = stream
-    stage.attributes = None
     if attributes is not None:
         tell(stage, snapshot_mapping(attributes))
     return stage
@@ -225,10 +224,8 @@ def stage(
         name: the stage's name. Use few different names, because NVTX keeps every one. A decorator may leave it out; it
             is then the function's qualified name.
         attributes: attributes of each of the stage's host spans.
-        stream: the `torch.cuda.Stream` whose work is timed, instead of that of the current stream. It has to exist
-            until the stage is left.
-        warmup: how many first calls of this stage are flagged as warm-up and left out of statistics; by default as
-            many as `GPUSCOPE_WARMUP` says.
+        stream: the `torch.cuda.Stream` whose work is timed, not the current one; it has to exist until the end.
+        warmup: how many first calls are flagged as warm-up and left out of statistics; by default `GPUSCOPE_WARMUP`.
         graph: whether each replay of a CUDA graph that it is captured into times it, by up to two nodes in the graph.
         members: the requests that a batch works for: their tokens, of `gpuscope.here()`, read once when the stage
             begins. For a decorated function, a function or an expression of its arguments. See docs/batches.md.
@@ -237,8 +234,7 @@ def stage(
         key: finds the token of each member: the name of an attribute or of a dict's item, or a function.
 
     Raises:
-        TypeError: for a name that is not a `str`, a stream without `cuda_stream`, attributes that are not a mapping, a
-            `warmup` that is not an `int`, a `graph` that is not a `bool`; and at decoration for what can't be a stage.
+        TypeError: for an argument of another type than is said above; and at decoration for what can't be a stage.
         ValueError: for a blank name or a negative `warmup`; with `GPUSCOPE_STRICT`, for faults in members and weights.
 
     """
@@ -252,8 +248,12 @@ def stage(
             return state.off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
         except (KeyError, TypeError):  # The first use of a name, or something that is not a name.
             pass
-    said = said_of_batch(members, weights, basis, key)
-    return _uncommon(recorder, Told(name, attributes, stream, warmup, graph, said))
+    told = Told(name, attributes, stream, warmup, graph)
+    if not (members is weights is basis is key is None):
+        from gpuscope._recording.batches.members import said_of_batch
+
+        told = told._replace(said=said_of_batch(members, weights, basis, key))
+    return _uncommon(recorder, told)
 
 
 def _uncommon(recorder: Recorder | None, told: Told) -> object:

@@ -371,11 +371,11 @@ typedef struct {
 enum { IS_SOMETHING = 1, IS_SAMPLED = 2, IS_REMOTE = 4, HAS_STATE = 8, IS_TO_ASK = 16 };
 enum { TRACE_ID, SPAN_ID, REMOTE, TRACE_FLAGS, TRACE_STATE, CONTEXT_SIZE = 6 };
 
-static void fill_from_record(StageRecord *record, int own, int keeps_roots, Member *member) {
+static void fill_from_record(StageRecord *record, int own, Member *member) {
     Trace *trace = record->trace && PyObject_TypeCheck(record->trace, trace_type) ? (Trace *)record->trace : NULL;
-    if (trace != NULL && keeps_roots && trace->parent_id == 0 && !is_present(trace->sampled))
+    if (trace != NULL && own == KEPT && !is_present(trace->sampled) && !trace->parent_id)
         put(&trace->sampled, Py_NewRef(Py_True));
-    int is_decided = trace != NULL && (own == OWN || (own == DECIDED && is_present(trace->sampled)));
+    int is_decided = trace != NULL && own != ASK && (own == OWN || is_present(trace->sampled));
     if (!is_decided || !has_own_ids(record)) {
         member->flags = IS_SOMETHING | IS_TO_ASK;
         return;
@@ -400,11 +400,11 @@ static int fill_from_ids(PyObject *ids, Member *member) {
     return 0;
 }
 
-/* members(tokens, own, keeps_roots): what is known of them without asking anybody, as bytes. */
+/* members(tokens, own): what is known of them without asking anybody, as bytes. */
 static PyObject *members_of(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *tokens;
-    int own, keeps_roots;
-    if (!PyArg_ParseTuple(args, "O!ip:members", &PyTuple_Type, &tokens, &own, &keeps_roots)) return NULL;
+    int own;
+    if (!PyArg_ParseTuple(args, "O!i:members", &PyTuple_Type, &tokens, &own)) return NULL;
     Py_ssize_t count = PyTuple_GET_SIZE(tokens);
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(Member));
     for (Py_ssize_t i = 0; bytes != NULL && i < count; i++) {
@@ -417,7 +417,7 @@ static PyObject *members_of(PyObject *Py_UNUSED(module), PyObject *args) {
         Member member = {.token_ns = token->time_ns};
         PyObject *source = token->source;
         if (source != NULL && PyObject_TypeCheck(source, record_type)) {
-            fill_from_record((StageRecord *)source, own, keeps_roots, &member);
+            fill_from_record((StageRecord *)source, own, &member);
         } else if (source != NULL && PyTuple_Check(source) && PyTuple_GET_SIZE(source) == CONTEXT_SIZE) {
             if (fill_from_ids(source, &member)) Py_CLEAR(bytes);
         } else if (source != NULL && !PyUnicode_CheckExact(source)) {

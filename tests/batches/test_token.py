@@ -192,7 +192,7 @@ def test_times_of_another_host_go_by_the_clock_of_the_world(monkeypatch):
     with capture(), gpuscope.stage("stage"):
         here = gpuscope.here()
         written = pickle.dumps(here)
-    monkeypatch.setattr(token, "host_id", lambda: "another")
+    monkeypatch.setattr(host, "host_id", lambda: "another")
     monkeypatch.setattr(token.time, "perf_counter_ns", lambda: here.time_ns + 10**15)
     monkeypatch.setattr(token.time, "time_ns", lambda: 10**18)
     function, (ids, _, epoch_ns, where) = pickle.loads(written).__reduce__()

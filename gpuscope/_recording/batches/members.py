@@ -15,7 +15,6 @@ from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._recording.batches.token import NOWHERE, Token
-from gpuscope._recording.batches.weights import fault_in
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.queue import hold
 from gpuscope._recording.state import state
@@ -44,6 +43,23 @@ class Said(NamedTuple):
     weights: Any = None
     basis: str | None = None
     key: Any = None
+
+    def take(self, record: StageRecord) -> None:
+        """
+        Read the members of a block that is about to begin.
+
+        Raises:
+            ValueError: for a fault in what was given, where faults are to be told at once.
+
+        """
+        for name, given in (("members", self.members), ("weights", self.weights)):
+            if type(given) in _LISTS:
+                continue
+            if isinstance(given, str) or (callable(given) and not hasattr(given, "__iter__")):
+                text = f"`{name}` of the stage %r is for a decorated function."
+                _fault(record, "unreadable", text, record.site.name)
+                return
+        _take(record, self, lambda: (self.members, self.weights))
 
 
 class Members(NamedTuple):
@@ -92,23 +108,6 @@ def _check_lists(members: object, weights: object) -> None:
                 f"`{name}` of a `stage` must be a list or, where a function is decorated, a function of its arguments "
                 f"or an expression, not {shown(given)}."
             )
-
-
-def take(record: StageRecord, said: Said) -> None:
-    """
-    Read the members of a block that is about to begin.
-
-    Raises:
-        ValueError: for a fault in what was given, where faults are to be told at once.
-
-    """
-    for name, given in (("members", said.members), ("weights", said.weights)):
-        if type(given) in _LISTS:
-            continue
-        if isinstance(given, str) or (callable(given) and not hasattr(given, "__iter__")):
-            _fault(record, "unreadable", f"`{name}` of the stage %r is for a decorated function.", record.site.name)
-            return
-    _take(record, said, lambda: (said.members, said.weights))
 
 
 def as_batch(function: Function, said: Said, name: str) -> Function:
@@ -190,6 +189,8 @@ def _take(record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any
 
 
 def _look_closer(record: StageRecord, tokens: tuple[Token, ...], weights: tuple[Any, ...] | None) -> None:
+    from gpuscope._recording.batches.weights import fault_in
+
     places: dict[Token, int] = {}
     for place, token in enumerate(tokens):
         if token and places.setdefault(token, place) != place:

@@ -7,14 +7,12 @@ worked out before somebody asks. What a token says of another process is settled
 
 from __future__ import annotations
 
-import re
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 from gpuscope._data.native import StageRecord, native
 from gpuscope._interrupts import instead_of
 from gpuscope._recording import dynamo
-from gpuscope._recording.batches.host import host_id
 from gpuscope._recording.current_stage import before, find_current, is_left_behind
 from gpuscope._recording.state import state
 
@@ -28,7 +26,7 @@ Ids: TypeAlias = Any
 """What has `trace_id`, `span_id` and `trace_flags`: a `SpanContext` of OpenTelemetry, or `Written`."""
 _OFF, _NOWHERE = "recording is off", "no stage and no span is current"
 _SAMPLED = 1
-_TRACEPARENT = re.compile(r"(?!ff)([\da-f]{2})-(?!0{32})([\da-f]{32})-(?!0{16})([\da-f]{16})-([\da-f]{2})(-.*)?")
+_TRACEPARENT = r"(?!ff)([\da-f]{2})-(?!0{32})([\da-f]{32})-(?!0{16})([\da-f]{16})-([\da-f]{2})(-.*)?"
 """W3C's header of that name, of this version and later ones, which only add to its end."""
 
 
@@ -89,7 +87,9 @@ class Token(TokenFields):
             text: the header's value. One that is not valid gives a token of nothing, because clients may send anything.
 
         """
-        found = _TRACEPARENT.fullmatch(text.strip()) if isinstance(text, str) else None
+        import re
+
+        found = re.fullmatch(_TRACEPARENT, text.strip()) if isinstance(text, str) else None
         if found is None or (found[1] == "00" and found[5]):
             return NOWHERE
         written = Written(int(found[2], 16), int(found[3], 16), True, int(found[4], 16) & _SAMPLED)
@@ -154,6 +154,8 @@ class Token(TokenFields):
         """Write down the ids, the time by the clock of this host and that of the world, and which host it is."""
         if not self:
             return _nothing_again, (self._source,)
+        from gpuscope._recording.batches.host import host_id
+
         ids, ago_ns = self._ids(), time.perf_counter_ns() - self.time_ns
         written = ids.trace_id, ids.span_id, True, ids.trace_flags & _SAMPLED
         return _token_again, (written, self.time_ns, time.time_ns() - ago_ns, host_id())
@@ -194,6 +196,8 @@ def _nothing_again(why: str) -> Token:
 
 def _token_again(ids: tuple[int, int, bool, int], time_ns: int, epoch_ns: int, host: str) -> Token:
     """Make what was unpickled. Of another host only the clock of the world is comparable with ours."""
+    from gpuscope._recording.batches.host import host_id
+
     if host != host_id():
         time_ns = time.perf_counter_ns() - (time.time_ns() - epoch_ns)
     return _new_token(Token, Written(*ids), time_ns)
