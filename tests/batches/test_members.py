@@ -275,6 +275,7 @@ def make_forms():
 
     @gpuscope.stage("async", members="batch", key="token")
     async def coroutine(batch, *, extra=1):
+        """Return the size, after a pause."""
         await asyncio.sleep(0)
         return len(batch)
 

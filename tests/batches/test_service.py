@@ -44,6 +44,7 @@ async def load(batcher, chance, asked_ns):
 
     @gpuscope.stage("request")
     async def handle(number):
+        """Answer one request."""
         with gpuscope.stage("parse") as stage:
             stage.set_attribute("number", number)
         asked_ns[number] = time.perf_counter_ns()
