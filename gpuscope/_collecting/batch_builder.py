@@ -79,8 +79,8 @@ class BatchBuilder:
         self._is_live = False
         """Whether the application's provider makes the spans. One way for all of a batch, as when that began."""
         self._count = 0
-        self.held_bytes = self.members = 0
-        """Of what the stages so far were told, as far as it was weighed; and how many members their batches have."""
+        self.held_bytes = 0
+        """Of what the stages so far were told, as far as it was weighed."""
 
     def __len__(self) -> int:
         """The rows of the batch so far."""
@@ -104,7 +104,6 @@ class BatchBuilder:
             raise
         details = {row: what for row, what in found.items() if what is not None}
         self.held_bytes += sum(getattr(what.attributes, "size", 0) for what in details.values())
-        self.members += sum(len(what.members[0].tokens) for what in details.values() if what.members is not None)
         self._packed.append(packed)
         self._place(row[0] for row in rows)
         self._details.update(details)

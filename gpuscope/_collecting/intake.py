@@ -130,7 +130,7 @@ class Intake:
         Where few records are left in the queue they come into the same batch, because a small batch costs nearly as
         much as a large one.
         """
-        if self._builder.held_bytes >= _BATCH_BYTES or self._builder.members >= _MAX_BATCH_ROWS:
+        if self._builder.held_bytes >= _BATCH_BYTES:
             return True
         enough = min(_MAX_BATCH_ROWS, _BATCH_ROWS * (1 + self._replays.pending // _MAX_BATCH_ROWS))
         few = 0 < len(self._queue) < _BATCH_ROWS // 2

@@ -400,6 +400,24 @@ static int fill_from_ids(PyObject *ids, Member *member) {
     return 0;
 }
 
+static Token *token_at(PyObject *tokens, Py_ssize_t i) {
+    PyObject *token = i < PyTuple_GET_SIZE(tokens) ? PyTuple_GET_ITEM(tokens, i) : NULL;
+    return token != NULL && PyObject_TypeCheck(token, fields_type) ? (Token *)token : NULL;
+}
+
+/* As `fetch_ahead`: the token, the record, its trace. */
+static void fetch_members_ahead(PyObject *tokens, Py_ssize_t i) {
+    if (i + 2 * AHEAD < PyTuple_GET_SIZE(tokens)) FETCH(PyTuple_GET_ITEM(tokens, i + 2 * AHEAD));
+    Token *later = token_at(tokens, i + AHEAD), *near = token_at(tokens, i + AHEAD / 2);
+    if (later != NULL && later->source != NULL) {
+        FETCH(later->source);
+        FETCH((const char *)later->source + 64);
+        FETCH((const char *)later->source + 128);
+    }
+    if (near != NULL && near->source != NULL && PyObject_TypeCheck(near->source, record_type))
+        FETCH(((StageRecord *)near->source)->trace);
+}
+
 /* members(tokens, own): what is known of them without asking anybody, as bytes. */
 static PyObject *members_of(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *tokens;
@@ -409,6 +427,7 @@ static PyObject *members_of(PyObject *Py_UNUSED(module), PyObject *args) {
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(Member));
     for (Py_ssize_t i = 0; bytes != NULL && i < count; i++) {
         Token *token = (Token *)PyTuple_GET_ITEM(tokens, i);
+        fetch_members_ahead(tokens, i);
         if (!PyObject_TypeCheck((PyObject *)token, fields_type)) {
             PyErr_Format(PyExc_TypeError, "expected a token, got %R", Py_TYPE(token));
             Py_CLEAR(bytes);

@@ -130,7 +130,7 @@ def _tag(name: str, kind: bytes) -> bytes:
 def _padded(values: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Return numbers below 2**56 as protobuf's variable-length ones, each of eight bytes: the last are padding."""
     left, padded = values.astype(np.uint64), np.full(len(values), _CONTINUES, np.uint64)
-    for place in range(8):
+    for place in range(-(-int(values.max(initial=1)).bit_length() // 7)):
         padded |= (left >> np.uint64(7 * place) & np.uint64(0x7F)) << np.uint64(8 * place)
     return padded
 
