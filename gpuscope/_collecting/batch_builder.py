@@ -107,6 +107,9 @@ class BatchBuilder:
         self._packed.append(packed)
         self._place(row[0] for row in rows)
         self._details.update(details)
+        for index in with_details:
+            # What runs inside a batch refers to it, and may be a member of the next one: no chain of them is held.
+            rows[index][0].members = None
         self._count += len(rows)
         if self._is_live:
             self._records += [row[0] for row in rows]

@@ -244,12 +244,6 @@ class Request:
         self.token, self.rows = token, rows
 
 
-@gpuscope.stage("plain", members=lambda batch: [each.token for each in batch], weights=lambda batch: [1] * len(batch))
-def plain(batch):
-    """By functions of the arguments."""
-    return len(batch)
-
-
 def counted(rows):
     """As it is before it is decorated."""
     return len(rows)
@@ -285,13 +279,16 @@ def make_forms():
         "static": model.static,
         "class": lambda batch: model.of_class({"requests": batch}),
         "async": lambda batch: asyncio.run(coroutine(batch)),
+        "functions": gpuscope.stage(
+            "functions", members=lambda rows: [each.token for each in rows], weights=lambda rows: [1] * len(rows)
+        )(counted),
         "object": lambda batch: gpuscope.stage("object", members="rows", key="t")(counted)(
             [{"t": each.token} for each in batch]
         ),
     }
 
 
-@pytest.mark.parametrize("form", ["method", "static", "class", "async", "object"])
+@pytest.mark.parametrize("form", ["method", "static", "class", "async", "functions", "object"])
 def test_a_decorated_function_reads_its_arguments(bench, form):
     """By a function, an expression, and a key; of each kind of function that has a call."""
     batch = [Request(token) for token in requests(3)]
@@ -474,6 +471,14 @@ def test_members_of_another_recording_are_linked_as_well(make_bench):
         pass
     (light,) = hosts(bench.collect(), "predict (shared)")
     assert light.parent_id == token.span_id
+
+
+def test_a_batch_lets_go_of_its_members_once_they_are_looked_at(bench):
+    """A server whose batches start the next requests inside them would else hold all earlier ones."""
+    with gpuscope.stage("predict", members=requests(2)) as batch:
+        assert len(batch.members.tokens) == 2
+    bench.collect()
+    assert batch.members is None
 
 
 def test_batches_of_many_threads_do_not_mix(bench):
