@@ -1,8 +1,9 @@
 """
 An asyncio batcher, and what each request's trace shows of the batch that served it.
 
-Of gpuscope there are four lines: the stage of a request, `here()` where it is queued, `members=` where its batch runs, and
-`capture`, with which this script shows the spans of one request, whatever the environment says. A service exports them.
+Of gpuscope there are four lines: the stage of a request, `here()` where it is queued, `members=` where its batch runs,
+and `capture`, with which this script shows the spans of one request, whatever the environment says. A service exports
+them.
 
     python examples/batching.py
 """

@@ -193,19 +193,19 @@ def stage(
     key: str | Callable[[Any], object] | None = None,
 ) -> StageHandle: ...
 # Only type checkers are told that the options are keyword-only, because their defaults would then cost every call a
-# quarter more. All is `Any`: whatever was given is looked up first, and checked only if it is not a known name alone.
+# quarter more. `name` is `Any`: whatever was given is looked up first, and checked only if it is not a known name.
 def stage(
     name: Any = None,
     /,
-    attributes: Any = None,
-    stream: Any = None,
-    warmup: Any = None,
-    graph: Any = True,
+    attributes: Mapping[str, object] | None = None,
+    stream: Stream = None,
+    warmup: int | None = None,
+    graph: bool = True,
     *,
-    members: Any = None,
-    weights: Any = None,
-    basis: Any = None,
-    key: Any = None,
+    members: object = None,
+    weights: object = None,
+    basis: str | None = None,
+    key: str | Callable[[Any], object] | None = None,
 ) -> object:
     """
     Name a piece of inference work; as a decorator or as a context manager.
@@ -243,7 +243,7 @@ def stage(
         dynamo.gpuscope_left_out()
         return NoopStage()
     recorder = state.recorder
-    if attributes is stream is warmup is members is weights is basis is key is None and graph is True:
+    if attributes is members is stream is weights is warmup is None and basis is key is None and graph is True:
         try:
             return state.off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
         except (KeyError, TypeError):  # The first use of a name, or something that is not a name.
