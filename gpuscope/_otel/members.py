@@ -35,7 +35,7 @@ class MemberIdentities(Identities):
     def settle_member(self, record: StageRecord) -> tuple[int, int, bool]:
         """Return what `settle` does of a stage that a batch has worked for, in less time where that is known."""
         trace = record.trace
-        if trace.sampled is None and self._keeps_all(trace):
+        if trace.sampled is None and not trace.parent_id and self.keeps_roots():
             trace.sampled = True
         if not self.sdk and trace.sampled is not None and settled_ids(record) is None:
             return trace.trace_id, record.span_id, trace.sampled

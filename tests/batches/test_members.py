@@ -143,6 +143,20 @@ def test_a_batch_of_running_members_takes_their_decision(make_bench):
     assert bench.collect() == []
 
 
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_running_member_of_another_processs_trace_is_settled(bench, sampled):
+    """Its stage has a parent elsewhere, whose decision holds, and has not ended when the batch is resolved."""
+    headers = {"traceparent": f"00-{5:032x}-{6:016x}-{sampled:02x}", "tracestate": "vendor=a"}
+    with gpuscope.extract(headers), gpuscope.stage("request"):
+        token = gpuscope.here()
+        with gpuscope.stage("predict", members=[token, remote(7)]):
+            pass
+        light = hosts(bench.collect(), "predict (shared)")
+    assert [span.trace_id for span in light] == ([5, 7] if sampled else [7])
+    assert light[0].parent_id == (token.span_id if sampled else 7)
+    assert bench.statistics().batch_faults == {}
+
+
 def test_tokens_of_nothing_count_and_get_nothing(bench):
     """Somebody waited for the batch, and nobody knows where."""
     tokens = [gpuscope.Token(), *requests(1)]
