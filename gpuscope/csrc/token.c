@@ -16,7 +16,7 @@ enum { VALID = 5 };
 static PyObject *str_here, *str_attached, *str_recorder, *str_get_span_context, *str_is_valid;
 
 static PyMemberDef members[] = {
-    {"_source", T_OBJECT_EX, offsetof(Token, source), READONLY, NULL},
+    {"_made_of", T_OBJECT_EX, offsetof(Token, source), READONLY, NULL},
     {"time_ns", T_LONGLONG, offsetof(Token, time_ns), READONLY, NULL},
     {NULL},
 };

@@ -140,7 +140,7 @@ def test_a_token_never_changes():
     """Neither what it is of nor its time can be set."""
     with capture(), gpuscope.stage("stage"):
         here = gpuscope.here()
-    for name in ("time_ns", "_source", "span_id", "more"):
+    for name in ("time_ns", "_made_of", "span_id", "more"):
         with pytest.raises(AttributeError):
             setattr(here, name, 1)
 

@@ -35,12 +35,12 @@ if TYPE_CHECKING or native is None:
     class TokenFields:
         """What a token holds. Never changed once it is made."""
 
-        __slots__ = ("_source", "time_ns")
-        _source: FromAbove
+        __slots__ = ("_made_of", "time_ns")
+        _made_of: FromAbove
         """A `StageRecord`; a `SpanContext` of OpenTelemetry or `Written`; or, of nothing, the text that says why."""
         time_ns: int
 
-    _set_source: Any = vars(TokenFields)["_source"].__set__
+    _set_source: Any = vars(TokenFields)["_made_of"].__set__
     _set_time: Any = vars(TokenFields)["time_ns"].__set__
 
     def _new_token(kind: type[Token], source: object, time_ns: int) -> Token:
@@ -118,7 +118,7 @@ class Token(TokenFields):
 
     def _ids(self) -> Ids:
         """Return the ids, settled for good."""
-        source = self._source
+        source = self._made_of
         if not isinstance(source, StageRecord):
             return _NO_IDS if type(source) is str else source
         recorder: Recorder = source.recorder
@@ -129,7 +129,7 @@ class Token(TokenFields):
 
     def __bool__(self) -> bool:
         """Tell whether it is a token of something."""
-        return type(self._source) is not str
+        return type(self._made_of) is not str
 
     def __eq__(self, other: object) -> bool:
         """Tell whether another token is of the same span."""
@@ -153,7 +153,7 @@ class Token(TokenFields):
     def __reduce__(self) -> tuple[Callable[..., Token], tuple[object, ...]]:
         """Write down the ids, the time by the clock of this host and that of the world, and which host it is."""
         if not self:
-            return _nothing_again, (self._source,)
+            return _nothing_again, (self._made_of,)
         from gpuscope._recording.batches.host import host_id
 
         ids, ago_ns = self._ids(), time.perf_counter_ns() - self.time_ns
@@ -167,8 +167,8 @@ class Token(TokenFields):
     def __repr__(self) -> str:
         """Show where it is or why it is of nothing; settle nothing."""
         if not self:
-            return f"<Token of nothing: {self._source}>"
-        source = self._source
+            return f"<Token of nothing: {self._made_of}>"
+        source = self._made_of
         if isinstance(source, StageRecord):
             return f"<Token in the stage {source.site.name!r}>"
         return f"<Token of the span {source.trace_id:032x}-{source.span_id:016x}>"
@@ -176,7 +176,7 @@ class Token(TokenFields):
 
 def source_of(token: Token) -> FromAbove:
     """Return what the token was made of: a `StageRecord`, ids, or of nothing a text."""
-    return token._source  # noqa: SLF001 - of this file
+    return token._made_of  # noqa: SLF001 - of this file
 
 
 def state_of(token: Token) -> str | None:
