@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 NAIVE_SHARE = 4  # the naive rival runs a quarter of the iterations: it is slow, and figures are per iteration anyway
 
 
+BATCH_SHARE = 4
+"""As many iterations for batches, whose members fill the queue."""
+
+
 @dataclass
 class Lane:
     """What one thread records with: a stream, and pooled pairs of events by route."""
@@ -253,6 +257,28 @@ def stages(stage: Callable[[str], Any]) -> Callable[[Lane], None]:
         for _, _ in lane.pairs["plain"]:
             with stage("x"):
                 pass
+
+    return loop
+
+
+def batches(stage: Callable[..., Any], tokens: list[Any]) -> Callable[[Lane], None]:
+    """A loop over stages that work for members, a quarter as many."""
+
+    def loop(lane: Lane) -> None:
+        for _, _ in lane.pairs["plain"][::BATCH_SHARE]:
+            with stage("x", members=tokens):
+                pass
+
+    return loop
+
+
+def tokens_in(stage: Callable[[str], Any], here: Callable[[], Any]) -> Callable[[Lane], None]:
+    """A loop of tokens in one stage."""
+
+    def loop(lane: Lane) -> None:
+        with stage("x"):
+            for _, _ in lane.pairs["plain"]:
+                here()
 
     return loop
 

@@ -24,10 +24,12 @@ WAYS = {"otlp": "otlp", "application": "auto", "processors": "auto", "sdk": "sdk
 """By the name that `statistics()` has for it: what `exporters` was."""
 INNER = ("decode", "preprocess", "h2d", "infer", "d2h", "postprocess")
 PAUSE_S = 0.004
+MEMBERS = (1, 32, 256)
+"""Of the batches; a member is a span more, and a batch of one has all of a batch's cost on it."""
 
 
-def measure(way: str, url: str, requests: int) -> float:
-    """Record requests in this process; return microseconds of CPU time of the background per stage."""
+def measure(way: str, url: str, requests: int, members: int = 0) -> float:
+    """Record requests, or batches of so many members; return microseconds of the background's CPU time per stage."""
     from opentelemetry import trace
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
@@ -48,9 +50,15 @@ def measure(way: str, url: str, requests: int) -> float:
     trace.set_tracer_provider(provider)
     gpuscope.enable(exporters=WAYS[way], otlp_endpoint=url, metrics="none")
 
+    tokens = []
+    for _ in range(members):
+        with gpuscope.stage("member"):
+            tokens.append(gpuscope.here())
+    said = {"members": tokens} if members else {}
+
     def run(count: int) -> None:
         for _ in range(count):
-            with gpuscope.stage("request"):
+            with gpuscope.stage("request", **said):
                 for name in INNER:
                     with gpuscope.stage(name):
                         pass
@@ -66,6 +74,12 @@ def measure(way: str, url: str, requests: int) -> float:
     assert statistics.exporters == (way,), statistics
     assert statistics.exported == statistics.recorded, statistics
     return spent_s / requests / (1 + len(INNER)) * 1e6
+
+
+def of_a_member(raw: dict[str, list[float]], name: str, members: int) -> float:
+    """What a member costs the background, in stages: what a request costs more with them, divided by them."""
+    more = [of_batch - plain for of_batch, plain in zip(raw[name], raw["otlp"], strict=True)]
+    return median(more) * (1 + len(INNER)) / members / median(raw["otlp"])
 
 
 def with_gpu_spans(receiver: Receiver, rounds: int, seconds: float, *, by_part: bool) -> dict[str, list[Any]]:
@@ -96,11 +110,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6, help="of each round with GPU spans")
     parser.add_argument("--parts", action="store_true", help="also by part of the collector's work")
-    parser.add_argument("--way", nargs=3, metavar=("WAY", "URL", "REQUESTS"), help="measure one here; print its JSON")
+    way = "WAY", "URL", "REQUESTS", "MEMBERS"
+    parser.add_argument("--way", nargs=4, metavar=way, help="measure one here; print its JSON")
     options = parser.parse_args()
     if options.way:
-        way, url, requests = options.way
-        print(json.dumps(measure(way, url, int(requests))))
+        way, url, requests, members = options.way
+        print(json.dumps(measure(way, url, int(requests), int(members))))
         return
     rounds, requests = (2, 100) if options.quick else (options.rounds, 500)
     seconds = 1.0 if options.quick else options.seconds
@@ -108,10 +123,13 @@ def main() -> None:
         timed = with_gpu_spans(receiver, rounds, seconds, by_part=options.parts)
         url = receiver.endpoint + PATH
 
-        def turn(way: str) -> float:
-            return float(child([str(Path(__file__)), "--way", way, url, str(requests)], {"GPUSCOPE": "idle"}))
+        def turn(way: str, members: int = 0) -> float:
+            arguments = [str(Path(__file__)), "--way", way, url, str(requests), str(members)]
+            return float(child(arguments, {"GPUSCOPE": "idle"}))
 
-        raw = interleave({way: lambda way=way: turn(way) for way in WAYS}, rounds, warmup=0)
+        ways = {way: lambda way=way: turn(way) for way in WAYS}
+        batched = {f"otlp, of {count} members": lambda count=count: turn("otlp", count) for count in MEMBERS}
+        raw = interleave(ways | batched, rounds, warmup=0)
     print(
         table(
             ["way", "background, µs per stage", "least", "most"],
@@ -128,6 +146,10 @@ def main() -> None:
         *(
             Goal(f"{way}: background CPU per stage with a GPU span", median([r["total"] for r in results]), 5, " µs")
             for way, results in timed.items()
+        ),
+        *(
+            Goal(f"{name}: each over a stage", of_a_member(raw, name, count), 0.2, "x")
+            for name, count in zip(batched, MEMBERS, strict=True)
         ),
         Goal("`sdk` over that", median(raw["sdk"]) / median(raw["application"]), 5, "x", at_least=True),
     ]

@@ -30,6 +30,8 @@ SECTIONS: dict[str, dict[str, str | None]] = {
 QUEUE_FULL_NS = 1_000_000
 WITH, DECORATOR, NAIVE = "stage, with", "stage, decorator", "naive: new events, SDK span, NVTX"
 SPAN = "SDK span as current"
+HERE, BATCH = "here()", "stage, with, of {} members"
+MEMBERS = (1, 32, 256)
 
 
 SCALE = "for scale: a function returning an empty context manager"
@@ -78,6 +80,22 @@ def settle_gpuscope() -> None:
     refused = {reason: n for reason, n in statistics.dropped.items() if "queue" in reason}
     if refused or statistics.untimed:
         raise SystemExit(f"stages were refused or not timed, so the figures mean nothing: {statistics}")
+
+
+def batch_cases(settle: Callable[[], None] = settle_gpuscope) -> dict[str, hot.Case]:
+    """A token, and a stage that works for members whose tokens were made in stages of their own."""
+    import gpuscope
+
+    tokens = []
+    for _ in range(max(MEMBERS)):
+        with gpuscope.stage("request"):
+            tokens.append(gpuscope.here())
+    cases = {HERE: hot.Case(hot.tokens_in(gpuscope.stage, gpuscope.here), settle=settle)}
+    for count in MEMBERS:
+        cases[BATCH.format(count)] = hot.Case(
+            hot.batches(gpuscope.stage, tokens[:count]), hot.BATCH_SHARE, settle=settle
+        )
+    return cases
 
 
 def stage_cases(settle: Callable[[], None] = settle_gpuscope) -> dict[str, hot.Case]:
@@ -144,7 +162,7 @@ def section_host(size: int, rounds: int, *, provider_global: bool) -> dict[str, 
 
         trace.set_tracer_provider(provider)
     gpuscope.enable(exporters="none", queue_size=65_536)
-    cases = stage_cases()
+    cases = stage_cases() | batch_cases()
     cases[SPAN] = hot.Case(hot.spans(provider.get_tracer("bench")), hot.NAIVE_SHARE, provider.force_flush)
     return {"cases": {"1 host": single_thread(cases, size, rounds)}}
 
@@ -225,6 +243,10 @@ def off_goals(sections: dict[str, Any]) -> list[Goal]:
         for form in (WITH, DECORATOR)
     ]
     same = float(sections["absent"]["same"])
+    for count in MEMBERS:
+        more = host[BATCH.format(count)] - host[WITH]
+        goals.append(Goal(f"a batch of {count}, over a stage", more / 1000, 20, " µs"))
+    goals.append(Goal("a token of a stage", host[HERE], 300, " ns"))
     goals.append(Goal("absent: the decorated function is the function", same, 1, at_least=True))
     goals.append(Goal("absent, decorator, over a plain call", absent[DECORATOR] - absent["plain call"], 5, " ns"))
     goals.append(Goal("idle, decorator, over a plain call", idle[DECORATOR] - idle["plain call"], 150, " ns"))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gpuscope._otel.propagation import extract, inject
     from gpuscope._overlap.double_buffer import DoubleBuffer
     from gpuscope._overlap.overlap import overlap
+    from gpuscope._recording.batches.token import Token, here
     from gpuscope.pinned import PinnedBuffer, PinnedPool, PoolExhaustedError
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "PinnedBuffer",
     "PinnedPool",
     "PoolExhaustedError",
+    "Token",
     "__version__",
     "bind",
     "disable",
     "enable",
     "extract",
     "flush",
+    "here",
     "inject",
     "is_enabled",
     "measure",
@@ -48,11 +51,13 @@ _LAZY = {
     "PinnedBuffer": "pinned",
     "PinnedPool": "pinned",
     "PoolExhaustedError": "pinned",
+    "Token": "_recording.batches.token",
     "extract": "_otel.propagation",
+    "here": "_recording.batches.token",
     "inject": "_otel.propagation",
     "overlap": "_overlap.overlap",
 }
-"""Names whose modules import torch or OpenTelemetry; they are imported when somebody asks for them."""
+"""Names whose modules import torch or OpenTelemetry, or that few programs use; imported when somebody asks for them."""
 
 _SUBMODULES = frozenset(("analysis", "exporters", "instrument", "integrations", "pinned", "testing"))
 """Public folders and files; `gpuscope.testing.capture()` needs no import of its own."""

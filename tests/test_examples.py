@@ -87,6 +87,19 @@ class TestService:
         assert "by gpuscope" not in done.stdout
 
 
+class TestBatching:
+    """`batching.py`."""
+
+    def test_shows_a_request_and_its_batch(self, run):
+        """Each request is in a batch, and its trace has the light span with its wait."""
+        done = run("batching.py")
+        assert done.stdout.startswith("60 requests in ")
+        request, light = (line_with(done.stdout, word)[0] for word in ("request  ", "predict (shared)"))
+        assert request < light
+        line_with(done.stdout, "predict (shared)", "gpuscope.batch.wait=")
+        assert done.stderr == ""
+
+
 class TestDrawTimeline:
     """`draw_timeline.py`."""
 

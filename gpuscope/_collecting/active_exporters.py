@@ -51,7 +51,9 @@ def with_work(batch: StageBatch) -> StageBatch:
     return replace(batch, gpu_span_id=np.where(no_work, np.uint64(0), batch.gpu_span_id))
 
 
-def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]]) -> Exporter:
+def _make(
+    name: str, config: Config, bridge: Bridge | None, resource: Callable[[], Mapping[str, Clean]], ledger: Ledger
+) -> Exporter:
     if name == "otlp":
         from gpuscope.exporters.otlp import OtlpExporter
 
@@ -60,7 +62,7 @@ def _make(name: str, config: Config, bridge: Bridge | None, resource: Callable[[
         from gpuscope.exporters.sdk import SdkExporter
 
         # The collector opens the bridge before it chooses exporters, and opens no other kind.
-        return SdkExporter(cast("SdkBridge", bridge))
+        return SdkExporter(cast("SdkBridge", bridge), ledger.faults.note)
     if name == "processors":
         from gpuscope.exporters.processors import ProcessorsExporter
 
@@ -177,20 +179,21 @@ class ActiveExporters:
     def _exporter(self, name: str, bridge: Bridge | None) -> Exporter | None:
         if name not in self._made and name not in self._failed:
             try:
-                self._made[name] = _make(name, self._config, bridge, self.resource)
+                self._made[name] = _make(name, self._config, bridge, self.resource, self._ledger)
             except BaseException as error:  # Not tried again; `export` counts what that costs.
                 self._failed.add(name)
                 self._warnings.warn(name, "the exporter %r cannot be set up: %s.", name, shown(error))
         return self._made.get(name)
 
     def export(self, batch: StageBatch, breathe: Callable[[], None]) -> None:
-        """Hand a batch of sampled stages to each exporter, and call `breathe` after every piece of work."""
+        """Hand a batch of sampled stages, or of light spans, to each exporter; `breathe` after every piece of work."""
         stages = len(batch.site)
+        account = self._ledger if batch.shared is None else self._ledger.shared
         if not self._active:
             reason = "no_exporter" if not self._failed else "exporter_set_up"
-            (self._ledger.lose if self._failed else self._ledger.drop)(reason, stages)
+            (account.lose if self._failed else account.drop)(reason, stages)
             return
-        delivery = self._ledger.deliver(stages, len(self._active))
+        delivery = account.deliver(stages, len(self._active))
         for_back_ends = with_work(batch) if self._config.gpu_spans == "work" else batch
         for exporter in self._active:
             # `every_gpu_span` is optional, as `account` is below.

@@ -37,7 +37,7 @@ _GPU_BIT = np.uint64(1 << 63)
 _pack = struct.Struct(FORMAT).pack
 """Packs one row: the columns of `ROW`, in their order."""
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
-_TABLES = ("sites", "threads", "devices", "details", "live", "device_samples")
+_TABLES = ("sites", "threads", "devices", "details", "live", "device_samples", "shared")
 """Fields of `StageBatch` that are not columns."""
 
 
@@ -111,6 +111,9 @@ class BatchBuilder:
         self._packed.append(packed)
         self._place(row[0] for row in rows)
         self._details.update(details)
+        for index in with_details:
+            # What runs inside a batch refers to it, and may be a member of the next one: no chain of them is held.
+            rows[index][0].members = None
         self._count += len(rows)
         if self._is_live:
             self._records += [row[0] for row in rows]
@@ -166,7 +169,8 @@ class BatchBuilder:
                 if trace.remote and parent_id == trace.parent_id:
                     flags |= _REMOTE_PARENT  # noqa: PLW2901
                 stream, device = (timed_stream.raw, timed_stream.index) if gpu_end_ns else (0, -1)
-                if record.attributes or record.error is not None or record.span is not None:
+                more = record.error is not None or record.span is not None or record.members is not None
+                if record.attributes or more:
                     with_details.append(len(packed))
                 packed.append(_pack(
                     trace_id >> 64, trace_id & _LOW, span_id, parent_id, stream,
@@ -262,8 +266,13 @@ def _own_ids(record: StageRecord) -> tuple[int, int, bool]:
 
 def _details(record: StageRecord, bridge: Bridge | None) -> SpanDetails | None:
     if record.span is not None and bridge is not None:
-        return bridge.details(record)
-    return SpanDetails(attributes=record.attributes, error=record.error)
+        found = bridge.details(record)
+    else:
+        found = SpanDetails(attributes=record.attributes, error=record.error)
+    if record.members is not None:
+        found = found or SpanDetails()
+        found.members = record.members, record.start_ns
+    return found
 
 
 def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:

@@ -258,6 +258,7 @@ class Collector:
         try:
             batch = self._intake.finish()
             self._breathe()
+            light = self._intake.look_at_members(batch, self._breathe)
             self._summary.add(batch)
             self._breathe()
             self.metrics_pipeline.add(batch)
@@ -267,9 +268,9 @@ class Collector:
                 ledger.drop("unsampled", stages - sampled)
                 left = sampled
                 batch = select(batch, batch.sampled)
-            if sampled:
-                left = 0
-                self.active_exporters.export(batch, self._breathe)
+            left = 0
+            for each in [batch, *light] if sampled else light:
+                self.active_exporters.export(each, self._breathe)
         except BaseException as error:  # It costs this batch's stages, which are counted as lost; the loop goes on.
             ledger.lose("internal_error", left)
             self.warnings.warn("batch", "making a batch failed: %s.", shown(error))

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._collecting.batch_builder import BatchBuilder
+from gpuscope._collecting.members import BatchMembers
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.graphs.resolve import ReplayResolver
@@ -105,6 +106,9 @@ class Intake:
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
         )
+        self._members = BatchMembers(
+            recorder.ledger.faults, recorder.random_bits(62) + 1, links_only=config.batch_spans == "links"
+        )
         self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
         self._gather_due_ns = 0
 
@@ -184,6 +188,14 @@ class Intake:
             now_ns = self._recorder.clock()
             past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
         return self._builder.finish(self._recorder.bridge, past_ns)
+
+    def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:
+        """Link batches to their members, and return the light spans in their traces; pause now and then."""
+        light = []
+        for spans in self._members.look(batch, self._recorder.bridge):
+            light += [] if spans is None else [spans]
+            breathe()
+        return light
 
     def _add_rows(self, rows: list[Row]) -> None:
         """Add all rows at once or, where one fails, each on its own, so that it costs itself and no other."""

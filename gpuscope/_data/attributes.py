@@ -37,6 +37,17 @@ GPU_HAD_WORK = "gpuscope.gpu.had_work"
 CUDA_STREAM = "gpuscope.cuda.stream"
 DEVICE_INDEX = "gpuscope.device.index"
 
+SHARED = "gpuscope.batch.shared"
+"""A flag of the light span that a batch has in a member's trace, and of its GPU span: they repeat the batch's times."""
+BATCH_SIZE, BATCH_POSITION = "gpuscope.batch.size", "gpuscope.batch.position"
+"""How many members the batch has, and which of them this is, counted from 0."""
+BATCH_WAIT = "gpuscope.batch.wait"
+"""Seconds from the member's token to the beginning of the batch, 0 at least."""
+BATCH_BASIS = "gpuscope.batch.basis"
+"""What the GPU time is allotted by: `equal`, `weights`, or the application's own word for its weights."""
+GPU_SHARE = "gpuscope.gpu.share"
+"""Whole nanoseconds of the batch's GPU time that are allotted to this member: no measurement. Those of all add up."""
+
 LANE = "gpuscope.lane"
 """Of a metric: whether the duration was measured on the `host` or on the `gpu`."""
 REASON = "gpuscope.reason"
@@ -72,11 +83,13 @@ FLAGS = {
     RowFlag.GIVEN_UP: GIVEN_UP,
     RowFlag.IN_GRAPH: GRAPH,
     RowFlag.UNPLACED: UNPLACED,
+    RowFlag.SHARED: SHARED,
 }
 """The attribute for each flag of a row. `REMOTE_PARENT` has none, because a span has a field for it."""
-HOST_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP)}
+HOST_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP, RowFlag.SHARED)}
 """Those that a host span shows."""
-GPU_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.IN_GRAPH, RowFlag.UNPLACED)}
+_OF_GPU = RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.IN_GRAPH, RowFlag.UNPLACED, RowFlag.SHARED
+GPU_FLAGS = {flag: FLAGS[flag] for flag in _OF_GPU}
 """Those that a GPU span shows."""
 
 HOST_MEASURED = (HOST_DURATION, GPU_DURATION, LAUNCH_TO_START)
@@ -86,5 +99,6 @@ GPU_MEASURED = (GPU_DURATION, LAUNCH_TO_START, CLOCK_UNCERTAINTY)
 GPU_SAMPLED = (GPU_HAD_WORK, GPU_SAMPLES)
 """What follows them where there were samples: a double and a whole number."""
 
-OURS = frozenset((STAGE, GRAPH, *HOST_FLAGS.values(), *HOST_MEASURED))
+_OF_BATCHES = BATCH_SIZE, BATCH_POSITION, BATCH_WAIT, BATCH_BASIS, GPU_SHARE
+OURS = frozenset((STAGE, GRAPH, *HOST_FLAGS.values(), *HOST_MEASURED, *_OF_BATCHES))
 """Attributes of the host span that the application cannot replace. For any other name its own value is shown."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gpuscope._data.record import ExceptionInfo, LazySpan, Site, ThreadInfo
+    from gpuscope._data.record import ExceptionInfo, FromAbove, LazySpan, Site, ThreadInfo
 
 
 NO_WORK_NS = 3_000
@@ -46,6 +46,8 @@ class RowFlag(IntFlag):
     UNPLACED = 64
     """The GPU's clock could not be read, so only the duration is known: the GPU span begins at the launch, and the
     uncertainty reaches to when it was seen done. `CLAMPED` is set as well."""
+    SHARED = 128
+    """The light span of a batch in the trace of one of its members: no stage. All rows of its `StageBatch` are such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,35 @@ class SpanDetails:
     """Events and links that came before and found no room."""
     trace_state: str | None = None
     """What other vendors say of the trace, as in the header `tracestate`."""
+    members: FromAbove = None
+    """Of a batch, until its members are looked at: `Members` of `_recording.batches.members`, and when it began."""
+    linked: MemberLinks | None = None
+    """Of a batch, then."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemberLinks:
+    """The members of a batch, as its own span shows them."""
+
+    size: int
+    basis: str
+    ids: NDArray[np.uint64]
+    """Of the spans that it links to: a row for each, with both halves of the trace's id, and the span's."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedColumns:
+    """What the light spans of batches have besides, a column each; of `StageBatch.shared`."""
+
+    size: NDArray[np.int64]
+    position: NDArray[np.int64]
+    wait_s: NDArray[np.float64]
+    share_ns: NDArray[np.int64]
+    """Meaningless where the row has no GPU span."""
+    batch_trace_high: NDArray[np.uint64]
+    """This and the next two are the ids of the batch's span, to which they link."""
+    batch_trace_low: NDArray[np.uint64]
+    batch_span_id: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,3 +158,5 @@ class StageBatch:
     """How often it had any, queued or running."""
     device_samples: Mapping[int, tuple[int, int]] | None = None
     """Since the batch before: how often each device was asked, and how often any of the streams asked had work."""
+    shared: SharedColumns | None = None
+    """Of light spans, which are no stages; None for stages."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from gpuscope._data.member_interfaces import MemberBridge
+
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterator
@@ -191,7 +193,7 @@ class Judgement(Protocol):
         """Why they have to be made at all."""
 
 
-class Bridge(Protocol):
+class Bridge(MemberBridge, Protocol):
     """The recording side's door to OpenTelemetry: `_otel.bridge.Bridge`."""
 
     sdk: bool

@@ -98,7 +98,8 @@ class StageRecord:
     One run of a stage, as the application thread saw it. Times are `time.perf_counter_ns()`.
 
     What it says of the run never changes once it is queued. It has no `__init__`, which would cost as much as the rest
-    of the allocation: `_recording.hot_path.begin` sets every slot but `attributes`, which its caller sets.
+    of the allocation: `_recording.hot_path.begin` sets every slot but `attributes` and `members`, which its caller
+    sets.
     """
 
     __slots__ = (
@@ -107,6 +108,7 @@ class StageRecord:
         "context_before",
         "end_ns",
         "error",
+        "members",
         "outer",
         "pair",
         "place",
@@ -147,6 +149,8 @@ class StageRecord:
     """The open NVTX range, or None."""
     attributes: dict[str, object] | None
     error: ExceptionInfo | None
+    members: FromAbove
+    """The `Members` of a batch (`_recording.batches.members`), or None."""
 
 
 class TimedStreamFields:

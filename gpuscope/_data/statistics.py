@@ -75,6 +75,11 @@ class Statistics:
     elided: dict[str, int] = field(default_factory=dict)
     """Stages that `torch.compile` left out of what it compiled: how often it traced each, by file, line and function,
     in the whole process. Not part of `recorded`: nothing of them runs."""
+    shared_spans: dict[str, int] = field(default_factory=dict)
+    """Light spans of batches in the traces of their members, by what became of them: `exported`, `pending`, or why they
+    are lost. They are no stages, and so no part of `recorded`."""
+    batch_faults: dict[str, int] = field(default_factory=dict)
+    """What was wrong with the members and weights of batches, by reason. The batches are counted above as any stage."""
 
     samples: dict[str, int] = field(default_factory=dict)
     """How often streams were asked for work (`asked`), how often they had any, and what came of the answers: given to
@@ -102,7 +107,7 @@ class Statistics:
             ["exported", f"{self.exported:,}"],
             ["pending", f"{self.pending:,}"],
         ]
-        for name in ("dropped", "lost", "untimed", "graph_stages"):
+        for name in ("dropped", "lost", "untimed", "graph_stages", "shared_spans", "batch_faults"):
             reasons: Mapping[str, int] = getattr(self, name)
             counts += [
                 [f"{name.replace('_', ' ')}: {reason}", f"{count:,}"] for reason, count in sorted(reasons.items())
@@ -128,6 +133,10 @@ class Statistics:
         if self.sampler:
             counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in self.samples.items())
             parts.append(f"streams asked for work {self.sampler}" + (f" ({counts})" if counts else ""))
+        for name in ("shared_spans", "batch_faults"):
+            if counts := getattr(self, name):
+                reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+                parts.append(f"{name.replace('_', ' ')} {reasons}")
         if self.elided:
             parts.append(f"compiled away at {len(self.elided)} places")
         if self.clock_uncertainty_ns is not None:

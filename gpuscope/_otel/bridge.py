@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context, attach, get_current
-from opentelemetry.trace import INVALID_SPAN, Span
+from opentelemetry.trace import INVALID_SPAN, INVALID_SPAN_CONTEXT, Span
 
 from gpuscope._data.batch import SpanDetails
-from gpuscope._data.native import Trace
+from gpuscope._data.native import Trace, native
 from gpuscope._otel.contexts import (
     SPAN_KEY,
     find_current_context,
@@ -24,8 +24,9 @@ from gpuscope._otel.contexts import (
     span_in,
     with_span,
 )
-from gpuscope._otel.identities import Identities, ids_of
-from gpuscope._otel.lazy_span import notes_of, own_context, record_of, stand, take_out
+from gpuscope._otel.identities import ids_of
+from gpuscope._otel.lazy_span import LazySpan, notes_of, own_context, record_of, stand, take_out
+from gpuscope._otel.members import MemberIdentities
 from gpuscope._otel.provider_end import end_of
 from gpuscope._recording.current_stage import before, is_collecting, running_stage
 
@@ -38,7 +39,11 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
 
 
-class Bridge(Identities):
+if native is not None:
+    native.know_spans(SPAN_KEY, LazySpan, INVALID_SPAN)
+
+
+class Bridge(MemberIdentities):
     """
     Enters and leaves stages in the application's OpenTelemetry context, and says which ids they have there.
 
@@ -123,6 +128,20 @@ class Bridge(Identities):
             _leave_otherwise(record, current, span_in(previous))
         if not record.place:  # Else that context, in which it still is, may become current again.
             take_out(record)
+
+    def here(self, stage: StageRecord | None) -> StageRecord | SpanContext | None:
+        """Return what a stage that began now, in the stage given, would be a child of; it settles no ids."""
+        span = get_current().get(SPAN_KEY)
+        found = record_of(span)
+        while found is not None and found.recorder.bridge is not self:  # As in `_adopt`.
+            span = span_in(found.context_before)
+            found = record_of(span)
+        if found is not None:
+            return stage if stage is not None and _is_above(stage, INVALID_SPAN_CONTEXT, found) else found
+        ids = span.get_span_context() if isinstance(span, Span) else INVALID_SPAN_CONTEXT
+        if not ids.is_valid or (stage is not None and _is_above(stage, ids, None)):
+            return stage
+        return ids
 
     def load_sampler(self) -> None:
         """Make the environment's sampler before a stage has to wait for that."""

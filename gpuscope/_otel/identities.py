@@ -169,9 +169,7 @@ class Identities:
         """
         Settle a stage that has ended, and let go of the context that it ran in.
 
-        Returns:
-            Trace id, span id, parent's span id or 0, and whether it is exported.
-
+        Returns trace id, span id, parent's span id or 0, and whether it is exported.
         """
         if record.trace.sampled is None and not record.trace.parent_id and self.keeps_roots():
             record.trace.sampled = True  # No other answer is possible, so this need not wait for a turn.

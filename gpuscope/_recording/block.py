@@ -8,12 +8,14 @@ for a block where nothing is recorded.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from gpuscope._data.native import StageRecord, native
+from gpuscope._data.plain.values import shown
 from gpuscope._recording.hot_path import begin, end, undo
 from gpuscope._recording.queue import FEW, SMALL_BYTES
 from gpuscope._recording.wrap import stage_of
+from gpuscope._settings.names import is_blank
 
 F = TypeVar("F", bound="Callable[..., object]")
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site
+    from gpuscope._recording.batches.members import Said
     from gpuscope._recording.recorder import Recorder
 
     class StageHandle(Protocol):
@@ -182,8 +185,44 @@ if TYPE_CHECKING or native is None:
         """Return a block of the given class, ready to be entered."""
         block = kind()
         block.recorder, block.site, block.uses, block.end_ns = recorder, site, 0, 0
-        block.stream = block.attributes = None
+        block.stream = block.attributes = block.members = None
         return block
 
 else:
     StageBlock, new_block = native.StageBlock, native.new_block
+
+
+class Told(NamedTuple):
+    """What `stage` was told; anything until it is checked."""
+
+    name: Any
+    attributes: Any
+    stream: Any
+    warmup: Any
+    graph: Any
+    said: Said | None = None
+
+
+def check_arguments(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
+    """
+    Refuse what can't be the arguments of a stage.
+
+    Raises:
+        TypeError: for values of another type.
+        ValueError: for a blank name, or a `warmup` that is not a count.
+
+    """
+    if not (name is None or callable(name) or isinstance(name, str | staticmethod | classmethod | property)):
+        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
+    if isinstance(name, str) and is_blank(name):
+        raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
+    if attributes is not None and not hasattr(attributes, "items"):
+        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
+    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
+        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
+    if not isinstance(warmup, int | None) or isinstance(warmup, bool):
+        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
+    if not 0 <= (warmup or 0) < 2**63:
+        raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
+    if not isinstance(graph, bool):
+        raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")

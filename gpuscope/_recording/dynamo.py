@@ -145,9 +145,11 @@ if TYPE_CHECKING or native is None:
         """Return the function itself, because nothing was built in C."""
         return function
 
+    here_in_c = in_c
+
 else:
 
-    class Shortcut(native.Shortcut):
+    class _Function:
         """
         A function whose common calls are done in C, and the others by the function; it is known by the same name.
 
@@ -161,7 +163,7 @@ else:
             """Do what the function does. Dynamo traces this; every other call is made in C."""
             return self.__wrapped__(*args, **kwargs)
 
-        def __get__(self, instance: object, owner: type | None = None) -> Shortcut:
+        def __get__(self, instance: object, owner: type | None = None) -> _Function:
             """Bind to nothing, as a built-in function. By this, `inspect` and `help` take it for a function."""
             return self
 
@@ -173,4 +175,10 @@ else:
             """Show the function."""
             return repr(self.__wrapped__)
 
-    in_c = Shortcut
+    class Shortcut(_Function, native.Shortcut):
+        """`stage`."""
+
+    class HereShortcut(_Function, native.HereShortcut):
+        """`here`."""
+
+    in_c, here_in_c = Shortcut, HereShortcut

@@ -51,7 +51,7 @@ _threads = _Threads()
 
 
 def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream: Stream, suspends: int) -> None:
-    """Start a run of a stage on this thread, in this context. The caller has set the record's attributes."""
+    """Start a run of a stage on this thread, in this context. The caller has set attributes and members."""
     record.start_ns = record.end_ns = 0
     record.outer = record.before = record.place = record.span = record.context_before = record.timed_stream = None
     record.pair = record.range = record.error = None
@@ -251,7 +251,7 @@ def end_raised_in_python(record: StageRecord, error: BaseException, harmless: ty
 
 def _new_record() -> StageRecord:
     record = StageRecord()
-    record.attributes = None
+    record.attributes = record.members = None
     return record
 
 

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gpuscope._data.statistics import Delivery, Statistics
+from gpuscope._recording.batches.account import Faults, SharedSpans
 from gpuscope._recording.dynamo import elisions
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Ledger:
         self._untimed: Counter[str] = Counter()
         self._graph_stages: Counter[str] = Counter()
         self._closed = False
+        self.shared, self.faults = SharedSpans(), Faults()
 
     def take(self, drain: Callable[[], list[T]], stages_in: Callable[[list[T]], int] = len) -> list[T]:
         """
@@ -135,6 +137,7 @@ class Ledger:
             self._closed = True
             if stranded:
                 self._lost[reason] += stranded
+            self.shared.close(reason)
 
     def statistics(
         self,
@@ -163,6 +166,8 @@ class Ledger:
                 elided=dict(elisions.places),
                 samples=sampling[0],
                 sampler=sampling[1],
+                shared_spans=self.shared.counts(),
+                batch_faults=self.faults.counts(),
             )
 
     def _settle(self, stages: int, exported: int, reasons: Counter[str]) -> None:

@@ -7,21 +7,22 @@ Only decides which of its forms applies. Recording is done in `_recording.hot_pa
 
 from __future__ import annotations
 
+import operator
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from gpuscope._data.native import native
-from gpuscope._data.plain.values import as_key, shown, snapshot, snapshot_mapping
+from gpuscope._data.plain.values import as_key, snapshot, snapshot_mapping
 from gpuscope._data.record import UnnamedSite
 from gpuscope._recording import dynamo
-from gpuscope._recording.block import DisabledStage, NoopStage, StageBlock, new_block
+from gpuscope._recording.block import DisabledStage, NoopStage, StageBlock, Told, check_arguments, new_block
 from gpuscope._recording.hot_path import begin, current, end, undo
 from gpuscope._recording.queue import tell
 from gpuscope._recording.state import MAX_SITES, site_of, state
 from gpuscope._recording.wrap import stage_of
-from gpuscope._settings.names import is_blank
 
 F = TypeVar("F", bound="Callable[..., object]")
+S = TypeVar("S", bound="Stage")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site, StageRecord
+    from gpuscope._recording.batches.members import Said
     from gpuscope._recording.block import StageHandle
     from gpuscope._recording.recorder import Recorder
 
@@ -37,25 +39,22 @@ _MAY_SUSPEND = 1
 _quiet: list[tuple[Stage, int, StageRecord | None]] = []
 """Entries while nothing is recorded, that are not left yet: the object, the thread, and its record around the entry."""
 _sites = state.sites
+_NOTHING_MORE = None, None, None, True, None
 
 
 class IdleStage(DisabledStage):
     """A stage that records nothing yet. A function that it decorates will be recorded once recording is on."""
 
-    __slots__ = ("attributes", "graph", "name", "stream", "warmup")
-    name: str | None
-    attributes: Mapping[str, object] | None
-    stream: Stream
-    warmup: int | None
-    graph: bool
+    __slots__ = ("told",)
+    told: Told
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle what was said of the stage."""
-        return _stage_again, (self.name, self.attributes, None, self.warmup, self.graph)
+        return _stage_again, (self.told._replace(stream=None),)
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that it is recorded once recording is on."""
-        return stage_of(function, self.name, self.attributes, self.stream, self.warmup, graph=self.graph)
+        return stage_of(function, *self.told[:4], graph=self.told.graph, said=self.told.said)
 
 
 class Stage(StageBlock):
@@ -69,9 +68,8 @@ class Stage(StageBlock):
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that each call of it is a stage."""
-        site = self.site
-        name = None if isinstance(site, UnnamedSite) else site.name
-        return stage_of(function, name, self.attributes, self.stream, site.warmup, graph=site.graph)
+        told = self._told()
+        return stage_of(function, *told[:4], graph=told.graph, said=told.said)
 
     def _set_uncommon(self, key: str, value: object) -> None:
         if not self.end_ns or self.uses == 0:
@@ -79,21 +77,19 @@ class Stage(StageBlock):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle what was said of the stage; a run of it, and its stream, stay in this process."""
-        return self._again(None)
+        return _stage_again, (self._told()._replace(stream=None),)
 
     def __copy__(self) -> object:
         """Return another stage of the same kind."""
-        function, arguments = self._again(self.stream)
-        return function(*arguments)
+        return _stage_again(self._told())
 
     def __deepcopy__(self, memo: dict[int, object]) -> object:
         """Return another stage of the same kind."""
         return self.__copy__()
 
-    def _again(self, stream: Stream) -> tuple[Callable[..., object], tuple[object, ...]]:
-        site = self.site
-        name = None if isinstance(site, UnnamedSite) else site.name
-        return _stage_again, (name, self.attributes, stream, site.warmup, site.graph)
+    def _told(self, said: Said | None = None) -> Told:
+        name = None if isinstance(self.site, UnnamedSite) else self.site.name
+        return Told(name, self.attributes, self.stream, self.site.warmup, self.site.graph, said)
 
     def _enter_again(self) -> Self:
         if self.uses == 0:  # It has no run of its own.
@@ -102,8 +98,10 @@ class Stage(StageBlock):
         if (recorder := state.recorder) is None:
             _quiet.append((self, threading.get_ident(), self._innermost()))
             return cast("Self", _DISABLED_STAGE)
-        inner = _new_stage(recorder, self.site, self.attributes, self.stream)
+        inner = _new_stage(Stage, recorder, self.site, self.attributes, self.stream)
         inner.owner, inner.uses = self, 1
+        if (said := self._told().said) is not None:
+            said.take(inner)
         try:
             begin(recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)
             self._entries().append(inner)
@@ -143,18 +141,36 @@ class Stage(StageBlock):
         return record
 
 
-def _new_stage(recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream) -> Stage:
-    stage = new_block(Stage, recorder, site)
+class BatchStage(Stage):
+    """One `with stage(..., members=...)` block: each entry reads the members anew."""
+
+    __slots__ = ("said",)
+    said: Said
+
+    def __enter__(self) -> Self:
+        """Begin the stage."""
+        if not self.uses and not self.recorder.paused:
+            self.said.take(self)
+        return super().__enter__()
+
+    def _told(self, said: Said | None = None) -> Told:
+        return super()._told(said or self.said)
+
+
+def _new_stage(
+    kind: type[S], recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream
+) -> S:
+    stage = new_block(kind, recorder, site)
     stage.stream = stream
-    stage.attributes = None
     if attributes is not None:
         tell(stage, snapshot_mapping(attributes))
     return stage
 
 
-def _stage_again(*arguments: Any) -> object:
+def _stage_again(told: Told) -> object:
     """Make what was copied or unpickled: on, idle or off as this process is."""
-    return stage(*arguments)
+    said = () if told.said is None else told.said._asdict().items()
+    return stage(*told[:4], graph=told.graph, **dict(said))  # type: ignore[call-overload]
 
 
 _DISABLED_STAGE = DisabledStage()
@@ -171,6 +187,10 @@ def stage(
     stream: Stream = None,
     warmup: int | None = None,
     graph: bool = True,
+    members: object = None,
+    weights: object = None,
+    basis: str | None = None,
+    key: str | Callable[[Any], object] | None = None,
 ) -> StageHandle: ...
 # Only type checkers are told that the options are keyword-only, because their defaults would then cost every call a
 # quarter more. `name` is `Any`: whatever was given is looked up first, and checked only if it is not a known name.
@@ -181,6 +201,11 @@ def stage(
     stream: Stream = None,
     warmup: int | None = None,
     graph: bool = True,
+    *,
+    members: object = None,
+    weights: object = None,
+    basis: str | None = None,
+    key: str | Callable[[Any], object] | None = None,
 ) -> object:
     """
     Name a piece of inference work; as a decorator or as a context manager.
@@ -196,20 +221,21 @@ def stage(
         `with stage("h2d") as s: s.set_attribute("batch_size", 8)`.
 
     Args:
-        name: the stage's name. Use few different names, because NVTX keeps every one for ever. A decorator may leave it
-            out; the name is then the function's qualified name.
+        name: the stage's name. Use few different names, because NVTX keeps every one. A decorator may leave it out; it
+            is then the function's qualified name.
         attributes: attributes of each of the stage's host spans.
-        stream: the `torch.cuda.Stream` whose work is timed, instead of that of the current stream. It has to exist
-            until the stage is left.
-        warmup: how many first calls of this stage are flagged as warm-up and left out of statistics; by default as
-            many as `GPUSCOPE_WARMUP` says.
-        graph: whether each replay times this stage if it is captured into a CUDA graph. For that it adds up to two
-            nodes to the graph.
+        stream: the `torch.cuda.Stream` whose work is timed, not the current one; it has to exist until the end.
+        warmup: how many first calls are flagged as warm-up and left out of statistics; by default `GPUSCOPE_WARMUP`.
+        graph: whether each replay of a CUDA graph that it is captured into times it, by up to two nodes in the graph.
+        members: the requests that a batch works for: their tokens, of `gpuscope.here()`, read once when the stage
+            begins. For a decorated function, a function or an expression of its arguments. See docs/batches.md.
+        weights: a number for each member, by which the GPU time is allotted; given as `members` are. None: all equal.
+        basis: what the weights are, such as `tokens`.
+        key: finds the token of each member: the name of an attribute or of a dict's item, or a function.
 
     Raises:
-        TypeError: for a name that is not a `str`, a stream without `cuda_stream`, attributes that are not a mapping, a
-            `warmup` that is not an `int`, a `graph` that is not a `bool`; and at decoration for what can't be a stage.
-        ValueError: for a blank name, or a negative `warmup`.
+        TypeError: for an argument of another type than is said above; and at decoration for what can't be a stage.
+        ValueError: for a blank name or a negative `warmup`; with `GPUSCOPE_STRICT`, for faults in members and weights.
 
     """
     # First and alone: see `_recording.wrap`.
@@ -217,74 +243,52 @@ def stage(
         dynamo.gpuscope_left_out()
         return NoopStage()
     recorder = state.recorder
-    if attributes is None and stream is None and warmup is None and graph is True:
+    if attributes is members is stream is weights is warmup is None and basis is key is None and graph is True:
         try:
             return state.off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
         except (KeyError, TypeError):  # The first use of a name, or something that is not a name.
             pass
-    return _uncommon(recorder, name, attributes, stream, warmup, graph=graph)
+    told = Told(name, attributes, stream, warmup, graph)
+    if not (members is weights is basis is key is None):
+        from gpuscope._recording.batches.members import said_of_batch
+
+        told = told._replace(said=said_of_batch(members, weights, basis, key))
+    return _uncommon(recorder, told)
 
 
-def _uncommon(
-    recorder: Recorder | None,
-    name: object,
-    attributes: Mapping[str, object] | None,
-    stream: Stream,
-    warmup: int | None,
-    *,
-    graph: bool,
-) -> object:
-    _check(name, attributes, stream, warmup, graph)
+def _uncommon(recorder: Recorder | None, told: Told) -> object:
+    name, attributes, stream, warmup, graph, said = told
+    if not (type(name) is str and name in _sites and attributes is stream is warmup is None and graph is True):
+        check_arguments(*told[:5])
     if name is not None and not isinstance(name, str):
-        return stage_of(name, None, attributes, stream, warmup, graph=graph)
+        return stage_of(name, None, attributes, stream, warmup, graph=graph, said=said)
     if recorder is None:
-        if name is not None and attributes is None and stream is None and warmup is None and graph:
+        if name is not None and all(map(operator.is_, told[1:], _NOTHING_MORE)):
             return _off_stage(name)
-        return _idle_stage(name, attributes, stream, warmup, graph=graph) if state.may_toggle else _DISABLED_STAGE
+        return _idle_stage(told)
     if name is not None:
         # `str.__str__`, because the name may be of a subclass, whose own methods nobody shall call.
         site = site_of(str.__str__(name), warmup, graph=graph)
     else:
         site = state.unnamed if warmup is None and graph else UnnamedSite()
         site.warmup, site.graph = warmup, graph
-    return _new_stage(recorder, site, attributes, stream)
+    if said is None:
+        return _new_stage(Stage, recorder, site, attributes, stream)
+    batch = _new_stage(BatchStage, recorder, site, attributes, stream)
+    batch.said = said
+    return batch
 
 
-def _check(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
-    """
-    Refuse what can't be the arguments of a stage.
-
-    Raises:
-        TypeError: for values of another type.
-        ValueError: for a blank name, or a `warmup` that is not a count.
-
-    """
-    if not (name is None or callable(name) or isinstance(name, str | staticmethod | classmethod | property)):
-        raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
-    if isinstance(name, str) and is_blank(name):
-        raise ValueError(f'The name of a `stage` is {name!r}: expected one that is not blank, as in `stage("decode")`.')
-    if attributes is not None and not hasattr(attributes, "items"):
-        raise TypeError(f"`attributes` of a `stage` must be a mapping of names to values, not {shown(attributes)}.")
-    if stream is not None and not (hasattr(stream, "cuda_stream") and hasattr(stream, "device_index")):
-        raise TypeError(f"`stream` of a `stage` must be a `torch.cuda.Stream`, not {shown(stream)}.")
-    if not isinstance(warmup, int | None) or isinstance(warmup, bool):
-        raise TypeError(f"`warmup` of a `stage` must be a number of calls, not {shown(warmup)}.")
-    if not 0 <= (warmup or 0) < 2**63:
-        raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
-    if not isinstance(graph, bool):
-        raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")
-
-
-def _idle_stage(
-    name: str | None, attributes: Mapping[str, object] | None, stream: Stream, warmup: int | None, *, graph: bool = True
-) -> IdleStage:
+def _idle_stage(told: Told) -> DisabledStage:
+    if not state.may_toggle:
+        return _DISABLED_STAGE
     idle = IdleStage()
-    idle.name, idle.attributes, idle.stream, idle.warmup, idle.graph = name, attributes, stream, warmup, graph
+    idle.told = told
     return idle
 
 
 def _off_stage(name: str) -> DisabledStage:
-    off = _idle_stage(name, None, None, None) if state.may_toggle else _DISABLED_STAGE
+    off = _idle_stage(Told(name, *_NOTHING_MORE))
     if len(kept := state.off_stages) >= MAX_SITES:
         return off
     if native is not None:

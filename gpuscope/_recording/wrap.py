@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.interfaces import Stream
     from gpuscope._data.record import Site
+    from gpuscope._recording.batches.members import Said
 
 F = TypeVar("F")
 P = ParamSpec("P")
@@ -48,6 +49,7 @@ def stage_of(
     warmup: int | None,
     *,
     graph: bool = True,
+    said: Said | None = None,
 ) -> F:
     """
     Return the function as a stage, of the same kind, name, signature and docstring.
@@ -56,11 +58,11 @@ def stage_of(
     that a program does not fail on the day when recording is switched on.
 
     Raises:
-        TypeError: for a class, a property, or what can't be called.
+        TypeError: for a class, a property, or what can't be called; with members, for what has no single call.
 
     """
     if isinstance(function, staticmethod | classmethod):
-        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)
+        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph, said=said)
         return function if inner is function.__func__ else type(function)(inner)
     called = _checked(function)
     if state.recorder is None and not state.may_toggle:
@@ -70,10 +72,22 @@ def stage_of(
     from gpuscope._recording import functions
 
     if type(function) is MethodType:  # A method again, which goes with copies of its object.
-        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph)  # type: ignore[attr-defined]
+        inner = stage_of(
+            function.__func__,  # type: ignore[attr-defined]
+            name,
+            attributes,
+            stream,
+            warmup,
+            graph=graph,
+            said=said,
+        )
         return cast("F", MethodType(inner, function.__self__))  # type: ignore[attr-defined]
     site = site_of_function(function, name, attributes)
     site.warmup, site.graph = warmup, graph
+    if said is not None:
+        from gpuscope._recording.batches.members import as_batch
+
+        called = as_batch(called, said, site.name)
     wrapper = _wrapper_for(called)(called, site, stream)
     if type(function) is FunctionType:
         return cast("F", functions.looking_like(called, wrapper))

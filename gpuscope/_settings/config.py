@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
-from gpuscope._settings.fields import for_metrics, read_all, setting
+from gpuscope._settings.fields import for_metrics, of_traces, read_all, setting
 from gpuscope._settings.keywords import checked
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
@@ -79,6 +79,15 @@ class Config:
     )
     sample_hz: float = setting(
         0.0, "GPUSCOPE_SAMPLE_HZ", parse.between(0.0, 5000.0), "How often a second streams are asked for work."
+    )
+    batch_spans: str = setting(
+        "all",
+        "GPUSCOPE_BATCH_SPANS",
+        parse.one_of("all", "links"),
+        "`links`: a batch links to its members' spans, and adds none to their traces.",
+    )
+    strict: bool = setting(
+        False, "GPUSCOPE_STRICT", parse.boolean, "`1`: faults in the members of batches are raised, as in tests.", "0"
     )
     profile: str = setting(
         "",
@@ -176,54 +185,44 @@ class Config:
     )
     otlp_headers: dict[str, str] = setting(
         {},
-        "OTEL_EXPORTER_OTLP_TRACES_HEADERS OTEL_EXPORTER_OTLP_HEADERS",
+        of_traces("HEADERS"),
         parse.headers,
         "Headers of each request, as `name=value` separated by commas.",
         "none",
     )
     otlp_timeout_s: float = setting(
         10.0,
-        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT OTEL_EXPORTER_OTLP_TIMEOUT",
+        of_traces("TIMEOUT"),
         parse.between(0.001, 3600.0, "seconds"),
         "Seconds for a request, including its retries.",
         "10",
     )
     otlp_compression: str = setting(
         "none",
-        "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION OTEL_EXPORTER_OTLP_COMPRESSION",
+        of_traces("COMPRESSION"),
         parse.one_of("none", "gzip", "deflate"),
         "`gzip`, `deflate` (not over gRPC) or `none`.",
     )
     otlp_certificate: str = setting(
         "",
-        "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE OTEL_EXPORTER_OTLP_CERTIFICATE",
+        of_traces("CERTIFICATE"),
         str,
         "File with the certificates against which the endpoint is checked.",
         "the system's",
     )
     otlp_client_certificate: str = setting(
-        "",
-        "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
-        str,
-        "File with the client's certificate, for mutual TLS.",
-        "none",
+        "", of_traces("CLIENT_CERTIFICATE"), str, "File with the client's certificate, for mutual TLS.", "none"
     )
-    otlp_client_key: str = setting(
-        "",
-        "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY OTEL_EXPORTER_OTLP_CLIENT_KEY",
-        str,
-        "File with the client's private key.",
-        "none",
-    )
+    otlp_client_key: str = setting("", of_traces("CLIENT_KEY"), str, "File with the client's private key.", "none")
     otlp_protocol: str = setting(
         "http/protobuf",
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL OTEL_EXPORTER_OTLP_PROTOCOL",
+        of_traces("PROTOCOL"),
         parse.one_of("http/protobuf", "grpc"),
         "`http/protobuf`, by default on port 4318, or `grpc`, on port 4317; that needs `gpuscope[grpc]`.",
     )
     otlp_insecure: bool = setting(
         False,
-        "OTEL_EXPORTER_OTLP_TRACES_INSECURE OTEL_EXPORTER_OTLP_INSECURE",
+        of_traces("INSECURE"),
         parse.otel_boolean,
         "With `true`, gRPC to an endpoint without http:// or https://, `collector:4317` say, goes without TLS.",
         "false",

@@ -60,6 +60,11 @@ def setting(
     return field(default=default, repr=not variables.endswith(("ENDPOINT", "CLIENT_KEY")), metadata=metadata)
 
 
+def of_traces(name: str) -> str:
+    """Return the variables of OTLP with this end: that of spans, and the general one."""
+    return f"OTEL_EXPORTER_OTLP_TRACES_{name} OTEL_EXPORTER_OTLP_{name}"
+
+
 def for_metrics(spans_setting: T) -> T:
     """Return the field of metrics for one of spans."""
     spans = cast("Field[T]", spans_setting)

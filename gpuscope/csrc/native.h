@@ -4,7 +4,7 @@
  * Everything here has a twin in Python that says at more length what it does, and is used where this was not built. The
  * twins are in `_data/record.py`, `_data/interfaces.py`, `_data/row.py`, `_recording/hot_path.py`,
  * `_recording/current_stage.py`, `_recording/block.py`, `_recording/state.py`, `_recording/stage.py`,
- * `_recording/wrap.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
+ * `_recording/wrap.py`, `_recording/batches/token.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
  * `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
  * `exporters/_encoding/otlp_bytes.py`. The common path is here; rare cases are handed back to the Python functions that
  * `prepare` was given.
@@ -23,7 +23,7 @@ typedef struct Watch Watch;
 /* One run of a stage: `StageRecord` of `_data/record.py`. A null object is None where it may be absent. */
 typedef struct {
     PyObject_HEAD
-    PyObject *attributes, *before, *error, *timed_stream, *outer, *pair, *range, *context_before, *span;
+    PyObject *attributes, *before, *error, *members, *timed_stream, *outer, *pair, *range, *context_before, *span;
     PyObject *recorder, *site, *thread, *trace;
     long long start_ns, end_ns;
     unsigned long long span_id;
@@ -88,6 +88,14 @@ typedef struct {
     char uses;
 } StageBlock;
 
+/* What a token holds: `TokenFields` of `_recording/batches/token.py`. Never changed once it is made. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *source;
+    long long time_ns;
+} Token;
+
+extern PyTypeObject *fields_type;
 extern PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type, *block_type, *pair_type;
 
 static inline int is_present(const PyObject *object) { return object != NULL && object != Py_None; }
@@ -129,6 +137,10 @@ Recorder *as_recorder(PyObject *object);
 /* Each holds `recorder` itself, and fails only with what is not an `Exception`. */
 int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObject *stream, PyObject *suspends);
 int end_stage(StageRecord *record, PyObject *error);
+
+/* The stage of this recorder that is current, as a new reference, or None; and the time by the recorder's clock. */
+int stage_here(Recorder *recorder, PyObject **stage);
+int read_now(Recorder *recorder, long long *now_ns);
 
 /* A new trace with this stage as its root, and a span id that no other stage has. */
 int new_trace(Recorder *recorder, StageRecord *record);
@@ -174,5 +186,6 @@ int add_join(PyObject *module);
 int add_reader(PyObject *module);
 int add_graphs(PyObject *module);
 int add_sampler(PyObject *module);
+int add_token(PyObject *module);
 
 #endif

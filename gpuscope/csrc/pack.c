@@ -1,6 +1,6 @@
 /*
  * Rows into the cells of a batch's columns. The twin is `BatchBuilder._pack_in_python` of
- * `_collecting/batch_builder.py`.
+ * `_collecting/batch_builder.py`. Also what the members of batches are: `_collecting/members.py`.
  */
 #include "native.h"
 
@@ -288,7 +288,7 @@ static void uncount(PyObject *rows, Py_ssize_t count) {
 
 /* Also those of which `Bridge.details` has to say that there are none. */
 static int has_details(const StageRecord *record) {
-    if (is_present(record->attributes) || is_present(record->error)) return 1;
+    if (is_present(record->attributes) || is_present(record->error) || is_present(record->members)) return 1;
     if (!is_present(record->span)) return 0;
     return !is_none(record->span, str_notes) || is_present(((Trace *)record->trace)->state);
 }
@@ -362,6 +362,91 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
     return answer;
 }
 
+/* A member of a batch. The twin is `MEMBER` of `_collecting/members.py`, which says what the flags are. */
+typedef struct {
+    unsigned long long trace_high, trace_low, span_id;
+    long long token_ns, flags;
+} Member;
+
+enum { IS_SOMETHING = 1, IS_SAMPLED = 2, IS_REMOTE = 4, HAS_STATE = 8, IS_TO_ASK = 16 };
+enum { TRACE_ID, SPAN_ID, REMOTE, TRACE_FLAGS, TRACE_STATE, CONTEXT_SIZE = 6 };
+
+static void fill_from_record(StageRecord *record, int own, Member *member) {
+    Trace *trace = record->trace && PyObject_TypeCheck(record->trace, trace_type) ? (Trace *)record->trace : NULL;
+    if (trace != NULL && own == KEPT && !is_present(trace->sampled) && !trace->parent_id)
+        put(&trace->sampled, Py_NewRef(Py_True));
+    int is_decided = trace != NULL && own != ASK && (own == OWN || is_present(trace->sampled));
+    if (!is_decided || !has_own_ids(record)) {
+        member->flags = IS_SOMETHING | IS_TO_ASK;
+        return;
+    }
+    member->trace_high = trace->high;
+    member->trace_low = trace->low;
+    member->span_id = record->span_id;
+    member->flags = IS_SOMETHING;
+    if (trace->sampled != Py_False) member->flags |= IS_SAMPLED;
+    if (is_present(trace->state)) member->flags |= HAS_STATE;
+}
+
+/* A `SpanContext` of OpenTelemetry, or `Written`. */
+static int fill_from_ids(PyObject *ids, Member *member) {
+    if (split_trace_id(PyTuple_GET_ITEM(ids, TRACE_ID), &member->trace_high, &member->trace_low)) return -1;
+    member->span_id = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(ids, SPAN_ID));
+    long flags = PyLong_AsLong(PyTuple_GET_ITEM(ids, TRACE_FLAGS));
+    int has_state = PyObject_IsTrue(PyTuple_GET_ITEM(ids, TRACE_STATE));
+    if (PyErr_Occurred()) return -1;
+    member->flags = IS_SOMETHING | (flags & 1 ? IS_SAMPLED : 0) | (has_state ? HAS_STATE : 0);
+    if (PyTuple_GET_ITEM(ids, REMOTE) == Py_True) member->flags |= IS_REMOTE;
+    return 0;
+}
+
+static Token *token_at(PyObject *tokens, Py_ssize_t i) {
+    PyObject *token = i < PyTuple_GET_SIZE(tokens) ? PyTuple_GET_ITEM(tokens, i) : NULL;
+    return token != NULL && PyObject_TypeCheck(token, fields_type) ? (Token *)token : NULL;
+}
+
+/* As `fetch_ahead`: the token, the record, its trace. */
+static void fetch_members_ahead(PyObject *tokens, Py_ssize_t i) {
+    if (i + 2 * AHEAD < PyTuple_GET_SIZE(tokens)) FETCH(PyTuple_GET_ITEM(tokens, i + 2 * AHEAD));
+    Token *later = token_at(tokens, i + AHEAD), *near = token_at(tokens, i + AHEAD / 2);
+    if (later != NULL && later->source != NULL) {
+        FETCH(later->source);
+        FETCH((const char *)later->source + 64);
+        FETCH((const char *)later->source + 128);
+    }
+    if (near != NULL && near->source != NULL && PyObject_TypeCheck(near->source, record_type))
+        FETCH(((StageRecord *)near->source)->trace);
+}
+
+/* members(tokens, own): what is known of them without asking anybody, as bytes. */
+static PyObject *members_of(PyObject *Py_UNUSED(module), PyObject *args) {
+    PyObject *tokens;
+    int own;
+    if (!PyArg_ParseTuple(args, "O!i:members", &PyTuple_Type, &tokens, &own)) return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(tokens);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(Member));
+    for (Py_ssize_t i = 0; bytes != NULL && i < count; i++) {
+        Token *token = (Token *)PyTuple_GET_ITEM(tokens, i);
+        fetch_members_ahead(tokens, i);
+        if (!PyObject_TypeCheck((PyObject *)token, fields_type)) {
+            PyErr_Format(PyExc_TypeError, "expected a token, got %R", Py_TYPE(token));
+            Py_CLEAR(bytes);
+            break;
+        }
+        Member member = {.token_ns = token->time_ns};
+        PyObject *source = token->source;
+        if (source != NULL && PyObject_TypeCheck(source, record_type)) {
+            fill_from_record((StageRecord *)source, own, &member);
+        } else if (source != NULL && PyTuple_Check(source) && PyTuple_GET_SIZE(source) == CONTEXT_SIZE) {
+            if (fill_from_ids(source, &member)) Py_CLEAR(bytes);
+        } else if (source != NULL && !PyUnicode_CheckExact(source)) {
+            member.flags = IS_SOMETHING | IS_TO_ASK;
+        }
+        if (bytes != NULL) memcpy(PyBytes_AS_STRING(bytes) + i * (Py_ssize_t)sizeof member, &member, sizeof member);
+    }
+    return bytes;
+}
+
 /* A column's name, offset, size, and whether it has a sign. */
 #define HAS_SIGN(value) _Generic(value, long long: 1, unsigned long long: 0)
 #define COLUMN(name) {#name, offsetof(Cells, name), sizeof((Cells){0}.name), HAS_SIGN((Cells){0}.name)}
@@ -391,6 +476,7 @@ static PyObject *row_layout(void) {
 }
 
 static PyMethodDef functions[] = {
+    {"members", members_of, METH_VARARGS, "Return what tokens are of, as the bytes of cells."},
     {"pack", pack, METH_VARARGS, "Return rows as the bytes of a batch's cells, and which have details."},
     {NULL},
 };

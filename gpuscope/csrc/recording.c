@@ -189,6 +189,16 @@ int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObjec
     return failed;
 }
 
+int stage_here(Recorder *recorder, PyObject **stage) {
+    if (find_current(stage)) return -1;
+    while (is_left_behind(*stage)) Py_SETREF(*stage, stage_before(*stage));
+    if (!PyObject_TypeCheck(*stage, record_type) || ((StageRecord *)*stage)->recorder != (PyObject *)recorder)
+        Py_SETREF(*stage, Py_NewRef(Py_None));
+    return 0;
+}
+
+int read_now(Recorder *recorder, long long *now_ns) { return read_clock(recorder, now_ns); }
+
 static int leave_range(Recorder *recorder, StageRecord *record) {
     if (!is_present(record->range)) return 0;
     PyObject *opened = record->range, *nvtx = Py_XNewRef(member(recorder->nvtx, "nvtx"));

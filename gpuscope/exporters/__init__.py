@@ -50,6 +50,8 @@ class Exporter(Protocol):
                 The last slice of work is added whole, so a batch may exceed either number. The rows are in no order,
                 and a stage's parent may come after it, in a later batch too. Where `GPUSCOPE_GPU_SPANS` is `work`, rows
                 without work on the GPU have no GPU span, unless the exporter has the attribute `every_gpu_span`.
+                Where it has `shared`, all its rows are light spans of batches in their members' traces and no stages;
+                the delivery then counts them.
             delivery: takes the outcome. Call `delivery.settle` exactly once, now or later, from any thread. Afterwards
                 `export` must not raise, because a failure settles the delivery as well. What is not settled when the
                 period of recording ends is lost as `shutdown`.

@@ -10,8 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpuscope.exporters._encoding.otlp_bytes import split_stages
-from gpuscope.exporters._encoding.otlp_message import rejected_spans
+from gpuscope.exporters._encoding.otlp_message import rejected_spans, split_stages
 from gpuscope.exporters._transport.http import Client, Outcome
 
 if TYPE_CHECKING:

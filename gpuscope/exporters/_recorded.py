@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from gpuscope._data.attributes import GPU_DURATION, GRAPH, HOST_DURATION, LAUNCH_TO_START
+from gpuscope._data.attributes import GPU_DURATION, GPU_SHARE, GRAPH, HOST_DURATION, LAUNCH_TO_START, SHARED
 from gpuscope._data.batch import NO_WORK_NS
 from gpuscope._data.plain.values import as_text
 from gpuscope.exporters._encoding.details import CleanDetails, Dropped
@@ -38,7 +38,7 @@ Json: TypeAlias = Any
 
 _MALFORMED = (AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError)
 _TRACE_BYTES, _SPAN_BYTES = 16, 8
-_OF_GPU_PART = (GPU_DURATION, LAUNCH_TO_START)
+_OF_GPU_PART = (GPU_DURATION, LAUNCH_TO_START, GPU_SHARE)
 """What a host span says only if it has a GPU span."""
 _CACHED = 4096
 
@@ -111,7 +111,7 @@ class RecordedLines:
                         continue
                     if body := self._encoded(span, has_gpu=span.get("spanId") not in idle):
                         encoded.append(b"\x12" + varint(len(body)) + body)
-                        stages += not _is_gpu_part(keys)
+                        stages += not (_is_gpu_part(keys) or SHARED in keys)
                 if encoded:
                     yield Part(envelope, b"".join(encoded), stages, len(encoded))
 

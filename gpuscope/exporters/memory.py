@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from gpuscope.exporters._encoding.details import CleanDetails
+from gpuscope.exporters._encoding.details import CleanDetails, links_of
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
@@ -100,6 +100,6 @@ def _captured(row: SpanRow[SpanTemplate], kind: Literal["host", "gpu"]) -> Captu
         status=_STATUS[code],
         description=description,
         events=tuple(details.events),
-        links=tuple(details.links),
+        links=tuple(links_of(details)),
         error=details.error,
     )

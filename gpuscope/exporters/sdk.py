@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import Future, wait
 from copy import copy
+from itertools import repeat
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -21,6 +22,7 @@ from gpuscope._data.plain.values import shown
 from gpuscope._log import inform, logger
 from gpuscope._otel.lazy_span import RealSpan, let_go_of_span
 from gpuscope._otel.provider_end import original_flush
+from gpuscope.exporters._encoding.details import links_of
 from gpuscope.exporters._encoding.rows import rows_of
 from gpuscope.exporters._encoding.spans import SAID_BY_US, resolve, spans_of
 from gpuscope.exporters._transport.sender import start_thread
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
 
 _CODES = (StatusCode.UNSET, StatusCode.OK, StatusCode.ERROR)
 _STEP_ROWS = 4
+_TOO_MANY_LINKS = (
+    "the span of the batch %r links to %d spans, and the application's TracerProvider keeps %d "
+    "(OTEL_SPAN_LINK_COUNT_LIMIT). Its members' own spans link to it all the same."
+)
 
 
 class SdkExporter:
@@ -51,14 +57,15 @@ class SdkExporter:
 
     Args:
         bridge: has started the spans that somebody asked for, and starts the others now.
+        count: takes a reason and a message with its arguments where links of a batch find no room.
 
     """
 
     name = "sdk"
     place = "the program's TracerProvider"
 
-    def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
+    def __init__(self, bridge: Bridge, count: Callable[..., None] = lambda *_: None) -> None:
+        self._bridge, self._count = bridge, count
         self._cache: dict[Group, tuple[SpanTemplate | None, SpanTemplate | None]] = {}
         self._flusher = _Flusher()
         self._succeeded = False
@@ -66,12 +73,12 @@ class SdkExporter:
     def export(self, batch: StageBatch, delivery: Delivery) -> Iterator[None]:
         """End the stages' spans, a few per step."""
         tracer, lost = self._bridge.tracer, Counter[str]()
-        if tracer is None or batch.live is None:
+        if tracer is None or (batch.live is None and batch.shared is None):
             delivery.settle(0, {"no_provider": delivery.stages})
             return
         inside, spans = _Inside(tracer), spans_of(batch)
         rows = rows_of(spans, resolve(spans, self._cache, lambda host, gpu: (host, gpu)))
-        for number, (lazy, (host, gpu)) in enumerate(zip(batch.live, rows, strict=True)):
+        for number, (lazy, (host, gpu)) in enumerate(zip(batch.live or repeat(None), rows, strict=False)):
             if self._bridge.provider_has_ended():
                 # It takes spans as ever, and drops them without a word.
                 lost["provider_shutdown"] += 1
@@ -79,11 +86,13 @@ class SdkExporter:
                     let_go_of_span(lazy)
             elif host is None:
                 lost["not_recording"] += not inside.finish(gpu)
-            else:
+            elif batch.shared is not None:
+                lost["not_recording"] += not _make_light(tracer, host, gpu)
+            elif lazy is not None:
                 self._end(tracer, lazy, (host, gpu), lost)
             if number % _STEP_ROWS == _STEP_ROWS - 1:
                 yield
-        exported = len(batch.live) - sum(lost.values())
+        exported = len(batch.site) - sum(lost.values())
         if exported and not self._succeeded:
             self._succeeded = True
             inform("exporting spans through the application's %s.", type(self._bridge.provider).__name__)
@@ -97,8 +106,18 @@ class SdkExporter:
         elif not real.span.is_recording():
             lost["not_recording"] += 1
         else:
+            self._count_links(real.span, rows[0])
             _finish(tracer, real, *rows)
         let_go_of_span(lazy)
+
+    def _count_links(self, span: Span, row: _Row) -> None:
+        """Count the links to members that the span has no room for: by its limits the SDK drops the first ones."""
+        if row.details is None or row.details.linked is None:
+            return
+        room = getattr(getattr(span, "_limits", None), "max_links", None)
+        links = len(links_of(row.details))
+        if room is not None and links > room:
+            self._count("links", _TOO_MANY_LINKS, row.shared.name, links, room)
 
     def flush(self, timeout_s: float) -> bool:
         """Ask the provider to flush, and wait no longer than the timeout, which providers often ignore."""
@@ -134,11 +153,7 @@ def _made_late(tracer: Tracer, row: _Row) -> RealSpan | None:
     """
     if not hasattr(tracer, "id_generator"):
         return None
-    context = Context()
-    if row.parent_id:
-        flags = TraceFlags(TraceFlags.SAMPLED)
-        parent = SpanContext(row.trace_id, row.parent_id, is_remote=row.shared.remote, trace_flags=flags)
-        context = set_span_in_context(NonRecordingSpan(parent), context)
+    context = _below(row)
     try:
         tracer = copy(tracer)
         tracer.id_generator = _Given(row, tracer.id_generator)
@@ -146,6 +161,15 @@ def _made_late(tracer: Tracer, row: _Row) -> RealSpan | None:
     except Exception as error:  # Of the application's sampler or processors, or of a tracer that cannot be copied.
         logger.debug("a stage's span could not be made: %s", shown(error))
         return None
+
+
+def _below(row: _Row) -> Context:
+    """Return a context in which a row's parent is current; it is known by its ids alone."""
+    if not row.parent_id:
+        return Context()
+    flags = TraceFlags(TraceFlags.SAMPLED)
+    parent = SpanContext(row.trace_id, row.parent_id, is_remote=row.shared.remote, trace_flags=flags)
+    return set_span_in_context(NonRecordingSpan(parent), Context())
 
 
 class _Inside:
@@ -173,6 +197,18 @@ class _Inside:
         self._made[gpu.span_id] = span.get_span_context()
         span.end(end_time=_end_ns(gpu))
         return recorded
+
+
+def _make_light(tracer: Tracer, host: _Row, gpu: _Row | None) -> bool:
+    """Make and end a light span, and its GPU span; return whether it was recorded."""
+    span = _start(tracer, host, _below(host))
+    recorded = span.is_recording()
+    if host.details is not None:
+        _add(span, host.shared.name, host.details)
+    if gpu is not None:
+        _start(tracer, gpu, set_span_in_context(span, Context())).end(end_time=_end_ns(gpu))
+    span.end(end_time=_end_ns(host))
+    return recorded
 
 
 def _finish(tracer: Tracer, real: RealSpan, host: _Row, gpu: _Row | None) -> None:
@@ -213,7 +249,7 @@ def _add(span: Span, name: str, details: CleanDetails) -> None:
     span.update_name(name)
     for event, at_ns, attributes in details.events:
         span.add_event(event, attributes, timestamp=max(1, at_ns))
-    for trace_id, span_id, attributes in details.links:
+    for trace_id, span_id, attributes in links_of(details):
         ids = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
         span.add_link(ids, attributes)
     code, description = details.status

@@ -18,13 +18,13 @@ from gpuscope._data.plain.values import message_of, shown
 from gpuscope._errors import MissingError, UnsuitableError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import WarnOnce, logger
-from gpuscope.instrument._pre_hook import with_pre_hook
+from gpuscope._recording.arguments.pre_hook import with_pre_hook
 from gpuscope.instrument._wrapping import as_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from gpuscope.instrument._pre_hook import Function
+    from gpuscope._recording.arguments.pre_hook import Function
     from gpuscope.instrument._targets import Target
     from gpuscope.instrument._wrapping import Member
 

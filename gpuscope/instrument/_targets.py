@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpuscope._data.plain.values import shown
+from gpuscope._recording.arguments import expressions
 from gpuscope._settings.names import is_blank
-from gpuscope.instrument import _expressions
 
 FORM = "`stage=package.module:function` or `stage=package.module:Class.method`, several separated by commas"
 _PATH = re.compile(r"([\w.]+):([\w.]+)")
@@ -60,7 +60,7 @@ class Target:
         ):
             raise TypeError(f"`attributes` of the stage {self.stage!r}: expected a mapping of names to expressions.")
         for expression in self.attributes.values():
-            _expressions.check(expression)
+            expressions.check(expression)
 
     @property
     def module(self) -> str:

@@ -17,18 +17,18 @@ from gpuscope._data.plain.values import message_of, shown, snapshot_mapping
 from gpuscope._errors import UnsuitableError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import WarnOnce, later
+from gpuscope._recording.arguments import expressions
+from gpuscope._recording.arguments.pre_hook import with_pre_hook
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.queue import tell
 from gpuscope._recording.stage import stage
 from gpuscope._recording.state import state
-from gpuscope.instrument import _expressions
-from gpuscope.instrument._pre_hook import with_pre_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import SupportsIndex
 
-    from gpuscope.instrument._pre_hook import Function, PreHook
+    from gpuscope._recording.arguments.pre_hook import Function, PreHook
     from gpuscope.instrument._targets import Target
 
 Member: TypeAlias = Any
@@ -95,11 +95,11 @@ class _ArgumentAttributes:
 
     def __init__(self, target: Target, function: Function) -> None:
         self.target = target
-        self.readers: dict[str, _expressions.Reader] = {}
+        self.readers: dict[str, expressions.Reader] = {}
         self._warnings = WarnOnce(say=later)
         for key, expression in target.attributes.items():
             try:
-                self.readers[key] = _expressions.reader(expression, inspect.signature(function))
+                self.readers[key] = expressions.reader(expression, inspect.signature(function))
             except (TypeError, ValueError) as error:
                 self._leave_out(key, error)
 
@@ -121,7 +121,7 @@ class _ArgumentAttributes:
         values = {}
         for key, read in self.readers.items():
             try:
-                value = _expressions.plain(read(args, kwargs))
+                value = expressions.plain(read(args, kwargs))
             except Exception as error:  # The arguments are the application's, and may raise anything.
                 if is_an_interrupt(error):
                     raise

@@ -32,7 +32,7 @@ STAGES = st.recursive(
             device=st.integers(0, 1),
             process=st.sampled_from(["one", "two"]),
             thread=st.sampled_from(["one", "two"]),
-            flags=st.sampled_from([0, 0, 0]) | st.integers(0, sum(RowFlag)),
+            flags=st.sampled_from([0, 0, 0]) | st.integers(0, sum(RowFlag) - RowFlag.SHARED),
             attributes=st.dictionaries(
                 st.sampled_from(["batch_size", "bytes", "input_shape", "é"]),
                 st.none() | st.integers() | st.floats() | st.text(max_size=2) | st.lists(st.integers(), max_size=2),

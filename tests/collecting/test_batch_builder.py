@@ -35,6 +35,7 @@ def new_trace(root=None, **facts):
 def new_record(**facts):
     """A stage that has ended, without a GPU part."""
     record = StageRecord()
+    record.members = None
     for name in ("outer", "span", "context_before", "timed_stream", "pair", "range", "attributes", "error", "recorder"):
         setattr(record, name, None)
     record.site, record.trace, record.thread = Site("s", {}), None, MAIN

@@ -14,7 +14,8 @@ from opentelemetry import context
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
 from gpuscope._data.batch import RowFlag, SpanDetails
-from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder, split_stages
+from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
+from gpuscope.exporters._encoding.otlp_message import split_stages
 from gpuscope.exporters._transport.http import Outcome
 from gpuscope.exporters._transport.sender import Limits, Sender
 

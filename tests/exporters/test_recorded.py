@@ -14,8 +14,9 @@ from gpuscope._collecting.active_exporters import with_work
 from gpuscope._data.batch import NO_WORK_NS
 from gpuscope._settings.config import Config
 from gpuscope._version import __version__
-from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder, split_stages
+from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters._encoding.otlp_json import JsonEncoder
+from gpuscope.exporters._encoding.otlp_message import split_stages
 from gpuscope.exporters._recorded import RecordedLines
 from gpuscope.exporters._resend import FirstTry, Resender
 from gpuscope.exporters._transport.http import Endpoint, HttpClient

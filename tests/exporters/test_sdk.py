@@ -49,6 +49,7 @@ class Service:
     def run(self, name="infer", outer=None, inside=lambda record: None, error=None, attributes=None):
         """Run a stage of one millisecond."""
         record = StageRecord()
+        record.members = None
         record.recorder, record.site, record.outer = (
             self.recorder,
             Site(name, attributes or {}, function="app.run"),

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuscope.instrument._expressions import MAX_ITEMS, plain, reader
+from gpuscope._recording.arguments.expressions import MAX_ITEMS, plain, reader
 
 REFUSED = (
     "|print(images)|len()|len(images, k)|images.sort()|k + 1|-k|images[k]|images[0:1]|lambda: 0|[k]|f'{k}'|"

@@ -68,7 +68,7 @@ TESTS = {
     "_otel/sampling.py": f"{COLLECTING} tests/otel/test_otel.py",
     "_otel/identities.py": "tests/otel/test_identities.py tests/otel/test_otel.py tests/exporters/test_sdk.py",
     "_settings/parsers.py": "tests/settings",
-    "instrument/_expressions.py": "tests/instrument/test_expressions.py",
+    "_recording/arguments/expressions.py": "tests/instrument/test_expressions.py",
     "exporters/_transport/http.py": f"{HTTP} tests/exporters/test_sender_bounds.py",
     "exporters/_transport/connection.py": HTTP,
     "exporters/_transport/sender.py": "tests/exporters/test_sender_bounds.py tests/exporters/test_otlp_sender.py",

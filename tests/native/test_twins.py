@@ -67,6 +67,9 @@ def test_twins_pass_the_same_tests():
         "collecting/test_collector.py",
         "collecting/test_batch_builder.py",
         "otel/test_otel.py",
+        "batches/test_token.py",
+        "batches/test_members.py",
+        "batches/test_exporting.py",
         "exporters/test_sdk.py",
         "recording/test_source_code.py",
         "collecting/test_gpu_spans.py",
@@ -97,6 +100,7 @@ def test_variable_chooses_the_twins():
 def new_record(trace, site, outer=None, **facts):
     """Return a record that has ended."""
     record = StageRecord()
+    record.members = None
     record.trace, record.site, record.outer, record.thread = trace, site, outer, ThreadInfo(1, "main")
     record.attributes = record.error = record.span = record.context_before = record.timed_stream = record.pair = None
     record.span_id, record.start_ns, record.end_ns = facts.get("span_id", 1), facts.get("start", 0), facts.get("end", 0)

@@ -62,6 +62,7 @@ class Program:
     def begin(self, site):
         """Begin a stage, as the hot path does."""
         record = StageRecord()
+        record.members = None
         record.recorder, record.site, record.outer = self.recorder, site, self.current.get()
         record.span = record.context_before = record.timed_stream = record.pair = record.range = record.error = None
         record.before, record.place = None, 0

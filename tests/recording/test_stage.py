@@ -310,7 +310,8 @@ class TestTheFunctionItself:
     def test_it_documents_itself(self):
         """`help` shows signature and docstring, as of a function."""
         assert inspect.isroutine(stage)
-        assert [*inspect.signature(stage).parameters] == ["name", "attributes", "stream", "warmup", "graph"]
+        names = ["name", "attributes", "stream", "warmup", "graph", "members", "weights", "basis", "key"]
+        assert [*inspect.signature(stage).parameters] == names
         text = " ".join(pydoc.render_doc(stage, renderer=pydoc.plaintext).split()).replace("( ", "(")
         assert "stage(name: 'Any' = None, /, attributes:" in text
         assert "Name a piece of inference work; as a decorator or as a context manager." in text

@@ -78,7 +78,7 @@ class TestKeywords:
         """The closest comes first, then all."""
         with pytest.raises(TypeError, match=r"`exportr` is not a setting of gpuscope; did you mean `exporters`\? The"):
             gpuscope.enable(exportr="file")
-        with pytest.raises(TypeError, match=r"`zzz` is not a setting of gpuscope\. The settings are config_file,"):
+        with pytest.raises(TypeError, match=r"`zzz` is not a setting of gpuscope\. The settings are batch_spans,"):
             gpuscope.enable(zzz=1)
 
     def test_a_variable_s_name_is_a_keyword_too(self):

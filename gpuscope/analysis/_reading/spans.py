@@ -35,6 +35,7 @@ from gpuscope._data.attributes import (
     PROCESS_PID,
     SERVICE_INSTANCE_ID,
     SERVICE_NAME,
+    SHARED,
     STAGE,
     THREAD_ID,
     THREAD_NAME,
@@ -170,6 +171,8 @@ class Lines:
 
     def _add_span(self, process: int, span: JsonObject) -> None:
         values = {each["key"]: each["value"] for each in span["attributes"]}
+        if SHARED in values:  # The light span of a batch in a member's trace repeats the times of the batch's stage.
+            return
         if HOST_DURATION in values:
             self._add_host(process, span, values)
         else:

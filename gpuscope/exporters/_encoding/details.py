@@ -9,7 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gpuscope._data.attributes import ERROR_TYPE, EXCEPTION_MESSAGE, EXCEPTION_STACKTRACE, EXCEPTION_TYPE, OURS
+from gpuscope._data.attributes import (
+    BATCH_BASIS,
+    BATCH_SIZE,
+    ERROR_TYPE,
+    EXCEPTION_MESSAGE,
+    EXCEPTION_STACKTRACE,
+    EXCEPTION_TYPE,
+    OURS,
+)
 from gpuscope._data.plain.values import as_text, clean_mapping
 from gpuscope._data.record import ExceptionInfo
 from gpuscope.exporters._encoding.source_lines import stacktrace
@@ -17,7 +25,10 @@ from gpuscope.exporters._encoding.source_lines import stacktrace
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gpuscope._data.batch import SpanDetails
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gpuscope._data.batch import MemberLinks, SpanDetails
     from gpuscope._data.plain.values import Clean
 
 _OK, _ERROR = 1, 2
@@ -47,6 +58,8 @@ class CleanDetails:
     status: tuple[int, str] = (0, "")
     """OTLP's code (0 unset, 1 OK, 2 error), and the description."""
     error: ExceptionInfo | None = None
+    linked: NDArray[np.uint64] | None = None
+    """Of a batch: the spans of its members, to which it links as well, whatever the limits; as in `MemberLinks`."""
     trace_state: str = ""
     """Of the whole trace, as in the header `tracestate`."""
     dropped: Dropped = field(default_factory=Dropped)
@@ -69,6 +82,19 @@ def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
     if details.error is not None:
         _add_error(clean, details.error, end_ns)
     return clean
+
+
+def link_members(clean: CleanDetails, linked: MemberLinks) -> None:
+    """Add what is said of a batch, for which there is always room."""
+    clean.attributes[BATCH_SIZE], clean.attributes[BATCH_BASIS] = linked.size, as_text(linked.basis)
+    clean.linked = linked.ids
+
+
+def links_of(details: CleanDetails) -> list[tuple[int, int, dict[str, Clean]]]:
+    """Return all links of a span, those to the members of a batch included: trace id, span id, attributes."""
+    if details.linked is None:
+        return details.links
+    return details.links + [(high << 64 | low, span_id, {}) for high, low, span_id in details.linked.tolist()]
 
 
 def _of_event(values: Mapping[str, object]) -> dict[str, Clean]:

@@ -13,6 +13,7 @@ from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from gpuscope._version import __version__
+from gpuscope.exporters._encoding.details import links_of
 from gpuscope.exporters._encoding.resource import DISTRIBUTION
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class SpanMaker:
 def _links(details: CleanDetails) -> Any:
     links = [
         Link(SpanContext(trace_id, span_id, is_remote=True, trace_flags=_SAMPLED), _inner(attributes, details))
-        for trace_id, span_id, attributes in details.links
+        for trace_id, span_id, attributes in links_of(details)
     ]
     return _list(links, details.dropped.links)
 

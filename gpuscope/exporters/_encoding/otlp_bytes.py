@@ -8,15 +8,32 @@ shares is encoded once. Knows the wire format of exactly these fields, and nothi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuscope._data.attributes import GPU_HAD_WORK, GPU_MEASURED, GPU_SAMPLES, HOST_MEASURED
+from gpuscope._data.attributes import (
+    BATCH_POSITION,
+    BATCH_SIZE,
+    BATCH_WAIT,
+    GPU_HAD_WORK,
+    GPU_MEASURED,
+    GPU_SAMPLES,
+    GPU_SHARE,
+    HOST_MEASURED,
+)
 from gpuscope._data.native import native
 from gpuscope.exporters._encoding.limits import NO_LIMITS
-from gpuscope.exporters._encoding.otlp_message import details_bytes, template_bytes, trace_state_bytes, varint
+from gpuscope.exporters._encoding.otlp_message import (
+    LINK,
+    LINK_AT,
+    details_bytes,
+    template_bytes,
+    trace_state_bytes,
+    varint,
+)
 from gpuscope.exporters._encoding.spans import resolve, spans_of
 
 if TYPE_CHECKING:
@@ -24,25 +41,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.batch import SharedColumns, StageBatch
     from gpuscope.exporters._encoding.limits import SpanLimits
     from gpuscope.exporters._encoding.otlp_message import AttributeKey
     from gpuscope.exporters._encoding.spans import Group, Spans, SpanTemplate
 
 _SPAN = b"\x12"
 """The tag of `ScopeSpans.spans`."""
-_GPU_BIT = 1 << 63
-"""A host span's id with it is the id of its GPU span."""
-_PARENT_TAG = 0x22
-_PARENT_BYTES, _TRACE_BYTES = 10, 18
-"""With tag and length, of the ids that a span begins with."""
+_DOUBLE, _INT = b"\x21", b"\x18"
+"""The tags of an `AnyValue`'s number."""
+_CONTINUES = np.uint64(0x0080_8080_8080_8080)
+"""The bit of each byte of a number that says that another byte follows."""
 
 # The slices of a row that a span may be. 0 to 3 are host spans: the sum of the first two, as they hold.
 _WITHOUT_PARENT, _WITH_GPU, _GPU, _NONE, _GPU_ASKED = 1, 2, 4, 5, 6
-_DOUBLE, _WHOLE = b"\x21", b"\x18"
-"""Tags of `AnyValue.double_value` and `AnyValue.int_value`."""
-_SEVEN_MORE = np.uint64(0x0080808080808080)
-"""Makes a whole number as long as a double: seven of its bytes say that another one follows."""
 
 
 class _Layout:
@@ -53,12 +65,12 @@ class _Layout:
     span has is therefore always one slice of the row.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, light: bool = False) -> None:
         self._fields: list[tuple[str, str, int]] = []
         self._row = bytearray()
-        parent, host, *host_ends = self._add_span("host", HOST_MEASURED)
+        parent, host, *host_ends = self._add_span("host", HOST_MEASURED, light=light)
         gpu, *_, gpu_end, _ = self._add_span("gpu", (*GPU_MEASURED, GPU_HAD_WORK))
-        self._add(_number_tag(GPU_SAMPLES, _WHOLE), (f"gpu.{GPU_SAMPLES}", "<u8"))
+        self._add(_tag(GPU_SAMPLES, _INT), (f"gpu.{GPU_SAMPLES}", "<u8"))
         self.slices = [(parent, host_ends[0]), (host, host_ends[0])]
         self.slices += [(parent, host_ends[-1]), (host, host_ends[-1]), (gpu, gpu_end), (0, 0), (gpu, len(self._row))]
         """First and last byte, by the numbers `_WITHOUT_PARENT` and so on."""
@@ -70,7 +82,7 @@ class _Layout:
         self.columns = [(name, at, not np.dtype(kind).isnative) for name, kind, at in self._fields]
         """Name, place, and whether the bytes of a number are written in reverse."""
 
-    def _add_span(self, span: str, measured: tuple[str, ...]) -> list[int]:
+    def _add_span(self, span: str, measured: tuple[str, ...], *, light: bool = False) -> list[int]:
         """Add a span's columns. Return where it begins with a parent and without one, and where each double ends."""
         bounds = [len(self._row)]
         self._add(b"\x22\x08", (f"{span}.parent_id", ">u8"))
@@ -79,10 +91,24 @@ class _Layout:
         self._add(b"\x12\x08", (f"{span}.span_id", ">u8"))
         self._add(b"\x39", (f"{span}.start_ns", "<u8"))
         self._add(b"\x41", (f"{span}.end_ns", "<u8"))
+        if light:
+            self._add_of_light()
         for name in measured:
-            self._add(_number_tag(name, _DOUBLE), (f"{span}.{name}", "<f8"))
+            self._add(_tag(name, _DOUBLE), (f"{span}.{name}", "<f8"))
             bounds.append(len(self._row))
+        if light:
+            self._add(_tag(GPU_SHARE, _INT), (GPU_SHARE, "<u8"))
+            bounds[-1] = len(self._row)
         return bounds
+
+    def _add_of_light(self) -> None:
+        first, second, third = LINK_AT
+        self._add(LINK[:first], ("link.trace_high", ">u8"))
+        self._add(LINK[first + 8 : second], ("link.trace_low", ">u8"))
+        self._add(LINK[second + 8 : third], ("link.span_id", ">u8"))
+        self._add(LINK[third + 8 :] + _tag(BATCH_WAIT, _DOUBLE), (BATCH_WAIT, "<f8"))
+        for name in (BATCH_SIZE, BATCH_POSITION):
+            self._add(_tag(name, _INT), (name, "<u8"))
 
     def size_of(self, kind: int) -> int:
         """Return the bytes of a slice."""
@@ -96,15 +122,23 @@ class _Layout:
             self._row += bytes(8)
 
 
-def _number_tag(name: str, kind: bytes) -> bytes:
-    """Return everything of an attribute with a number of eight bytes except the number."""
+def _tag(name: str, kind: bytes) -> bytes:
+    """Return everything of an attribute except its number, which has eight bytes."""
     key = name.encode()
-    # KeyValue{1: key, 2: AnyValue{4: double}}, as field 9 of a span.
+    # KeyValue{1: key, 2: AnyValue{3: int or 4: double}}, as field 9 of a span.
     body = b"\x0a" + varint(len(key)) + key + b"\x12\x09" + kind
     return b"\x4a" + varint(len(body) + 8) + body
 
 
-_LAYOUT = _Layout()
+def _padded(values: NDArray[np.int32] | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return numbers below 2**56 as protobuf's variable-length ones, each of eight bytes: the last are padding."""
+    left, padded = values.astype(np.uint64), np.full(len(values), _CONTINUES, np.uint64)
+    for place in range(-(-int(values.max(initial=1)).bit_length() // 7)):
+        padded |= (left >> np.uint64(7 * place) & np.uint64(0x7F)) << np.uint64(8 * place)
+    return padded
+
+
+_LAYOUT, _LIGHT_LAYOUT = _Layout(), _Layout(light=True)
 
 
 _Template = tuple[bytes, int, bytes, int, bytes, int]
@@ -133,7 +167,8 @@ class SpanEncoder:
     def prepare(self, batch: StageBatch) -> tuple[Spans, list[_Template]]:
         """Do the first half of the work: find each group's template. A row with details becomes a group of its own."""
         spans = spans_of(batch, self.limits)
-        templates, groups = resolve(spans, self._templates, _template), spans.groups
+        layout = _LAYOUT if batch.shared is None else _LIGHT_LAYOUT
+        templates, groups = resolve(spans, self._templates, partial(_template, layout)), spans.groups
         for row, details in spans.details_by_row.items():
             template, more = templates[groups[row]], details_bytes(details, self._attributes)
             if details.trace_state:
@@ -145,20 +180,22 @@ class SpanEncoder:
 
     def join(self, spans: Spans, templates: list[_Template]) -> bytes:
         """Do the second half: write what differs from row to row, and join it with the templates."""
-        columns = _columns(spans)
+        columns, layout = _columns(spans), _LAYOUT if spans.batch.shared is None else _LIGHT_LAYOUT
         if native is None:
-            return _join_in_python(columns, [templates[group] for group in spans.groups.tolist()])
-        given = [(at, swapped, columns[name]) for name, at, swapped in _LAYOUT.columns if name in columns]
-        joined: bytes = native.join(_LAYOUT.row, _LAYOUT.slices, given, templates, spans.groups)
+            return _join_in_python(columns, [templates[group] for group in spans.groups.tolist()], layout)
+        given = [(at, swapped, columns[name]) for name, at, swapped in layout.columns if name in columns]
+        joined: bytes = native.join(layout.row, layout.slices, given, templates, spans.groups)
         return joined
 
 
-def _join_in_python(columns: Mapping[str, NDArray[np.generic]], templates: list[_Template]) -> bytes:
+def _join_in_python(
+    columns: Mapping[str, NDArray[np.generic]], templates: list[_Template], layout: _Layout = _LAYOUT
+) -> bytes:
     """Return the rows' bytes; there is a template for each row."""
-    cells: NDArray[np.void] = np.frombuffer(bytearray(_LAYOUT.row * len(templates)), dtype=_LAYOUT.dtype)
+    cells: NDArray[np.void] = np.frombuffer(bytearray(layout.row * len(templates)), dtype=layout.dtype)
     for name, column in columns.items():
         cells[name] = column
-    slices = _slices(cells, templates)
+    slices = _slices(cells, templates, layout)
     pieces: list[bytes] = []
     # The only loop over rows; its cost does not depend on the number of groups.
     for row, (before, host, between, gpu, after, _) in enumerate(templates):
@@ -166,15 +203,15 @@ def _join_in_python(columns: Mapping[str, NDArray[np.generic]], templates: list[
     return b"".join(pieces)
 
 
-def _slices(cells: NDArray[np.void], templates: list[_Template]) -> list[list[bytes]]:
+def _slices(cells: NDArray[np.void], templates: list[_Template], layout: _Layout) -> list[list[bytes]]:
     """Return, for every slice that is in use, each row's bytes."""
     count = len(templates)
-    rows = cells.view(np.uint8).reshape(count, len(_LAYOUT.row))
-    slices: list[list[bytes]] = [[]] * len(_LAYOUT.slices)
+    rows = cells.view(np.uint8).reshape(count, len(layout.row))
+    slices: list[list[bytes]] = [[]] * len(layout.slices)
     slices[_NONE] = [b""] * count
     for used in {slice_of for pair in set(map(_KINDS, templates)) for slice_of in pair}:
         if used != _NONE:
-            first, last = _LAYOUT.slices[used]
+            first, last = layout.slices[used]
             slices[used] = rows[:, first:last].view(f"V{last - first}")[:, 0].tolist()
     return slices
 
@@ -203,51 +240,23 @@ def _columns(spans: Spans) -> dict[str, NDArray[np.generic]]:
     columns |= {f"gpu.{name}": column for name, column in zip(GPU_MEASURED, of_gpu, strict=True)}
     if spans.samples is not None and spans.had_work is not None:
         columns[f"gpu.{GPU_HAD_WORK}"] = spans.had_work
-        columns[f"gpu.{GPU_SAMPLES}"] = _eight_bytes(spans.samples)
-    return columns
+        columns[f"gpu.{GPU_SAMPLES}"] = _padded(spans.samples)
+    return columns if batch.shared is None else columns | _light_columns(batch.shared)
 
 
-def _eight_bytes(numbers: NDArray[np.int32]) -> NDArray[np.uint64]:
-    """Return whole numbers as protobuf has them, but each of eight bytes, which parsers have to take as well."""
-    wide = numbers.astype(np.uint64)
-    groups = [(wide >> np.uint64(7 * place) & np.uint64(0x7F)) << np.uint64(8 * place) for place in range(5)]
-    found: NDArray[np.uint64] = np.bitwise_or.reduce(groups) | _SEVEN_MORE
-    return found
+def _light_columns(shared: SharedColumns) -> dict[str, NDArray[np.generic]]:
+    return {
+        "link.trace_high": shared.batch_trace_high,
+        "link.trace_low": shared.batch_trace_low,
+        "link.span_id": shared.batch_span_id,
+        BATCH_WAIT: shared.wait_s,
+        BATCH_SIZE: _padded(shared.size),
+        BATCH_POSITION: _padded(shared.position),
+        GPU_SHARE: _padded(shared.share_ns),
+    }
 
 
-def split_stages(encoded: bytes) -> list[bytes]:
-    """
-    Return each stage's part of what `SpanEncoder.encode` made: one span, or its host span and its GPU span.
-
-    Slow, and only for what an endpoint found too large.
-    """
-    parts: list[bytes] = []
-    begin = at = 0
-    last_id = -1
-    while at < len(encoded):
-        first, end = _bounds(encoded, at)
-        # A host span without a parent begins with its trace's id.
-        place = first + _TRACE_BYTES + (_PARENT_BYTES if encoded[first] == _PARENT_TAG else 0)
-        span_id = int.from_bytes(encoded[place + 2 : place + 10], "big")
-        if at and span_id != last_id ^ _GPU_BIT:
-            parts.append(encoded[begin:at])
-            begin = at
-        last_id, at = span_id, end
-    return [*parts, encoded[begin:]] if begin < at else parts
-
-
-def _bounds(encoded: bytes, at: int) -> tuple[int, int]:
-    """Return where the span whose tag is at that place begins, and where it ends."""
-    size = shift = 0
-    while True:
-        at += 1
-        size |= (encoded[at] & 0x7F) << shift
-        if encoded[at] < 0x80:  # noqa: PLR2004
-            return at + 1, at + 1 + size
-        shift += 7
-
-
-def _template(host: SpanTemplate | None, gpu: SpanTemplate | None) -> _Template:
+def _template(layout: _Layout, host: SpanTemplate | None, gpu: SpanTemplate | None) -> _Template:
     after = b"" if gpu is None else template_bytes(gpu)
     gpu_kind = _NONE if gpu is None else _GPU_ASKED if GPU_SAMPLES in gpu.measured else _GPU
     of_gpu = b"" if gpu is None else _head_of_gpu(gpu_kind, after)
@@ -255,7 +264,7 @@ def _template(host: SpanTemplate | None, gpu: SpanTemplate | None) -> _Template:
         return b"", _NONE, of_gpu, gpu_kind, after, 0
     kind = _WITHOUT_PARENT * (not host.child) + _WITH_GPU * (gpu is not None)
     shared = template_bytes(host)
-    size = _LAYOUT.size_of(kind) + len(shared)
+    size = layout.size_of(kind) + len(shared)
     return _SPAN + varint(size), kind, shared + of_gpu, gpu_kind, after, size
 
 

@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gpuscope._data.attributes import GPU_SAMPLES
+from gpuscope.exporters._encoding.details import links_of
 from gpuscope.exporters._encoding.otlp_message import PARENT_KNOWN, PARENT_REMOTE
 from gpuscope.exporters._encoding.resource import DISTRIBUTION
 from gpuscope.exporters._encoding.rows import rows_of
@@ -113,11 +114,11 @@ def _details(details: CleanDetails) -> tuple[str, str]:
         rest += f',"droppedEventsCount":{details.dropped.events}'
     if details.dropped.links:
         rest += f',"droppedLinksCount":{details.dropped.links}'
-    if details.links:
+    if found := links_of(details):
         links = (
             f'{{"traceId":"{trace_id:032x}","spanId":"{span_id:016x}","flags":{PARENT_KNOWN},'
             f'"attributes":[{_attributes(attributes)}]}}'
-            for trace_id, span_id, attributes in details.links
+            for trace_id, span_id, attributes in found
         )
         rest += f',"links":[{",".join(links)}]'
     code, description = details.status

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped, unused-ignore]
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from opentelemetry.proto.common.v1.common_pb2 import (
@@ -24,6 +25,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
     from gpuscope._data.plain.values import Clean
     from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.spans import SpanTemplate
@@ -31,8 +34,22 @@ if TYPE_CHECKING:
 PARENT_KNOWN = 0x100
 PARENT_REMOTE = 0x200
 _ATTRIBUTES_CACHED, _TEXT_CACHED = 4096, 256
+_GPU_BIT = 1 << 63
+"""A host span's id with it is the id of its GPU span."""
+_PARENT_TAG, _PARENT_BYTES, _TRACE_BYTES = 0x22, 10, 18
+"""With tag and length, of the ids that a span begins with."""
 _PARTIAL_SUCCESS = re.compile(rb"\x0a[\x80-\xff]*[\x00-\x7f]\x08([\x80-\xff]{0,8}[\x00-\x7f])")
 """How an answer that rejects spans begins: a message's tag and size, and the tag and value of the number."""
+LINK = bytes.fromhex("6a210a1000000000000000000000000000000000120800000000000000003500010000")
+"""
+A link of a `Span` with ids of 0: `Link{1: trace id, 2: span id, 6: flags}` as field 13.
+
+The flags are `PARENT_KNOWN`, which says that the span is of this process. The ids lie at `LINK_AT`.
+"""
+LINK_AT = 4, 12, 22
+_LINK_DTYPE = np.dtype(
+    {"names": ["high", "low", "span"], "formats": [">u8"] * 3, "offsets": list(LINK_AT), "itemsize": len(LINK)}
+)
 Fields: TypeAlias = dict[str, Any]
 """Arguments of a message by name. `Any`, because each field of a message has a type of its own."""
 AttributeKey: TypeAlias = "tuple[type, str, Clean]"
@@ -65,11 +82,21 @@ def template_bytes(template: SpanTemplate) -> bytes:
 def details_bytes(details: CleanDetails, cache: dict[AttributeKey, bytes]) -> bytes:
     """Return the fields that only one span has. They can be appended, because joined protobuf messages are merged."""
     pieces = [_attribute_bytes(key, value, cache) for key, value in details.attributes.items()]
+    if details.linked is not None:
+        pieces.append(_linked_bytes(details.linked))
     dropped = details.dropped
     few = details.events, details.links, details.status[0], dropped.attributes, dropped.events, dropped.links
     if any(few):
         pieces.append(_serialized(_detailed_span(details)))
     return b"".join(pieces)
+
+
+def _linked_bytes(ids: NDArray[np.uint64]) -> bytes:
+    """Return the links to these spans, which are of one size each."""
+    cells = np.frombuffer(bytearray(LINK * len(ids)), _LINK_DTYPE)
+    for place, name in enumerate(_LINK_DTYPE.names or ()):
+        cells[name] = ids[:, place]
+    return cells.tobytes()
 
 
 def trace_state_bytes(state: str) -> bytes:
@@ -113,6 +140,38 @@ def rejected_spans(body: bytes) -> tuple[int, str]:
         begins = _PARTIAL_SUCCESS.match(body)
         return sum((byte & 0x7F) << 7 * place for place, byte in enumerate(begins[1])) if begins else 0, ""
     return max(partial.rejected_spans, 0), partial.error_message
+
+
+def split_stages(encoded: bytes) -> list[bytes]:
+    """
+    Return each stage's part of what `SpanEncoder.encode` made: one span, or its host span and its GPU span.
+
+    Slow, and only for what an endpoint found too large.
+    """
+    parts: list[bytes] = []
+    begin = at = 0
+    last_id = -1
+    while at < len(encoded):
+        first, end = _bounds(encoded, at)
+        # A host span without a parent begins with its trace's id.
+        place = first + _TRACE_BYTES + (_PARENT_BYTES if encoded[first] == _PARENT_TAG else 0)
+        span_id = int.from_bytes(encoded[place + 2 : place + 10], "big")
+        if at and span_id != last_id ^ _GPU_BIT:
+            parts.append(encoded[begin:at])
+            begin = at
+        last_id, at = span_id, end
+    return [*parts, encoded[begin:]] if begin < at else parts
+
+
+def _bounds(encoded: bytes, at: int) -> tuple[int, int]:
+    """Return where the span whose tag is at that place begins, and where it ends."""
+    size = shift = 0
+    while True:
+        at += 1
+        size |= (encoded[at] & 0x7F) << shift
+        if encoded[at] < 0x80:  # noqa: PLR2004
+            return at + 1, at + 1 + size
+        shift += 7
 
 
 def _serialized(message: Message) -> bytes:

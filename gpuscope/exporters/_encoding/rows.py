@@ -9,16 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
+from gpuscope._data.attributes import BATCH_POSITION, BATCH_SIZE, BATCH_WAIT, GPU_SHARE
+from gpuscope.exporters._encoding.details import CleanDetails
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from gpuscope.exporters._encoding.details import CleanDetails
     from gpuscope.exporters._encoding.spans import Spans
 
 T = TypeVar("T")
+_SHARED = "size", "position", "wait_s", "share_ns", "batch_trace_high", "batch_trace_low", "batch_span_id"
 Cell: TypeAlias = Any
 """A whole number or a float, as its column has it: numpy's `tolist` does not say which."""
 
@@ -61,6 +64,7 @@ def rows_of(
     seconds = _lists((spans.gpu_s, spans.launch_s, spans.uncertainty_s))
     traces = _lists((batch.trace_high, batch.trace_low))
     had_work = {} if spans.samples is None or spans.had_work is None else _sampled(spans.samples, spans.had_work)
+    light = None if batch.shared is None else _lists(getattr(batch.shared, name) for name in _SHARED)
     for row, group in enumerate(spans.groups.tolist()):
         for_host, for_gpu = shared[group]
         high, low = next(traces)
@@ -72,11 +76,24 @@ def rows_of(
         if for_host is not None:
             measured = (host_s,) if for_gpu is None else (host_s, gpu_s, launch_s)
             details = spans.details_by_row.get(row)
+            if light is not None:
+                details = _of_light(next(light), details, has_gpu=for_gpu is not None)
             host_row = SpanRow(for_host, details, trace_id, span_id, parent_id, start_ns, end_ns, measured)
         if for_gpu is not None:
             of_gpu = (gpu_s, launch_s, uncertainty_s, *had_work.get(row, ()))
             gpu_row = SpanRow(for_gpu, None, trace_id, gpu_span_id, gpu_parent_id, gpu_start_ns, gpu_end_ns, of_gpu)
         yield host_row, gpu_row
+
+
+def _of_light(cells: tuple[Cell, ...], details: CleanDetails | None, *, has_gpu: bool) -> CleanDetails:
+    """Return what a light span has besides: its columns, and the link to the batch's span."""
+    size, position, wait_s, share_ns, high, low, span_id = cells
+    details = CleanDetails() if details is None else details
+    details.attributes |= {BATCH_SIZE: size, BATCH_POSITION: position, BATCH_WAIT: wait_s}
+    if has_gpu:
+        details.attributes[GPU_SHARE] = share_ns
+    details.links.append((high << 64 | low, span_id, {}))
+    return details
 
 
 def _lists(columns: Iterable[NDArray[np.generic]]) -> Iterator[tuple[Cell, ...]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 import numpy as np
 
 from gpuscope._data.attributes import (
+    BATCH_BASIS,
     CUDA_STREAM,
     DEVICE_INDEX,
     FILE,
@@ -36,7 +37,7 @@ from gpuscope._data.attributes import (
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.native import native
 from gpuscope._data.plain.values import as_text, clean_mapping
-from gpuscope.exporters._encoding.details import clean_details
+from gpuscope.exporters._encoding.details import clean_details, link_members
 from gpuscope.exporters._encoding.limits import NO_LIMITS
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def spans_of(batch: StageBatch, limits: SpanLimits = NO_LIMITS) -> Spans:
     for row, details in batch.details.items():
         clean = clean_details(details, int(batch.host_end_ns[row]))
         missing = _fit(clean, batch, row, limits) if limits is not NO_LIMITS else []
+        if details.linked is not None:
+            link_members(clean, details.linked)
         name = None if details.name is None else as_text(details.name)
         key = packed[groups[row]], name, (*clean.attributes, *missing)
         groups[row] = len(packed) + with_details.setdefault(key, len(with_details))
@@ -233,8 +236,9 @@ def _of_site(site: Site) -> dict[str, Clean]:
 
 
 def _function_of(site: Site) -> dict[str, Clean]:
+    """Return what gpuscope itself says of a stage: its function, or the basis of a batch."""
     if not site.function:
-        return {}
+        return {key: as_text(site.attributes[key]) for key in (BATCH_BASIS,) if key in site.attributes}
     found: dict[str, Clean] = {FUNCTION: site.function}
     if site.code is not None:
         found[FILE], found[LINE] = site.code
