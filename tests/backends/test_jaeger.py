@@ -197,6 +197,26 @@ class TestOnePath:
         assert front["service.instance.id"] != worker["service.instance.id"]
         assert front["host.name"] == worker["host.name"]
 
+    def test_a_batch_is_in_the_trace_of_each_of_its_requests(self, jaeger, run, tmp_path):
+        """The links of both directions lead to spans, and the shares of the requests are the batch's GPU time."""
+        program = GPU + (
+            "with recording():\n"
+            "    tokens = []\n"
+            "    for _ in range(3):\n"
+            "        with stage('request'): tokens.append(gpuscope.here())\n"
+            "    with stage('predict', members=tokens, weights=[1, 2, 4]): pass\n"
+        )
+        run(sys.executable, "-c", program, OTEL_SERVICE_NAME="batch")
+        shown = check_shown_as_written(jaeger, "batch", tmp_path)
+        batch, work = (next(span for span in shown if span.name == name) for name in ("predict", "predict [gpu]"))
+        requests = [span for span in shown if span.name == "request"]
+        light = [span for span in shown if span.name == "predict (shared)"]
+        assert sorted(batch.links) == sorted((span.trace_id, span.span_id) for span in requests)
+        assert {span.parent_id for span in light} == {span.span_id for span in requests}
+        assert [span.links for span in light] == [[(batch.trace_id, batch.span_id)]] * 3
+        (sent,) = (span for span in spans_written(tmp_path) if span.span_id == work.span_id)
+        assert sum(span.attributes["gpuscope.gpu.share"][1] for span in light) == sent.end - sent.start
+
     def test_stages_inside_cuda_graphs(self, jaeger, machine, tmp_path):  # noqa: F811
         """Each replay has GPU spans for the stages inside it, below the stage around it."""
         places = {"otlp_endpoint": f"{jaeger.endpoint}/v1/traces", "file": str(tmp_path / "graphs.jsonl")}
