@@ -83,7 +83,7 @@ def _look(measures: Measures, kind: StageInRequest) -> StageLook:
     kernels = [each for each in work if each.kind == KERNEL]
     times = measures.times(kind)
     figures = {name: ns / count / 1e6 for name, ns in times._asdict().items()}
-    watched_ms = figures["window"]
+    watched_ms, watched_wait = figures["window"], figures["wait"]
     unwatched_ns = measures.trace.unwatched_ns.get((kind.root, kind.name))
     if unwatched_ns is not None:
         figures = without_watching(figures, unwatched_ns / 1e6)
@@ -96,7 +96,7 @@ def _look(measures: Measures, kind: StageInRequest) -> StageLook:
             ms=figures["window"],
             **{name: figures[name] for name in (*PARTS, "wait", "copy_wait")},
             waits_for=waits_for,
-            waits_for_others=others_ns / count / 1e6,
+            waits_for_others=others_ns / count / 1e6 * (figures["wait"] / watched_wait if watched_wait else 1.0),
             kernel_us=kernel_us,
             copy_us=copy_us,
             launches=launches,

@@ -31,7 +31,15 @@ from gpuscope.analysis._verdicts.findings import (
 )
 from gpuscope.analysis._verdicts.fit import Fit, fit_cost
 from gpuscope.analysis._verdicts.rhythm import rhythm_of
-from gpuscope.analysis._verdicts.weigh import EVENTS, HOST_NOT_READY, by_answers, by_events, gain_part, idle_causes
+from gpuscope.analysis._verdicts.weigh import (
+    ANSWERS,
+    EVENTS,
+    HOST_NOT_READY,
+    by_answers,
+    by_events,
+    gain_part,
+    idle_causes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,7 +230,9 @@ def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> tuple[RequestVe
     idle = _idle(calls, ruling.weighed, fields["duration_ms"])
     slowest = next((cause.stage for cause in idle if cause.cause == HOST_NOT_READY), None)
     if fields["verdict"] == CPU_BOUND and slowest not in (None, calls.name):
-        fields["assumes"] = fields["assumes"] and f"that `{slowest}` {NO_WAIT_INSIDE}"
+        # Not where the GPU has nothing to do: where it has work that the host may wait for.
+        waits = calls.kept_busy()[1] if ruling.weighed.by == ANSWERS else slowest
+        fields["assumes"] = fields["assumes"] and f"that `{waits}` {NO_WAIT_INSIDE}"
         fields["next_steps"] = begin_with(str(slowest)), *fields["next_steps"][:1]
     if rhythm is not None and len(calls.timed):
         idle = sorted([*idle, rhythm.between], key=lambda cause: -cause.ms)

@@ -68,10 +68,12 @@ def answer(calls: CallsOfStage, verdict: RequestVerdict) -> Answer:
     more: list[str] = []
     if on_gpu:
         headline, first = _bound(verdict, _how_long(calls, spread)), verdict.next_steps[:1]
-        if verdict.busy_share is not None and verdict.busy_range is not None and verdict.verdict != UNKNOWN:
+        told = verdict.verdict != UNKNOWN and verdict.witness == ANSWERS
+        if told and verdict.busy_share is not None and verdict.busy_range is not None:
             low, high = verdict.busy_range
+            where = "Within a request the GPU" if verdict.gain_of == "period" else "The GPU"
             more.append(
-                f"The GPU had work, queued or running, for {verdict.busy_share:.0%} of the time "
+                f"{where} had work, queued or running, for {verdict.busy_share:.0%} of the time "
                 f"({100 * low:.0f} to {100 * high:.0f}%)."
             )
     else:

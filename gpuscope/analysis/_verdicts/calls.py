@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from gpuscope.analysis._verdicts.evidence import Evidence
     from gpuscope.analysis.recording import Recording
 
+KEPT_BUSY = 0.8
+"""A stream that had work for this part of a stage hardly waited for launches: the host may have waited for the work."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -80,16 +83,16 @@ class Material:
         return Sampled(self.recording, copies)
 
     def slope(self, rows: NDArray[np.int64]) -> Slope | None:
-        """Return how the GPU interval of a stage's calls moves with their host time, worked out once per stage."""
+        """Return how the GPU interval of a stage's calls moves with their host time, worked out once for the same calls."""
         recording = self.recording
-        key = int(recording.stage[recording.root[rows[0]]]), int(recording.stage[rows[0]]), len(rows)
+        key = rows.tobytes()
         if key not in self._slopes:
             host_ns = recording.host_end_ns[rows] - recording.host_start_ns[rows]
             self._slopes[key] = slope_of(host_ns, recording.gpu_end_ns[rows] - recording.gpu_start_ns[rows])
         return self._slopes[key]
 
     @cached_property
-    def _slopes(self) -> dict[tuple[int, int, int], Slope | None]:
+    def _slopes(self) -> dict[bytes, Slope | None]:
         return {}
 
     @cached_property
@@ -214,6 +217,30 @@ class CallsOfStage:
         for rows, above in ancestors(recording.parent):
             inside[rows] |= chosen[above]
         return np.flatnonzero(inside)
+
+    def kept_busy(self) -> tuple[float, str | None]:
+        """
+        Return where the host may wait though it seems to set the pace, by the answers of streams.
+
+        Returns:
+            The part of the time that it is in stages whose streams nearly always had work and were not behind at the
+            end, as in one that waits inside; and the stage with most work of that and of all other such time.
+
+        """
+        recording, evidence = self.material.recording, self.material.evidence
+        rows, count = self.material.sampled.usable(self.within), len(recording.names)
+        had_work = np.bincount(recording.stage[rows], recording.had_work[rows], count)
+        asked = np.bincount(recording.stage[rows], recording.samples[rows], count)
+        share = had_work / np.maximum(asked, 1)
+        inside = np.zeros(len(recording.stage), np.bool_)
+        inside[self.within] = True
+        owner = evidence.segments.owner
+        paced = np.flatnonzero((evidence.kind == Activity.PACED) & inside[owner])
+        host_ns = (evidence.segments.host_end_ns - evidence.segments.host_start_ns)[paced]
+        took_ns = np.bincount(recording.stage[owner[paced]], host_ns, count)
+        busy_ns = float(took_ns[share >= KEPT_BUSY].sum())
+        most = int(np.argmax(took_ns * share)) if len(paced) else -1
+        return busy_ns / max(1, self.total_ns), recording.names[most] if most >= 0 else None
 
     def segments(self) -> NDArray[np.int64]:
         """Return the segments that the judged rows own; if they are requests, all segments of these requests."""

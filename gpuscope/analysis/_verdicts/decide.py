@@ -100,12 +100,14 @@ def rule(calls: CallsOfStage, doubt: Doubt | None = None) -> Ruling:
         return _ruled(weighed, doubt)
     uncut, doubt = _doubt_about_segments(calls), _doubt_about_answers(weighed)
     if uncut is not None:
-        # Events tell little of them. Answers do, but not of each call alone.
-        return _ruled(weighed, doubt if weighed.by == ANSWERS else uncut)
+        # Events tell little of them. Answers tell what the GPU did, but not of each call alone, nor what the host did.
+        decided = weighed.by == ANSWERS and _ambiguous(weighed) is None
+        return _ruled(weighed, doubt if decided else uncut)
     if weighed.by == ANSWERS and doubt is not None and doubt.of_answers:
         # Too few answers do not take away what events tell without them.
-        weighed = by_slope(calls, by_events(calls))
-        doubt = doubt if _ambiguous(weighed) else None
+        told = by_slope(calls, by_events(calls))
+        if weighed.idle_low <= told.idle <= weighed.idle_high and _ambiguous(told) is None:
+            weighed, doubt = told, None
     return _ruled(weighed, doubt or _ambiguous(weighed) or _doubt_about_mixture(calls, weighed))
 
 
@@ -119,7 +121,8 @@ def rests_on_pace(weighed: Weighed) -> bool:
     """Return whether the verdict would change if the host waited for the GPU wherever it seems to set the pace."""
     wait, idle, paced = weighed.wait, weighed.idle, weighed.paced
     # By answers it is known what the GPU did then, and what the host did is not.
-    waiting = decide(wait + paced, idle if weighed.by == ANSWERS else idle - paced)
+    asked = weighed.by == ANSWERS
+    waiting = decide(wait + paced + weighed.unclear, idle) if asked else decide(wait + paced, idle - paced)
     return bool(decide(wait, idle) != waiting)
 
 
@@ -196,6 +199,17 @@ def _doubt_about_answers(weighed: Weighed) -> Doubt | None:
 def _ambiguous(weighed: Weighed) -> Doubt | None:
     wait, idle, unclear, unproven = weighed.wait, weighed.idle, weighed.unclear, weighed.unproven
     verdict = decide(wait, idle)
+    if weighed.by == ANSWERS:
+        # What the GPU did then is known, and what the host did is not.
+        if verdict == decide(wait + unclear, idle):
+            return None
+        busy, may_wait = f"{1 - idle:.0%}", f"{unclear:.0%}"
+        meanwhile = "meanwhile" if busy == may_wait else f"for {may_wait} of the time"
+        return Doubt(
+            f"The GPU had work for {busy} of the time; {meanwhile} the host either works or waits for that, and the "
+            "stages do not show which.",
+            (SPLIT_WAIT, LOOK_INSIDE),
+        )
     if verdict != decide(wait + unclear, idle - unclear):
         return Doubt(
             f"For {unclear:.0%} of the time the host either works or waits for the GPU; the stages do not show which.",

@@ -121,6 +121,8 @@ class Evidence:
     """The part of `idle_ns` in which the GPU may have had work all along, because it lagged behind the launches."""
     open_ns: NDArray[np.int64]
     """Host time in it in which the host may have waited for work that it had launched there."""
+    open_unclear_ns: NDArray[np.int64]
+    """The part of that in which nothing tells whether it did."""
     untimed_ns: NDArray[np.int64]
     """Host time in it for which no GPU times are known."""
     gap_ns: NDArray[np.int64]
@@ -165,6 +167,7 @@ def gather(recording: Recording) -> Evidence:
         copy_idle_ns=_summed(recording, segments, segment_idle_ns * (kind == Activity.COPIES)),
         lags_ns=_summed(recording, segments, segment_idle_ns * (kind == Activity.LAGS)),
         open_ns=_summed(recording, segments, host_ns * np.isin(kind, (Activity.PACED, Activity.UNCLEAR))),
+        open_unclear_ns=_summed(recording, segments, host_ns * (kind == Activity.UNCLEAR)),
         untimed_ns=_summed(recording, segments, host_ns * (kind == Activity.UNTIMED)),
         gap_ns=np.where(gap.end > 0, gap.end - gap.start, -1),
         gap_idle_ns=idle_within(gap, root_device, busy),

@@ -96,9 +96,13 @@ def by_answers(calls: CallsOfStage, events: Weighed, busy: Share) -> Weighed:
     share = min(max(busy.share, low), high)
     # The host can only have waited while the GPU had work. Of requests without segments nothing is known of it.
     evidence = calls.material.evidence
-    blind = evidence.tangled[calls.judged].any() or (evidence.device[calls.judged] == SEVERAL_DEVICES).any()
-    waited = min(1.0 if blind else calls.share(evidence.open_ns), max(0.0, share - events.wait))
-    return Weighed(ANSWERS, events.wait, 1 - share, 1 - high, 1 - low, waited)
+    blind = evidence.tangled | (evidence.device == SEVERAL_DEVICES)
+    unclear_ns = np.where(blind, calls.material.duration_ns, evidence.open_unclear_ns)
+    open_ns = np.where(blind, calls.material.duration_ns, evidence.open_ns)
+    working = max(0.0, share - events.wait)
+    unclear = min(calls.share(unclear_ns) + calls.kept_busy()[0], working)
+    paced = min(calls.share(open_ns), working) - unclear
+    return Weighed(ANSWERS, events.wait, 1 - share, 1 - high, 1 - low, max(0.0, paced), unclear)
 
 
 def by_slope(calls: CallsOfStage, events: Weighed) -> Weighed:
@@ -149,7 +153,7 @@ def gain_part(calls: CallsOfStage, verdict: str, weighed: Weighed) -> float:
         # The time that the host waited inside, and the work that the GPU still had when the host had gone on.
         own_ns = np.where(recording.measured, recording.gpu_end_ns - recording.gpu_start_ns, 0).clip(0)
         gain_ns = evidence.wait_ns + np.minimum(np.maximum(evidence.end_ns - recording.host_end_ns, 0), own_ns)
-        hidden = weighed.paced if weighed.by == ANSWERS else 0.0
+        hidden = weighed.paced + weighed.unclear if weighed.by == ANSWERS else 0.0
         return min(1.0, calls.share(np.minimum(gain_ns, calls.material.duration_ns)) + hidden)
     if weighed.by == EVENTS:
         return calls.share(np.minimum(evidence.wait_ns, evidence.idle_ns))

@@ -25,10 +25,22 @@ from ..recordings import Stage, recording
 class Calls:
     """Calls of one stage that are all alike, with each kind of time as a part of their duration."""
 
-    def __init__(self, count=20, *, timed=None, tangled=0, several=0, ns=100_000, gpu_ns=100_000, busy=None, **parts):
+    def __init__(
+        self,
+        count=20,
+        *,
+        timed=None,
+        tangled=0,
+        several=0,
+        ns=100_000,
+        gpu_ns=100_000,
+        busy=None,
+        kept_busy=0.0,
+        **parts,
+    ):
         """Make the columns; `parts` has a number for all calls, or one for each."""
         duration_ns = np.full(count, ns)
-        names = ("wait", "idle", "unclear", "unproven", "untimed", "paced", "lags", "open", "copy_idle")
+        names = ("wait", "idle", "unclear", "unproven", "untimed", "paced", "lags", "open", "open_unclear", "copy_idle")
         columns = {f"{name}_ns": np.broadcast_to(parts.get(name, 0.0), count) * duration_ns for name in names}
         device = np.zeros(count, np.int64)
         device[:several] = SEVERAL_DEVICES
@@ -47,6 +59,7 @@ class Calls:
         self.material = SimpleNamespace(evidence=evidence, duration_ns=duration_ns, recording=times)
         self.judged = np.arange(count)
         self.timed = self.judged[: count if timed is None else timed]
+        self.kept_busy = lambda: (kept_busy, None)
 
     def share(self, value_ns):
         """Return a column of times as a part of the durations."""
@@ -141,7 +154,7 @@ def test_a_gpu_that_lags_behind_launches_is_a_doubt_where_it_decides(lags, known
         (0.85, 0.81, 1.0, "gpu-bound", ANSWERS),
         (0.85, 0.76, 0.86, "gpu-bound", ANSWERS),  # No wider than a tenth: what is likely.
         (0.79, 0.76, 0.86, "cpu-bound", ANSWERS),
-        (0.85, 0.75, 0.9, "unknown", EVENTS),  # Too wide, and the events alone do not tell either.
+        (0.85, 0.75, 0.9, "unknown", ANSWERS),  # Too wide, and the events alone do not tell either.
         (0.5, 0.1, 0.79, "cpu-bound", ANSWERS),
     ],
 )
@@ -157,6 +170,37 @@ def test_too_few_answers_leave_what_events_tell():
     """A recording is judged no worse for a handful of answers."""
     ruling = rule(Calls(idle=0.9, busy=Share(0.5, 0.1, 0.9, 12, 10)))
     assert (ruling.verdict, ruling.weighed.by) == ("cpu-bound", EVENTS)
+
+
+def test_what_events_tell_is_not_taken_where_even_few_answers_exclude_it():
+    """Else one page says that the GPU has nothing to do for 90 %, and that it had work for 30 % at least."""
+    ruling = rule(Calls(idle=0.9, busy=Share(0.6, 0.3, 0.9, 12, 10)))
+    assert (ruling.verdict, ruling.weighed.by) == ("unknown", ANSWERS)
+    assert ruling.doubt.because.startswith("The GPU had work for 30% to 90% of the time")
+
+
+@pytest.mark.parametrize(
+    ("busy", "parts", "verdict"),
+    [
+        (0.35, {"open": 1.0, "open_unclear": 1.0}, "unknown"),  # It may have waited for all of that work.
+        (0.35, {"open": 0.3, "open_unclear": 0.19}, "cpu-bound"),
+        (0.15, {"open": 1.0, "open_unclear": 1.0}, "cpu-bound"),  # It cannot have waited for a fifth of the time.
+        (0.95, {"open": 1.0, "open_unclear": 1.0}, "gpu-bound"),
+        (0.5, {"open": 1.0, "open_unclear": 1.0, "wait": 0.3}, "pipeline-bound"),
+        (0.7, {"open": 1.0, "kept_busy": 0.7}, "unknown"),
+        (0.35, {"tangled": 20}, "unknown"),
+        (0.35, {"several": 20}, "unknown"),
+        (0.15, {"tangled": 20}, "cpu-bound"),
+        (0.95, {"several": 20}, "gpu-bound"),
+    ],
+)
+def test_answers_do_not_say_what_the_host_did_while_the_gpu_had_work(busy, parts, verdict):
+    """Where nothing shows whether it waited, there is a verdict only if it is the same either way."""
+    ruling = rule(Calls(busy=Share(busy, busy - 0.02, busy + 0.02, 4000, 400), **({"idle": 1.0, "paced": 1.0} | parts)))
+    assert ruling.verdict == verdict
+    if "open" in parts and verdict == "unknown":
+        words = f"The GPU had work for {busy:.0%} of the time; meanwhile the host either works or waits for that"
+        assert ruling.doubt.because.startswith(words)
 
 
 def test_answers_do_not_contradict_what_events_prove():

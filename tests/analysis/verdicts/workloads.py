@@ -309,9 +309,7 @@ WORKLOADS = {
     "item in a loop, one stage": Workload(
         each(item_in_a_loop_in_one_stage),
         UNKNOWN,
-        {"generate": UNKNOWN},
-        # Of a host that may wait inside, and says that it is taken not to.
-        {"request": CPU, "generate": CPU},
+        {"generate": UNKNOWN},  # Answers do not say either whether the host waits inside.
     ),
     "work before the launch": Workload(each(work_before_the_launch), PIPELINE, {"infer": CPU, "fetch": GPU}),
     "heavy preprocess": Workload(each(heavy_preprocess), CPU, {"prep": CPU, "infer": GPU, "fetch": GPU}),
