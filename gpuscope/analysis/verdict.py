@@ -35,6 +35,7 @@ from gpuscope.analysis._verdicts.weigh import (
     ANSWERS,
     EVENTS,
     HOST_NOT_READY,
+    asked,
     by_answers,
     by_events,
     gain_part,
@@ -135,17 +136,17 @@ def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> tuple[Fields, Ruli
 
 def _shares(calls: CallsOfStage, weighed: Weighed) -> Fields:
     """Return how the time divides, as far as it is known that the GPU was used at all."""
-    busy, asked = calls.busy, dict.fromkeys(("busy_share", "busy_range"))
+    busy, fields = asked(calls), dict.fromkeys(("busy_share", "busy_range"))
     if busy is not None:  # It is shown even where it is too wide to decide.
         answered = by_answers(calls, by_events(calls), busy)
-        asked = {"busy_share": 1 - answered.idle, "busy_range": (1 - answered.idle_high, 1 - answered.idle_low)}
-    asked |= {"answers": busy.answers if busy else 0, "answered_requests": busy.requests if busy else 0}
+        fields = {"busy_share": 1 - answered.idle, "busy_range": (1 - answered.idle_high, 1 - answered.idle_low)}
+    fields |= {"answers": busy.answers if busy else 0, "answered_requests": busy.requests if busy else 0}
     if not len(calls.timed):
-        return {**asked, **dict.fromkeys(("wait_share", "idle_share")), "witness": EVENTS}
+        return {**fields, **dict.fromkeys(("wait_share", "idle_share")), "witness": EVENTS}
     return {
         "wait_share": weighed.wait,
         "idle_share": weighed.idle,
-        **asked,
+        **fields,
         "witness": weighed.by,
     }
 

@@ -198,6 +198,14 @@ def test_answers_are_read_from_files():
     assert (whole.samples.tolist(), whole.had_work.tolist()) == ([0], [0])
 
 
+@pytest.mark.parametrize(("share", "had_work"), [(1.0000001, 200), (-1e-9, 0)])
+def test_a_share_that_was_rounded_on_its_way_is_read(share, had_work):
+    """A stage does not lose its GPU times for a last digit."""
+    whole = read_lines(lines(**{GPU_SAMPLES: ("int", "200"), GPU_HAD_WORK: ("double", share)}))
+    assert (whole.samples.tolist(), whole.had_work.tolist()) == ([200], [had_work])
+    assert not any(whole.losses.skipped_lines.values())
+
+
 @pytest.mark.parametrize(
     "values",
     [

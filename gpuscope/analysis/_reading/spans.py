@@ -62,6 +62,8 @@ _PARENT_REMOTE = 0x200
 """`SPAN_FLAGS_CONTEXT_IS_REMOTE_MASK`."""
 _END_OF_TIME = 2**63
 _MANY = 2**31
+_ROUNDING = 1e-6
+"""By so much a share may be outside of 0 to 1: what passed the file may have kept it in fewer digits."""
 _FLAGS = {name: flag for flag, name in FLAGS.items()}
 _NOT_THE_APPLICATIONS = OURS | {THREAD_ID, THREAD_NAME, FUNCTION, FILE, LINE}
 _STAGE = (STAGE, THREAD_ID, THREAD_NAME)
@@ -263,9 +265,9 @@ def _answers(values: JsonObject) -> tuple[int, int]:
     if GPU_SAMPLES not in values:
         return 0, 0
     samples, share = int(plain(values[GPU_SAMPLES])), float(plain(values[GPU_HAD_WORK]))
-    if not 0 <= samples < _MANY or not 0 <= share <= 1:
+    if not 0 <= samples < _MANY or not -_ROUNDING <= share <= 1 + _ROUNDING:
         raise ValueError(samples, share)
-    return samples, round(samples * share)
+    return samples, min(samples, max(0, round(samples * share)))
 
 
 def _flags(values: JsonObject) -> int:

@@ -83,7 +83,7 @@ class Material:
         return Sampled(self.recording, copies)
 
     def slope(self, rows: NDArray[np.int64]) -> Slope | None:
-        """Return how the GPU interval of a stage's calls moves with their host time, worked out once for the same calls."""
+        """Return how the GPU interval of a stage's calls moves with their host time."""
         recording = self.recording
         key = rows.tobytes()
         if key not in self._slopes:

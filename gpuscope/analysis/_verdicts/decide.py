@@ -26,7 +26,7 @@ from gpuscope.analysis._verdicts.advice import (
     WITH_GPU,
 )
 from gpuscope.analysis._verdicts.findings import CPU_BOUND, GPU_BOUND, PIPELINE_BOUND, UNKNOWN
-from gpuscope.analysis._verdicts.weigh import ANSWERS, by_events, by_slope, weigh
+from gpuscope.analysis._verdicts.weigh import ANSWERS, MAX_HIDDEN, by_events, by_slope, hides_work, weigh
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,8 +45,6 @@ NEAR = 0.1
 """An interval no wider than this decides by its estimate, though it holds the boundary: both words are nearly right."""
 MAX_UNPROVEN = 0.5
 """A verdict that says that the GPU had work needs proof for all of the time but this part."""
-MAX_HIDDEN = 0.1
-"""A verdict bears this part of the time without GPU times, and this part of the calls without segments."""
 MAX_LOST = 0.01
 """A verdict bears this part of all stages missing from the files."""
 MIN_NS = 30_000
@@ -139,9 +137,8 @@ def doubt_about_all(recording: Recording) -> Doubt | None:
 
 def doubt_about(calls: CallsOfStage) -> Doubt | None:
     """Return why there can be no verdict on these calls, the strongest reason first."""
-    evidence, count = calls.material.evidence, len(calls.judged)
-    timed = len(calls.timed) >= (1 - MAX_HIDDEN) * count and calls.share(evidence.untimed_ns) <= MAX_HIDDEN
-    if count and not timed:
+    count = len(calls.judged)
+    if count and hides_work(calls):
         return Doubt(f"GPU work may be hidden: {calls.without_gpu_times()}.", (WITH_GPU,))
     if count < MIN_CALLS:
         return _too_few(count)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 EVENTS, SLOPE, ANSWERS = "events", "slope", "answers"
 WORTH_A_SLOPE = 0.05
 """A slope is asked where events leave at least this part of the time open."""
+MAX_HIDDEN = 0.1
+"""A verdict bears this part of the time without GPU times, and this part of the calls without segments."""
 HOST_NOT_READY = "host not ready"
 _CAUSES = {
     Activity.UNTIMED: "unclear",
@@ -68,8 +70,19 @@ class Weighed(NamedTuple):
 def weigh(calls: CallsOfStage) -> Weighed:
     """Return how the time of the judged calls divides, by the best witness there is."""
     events = by_events(calls)
-    busy = calls.busy
+    busy = asked(calls)
     return by_slope(calls, events) if busy is None else by_answers(calls, events, busy)
+
+
+def hides_work(calls: CallsOfStage) -> bool:
+    """Return whether too much of the calls has no GPU times."""
+    timed = len(calls.timed) >= (1 - MAX_HIDDEN) * len(calls.judged)
+    return not timed or calls.share(calls.material.evidence.untimed_ns) > MAX_HIDDEN
+
+
+def asked(calls: CallsOfStage) -> Share | None:
+    """Return how busy the GPU was, as its streams answered; None where work may be hidden, of which none was asked."""
+    return None if hides_work(calls) else calls.busy
 
 
 def by_events(calls: CallsOfStage) -> Weighed:

@@ -459,6 +459,36 @@ def test_stages_without_gpu_times_hide_work(change, because):
     assert {stage.verdict for stage in findings.stages if stage.name != "prep"} == {"gpu-bound"}
 
 
+def test_a_gpu_is_not_said_to_be_busy_for_a_part_where_most_of_its_work_may_be_hidden():
+    """Where a request has no GPU times of its own, answers of one stage in it are of that stage alone."""
+    infer = Stage("infer", 300, 700, gpu=(303, 703), samples=10, had_work=4)
+    findings = judge(recording(*(Stage("request", 0, 1000, inside=[infer]).shifted(2000 * n) for n in range(60))))
+    (request,), (stage,) = findings.requests, findings.stages
+    assert (request.verdict, request.busy_share, request.busy_range, request.answers) == ("unknown", None, None, 0)
+    assert stage.busy_share == pytest.approx(0.4, abs=0.01)
+
+
+def test_one_stage_in_two_places_has_a_slope_in_each():
+    """Though it is called as often there."""
+
+    def request(machine, number):
+        slower = 1 + (number * 7919 % 11) / 110
+        for around, launch, kernel in (("prefill", 90, 100), ("decode", 100, 30)):
+            with machine.stage(around), machine.stage("layer"):
+                for _ in range(100):
+                    machine.launch(kernel, cost=launch * slower)
+                machine.launch(900 if around == "decode" else 100)
+            fetch(machine)
+
+    machine = Machine()
+    for number in range(REQUESTS):
+        with machine.stage("request"):
+            request(machine, number)
+    by_name = {stage.name: stage for stage in judge(machine.recording()).stages}
+    assert (by_name["prefill"].witness, by_name["prefill"].verdict) == ("slope", "gpu-bound")
+    assert (by_name["decode"].witness, by_name["decode"].verdict) == ("slope", "cpu-bound")
+
+
 def test_requests_on_several_gpus_and_with_concurrent_stages_are_unknown():
     """Neither is judged, and each says why."""
     one = Stage("a", 10, 20, gpu=(13, 400))
