@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SMALL_BYTES = 256
 """A copy to the GPU of at most this many bytes carries numbers, not data."""
 PARTS = ("compute", "transfer", "dispatch", "sync", "host_only", "computing")
+SLOWED = 0.005
+"""From this part on, watching is said to have made a request slower: it is written in whole percent."""
 LISTED = 3
 """How many operators are listed of each sort."""
 
@@ -186,6 +188,9 @@ def _slowed(looks: Sequence[StageLook]) -> Iterator[str]:
     requests = [look for look in looks if not look.depth]
     for look in requests:
         if look.watched_ms is not None and look.ms:
+            if look.watched_ms < (1 + SLOWED) * look.ms:
+                yield f"Watching did not make `{look.name}` slower."
+                continue
             slower = f"by {look.watched_ms / look.ms - 1:.0%}, from {duration(look.ms)} to {duration(look.watched_ms)}"
             yield (
                 f"Watching made `{look.name}` slower {slower}. What is said is of its length before that, and of the "

@@ -39,6 +39,7 @@ from gpuscope.analysis._verdicts.weigh import (
     by_answers,
     by_events,
     gain_part,
+    hides_work,
     idle_causes,
 )
 
@@ -244,7 +245,7 @@ def _judge_requests(calls: CallsOfStage, doubt: Doubt | None) -> tuple[RequestVe
 
 def _idle(calls: CallsOfStage, weighed: Weighed, duration_ms: float) -> list[IdleCause]:
     """Return where inside a request the GPU has nothing to do, longest first; parts under 0.1 % are left out."""
-    if not len(calls.timed):
+    if not len(calls.timed) or hides_work(calls):
         return []  # Without GPU times, it is not known that the GPU had nothing to do.
     takes_ms = min(calls.material.request_ms(calls.kind), duration_ms)  # They differ where times run backwards.
     found = [

@@ -112,6 +112,12 @@ def test_without_answers_there_is_no_estimate():
     assert busy(requests(samples=5, had_work=5, count=9)) is None
 
 
+def test_of_stages_without_length_there_is_no_estimate():
+    """Not that the GPU had no work, which their answers contradict."""
+    whole = recording(*repeat(Stage("request", 0, 0, gpu=(3, 3), samples=5, had_work=5), 40, 2000))
+    assert Sampled(whole, np.zeros(40, np.bool_)).busy(np.arange(40), 120_000, idle_ns=0, known_ns=0) is None
+
+
 def test_of_two_streams_it_is_between_the_busiest_and_both_in_turn():
     """They may work at one time or one after the other: the answers do not say."""
     aside = Stage("aside", 10, 20, gpu=(203, 1003), stream=1, samples=8, had_work=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -309,6 +310,26 @@ class TestWatching:
             assert stage.computing_ms <= stage.host_only_ms + 1e-9
             assert stage.wait_ms + stage.copy_wait_ms <= stage.ms + 1e-9
             assert stage.ms <= stage.watched_ms + 1e-9
+
+    @pytest.mark.parametrize("request_", [*WORKLOADS, blocks], ids=lambda request_: request_.__name__)
+    def test_no_part_is_more_than_the_whole_where_stages_were_far_shorter(self, request_):
+        """A stage that waits for another's work waits for no more of it than of its own length."""
+        program = serve(request_)
+        lengths = [[*key, round(1e3 * sum(each) / len(each) / 3)] for key, each in program.lengths.items()]
+        trace = program.trace()
+        found = examine({**trace, "gpuscope": {**trace["gpuscope"], "unwatched": lengths}})
+        for stage in found.stages:
+            assert all(int(part) <= 100 for part in re.findall(r"(\d+)%", stage.because))
+            for part in re.findall(r"^For (\d+)% of the time the host waits for", stage.because):
+                assert int(part) <= 100 * (stage.wait_ms + stage.copy_wait_ms) / stage.ms + 0.5
+
+    def test_a_request_that_watching_did_not_slow_is_not_said_to_be_slower(self):
+        """By 0 %, from a length to the same."""
+        program = serve(blocks)
+        lengths = [[*key, round(2e3 * sum(each) / len(each))] for key, each in program.lengths.items()]
+        trace = program.trace()
+        notes = examine({**trace, "gpuscope": {**trace["gpuscope"], "unwatched": lengths}}).notes
+        assert "Watching did not make `request` slower." in notes
 
     @settings(deadline=None)
     @given(

@@ -76,7 +76,7 @@ class Sampled:
         inside = self.usable(rows)
         streams = [self._on(inside[self._recording.stream[inside] == each]) for each in self._streams(inside)]
         streams.sort(key=lambda each: -each.took_ns)
-        if not streams or took_ns <= 0 or (first := streams[0].share) is None:
+        if not streams or min(took_ns, streams[0].took_ns) <= 0 or (first := streams[0].share) is None:
             return None
         # Before the stream came to the calls, the GPU was busy with what was before, as far as that is known.
         unseen_ns = max(0, took_ns - streams[0].took_ns - idle_ns - known_ns)

@@ -15,7 +15,7 @@ from gpuscope._data.batch import RowFlag
 from gpuscope._data.plain.durations import duration
 from gpuscope.analysis._structure.parts import counted
 from gpuscope.analysis._verdicts.decide import ENOUGH
-from gpuscope.analysis._verdicts.findings import CPU_BOUND, PIPELINE_BOUND, UNKNOWN, Answer
+from gpuscope.analysis._verdicts.findings import CPU_BOUND, PIPELINE_BOUND, UNKNOWN, WORTH_LINES, Answer
 from gpuscope.analysis._verdicts.host_only import where_time_goes
 from gpuscope.analysis._verdicts.weigh import ANSWERS, SLOPE
 
@@ -73,7 +73,7 @@ def answer(calls: CallsOfStage, verdict: RequestVerdict) -> Answer:
             low, high = verdict.busy_range
             where = "Within a request the GPU" if verdict.gain_of == "period" else "The GPU"
             more.append(
-                f"{where} had work, queued or running, for {verdict.busy_share:.0%} of the time "
+                f"{where} had {_work(calls)}, queued or running, for {verdict.busy_share:.0%} of the time "
                 f"({100 * low:.0f} to {100 * high:.0f}%)."
             )
     else:
@@ -127,9 +127,15 @@ def _asked(calls: CallsOfStage, weighed: Weighed) -> str:
         return ""
     low, high, share = (f"{100 * (1 - each):.0f}" for each in (weighed.idle_high, weighed.idle_low, weighed.idle))
     return (
-        f"The GPU had work, queued or running, for {share}% of the time ({low} to {high}%; "
+        f"The GPU had {_work(calls)}, queued or running, for {share}% of the time ({low} to {high}%; "
         f"{busy.answers:,} answers in {busy.requests:,} requests)."
     )
+
+
+def _work(calls: CallsOfStage) -> str:
+    """Return what answers are about: those in copies that the host waits for do not count."""
+    copies = calls.share(calls.material.evidence.copy_ns) >= WORTH_LINES
+    return "work besides the copies that the host waits for" if copies else "work"
 
 
 def _told(weighed: Weighed, how: str) -> str:

@@ -206,7 +206,8 @@ def _plain(value: Plain) -> Plain:
 
 def _idle(cause: IdleCause) -> str:
     where = f" in `{cause.stage}`" if cause.stage else ""
-    return f"    GPU without work: {duration(cause.ms)} ({cause.share:.0%}){where}, {cause.cause}"
+    what = "GPU perhaps without work" if cause.cause == "unclear" else "GPU without work"
+    return f"    {what}: {duration(cause.ms)} ({cause.share:.0%}){where}, {cause.cause}"
 
 
 def _verdict(verdict: StageVerdict, unit: str, indent: str, said: set[str]) -> Iterator[str]:

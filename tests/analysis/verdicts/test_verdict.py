@@ -468,6 +468,31 @@ def test_a_gpu_is_not_said_to_be_busy_for_a_part_where_most_of_its_work_may_be_h
     assert stage.busy_share == pytest.approx(0.4, abs=0.01)
 
 
+def test_where_gpu_work_may_be_hidden_no_idleness_is_claimed():
+    """Of a stage that was given up it is not known what the GPU did in it."""
+    lost = Stage("a", 100, 900, gpu=(103, 800), flags=RowFlag.GIVEN_UP)
+    whole = recording(*(Stage("request", 0, 1000, gpu=(3, 1003), inside=[lost]).shifted(2000 * n) for n in range(40)))
+    assert [cause.cause for cause in judge(whole).requests[0].idle] == ["between requests"]
+
+
+def test_time_of_which_nothing_is_certain_is_not_said_to_be_without_work():
+    """The host may have waited for work in it."""
+    text = str(judged("large gemm, wait inside"))
+    assert "GPU perhaps without work:" in text
+    assert "GPU without work" not in text
+
+
+def test_copies_that_the_host_waits_for_are_no_work_that_answers_are_about():
+    """Else the GPU seems to have had nothing to do while it copied."""
+    copy = Stage("h2d", 100, 900, gpu=(103, 903), samples=8, had_work=8, attributes={"bytes": 8_000_000})
+    root = Stage("request", 0, 1000, gpu=(3, 1003), samples=2, inside=[copy])
+    findings = judge(recording(*(root.shifted(1010 * number) for number in range(60))))
+    told = "had work besides the copies that the host waits for, queued or running, for 0% of the time"
+    assert findings.requests[0].verdict == "pipeline-bound"
+    assert told in findings.requests[0].because
+    assert told in str(findings.answers[0])
+
+
 def test_one_stage_in_two_places_has_a_slope_in_each():
     """Though it is called as often there."""
 
