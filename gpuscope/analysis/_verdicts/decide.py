@@ -104,6 +104,7 @@ def rule(calls: CallsOfStage, doubt: Doubt | None = None) -> Ruling:
     if weighed.by == ANSWERS and doubt is not None and doubt.of_answers:
         # Too few answers do not take away what events tell without them.
         told = by_slope(calls, by_events(calls))
+        told = told._replace(unclear=told.unclear + calls.kept_busy()[0])
         if weighed.idle_low <= told.idle <= weighed.idle_high and _ambiguous(told) is None:
             weighed, doubt = told, None
     return _ruled(weighed, doubt or _ambiguous(weighed) or _doubt_about_mixture(calls, weighed))
@@ -188,7 +189,7 @@ def _doubt_about_answers(weighed: Weighed) -> Doubt | None:
         return None
     because = (
         f"The GPU had work for {1 - high:.0%} to {1 - low:.0%} of the time, as far as its answers tell: they are too "
-        "few, or too unlike from request to request."
+        "few, too unlike from request to request, or of several streams, which may work together or in turn."
     )
     return Doubt(because, (MORE_CALLS, LOOK_INSIDE), of_answers=True)
 

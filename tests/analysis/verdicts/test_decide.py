@@ -179,6 +179,14 @@ def test_what_events_tell_is_not_taken_where_even_few_answers_exclude_it():
     assert ruling.doubt.because.startswith("The GPU had work for 30% to 90% of the time")
 
 
+def test_what_events_tell_is_not_taken_of_stages_that_kept_the_gpu_busy():
+    """The host seems to set the pace in them, and may have waited."""
+    busy = Share(0.7, 0.5, 1.0, 400, 40)
+    assert rule(Calls(idle=0.4, paced=0.4, busy=busy)).verdict == "cpu-bound"
+    ruling = rule(Calls(idle=0.4, paced=0.4, kept_busy=0.3, busy=busy))
+    assert (ruling.verdict, ruling.weighed.by) == ("unknown", ANSWERS)
+
+
 @pytest.mark.parametrize(
     ("busy", "parts", "verdict"),
     [
