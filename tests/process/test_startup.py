@@ -277,7 +277,7 @@ class TestEverybodyElse:
     def test_another_interpreter_in_the_process_goes_on(self, python, folder):
         """It starts as the first one does."""
         program = (
-            "import app, sys\nprint(app.infer(1))\n"
+            "import app, sys\nprint(app.infer(1), flush=True)\n"
             "try: import _interpreters as interpreters\n"
             "except ImportError: import _xxsubinterpreters as interpreters\n"
             "made = interpreters.create()\n"
