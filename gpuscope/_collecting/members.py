@@ -1,7 +1,7 @@
 """
 What batches add to their members' traces: links to them, and light spans with their shares and waits, as columns.
 
-The light spans are no stages: they come as a `StageBatch` of their own, with an account of its own. Works in pieces,
+The light spans are not stages: they come as a `StageBatch` of their own, with an account of its own. Works in pieces,
 between which the caller pauses. A member's ids are settled as those of any stage are, whether it runs or has ended.
 """
 

@@ -119,7 +119,7 @@ def copied_object(leaf: Leaf, memo: dict[int, object]) -> Leaf:
         # What holds nothing cannot change, and programs compare it by identity.
         memo.update((id(found), found) for found in _reached_from(searched) if _is_empty(found))
         return copy.deepcopy(leaf, memo)
-    except Exception as error:
+    except Exception as error:  # Of the program's own `__deepcopy__`, for one.
         raise TypeError(
             f"`infer` returned an object of type `{type(leaf).__qualname__}`, which its later calls may change, and "
             "which cannot be copied: return what is needed of it. `copy_outputs=False` takes it as it is."

@@ -137,7 +137,7 @@ if TYPE_CHECKING or native is None:
                     end(self, error)
                 else:
                     self._exit_again(error)
-            except BaseException:
+            except BaseException:  # An interrupt: it goes on.
                 if self.uses == 1:
                     end(self, error)  # Does nothing where the interrupt came after it.
                 raise

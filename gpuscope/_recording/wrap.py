@@ -133,7 +133,7 @@ def _plain(function: Callable[P, R], site: Site, stream: Stream) -> Callable[P, 
                 begin(recorder, record, site, stream, 0)
                 result = function(*args, **kwargs)
                 end(record, None)
-            except BaseException as error:
+            except BaseException as error:  # The program's: it is noted, and goes on.
                 end_raised(record, error, None)
                 raise
         except BaseException as error:  # See above: the same once more, which does nothing where it was done.
@@ -161,7 +161,7 @@ def _coroutine(function: Callable[P, Awaitable[R]], site: Site, stream: Stream) 
                 begin(recorder, record, site, stream, 1)
                 result = await function(*args, **kwargs)
                 end(record, None)
-            except BaseException as error:
+            except BaseException as error:  # The program's: it is noted, and goes on.
                 end_raised(record, error, None)
                 raise
         except BaseException as error:  # See above: the same once more, which does nothing where it was done.
@@ -188,7 +188,7 @@ def _resume(step: Callable[..., Item], sent: list[object], site: Site, stream: S
             begin(recorder, record, site, stream, 0)
             item = step(sent.pop())
             end(record, None)
-        except BaseException as error:
+        except BaseException as error:  # The program's: it is noted, and goes on.
             end_raised(record, error, StopIteration)
             raise
     except BaseException as error:  # See above: the same once more, which does nothing where it was done.
@@ -240,7 +240,7 @@ async def _resume_async(steps: list[Awaitable[Item]], site: Site, stream: Stream
             begin(recorder, record, site, stream, 1)
             item = await steps.pop()
             end(record, None)
-        except BaseException as error:
+        except BaseException as error:  # The program's: it is noted, and goes on.
             end_raised(record, error, StopAsyncIteration)
             raise
     except BaseException as error:  # See above: the same once more, which does nothing where it was done.

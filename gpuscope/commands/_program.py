@@ -120,7 +120,7 @@ def _run(main: ModuleType, find: Callable[[], _Found], interrupted: list[BaseExc
         main.__dict__.update(found.names)
         code = _compiled(found)
         exec(code, main.__dict__)  # noqa: S102 - as asked
-    except BaseException as error:
+    except BaseException as error:  # The program's own, which goes on.
         if isinstance(error, KeyboardInterrupt):  # Everything is raised again; only how it is shown is ours.
             interrupted.append(error)
         sys.excepthook = functools.partial(_show, sys.excepthook, code)

@@ -62,6 +62,6 @@ class Quiet:
             self.begin(graph)
         try:
             return begin()
-        except BaseException:
+        except BaseException:  # It goes on.
             self.end(graph)
             raise

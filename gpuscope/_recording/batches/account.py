@@ -1,5 +1,5 @@
 """
-The account of what batches add: light spans, which are no stages, and the faults in what batches were told.
+The account of what batches add: light spans, which are not stages, and the faults in what batches were told.
 
 Counts. The ledger holds both, and `statistics()` shows them.
 """

@@ -115,7 +115,7 @@ def as_batch(function: Function, said: Said, name: str) -> Function:
     Return a function that reads the members of each call, in the stage of this name around it.
 
     Raises:
-        TypeError: for what has no single call, or members that are no function of the arguments.
+        TypeError: for what has no single call, or members that are not a function of the arguments.
         ValueError: for an expression of names that the function has no parameters of.
 
     """
@@ -126,7 +126,7 @@ def as_batch(function: Function, said: Said, name: str) -> Function:
     makes_items = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
     if type(function) is not FunctionType or makes_items:
         raise TypeError(
-            f"`members` can't be given for {shown(function)}: it is no plain or coroutine function. Write "
+            f"`members` can't be given for {shown(function)}: it is not a plain or coroutine function. Write "
             "`with gpuscope.stage(..., members=tokens):` around what works for them."
         )
     signature = inspect.signature(function)
@@ -176,7 +176,7 @@ def _take(record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any
         return
     if not _are_tokens(tokens):
         wrong = sum(type(token) is not Token for token in tokens)
-        text = "%d of the %d members of the batch %r are no tokens; `gpuscope.here()` makes them, `key=` finds them."
+        text = "%d of the %d members of the batch %r are not tokens; `gpuscope.here()` makes them, `key=` finds them."
         _fault(record, "not_tokens", text, wrong, count, name)
         tokens = tuple(token if type(token) is Token else NOWHERE for token in tokens)
     if given is not None and len(given) != count:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def fault_in(weights: Sequence[Any]) -> int:
     """
-    Return the place of the first weight that is no finite number of 0 or more, or -1 for none.
+    Return the place of the first weight that is not a finite number of 0 or more, or -1 for none.
 
     The number of weights stands for weights of which each is 0. Asks nothing that is not a number of Python or numpy,
     because the number of a tensor may be on the GPU.

@@ -209,7 +209,7 @@ def _connection(host: str, port: int, timeout_s: float, protocols: tuple[str, ..
         return connection
     try:
         return _trusting(protocols).wrap_socket(connection, server_hostname=host)
-    except BaseException:
+    except BaseException:  # Whatever it is goes on.
         connection.close()
         raise
 
