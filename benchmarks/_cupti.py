@@ -111,6 +111,9 @@ class Difference:
     def is_right_duration(self) -> bool:
         return abs(self.duration_ns) <= max(5_000, self.kernel_ns // 100)
 
+    def is_close_duration(self) -> bool:
+        return abs(self.duration_ns) <= max(2_000, self.kernel_ns // 100)
+
     def is_right_place(self) -> bool:
         allowed = self.uncertainty_ns + 20_000
         return abs(self.start_ns) <= allowed and abs(self.end_ns) <= allowed

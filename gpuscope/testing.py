@@ -149,15 +149,19 @@ class FakeDevice:
         clock: the clock of the launches, which has to be that of the recorder.
         delay_ns: nanoseconds from a launch to the GPU's time for it.
         completes: whether work is done at once, without `complete`.
+        event_cost_ns: what a pair of events takes of the GPU's time, in nanoseconds; 0 for unknown.
 
     """
 
     reader = None
 
-    def __init__(self, clock: ManualClock, *, delay_ns: int = 0, completes: bool = False) -> None:
+    def __init__(
+        self, clock: ManualClock, *, delay_ns: int = 0, completes: bool = False, event_cost_ns: int = 0
+    ) -> None:
         self.clock = clock
         self.delay_ns = delay_ns
         self.completes = completes
+        self.event_cost_ns = event_cost_ns
         self.lanes: dict[tuple[int, int], FakeStream] = {}
         self.pairs_in_use = 0
 
@@ -215,7 +219,7 @@ class FakeDevice:
     def calibrate(self, timed_stream: FakeStream, keep: Anchor | None) -> Anchor | None:  # noqa: ARG002 - all share the clock
         """Take an anchor without error."""
         before, now, after = self.clock(), self.clock(), self.clock()
-        return Anchor(FakeEvent(now, done=True), now, (after - before + 1) // 2)
+        return Anchor(FakeEvent(now, done=True), now, (after - before + 1) // 2, self.event_cost_ns)
 
     def facts(self, index: int) -> DeviceInfo:
         """Describe the fake."""

@@ -101,13 +101,14 @@ def make_bench():
         exporters: tuple[Any, ...] = (),
         completes: bool = True,
         delay_ns: int = 0,
+        event_cost_ns: int = 0,
         device: Any = None,
         nvtx: Any = None,
         **settings: Any,
     ) -> Bench:
         clock = ManualClock()
         spans: list[CapturedSpan] = []
-        device = device or FakeDevice(clock, completes=completes, delay_ns=delay_ns)
+        device = device or FakeDevice(clock, completes=completes, delay_ns=delay_ns, event_cost_ns=event_cost_ns)
         nvtx = nvtx or FakeNvtx()
         config = Config().changed(**{"mode": "on", "exporters": "none", "warmup": 0, **settings})
         engine = stack.enter_context(

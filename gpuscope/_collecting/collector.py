@@ -132,6 +132,7 @@ class Collector:
             self._queue,
             self._recorder.replays,
             uncertainty_ns=self._intake.uncertainty_ns,
+            event_cost_ns=self._intake.event_cost_ns,
             exporters=self.active_exporters.names,
             route=self.active_exporters.route,
             sampling=self._intake.sampling,

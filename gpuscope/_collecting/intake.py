@@ -122,6 +122,11 @@ class Intake:
         return self._resolver.uncertainty_ns
 
     @property
+    def event_cost_ns(self) -> int | None:
+        """What a pair of events takes of a busy GPU's time, the largest over the devices."""
+        return self._resolver.event_cost_ns
+
+    @property
     def sampling(self) -> tuple[dict[str, int], str]:
         """How often streams were asked for work and what came of that, and whether they are asked, in words."""
         return ({}, "") if self.samples is None else (self.samples.account(), self.samples.state)

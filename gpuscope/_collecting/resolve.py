@@ -32,7 +32,7 @@ Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
 
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
 _UNPLACED = int(RowFlag.UNPLACED)
-_NO_CLOCK = 0, 0, 1e6, 0.0
+_NO_CLOCK = 0, 0, 1e6, 0.0, 0
 """Stands for the terms of a clock without an anchor: what ends at 0 is moved to its launch."""
 
 
@@ -91,6 +91,11 @@ class Resolver:
         """Half the bracket of the latest anchor, the largest over the devices."""
         anchors = [clock.anchor for clock in list(self._clocks.values())]
         return max((anchor.half_ns for anchor in anchors if anchor is not None), default=None)
+
+    @property
+    def event_cost_ns(self) -> int | None:
+        """What a pair of events takes of a busy GPU's time, the largest over the devices; None where unknown."""
+        return max((clock.event_cost_ns for clock in list(self._clocks.values())), default=0) or None
 
     def oldest_ns(self) -> int | None:
         """Return when the first of those ended that wait on any stream, or None."""
@@ -261,6 +266,8 @@ class Resolver:
             # Nothing runs before it is launched, so the launch is the better reading.
             flags = _CLAMPED if early_ns > uncertainty_ns else 0
             start_ns, end_ns = start_ns + early_ns, end_ns + early_ns
+        elif clock.anchor:
+            end_ns = clock.less_events(start_ns, end_ns, uncertainty_ns, record.end_ns)
         self._device.give_back(record)
         row = record, start_ns, end_ns, uncertainty_ns, flags
         return row if clock.anchor else self._unplaced(row)

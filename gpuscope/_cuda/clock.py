@@ -58,6 +58,8 @@ class GpuClock:
         self._due_ns = -1
         self._misses = 0
         self._host_ns_per_ms = self._doubt_ns_per_ms = 0.0
+        self.event_cost_ns = 0
+        """What a pair of events takes of a busy GPU's time: the least that was measured, 0 before."""
 
     def is_due(self, now_ns: int) -> bool:
         """Tell whether a new anchor should be taken."""
@@ -85,6 +87,8 @@ class GpuClock:
 
         """
         before, self._due_ns = self.anchor, anchor.host_ns + self._retry_ns
+        if anchor.event_cost_ns:
+            self.event_cost_ns = min(anchor.event_cost_ns, self.event_cost_ns or anchor.event_cost_ns)
         self._retry_ns = min(2 * self._retry_ns, MAX_ANCHOR_AGE_NS)
         usable = elapsed_ms is not None and 0 < elapsed_ms * 1e6 <= 4 * MAX_ANCHOR_AGE_NS
         if before is not None and usable and anchor.half_ns > max(_WIDE_NS, self._doubt_at(anchor, before)):
@@ -119,12 +123,12 @@ class GpuClock:
         return best
 
     @property
-    def terms(self) -> tuple[int, int, float, float]:
+    def terms(self) -> tuple[int, int, float, float, int]:
         """
-        What `place` computes with, for code that computes elsewhere.
+        What `place` and `less_events` compute with, for code that computes elsewhere.
 
-        The anchor's host time and half its bracket, in nanoseconds; host nanoseconds per GPU millisecond; and the
-        uncertainty that each GPU millisecond from the anchor adds, in nanoseconds.
+        The anchor's host time and half its bracket, in nanoseconds; host nanoseconds per GPU millisecond; the
+        uncertainty that each GPU millisecond from the anchor adds, in nanoseconds; and what a pair of events takes.
 
         Raises:
             RuntimeError: if there is no anchor yet.
@@ -132,7 +136,7 @@ class GpuClock:
         """
         if self.anchor is None:
             raise RuntimeError(_NO_ANCHOR)
-        return self.anchor.host_ns, self.anchor.half_ns, self._host_ns_per_ms, self._doubt_ns_per_ms
+        return self.anchor.host_ns, self.anchor.half_ns, self._host_ns_per_ms, self._doubt_ns_per_ms, self.event_cost_ns
 
     def place(self, end_ms: float, duration_ms: float) -> tuple[int, int, int]:
         """
@@ -150,7 +154,26 @@ class GpuClock:
             RuntimeError: if there is no anchor yet.
 
         """
-        host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = self.terms
+        host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms, _ = self.terms
         end_ns = host_ns + int(end_ms * host_ns_per_ms)
         uncertainty_ns = half_ns + int((abs(end_ms) + duration_ms) * doubt_ns_per_ms) + 1
         return end_ns - int(duration_ms * host_ns_per_ms), end_ns, uncertainty_ns
+
+    def less_events(self, start_ns: int, end_ns: int, uncertainty_ns: int, left_ns: int) -> int:
+        """
+        Return a stage's end, earlier by what its own two events took where that is known.
+
+        It is known where the host had left the stage before the GPU came to it: then all of its work was waiting, and
+        what lies between its events is that work and the events. Else the events may lie in time in which the GPU
+        waited. A stage around others is left before the GPU comes to any of them, so it ends no sooner than they do.
+
+        Args:
+            start_ns: where the stage begins on the GPU, in host nanoseconds.
+            end_ns: where it ends.
+            uncertainty_ns: how far off the two may be.
+            left_ns: when the host left the stage.
+
+        """
+        if self.event_cost_ns == 0 or start_ns - uncertainty_ns < left_ns:
+            return end_ns
+        return max(start_ns, end_ns - self.event_cost_ns)

@@ -80,6 +80,9 @@ class EventReader(Protocol):
     ) -> tuple[int, int, bytes]:
         """Return the answer, how many replays are done, and their distances in milliseconds as 32-bit floats."""
 
+    def spacing(self, events: bytes, stream: int | None, limit_ns: int) -> tuple[float, tuple[float, ...]] | None:
+        """Return nanoseconds of the host per event, and how far they are apart: ascending, ms. None if not in time."""
+
     def bracket(self, event: int | None, stream: int | None, limit_ns: int) -> tuple[int, int] | None:
         """Return the host's clock before and after an event; None if it did not complete in time."""
 

@@ -24,6 +24,8 @@ class AnchorParts(NamedTuple):
     """A private one."""
     ring: deque[Handle]
     """Events."""
+    in_a_row: list[Handle]
+    """Further events, by which it is measured what a pair takes; none where nobody measures that."""
 
 
 class Spares:

@@ -55,6 +55,8 @@ class Anchor:
     event: Event
     host_ns: int
     half_ns: int
+    event_cost_ns: int = 0
+    """What a pair of events takes of a busy GPU's time; 0 where that is not known."""
 
 
 class Device(Protocol):

@@ -72,6 +72,12 @@ UNTIMED = InstrumentSpec(
 UNCERTAINTY = InstrumentSpec(
     "gpuscope.clock.uncertainty", "gauge", "s", "Half the bracket of the latest anchor, the largest over the GPUs."
 )
+EVENT_COST = InstrumentSpec(
+    "gpuscope.gpu.event_cost",
+    "gauge",
+    "s",
+    "What a pair of events takes of a busy GPU's time, the largest over the GPUs; taken off where it is known.",
+)
 
 # OpenTelemetry's metrics of model servers, with the bounds that it wants.
 REQUEST_DURATION = InstrumentSpec(
@@ -97,7 +103,20 @@ TIME_PER_OUTPUT_TOKEN = InstrumentSpec(
 )
 OF_GENERATIONS = (REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN)
 SPECS = (
-    *(DURATION, LAUNCH_DELAY, BUSY, OCCUPIED, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY),
+    *(
+        DURATION,
+        LAUNCH_DELAY,
+        BUSY,
+        OCCUPIED,
+        IDLE,
+        RECORDED,
+        EXPORTED,
+        DROPPED,
+        LOST,
+        UNTIMED,
+        UNCERTAINTY,
+        EVENT_COST,
+    ),
     *OF_GENERATIONS,
 )
 

@@ -86,6 +86,9 @@ class Statistics:
     stages, between stages, lost, dropped for want of room, or waiting for stages to end. Then, where there were any:
     refusals of the driver (`errors`), moments left out for captures or because the driver was late, and streams for
     which there was no room (`unwatched`)."""
+    event_cost_ns: int | None = None
+    """What a pair of events takes of a busy GPU's time, the largest over the GPUs. It was taken off
+    stages that the host had left before the GPU came to them. None where it is not known: nothing was taken off."""
     sampler: str = ""
     """How often streams are asked, or why they are not; empty where nobody wants them to be."""
 
@@ -141,6 +144,8 @@ class Statistics:
             parts.append(f"compiled away at {len(self.elided)} places")
         if self.clock_uncertainty_ns is not None:
             parts.append(f"GPU clock within {self.clock_uncertainty_ns / 1e3:.1f} µs")
+        if self.event_cost_ns is not None:
+            parts.append(f"events take {self.event_cost_ns / 1e3:.1f} µs per pair")
         if self.route:
             parts.append(f"spans go {self.route}")
         return ", ".join(parts)

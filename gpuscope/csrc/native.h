@@ -156,6 +156,7 @@ typedef struct {
 typedef struct {
     long long host_ns, half_ns;
     double host_ns_per_ms, doubt_ns_per_ms;
+    long long event_cost_ns;
 } Clock;
 
 /* To be freed by `PyMem_Free`. Null and an exception for what is not a list of records. */

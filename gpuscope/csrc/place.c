@@ -1,6 +1,6 @@
 /*
  * Stages whose GPU work is done, into host time. The twins are `Resolver._resolve` of `_collecting/resolve.py` with
- * `GpuClock.place` of `_cuda/clock.py`, and `stream_of_all` of `_collecting/resolve.py`.
+ * `GpuClock.place` and `less_events` of `_cuda/clock.py`, and `stream_of_all` of `_collecting/resolve.py`.
  */
 #include "native.h"
 
@@ -89,6 +89,9 @@ static PyObject *place_one(StageRecord *record, const Distance *one, const Clock
         flags = early_ns > uncertainty_ns ? clamped : 0;
         start_ns += early_ns;
         end_ns += early_ns;
+    } else if (clock->event_cost_ns > 0 && start_ns - uncertainty_ns >= record->end_ns) {
+        /* All its work was waiting when the GPU came to it, so that its events lie in no time in which it waited. */
+        end_ns = end_ns - clock->event_cost_ns < start_ns ? start_ns : end_ns - clock->event_cost_ns;
     }
     return give_back(record) ? NULL : new_row(record, start_ns, end_ns, uncertainty_ns, flags);
 }

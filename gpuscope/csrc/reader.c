@@ -4,7 +4,7 @@
  * The driver may hold its lock for as long as a copy from pageable memory takes. While the collector waits for that
  * lock, no thread of the program may have to wait for the GIL. The twins are `Resolver._collect_stream` of
  * `_collecting/resolve.py`, `ReplayResolver._measure_in_python` of `_cuda/graphs/resolve.py` and `Anchors._bracket` of
- * `_cuda/anchors.py`.
+ * `_cuda/anchors.py`. `spacing` has none: without the parts in C nobody knows what events take.
  */
 #include "native.h"
 
@@ -20,7 +20,7 @@ typedef struct {
     int (*record)(void *event, void *stream);
 } EventReader;
 
-enum { INVALID_HANDLE = 400, NOT_READY = 600, CAPTURING = -1 };
+enum { INVALID_HANDLE = 400, NOT_READY = 600, CAPTURING = -1, MOST_IN_A_ROW = 64 };
 static const long long PATIENCE_NS = 100000, NAP_NS = 20000, LATENCY_NS = 5000;
 
 static long long now_ns(void) {
@@ -81,7 +81,7 @@ static int must_wait(const EventReader *self, unsigned long long context, unsign
 }
 
 /*
- * read(records, context, stream, foreign, anchor, clamped, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms)
+ * read(records, context, stream, foreign, anchor, clamped, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms, event_cost_ns)
  *
  * Takes records of one stream, oldest first. Returns what the driver said of the first one that is not done or can't be
  * timed (0 if there is none, -1 if the driver was not asked, during a capture), and the rows of those before it.
@@ -92,8 +92,8 @@ static PyObject *read_events(EventReader *self, PyObject *args) {
     int foreign, clamped, answer = CAPTURING;
     Clock clock;
     if (!PyArg_ParseTuple(
-            args, "O!KKpKiLLdd:read", &PyList_Type, &records, &context, &stream, &foreign, &anchor, &clamped,
-            &clock.host_ns, &clock.half_ns, &clock.host_ns_per_ms, &clock.doubt_ns_per_ms
+            args, "O!KKpKiLLddL:read", &PyList_Type, &records, &context, &stream, &foreign, &anchor, &clamped,
+            &clock.host_ns, &clock.half_ns, &clock.host_ns_per_ms, &clock.doubt_ns_per_ms, &clock.event_cost_ns
         ))
         return NULL;
     Py_ssize_t count = PyList_GET_SIZE(records), done = 0;
@@ -218,6 +218,63 @@ static PyObject *bracket(EventReader *self, PyObject *args) {
     return Py_BuildValue("LL", before, after);
 }
 
+/* How far the events of a row are apart, in ascending order; how many there are, or -1 if they were not done in time. */
+static int measure_spacing(
+    const EventReader *self, void *const *events, int count, void *stream, long long limit_ns, float *ms, long long *took_ns
+) {
+    const struct timespec nap = {0, NAP_NS};
+    int code = 0;
+    long long began = now_ns();
+    for (int i = 0; i < count && code == 0; i++) code = self->record(events[i], stream);
+    *took_ns = now_ns() - began;
+    long long until = began + limit_ns;
+    if (code == 0) code = self->query(events[count - 1]);
+    while (code == NOT_READY && now_ns() < until) {
+        nanosleep(&nap, NULL);
+        code = self->query(events[count - 1]);
+    }
+    for (int i = 1; i < count && code == 0; i++) {
+        float apart;
+        code = self->elapsed(&apart, events[i - 1], events[i]);
+        int at = i - 1;
+        for (; at > 0 && ms[at - 1] > apart; at--) ms[at] = ms[at - 1];
+        ms[at] = apart;
+    }
+    return code ? -1 : count - 1;
+}
+
+/*
+ * spacing(events, stream, limit_ns)
+ *
+ * Records events in a row, as fast as that goes. Returns how long recording one took on the host, in nanoseconds, and
+ * how far neighbours are apart on the GPU, in milliseconds and in ascending order; None if they were not done in time.
+ */
+static PyObject *spacing(EventReader *self, PyObject *args) {
+    Py_buffer addresses;
+    unsigned long long stream;
+    long long limit_ns, took = 0;
+    float ms[MOST_IN_A_ROW];
+    int found = -1;
+    if (!PyArg_ParseTuple(args, "y*KL:spacing", &addresses, &stream, &limit_ns)) return NULL;
+    int count = (int)(addresses.len / (Py_ssize_t)sizeof(void *));
+    if (count < 2 || count > MOST_IN_A_ROW || addresses.len % (Py_ssize_t)sizeof(void *)) {
+        PyBuffer_Release(&addresses);
+        return PyErr_Format(PyExc_ValueError, "expected the addresses of 2 to %d events", MOST_IN_A_ROW);
+    }
+    Py_BEGIN_ALLOW_THREADS
+    found = measure_spacing(self, addresses.buf, count, (void *)(uintptr_t)stream, limit_ns, ms, &took);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&addresses);
+    if (found < 0) Py_RETURN_NONE;
+    PyObject *apart = PyTuple_New(found);
+    for (int i = 0; apart != NULL && i < found; i++) {
+        PyObject *one = PyFloat_FromDouble(ms[i]);
+        if (one == NULL) Py_CLEAR(apart);
+        else PyTuple_SET_ITEM(apart, i, one);
+    }
+    return apart == NULL ? NULL : Py_BuildValue("dN", (double)took / count, apart);
+}
+
 static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     unsigned long long set_context, is_capturing, query, elapsed, record;
     if (kwargs != NULL && PyDict_GET_SIZE(kwargs)) {
@@ -244,6 +301,7 @@ static PyMethodDef methods[] = {
     {"read", (PyCFunction)read_events, METH_VARARGS, "Return what is said of the first stage that is not done, and rows."},
     {"read_replays", (PyCFunction)read_replays, METH_VARARGS, "Return what is said of the first replay that is not done."},
     {"bracket", (PyCFunction)bracket, METH_VARARGS, "Record an event between two readings of the host's clock."},
+    {"spacing", (PyCFunction)spacing, METH_VARARGS, "Record events in a row, and return how far they are apart."},
     {NULL},
 };
 

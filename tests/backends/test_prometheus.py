@@ -46,7 +46,7 @@ if sys.argv[1:]:
 
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-device = FakeDevice(time.perf_counter_ns, delay_ns=200_000, completes=True)
+device = FakeDevice(time.perf_counter_ns, delay_ns=200_000, completes=True, event_cost_ns=2_900)
 device.sampling = Sampling()
 chat = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "ours", "gen_ai.request.model": "small"}
 config = _runtime.state.config.changed(gpu_spans="all", warmup=0)
@@ -70,6 +70,7 @@ EXPECTED = {
     *(f"gpuscope_stages_{name}_total" for name in ("recorded", "exported", "dropped", "lost", "untimed")),
     *(f"gpuscope_gpu_{name}_ratio" for name in ("busy", "occupied", "idle")),
     "gpuscope_clock_uncertainty_seconds",
+    "gpuscope_gpu_event_cost_seconds",
     *(
         f"gen_ai_server_{name}_seconds_{part}"
         for name in ("request_duration", "time_to_first_token", "time_per_output_token")

@@ -10,7 +10,7 @@ import pytest
 
 from gpuscope import stage
 from gpuscope._collecting.active_exporters import with_work
-from gpuscope._data.batch import NO_WORK_NS, RowFlag
+from gpuscope._data.batch import NO_WORK_LESS_EVENTS_NS, NO_WORK_NS, RowFlag
 from gpuscope._data.metrics import DURATION
 from gpuscope.exporters.memory import MemoryExporter
 
@@ -56,6 +56,45 @@ def test_a_stage_without_work_has_a_host_span_only(make):
     assert names(spans, "gpu") == ["s2", "s3", "s4"]
     without = next(span for span in spans if span.name == "s0")
     assert not {"gpuscope.gpu.duration", "gpuscope.launch_to_start"} & without.attributes.keys()
+
+
+def lengths(spans, kind):
+    """Nanoseconds by stage, of one kind."""
+    return {span.attributes["gpuscope.stage"]: span.duration_ns for span in spans if span.kind == kind}
+
+
+def test_what_the_events_took_is_no_part_of_a_busy_stage(make):
+    """It is taken off what was left before the GPU came to it, of which 500 ns and less are no work."""
+    bench, spans = make(delay_ns=1_000_000, event_cost_ns=2_900)
+    run(bench, 2_900, 3_399, 3_400, 49_999)  # Each reading of the clock takes a nanosecond.
+    assert lengths(spans, "gpu") == {"s2": 501, "s3": 47_100}
+    assert bench.statistics().event_cost_ns == 2_900
+    assert "events take 2.9 µs per pair" in str(bench.statistics())
+
+
+def test_what_the_events_took_stays_where_the_gpu_may_have_waited(make):
+    """The GPU came to this stage while the host was still in it."""
+    bench, spans = make(delay_ns=1_000, event_cost_ns=2_900)
+    run(bench, 3_499, 49_999)
+    assert lengths(spans, "gpu") == {"s0": 3_500, "s1": 50_000}
+
+
+def test_inner_stages_end_no_later_than_the_outer(make):
+    """Whatever was taken off: where it was taken off the outer one, it was off each inner one."""
+    bench, spans = make(delay_ns=4_000, event_cost_ns=2_900, gpu_spans="all")
+    for outside_ns in range(0, 8_000, 500):
+        with stage("outer"):
+            with stage("inner"):
+                bench.clock.advance(3e-6)
+            bench.clock.advance(outside_ns / 1e9)
+        bench.collect()
+    gpu = [span for span in spans if span.kind == "gpu"]
+    inner, outer = ([span for span in gpu if span.name == name] for name in ("inner [gpu]", "outer [gpu]"))
+    longer = [a.duration_ns - b.duration_ns for a, b in zip(outer, inner, strict=True)]
+    off_both = [ns < outside_ns + 100 for ns, outside_ns in zip(longer, range(0, 8_000, 500), strict=True)]
+    assert off_both == sorted(off_both, reverse=True)
+    assert set(off_both) == {True, False}
+    assert all(a.end_ns <= b.end_ns for a, b in zip(inner, outer, strict=True))
 
 
 def test_all_keeps_them(make):
@@ -109,6 +148,16 @@ def test_a_stage_inside_a_graph_keeps_its_only_span():
     inside = {"gpu_ns": 10, "flags": int(RowFlag.IN_GRAPH), "span_id": 5, "gpu_span_id": 5, "parent_id": 3}
     batch = with_work(make_batch(Row(**inside), Row(gpu_span_id=9, gpu_ns=10), Row()))
     assert batch.gpu_span_id.tolist() == [5, 0, 0]
+
+
+def test_the_limit_is_less_where_what_events_took_was_taken_off():
+    """That is where the host had left the stage before it began on the GPU, for sure."""
+    less = {"gpu_span_id": 7, "uncertainty_ns": 100}
+    rows = [
+        Row(**less, launch_ns=Row().host_ns + off_ns, gpu_ns=length_ns)
+        for off_ns, length_ns in ((100, NO_WORK_LESS_EVENTS_NS), (100, NO_WORK_LESS_EVENTS_NS + 1), (99, NO_WORK_NS))
+    ]
+    assert with_work(make_batch(*rows)).gpu_span_id.tolist() == [0, 7, 0]
 
 
 def test_no_other_column_changes():

@@ -16,6 +16,7 @@ from gpuscope._data.metrics import (
     BOUNDS_S,
     DROPPED,
     DURATION,
+    EVENT_COST,
     IDLE,
     LAUNCH_DELAY,
     OCCUPIED,
@@ -351,5 +352,6 @@ class TestAccount:
         points = account_points(account)
         assert series(points[RECORDED]) == {(): 9}
         assert series(points[DROPPED]) == {("queue_full",): 2}
-        assert UNCERTAINTY not in points
+        assert not {UNCERTAINTY, EVENT_COST} & points.keys()
+        assert series(account_points(replace(account, event_cost_ns=2_900))[EVENT_COST]) == {(): 2.9e-6}
         assert series(account_points(replace(account, clock_uncertainty_ns=3_500))[UNCERTAINTY]) == {(): 3.5e-6}

@@ -207,7 +207,7 @@ class TestTelling:
         run()
         bench.engine.collector._drain()
         assert told == [bench.engine.recorder]
-        run(1500)
+        run(9000)
         bench.engine.collector._drain()
         assert len(told) >= 4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import struct
 import time
 
 import pytest
@@ -29,6 +30,10 @@ class LateGpu:
         """Event and stream of each record, refused ones included."""
         self.limits = set()
         self.context, self.events = None, 0
+        self.in_a_row = []
+        """How long recording one took and how far neighbours are apart, in nanoseconds, per row; None: not in time."""
+        self.rows = []
+        """The events and the stream of each row."""
 
     def now(self):
         """Read the clock of the host."""
@@ -81,6 +86,13 @@ class LateGpu:
         before_ns, after_ns = self.recorded[event]
         self.now_ns = min(after_ns, before_ns + limit_ns + 1)
         return (before_ns, after_ns) if after_ns - before_ns <= limit_ns else None
+
+    def spacing(self, events, stream, limit_ns):
+        """Tell the next of `in_a_row`."""
+        assert self.context is not None
+        self.rows.append((struct.unpack(f"={len(events) // 8}Q", events), stream))
+        host_ns, *apart_ns = (self.in_a_row.pop(0) if self.in_a_row else None) or [0]
+        return (host_ns, tuple(each / 1e6 for each in apart_ns)) if apart_ns else None
 
 
 @pytest.fixture
@@ -143,7 +155,7 @@ def test_the_event_of_the_anchor_before_is_not_recorded_again(gpu, take):
             assert anchor.event is not keep.event
         used.add(anchor.event.value)
         keep = anchor
-    assert gpu.events == 6
+    assert gpu.events - len({event for events, _ in gpu.rows for event in events}) == 6
     assert len(used) > 1
 
 
@@ -200,8 +212,31 @@ def test_each_device_has_a_stream_and_events_of_its_own(gpu, take):
     assert {stream for _, stream in gpu.records} == set(STREAM_OF.values())
     on_first, on_second = ({event for event, at in gpu.records if at == stream} for stream in STREAM_OF.values())
     assert not on_first & on_second
-    assert gpu.events == 12
+    assert gpu.events - len({event for events, _ in gpu.rows for event in events}) == 12
     assert gpu.context is None
+
+
+def test_what_a_pair_of_events_takes_is_the_median_of_a_row(gpu, take):
+    """Recorded on the private stream, on events of their own; it is measured with the first anchors alone."""
+    gpu.in_a_row = [[1_400, 2_800, 2_900, 9_000]] * 20
+    costs = [take().event_cost_ns for _ in range(12)]
+    if gpu.rows:
+        assert costs == [2_900] * 8 + [0] * 4
+        assert {stream for _, stream in gpu.rows} == {0x50}
+        assert len({event for events, _ in gpu.rows for event in events}) == 33
+        assert not {event for events, _ in gpu.rows for event in events} & {event for event, _ in gpu.records}
+    else:
+        assert costs == [0] * 12  # Without the parts in C.
+
+
+@pytest.mark.parametrize(
+    "row", [None, [2_800, 2_800, 2_900, 3_000], [1_400, 10_001, 10_001, 10_001]], ids=["late", "slow host", "held up"]
+)
+def test_what_events_take_stays_unknown(gpu, take, row):
+    """The GPU was not behind the host, or something else took its time; the anchor is none the worse."""
+    gpu.in_a_row = [row]
+    anchor = take()
+    assert (anchor.half_ns, anchor.event_cost_ns) == (2 * US, 0)
 
 
 @pytest.mark.parametrize(("late_us", "yields"), [(99, False), (300, True)])

@@ -251,7 +251,31 @@ def test_terms_are_those_of_the_anchor():
     """Until a drift is measured each millisecond adds 50 parts per million, and a step of a 32-bit float."""
     clock = GpuClock()
     clock.calibrate(Anchor("a", NOON, 3_500), None)
-    assert clock.terms == (NOON, 3_500, 1e6, pytest.approx(50 + 1e6 * 2**-23))
+    assert clock.terms == (NOON, 3_500, 1e6, pytest.approx(50 + 1e6 * 2**-23), 0)
+
+
+def costing(*costs_ns):
+    """Make a clock of which each anchor says what a pair of events takes."""
+    clock = GpuClock()
+    for second, cost_ns in enumerate(costs_ns):
+        clock.calibrate(Anchor(second, NOON + second * SECOND, 3_500, cost_ns), 1000.0 if second else None)
+    return clock
+
+
+def test_events_take_the_least_that_was_measured():
+    """More than that was held up by something; an anchor that says nothing changes nothing."""
+    assert costing(0).event_cost_ns == 0
+    assert costing(0, 2_950, 3_100, 0).event_cost_ns == 2_950
+    assert costing(3_100, 2_950).terms[4] == 2_950
+
+
+def test_what_the_events_took_is_taken_off_where_all_work_was_waiting():
+    """That is where the host had left the stage for sure before the GPU came to it, and never more than there is."""
+    start, end, clock = NOON, NOON + 10_000, costing(2_900)
+    assert clock.less_events(start, end, 100, left_ns=start - 100) == end - 2_900
+    assert clock.less_events(start, end, 100, left_ns=start - 99) == end
+    assert clock.less_events(start, start + 2_000, 0, left_ns=start) == start
+    assert costing(0).less_events(start, end, 100, left_ns=start - SECOND) == end
 
 
 def test_place_is_exact():

@@ -334,11 +334,11 @@ class NumbersForEvents:
         record.pair = None
 
 
-def calibrated(device):
+def calibrated(device, event_cost_ns=0):
     """A resolver on a device, whose clock has two anchors; and a stream."""
     clock = GpuClock()
     clock.calibrate(Anchor(2**32, 10**12, 3500), None)
-    clock.calibrate(Anchor(ctypes.c_void_p(2**32 + 10**9), 10**12 + 10**9 + 1500, 3300), 1000.0)
+    clock.calibrate(Anchor(ctypes.c_void_p(2**32 + 10**9), 10**12 + 10**9 + 1500, 3300, event_cost_ns), 1000.0)
     ledger = SimpleNamespace(untimed=lambda reason: None)
     resolver = Resolver(device, ledger, None, clock=lambda: 10**12, event_deadline_ns=2**62, max_pending=99)
     resolver._clocks[0] = clock
@@ -359,8 +359,8 @@ gaps = st.tuples(st.integers(1, 2**31), st.integers(0, 2**31), st.integers(-(2**
 
 
 @in_c
-@given(st.lists(gaps, max_size=9), st.integers(0, 2**34), st.booleans(), st.booleans())
-def test_stages_are_resolved_alike(stages, now, capturing, give_up):
+@given(st.lists(gaps, max_size=9), st.integers(0, 2**34), st.booleans(), st.booleans(), st.integers(0, 2**31))
+def test_stages_are_resolved_alike(stages, now, capturing, give_up, event_cost_ns):
     """The same rows, to the nanosecond, the same stages left waiting, and the same pairs given back."""
     results = []
     for in_c in (True, False):
@@ -372,7 +372,7 @@ def test_stages_are_resolved_alike(stages, now, capturing, give_up):
             position += 1
         device = NumbersForEvents(max(now, 2**32 + 10**9), captured, capturing)
         device.captured.discard(2**32 + 10**9)
-        resolver, timed_stream = calibrated(device.in_c() if in_c else device)
+        resolver, timed_stream = calibrated(device.in_c() if in_c else device, event_cost_ns)
         records = waiting(timed_stream, pairs, [launched for _, _, launched, _ in stages])
         resolver.accept(records)
         rows = resolver.collect(99, may_ask=True, give_up=give_up)
@@ -410,6 +410,18 @@ def test_an_event_is_bracketed():
     assert device.reader.bracket(1, 7, 10**9) is None
 
 
+@in_c
+def test_events_in_a_row_are_apart():
+    """In ascending order; where one does not come in time, or is refused, nothing is known."""
+    device = NumbersForEvents(now=9000).in_c()
+    host_ns, apart_ms = device.reader.spacing(struct.pack("=4Q", 1, 5001, 6001, 9000), 7, 10**9)
+    assert host_ns > 0
+    assert apart_ms == pytest.approx((0.001, 0.002999, 0.005))
+    assert device.reader.spacing(struct.pack("=2Q", 1, 9001), 7, 1000) is None
+    device.captured = {5001}
+    assert device.reader.spacing(struct.pack("=3Q", 1, 5001, 6001), 7, 10**9) is None
+
+
 NONSENSE = {
     "begin": lambda: native.begin(None, StageRecord(), None, None, 0),
     "begin without a record": lambda: native.begin(None, None, None, None, 0),
@@ -426,7 +438,10 @@ NONSENSE = {
     "EventRecorder.begin": lambda: native.EventRecorder(1, 1, [], int, int, int, int).begin(1, None),
     "EventRecorder.end": lambda: native.EventRecorder(1, 1, [], int, int, int, int).end(StageRecord()),
     "EventReader without a function": lambda: native.EventReader(1, 1, 1, 0, 1),
-    "EventReader.read": lambda: native.EventReader(1, 1, 1, 1, 1).read([1], 1, 1, 1, 0, 0, 0, 0.0, 0.0),
+    "EventReader.read": lambda: native.EventReader(1, 1, 1, 1, 1).read([1], 1, 1, 1, 0, 0, 0, 0.0, 0.0, 0),
+    "EventReader.spacing of too few": lambda: native.EventReader(1, 1, 1, 1, 1).spacing(bytes(8), 1, 1),
+    "EventReader.spacing of too many": lambda: native.EventReader(1, 1, 1, 1, 1).spacing(bytes(8 * 65), 1, 1),
+    "EventReader.spacing of what is no address": lambda: native.EventReader(1, 1, 1, 1, 1).spacing(bytes(23), 1, 1),
     "EventReader.bracket": lambda: native.EventReader(1, 1, 1, 1, 1).bracket(1),
     "EventReader.read_replays": lambda: native.EventReader(1, 1, 1, 1, 1).read_replays([1], 1, 1, 1),
     "EventReader.read_replays without a fence": lambda: native.EventReader(1, 1, 1, 1, 1).read_replays([b""], 1, 1, 1),

@@ -23,6 +23,7 @@ from gpuscope._data.metrics import (
     BUSY,
     DROPPED,
     DURATION,
+    EVENT_COST,
     EXPORTED,
     IDLE,
     LAUNCH_DELAY,
@@ -184,10 +185,12 @@ class StageMetrics:
 
 
 def account_points(statistics: Statistics) -> Points:
-    """Return the account of stages and the uncertainty of GPU times as points."""
+    """Return the account of stages, the uncertainty of GPU times, and what events take, as points."""
     points: Points = {RECORDED: [DataPoint({}, statistics.recorded)], EXPORTED: [DataPoint({}, statistics.exported)]}
     for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
         points[spec] = [DataPoint({REASON: reason}, count) for reason, count in sorted(counts.items())]
     if statistics.clock_uncertainty_ns is not None:
         points[UNCERTAINTY] = [DataPoint({}, statistics.clock_uncertainty_ns / 1e9)]
+    if statistics.event_cost_ns is not None:
+        points[EVENT_COST] = [DataPoint({}, statistics.event_cost_ns / 1e9)]
     return points

@@ -21,7 +21,7 @@ _ROUNDING_NS = 2_000
 """Two steps of a 32-bit float of milliseconds at 8 s from the anchor (0.5 µs each), for each of two replays."""
 _IMPOSSIBLE_NS = 50_000
 """A stage that began before its launch by the uncertainty and so much more has another replay's time."""
-_NO_CLOCK = 0, 0, 1e6, 0.0
+_NO_CLOCK = 0, 0, 1e6, 0.0, 0
 """Stands for the terms of a clock without an anchor: what ends at 0 is moved to its launch."""
 
 
@@ -84,7 +84,7 @@ def place(
         how much each replay began before its launch, to which it was then moved.
 
     """
-    host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms = clock.terms if clock.anchor else _NO_CLOCK
+    host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms, _ = clock.terms if clock.anchor else _NO_CLOCK
     right: NDArray[np.bool_] = np.logical_not(np.isnan(distances).any(axis=1))
     distances = np.nan_to_num(distances)
     to_fence_ms, fence_ms = distances[:, :-1], distances[:, -1:]
