@@ -243,13 +243,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run only the programs with this in their names")
     parser.add_argument("--rounds", type=int, default=8, help="how often each rate has its turn")
     parser.add_argument("--block", type=float, default=0.3, help="seconds of one turn")
+    parser.add_argument("--minutes", type=float, default=60, help="begin no program after so long")
     options = parser.parse_args()
+    until = time.monotonic() + 60 * options.minutes
     rounds, seconds = (2, 0.05) if options.quick else (options.rounds, options.block)
     if not has_cuda():
         print("Without a GPU nothing is asked; this runs one program, to see that it works.")
     results, failed = {}, {}
     for name, make in programs().items():
-        if options.only not in name:
+        if options.only not in name or time.monotonic() > until:
             continue
         began = time.monotonic()
         try:

@@ -78,7 +78,10 @@ class Config:
         "work", "GPUSCOPE_GPU_SPANS", parse.one_of("work", "all"), "`all`: GPU spans also of stages without GPU work."
     )
     sample_hz: float = setting(
-        0.0, "GPUSCOPE_SAMPLE_HZ", parse.between(0.0, 5000.0), "How often a second streams are asked for work."
+        200.0,
+        "GPUSCOPE_SAMPLE_HZ",
+        parse.between(0.0, 5000.0),
+        "How often a second a thread of C asks the streams of stages whether they have work; `0` for never.",
     )
     batch_spans: str = setting(
         "all",

@@ -43,6 +43,8 @@ AGREEMENT = 2 / 3
 """At least this part of the calls must, each alone, give the verdict that all give together."""
 NEAR = 0.1
 """An interval no wider than this decides by its estimate, though it holds the boundary: both words are nearly right."""
+_ALIKE = -NEAR / 2, 0.0, NEAR / 2
+"""One call agrees with all where shares that differ by so little give the same verdict."""
 MAX_UNPROVEN = 0.5
 """A verdict that says that the GPU had work needs proof for all of the time but this part."""
 MAX_LOST = 0.01
@@ -238,8 +240,9 @@ def _doubt_about_mixture(calls: CallsOfStage, weighed: Weighed) -> Doubt | None:
     # What one call alone does not show is taken to be as it is in all of them.
     part = (weighed.idle * float(duration_ns.sum()) - float(sure_ns.sum())) / max(1.0, float(open_ns.sum()))
     idle_ns = sure_ns + min(1.0, max(0.0, part)) * open_ns
-    each = decide(evidence.wait_ns[calls.judged] / duration_ns, idle_ns / duration_ns)
-    agreeing = float((each == verdict).mean())
+    wait, idle = evidence.wait_ns[calls.judged] / duration_ns, idle_ns / duration_ns
+    agrees = [decide(wait + by, idle + at) == verdict for by in _ALIKE for at in _ALIKE]
+    agreeing = float(np.any(agrees, axis=0).mean())
     if agreeing >= AGREEMENT:
         return None
     because = f"Its calls differ: taken together they are {verdict}, but only {agreeing:.0%} of them are on their own."
