@@ -18,6 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 import gpuscope
 from gpuscope.__main__ import main
 from gpuscope.commands._checks import startup
+from gpuscope.commands.demo import SAMPLE
 
 HERE = Path(gpuscope.__file__).parents[1]
 STAGES = ("request", "cpu prep", "h2d", "gpu preprocess", "inference", "d2h", "postprocess")
@@ -184,6 +185,16 @@ class TestDemo:
         assert "Spans: gpuscope-demo.jsonl (OTLP JSON lines)." in done.stdout
         assert "gpuscope demo --otlp" in done.stdout
         assert done.stderr == ""
+
+    def test_shows_a_recording_of_a_gpu_to_whoever_has_none(self, run, tmp_path):
+        """`--sample` runs nothing: it reports a small recording that is shipped, and writes its timeline."""
+        done = run("demo", "--sample")
+        assert done.returncode == 0, done.stderr
+        answer = done.stdout.splitlines()[2]
+        assert answer == "`request` is cpu-bound. It takes 80.0 ms (median of 47 requests). At most"
+        assert "NVIDIA H200" in (tmp_path / "gpuscope-sample.html").read_text()
+        assert [path.name for path in tmp_path.iterdir()] == ["gpuscope-sample.html"]
+        assert SAMPLE.stat().st_size < 200_000
 
     def test_sends_spans_when_asked(self, run, tmp_path, receiver):
         """With `--otlp` spans go to the endpoint as well, whatever the variables say of recording and sampling."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gpuscope.commands._pipeline import Pipeline
 
 HELP = "Run a six-stage image classification, print where the time goes, and write the spans to a file."
+SAMPLE = Path(__file__).parents[1] / "analysis" / "assets" / "h200.jsonl.gz"
+"""What this demo recorded on an NVIDIA H200, with 50 requests of 8 images by vit-base."""
+SAMPLE_HTML = Path("gpuscope-sample.html")
 MODELS = ("vit-tiny", "vit-small", "vit-base")
 FLUSH_TIMEOUT_S = 30.0
 
@@ -35,11 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where to run (default: %(default)s)")
     add("--model", choices=MODELS, help="size of the model (default: vit-base on a GPU, else vit-tiny)")
     add("--out", type=Path, default=Path("gpuscope-demo.jsonl"), help="file for the spans (default: %(default)s)")
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help=f"run nothing: report what this demo recorded on an NVIDIA H200, and write its timeline to {SAMPLE_HTML}",
+    )
     parser.add_argument("--otlp", action="store_true", help="also send the spans to the OTLP endpoint")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo; return 1 if spans were lost on their way."""
+    if options.sample:
+        return _show_sample()
     _console.show_any_text()
     more = _check_writable(options.out)
     device = _device(options.device)
@@ -55,6 +65,18 @@ def run(options: argparse.Namespace) -> int:
     status = _report(place, seconds)
     if status == 0:
         _next_steps(str(options.out), otlp=options.otlp)
+    return status
+
+
+def _show_sample() -> int:
+    """Report the recording that is shipped, as `gpuscope report` would."""
+    from gpuscope.commands import report
+
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    print("What this demo recorded on an NVIDIA H200: 50 requests of 8 images, vit-base with random weights.\n")
+    status = report.run(parser.parse_args([str(SAMPLE), "--html", str(SAMPLE_HTML)]))
+    print(f"Open {SAMPLE_HTML} in a browser.")
     return status
 
 
