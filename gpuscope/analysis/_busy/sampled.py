@@ -1,8 +1,9 @@
 """
 How much of the time of some calls their streams had work, from the answers of streams that were asked at random times.
 
-What an answer says is that the stream had work *queued or running*. That bounds from above how long kernels ran, by
-some 3 to 20 points, least where kernels are long. Estimates; decides nothing.
+What an answer says is that the stream had work *queued or running*. That bounds from above how long kernels ran: by
+up to 12 points where they are short, and hardly where they are long (`benchmarks/results/busy.json`). Estimates; decides
+nothing.
 """
 
 from __future__ import annotations
