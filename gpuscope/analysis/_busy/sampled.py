@@ -2,8 +2,7 @@
 How much of the time of some calls their streams had work, from the answers of streams that were asked at random times.
 
 What an answer says is that the stream had work *queued or running*. That bounds from above how long kernels ran: by
-up to 12 points where they are short, and hardly where they are long (`benchmarks/results/busy.json`). Estimates; decides
-nothing.
+up to 12 points where they are short, and hardly where they are long (`benchmarks/results/busy.json`). Decides nothing.
 """
 
 from __future__ import annotations
