@@ -143,15 +143,16 @@ class Anchors:
             bracket = self._reader.bracket(event.value, stream.value, limit_ns)
             return None if bracket is None else _middle(event, *bracket)
         driver, now = self._driver, self._clock
-        began = before = asked = now()
+        before = now()
         if driver.event_record(event, stream):
             return None
+        recorded = asked = now()  # Much later, where a copy held the driver's lock.
         while driver.event_query(event) == NOT_READY:
-            if asked - began > _BUSY_NS:
-                before = asked - _LATENCY_NS  # It was not done then.
+            before = max(before, asked - _LATENCY_NS)  # It was not done then.
+            if asked - recorded > _BUSY_NS:
                 time.sleep(_NAP_S)
             asked = now()
-            if asked - began > limit_ns:
+            if asked - recorded > limit_ns:
                 return None
         return _middle(event, before, now())
 

@@ -195,21 +195,22 @@ static PyObject *read_replays(EventReader *self, PyObject *args) {
 /* bracket(event, stream, limit_ns): the host's clock before and after the event; None if it was not done in time. */
 static PyObject *bracket(EventReader *self, PyObject *args) {
     unsigned long long event, stream;
-    long long limit_ns, began, before, asked, after;
+    long long limit_ns, recorded, before, asked, after;
     int code;
     if (!PyArg_ParseTuple(args, "KKL:bracket", &event, &stream, &limit_ns)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    began = before = asked = now_ns();
+    before = now_ns();
     code = self->record((void *)(uintptr_t)event, (void *)(uintptr_t)stream);
+    recorded = asked = now_ns(); /* Much later, where a copy held the driver's lock. */
     if (code == 0) code = self->query((void *)(uintptr_t)event);
     while (code == NOT_READY) {
-        if (asked - began > PATIENCE_NS) {
+        if (before < asked - LATENCY_NS) before = asked - LATENCY_NS; /* It was not done then. */
+        if (asked - recorded > PATIENCE_NS) {
             const struct timespec nap = {0, NAP_NS};
-            before = asked - LATENCY_NS; /* It was not done then. */
             nanosleep(&nap, NULL);
         }
         asked = now_ns();
-        if (asked - began > limit_ns) break;
+        if (asked - recorded > limit_ns) break;
         code = self->query((void *)(uintptr_t)event);
     }
     after = now_ns();

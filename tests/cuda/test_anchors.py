@@ -29,6 +29,8 @@ class LateGpu:
         self.records = []
         """Event and stream of each record, refused ones included."""
         self.limits = set()
+        self.held_ns = 0
+        """How long a record waits for the driver's lock."""
         self.context, self.events = None, 0
         self.in_a_row = []
         """How long recording one took and how far neighbours are apart, in nanoseconds, per row; None: not in time."""
@@ -62,6 +64,7 @@ class LateGpu:
         """Record, or refuse where the answer is None."""
         assert self.context is not None
         self.records.append((event.value, stream.value))
+        self.now_ns += self.held_ns
         late_ns = self.answers_after.pop(0) if self.answers_after else 4 * US
         if late_ns is None:
             return REFUSED
@@ -193,6 +196,15 @@ def test_event_that_takes_too_long_is_given_up(gpu, take):
     assert take(190 * MS) is not None
     assert take(60 * MS) is None
     assert gpu.limits <= {50 * MS, 100 * MS, 200 * MS}
+
+
+def test_a_record_that_waits_for_the_drivers_lock_does_not_widen_the_bracket(gpu):
+    """As during a copy from pageable memory: the event is not done when the record returns, and soon after that."""
+    gpu.held_ns, gpu.answers_after = 60 * MS, [4 * US]
+    anchor = Anchors(gpu, clock=gpu.now).take(0, ctypes.c_void_p(0xC0))
+    before_ns, after_ns = bracket_of(anchor)
+    assert before_ns <= gpu.recorded[anchor.event.value][1] <= after_ns
+    assert 2 * anchor.half_ns < 10 * US
 
 
 def test_what_was_waited_for_is_bracketed_by_the_last_two_questions(gpu):

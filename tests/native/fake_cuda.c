@@ -195,6 +195,9 @@ void fake_destroy_executable(Graph *executable) {
 static long long anchor_delay_ns; /* As on a GPU with one connection: an event waits for work of other streams. */
 void fake_delay_anchors(long long ns) { anchor_delay_ns = ns; }
 
+static int record_held_ns; /* As while a copy from pageable memory holds the driver's lock. */
+void fake_hold_records(int ns) { record_held_ns = ns; }
+
 static int events_left = -1; /* Then the driver is out of memory. */
 void fake_make_events(int count) { events_left = count; }
 
@@ -219,6 +222,10 @@ int cuEventRecord(Event *event, void *stream) {
     }
     if (event == NULL) return INVALID_HANDLE;
     event->captured = captured_stream != NULL && stream == captured_stream;
+    if (stream == ANCHORS && record_held_ns) {
+        const struct timespec held_for = {0, record_held_ns};
+        nanosleep(&held_for, NULL);
+    }
     if (stream == ANCHORS && anchor_delay_ns) return event->recorded_ns = now_ns() + anchor_delay_ns, SUCCESS;
     if (!event->captured) enqueue(event, 1, NOW);
     return SUCCESS;

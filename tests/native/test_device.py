@@ -227,6 +227,16 @@ def test_an_anchor_that_waits_for_work_is_bracketed_where_it_is_done(machine):
     assert "gpuscope.unplaced" not in spans[1].attributes
 
 
+def test_an_anchor_that_waits_for_the_drivers_lock_begins_when_it_has_it(machine):
+    """A copy from pageable memory holds the lock for as long as it takes. The event comes after that."""
+    machine.library.fake_hold_records(60_000_000)  # Longer than an event is waited for, which begins later.
+    machine.library.fake_delay_anchors(ctypes.c_longlong(50_000))
+    run()
+    spans = machine.collect()
+    assert [span.kind for span in spans] == ["host", "gpu"]
+    assert spans[1].attributes["gpuscope.clock.uncertainty"] < 0.02
+
+
 def test_without_any_anchor_the_durations_are_told(machine, monkeypatch):
     """A GPU whose clock can't be read is asked ever less often, and its stages have durations without a place."""
     attempts, device = [], machine.engine.recorder.device
