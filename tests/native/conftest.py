@@ -189,6 +189,7 @@ def machine(request, driver_file, monkeypatch):
         library.fake_refuse_exchanges(0)
         library.fake_make_events(-1)
         library.fake_delay_anchors(ctypes.c_longlong(0))
+        library.fake_hold_records(0)
         library.fake_work(1_000_000)
         library.fake_stream_answer(0)
         library.fake_delay_streams(0)
