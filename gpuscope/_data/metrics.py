@@ -73,6 +73,35 @@ UNCERTAINTY = InstrumentSpec(
     "gpuscope.clock.uncertainty", "gauge", "s", "Half the bracket of the latest anchor, the largest over the GPUs."
 )
 
+# What NVML says of each GPU. OpenTelemetry has names for three of these: semantic conventions of hardware.
+UTILIZATION = InstrumentSpec(
+    "hw.gpu.utilization", "gauge", "1", "Part of the last interval in which a kernel of any process ran, by NVML."
+)
+POWER = InstrumentSpec("hw.power", "gauge", "W", "Mean power of the GPU in the last interval, by NVML.")
+CLOCK = InstrumentSpec(
+    "gpuscope.gpu.clock", "gauge", "Hz", "Mean clock of the GPU's multiprocessors in the last interval, by NVML."
+)
+OTHERS = InstrumentSpec(
+    "gpuscope.gpu.other_processes", "gauge", "{process}", "Other processes that compute on the GPU, at least."
+)
+ENERGY = InstrumentSpec("hw.energy", "sum", "J", "Energy of the GPU while it was watched: readings of its power.")
+WATCHED = InstrumentSpec("gpuscope.gpu.watched", "sum", "s", "Time in which NVML was asked about the GPU.")
+ACTIVE = InstrumentSpec(
+    "gpuscope.gpu.active", "sum", "s", "The part of the time watched in which a kernel of any process ran."
+)
+THROTTLED = InstrumentSpec(
+    "gpuscope.gpu.throttled", "sum", "s", "The part of the time watched in which something held the GPU's clocks down."
+)
+SHARED = InstrumentSpec(
+    "gpuscope.gpu.shared",
+    "sum",
+    "s",
+    "The part of the time watched in which the GPU was shared with other processes, or may have been: by what these "
+    "did, as far as it is known.",
+)
+OF_GPUS = (WATCHED, ACTIVE, ENERGY, THROTTLED, SHARED)
+"""What is added up, so that reports have it of a whole recording."""
+
 # OpenTelemetry's metrics of model servers, with the bounds that it wants.
 REQUEST_DURATION = InstrumentSpec(
     "gen_ai.server.request.duration",
@@ -98,6 +127,7 @@ TIME_PER_OUTPUT_TOKEN = InstrumentSpec(
 OF_GENERATIONS = (REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN)
 SPECS = (
     *(DURATION, LAUNCH_DELAY, BUSY, OCCUPIED, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY),
+    *(UTILIZATION, POWER, CLOCK, OTHERS, *OF_GPUS),
     *OF_GENERATIONS,
 )
 

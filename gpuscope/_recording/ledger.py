@@ -12,7 +12,7 @@ import threading
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gpuscope._data.statistics import Delivery, Statistics
+from gpuscope._data.statistics import Delivery, Observed, Statistics
 from gpuscope._recording.batches.account import Faults, SharedSpans
 from gpuscope._recording.dynamo import elisions
 
@@ -145,7 +145,7 @@ class Ledger:
         uncertainty_ns: int | None = None,
         exporters: tuple[str, ...] = (),
         route: str = "",
-        sampling: tuple[dict[str, int], str] = ({}, ""),
+        observed: Observed | None = None,
     ) -> Statistics:
         """Return the account of this moment; stages that wait in the queues are pending."""
         with self._lock:
@@ -164,8 +164,7 @@ class Ledger:
                 route=route,
                 graph_stages=dict(self._graph_stages),
                 elided=dict(elisions.places),
-                samples=sampling[0],
-                sampler=sampling[1],
+                **({} if observed is None else observed._asdict()),
                 shared_spans=self.shared.counts(),
                 batch_faults=self.faults.counts(),
             )

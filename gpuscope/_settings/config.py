@@ -80,6 +80,9 @@ class Config:
     sample_hz: float = setting(
         0.0, "GPUSCOPE_SAMPLE_HZ", parse.between(0.0, 5000.0), "How often a second streams are asked for work."
     )
+    nvml: bool = setting(
+        True, "GPUSCOPE_NVML", parse.boolean, "`0`: NVML is not asked how much GPUs are used, at what power.", "1"
+    )
     batch_spans: str = setting(
         "all",
         "GPUSCOPE_BATCH_SPANS",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._busy.watched import sentences
 from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 from gpuscope.analysis._verdicts.advice import BETWEEN, LESS_IN_THE_GRAPH, advise, begin_with
 from gpuscope.analysis._verdicts.answers import answer, because_of
@@ -113,6 +114,7 @@ def _notes(recording: Recording) -> Iterator[str]:
             yield f"Stages {what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) + "."
     if losses.orphans:
         yield f"Stages whose outer stage is not in the files, treated as requests: {losses.orphans:,}."
+    yield from sentences(recording)
 
 
 def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> tuple[Fields, Ruling]:

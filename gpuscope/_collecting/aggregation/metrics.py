@@ -17,6 +17,7 @@ from gpuscope._collecting.aggregation.joined_columns import columns_of, join
 from gpuscope._collecting.aggregation.occupancy import Occupancy
 from gpuscope._collecting.aggregation.sampled import BusyRatios
 from gpuscope._collecting.aggregation.summary import OTHER
+from gpuscope._collecting.aggregation.watched import sums_of
 from gpuscope._data.attributes import DEVICE_INDEX, HW_ID, HW_MODEL, HW_TYPE, HW_VENDOR, LANE, REASON, STAGE
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.metrics import (
@@ -190,4 +191,4 @@ def account_points(statistics: Statistics) -> Points:
         points[spec] = [DataPoint({REASON: reason}, count) for reason, count in sorted(counts.items())]
     if statistics.clock_uncertainty_ns is not None:
         points[UNCERTAINTY] = [DataPoint({}, statistics.clock_uncertainty_ns / 1e9)]
-    return points
+    return {**points, **sums_of(statistics.gpus)}
