@@ -55,7 +55,9 @@ def _about(use: GpuUse) -> Iterator[str]:
 
 
 def _about_others(use: GpuUse, name: str) -> Iterator[str]:
-    worked, unknown, hidden = (use.others_s.get(state, 0.0) / use.watched_s for state in ("worked", "unknown", "hidden"))
+    worked, unknown, hidden = (
+        use.others_s.get(state, 0.0) / use.watched_s for state in ("worked", "unknown", "hidden")
+    )
     if worked >= WORTH_SAYING:
         yield f"Other processes worked on {name} for {worked:.0%} of the time."
     if unknown >= WORTH_SAYING:

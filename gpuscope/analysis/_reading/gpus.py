@@ -28,7 +28,7 @@ _SHORTEST_S = 1e-3
 class _Key(NamedTuple):
     process: int
     uuid: str
-    index: int
+    device: int
 
 
 class GpuSums:
@@ -69,7 +69,7 @@ class GpuSums:
         shared = {reason: value for (name, reason), (_, value) in found.items() if name == SHARED.name}
         alone_s = watched_s - sum(shared.values())
         return GpuUse(
-            *(key.index, key.uuid, model, vendor),
+            *(key.device, key.uuid, model, vendor),
             watched_s=watched_s,
             active_s=found.get((ACTIVE.name, ""), (0, None))[1],
             energy_j=found.get((ENERGY.name, ""), (0, None))[1],
