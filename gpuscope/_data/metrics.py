@@ -50,6 +50,12 @@ BUSY = InstrumentSpec(
     "Part of the moments of the last interval at which a GPU had work, queued or running, when its streams were asked; "
     "with a stage, of the moments in that.",
 )
+STREAM_BUSY = InstrumentSpec(
+    "gpuscope.gpu.stream_busy_ratio",
+    "gauge",
+    "1",
+    "The same of each stream alone. A GPU whose streams take turns is as busy as all of them together.",
+)
 OCCUPIED = InstrumentSpec(
     "gpuscope.gpu.occupied_ratio",
     "gauge",
@@ -126,7 +132,20 @@ TIME_PER_OUTPUT_TOKEN = InstrumentSpec(
 )
 OF_GENERATIONS = (REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN)
 SPECS = (
-    *(DURATION, LAUNCH_DELAY, BUSY, OCCUPIED, IDLE, RECORDED, EXPORTED, DROPPED, LOST, UNTIMED, UNCERTAINTY),
+    *(
+        DURATION,
+        LAUNCH_DELAY,
+        BUSY,
+        STREAM_BUSY,
+        OCCUPIED,
+        IDLE,
+        RECORDED,
+        EXPORTED,
+        DROPPED,
+        LOST,
+        UNTIMED,
+        UNCERTAINTY,
+    ),
     *(UTILIZATION, POWER, CLOCK, OTHERS, *OF_GPUS),
     *OF_GENERATIONS,
 )

@@ -18,7 +18,17 @@ from gpuscope._collecting.aggregation.occupancy import Occupancy
 from gpuscope._collecting.aggregation.sampled import BusyRatios
 from gpuscope._collecting.aggregation.summary import OTHER
 from gpuscope._collecting.aggregation.watched import sums_of
-from gpuscope._data.attributes import DEVICE_INDEX, HW_ID, HW_MODEL, HW_TYPE, HW_VENDOR, LANE, REASON, STAGE
+from gpuscope._data.attributes import (
+    CUDA_STREAM,
+    DEVICE_INDEX,
+    HW_ID,
+    HW_MODEL,
+    HW_TYPE,
+    HW_VENDOR,
+    LANE,
+    REASON,
+    STAGE,
+)
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.metrics import (
     BUSY,
@@ -30,6 +40,7 @@ from gpuscope._data.metrics import (
     LOST,
     OCCUPIED,
     RECORDED,
+    STREAM_BUSY,
     UNCERTAINTY,
     UNTIMED,
     DataPoint,
@@ -146,6 +157,11 @@ class StageMetrics:
             return {
                 **points,
                 BUSY: self._busy_points(),
+                STREAM_BUSY: [
+                    DataPoint({CUDA_STREAM: stream, **self._where(index)}, ratio)
+                    for (index, stream), ratio in self._busy.streams.items()
+                    if index in self._devices
+                ],
                 OCCUPIED: [DataPoint(gpu, ratio) for gpu, ratio in occupied],
                 IDLE: [DataPoint(gpu, 1.0 - ratio) for gpu, ratio in occupied],
                 **self._generation.points(exemplars=exemplars),
