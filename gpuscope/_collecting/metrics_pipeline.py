@@ -199,7 +199,7 @@ class MetricsPipeline:
             self._otlp.put(self.snapshot(exemplars=True))
 
     def _write_account(self) -> None:
-        self._active_exporters.account(self._snapshot(account_points(self._statistics())))
+        self._active_exporters.account(self._snapshot(account_points(self._statistics(), for_file=True)))
 
     def _leave(self) -> None:
         if self._instruments is not None:

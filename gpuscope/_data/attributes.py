@@ -55,6 +55,8 @@ REASON = "gpuscope.reason"
 Of a metric: why stages were dropped or lost, or have no GPU times; what held a GPU's clocks down; what other processes
 on it did.
 """
+REQUEST = "gpuscope.request"
+"""Of a metric: the name of the outermost stage, the kind of request."""
 GPU_PART = "gpuscope.gpu.part"
 """Of a metric: true where the process has an instance of a GPU (MIG), and the figures are the whole GPU's."""
 

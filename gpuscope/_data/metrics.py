@@ -108,6 +108,19 @@ SHARED = InstrumentSpec(
 OF_GPUS = (WATCHED, ACTIVE, ENERGY, THROTTLED, SHARED)
 """What is added up, so that reports have it of a whole recording."""
 
+# What deep looks saw that are taken now and then, by stage and kind of request.
+LOOK_REQUESTS = InstrumentSpec("gpuscope.look.requests", "sum", "{request}", "Requests with the stage in deep looks.")
+LOOK_CALLS = InstrumentSpec("gpuscope.look.calls", "sum", "{call}", "Calls of the stage in deep looks.")
+LOOK_TIME = InstrumentSpec(
+    "gpuscope.look.time", "sum", "s", "Time from the stage's start to the end of its work, as without the profiler."
+)
+LOOK_BUSY = InstrumentSpec("gpuscope.look.busy", "sum", "s", "The part of that in which the GPU computed or copied.")
+LOOK_KERNELS = InstrumentSpec("gpuscope.look.kernels", "sum", "{kernel}", "Kernels of the stage in deep looks.")
+LOOK_SQUARES = InstrumentSpec(
+    "gpuscope.look.squares", "sum", "s2", "Sums of squares over requests, for intervals. In files alone."
+)
+OF_LOOKS = (LOOK_REQUESTS, LOOK_CALLS, LOOK_TIME, LOOK_BUSY, LOOK_KERNELS)
+
 # OpenTelemetry's metrics of model servers, with the bounds that it wants.
 REQUEST_DURATION = InstrumentSpec(
     "gen_ai.server.request.duration",
@@ -146,7 +159,7 @@ SPECS = (
         UNTIMED,
         UNCERTAINTY,
     ),
-    *(UTILIZATION, POWER, CLOCK, OTHERS, *OF_GPUS),
+    *(UTILIZATION, POWER, CLOCK, OTHERS, *OF_GPUS, *OF_LOOKS),
     *OF_GENERATIONS,
 )
 

@@ -114,6 +114,29 @@ class GpuUse:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedStage:
+    """
+    What the deep looks that are taken now and then saw of one stage, added up over requests.
+
+    A time is from the stage's start on the host to the end of all its work, as without the profiler.
+    """
+
+    root: str
+    """Name of the outermost stage: the kind of request."""
+    stage: str
+    requests: int
+    calls: int
+    time_s: float
+    busy_s: float
+    """The part of that in which the GPU computed or copied."""
+    kernels: float
+    time2_s2: float
+    """This and the next two are sums over requests: of the squares of both, and of their products."""
+    busy2_s2: float
+    both_s2: float
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """
     What became of every stage since recording started: recorded = exported + dropped + lost + pending.
@@ -158,6 +181,11 @@ class Statistics:
     """What NVML said of each GPU that stages were on."""
     nvml: str = ""
     """How often NVML is asked, or why it is not; empty where nobody wants that, and before the first stage on a GPU."""
+
+    looks: tuple[LookedStage, ...] = ()
+    """What deep looks saw, where `GPUSCOPE_PROFILE_EVERY` has some taken."""
+    look_counts: dict[str, int] = field(default_factory=dict)
+    """Of these looks, by what became of them: `done`, or why there was nothing to keep."""
 
     @property
     def missing(self) -> dict[str, int]:
@@ -205,7 +233,7 @@ class Statistics:
             parts.append(f"streams asked for work {self.sampler}" + (f" ({counts})" if counts else ""))
         if self.nvml:
             parts.append(f"NVML asked {self.nvml}" + "".join(f" ({in_words(each)})" for each in self.gpus))
-        for name in ("shared_spans", "batch_faults"):
+        for name in ("shared_spans", "batch_faults", "look_counts"):
             if counts := getattr(self, name):
                 reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
                 parts.append(f"{name.replace('_', ' ')} {reasons}")

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gpuscope._data.statistics import Delivery, Observed, Statistics
+from gpuscope._data.statistics import Delivery, LookedStage, Observed, Statistics
 from gpuscope._recording.batches.account import Faults, SharedSpans
 from gpuscope._recording.dynamo import elisions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
+
+_MOST_LOOKED = 200
+"""Stages of deep looks that are kept."""
 
 
 class Waiting(Protocol):
@@ -59,6 +63,8 @@ class Ledger:
         self._graph_stages: Counter[str] = Counter()
         self._closed = False
         self.shared, self.faults = SharedSpans(), Faults()
+        self._looks: dict[tuple[str, str], LookedStage] = {}
+        self._look_counts: Counter[str] = Counter()
 
     def take(self, drain: Callable[[], list[T]], stages_in: Callable[[list[T]], int] = len) -> list[T]:
         """
@@ -104,6 +110,15 @@ class Ledger:
     def graph_stage(self, reason: str, stages: int = 1) -> None:
         """Count stages in a capture by what comes of them in replays. They are also counted as any other stage is."""
         self._note(self._graph_stages, reason, stages)
+
+    def look(self, outcome: str, stages: Iterable[LookedStage] = ()) -> None:
+        """Add what one deep look saw of each stage, and count what became of it."""
+        with self._lock:
+            self._look_counts[outcome] += 1
+            for each in stages:
+                key = each.root, each.stage
+                if key in self._looks or len(self._looks) < _MOST_LOOKED:
+                    self._looks[key] = _added(self._looks.get(key), each)
 
     def _note(self, counter: Counter[str], reason: str, stages: int) -> None:
         self._notes.append((counter, reason, stages))
@@ -167,6 +182,8 @@ class Ledger:
                 **({} if observed is None else observed._asdict()),
                 shared_spans=self.shared.counts(),
                 batch_faults=self.faults.counts(),
+                looks=tuple(self._looks.values()),
+                look_counts=dict(self._look_counts),
             )
 
     def _settle(self, stages: int, exported: int, reasons: Counter[str]) -> None:
@@ -183,3 +200,10 @@ class Ledger:
                 missing -= share
             if missing:
                 self._lost["unaccounted"] += missing
+
+
+def _added(before: LookedStage | None, more: LookedStage) -> LookedStage:
+    if before is None:
+        return more
+    sums = {each.name: getattr(before, each.name) + getattr(more, each.name) for each in fields(LookedStage)[2:]}
+    return replace(before, **sums)

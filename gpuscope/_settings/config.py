@@ -99,6 +99,9 @@ class Config:
         "Deep looks on demand: `signal` (send SIGUSR2 to the process for one) or a path (create that file for one).",
         "unset",
     )
+    profile_every_s: float = setting(
+        0.0, "GPUSCOPE_PROFILE_EVERY", parse.time(10.0, 604_800.0), "A deep look now and then, as each `10m`.", "unset"
+    )
     stages: str = setting(
         "", "GPUSCOPE_STAGES", str.strip, "Functions to make stages of, by commas: `infer=app:f{n=len(x)}`.", "none"
     )
@@ -187,18 +190,10 @@ class Config:
         "Base URL; `/v1/traces` or `/v1/metrics` is added.",
     )
     otlp_headers: dict[str, str] = setting(
-        {},
-        of_traces("HEADERS"),
-        parse.headers,
-        "Headers of each request, as `name=value` separated by commas.",
-        "none",
+        {}, of_traces("HEADERS"), parse.headers, "Headers of each request, as `name=value` separated by commas.", "none"
     )
     otlp_timeout_s: float = setting(
-        10.0,
-        of_traces("TIMEOUT"),
-        parse.between(0.001, 3600.0, "seconds"),
-        "Seconds for a request, including its retries.",
-        "10",
+        10.0, of_traces("TIMEOUT"), parse.between(0.001, 3600.0, "seconds"), "Seconds for a request and retries.", "10"
     )
     otlp_compression: str = setting(
         "none",

@@ -115,6 +115,7 @@ def _recording(lines: Lines) -> Recording:
         attributes={place[key]: values for key, values in lines.attributes.items() if key in place},
         losses=_losses(lines, _orphans(rows, parent)),
         gpus=lines.gpus.gpus(),
+        looks=lines.looks.looks(),
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuscope._data.statistics import GpuUse
+    from gpuscope._data.statistics import GpuUse, LookedStage
 
 _UNMEASURED = RowFlag.CAPTURED | RowFlag.CLAMPED | RowFlag.GIVEN_UP
 """Flags of rows whose GPU times are absent, or not where they seem to be."""
@@ -63,6 +63,14 @@ class WatchedGpu(NamedTuple):
     process: int
     """Index into `Recording.processes`."""
     use: GpuUse
+
+
+class Looked(NamedTuple):
+    """What deep looks saw of a stage of one process."""
+
+    process: int
+    """Index into `Recording.processes`."""
+    stage: LookedStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,8 @@ class Recording:
     losses: Losses = field(default_factory=Losses)
     gpus: tuple[WatchedGpu, ...] = ()
     """Each GPU that NVML was asked about, once for each process that did."""
+    looks: tuple[Looked, ...] = ()
+    """What deep looks saw of each stage that were taken now and then, once for each process."""
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:

@@ -17,7 +17,7 @@ from gpuscope._collecting.aggregation.joined_columns import columns_of, join
 from gpuscope._collecting.aggregation.occupancy import Occupancy
 from gpuscope._collecting.aggregation.sampled import BusyRatios
 from gpuscope._collecting.aggregation.summary import OTHER
-from gpuscope._collecting.aggregation.watched import sums_of
+from gpuscope._collecting.aggregation.watched import sums_of, sums_of_looks
 from gpuscope._data.attributes import (
     CUDA_STREAM,
     DEVICE_INDEX,
@@ -200,11 +200,11 @@ class StageMetrics:
         return self._stages.setdefault(name, len(self._stages))
 
 
-def account_points(statistics: Statistics) -> Points:
-    """Return the account of stages and the uncertainty of GPU times as points."""
+def account_points(statistics: Statistics, *, for_file: bool = False) -> Points:
+    """Return the account of stages, the uncertainty of GPU times, and what GPUs and deep looks said, as points."""
     points: Points = {RECORDED: [DataPoint({}, statistics.recorded)], EXPORTED: [DataPoint({}, statistics.exported)]}
     for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
         points[spec] = [DataPoint({REASON: reason}, count) for reason, count in sorted(counts.items())]
     if statistics.clock_uncertainty_ns is not None:
         points[UNCERTAINTY] = [DataPoint({}, statistics.clock_uncertainty_ns / 1e9)]
-    return {**points, **sums_of(statistics.gpus)}
+    return {**points, **sums_of(statistics.gpus), **sums_of_looks(statistics.looks, squares=for_file)}

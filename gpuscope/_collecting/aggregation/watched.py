@@ -1,5 +1,5 @@
 """
-What NVML said of GPUs, as points of metrics: sums since recording began, and means over the last interval.
+What NVML said of GPUs, with means over the last interval, and what deep looks saw, as points of metrics.
 
 Arithmetic only.
 """
@@ -8,11 +8,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpuscope._data.attributes import DEVICE_INDEX, GPU_PART, HW_ID, HW_MODEL, HW_TYPE, HW_VENDOR, REASON
+from gpuscope._data.attributes import (
+    DEVICE_INDEX,
+    GPU_PART,
+    HW_ID,
+    HW_MODEL,
+    HW_TYPE,
+    HW_VENDOR,
+    REASON,
+    REQUEST,
+    STAGE,
+)
 from gpuscope._data.metrics import (
     ACTIVE,
     CLOCK,
     ENERGY,
+    LOOK_BUSY,
+    LOOK_CALLS,
+    LOOK_KERNELS,
+    LOOK_REQUESTS,
+    LOOK_SQUARES,
+    LOOK_TIME,
     OTHERS,
     POWER,
     SHARED,
@@ -26,13 +42,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gpuscope._data.metrics import InstrumentSpec
-    from gpuscope._data.statistics import GpuUse
+    from gpuscope._data.statistics import GpuUse, LookedStage
 
     Points = dict[InstrumentSpec, list[DataPoint]]
 
 _MEANS = ((UTILIZATION, "active_s"), (POWER, "energy_j"), (CLOCK, "cycles"))
 _SUMS = ((ACTIVE, "active_s"), (ENERGY, "energy_j"))
 _NOT_SHARED = "alone"
+_OF_LOOKS = (
+    (LOOK_REQUESTS, "requests"),
+    (LOOK_CALLS, "calls"),
+    (LOOK_TIME, "time_s"),
+    (LOOK_BUSY, "busy_s"),
+    (LOOK_KERNELS, "kernels"),
+)
+_SQUARES = (("time", "time2_s2"), ("busy", "busy2_s2"), ("both", "both_s2"))
 
 
 class GpuMeans:
@@ -89,3 +113,15 @@ def _gpu(use: GpuUse) -> dict[str, str | int]:
     found: dict[str, str | int] = {DEVICE_INDEX: use.index, HW_ID: use.uuid, HW_TYPE: "gpu"}
     found |= {HW_MODEL: use.model, HW_VENDOR: use.vendor}
     return {**found, GPU_PART: True} if use.is_part else found
+
+
+def sums_of_looks(looks: Sequence[LookedStage], *, squares: bool) -> dict[InstrumentSpec, list[DataPoint]]:
+    """Return what deep looks saw, for files with sums of squares; nothing where there were no looks."""
+    points: dict[InstrumentSpec, list[DataPoint]] = {}
+    for look in looks:
+        attributes = {STAGE: look.stage, REQUEST: look.root}
+        for spec, name in _OF_LOOKS:
+            points.setdefault(spec, []).append(DataPoint(attributes, getattr(look, name)))
+        for reason, name in _SQUARES if squares else ():
+            points.setdefault(LOOK_SQUARES, []).append(DataPoint({**attributes, REASON: reason}, getattr(look, name)))
+    return points

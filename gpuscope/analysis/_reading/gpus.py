@@ -49,7 +49,7 @@ class GpuSums:
         name = metric["name"]
         if name not in _SUMS:
             return
-        for values, time_ns, value in _points(metric):
+        for values, time_ns, value in points_of(metric):
             key = _Key(process, str(values.get(HW_ID) or ""), int(str(values.get(DEVICE_INDEX, 0))))
             model, vendor = (str(values.get(each) or "") for each in (HW_MODEL, HW_VENDOR))
             self._words[key] = model, vendor, values.get(GPU_PART) is True
@@ -81,8 +81,14 @@ class GpuSums:
         )
 
 
-def _points(metric: JsonObject) -> Iterator[tuple[dict[str, object], int, float]]:
-    """Yield (attributes, time, value)."""
+def points_of(metric: JsonObject) -> Iterator[tuple[dict[str, object], int, float]]:
+    """
+    Yield (attributes, time, value) of a sum.
+
+    Raises:
+        MALFORMED: It is none.
+
+    """
     for point in metric["sum"]["dataPoints"]:
         value = float(point["asInt"] if "asInt" in point else point["asDouble"])
         if not (math.isfinite(value) and value >= 0):
