@@ -19,6 +19,7 @@ from gpuscope._data.statistics import LookedStage
 from gpuscope._log import SUPPRESSED, WarnOnce
 from gpuscope._profiling.deep_look import JSON, TRACE
 from gpuscope._profiling.on_demand import DEADLINE_S, OnDemand, look_at, read_elsewhere
+from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from gpuscope._recording.recorder import Recorder
     from gpuscope._settings.config import Config
 
+CALM_S = 30.0
+"""After a capture of a CUDA graph there is no look for so long: the end of one would break a capture."""
 Report: TypeAlias = "dict[str, Any]"
 """What `DeepFindings.as_dict` returns."""
 
@@ -77,6 +80,7 @@ class NowAndThen:
         self._every_s, self._read, self._clock = every_s, read, clock
         self._warnings = WarnOnce(SUPPRESSED)
         self._thread: threading.Thread | None = None
+        self._begun = 0
         self._due_s = clock() + self._pause_s()
 
     def _pause_s(self) -> float:
@@ -88,9 +92,19 @@ class NowAndThen:
         now_s = self._clock()
         if now_s < self._due_s or (self._thread is not None and self._thread.is_alive()):
             return
+        if self._captures():
+            self._due_s = now_s + CALM_S
+            return
         self._due_s = now_s + self._pause_s()
         self._thread = threading.Thread(target=self._look, args=(recorder,), name="gpuscope-look", daemon=True)
         self._thread.start()
+
+    def _captures(self) -> bool:
+        """Whether CUDA graphs are being captured, or were since the last question: captures come in bursts."""
+        if state.graphs is None:
+            return False
+        before, self._begun = self._begun, state.graphs.quiet.begun
+        return self._begun != before or state.graphs.quiet.is_capturing
 
     def _look(self, recorder: Recorder) -> None:
         outcome: str = "failed"

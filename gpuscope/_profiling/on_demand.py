@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 from gpuscope._profiling.session import ProfilingSession
+from gpuscope._recording.state import state
 from gpuscope._settings.environment import variables
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ UNWATCHED, UNWATCHED_S = 5, 10.0
 """Before that, so many requests are timed without the profiler, or as many as end within this time."""
 DEADLINE_S = 60.0
 """How long to wait for these requests; a look that had fewer by then is at those."""
+CAPTURES_S = 60.0
+"""How long to wait at most for the end of captures."""
 READING_TIMEOUT_S = 600.0
 
 
@@ -140,8 +144,20 @@ def look_at(
             session.begin()
             if not session.why:
                 enough.wait(DEADLINE_S)
+    wait_for_captures()
     session.finish()
     return session
+
+
+def wait_for_captures() -> None:
+    """
+    Wait until no CUDA graph is being captured, as far as it shows: the end of a look would break a capture.
+
+    One that begins after that is on its own. The wait has an end, because a capture may have failed unseen.
+    """
+    deadline_s = time.monotonic() + CAPTURES_S
+    while state.graphs is not None and state.graphs.quiet.is_capturing and time.monotonic() < deadline_s:
+        time.sleep(0.01)
 
 
 def _new_folder(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +16,14 @@ from hypothesis import strategies as st
 import gpuscope
 from gpuscope import stage
 from gpuscope._collecting.aggregation.metrics import account_points
+from gpuscope._cuda.graphs.quiet import Quiet
 from gpuscope._data.metrics import LOOK_BUSY, LOOK_KERNELS, LOOK_SQUARES, LOOK_TIME, SPECS
 from gpuscope._data.statistics import LookedStage
 from gpuscope._profiling.examine import examine
 from gpuscope._profiling.now_and_then import NowAndThen, polls, stages_of
+from gpuscope._profiling.session import ProfilingSession
 from gpuscope._recording.ledger import Ledger
+from gpuscope._recording.state import state
 from gpuscope._settings.config import Config
 from gpuscope.analysis._busy.estimate import Sums, share_of_sums
 from gpuscope.analysis._busy.looked import LookedAt, agree, looked_at
@@ -470,3 +474,82 @@ def test_in_a_program_of_its_own(run_python):
     done = run_python(PROGRAM)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"no_gpu_work": 1}
+
+
+class Graph:
+    """Stands for a CUDA graph: it can be referred to weakly."""
+
+
+class TestCaptures:
+    """The end of a look waits for the GPU, which breaks a capture."""
+
+    @pytest.fixture(params=["native", "twins"])
+    def quiet(self, request, monkeypatch):
+        """What takes notice of captures."""
+        if request.param == "twins":
+            monkeypatch.setattr("gpuscope._cuda.graphs.quiet.native", None)
+        quiet = Quiet()
+        monkeypatch.setattr(state, "graphs", SimpleNamespace(quiet=quiet))
+        return quiet
+
+    def test_no_look_begins_while_one_goes_on_or_right_after(self, looking, quiet):
+        """It comes when there was none for half a minute."""
+        graph = Graph()
+        quiet.begin(graph)
+        looking.clock.advance(901)
+        for _ in range(3):
+            looking.poll()
+            assert looking.looks._thread is None
+            looking.clock.advance(31)
+        quiet.end(graph)
+        quiet.begin(graph)
+        quiet.end(graph)
+        looking.poll()
+        assert looking.looks._thread is None
+        looking.clock.advance(29)
+        looking.poll()
+        assert looking.looks._thread is None
+        looking.look()
+        assert looking.engine.statistics().look_counts == {"done": 1}
+
+    def test_a_look_ends_after_the_capture(self, looking, quiet):
+        """One that begins while the profiler is on is waited for."""
+        graph, ended = Graph(), []
+        finish = ProfilingSession.finish
+
+        def noted(session):
+            ended.append(quiet.is_capturing)
+            finish(session)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ProfilingSession, "finish", noted)
+            served = 0
+
+            def serve():
+                nonlocal served
+                served += 1
+                if served == 7:
+                    quiet.begin(graph)
+                if served == 200:
+                    quiet.end(graph)
+                request()
+
+            looking.look(serve)
+        assert served >= 200
+        assert ended == [False]
+
+    def test_a_graph_that_goes_away_is_captured_no_more(self, quiet):
+        """And a capture that fails to begin was none."""
+        graph = Graph()
+        quiet.begin(graph)
+        assert quiet.is_capturing
+        del graph
+        assert not quiet.is_capturing
+
+        def fail():
+            raise ValueError("no capture")
+
+        with pytest.raises(ValueError, match="no capture"):
+            quiet.around(fail, Graph())
+        assert not quiet.is_capturing
+        assert quiet.begun == 2
