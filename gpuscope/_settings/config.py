@@ -100,7 +100,11 @@ class Config:
         "unset",
     )
     profile_every_s: float = setting(
-        0.0, "GPUSCOPE_PROFILE_EVERY", parse.time(10.0, 604_800.0), "A deep look now and then, as each `10m`.", "unset"
+        0.0,
+        "GPUSCOPE_PROFILE_EVERY",
+        parse.time(10.0, 604_800.0),
+        "Seconds from one short deep look to the next, on average, or with a unit: `90s`, `10m`, `2h`.",
+        "unset",
     )
     stages: str = setting(
         "", "GPUSCOPE_STAGES", str.strip, "Functions to make stages of, by commas: `infer=app:f{n=len(x)}`.", "none"
