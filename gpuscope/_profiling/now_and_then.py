@@ -79,13 +79,14 @@ class NowAndThen:
     ) -> None:
         self._every_s, self._read, self._clock = every_s, read, clock
         self._warnings = WarnOnce(SUPPRESSED)
+        self._random = random.Random()  # noqa: S311 - not the program's, which may have seeded that
         self._thread: threading.Thread | None = None
         self._begun = 0
         self._due_s = clock() + self._pause_s()
 
     def _pause_s(self) -> float:
         # No rhythm, and not at the same time in all processes of a service.
-        return random.uniform(0.5, 1.5) * self._every_s  # noqa: S311 - nothing secret
+        return self._random.uniform(0.5, 1.5) * self._every_s
 
     def poll(self, recorder: Recorder) -> None:
         """Start a look if it is time and none is on: a microsecond."""

@@ -485,7 +485,7 @@ def test_each_stage_has_the_answers_of_its_time(on_c):
 
 
 def test_a_stage_on_a_side_stream_has_the_answers_of_that(on_c):
-    """It is inside a stage on the main stream, which waits: each has its own, and the GPU has those of both together."""
+    """It is inside a stage on the main stream, which waits: each has its own."""
     side = 0x90
 
     def asked(most):

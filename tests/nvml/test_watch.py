@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import sys
 import threading
 import time
@@ -254,6 +255,35 @@ class TestRecording:
             until(lambda: "asking it failed" in gpuscope.statistics().nvml, "the account")
             bench.request()
         assert [span.kind for span in spans] == ["host", "gpu"] * 2
+
+    def test_no_thread_is_to_be_had(self, nvml, monkeypatch):
+        """It is said, and stages go out as ever."""
+
+        def fail(thread):
+            raise RuntimeError("can't start new thread")
+
+        bench = Bench()
+        with bench.capture() as spans:
+            with stage("request", stream=bench.stream):
+                pass
+            watch = _runtime.state.engine.collector.watch
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(threading.Thread, "start", fail)
+                watch.follow({0: INFO})
+            bench.request()
+            assert gpuscope.statistics().nvml == "not at all: no thread was to be had"
+        assert [span.kind for span in spans] == ["host", "gpu"] * 2
+
+    def test_the_programs_random_numbers_stay_as_they_are(self, nvml, until):
+        """A program that has seeded them gets the same ones."""
+        random.seed(7)
+        expected = [random.random() for _ in range(3)]
+        random.seed(7)
+        bench = Bench()
+        with bench.capture(profile_every_s=600):
+            bench.request()
+            until(lambda: watched() and watched()[0].watched_s > 0.3, "readings")
+            assert [random.random() for _ in range(3)] == expected
 
 
 class TestMetrics:

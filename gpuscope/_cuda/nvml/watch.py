@@ -111,21 +111,28 @@ class GpuWatch:
         self._unknown: tuple[int, ...] = ()
         """GPUs that NVML does not know."""
         self._thread: threading.Thread | None = None
+        self._random = random.Random()  # noqa: S311 - not the program's, which may have seeded that
         self._asleep = threading.Lock()
         """Held while the thread runs; who lets go of it ends its pause. A signal handler need not wait for it."""
 
     # ---- the collector's thread
 
     def follow(self, devices: Mapping[int, DeviceInfo]) -> None:
-        """Ask about these GPUs too from now on; a lookup where they are known."""
+        """Ask about these GPUs too from now on; a lookup where they are known. Never raises."""
         if devices.keys() <= self._infos.keys() and (self._thread is not None or not self._is_wanted):
             return
         if self.hz > 0:
             self._infos = {**self._infos, **devices}
             if self._infos and self._thread is None and self._is_wanted and not self.why_off:
-                self._asleep.acquire(blocking=False)
-                self._thread = threading.Thread(target=self._run, name="gpuscope-nvml", daemon=True)
-                self._thread.start()
+                self._begin()
+
+    def _begin(self) -> None:
+        self._asleep.acquire(blocking=False)
+        self._thread = threading.Thread(target=self._run, name="gpuscope-nvml", daemon=True)
+        try:
+            self._thread.start()
+        except Exception:  # No memory for it, or the interpreter ends: it costs these figures alone.
+            self._thread, self.why_off = None, "no thread was to be had"
 
     # ---- any thread
 
@@ -154,7 +161,7 @@ class GpuWatch:
             return ""
         if self.why_off:
             return f"not at all: {self.why_off}"
-        unknown, parts = self._unknown, [number for number, each in self._totals.items() if each.use.is_part]
+        unknown, parts = self._unknown, [number for number, each in list(self._totals.items()) if each.use.is_part]
         said = [f"not of GPU {number}, which it does not know" for number in unknown]
         said += [f"of GPU {number}, which is a part of one (MIG), not how much it is used" for number in parts]
         return "; ".join([f"{self.hz:g} times a second", *said])
@@ -180,7 +187,7 @@ class GpuWatch:
             last_s = now_s
             self._open(self._nvml, pids)
             # Not at equal distances, which could beat with the program's own rhythm.
-            self._asleep.acquire(timeout=random.uniform(0.5, 1.5) / self.hz)  # noqa: S311 - nothing secret
+            self._asleep.acquire(timeout=self._random.uniform(0.5, 1.5) / self.hz)
 
     def _open(self, nvml: library.Nvml, pids: frozenset[int]) -> None:
         """Find the GPUs that have come since the last time."""
