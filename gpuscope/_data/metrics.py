@@ -119,6 +119,7 @@ LOOK_KERNELS = InstrumentSpec("gpuscope.look.kernels", "sum", "{kernel}", "Kerne
 LOOK_SQUARES = InstrumentSpec(
     "gpuscope.look.squares", "sum", "s2", "Sums of squares over requests, for intervals. In files alone."
 )
+IN_FILES_ALONE = (LOOK_SQUARES,)
 OF_LOOKS = (LOOK_REQUESTS, LOOK_CALLS, LOOK_TIME, LOOK_BUSY, LOOK_KERNELS)
 
 # OpenTelemetry's metrics of model servers, with the bounds that it wants.
