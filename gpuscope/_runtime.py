@@ -131,12 +131,12 @@ def _logger() -> logging.Logger:
 
 
 def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
-    """Return what the collector calls once per pass, if anything: it starts a deep look if one was asked for."""
-    if not config.profile:
+    """Return what the collector calls once per pass, if anything: it starts a deep look if one is wanted."""
+    if not (config.profile or config.profile_every_s):
         return None
-    from gpuscope._profiling.on_demand import OnDemand
+    from gpuscope._profiling.now_and_then import polls
 
-    return OnDemand(config.profile).poll
+    return polls(config)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,7 @@ BEHIND_THE_DOORS = (
     "profile.py",
     "send.py",
     "sitecustomize.py",
+    "watching.py",
 )
 """Of `commands/`, those that may import private rooms."""
 ORDER = ("_reading/", "_structure/", "_busy/", "_verdicts/", "_viewers/")

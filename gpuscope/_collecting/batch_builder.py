@@ -37,7 +37,7 @@ _GPU_BIT = np.uint64(1 << 63)
 _pack = struct.Struct(FORMAT).pack
 """Packs one row: the columns of `ROW`, in their order."""
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
-_TABLES = ("sites", "threads", "devices", "details", "live", "device_samples", "shared")
+_TABLES = ("sites", "threads", "devices", "details", "live", "device_samples", "stream_samples", "shared")
 """Fields of `StageBatch` that are not columns."""
 
 
@@ -199,7 +199,8 @@ class BatchBuilder:
             if samples is None:
                 return batch
             asked, had_work = samples.join(rows, past_ns)
-            return replace(batch, samples=asked, had_work=had_work, device_samples=samples.take_devices())
+            devices, streams = samples.take_counts()
+            return replace(batch, samples=asked, had_work=had_work, device_samples=devices, stream_samples=streams)
         finally:
             self._begin()
 

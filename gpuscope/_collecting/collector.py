@@ -99,6 +99,7 @@ class Collector:
             before_its_end=self.hand_over,
         )
         self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
+        self.watch = self._intake.watch
         self._wake = wake
         self._flushes = Flushes(
             self._intake,
@@ -132,10 +133,9 @@ class Collector:
             self._queue,
             self._recorder.replays,
             uncertainty_ns=self._intake.uncertainty_ns,
-            event_cost_ns=self._intake.event_cost_ns,
             exporters=self.active_exporters.names,
             route=self.active_exporters.route,
-            sampling=self._intake.sampling,
+            observed=self._intake.observed,
         )
 
     def flush(self, timeout_s: float, *, send: bool) -> bool:

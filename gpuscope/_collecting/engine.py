@@ -268,7 +268,8 @@ class Engine:
         return self._complete
 
     def sample(self, *, on: bool) -> None:
-        """Ask streams whether they have work, where that is wanted at all, or do so no more."""
+        """Ask streams whether they have work, and NVML, where that is wanted at all, or do so no more."""
+        (self.collector.watch.start if on else self.collector.watch.stop)()
         device = self.recorder.device
         if isinstance(device, CudaDevice):
             (device.sampling.start if on else device.sampling.stop)()

@@ -14,8 +14,10 @@ from gpuscope._collecting.members import BatchMembers
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.graphs.resolve import ReplayResolver
+from gpuscope._cuda.nvml.watch import HZ, GpuWatch
 from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
+from gpuscope._data.statistics import Observed
 from gpuscope._recording.queue import is_refused
 from gpuscope._settings.config import Config
 
@@ -81,6 +83,7 @@ class Intake:
         self._warnings = warnings
         self.samples = _samples_of(recorder.device, config, warnings)
         """None where nothing is asked."""
+        self.watch = GpuWatch(HZ if config.nvml else 0.0)
         self._builder = BatchBuilder(
             recorder.device,
             warmup=config.warmup,
@@ -122,14 +125,10 @@ class Intake:
         return self._resolver.uncertainty_ns
 
     @property
-    def event_cost_ns(self) -> int | None:
-        """What a pair of events takes of a busy GPU's time, the largest over the devices."""
-        return self._resolver.event_cost_ns
-
-    @property
-    def sampling(self) -> tuple[dict[str, int], str]:
-        """How often streams were asked for work and what came of that, and whether they are asked, in words."""
-        return ({}, "") if self.samples is None else (self.samples.account(), self.samples.state)
+    def observed(self) -> Observed:
+        """What streams and NVML answered so far, whether they are asked, in words, and what events take."""
+        samples = ({}, "") if self.samples is None else (self.samples.account(), self.samples.state)
+        return Observed(*samples, self.watch.uses, self.watch.state, self._resolver.event_cost_ns)
 
     @property
     def pending(self) -> int:
@@ -192,7 +191,9 @@ class Intake:
         if self.samples is not None:
             now_ns = self._recorder.clock()
             past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
-        return self._builder.finish(self._recorder.bridge, past_ns)
+        batch = self._builder.finish(self._recorder.bridge, past_ns)
+        self.watch.follow(batch.devices)
+        return batch
 
     def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:
         """Link batches to their members, and return the light spans in their traces; pause now and then."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ParamSpec
 
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
+from gpuscope._collecting.aggregation.watched import GpuMeans
 from gpuscope._data.metrics import Snapshot
 from gpuscope._data.plain.values import shown
 from gpuscope._otel.provider_end import end_of
@@ -75,6 +76,7 @@ class MetricsPipeline:
         self._on_provider, self._before_its_end = on_provider, before_its_end
         self._start_ns = epoch_clock()
         self._stages = StageMetrics(self._start_ns)
+        self._gpus = GpuMeans()
         self._otlp: OtlpMetrics | None = None
         self._instruments: Instruments | None = None
         self._seen: tuple[object, tuple[str, ...]] | None = None
@@ -122,7 +124,7 @@ class MetricsPipeline:
 
     def snapshot(self, *, exemplars: bool = False) -> Snapshot:
         """Return all metrics as of now; with `exemplars`, those since they were last taken."""
-        points = self._stages.points(exemplars=exemplars)
+        points = {**self._stages.points(exemplars=exemplars), **self._gpus.points()}
         return self._snapshot({**points, **account_points(self._statistics())})
 
     def _snapshot(self, points: Mapping[InstrumentSpec, Sequence[DataPoint]]) -> Snapshot:
@@ -190,13 +192,14 @@ class MetricsPipeline:
     def _end_interval(self, *, last: bool = False) -> None:
         self._stages.settle(self._epoch_clock(), last=last)
         self._stages.end_interval()
+        self._gpus.end_interval(self._statistics().gpus)
 
     def _hand_on(self) -> None:
         if self._otlp is not None:
             self._otlp.put(self.snapshot(exemplars=True))
 
     def _write_account(self) -> None:
-        self._active_exporters.account(self._snapshot(account_points(self._statistics())))
+        self._active_exporters.account(self._snapshot(account_points(self._statistics(), for_file=True)))
 
     def _leave(self) -> None:
         if self._instruments is not None:

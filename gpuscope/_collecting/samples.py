@@ -67,6 +67,7 @@ class SampleJoin:
         self._has_failed = False
         self._waiting = _NONE
         self._devices: dict[int, tuple[int, int]] = {}
+        self._streams: dict[tuple[int, int], tuple[int, int]] = {}
         self._came_to: Counter[str] = Counter()
 
     def gather(self) -> None:
@@ -92,11 +93,18 @@ class SampleJoin:
         new[_AT], new[_STREAM], new[_DEVICE] = taken["at_ns"], taken["stream"].view(np.int64), taken["device"]
         new[_OPEN], new[_WORK], new[_UNTIL] = taken["open"], taken["had_work"], _NEVER
         self._count_rounds(new[_DEVICE], taken["round"], new[_WORK])
+        before = self._waiting.shape[1]
         joined = self._waiting = np.concatenate((self._waiting, new), axis=1)
         for mine in _by_stream(joined):
             at_ns, is_quiet = joined[_AT, mine], joined[_OPEN, mine] == 0
             quiet_ns = np.append(at_ns[is_quiet], _NEVER)[is_quiet.cumsum() - is_quiet]
             joined[_UNTIL, mine] = np.minimum(joined[_UNTIL, mine], quiet_ns)
+            fresh = mine[mine >= before]
+            if fresh.size:
+                # Handles are unsigned, and stand here as signed numbers.
+                key = int(joined[_DEVICE, fresh[0]]), int(joined[_STREAM, fresh[0]]) % 2**64
+                asked, had_work = self._streams.get(key, (0, 0))
+                self._streams[key] = asked + fresh.size, had_work + int(joined[_WORK, fresh].sum())
         excess = joined.shape[1] - _MOST_WAITING
         if excess > 0:
             self._give_up(np.arange(joined.shape[1]) < excess)
@@ -110,9 +118,14 @@ class SampleJoin:
             had_work += int(np.maximum.reduceat(work[mine], starts).sum())
             self._devices[device] = asked + starts.size, had_work
 
-    def take_devices(self) -> dict[int, tuple[int, int]]:
-        """Return how often each device was asked since the last call, and how often any of its streams had work."""
-        taken, self._devices = self._devices, {}
+    def take_counts(self) -> tuple[dict[int, tuple[int, int]], dict[tuple[int, int], tuple[int, int]]]:
+        """
+        Return how often each device and each stream was asked since the last call, and how often it had work.
+
+        A device has work if any of its streams has. Streams are known by device and handle.
+        """
+        taken = self._devices, self._streams
+        self._devices, self._streams = {}, {}
         return taken
 
     def join(self, rows: NDArray[np.void], past_ns: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

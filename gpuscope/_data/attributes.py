@@ -51,7 +51,14 @@ GPU_SHARE = "gpuscope.gpu.share"
 LANE = "gpuscope.lane"
 """Of a metric: whether the duration was measured on the `host` or on the `gpu`."""
 REASON = "gpuscope.reason"
-"""Of a metric: why stages were dropped or lost, or have no GPU times."""
+"""
+Of a metric: why stages were dropped or lost, or have no GPU times; what held a GPU's clocks down; what other processes
+on it did.
+"""
+REQUEST = "gpuscope.request"
+"""Of a metric: the name of the outermost stage, the kind of request."""
+GPU_PART = "gpuscope.gpu.part"
+"""Of a metric: true where the process has an instance of a GPU (MIG), and the figures are the whole GPU's."""
 
 INPUT_LENGTH, NEW_TOKENS = "input_length", "new_tokens"
 """Of a stage that generates: tokens of one sequence, given and made."""

@@ -162,5 +162,7 @@ class StageBatch:
     """How often it had any, queued or running."""
     device_samples: Mapping[int, tuple[int, int]] | None = None
     """Since the batch before: how often each device was asked, and how often any of the streams asked had work."""
+    stream_samples: Mapping[tuple[int, int], tuple[int, int]] | None = None
+    """The same of each stream that was asked, by device and raw handle."""
     shared: SharedColumns | None = None
     """Of light spans, which are no stages; None for stages."""

@@ -50,6 +50,12 @@ BUSY = InstrumentSpec(
     "Part of the moments of the last interval at which a GPU had work, queued or running, when its streams were asked; "
     "with a stage, of the moments in that.",
 )
+STREAM_BUSY = InstrumentSpec(
+    "gpuscope.gpu.stream_busy_ratio",
+    "gauge",
+    "1",
+    "The same of each stream alone. A GPU whose streams take turns is as busy as all of them together.",
+)
 OCCUPIED = InstrumentSpec(
     "gpuscope.gpu.occupied_ratio",
     "gauge",
@@ -79,6 +85,49 @@ EVENT_COST = InstrumentSpec(
     "What a pair of events takes of a busy GPU's time, the largest over the GPUs; taken off where it is known.",
 )
 
+# What NVML says of each GPU. OpenTelemetry has names for three of these: semantic conventions of hardware.
+UTILIZATION = InstrumentSpec(
+    "hw.gpu.utilization", "gauge", "1", "Part of the last interval in which a kernel of any process ran, by NVML."
+)
+POWER = InstrumentSpec("hw.power", "gauge", "W", "Mean power of the GPU in the last interval, by NVML.")
+CLOCK = InstrumentSpec(
+    "gpuscope.gpu.clock", "gauge", "Hz", "Mean clock of the GPU's multiprocessors in the last interval, by NVML."
+)
+OTHERS = InstrumentSpec(
+    "gpuscope.gpu.other_processes", "gauge", "{process}", "Other processes that compute on the GPU, at least."
+)
+ENERGY = InstrumentSpec("hw.energy", "sum", "J", "Energy of the GPU while it was watched: readings of its power.")
+WATCHED = InstrumentSpec("gpuscope.gpu.watched", "sum", "s", "Time in which NVML was asked about the GPU.")
+ACTIVE = InstrumentSpec(
+    "gpuscope.gpu.active", "sum", "s", "The part of the time watched in which a kernel of any process ran."
+)
+THROTTLED = InstrumentSpec(
+    "gpuscope.gpu.throttled", "sum", "s", "The part of the time watched in which something held the GPU's clocks down."
+)
+SHARED = InstrumentSpec(
+    "gpuscope.gpu.shared",
+    "sum",
+    "s",
+    "The part of the time watched in which the GPU was shared with other processes, or may have been: by what these "
+    "did, as far as it is known.",
+)
+OF_GPUS = (WATCHED, ACTIVE, ENERGY, THROTTLED, SHARED)
+"""What is added up, so that reports have it of a whole recording."""
+
+# What deep looks saw that are taken now and then, by stage and kind of request.
+LOOK_REQUESTS = InstrumentSpec("gpuscope.look.requests", "sum", "{request}", "Requests with the stage in deep looks.")
+LOOK_CALLS = InstrumentSpec("gpuscope.look.calls", "sum", "{call}", "Calls of the stage in deep looks.")
+LOOK_TIME = InstrumentSpec(
+    "gpuscope.look.time", "sum", "s", "Time from the stage's start to the end of its work, as without the profiler."
+)
+LOOK_BUSY = InstrumentSpec("gpuscope.look.busy", "sum", "s", "The part of that in which the GPU computed or copied.")
+LOOK_KERNELS = InstrumentSpec("gpuscope.look.kernels", "sum", "{kernel}", "Kernels of the stage in deep looks.")
+LOOK_SQUARES = InstrumentSpec(
+    "gpuscope.look.squares", "sum", "s2", "Sums of squares over requests, for intervals. In files alone."
+)
+IN_FILES_ALONE = (LOOK_SQUARES,)
+OF_LOOKS = (LOOK_REQUESTS, LOOK_CALLS, LOOK_TIME, LOOK_BUSY, LOOK_KERNELS)
+
 # OpenTelemetry's metrics of model servers, with the bounds that it wants.
 REQUEST_DURATION = InstrumentSpec(
     "gen_ai.server.request.duration",
@@ -107,6 +156,7 @@ SPECS = (
         DURATION,
         LAUNCH_DELAY,
         BUSY,
+        STREAM_BUSY,
         OCCUPIED,
         IDLE,
         RECORDED,
@@ -117,6 +167,7 @@ SPECS = (
         UNCERTAINTY,
         EVENT_COST,
     ),
+    *(UTILIZATION, POWER, CLOCK, OTHERS, *OF_GPUS, *OF_LOOKS),
     *OF_GENERATIONS,
 )
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from gpuscope._data.plain.gpu_use import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from gpuscope._data.plain.gpu_use import GpuUse
 
 
 ROOM = ("queue_full", "queue_bytes")
@@ -45,6 +49,29 @@ def explained(counts: Mapping[str, int]) -> str:
 
 def _in_words(reason: str) -> str:
     return f" ({MEANINGS[reason]})" if reason in MEANINGS else ""
+
+
+@dataclass(frozen=True, slots=True)
+class LookedStage:
+    """
+    What the deep looks that are taken now and then saw of one stage, added up over requests.
+
+    A time is from the stage's start on the host to the end of all its work, as without the profiler.
+    """
+
+    root: str
+    """Name of the outermost stage: the kind of request."""
+    stage: str
+    requests: int
+    calls: int
+    time_s: float
+    busy_s: float
+    """The part of that in which the GPU computed or copied."""
+    kernels: float
+    time2_s2: float
+    """This and the next two are sums over requests: of the squares of both, and of their products."""
+    busy2_s2: float
+    both_s2: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +118,15 @@ class Statistics:
     stages that the host had left before the GPU came to them. None where it is not known: nothing was taken off."""
     sampler: str = ""
     """How often streams are asked, or why they are not; empty where nobody wants them to be."""
+    gpus: tuple[GpuUse, ...] = ()
+    """What NVML said of each GPU that stages were on."""
+    nvml: str = ""
+    """How often NVML is asked, or why it is not; empty where nobody wants that, and before the first stage on a GPU."""
+
+    looks: tuple[LookedStage, ...] = ()
+    """What deep looks saw, where `GPUSCOPE_PROFILE_EVERY` has some taken."""
+    look_counts: dict[str, int] = field(default_factory=dict)
+    """Of these looks, by what became of them: `done`, or why there was nothing to keep."""
 
     @property
     def missing(self) -> dict[str, int]:
@@ -122,6 +158,9 @@ class Statistics:
 
     def __str__(self) -> str:
         """Say it in one line."""
+        return ", ".join([*self._of_stages(), *self._of_gpus()])
+
+    def _of_stages(self) -> list[str]:
         parts = [f"recorded {self.recorded}", f"exported {self.exported}", f"pending {self.pending}"]
         for name in ("dropped", "lost", "untimed"):
             counts = getattr(self, name)
@@ -133,22 +172,38 @@ class Statistics:
         if self.graph_stages:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.graph_stages.items()))
             parts.append(f"in graphs {counts}")
-        if self.sampler:
-            counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in self.samples.items())
-            parts.append(f"streams asked for work {self.sampler}" + (f" ({counts})" if counts else ""))
-        for name in ("shared_spans", "batch_faults"):
+        for name in ("shared_spans", "batch_faults", "look_counts"):
             if counts := getattr(self, name):
                 reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
                 parts.append(f"{name.replace('_', ' ')} {reasons}")
         if self.elided:
             parts.append(f"compiled away at {len(self.elided)} places")
+        return parts
+
+    def _of_gpus(self) -> list[str]:
+        parts = []
+        if self.sampler:
+            counts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in self.samples.items())
+            parts.append(f"streams asked for work {self.sampler}" + (f" ({counts})" if counts else ""))
+        if self.nvml:
+            parts.append(f"NVML asked {self.nvml}" + "".join(f" ({in_words(each)})" for each in self.gpus))
         if self.clock_uncertainty_ns is not None:
             parts.append(f"GPU clock within {self.clock_uncertainty_ns / 1e3:.1f} µs")
         if self.event_cost_ns is not None:
             parts.append(f"events take {self.event_cost_ns / 1e3:.1f} µs per pair")
         if self.route:
             parts.append(f"spans go {self.route}")
-        return ", ".join(parts)
+        return parts
+
+
+class Observed(NamedTuple):
+    """What was asked of GPUs beside their events: fields of `Statistics`."""
+
+    samples: dict[str, int]
+    sampler: str
+    gpus: tuple[GpuUse, ...]
+    nvml: str
+    event_cost_ns: int | None
 
 
 class Delivery:

@@ -116,6 +116,10 @@ def _look(measures: Measures, kind: StageInRequest) -> StageLook:
         calls=count,
         ms=figures["window"],
         watched_ms=watched_ms if unwatched_ns is not None else None,
+        by_request=tuple(
+            (max(window * figures["window"] / max(watched_ms, 1e-9), busy) / 1e6, busy / 1e6)
+            for window, busy in measures.by_request(kind)
+        ),
         host_ms=figures["host"],
         kernels=len(kernels) / count,
         kernel_ms=measures.kernel_ns(kind) / count / 1e6,

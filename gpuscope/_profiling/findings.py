@@ -63,6 +63,8 @@ class StageLook:
     """From its start on the host to the end of all its work; before the profiler was on, where that is known."""
     watched_ms: float | None
     """The same with the profiler on, where `ms` is without it."""
+    by_request: tuple[tuple[float, float], ...]
+    """For each request the stage's time in it, as `ms` has it, and the part of that in which the GPU worked."""
     host_ms: float
     kernels: float
     kernel_ms: float

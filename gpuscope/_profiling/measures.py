@@ -122,6 +122,14 @@ class Measures:
             total += self._times_on(thread, indices)
         return Times(*total.tolist())
 
+    def by_request(self, kind: StageInRequest) -> list[tuple[int, int]]:
+        """Return for each request the stage's windows in it, and for how much of them the GPU worked."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for index in self.kinds[kind]:
+            found[self.runs[index].root].append(index)
+        times = [Times(*self._times_on(self.runs[each[0]].stage.thread, each)) for each in found.values()]
+        return [(each.window, each.compute + each.transfer) for each in times]
+
     def _by_thread(self, kind: StageInRequest) -> dict[HostThread, list[int]]:
         found: dict[HostThread, list[int]] = defaultdict(list)
         for index in self.kinds[kind]:

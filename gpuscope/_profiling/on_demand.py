@@ -13,15 +13,19 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 from gpuscope._profiling.session import ProfilingSession
+from gpuscope._recording.state import state
 from gpuscope._settings.environment import variables
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gpuscope._recording.recorder import Recorder
 
 REQUESTS = 5
@@ -29,6 +33,8 @@ UNWATCHED, UNWATCHED_S = 5, 10.0
 """Before that, so many requests are timed without the profiler, or as many as end within this time."""
 DEADLINE_S = 60.0
 """How long to wait for these requests; a look that had fewer by then is at those."""
+CAPTURES_S = 60.0
+"""How long to wait at most for the end of captures."""
 READING_TIMEOUT_S = 600.0
 
 
@@ -96,27 +102,62 @@ class OnDemand:
             logger.warning("the deep look into %s failed: %s.", folder, shown(error))
 
     def _profile_into(self, folder: Path, recorder: Recorder) -> None:
-        enough = threading.Event()
-        session = ProfilingSession(REQUESTS, UNWATCHED, when_enough=enough.set)
-        session.attach(recorder)
-        if not session.why:
-            enough.wait(UNWATCHED_S)
-            enough.clear()
-            session.begin()
-        if not session.why:
-            enough.wait(DEADLINE_S)
-        session.finish()
+        session = look_at(recorder)
         if session.why:
             logger.warning("no deep look: %s", session.why)
             return
         folder = _new_folder(folder)
         trace = folder / "trace.json"
         session.save(str(trace))
-        read = _read(trace, folder)
+        read = read_elsewhere(trace, folder)
         if read.returncode:
             logger.warning("reading %s failed: %s", trace, read.stderr.strip())
         else:
             logger.info("a deep look at %d requests is in %s.", session.profiled, folder)
+
+
+def look_at(
+    recorder: Recorder,
+    *,
+    unwatched_s: float = UNWATCHED_S,
+    only_if_any: bool = False,
+    warn: Callable[..., object] = logger.warning,
+) -> ProfilingSession:
+    """
+    Look at the next requests, and return the session, which has ended: `why` says why there is no profile.
+
+    Args:
+        recorder: whose requests they are.
+        unwatched_s: how long to wait for those that are timed before.
+        only_if_any: whether there is no profile unless one of those has come.
+        warn: logs why there is no look.
+
+    """
+    enough = threading.Event()
+    session = ProfilingSession(REQUESTS, UNWATCHED, when_enough=enough.set)
+    session.warn = warn
+    session.attach(recorder)
+    if not session.why:
+        enough.wait(unwatched_s)
+        enough.clear()
+        if session.passed or not only_if_any:
+            session.begin()
+            if not session.why:
+                enough.wait(DEADLINE_S)
+    wait_for_captures()
+    session.finish()
+    return session
+
+
+def wait_for_captures() -> None:
+    """
+    Wait until no CUDA graph is being captured, as far as it shows: the end of a look would break a capture.
+
+    One that begins after that is on its own. The wait has an end, because a capture may have failed unseen.
+    """
+    deadline_s = time.monotonic() + CAPTURES_S
+    while state.graphs is not None and state.graphs.quiet.is_capturing and time.monotonic() < deadline_s:
+        time.sleep(0.01)
 
 
 def _new_folder(folder: Path) -> Path:
@@ -128,7 +169,8 @@ def _new_folder(folder: Path) -> Path:
     return folder
 
 
-def _read(trace: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def read_elsewhere(trace: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Have another process read a trace, and write what it says into a folder."""
     command = [sys.executable, "-m", "gpuscope", "profile", "--trace", str(trace), "--out", str(folder)]
     ours = {name: value for name, value in variables().items() if not name.startswith("GPUSCOPE")}
     # From the new folder, because Python would import what lies in the present one, which may be anybody's.

@@ -124,8 +124,10 @@ class ProfilingSession:
         """Requests that began and ended while the profiler was on."""
         self.profiler: Profiler | None = None
         self.unwatched = Unwatched()
-        self._passed = 0
+        self.passed = 0
+        """Requests before that."""
         self._when_enough = when_enough
+        self.warn: Callable[..., object] = logger.warning
         self._taps: list[NvtxTap] = []
         self._names: set[str] = set()
         self._roots: set[str] = set()
@@ -150,7 +152,7 @@ class ProfilingSession:
         """Start the profiler on this thread, though fewer requests than the warm-up may have passed."""
         with self._lock:
             if self.state == WAITING:
-                self._passed = max(self._passed, self.warmup)
+                self.passed = max(self.passed, self.warmup)
                 self._advance()
 
     def enter(self, opened: _OpenRange, site: Site) -> None:
@@ -225,10 +227,10 @@ class ProfilingSession:
     def _count(self, opened: _OpenRange) -> None:
         with self._lock:
             if self.state == WAITING:
-                self._passed += 1
+                self.passed += 1
                 if self._when_enough is None:
                     self._advance()
-                elif self._passed == self.warmup:
+                elif self.passed == self.warmup:
                     self._when_enough()
             elif self.state == RUNNING and opened.seen:
                 self.profiled += 1
@@ -238,17 +240,17 @@ class ProfilingSession:
     def _advance(self) -> None:
         """Prepare the profiler after the last but one request of the warm-up, and start it after the last."""
         try:
-            if self.profiler is None and self._passed >= self.warmup - 1:
+            if self.profiler is None and self.passed >= self.warmup - 1:
                 on_demand = self._when_enough is not None
-                self.profiler = Profiler(early=not self._passed and not on_demand, elsewhere=on_demand)
+                self.profiler = Profiler(early=not self.passed and not on_demand, elsewhere=on_demand)
                 self.profiler.prepare()
-            if self.profiler is not None and self._passed >= self.warmup:
+            if self.profiler is not None and self.passed >= self.warmup:
                 self.profiler.start()
                 self.state, self.why = RUNNING, ""
         except CannotProfileError as error:
             self.profiler = None
             # A program may import PyTorch as late as in its first requests.
-            if self._passed < max(self.warmup, 1):
+            if self.passed < max(self.warmup, 1):
                 self.why = str(error)
             else:
                 self._give_up(str(error))
@@ -271,7 +273,7 @@ class ProfilingSession:
             elif state == WAITING:
                 self.profiler = None
                 seen = (
-                    f"{self._passed} requests (outermost stages) ended, and {self.warmup} are to pass before it starts"
+                    f"{self.passed} requests (outermost stages) ended, and {self.warmup} are to pass before it starts"
                 )
                 self.why = self.why or f"{seen}; run more requests, or give a smaller `warmup`."
             if not self.profiled:
@@ -292,6 +294,6 @@ class ProfilingSession:
             if state == RUNNING and profiler is not None:
                 with contextlib.suppress(Exception):  # It has failed already, and that is what is said.
                     profiler.stop({})
-            logger.warning("no deep look: %s", why)
+            self.warn("no deep look: %s", why)
             for tap in self._taps:
                 tap.retire()

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gpuscope._data.statistics import Delivery, Statistics
+from gpuscope._data.statistics import Delivery, LookedStage, Observed, Statistics
 from gpuscope._recording.batches.account import Faults, SharedSpans
 from gpuscope._recording.dynamo import elisions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
+
+_MOST_LOOKED = 200
+"""Stages of deep looks that are kept."""
 
 
 class Waiting(Protocol):
@@ -59,6 +63,8 @@ class Ledger:
         self._graph_stages: Counter[str] = Counter()
         self._closed = False
         self.shared, self.faults = SharedSpans(), Faults()
+        self._looks: dict[tuple[str, str], LookedStage] = {}
+        self._look_counts: Counter[str] = Counter()
 
     def take(self, drain: Callable[[], list[T]], stages_in: Callable[[list[T]], int] = len) -> list[T]:
         """
@@ -105,6 +111,15 @@ class Ledger:
         """Count stages in a capture by what comes of them in replays. They are also counted as any other stage is."""
         self._note(self._graph_stages, reason, stages)
 
+    def look(self, outcome: str, stages: Iterable[LookedStage] = ()) -> None:
+        """Add what one deep look saw of each stage, and count what became of it."""
+        with self._lock:
+            self._look_counts[outcome] += 1
+            for each in stages:
+                key = each.root, each.stage
+                if key in self._looks or len(self._looks) < _MOST_LOOKED:
+                    self._looks[key] = _added(self._looks.get(key), each)
+
     def _note(self, counter: Counter[str], reason: str, stages: int) -> None:
         self._notes.append((counter, reason, stages))
 
@@ -143,10 +158,9 @@ class Ledger:
         self,
         *queues: Waiting,
         uncertainty_ns: int | None = None,
-        event_cost_ns: int | None = None,
         exporters: tuple[str, ...] = (),
         route: str = "",
-        sampling: tuple[dict[str, int], str] = ({}, ""),
+        observed: Observed | None = None,
     ) -> Statistics:
         """Return the account of this moment; stages that wait in the queues are pending."""
         with self._lock:
@@ -161,15 +175,15 @@ class Ledger:
                 lost=dict(self._lost),
                 untimed=dict(self._untimed),
                 clock_uncertainty_ns=uncertainty_ns,
-                event_cost_ns=event_cost_ns,
                 exporters=exporters,
                 route=route,
                 graph_stages=dict(self._graph_stages),
                 elided=dict(elisions.places),
-                samples=sampling[0],
-                sampler=sampling[1],
+                **({} if observed is None else observed._asdict()),
                 shared_spans=self.shared.counts(),
                 batch_faults=self.faults.counts(),
+                looks=tuple(self._looks.values()),
+                look_counts=dict(self._look_counts),
             )
 
     def _settle(self, stages: int, exported: int, reasons: Counter[str]) -> None:
@@ -186,3 +200,10 @@ class Ledger:
                 missing -= share
             if missing:
                 self._lost["unaccounted"] += missing
+
+
+def _added(before: LookedStage | None, more: LookedStage) -> LookedStage:
+    if before is None:
+        return more
+    sums = {each.name: getattr(before, each.name) + getattr(more, each.name) for each in fields(LookedStage)[2:]}
+    return replace(before, **sums)

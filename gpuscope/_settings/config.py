@@ -83,6 +83,9 @@ class Config:
         parse.between(0.0, 5000.0),
         "How often a second a thread of C asks the streams of stages whether they have work; `0` for never.",
     )
+    nvml: bool = setting(
+        False, "GPUSCOPE_NVML", parse.boolean, "`1`: NVML is asked how much GPUs are used, at what power.", "0"
+    )
     batch_spans: str = setting(
         "all",
         "GPUSCOPE_BATCH_SPANS",
@@ -97,6 +100,13 @@ class Config:
         "GPUSCOPE_PROFILE",
         parse.profile,
         "Deep looks on demand: `signal` (send SIGUSR2 to the process for one) or a path (create that file for one).",
+        "unset",
+    )
+    profile_every_s: float = setting(
+        0.0,
+        "GPUSCOPE_PROFILE_EVERY",
+        parse.time(10.0, 604_800.0),
+        "Seconds from one short deep look to the next, on average, or with a unit: `90s`, `10m`, `2h`.",
         "unset",
     )
     stages: str = setting(
@@ -187,18 +197,10 @@ class Config:
         "Base URL; `/v1/traces` or `/v1/metrics` is added.",
     )
     otlp_headers: dict[str, str] = setting(
-        {},
-        of_traces("HEADERS"),
-        parse.headers,
-        "Headers of each request, as `name=value` separated by commas.",
-        "none",
+        {}, of_traces("HEADERS"), parse.headers, "Headers of each request, as `name=value` separated by commas.", "none"
     )
     otlp_timeout_s: float = setting(
-        10.0,
-        of_traces("TIMEOUT"),
-        parse.between(0.001, 3600.0, "seconds"),
-        "Seconds for a request, including its retries.",
-        "10",
+        10.0, of_traces("TIMEOUT"), parse.between(0.001, 3600.0, "seconds"), "Seconds for a request and retries.", "10"
     )
     otlp_compression: str = setting(
         "none",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXPORTERS = ("auto", "otlp", "sdk", "file", "none")
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 SAMPLERS = (
@@ -90,6 +91,25 @@ def between(low: float, high: float, unit: str = "") -> Callable[[str], float]:
         if not low <= value <= high:
             raise ValueError(f"a number{unit and f' of {unit}'} from {low:g} to {high:g}")
         return value
+
+    return parse
+
+
+def time(low_s: float, high_s: float) -> Callable[[str], float]:
+    """Return a parser of times in seconds, or with a unit; 0 and words for no are 0."""
+
+    def parse(text: str) -> float:
+        word = text.strip().lower()
+        if word in FALSE_WORDS:
+            return 0.0
+        number, unit = (word[:-1], word[-1]) if word[-1] in _UNITS_S else (word, "s")
+        try:
+            seconds = float(number) * _UNITS_S[unit]
+        except ValueError:
+            seconds = float("nan")
+        if seconds != 0 and not low_s <= seconds <= high_s:
+            raise ValueError(f"seconds from {low_s:g} to {high_s:g}, or with a unit as in 90s, 10m, 2h; 0 for never")
+        return seconds
 
     return parse
 

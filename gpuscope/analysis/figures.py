@@ -22,6 +22,7 @@ from gpuscope.analysis._verdicts.cold import find_cold
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gpuscope._data.plain.gpu_use import GpuUse
     from gpuscope.analysis._plain import PlainDict
     from gpuscope.analysis._structure.kinds import StageInRequest
     from gpuscope.analysis.recording import Losses, Recording
@@ -119,6 +120,8 @@ class Figures:
     uncertainty_us: Distribution | None
     """Of the place of GPU times on the wall clock, in microseconds."""
     losses: Losses
+    gpus: tuple[GpuUse, ...] = ()
+    """What NVML said of each GPU, as each process saw it."""
 
     def as_dict(self) -> PlainDict:
         """Return plain data, as JSON can hold it."""
@@ -139,6 +142,7 @@ def figures(recording: Recording) -> Figures:
         seconds=(end_ns - start_ns) / 1e9,
         uncertainty_us=_distribution(recording.uncertainty_ns[recording.stream >= 0], 1e3),
         losses=recording.losses,
+        gpus=tuple(use for _, use in recording.gpus),
     )
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope._data.plain.gpu_use import GpuUse
+    from gpuscope._data.statistics import LookedStage
+
 _UNMEASURED = RowFlag.CAPTURED | RowFlag.CLAMPED | RowFlag.GIVEN_UP
 """Flags of rows whose GPU times are absent, or not where they seem to be."""
 
@@ -53,6 +56,22 @@ class Stream(NamedTuple):
     device_uuid: str
     handle: int
     """The stream's raw handle; 0 is the default stream."""
+
+
+class WatchedGpu(NamedTuple):
+    """What NVML said of a GPU while one process recorded."""
+
+    process: int
+    """Index into `Recording.processes`."""
+    use: GpuUse
+
+
+class Looked(NamedTuple):
+    """What deep looks saw of a stage of one process."""
+
+    process: int
+    """Index into `Recording.processes`."""
+    stage: LookedStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +141,10 @@ class Recording:
     attributes: Mapping[int, Mapping[str, object]]
     """The application's own attributes by row, where there are any."""
     losses: Losses = field(default_factory=Losses)
+    gpus: tuple[WatchedGpu, ...] = ()
+    """Each GPU that NVML was asked about, once for each process that did."""
+    looks: tuple[Looked, ...] = ()
+    """What deep looks saw of each stage that were taken now and then, once for each process."""
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:

@@ -80,6 +80,8 @@ def only(recording: Recording, run: Run) -> Recording:
         root=place[recording.root[rows]],
         trace_id=tuple(recording.trace_id[row] for row in rows.tolist()),
         span_id=tuple(recording.span_id[row] for row in rows.tolist()),
+        gpus=tuple(each for each in recording.gpus if each.process in run.processes),
+        looks=tuple(each for each in recording.looks if each.process in run.processes),
         attributes={int(place[row]): values for row, values in recording.attributes.items() if place[row] >= 0},
     )
 

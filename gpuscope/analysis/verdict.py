@@ -7,11 +7,13 @@ by its name.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._busy import looked, watched
 from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 from gpuscope.analysis._verdicts.advice import BETWEEN, LESS_IN_THE_GRAPH, advise, begin_with
 from gpuscope.analysis._verdicts.answers import answer, because_of
@@ -46,6 +48,7 @@ from gpuscope.analysis._verdicts.weigh import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuscope.analysis._busy.looked import LookedAt
     from gpuscope.analysis._verdicts.calls import CallsOfStage
     from gpuscope.analysis._verdicts.decide import Doubt, Ruling
     from gpuscope.analysis._verdicts.rhythm import Rhythm
@@ -65,7 +68,7 @@ def judge(recording: Recording) -> Findings:
 
     `examples/reading-the-report.md` and `_verdicts.evidence` give the reasoning. An empty recording has no verdicts.
     """
-    material = Material(recording, gather(recording), find_cold(recording))
+    material = Material(recording, gather(recording), find_cold(recording), looked.looked_at(recording))
     doubt = doubt_about_all(recording)
     answers, requests, stages, whole = [], [], [], {}
     for calls in material.calls():  # Requests come before the stages in them.
@@ -84,7 +87,7 @@ def judge(recording: Recording) -> Findings:
         requests=tuple(requests),
         stages=tuple(stages),
         cold=material.cold.calls,
-        notes=tuple(_notes(recording)),
+        notes=(*_notes(recording), *looked.sentences(_looks([*requests, *stages]))),
         no_gpu=_no_gpu(recording),
     )
 
@@ -96,6 +99,12 @@ def _no_more_than(fields: Fields, requests: CallsOfStage, weighed: Weighed) -> F
     limit_ms = requests.gain_ms(gain_part(requests, fields["verdict"], weighed))
     gain_ms = min(fields["gain_ms"], limit_ms)
     return fields | {"gain_ms": gain_ms, "gain_share": gain_ms / (requests.material.request_ms(requests.kind) or 1.0)}
+
+
+def _looks(verdicts: list[StageVerdict]) -> Iterator[tuple[str, str, LookedAt, tuple[float, float] | None]]:
+    for each in verdicts:
+        if each.looked is not None:
+            yield each.root, each.name, each.looked, each.busy_range
 
 
 def _no_gpu(recording: Recording) -> str:
@@ -113,6 +122,7 @@ def _notes(recording: Recording) -> Iterator[str]:
             yield f"Stages {what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) + "."
     if losses.orphans:
         yield f"Stages whose outer stage is not in the files, treated as requests: {losses.orphans:,}."
+    yield from watched.sentences(recording)
 
 
 def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> tuple[Fields, Ruling]:
@@ -142,6 +152,10 @@ def _shares(calls: CallsOfStage, weighed: Weighed) -> Fields:
         answered = by_answers(calls, by_events(calls), busy)
         fields = {"busy_share": 1 - answered.idle, "busy_range": (1 - answered.idle_high, 1 - answered.idle_low)}
     fields |= {"answers": busy.answers if busy else 0, "answered_requests": busy.requests if busy else 0}
+    if (seen := calls.material.looked.get((calls.root, calls.name))) is not None:
+        copies = calls.share(calls.material.evidence.copy_ns)
+        seen = replace(seen, agrees=looked.agree(seen, fields["busy_range"], copies))
+    fields["looked"] = seen
     if not len(calls.timed):
         return {**fields, **dict.fromkeys(("wait_share", "idle_share")), "witness": EVENTS}
     return {
@@ -157,7 +171,7 @@ def _judge_replayed(calls: CallsOfStage, doubt: Doubt | None) -> StageVerdict:
     recording, doubt = calls.material.recording, doubt or doubt_about_replayed(calls)
     gpu_ms = calls.median_ms(recording.gpu_end_ns - recording.gpu_start_ns, timed=True)
     nothing = dict.fromkeys(("host_ms", "launch_to_start_ms", "lag_ms", "request_share"))
-    nothing |= dict.fromkeys(("wait_share", "idle_share", "busy_share", "busy_range"))
+    nothing |= dict.fromkeys(("wait_share", "idle_share", "busy_share", "busy_range", "looked"))
     share, around = calls.share_of_caller(), calls.launched_by()
     because = f"It takes {share:.0%} of the time on the GPU of `{around}`, whose CUDA graph contains it."
     return StageVerdict(

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 from gpuscope._settings.complaints import SPANS
 from gpuscope.commands import _console
+from gpuscope.commands._checks.finding import OK, PROBLEM, WARNING, Finding
 from gpuscope.commands._endpoint import options as endpoint_options
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from gpuscope.commands._checks.checks import Finding
 
 HELP = "Check this machine and your settings: PyTorch, GPU, NVTX, exporter, clock, cost of a stage."
 WIDTH = 120
-MARKS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
+MARKS = {OK: "ok     ", WARNING: "WARNING", PROBLEM: "PROBLEM"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,11 +45,11 @@ def run(options: argparse.Namespace) -> int:
             findings.append(finding)
             if not options.json:
                 _show(finding)
-    problems = sum(finding.verdict == checks.PROBLEM for finding in findings)
+    problems = sum(finding.verdict == PROBLEM for finding in findings)
     if options.json:
         print(json.dumps({"ok": not problems, "findings": [asdict(finding) for finding in findings]}, indent=2))
     else:
-        warnings = sum(finding.verdict == checks.WARNING for finding in findings)
+        warnings = sum(finding.verdict == WARNING for finding in findings)
         print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}.")
     return 1 if problems else 0
 
@@ -61,7 +61,7 @@ def _endpoint(options: argparse.Namespace) -> Iterator[Finding]:
     config, complaints = endpoint_options.settings(options)
     for complaint in complaints:
         if SPANS in complaint.uses:
-            yield checks.Finding("settings", checks.PROBLEM, complaint, complaint.advice)
+            yield Finding("settings", PROBLEM, complaint, complaint.advice)
     yield checks.of_endpoint(config)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gpuscope._data.metrics import RECORDED
+from gpuscope._data.metrics import OF_GPUS, RECORDED
 from gpuscope._log import COUNTED, WarnOnce, inform
 from gpuscope._settings.shown import shown_path
 from gpuscope._version import __version__
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from gpuscope._data.plain.values import Clean
     from gpuscope._data.statistics import Delivery
     from gpuscope._settings.config import Config
+
+_WATCHED_EVERY_NS = 60 * 10**9
+"""What NVML says changes all the time, and alone it is written so often, and at the end."""
 
 
 class FileExporter:
@@ -50,7 +53,8 @@ class FileExporter:
         self._file = LineFile(self.path, config.file_max_bytes, config.file_backups)
         self._succeeded = self._ended = False
         self._warnings = WarnOnce(COUNTED)
-        self._account: Mapping[InstrumentSpec, Sequence[DataPoint]] | None = None
+        self._account: Mapping[InstrumentSpec, Sequence[DataPoint]] = {}
+        self._account_ns = 0
 
     def export(self, batch: StageBatch, delivery: Delivery) -> None:
         """Write the batch as one line, or settle it as lost (`disk`) where that fails."""
@@ -72,15 +76,21 @@ class FileExporter:
     def account(self, snapshot: Snapshot) -> None:
         """Write the account of stages if it has changed, so that readers know what is missing from the file and why."""
         recorded = any(point.value for point in snapshot.points[RECORDED])
-        if not recorded or snapshot.points == self._account:
+        if not recorded or not self._is_news(snapshot):
             return
-        self._account = snapshot.points
+        self._account, self._account_ns = snapshot.points, snapshot.time_ns
         try:
             self._file.write(self._encoder.encode_metrics(snapshot).encode())
         except OSError as error:
             self._warn(error)
         if self._ended:
             self._file.close()
+
+    def _is_news(self, snapshot: Snapshot) -> bool:
+        before, now = self._account, snapshot.points
+        if self._ended or snapshot.time_ns - self._account_ns >= _WATCHED_EVERY_NS:
+            return now != before
+        return any(now.get(spec) != before.get(spec) for spec in (now.keys() | before.keys()) - {*OF_GPUS})
 
     def flush(self, timeout_s: float) -> bool:  # noqa: ARG002
         """Return True: each batch is handed to the operating system as it is exported."""

@@ -15,7 +15,7 @@ from gpuscope._collecting.aggregation.metrics import StageMetrics
 from gpuscope._collecting.aggregation.sampled import RequestSamples
 from gpuscope._collecting.aggregation.statistics import StageStatistics
 from gpuscope._data.batch import RowFlag
-from gpuscope._data.metrics import BUSY
+from gpuscope._data.metrics import BUSY, STREAM_BUSY
 
 from .test_summary import batch_of, row
 
@@ -65,6 +65,20 @@ def test_busy_is_what_was_asked_in_the_interval():
     metrics.add(batch_of([row("post", "request", gpu=1.0)]))
     metrics.end_interval()
     assert points(metrics) == {}
+
+
+def test_each_stream_has_a_ratio_of_its_own():
+    """By its device and its handle; the device's is that of all of them together."""
+    metrics = StageMetrics(NOW_NS)
+    streams = {(0, 7): (10, 2), (0, 8): (10, 7), (1, 9): (4, 4)}
+    batch = asked([row("post", "request", gpu=1.0)], [(0, 0)], {0: (10, 8), 1: (4, 4)})
+    metrics.add(replace(batch, stream_samples=streams))
+    metrics.end_interval()
+    found = {tuple(point.attributes.values()): point.value for point in metrics.points()[STREAM_BUSY]}
+    assert found == {(7, 0, "GPU-0"): 0.2, (8, 0, "GPU-0"): 0.7}
+    assert points(metrics)[0, None] == 0.8
+    metrics.end_interval()
+    assert metrics.points()[STREAM_BUSY] == []
 
 
 def test_warm_up_is_of_the_device_alone():

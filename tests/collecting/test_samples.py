@@ -244,8 +244,54 @@ def test_a_device_has_work_if_any_of_its_streams_has():
     ]
     join = SampleJoin(Source(*answers), WarnOnce())
     join.gather()
-    assert join.take_devices() == {0: (3, 2), 1: (1, 0)}
-    assert join.take_devices() == {}
+    devices, streams = join.take_counts()
+    assert devices == {0: (3, 2), 1: (1, 0)}
+    assert streams == {(0, STREAM): (3, 1), (0, 8): (2, 2), (1, STREAM): (1, 0)}
+    assert join.take_counts() == ({}, {})
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rounds=st.lists(st.dictionaries(st.integers(0, 3), st.booleans(), min_size=1), max_size=30),
+    cuts=st.lists(st.integers(0, 30), max_size=3),
+)
+def test_a_device_is_as_busy_as_the_union_of_its_streams(rounds, cuts):
+    """At least as busy as the busiest, at most as all in turn, and counted once per moment however answers come."""
+    source = Source()
+    join = SampleJoin(source, WarnOnce())
+    bounds = sorted({0, len(rounds), *(cut for cut in cuts if cut < len(rounds))})
+    for first, last in pairwise(bounds):
+        source.answers = [
+            answer(2 * number + 1, number=number, stream=2**63 + stream, had_work=int(had))
+            for number in range(first, last)
+            for stream, had in rounds[number].items()
+        ]
+        join.gather()
+    devices, streams = join.take_counts()
+    assert devices.get(0, (0, 0)) == (len(rounds), sum(any(each.values()) for each in rounds))
+    for stream in range(4):
+        said = [each[stream] for each in rounds if stream in each]
+        assert streams.get((0, 2**63 + stream), (0, 0)) == (len(said), sum(said))
+    busy = [had_work for _, had_work in streams.values()]
+    assert max(busy, default=0) <= devices.get(0, (0, 0))[1] <= sum(busy)
+
+
+def test_a_stage_on_a_side_stream_has_the_answers_of_that_stream():
+    """Inside one on the main stream, at the same time: each has its own, and the outer one loses none."""
+    side = Node(10, 30, stream=8)
+    outer = Node(0, 40)
+    answers = [
+        answer(time, number=time, stream=stream, had_work=int(stream == 8))
+        for time in range(1, 40, 2)
+        for stream in (STREAM, 8)
+    ]
+    join = SampleJoin(Source(*answers), WarnOnce())
+    samples, had_work = join.join(rows_of([side, outer]), 0)
+    assert samples.tolist() == [10, 20]
+    assert had_work.tolist() == [10, 0]
+    # Of the side stream before and after its stage: it is none of the outer stage's.
+    assert account(join)[0] == 30
+    assert join.take_counts() == ({0: (20, 20)}, {(0, STREAM): (20, 0), (0, 8): (20, 20)})
 
 
 class Sampled(FakeDevice):

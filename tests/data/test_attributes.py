@@ -10,7 +10,7 @@ import pytest
 from gpuscope._data import attributes
 from gpuscope._data.attributes import FLAGS, GPU_FLAGS, HOST_FLAGS
 from gpuscope._data.batch import RowFlag
-from gpuscope._data.metrics import SPECS
+from gpuscope._data.metrics import IN_FILES_ALONE, SPECS
 from gpuscope._settings.config import Config
 from gpuscope.analysis._viewers.tags import gpu_tags, host_tags
 from gpuscope.analysis.read import read
@@ -21,7 +21,7 @@ from ..exporters.batches import NOW_NS, Delivery, Row, make_batch
 
 PACKAGE = Path(attributes.__file__).parents[1]
 NAMES = {value for value in vars(attributes).values() if type(value) is str and value[0].islower() and "." in value}
-METRICS = {spec.name for spec in SPECS}
+METRICS = {spec.name for spec in (*SPECS, *IN_FILES_ALONE)}
 MODULES = {"gpuscope.__main__", "gpuscope.analysis", "gpuscope.integrations"}
 
 

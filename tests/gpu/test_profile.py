@@ -153,3 +153,34 @@ def test_on_demand_sees_the_gpu(tmp_path, run_program):
         ON_DEMAND.replace("sys.argv[1]", repr(wish)), GPUSCOPE="1", GPUSCOPE_EXPORTER="none", GPUSCOPE_PROFILE=wish
     )
     assert stage["kernels"] == pytest.approx(1, abs=0.01)
+
+
+NOW_AND_THEN = """
+import json, time, torch, gpuscope
+gpuscope.enable(exporters="file", file=FILE, profile_every_s=10, sample_hz=1000, interval_s=0.1)
+a = torch.randn(4096, 4096, device="cuda").half()
+out, deadline = torch.mm(a, a), time.monotonic() + 110
+while gpuscope.statistics().look_counts.get("done", 0) < 3 and time.monotonic() < deadline:
+    for _ in range(20):
+        with gpuscope.stage("request"), gpuscope.stage("infer"):
+            for _ in range(8):
+                torch.mm(a, a, out=out)
+            out[0, 0].item()
+counts = gpuscope.statistics().look_counts
+gpuscope.shutdown()
+print(json.dumps(counts))
+"""
+
+
+def test_now_and_then_it_says_what_answers_say(tmp_path, run_program):
+    """Of a GPU-bound loop: kernels run nearly all the time, as many as there are, and both measurements agree."""
+    from gpuscope.analysis.read import read
+    from gpuscope.analysis.verdict import judge
+
+    path = tmp_path / "spans.jsonl"
+    counts = run_program(NOW_AND_THEN.replace("FILE", repr(str(path))), timeout_s=170)
+    assert counts["done"] >= 1, counts
+    (infer,) = (each for each in judge(read([path])).stages if each.name == "infer")
+    assert infer.looked.share > 0.8
+    assert infer.looked.kernels == pytest.approx(9, abs=1.5)
+    assert infer.looked.agrees is not False

@@ -484,6 +484,31 @@ def test_each_stage_has_the_answers_of_its_time(on_c):
     assert found["asked"] == sum(found[name] for name in ("in_stages", "between", "lost", "waiting", "dropped"))
 
 
+def test_a_stage_on_a_side_stream_has_the_answers_of_that(on_c):
+    """It is inside a stage on the main stream, which waits: each has its own."""
+    side = 0x90
+
+    def asked(most):
+        before = on_c.library.fake_stream_queries()
+        until(lambda: on_c.library.fake_stream_queries() > before + most, "questions")
+
+    run()
+    run(stream=on_c.stream(side))
+    on_c.collect()
+    on_c.library.fake_load(ctypes.c_void_p(POOL), 0)
+    on_c.library.fake_load(ctypes.c_void_p(side), 1)
+    with stage("request"):
+        asked(10)
+        with stage("side", stream=on_c.stream(side)):
+            asked(60)
+    on_c.library.fake_load(ctypes.c_void_p(side), 0)
+    gpu = {span.name: span.attributes for span in on_c.collect() if span.kind == "gpu"}
+    for name, share in (("side [gpu]", 1.0), ("request [gpu]", 0.0)):
+        assert gpu[name]["gpuscope.gpu.samples"] > 15
+        assert gpu[name]["gpuscope.gpu.had_work"] == pytest.approx(share, abs=0.1)
+    assert gpu["side [gpu]"]["gpuscope.cuda.stream"] == side
+
+
 def test_on_the_twins_nothing_is_asked_and_it_is_said_why(machine, caplog):
     """Recording goes on as ever; the log says it once."""
     run()

@@ -17,7 +17,18 @@ from gpuscope._collecting.aggregation.joined_columns import columns_of, join
 from gpuscope._collecting.aggregation.occupancy import Occupancy
 from gpuscope._collecting.aggregation.sampled import BusyRatios
 from gpuscope._collecting.aggregation.summary import OTHER
-from gpuscope._data.attributes import DEVICE_INDEX, HW_ID, HW_MODEL, HW_TYPE, HW_VENDOR, LANE, REASON, STAGE
+from gpuscope._collecting.aggregation.watched import sums_of, sums_of_looks
+from gpuscope._data.attributes import (
+    CUDA_STREAM,
+    DEVICE_INDEX,
+    HW_ID,
+    HW_MODEL,
+    HW_TYPE,
+    HW_VENDOR,
+    LANE,
+    REASON,
+    STAGE,
+)
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.metrics import (
     BUSY,
@@ -30,6 +41,7 @@ from gpuscope._data.metrics import (
     LOST,
     OCCUPIED,
     RECORDED,
+    STREAM_BUSY,
     UNCERTAINTY,
     UNTIMED,
     DataPoint,
@@ -146,6 +158,11 @@ class StageMetrics:
             return {
                 **points,
                 BUSY: self._busy_points(),
+                STREAM_BUSY: [
+                    DataPoint({CUDA_STREAM: stream, **self._where(index)}, ratio)
+                    for (index, stream), ratio in self._busy.streams.items()
+                    if index in self._devices
+                ],
                 OCCUPIED: [DataPoint(gpu, ratio) for gpu, ratio in occupied],
                 IDLE: [DataPoint(gpu, 1.0 - ratio) for gpu, ratio in occupied],
                 **self._generation.points(exemplars=exemplars),
@@ -184,8 +201,8 @@ class StageMetrics:
         return self._stages.setdefault(name, len(self._stages))
 
 
-def account_points(statistics: Statistics) -> Points:
-    """Return the account of stages, the uncertainty of GPU times, and what events take, as points."""
+def account_points(statistics: Statistics, *, for_file: bool = False) -> Points:
+    """Return the account of stages, what is known of times, and what GPUs and deep looks said, as points."""
     points: Points = {RECORDED: [DataPoint({}, statistics.recorded)], EXPORTED: [DataPoint({}, statistics.exported)]}
     for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
         points[spec] = [DataPoint({REASON: reason}, count) for reason, count in sorted(counts.items())]
@@ -193,4 +210,4 @@ def account_points(statistics: Statistics) -> Points:
         points[UNCERTAINTY] = [DataPoint({}, statistics.clock_uncertainty_ns / 1e9)]
     if statistics.event_cost_ns is not None:
         points[EVENT_COST] = [DataPoint({}, statistics.event_cost_ns / 1e9)]
-    return points
+    return {**points, **sums_of(statistics.gpus), **sums_of_looks(statistics.looks, squares=for_file)}

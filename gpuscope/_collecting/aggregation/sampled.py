@@ -113,28 +113,37 @@ def samples_of(batch: StageBatch) -> Iterator[tuple[int, int, int, int]]:
 
 
 class BusyRatios:
-    """For which part of the moments of an interval streams had work: of each device, and in each stage."""
+    """For which part of the moments of an interval streams had work: of each device, each stream, and in each stage."""
 
     def __init__(self) -> None:
         self.devices: dict[int, float] = {}
         """Of the last interval: any of the device's streams that were asked."""
+        self.streams: dict[tuple[int, int], float] = {}
+        """By device and raw handle."""
         self.stages: dict[tuple[int, int], float] = {}
         """By device and number of the stage; samples of those inside are not in it."""
         self._devices: dict[int, tuple[int, int]] = {}
+        self._streams: dict[tuple[int, int], tuple[int, int]] = {}
         self._stages: dict[tuple[int, int], tuple[int, int]] = {}
 
     def add(self, batch: StageBatch, numbers: Sequence[int]) -> None:
         """Count a batch's samples; `numbers` has the stage's number for each of its sites."""
         for device, counts in (batch.device_samples or {}).items():
             _count(self._devices, device, *counts)
+        for stream, counts in (batch.stream_samples or {}).items():
+            _count(self._streams, stream, *counts)
         for row, _, asked, had_work in samples_of(batch):
             _count(self._stages, (int(batch.device[row]), numbers[batch.site[row]]), asked, had_work)
 
     def end_interval(self) -> None:
         """Compute the ratios of what was counted since the last call."""
-        self.devices = {key: had_work / asked for key, (asked, had_work) in self._devices.items() if asked}
-        self.stages = {key: had_work / asked for key, (asked, had_work) in self._stages.items()}
-        self._devices, self._stages = {}, {}
+        self.devices, self.streams = _ratios(self._devices), _ratios(self._streams)
+        self.stages = _ratios(self._stages)
+        self._devices, self._streams, self._stages = {}, {}, {}
+
+
+def _ratios(counts: dict[K, tuple[int, int]]) -> dict[K, float]:
+    return {key: had_work / asked for key, (asked, had_work) in counts.items() if asked}
 
 
 def _count(counts: dict[K, tuple[int, int]], key: K, asked: int, had_work: int) -> None:

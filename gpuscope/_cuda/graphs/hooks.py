@@ -69,7 +69,7 @@ class GraphHooks:
         self._kind: type | None = None
         """`CUDAGraph`, while it is wrapped."""
         self._refusal = ""
-        self._quiet = Quiet()
+        self.quiet = Quiet()
         self._process = object()
         """Stands for this process: a graph that a forked child inherits has the parent's."""
         self._max_stages = 0
@@ -128,7 +128,7 @@ class GraphHooks:
     def _forget(self) -> None:
         """Touch none of the present graphs any more: this process is a forked child."""
         self._process = object()
-        self._quiet.forget()
+        self.quiet.forget()
         for pool in self._pools.values():
             pool.forget()
         self._pools = {}
@@ -153,7 +153,7 @@ class GraphHooks:
             recorder = self._recorder_now()
             captures = None if recorder is None else recorder.captures
             timed_stream = None if captures is None else self._guarded(self._stream_before_capture, captures.device)
-            result = self._quiet.around(functools.partial(original, graph, *args, **kwargs), graph)
+            result = self.quiet.around(functools.partial(original, graph, *args, **kwargs), graph)
             if captures is not None and timed_stream is not None:
                 self._guarded(self._begin_capture, graph, captures, timed_stream)
             return result
@@ -171,7 +171,7 @@ class GraphHooks:
                     instantiate(graph)  # As PyTorch does here for a graph that it need not keep.
                 whole = True
             finally:
-                self._quiet.end(graph)
+                self.quiet.end(graph)
                 if watched is not None and watched.captures is not None:
                     self._guarded(self._end_capture, graph, watched, watched.captures, whole)
             return result

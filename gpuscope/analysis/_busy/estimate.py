@@ -32,6 +32,18 @@ class Share(NamedTuple):
     """How many requests had an answer."""
 
 
+class Sums(NamedTuple):
+    """Sums over requests."""
+
+    requests: int
+    hits: float
+    answers: float
+    hits2: float
+    """This and the next are of squares, the last is of the products of both."""
+    answers2: float
+    both: float
+
+
 def share_of(hits: NDArray[np.int64], answers: NDArray[np.int64]) -> Share | None:
     """
     Return the share of hits among all answers; None where too few requests have an answer.
@@ -49,18 +61,22 @@ def share_of(hits: NDArray[np.int64], answers: NDArray[np.int64]) -> Share | Non
     """
     asked = answers > 0
     hits, answers = hits[asked].astype(np.float64), answers[asked].astype(np.float64)
-    count, total = len(answers), float(answers.sum())
-    if count < MIN_REQUESTS:
+    squares = float(hits @ hits), float(answers @ answers), float(hits @ answers)
+    return share_of_sums(Sums(len(answers), float(hits.sum()), float(answers.sum()), *squares))
+
+
+def share_of_sums(sums: Sums) -> Share | None:
+    """Return the same from sums over requests; what is counted may also be times."""
+    count, hits, answers, hits2, answers2, both = sums
+    if count < MIN_REQUESTS or answers <= 0:
         return None
-    share, size = float(hits.sum()) / total, total / count
-    hits, answers = np.append(hits, (size, 0.0)), np.append(answers, (size, size))
-    middle = float(hits.sum() / answers.sum())
-    left_over = hits - middle * answers
-    units = count + 2
-    deviation = math.sqrt(units / (units - 1) * float(left_over @ left_over)) / float(answers.sum())
+    share, size, units = hits / answers, answers / count, count + 2
+    middle = (hits + size) / (answers + 2 * size)
+    left_over = hits2 + size**2 - 2 * middle * (both + size**2) + middle**2 * (answers2 + 2 * size**2)
+    deviation = math.sqrt(units / (units - 1) * max(0.0, left_over)) / (answers + 2 * size)
     reach = _student(units - 1) * deviation
     low, high = max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
-    return Share(share, low, high, int(total), count)
+    return Share(share, low, high, int(answers), count)
 
 
 def _student(freedom: int) -> float:

@@ -41,6 +41,8 @@ from gpuscope._data.attributes import (
     THREAD_NAME,
 )
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._reading.gpus import GpuSums
+from gpuscope.analysis._reading.looks import LookSums
 from gpuscope.analysis._reading.losses import Account
 from gpuscope.analysis._reading.otlp_values import MALFORMED, plain, plain_attributes
 from gpuscope.analysis.recording import Stream, Thread
@@ -122,6 +124,7 @@ class Lines:
         """By the key of the host span."""
         self.attributes: dict[SpanKey, dict[str, object]] = {}
         self.account = Account()
+        self.gpus, self.looks = GpuSums(), LookSums()
         self.skipped: Counter[str] = Counter()
         self._known: dict[tuple[object, ...], tuple[int, ...]] = {}
 
@@ -152,7 +155,8 @@ class Lines:
 
     def _add_metrics(self, resources: list[JsonObject]) -> None:
         for process, metric in self._ours(resources, "scopeMetrics", "metrics"):
-            self.account.add(process, metric)
+            for each in (self.account, self.gpus, self.looks):
+                each.add(process, metric)
 
     def _ours(self, resources: list[JsonObject], scopes: str, items: str) -> Iterator[tuple[int, JsonObject]]:
         """Yield (number of the process, span or metric) for those of our scope; count the spans of other scopes."""

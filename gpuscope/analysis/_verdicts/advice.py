@@ -71,6 +71,7 @@ RECORD_MORE = "Raise `GPUSCOPE_QUEUE_SIZE`, or see in `gpuscope.statistics()` wh
 WITH_GPU = "`gpuscope doctor` says whether GPU times can be recorded here; put graph captures into the warm-up."
 SPLIT_TASKS = "Give each task or thread an outermost stage of its own."
 LARGER_STAGE = "Put one stage around several such calls."
+OWN_GPU = "Record while no other process is on the GPU, or give this one a GPU of its own."
 ONE_GPU = "Give the work on each GPU an outermost stage of its own."
 
 # For what the host alone shows.

@@ -6,7 +6,7 @@ Picks, adds up and takes medians; decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,12 @@ from gpuscope.analysis._structure.parts import Requests, counted
 from gpuscope.analysis._verdicts.evidence import Activity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from gpuscope.analysis._busy.estimate import Share
+    from gpuscope.analysis._busy.looked import LookedAt
     from gpuscope.analysis._verdicts.cold import Cold
     from gpuscope.analysis._verdicts.evidence import Evidence
     from gpuscope.analysis.recording import Recording
@@ -42,6 +43,8 @@ class Material:
     recording: Recording
     evidence: Evidence
     cold: Cold
+    looked: Mapping[tuple[str, str], LookedAt] = field(default_factory=dict)
+    """What deep looks saw, by kind of request and stage."""
 
     def name(self, row: int) -> str:
         """Return the stage of a row."""

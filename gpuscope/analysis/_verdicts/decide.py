@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 
 from gpuscope.analysis._busy.known import SEVERAL_DEVICES
+from gpuscope.analysis._busy.watched import share_of_others
 from gpuscope.analysis._verdicts.advice import (
     ASK_THE_GPU,
     LARGER_STAGE,
     LOOK_INSIDE,
     MORE_CALLS,
     ONE_GPU,
+    OWN_GPU,
     RECORD_MORE,
     SPLIT_HOST,
     SPLIT_KINDS,
@@ -49,6 +51,8 @@ MAX_UNPROVEN = 0.5
 """A verdict that says that the GPU had work needs proof for all of the time but this part."""
 MAX_LOST = 0.01
 """A verdict bears this part of all stages missing from the files."""
+MAX_OF_OTHERS = 0.05
+"""A verdict bears this part of the GPU's time in which other processes worked on it, or may have."""
 MIN_NS = 30_000
 """The two events of a stage cost the GPU 3 to 6 µs; of a shorter stage they are too large a part."""
 Share: TypeAlias = "float | NDArray[np.float64]"
@@ -145,7 +149,21 @@ def doubt_about(calls: CallsOfStage) -> Doubt | None:
         return Doubt(f"GPU work may be hidden: {calls.without_gpu_times()}.", (WITH_GPU,))
     if count < MIN_CALLS:
         return _too_few(count)
+    if (others := _doubt_about_others(calls)) is not None:
+        return others
     return _TOO_SHORT if np.median(calls.material.duration_ns[calls.judged]) < MIN_NS else None
+
+
+def _doubt_about_others(calls: CallsOfStage) -> Doubt | None:
+    """Return the doubt if other processes worked on the same GPU: their work is in these times, and does not show."""
+    worked, unknown = share_of_others(calls.material.recording, calls.timed)
+    if worked + unknown <= MAX_OF_OTHERS:
+        return None
+    if worked >= unknown:
+        because = f"Another process worked on the same GPU for {worked:.0%} of the time, and what that did to these"
+        return Doubt(f"{because} times does not show.", (OWN_GPU,))
+    because = f"Another process was on the same GPU for {unknown:.0%} of the time; NVML cannot tell whether it worked."
+    return Doubt(because, (OWN_GPU,))
 
 
 def _doubt_about_segments(calls: CallsOfStage) -> Doubt | None:
@@ -167,6 +185,8 @@ def doubt_about_replayed(calls: CallsOfStage) -> Doubt | None:
     count, timed = len(calls.judged), calls.timed
     if count < MIN_CALLS:
         return _too_few(count)
+    if (others := _doubt_about_others(calls)) is not None:
+        return others
     if len(timed) < (1 - MAX_HIDDEN) * count:
         return Doubt("Its GPU times cannot be placed.", (WITH_GPU,))
     recording = calls.material.recording

@@ -14,6 +14,7 @@ from gpuscope._data.plain.durations import duration
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gpuscope.analysis._busy.looked import LookedAt
     from gpuscope.analysis._plain import Plain, PlainDict
     from gpuscope.analysis._verdicts.cold import ColdCall
     from gpuscope.analysis._verdicts.fit import Fit
@@ -87,6 +88,8 @@ class StageVerdict:
     What the shares rest on: `answers` of the streams; the `slope` of GPU intervals over host times, beside events; or
     `events` alone.
     """
+    looked: LookedAt | None
+    """What deep looks saw of it, where some were taken now and then."""
     request_share: float | None
     """Host time of the stage as a part of the durations of its requests."""
     gain_ms: float | None

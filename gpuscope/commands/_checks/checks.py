@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import platform
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from gpuscope._settings.complaints import METRICS
 from gpuscope._settings.config import Config, read_environment
 from gpuscope._settings.environment import variables, wants_native
 from gpuscope._settings.shown import shown_path, shown_setting
+from gpuscope.commands._checks.finding import OK, PROBLEM, WARNING, Finding
 from gpuscope.commands._checks.startup import seen
 
 if TYPE_CHECKING:
@@ -35,19 +36,8 @@ if TYPE_CHECKING:
     from gpuscope._otel.bridge import Bridge
     from gpuscope._settings.complaints import Complaint
 
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
 TEST_SPAN = "gpuscope doctor"
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's list: `verdict` is `ok`, `warning` or `problem`."""
-
-    subject: str
-    verdict: str
-    seen: str
-    advice: str = ""
 
 
 class _Ears(logging.Handler):
@@ -74,7 +64,7 @@ def _listening() -> Iterator[list[str]]:
 
 def all_checks() -> tuple[Callable[[], Iterator[Finding]], ...]:
     """Return the checks, in the order in which their findings make sense."""
-    return versions, devices, nvtx, startup, settings, exporters, endpoint, files, recording, compiling
+    return versions, devices, nvtx, startup, settings, exporters, endpoint, files, recording, asking, compiling
 
 
 def versions() -> Iterator[Finding]:
@@ -239,6 +229,16 @@ def recording() -> Iterator[Finding]:
         yield Finding("clock", PROBLEM, f"the GPU's clock could not be read ({untimed})", "Stages get host spans only.")
     else:
         yield Finding("clock", OK, f"GPU spans are placed within {duration(statistics.clock_uncertainty_ns / 1e6)}")
+
+
+def asking() -> Iterator[Finding]:
+    """Whether streams and NVML are asked how busy the GPU is."""
+    from gpuscope.commands._checks.watching import watching
+
+    config, torch = read_environment()[0], _torch()
+    with _listening():
+        found = list(watching(config, torch if torch is not None and torch.cuda.is_available() else None))
+    yield from found
 
 
 def compiling() -> Iterator[Finding]:

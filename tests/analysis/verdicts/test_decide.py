@@ -54,6 +54,7 @@ class Calls:
             stage=np.zeros(count, np.int64),
             leaf=np.ones(count, bool),
             measured=np.ones(count, bool),
+            gpus=(),
         )
         self.total_ns, self.within, self.busy = count * ns, np.arange(count), busy
         self.material = SimpleNamespace(evidence=evidence, duration_ns=duration_ns, recording=times)
