@@ -156,7 +156,9 @@ class _Batched:
     def _leave(self, error: BaseException | None) -> None:
         batch, self._batch = self._batch, None
         if batch is not None:
-            batch.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
+            batch.__exit__(
+                None if error is None else type(error), error, None if error is None else error.__traceback__
+            )
 
 
 def install() -> Callable[[], None]:

@@ -45,7 +45,7 @@ TARGETS = ()
 
 _CARRIER = "_gpuscope_carrier"
 """The attribute that holds the trace in a call's metadata; it is pickled with them."""
-_TOKEN = "_gpuscope_token"
+_WAITS = "_gpuscope_token"
 """The attribute that holds the token of a call that waits for its batch."""
 
 
@@ -59,7 +59,6 @@ def install() -> Callable[[], None]:
     # Not at the top: every process that Ray starts imports this file, and few have replicas.
     from ray.serve._private.common import RequestMetadata  # noqa: PLC0415
     from ray.serve._private.replica import Replica  # noqa: PLC0415
-
     from ray.serve.batching import _BatchQueue  # noqa: PLC0415
 
     undo = contextlib.ExitStack()
@@ -141,7 +140,7 @@ def _waiting(original: Function) -> Function:
 
     def put(self: _BatchQueue, request: _SingleRequest, *args: object, **kwargs: object) -> object:
         with contextlib.suppress(Exception):  # Another version may keep it elsewhere.
-            setattr(request, _TOKEN, gpuscope.here())
+            setattr(request, _WAITS, gpuscope.here())
         return original(self, request, *args, **kwargs)
 
     return put
@@ -163,7 +162,7 @@ def _batch(func: Function, batch: list[_SingleRequest]) -> contextlib.ExitStack:
     block = contextlib.ExitStack()
     if gpuscope.is_enabled():
         with contextlib.suppress(Exception):  # Another version may keep it elsewhere: then the batch is not a stage.
-            tokens = [getattr(request, _TOKEN, None) or gpuscope.Token() for request in batch]
+            tokens = [getattr(request, _WAITS, None) or gpuscope.Token() for request in batch]
             # The task that waits for batches was started within the call that came first.
             block.enter_context(gpuscope.extract(gpuscope.Token()))
             block.enter_context(gpuscope.stage(f"ray.{_deployment()}.{func.__name__}.batch", members=tokens))

@@ -4,7 +4,8 @@ Hugging Face transformers: pipelines, and `generate` with its prefill and decode
 Run against transformers 5.24.0. A `pipeline` has the stages `preprocess`, `forward` and `postprocess`. A `generate`, in
 a pipeline or not, has a `prefill`, which is the forward of the prompt, and a `decode` per forward after it. If a model
 class has its own `generate`, each call of the common one inside it is a `generate`: Whisper has one per window of a
-long recording. Steps that `generate` or the program has compiled are stages too; continuous batching is not covered.
+long recording. Steps that `generate` or the program has compiled are stages too. Continuous batching is in
+`_continuous.py`: each request is a `generate`, a member of the batches `generate_step`.
 
 A `generate` has OpenTelemetry's attributes of generative models: `gen_ai.operation.name` (`text_completion`, or
 `generate_content` where a model takes or gives more than text), `gen_ai.provider.name` (`transformers`),
@@ -88,6 +89,10 @@ def install() -> Callable[[], None]:
         replace(undo, GenerationMixin, name, _decoding_loop)
     for name in ("_prefill", "_prefill_chunking"):
         replace(undo, GenerationMixin, name, _prefill)
+    with contextlib.suppress(ImportError):  # Other versions have none, or elsewhere.
+        from . import _continuous  # noqa: PLC0415
+
+        _continuous.install(undo)
     return undo.close
 
 

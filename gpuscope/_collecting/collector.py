@@ -261,7 +261,7 @@ class Collector:
             light = self._intake.look_at_members(batch, self._breathe)
             self._summary.add(batch)
             self._breathe()
-            self.metrics_pipeline.add(batch)
+            self.metrics_pipeline.add(batch, self._intake.take_finished())
             self._breathe()
             sampled = int(np.count_nonzero(batch.sampled))
             if sampled < stages:

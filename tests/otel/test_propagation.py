@@ -289,9 +289,8 @@ class TestTokens:
     def test_a_token_of_nothing_continues_nothing(self, around):
         """In its block a stage begins a trace of its own, though a stage or a remote span is current around it."""
         with capture() as spans, around():
-            with gpuscope.extract(gpuscope.Token()):
-                with gpuscope.stage("batch"):
-                    pass
+            with gpuscope.extract(gpuscope.Token()), gpuscope.stage("batch"):
+                pass
             with gpuscope.stage("after"):
                 pass
         found = by_name(spans)
