@@ -163,9 +163,13 @@ def _reader(name: str, given: Any, signature: Signature) -> Reader:
     return lambda args, kwargs: given(*args, **kwargs)
 
 
-def _take(record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any], Iterable[Any] | None]]) -> None:
+def _take(
+    record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any] | None, Iterable[Any] | None]]
+) -> None:
     try:
         members, weights = read()
+        if members is None:  # A function may say that this call is no batch.
+            return
         tokens = tuple(members) if said.key is None else tuple(map(_by_key(said.key), members))
         given = None if weights is None else tuple(weights)
     except Exception as error:  # The program's own lists and objects may raise anything.
