@@ -114,6 +114,7 @@ def _recording(lines: Lines) -> Recording:
         # Of a stage inside a replay whose caller is missing there are attributes, and no row.
         attributes={place[key]: values for key, values in lines.attributes.items() if key in place},
         losses=_losses(lines, _orphans(rows, parent)),
+        batches=lines.light.batches(place),
     )
 
 

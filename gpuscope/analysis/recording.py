@@ -15,6 +15,7 @@ import numpy as np
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.ancestors import ancestors
+from gpuscope.analysis._structure.batches import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,6 +123,8 @@ class Recording:
     attributes: Mapping[int, Mapping[str, object]]
     """The application's own attributes by row, where there are any."""
     losses: Losses = field(default_factory=Losses)
+    batches: Batches = field(default_factory=Batches)
+    """Which stages worked for which others, and what was allotted to each."""
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:

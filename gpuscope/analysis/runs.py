@@ -81,6 +81,7 @@ def only(recording: Recording, run: Run) -> Recording:
         trace_id=tuple(recording.trace_id[row] for row in rows.tolist()),
         span_id=tuple(recording.span_id[row] for row in rows.tolist()),
         attributes={int(place[row]): values for row, values in recording.attributes.items() if place[row] >= 0},
+        batches=recording.batches.kept(place),
     )
 
 
