@@ -17,6 +17,7 @@ from gpuscope._data.attributes import HOST_NAME, PROCESS_PID, SERVICE_NAME
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._reading.files import Reader, list_files
 from gpuscope.analysis._reading.spans import GpuPart, Lines
+from gpuscope.analysis._structure.batches import Batches, Links, Shares
 from gpuscope.analysis.recording import Losses, Process, Recording
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def _recording(lines: Lines) -> Recording:
         # Of a stage inside a replay whose caller is missing there are attributes, and no row.
         attributes={place[key]: values for key, values in lines.attributes.items() if key in place},
         losses=_losses(lines, _orphans(rows, parent)),
-        batches=lines.light.batches(place),
+        batches=Batches(
+            Links(*_columns(lines.light.links(place), 2)), Shares(*_columns(lines.light.shares(place), 10))
+        ),
     )
 
 

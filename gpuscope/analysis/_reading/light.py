@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from gpuscope._data.attributes import BATCH_SIZE, BATCH_STEPS, BATCH_WAIT, GPU_SHARE, HOST_DURATION
 from gpuscope.analysis._reading.otlp_values import hex_id, plain
-from gpuscope.analysis._structure.batches import Batches, Links, Shares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,20 +76,23 @@ class LightSpans:
         if BATCH_SIZE in values:
             self._links[batch] = [_key(link["traceId"], link["spanId"]) for link in span.get("links", ())]
 
-    def batches(self, place: Mapping[SpanKey, int]) -> Batches:
+    def links(self, place: Mapping[SpanKey, int]) -> list[tuple[int, int]]:
         """
-        Return all as columns.
+        Return (batch, member) for each link, both by their rows; -1 for none.
 
         Args:
             place: the row of each stage.
 
         """
-        pairs = [
+        return [
             (place.get(batch, -1), place.get(member, -1))
             for batch, members in self._links.items()
             for member in members
         ]
-        lines = [
+
+    def shares(self, place: Mapping[SpanKey, int]) -> list[tuple[int, ...]]:
+        """Return each light span as a line of `Shares`; the argument is that of `links`."""
+        return [
             (
                 *(place.get(light.member, -1), place.get(light.batch, -1), light.start_ns, light.end_ns),
                 *self._gpu.get(key, (0, 0)),
@@ -100,10 +100,6 @@ class LightSpans:
             )
             for key, light in self._spans.items()
         ]
-        return Batches(
-            Links(*(np.array(column, np.int64) for column in zip(*pairs, strict=True))),
-            Shares(*(np.array(column, np.int64) for column in zip(*lines, strict=True))),
-        )
 
 
 def _key(trace: str, span: str) -> SpanKey:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._data.batch import NO_WORK_NS
 from gpuscope.analysis._busy.known import BEHIND_NS
 from gpuscope.analysis._structure.intervals import Intervals, intersection
 from gpuscope.analysis._structure.parts import counted
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 MOST = 200
 """Requests of a kind that a mean is of."""
 FEW_ANSWERS = 10
-_KNOWN_HOST = Activity.PACED, Activity.UNTIMED
 
 Said = tuple[object, ...]
 """A part, and what it is about: the name of a stage, or the place of a batch."""
@@ -71,7 +71,9 @@ class Explainer:
         self._segment_bounds = np.searchsorted(owners[self._segments], np.arange(len(recording.stage) + 1))
         inside = np.zeros(len(recording.stage), np.bool_)
         inside[recording.parent[(recording.parent >= 0) & recording.measured]] = True
-        self._gpu_leaf = recording.measured & ~inside
+        # Two events with nothing between: the stage launched nothing, however late the stream came to them.
+        worked = recording.gpu_end_ns - recording.gpu_start_ns > NO_WORK_NS
+        self._gpu_leaf = recording.measured & ~inside & worked
 
     def requests(self) -> NDArray[np.int64]:
         """Return the rows of requests: outermost stages that are no batches, or all outermost ones if all are."""
@@ -206,9 +208,9 @@ class Explainer:
         if self._evidence.tangled[root]:
             yield from self._of_rows(rows, waiting)
         else:
-            yield from self._of_segments(root, waiting)
+            yield from self._of_segments(root, waiting, has_batches=bool(members))
 
-    def _of_segments(self, root: int, waiting: set[int]) -> Iterator[Claim]:
+    def _of_segments(self, root: int, waiting: set[int], *, has_batches: bool) -> Iterator[Claim]:
         recording, segments = self.recording, self._evidence.segments
         for segment in self._segments[self._segment_bounds[root] : self._segment_bounds[root + 1]].tolist():
             owner = int(segments.owner[segment])
@@ -219,11 +221,11 @@ class Explainer:
             said: Said = (HOST, name)
             if kind == Activity.COPIES:
                 said = (COPIES,)
-            elif kind == Activity.UNCLEAR:
+            elif kind == Activity.UNCLEAR and not has_batches:  # Otherwise its GPU work is known to be elsewhere.
                 said = (OWN, owner) if recording.samples[owner] >= FEW_ANSWERS else (UNEXPLAINED, name)
             elif kind == Activity.WAITS:
                 rank, said = 7, (GPU,)
-            elif kind not in _KNOWN_HOST:
+            elif kind in (Activity.AHEAD, Activity.LAGS):
                 rank = 7
             yield Claim(int(segments.host_start_ns[segment]), int(segments.host_end_ns[segment]), (rank,), said)
 
