@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._collecting.batch_builder import BatchBuilder
+from gpuscope._collecting.batches.generations import GenerationTimes
 from gpuscope._collecting.batches.members import BatchMembers
 from gpuscope._collecting.batches.sums import Sums
 from gpuscope._collecting.resolve import Resolver
@@ -111,6 +112,7 @@ class Intake:
         self._members = BatchMembers(
             recorder.ledger.faults, sums, recorder.random_bits(62) + 1, links_only=config.batch_spans == "links"
         )
+        self._generations = GenerationTimes()
         self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
         self._gather_due_ns = 0
 
@@ -193,6 +195,7 @@ class Intake:
 
     def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:
         """Link batches to their members, and return the light spans in their traces; pause now and then."""
+        self._generations.look(batch)
         light = []
         for spans in self._members.look(batch, self._recorder.bridge):
             light += [] if spans is None else [spans]

@@ -7,13 +7,22 @@ import pickle
 import threading
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
 import gpuscope
 from gpuscope._collecting.batches.sums import Sums
 from gpuscope._data.metrics import REQUEST_DURATION, TIME_PER_OUTPUT_TOKEN, TIME_TO_FIRST_TOKEN
 from gpuscope._recording.batches.account import Faults
 from gpuscope._recording.batches.summed import Summed
+from gpuscope._version import __version__
+from gpuscope.analysis.read import read_lines
+from gpuscope.exporters._encoding import otlp_bytes
+from gpuscope.exporters._encoding import spans as encoded_spans
+from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
+from gpuscope.exporters._encoding.otlp_json import JsonEncoder
 from gpuscope.testing import capture
+
+from .conftest import KeepsBatches
 
 SAID = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": "llama"}
 STEP, LIGHT = "step", "step (shared)"
@@ -285,3 +294,34 @@ def test_metrics(make_bench):
     started_ns = of_name(spans, "generate")[0].start_ns
     ends = [span.end_ns for span in spans if span.name == f"{LIGHT} [gpu]"]
     assert point.value.sum_s == pytest.approx(sum(end_ns - started_ns for end_ns in ends) / 1e9)
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_it_arrives_by_every_way(make_bench, monkeypatch, twins):
+    """Protobuf and a file have what the memory has, of steps as of light spans."""
+    if twins:
+        monkeypatch.setattr(otlp_bytes, "native", None)
+        monkeypatch.setattr(encoded_spans, "native", None)
+    keeps = KeepsBatches()
+    bench = make_bench(exporters=(keeps,), delay_ns=1_000_000)
+    run_steps(bench, PLAN)
+    expected = {span.span_id: span for span in bench.collect()}
+    encoder = SpanEncoder()
+    decoded = [span for batch in keeps.batches for span in ScopeSpans.FromString(encoder.encode(batch)).spans]
+    assert len(decoded) == len(expected)
+    for span in decoded:
+        known = expected[int.from_bytes(span.span_id, "big")]
+        assert (span.name, span.start_time_unix_nano, span.end_time_unix_nano) == (
+            known.name,
+            known.start_ns,
+            known.end_ns,
+        )
+        said = {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
+        assert said == known.attributes
+    lines = JsonEncoder({"service.name": "tests"}, __version__)
+    recording = read_lines([lines.encode(batch) for batch in keeps.batches])
+    shares = recording.batches.shares
+    light = of_name(expected.values(), LIGHT)
+    assert sorted(shares.steps.tolist()) == [2, 3, 4]
+    assert sorted(shares.share_ns.tolist()) == sorted(span.attributes["gpuscope.gpu.share"] for span in light)
+    assert len(recording.batches.links.batch) == sum(map(len, PLAN))
