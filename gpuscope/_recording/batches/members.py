@@ -33,6 +33,7 @@ _LISTS = frozenset((list, tuple, NoneType))
 EQUAL, WEIGHTS = "equal", "weights"
 TWICE = "the batch %r has the same member at %d and at %d."
 WRONG_WEIGHTS = "the weights of the batch %r have %s: expected finite numbers of 0 or more, one at least above 0."
+_token_of, _ended = attrgetter("token"), attrgetter("ended")
 _MEMBER_BYTES = 64
 """What is held of a member while its batch waits: the token, and its place in a list."""
 
@@ -200,6 +201,10 @@ def _take(
 
 def _apart(members: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Summed | None, ...]]:
     """Return the tokens of members, and those that join many batches, each once; None for each of the others."""
+    kinds = set(map(type, members))
+    if all(issubclass(kind, Summed) for kind in kinds) and len(set(members)) == len(members):
+        tokens = tuple(map(_token_of, members))
+        return tokens, tuple(None if each.ended else each for each in members) if any(map(_ended, members)) else members
     joining = {id(each): place for place, each in reversed([*enumerate(members)]) if isinstance(each, Summed)}
     summed = tuple(
         each if joining.get(id(each)) == place and not each.ended else None for place, each in enumerate(members)
@@ -208,7 +213,15 @@ def _apart(members: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Summed | No
 
 
 def _joined(summed: tuple[Summed | None, ...]) -> tuple[tuple[Summed, int] | None, ...]:
-    return tuple(None if each is None else (each, each.join()) for each in summed)
+    """Note that each of them joins one more batch, and return which of its own that is."""
+    found: list[tuple[Summed, int] | None] = []
+    for each in summed:
+        if each is None:
+            found.append(None)
+        else:
+            found.append((each, each.steps))
+            each.steps += 1
+    return tuple(found)
 
 
 def _look_closer(record: StageRecord, tokens: tuple[Token, ...], weights: tuple[Any, ...] | None) -> None:

@@ -45,8 +45,3 @@ class Summed:
         """What made it fail."""
         self.ended = False
         """Whether it joins no other batch."""
-
-    def join(self) -> int:
-        """Note that it joins one more batch, and return which that is."""
-        self.steps += 1
-        return self.steps - 1
