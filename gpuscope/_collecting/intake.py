@@ -108,9 +108,10 @@ class Intake:
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
         )
-        sums = Sums(recorder.ledger.faults, recorder.clock, deadline_ns)
+        self._links_only = config.batch_spans == "links"
+        self._sums = Sums(recorder.ledger.faults, recorder.clock, deadline_ns)
         self._members = BatchMembers(
-            recorder.ledger.faults, sums, recorder.random_bits(62) + 1, links_only=config.batch_spans == "links"
+            recorder.ledger.faults, self._sums, recorder.random_bits(62) + 1, links_only=self._links_only
         )
         self._generations = GenerationTimes()
         self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
@@ -205,6 +206,11 @@ class Intake:
     def take_finished(self) -> list[FinishedGeneration]:
         """Return the generations of many batches that have become complete since this was last asked."""
         return self._members.take_finished()
+
+    def give_up_generations(self) -> None:
+        """Count the light spans of generations that have not ended as lost, because this is the end."""
+        if not self._links_only:
+            self._recorder.ledger.shared.lose("shutdown", self._sums.unfinished())
 
     def _add_rows(self, rows: list[Row]) -> None:
         """Add all rows at once or, where one fails, each on its own, so that it costs itself and no other."""

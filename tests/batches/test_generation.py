@@ -14,6 +14,7 @@ from gpuscope._collecting.batches.sums import Sums
 from gpuscope._data.metrics import REQUEST_DURATION, TIME_PER_OUTPUT_TOKEN, TIME_TO_FIRST_TOKEN
 from gpuscope._recording.batches.account import Faults
 from gpuscope._recording.batches.summed import Summed
+from gpuscope._recording.state import state
 from gpuscope._version import __version__
 from gpuscope.analysis.read import read_lines
 from gpuscope.exporters._encoding import otlp_bytes
@@ -262,6 +263,16 @@ class TestMembers:
         assert not of_name(bench.collect(), LIGHT)
         points = bench.engine.collector.metrics_pipeline.snapshot().points
         assert sum(points[REQUEST_DURATION][0].value.counts) == 3
+
+    def test_what_has_not_ended_is_counted_as_lost(self):
+        """At the end of recording, a generation that goes on has no light span, which is counted."""
+        with capture():
+            generation = gpuscope.Generation()
+            with gpuscope.stage(STEP, members=[generation]):
+                pass
+            assert gpuscope.flush()
+            engine = state.engine
+        assert engine.statistics().shared_spans == {"shutdown": 1}
 
     def test_a_lost_step(self):
         """What ended and has lost a step is let go after the patience, with the fault counted."""

@@ -187,6 +187,10 @@ class Sums:
         kept = [each for each in done if each.ids.kept and each.ids.span_id]
         return (_light(kept, first_id) if kept else None), [each.finished() for each in done if each.summed.told]
 
+    def unfinished(self) -> int:
+        """Return how many light spans are still to come."""
+        return sum(each.ids.kept for each in self._open.values())
+
     def _is_whole(self, one: _Sum) -> bool:
         if one.seen >= one.summed.steps:
             return True
