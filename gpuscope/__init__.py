@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from gpuscope._otel.propagation import extract, inject
     from gpuscope._overlap.double_buffer import DoubleBuffer
     from gpuscope._overlap.overlap import overlap
+    from gpuscope._recording.batches.generation import Generation
     from gpuscope._recording.batches.token import Token, here
     from gpuscope.pinned import PinnedBuffer, PinnedPool, PoolExhaustedError
 
 __all__ = [
     "DoubleBuffer",
+    "Generation",
     "PinnedBuffer",
     "PinnedPool",
     "PoolExhaustedError",
@@ -48,6 +50,7 @@ __all__ = [
 
 _LAZY = {
     "DoubleBuffer": "_overlap.double_buffer",
+    "Generation": "_recording.batches.generation",
     "PinnedBuffer": "pinned",
     "PinnedPool": "pinned",
     "PoolExhaustedError": "pinned",

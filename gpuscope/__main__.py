@@ -1,5 +1,5 @@
 """
-The command line: `gpuscope demo`, `doctor`, `report`, `compare`, `send`, `profile`, `run`.
+The command line: `gpuscope demo`, `doctor`, `report`, `why`, `compare`, `send`, `profile`, `run`.
 
 Only finds the command and turns its failure into an exit code; what a command does is in `gpuscope.commands`.
 """
@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuscope._errors import CommandError
-from gpuscope.commands import compare, demo, doctor, profile, report, run, send
+from gpuscope.commands import compare, demo, doctor, profile, report, run, send, why
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": demo,
     "doctor": doctor,
     "report": report,
+    "why": why,
     "compare": compare,
     "send": send,
     "profile": profile,

@@ -4,7 +4,8 @@ Hugging Face transformers: pipelines, and `generate` with its prefill and decode
 Run against transformers 5.24.0. A `pipeline` has the stages `preprocess`, `forward` and `postprocess`. A `generate`, in
 a pipeline or not, has a `prefill`, which is the forward of the prompt, and a `decode` per forward after it. If a model
 class has its own `generate`, each call of the common one inside it is a `generate`: Whisper has one per window of a
-long recording. Steps that `generate` or the program has compiled are stages too; continuous batching is not covered.
+long recording. Steps that `generate` or the program has compiled are stages too. Continuous batching is in
+`_continuous.py`: each request is a `generate`, a member of the batches `generate_step`.
 
 A `generate` has OpenTelemetry's attributes of generative models: `gen_ai.operation.name` (`text_completion`, or
 `generate_content` where a model takes or gives more than text), `gen_ai.provider.name` (`transformers`),
@@ -16,12 +17,17 @@ part of another's, and says its model only.
 From each `generate` come OpenTelemetry's metrics of model servers. The time to the first token lasts from its begin to
 the end of its prefill on the GPU or, without GPU times, on the host; to sample that token takes a little longer. The
 time per output token is the rest, until host and GPU are done, over the tokens of one sequence after the first.
+
+The attributes `gen_ai.server.time_to_first_token` and `.time_per_output_token` are by the host's clock: until the step
+after the first token begins, when a streamer has just had it, and from there to the end of the loop. Those of the GPU's
+clock, and the GPU time of prefill and decode, are `gpuscope.gpu.*`, where the GPU is timed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -62,16 +68,31 @@ TARGETS = (
 class _Generation:
     """A running `generate`: its model, its stage, and how far it is. It concerns calls of that model only."""
 
-    __slots__ = ("forwards", "is_prefill", "is_request", "model", "stage")
+    __slots__ = ("began_s", "first_s", "forwards", "is_prefill", "is_request", "model", "stage")
 
     def __init__(self, model: object, stage: StageOfCall, *, is_request: bool) -> None:
         self.model, self.stage, self.is_request = model, stage, is_request
         self.forwards, self.is_prefill = 0, False
+        self.began_s, self.first_s = time.perf_counter(), 0.0
 
     def next_step(self) -> str:
         """Return the stage name of the forward that begins; a prefill in chunks has several forwards."""
         self.forwards += 1
-        return "prefill" if self.is_prefill or self.forwards == 1 else "decode"
+        if self.is_prefill or self.forwards == 1:
+            return "prefill"
+        self.first_s = self.first_s or time.perf_counter()
+        return "decode"
+
+    def times(self, new_tokens: object) -> dict[str, object]:
+        """Return the times to the first token and per further one, now that the loop has ended."""
+        if not self.is_request or not isinstance(new_tokens, int) or new_tokens < 1:
+            return {}
+        now_s = time.perf_counter()
+        first_s = self.first_s or now_s
+        found: dict[str, object] = {"gen_ai.server.time_to_first_token": first_s - self.began_s}
+        if new_tokens > 1:
+            found["gen_ai.server.time_per_output_token"] = (now_s - first_s) / (new_tokens - 1)
+        return found
 
 
 _running: ContextVar[_Generation | None] = ContextVar("gpuscope_generation", default=None)
@@ -88,6 +109,10 @@ def install() -> Callable[[], None]:
         replace(undo, GenerationMixin, name, _decoding_loop)
     for name in ("_prefill", "_prefill_chunking"):
         replace(undo, GenerationMixin, name, _prefill)
+    with contextlib.suppress(ImportError):  # Other versions have none, or elsewhere.
+        from . import _continuous  # noqa: PLC0415
+
+        _continuous.install(undo)
     return undo.close
 
 
@@ -179,7 +204,8 @@ def _decoding_loop(function: Callable[..., Given]) -> Function:
         generation = _running.get()
         if generation is not None and generation.model is self:
             result = function(self, input_ids, *args, **kwargs)
-            for key, value in _generated(input_ids, kwargs, result, is_request=generation.is_request).items():
+            found = _generated(input_ids, kwargs, result, is_request=generation.is_request)
+            for key, value in {**found, **generation.times(found.get("new_tokens"))}.items():
                 generation.stage.set_attribute(key, value)
             return result
         if not gpuscope.is_enabled():

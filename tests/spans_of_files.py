@@ -23,6 +23,9 @@ class Span:
     span_id: str
     parent_id: str
     resource: dict[str, Any]
+    attributes: dict[str, Any]
+    links: list[tuple[str, str]]
+    """Trace ids and span ids of what the span links to."""
 
     @property
     def instance(self) -> str:
@@ -43,7 +46,13 @@ def spans_in(folder: Path) -> list[Span]:
 def _spans_of_line(line: dict[str, Any]) -> list[Span]:
     return [
         Span(
-            span["name"], span["traceId"], span["spanId"], span.get("parentSpanId", ""), _attributes(group["resource"])
+            span["name"],
+            span["traceId"],
+            span["spanId"],
+            span.get("parentSpanId", ""),
+            _attributes(group["resource"]),
+            _attributes(span),
+            [(link["traceId"], link["spanId"]) for link in span.get("links", ())],
         )
         for group in line.get("resourceSpans", ())
         for scope in group["scopeSpans"]

@@ -262,7 +262,7 @@ class Collector:
             light = self._intake.look_at_members(batch, self._breathe)
             self._summary.add(batch)
             self._breathe()
-            self.metrics_pipeline.add(batch)
+            self.metrics_pipeline.add(batch, self._intake.take_finished())
             self._breathe()
             sampled = int(np.count_nonzero(batch.sampled))
             if sampled < stages:
@@ -291,6 +291,7 @@ class Collector:
             time.sleep(_FLUSH_PAUSE_S)
         while self._intake.pending and time.monotonic() < deadline_s:
             self.step(give_up=True)
+        self._intake.give_up_generations()
         share = _SHARE_FOR_METRICS if self.metrics_pipeline.way == "otlp" else 0.0
         spans_s = deadline_s - share * max(0.0, deadline_s - time.monotonic())
         self.active_exporters.shutdown(lambda: max(0.0, spans_s - time.monotonic()))

@@ -10,7 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from gpuscope._collecting.batch_builder import BatchBuilder
-from gpuscope._collecting.members import BatchMembers
+from gpuscope._collecting.batches.generations import GenerationTimes
+from gpuscope._collecting.batches.members import BatchMembers
+from gpuscope._collecting.batches.sums import Sums
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.graphs.resolve import ReplayResolver
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._collecting.resolve import Row
-    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.batch import FinishedGeneration, StageBatch
     from gpuscope._data.interfaces import Bridge, Device
     from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
@@ -109,9 +111,12 @@ class Intake:
             deadline_ns=deadline_ns,
             inline=config.graph_stages == "inline",
         )
+        self._links_only = config.batch_spans == "links"
+        self._sums = Sums(recorder.ledger.faults, recorder.clock, deadline_ns)
         self._members = BatchMembers(
-            recorder.ledger.faults, recorder.random_bits(62) + 1, links_only=config.batch_spans == "links"
+            recorder.ledger.faults, self._sums, recorder.random_bits(62) + 1, links_only=self._links_only
         )
+        self._generations = GenerationTimes()
         self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
         self._gather_due_ns = 0
 
@@ -197,11 +202,21 @@ class Intake:
 
     def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:
         """Link batches to their members, and return the light spans in their traces; pause now and then."""
+        self._generations.look(batch)
         light = []
         for spans in self._members.look(batch, self._recorder.bridge):
             light += [] if spans is None else [spans]
             breathe()
         return light
+
+    def take_finished(self) -> list[FinishedGeneration]:
+        """Return the generations of many batches that have become complete since this was last asked."""
+        return self._members.take_finished()
+
+    def give_up_generations(self) -> None:
+        """Count the light spans of generations that have not ended as lost, because this is the end."""
+        if not self._links_only:
+            self._recorder.ledger.shared.lose("shutdown", self._sums.unfinished())
 
     def _add_rows(self, rows: list[Row]) -> None:
         """Add all rows at once or, where one fails, each on its own, so that it costs itself and no other."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from gpuscope._collecting.active_exporters import ActiveExporters
-    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.batch import FinishedGeneration, StageBatch
     from gpuscope._data.metrics import DataPoint, InstrumentSpec
     from gpuscope._data.statistics import Statistics
     from gpuscope._log import WarnOnce
@@ -84,13 +84,13 @@ class MetricsPipeline:
         self._due_ns = clock() + int(config.metrics_interval_s * 1e9)
         self._account_due_ns = clock() + _ACCOUNT_INTERVAL_NS
 
-    def add(self, batch: StageBatch) -> None:
-        """Count every stage of a batch, sampled or not."""
+    def add(self, batch: StageBatch, generations: Sequence[FinishedGeneration] = ()) -> None:
+        """Count every stage of a batch, sampled or not, and generations that took part in many."""
         if self._wanted:
-            self._guarded(self._count, batch)
+            self._guarded(self._count, batch, generations)
 
-    def _count(self, batch: StageBatch) -> None:
-        values = self._stages.add(batch)
+    def _count(self, batch: StageBatch, generations: Sequence[FinishedGeneration]) -> None:
+        values = self._stages.add(batch, generations)
         if values and self._instruments is not None and self.way == "sdk":
             self._instruments.record(values)
 

@@ -117,6 +117,22 @@ class SharedColumns:
     batch_span_id: NDArray[np.uint64]
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedGeneration:
+    """A generation that took part in many batches, for metrics. Times are since the epoch."""
+
+    attributes: Mapping[str, str]
+    """Operation, provider and model, as far as they were said."""
+    error_type: str | None
+    start_ns: int
+    first_ns: int
+    """When the batch that made the first token was done, on the GPU where that is known."""
+    end_ns: int
+    tokens: int
+    link: tuple[int, int] | None
+    """Trace id and span id, if the span is exported."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StageBatch:
     """

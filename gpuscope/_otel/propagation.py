@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 from opentelemetry import propagate
 from opentelemetry.context import Context, attach, create_key, get_current
 from opentelemetry.propagators.textmap import DefaultGetter, default_setter
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, Span
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    INVALID_SPAN_CONTEXT,
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    TraceFlags,
+    set_span_in_context,
+)
 
 from gpuscope._data.native import StageRecord
 from gpuscope._data.plain.values import shown
@@ -20,6 +28,7 @@ from gpuscope._interrupts import is_the_programs
 from gpuscope._log import SUPPRESSED, WarnOnce, later
 from gpuscope._otel.contexts import SPAN_KEY, has_ended, span_in, with_span
 from gpuscope._otel.lazy_span import own_context, record_of
+from gpuscope._recording.batches.token import Token
 from gpuscope._recording.current_stage import current, find_current, is_collecting
 from gpuscope._recording.state import state
 
@@ -27,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.propagators.textmap import CarrierT, Getter, Setter
-    from opentelemetry.trace import SpanContext
     from typing_extensions import Self
 
     from gpuscope._data.interfaces import Bridge
@@ -54,7 +62,7 @@ def inject(carrier: CarrierT, *, setter: Setter[CarrierT] | None = None) -> None
     propagate.inject(carrier, _context_here(), setter or default_setter)
 
 
-def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> RemoteContext:
+def extract(carrier: CarrierT | Token, *, getter: Getter[CarrierT] | None = None) -> RemoteContext:
     """
     Read the trace that another process wrote; `with gpuscope.extract(headers):` continues it.
 
@@ -63,14 +71,19 @@ def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> Rem
     continued: the next request on a connection may inherit that from the last one. The sampling decision of the process
     that began the trace holds here.
 
+    A token is continued likewise. One of nothing, `gpuscope.Token()`, continues nothing: what begins in the block
+    begins a trace of its own. That is for tasks that work for many requests and were started within one.
+
     Args:
-        carrier: a mapping of `str` to `str`, with names in lower case, or whatever `getter` reads from.
+        carrier: a mapping of `str` to `str`, with names in lower case, or whatever `getter` reads from; or a token.
         getter: as for `opentelemetry.propagate.extract`.
 
     Returns:
         A context manager that is an OpenTelemetry `Context` too: pass it as `context=` to OpenTelemetry's functions.
 
     """
+    if isinstance(carrier, Token):
+        return RemoteContext(set_span_in_context(_span_of(carrier), Context()))
     try:
         reader: Any = getter or _as_text  # It reads any mapping, and what is not one is not read.
         return RemoteContext(propagate.extract(carrier, Context(), reader))
@@ -79,6 +92,13 @@ def extract(carrier: CarrierT, *, getter: Getter[CarrierT] | None = None) -> Rem
             raise
         _warnings.warn("extract", "the trace of a request could not be read: %s.", shown(error))
         return RemoteContext(Context())
+
+
+def _span_of(token: Token) -> Span:
+    if not token:
+        return INVALID_SPAN
+    flags = TraceFlags(TraceFlags.SAMPLED if token.sampled else TraceFlags.DEFAULT)
+    return NonRecordingSpan(SpanContext(token.trace_id, token.span_id, True, flags))
 
 
 class _AsText(DefaultGetter):

@@ -17,6 +17,7 @@ from gpuscope._data.attributes import HOST_NAME, PROCESS_PID, SERVICE_NAME
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._reading.files import Reader, list_files
 from gpuscope.analysis._reading.spans import GpuPart, Lines
+from gpuscope.analysis._structure.batches import Batches, Links, Shares
 from gpuscope.analysis.recording import Losses, Process, Recording
 
 if TYPE_CHECKING:
@@ -116,6 +117,9 @@ def _recording(lines: Lines) -> Recording:
         losses=_losses(lines, _orphans(rows, parent)),
         gpus=lines.gpus.gpus(),
         looks=lines.looks.looks(),
+        batches=Batches(
+            Links(*_columns(lines.light.links(place), 2)), Shares(*_columns(lines.light.shares(place), 10))
+        ),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.ancestors import ancestors
+from gpuscope.analysis._structure.batches import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -145,6 +146,8 @@ class Recording:
     """Each GPU that NVML was asked about, once for each process that did."""
     looks: tuple[Looked, ...] = ()
     """What deep looks saw of each stage that were taken now and then, once for each process."""
+    batches: Batches = field(default_factory=Batches)
+    """Which stages worked for which others, and what was allotted to each."""
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:

@@ -83,6 +83,7 @@ def only(recording: Recording, run: Run) -> Recording:
         gpus=tuple(each for each in recording.gpus if each.process in run.processes),
         looks=tuple(each for each in recording.looks if each.process in run.processes),
         attributes={int(place[row]): values for row, values in recording.attributes.items() if place[row] >= 0},
+        batches=recording.batches.kept(place),
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from gpuscope.analysis._verdicts.findings import Findings, StageVerdict
     from gpuscope.analysis.figures import Distribution, Figures, StageFigures
+    from gpuscope.analysis.latency.parts import OfKind
     from gpuscope.analysis.recording import Recording
 
 HELP = "Show where the time goes in recordings: an answer per kind of request, a table, verdicts, a timeline."
@@ -66,16 +67,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report and write what was asked for."""
+    from gpuscope.analysis.latency.explain import Explainer
+
     console = _console.open_console()
     recording = _one_run(_console.read_recording(options.files), options.run)
     asked_for = {name: path for name in OUTPUTS if (path := getattr(options, name)) is not None}
     outputs = {name: _console.output_of(path) for name, path in asked_for.items()}
     _console.refuse_to_overwrite(options.files, outputs.values())
     figures, findings = _analyse(recording)
+    latency = Explainer(recording).by_kind()
     # Files come first, in case whoever reads the output goes away.
     for name, path in outputs.items():
         with _console.writing(path):
-            _write(name, path, recording, figures, findings)
+            if name == "json":
+                parts = [each.as_dict() for each in latency]
+                all_of_it = {**figures.as_dict(), "findings": findings.as_dict(), "latency": parts}
+                path.write_text(json.dumps(all_of_it, indent=1) + "\n")
+            else:
+                _draw(name, path, recording, figures, findings)
     if any(map(_console.is_standard_output, outputs.values())):
         return 0  # For another program, which would not know what to make of a table.
     _console.say(findings.summary())
@@ -90,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
         console.print(_busy_table(figures, findings))
         print()
         _console.say([ASKED, *[LOOKED] * any(each.looked for each in (*findings.requests, *findings.stages))])
+    print()
+    _console.say(_parts(latency))
     print()
     _console.say(findings.details())
     _console.say(f"{name}: {path}" for name, path in outputs.items())
@@ -119,7 +130,7 @@ def _analyse(recording: Recording) -> tuple[Figures, Findings]:
         raise _console.missing(error) from error
 
 
-def _write(name: str, path: Path, recording: Recording, figures: Figures, findings: Findings) -> None:
+def _draw(name: str, path: Path, recording: Recording, figures: Figures, findings: Findings) -> None:
     if name == "html":
         from gpuscope.analysis.timeline import write_html
 
@@ -128,12 +139,10 @@ def _write(name: str, path: Path, recording: Recording, figures: Figures, findin
         from gpuscope.analysis.perfetto import write_perfetto
 
         write_perfetto(recording, path)
-    elif name == "jaeger":
+    else:
         from gpuscope.analysis.jaeger import write_jaeger
 
         write_jaeger(recording, path)
-    else:
-        path.write_text(json.dumps({**figures.as_dict(), "findings": findings.as_dict()}, indent=1) + "\n")
 
 
 def _headline(recording: Recording, figures: Figures) -> str:
@@ -204,6 +213,16 @@ def _looked(verdict: StageVerdict) -> tuple[str, str]:
         return "", ""
     ends = looked.range or (looked.share,)
     return " to ".join(f"{100 * end:.0f}" for end in ends), f"{looked.kernels:,.0f}"
+
+
+def _parts(latency: list[OfKind]) -> Iterator[str]:
+    """Yield a sentence per kind of request: what its time is made of."""
+    yield "What the time of requests is made of, on average; `gpuscope why` has it of one request:"
+    for kind in latency:
+        parts = [
+            f"{name} {ms / kind.whole_ms:.0%}" for name, ms in kind.parts_ms.items() if ms >= 0.005 * kind.whole_ms > 0
+        ]
+        yield f"  `{kind.name}`, {duration(kind.whole_ms)}: {', '.join(parts) or 'nothing'}."
 
 
 def _share(stage: StageFigures) -> float | None:

@@ -1,6 +1,6 @@
 /*
  * Rows into the cells of a batch's columns. The twin is `BatchBuilder._pack_in_python` of
- * `_collecting/batch_builder.py`. Also what the members of batches are: `_collecting/members.py`.
+ * `_collecting/batch_builder.py`. Also what the members of batches are: `_collecting/batches/cells.py`.
  */
 #include "native.h"
 
@@ -362,7 +362,7 @@ static PyObject *pack(PyObject *Py_UNUSED(module), PyObject *args) {
     return answer;
 }
 
-/* A member of a batch. The twin is `MEMBER` of `_collecting/members.py`, which says what the flags are. */
+/* A member of a batch. The twin is `MEMBER` of `_collecting/batches/cells.py`, which says what the flags are. */
 typedef struct {
     unsigned long long trace_high, trace_low, span_id;
     long long token_ns, flags;

@@ -9,18 +9,22 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gpuscope._data.plain.values import shown
 from gpuscope._recording.arguments import expressions
+from gpuscope._recording.batches.members import said_of_batch
 from gpuscope._settings.names import is_blank
 
 FORM = "`stage=package.module:function` or `stage=package.module:Class.method`, several separated by commas"
 _PATH = re.compile(r"([\w.]+):([\w.]+)")
 _NAMED = re.compile(r"(?s)([^=]+)=([^{]+)(?:\{(.*)\})?")
-_KEYS = {"path": str, "attributes": dict, "subclasses": bool, "optional": bool}
+_KEYS = {"path": str, "attributes": dict, "subclasses": bool, "optional": bool} | dict.fromkeys(
+    ("members", "weights", "basis", "key"), str
+)
 _OPENING, _CLOSING = "([{", ")]}"
 
 
@@ -37,9 +41,15 @@ class Target:
         subclasses: whether methods of subclasses that override it become stages too, whenever the subclass is made.
             What such a method calls by `super()` is not a second stage.
         optional: whether to give no warning if the function does not exist, as in other versions of a framework.
+        members: whom a call works for, as for `stage`: an expression over its arguments, or a function of them. One
+            that returns None says that this call is no batch.
+        weights: what their shares are by, likewise.
+        basis: what the weights are.
+        key: how to find the token of a member.
 
     Raises:
-        TypeError: if the name or the path is not a text, or the attributes are not a mapping of texts.
+        TypeError: if the name or the path is not a text, the attributes are not a mapping of texts, or the members,
+            weights, basis or key can't be such.
         ValueError: if the name is blank, or the path or an expression is malformed.
 
     """
@@ -49,6 +59,10 @@ class Target:
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
     subclasses: bool = False
     optional: bool = False
+    members: str | Callable[..., object] | None = None
+    weights: str | Callable[..., object] | None = None
+    basis: str | None = None
+    key: str | Callable[[Any], object] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.stage, str) or not isinstance(self.path, str):
@@ -61,6 +75,7 @@ class Target:
             raise TypeError(f"`attributes` of the stage {self.stage!r}: expected a mapping of names to expressions.")
         for expression in self.attributes.values():
             expressions.check(expression)
+        said_of_batch(self.members, self.weights, self.basis, self.key)
 
     @property
     def module(self) -> str:

@@ -50,8 +50,17 @@ def as_stage(target: Target, found: Member) -> Member:
     _check(found)
     attributes = _ArgumentAttributes(target, found)
     if not isinstance(found, FunctionType):
+        if target.members is not None:
+            raise UnsuitableError("`members` are of plain and coroutine functions.")
         return _wrapped_object(target, found, attributes)
-    return stage(target.stage)(with_pre_hook(found, attributes.pre_hook(found)) if attributes.readers else found)
+    batch = {name: getattr(target, name) for name in ("members", "weights", "basis", "key")}
+    wrapped = with_pre_hook(found, attributes.pre_hook(found)) if attributes.readers else found
+    try:
+        return stage(target.stage, **batch)(wrapped)
+    except (TypeError, ValueError) as error:
+        if target.members is None:
+            raise
+        raise UnsuitableError(message_of(error)) from error
 
 
 def _check(found: Member) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuscope.analysis._structure.batches import Batches, Links, Shares
 from gpuscope.analysis.recording import Losses, Process, Recording, Stream, Thread
 
 EPOCH_NS = 1_700_000_000_000_000_000
@@ -138,3 +139,28 @@ def _unique(keys: Iterable[Any]) -> dict[Any, int]:
 
 def _ns(times_us: Iterable[float | None]) -> np.ndarray:
     return np.array([0 if time is None else EPOCH_NS + round(time * 1e3) for time in times_us], np.int64)
+
+
+def batched(of: Recording, *batches: tuple[int, Mapping[int, tuple[float, float]]]) -> Recording:
+    """
+    Return a recording in which stages have worked for others.
+
+    Args:
+        of: any recording.
+        batches: for each the row of its stage, and by the row of each member how many microseconds it has waited, and
+            its share of the GPU time in microseconds; a negative share is none.
+
+    """
+    pairs = [(batch, member) for batch, members in batches for member in members]
+    lines = [
+        (
+            *(member, batch, of.host_start_ns[batch], of.host_end_ns[batch]),
+            *(of.gpu_start_ns[batch], of.gpu_end_ns[batch]),
+            *(round(wait * 1e3), round(share * 1e3) if share >= 0 else -1, len(members), 1),
+        )
+        for batch, members in batches
+        for member, (wait, share) in members.items()
+    ]
+    links = Links(*(np.array(column, np.int64) for column in zip(*pairs, strict=True)))
+    shares = Shares(*(np.array(column, np.int64) for column in zip(*lines, strict=True)))
+    return replace(of, batches=Batches(links, shares))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 
 import pytest
 
@@ -122,7 +123,13 @@ class TestGenerate:
         with recorded("transformers") as spans:
             assert torch.equal(model.generate(PROMPT, **GREEDY), plain)
         assert paths(spans) == ["generate", "generate/prefill", *["generate/decode"] * 3]
-        assert attributes(spans, "generate") == [
+        (found,) = attributes(spans, "generate")
+        first_s, each_s = (found.pop(f"gen_ai.server.time_{which}") for which in ("to_first_token", "per_output_token"))
+        request, first, second, *_ = spans
+        assert first.end_ns - request.start_ns <= first_s * 1e9 + 1e6
+        assert first_s * 1e9 <= second.start_ns - request.start_ns + 1e6
+        assert first_s + 3 * each_s == pytest.approx(request.duration_ns / 1e9, abs=0.05)
+        assert [found] == [
             {
                 "gen_ai.operation.name": "text_completion",
                 "gen_ai.provider.name": "transformers",
@@ -281,6 +288,38 @@ class TestGenerate:
         (found,) = attributes(spans, "generate")
         assert (found["new_tokens"], found["gen_ai.usage.input_tokens"]) == (3, 6)
         assert found["gen_ai.operation.name"] == "text_completion"
+
+    def test_a_client_that_streams_has_the_first_token_when_it_is_said(self):
+        """The time to the first token by the host's clock is when the streamer had it, to a few milliseconds."""
+        had = []
+
+        class Client:
+            def put(self, value):
+                had.append(time.perf_counter())
+
+            def end(self):
+                had.append(time.perf_counter())
+
+        model = gpt2()
+        model.generate(PROMPT[:1], **GREEDY)
+        with recorded("transformers") as spans:
+            began = time.perf_counter()
+            model.generate(PROMPT[:1], streamer=Client(), **GREEDY)
+        (found,) = attributes(spans, "generate")
+        first, last = had[1], had[-1]  # The prompt comes before.
+        assert found["gen_ai.server.time_to_first_token"] == pytest.approx(first - began, abs=0.01)
+        assert found["gen_ai.server.time_per_output_token"] == pytest.approx((last - first) / 3, abs=0.01)
+
+    def test_one_token_alone(self):
+        """It has a time to the first token and none per further one; of an assistant neither is told."""
+        with recorded("transformers") as spans:
+            gpt2().generate(PROMPT, **{**GREEDY, "max_new_tokens": 1})
+            gpt2(layers=2).generate(PROMPT[:1], assistant_model=gpt2(), **GREEDY)
+        alone, assisted, *inner = attributes(spans, "generate")
+        assert alone["gen_ai.server.time_to_first_token"] > 0
+        assert "gen_ai.server.time_per_output_token" not in alone
+        assert assisted["gen_ai.server.time_to_first_token"] > 0
+        assert not any("gen_ai.server.time_to_first_token" in each for each in inner)
 
     def test_streams_from_threads_of_their_own(self):
         """Two threads that generate with one model at once, and stream, have each their own trace and steps."""

@@ -270,6 +270,35 @@ class TestExtract:
 
 
 @pytest.mark.usefixtures("provider")
+@pytest.mark.usefixtures("provider")
+class TestTokens:
+    """`extract` of a token."""
+
+    def test_a_token_is_continued(self):
+        """A stage in the block is a child of the stage that the token was made in, wherever it runs."""
+        with capture() as spans:
+            with gpuscope.stage("request"):
+                token = gpuscope.here()
+            with gpuscope.stage("worker"), gpuscope.extract(token), gpuscope.stage("decode"):
+                pass
+        found = by_name(spans)
+        assert found["decode"].parent_id == found["request"].span_id
+        assert found["decode"].trace_id == found["request"].trace_id
+
+    @pytest.mark.parametrize("around", [lambda: gpuscope.stage("around"), lambda: gpuscope.extract(REMOTE)])
+    def test_a_token_of_nothing_continues_nothing(self, around):
+        """In its block a stage begins a trace of its own, though a stage or a remote span is current around it."""
+        with capture() as spans, around():
+            with gpuscope.extract(gpuscope.Token()), gpuscope.stage("batch"):
+                pass
+            with gpuscope.stage("after"):
+                pass
+        found = by_name(spans)
+        assert not found["batch"].parent_id
+        assert found["batch"].trace_id not in {found["after"].trace_id, f"{TRACE_ID:032x}"}
+        assert found["after"].parent_id
+
+
 class TestLeaving:
     """The block puts back what was, whoever else is in it."""
 

@@ -26,9 +26,9 @@ from gpuscope._data.metrics import (
 from gpuscope._data.plain.values import as_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.batch import FinishedGeneration, StageBatch
     from gpuscope._data.metrics import InstrumentSpec
 
 _PREFILL = "prefill"
@@ -114,6 +114,20 @@ class Generation:
             found += self._count(self._waiting.pop(span_id), self._first_ns.pop(span_id))
         return found
 
+    def take(self, generations: Iterable[FinishedGeneration]) -> list[Measurement]:
+        """Count generations that took part in many batches, and return their values."""
+        found: list[Measurement] = []
+        for each in generations:
+            if OPERATION in each.attributes:
+                failed = {} if each.error_type is None else {ERROR_TYPE: as_text(each.error_type)}
+                attributes = self._bounded({key: as_text(text) for key, text in each.attributes.items()} | failed)
+                first_ns = each.first_ns if each.tokens else None
+                request = _Request(
+                    attributes, each.start_ns, each.end_ns, each.tokens, each.error_type is not None, each.link
+                )
+                found += self._count(request, first_ns)
+        return found
+
     def points(self, *, exemplars: bool = False) -> dict[InstrumentSpec, list[DataPoint]]:
         """Return the points as of now; with `exemplars`, those since they were last taken."""
         found: dict[InstrumentSpec, list[DataPoint]] = {}
@@ -146,9 +160,9 @@ class Generation:
         self._kinds.add(kind)
         return attributes
 
-    def _count(self, request: _Request, first_ns: int) -> list[Measurement]:
+    def _count(self, request: _Request, first_ns: int | None) -> list[Measurement]:
         values: list[tuple[InstrumentSpec, float]] = [(REQUEST_DURATION, request.end_ns - request.start_ns)]
-        if not request.failed:
+        if not request.failed and first_ns is not None:
             values.append((TIME_TO_FIRST_TOKEN, first_ns - request.start_ns))
             if request.new_tokens > 1:
                 values.append((TIME_PER_OUTPUT_TOKEN, (request.end_ns - first_ns) / (request.new_tokens - 1)))

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from gpuscope._collecting.aggregation.generation import Measurement
     from gpuscope._collecting.aggregation.joined_columns import Columns
-    from gpuscope._data.batch import DeviceInfo, StageBatch
+    from gpuscope._data.batch import DeviceInfo, FinishedGeneration, StageBatch
     from gpuscope._data.metrics import InstrumentSpec
     from gpuscope._data.record import Site
     from gpuscope._data.statistics import Statistics
@@ -96,9 +96,9 @@ class StageMetrics:
         self._busy = BusyRatios()
         self._generation = Generation()
 
-    def add(self, batch: StageBatch) -> list[Measurement]:
+    def add(self, batch: StageBatch, generations: Sequence[FinishedGeneration] = ()) -> list[Measurement]:
         """
-        Count the rows of a batch, and return the values of the generations in it.
+        Count the rows of a batch, and return the values of the generations in it and of those given.
 
         Warm-up calls count towards the occupancy only, except that a generation is a request, which somebody made.
         """
@@ -110,7 +110,7 @@ class StageMetrics:
             self._uncounted_rows += len(batch.site)
             if self._uncounted_rows >= _ROWS_AT_ONCE or len(self._uncounted) >= _BATCHES_AT_ONCE:
                 self._count()
-            return self._generation.add(batch)
+            return self._generation.add(batch) + self._generation.take(generations)
 
     def _count(self) -> None:
         if not self._uncounted_rows:

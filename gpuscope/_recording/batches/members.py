@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_an_interrupt
+from gpuscope._recording.batches.summed import Summed
 from gpuscope._recording.batches.token import NOWHERE, Token
 from gpuscope._recording.hot_path import current
 from gpuscope._recording.queue import hold
@@ -32,6 +33,7 @@ _LISTS = frozenset((list, tuple, NoneType))
 EQUAL, WEIGHTS = "equal", "weights"
 TWICE = "the batch %r has the same member at %d and at %d."
 WRONG_WEIGHTS = "the weights of the batch %r have %s: expected finite numbers of 0 or more, one at least above 0."
+_token_of, _ended = attrgetter("token"), attrgetter("ended")
 _MEMBER_BYTES = 64
 """What is held of a member while its batch waits: the token, and its place in a list."""
 
@@ -69,6 +71,8 @@ class Members(NamedTuple):
     weights: tuple[Any, ...] | None
     """Of as many numbers, which nobody has looked at; None for equal ones."""
     basis: str
+    summed: tuple[tuple[Summed, int] | None, ...] | None = None
+    """Of each token the member of many batches that it is of, if it is, and which of them this is, from 0."""
 
 
 def said_of_batch(members: object, weights: object, basis: object, key: object) -> Said | None:
@@ -160,9 +164,13 @@ def _reader(name: str, given: Any, signature: Signature) -> Reader:
     return lambda args, kwargs: given(*args, **kwargs)
 
 
-def _take(record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any], Iterable[Any] | None]]) -> None:
+def _take(
+    record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any] | None, Iterable[Any] | None]]
+) -> None:
     try:
         members, weights = read()
+        if members is None:  # A function may say that this call is no batch.
+            return
         tokens = tuple(members) if said.key is None else tuple(map(_by_key(said.key), members))
         given = None if weights is None else tuple(weights)
     except Exception as error:  # The program's own lists and objects may raise anything.
@@ -170,11 +178,13 @@ def _take(record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any
             raise
         _unreadable(record, error)
         return
-    name, count = record.site.name, len(tokens)
+    name, count, summed = record.site.name, len(tokens), None
     if not count:
         _fault(record, "no_members", "the batch %r has no members.", name)
         return
     if not _are_tokens(tokens):
+        tokens, summed = _apart(tokens)
+    if summed is not None and not _are_tokens(tokens):
         wrong = sum(type(token) is not Token for token in tokens)
         text = "%d of the %d members of the batch %r are not tokens; `gpuscope.here()` makes them, `key=` finds them."
         _fault(record, "not_tokens", text, wrong, count, name)
@@ -185,7 +195,33 @@ def _take(record: StageRecord, said: Said, read: Callable[[], tuple[Iterable[Any
     if is_strict():
         _look_closer(record, tokens, given)
     if hold(record, _MEMBER_BYTES * count):
-        record.members = Members(tokens, given, EQUAL if given is None else said.basis or WEIGHTS)
+        steps = _joined(summed) if summed is not None and any(summed) else None
+        record.members = Members(tokens, given, EQUAL if given is None else said.basis or WEIGHTS, steps)
+
+
+def _apart(members: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Summed | None, ...]]:
+    """Return the tokens of members, and those that join many batches, each once; None for each of the others."""
+    kinds = set(map(type, members))
+    if all(issubclass(kind, Summed) for kind in kinds) and len(set(members)) == len(members):
+        tokens = tuple(map(_token_of, members))
+        return tokens, tuple(None if each.ended else each for each in members) if any(map(_ended, members)) else members
+    joining = {id(each): place for place, each in reversed([*enumerate(members)]) if isinstance(each, Summed)}
+    summed = tuple(
+        each if joining.get(id(each)) == place and not each.ended else None for place, each in enumerate(members)
+    )
+    return tuple(each.token if isinstance(each, Summed) else each for each in members), summed
+
+
+def _joined(summed: tuple[Summed | None, ...]) -> tuple[tuple[Summed, int] | None, ...]:
+    """Note that each of them joins one more batch, and return which of its own that is."""
+    found: list[tuple[Summed, int] | None] = []
+    for each in summed:
+        if each is None:
+            found.append(None)
+        else:
+            found.append((each, each.steps))
+            each.steps += 1
+    return tuple(found)
 
 
 def _look_closer(record: StageRecord, tokens: tuple[Token, ...], weights: tuple[Any, ...] | None) -> None:

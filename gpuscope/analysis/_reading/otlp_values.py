@@ -45,6 +45,19 @@ def plain_attributes(attributes: list[JsonObject]) -> dict[str, object]:
     return {as_text(each["key"]): plain(each["value"]) for each in attributes}
 
 
+def hex_id(text: str, digits: int) -> str:
+    """
+    Return an id as it is: so many hexadecimal digits.
+
+    Raises:
+        MALFORMED: It is none.
+
+    """
+    if len(text) != digits or 2 * len(bytes.fromhex(text)) != digits:
+        raise ValueError(text)
+    return text
+
+
 _KINDS: dict[str, Callable[[Json], Json]] = {
     "stringValue": as_text,
     "intValue": lambda held: clean(int(held)),

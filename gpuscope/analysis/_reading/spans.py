@@ -42,9 +42,10 @@ from gpuscope._data.attributes import (
 )
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._reading.gpus import GpuSums
+from gpuscope.analysis._reading.light import LightSpans
 from gpuscope.analysis._reading.looks import LookSums
 from gpuscope.analysis._reading.losses import Account
-from gpuscope.analysis._reading.otlp_values import MALFORMED, plain, plain_attributes
+from gpuscope.analysis._reading.otlp_values import MALFORMED, hex_id, plain, plain_attributes
 from gpuscope.analysis.recording import Stream, Thread
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Lines:
         self.gpu: dict[SpanKey, GpuPart] = {}
         """By the key of the host span."""
         self.attributes: dict[SpanKey, dict[str, object]] = {}
+        self.light = LightSpans()
         self.account = Account()
         self.gpus, self.looks = GpuSums(), LookSums()
         self.skipped: Counter[str] = Counter()
@@ -177,7 +179,8 @@ class Lines:
 
     def _add_span(self, process: int, span: JsonObject) -> None:
         values = {each["key"]: each["value"] for each in span["attributes"]}
-        if SHARED in values:  # The light span of a batch in a member's trace repeats the times of the batch's stage.
+        if SHARED in values:  # The light span of a batch in a member's trace, which is no stage.
+            self.light.add(span, values)
             return
         if HOST_DURATION in values:
             self._add_host(process, span, values)
@@ -185,7 +188,7 @@ class Lines:
             self._add_gpu(process, span, values)
 
     def _add_host(self, process: int, span: JsonObject, values: JsonObject) -> None:
-        key = _id(span["traceId"], 32), _id(span["spanId"], 16)
+        key = hex_id(span["traceId"], 32), hex_id(span["spanId"], 16)
         if key in self.host:
             return
         self._take_host(process, span, values, key)
@@ -199,10 +202,11 @@ class Lines:
                 raise ValueError(start_ns)
         flags = _flags(values) | (RowFlag.REMOTE_PARENT if span.get("flags", 0) & _PARENT_REMOTE else 0)
         failed = "status" in span and span["status"].get("code") == _ERROR
-        parent = _id(span["parentSpanId"], 16) if span.get("parentSpanId") else ""
+        parent = hex_id(span["parentSpanId"], 16) if span.get("parentSpanId") else ""
         own = {name: plain(values[name]) for name in values.keys() - _NOT_THE_APPLICATIONS - _NOT_OF_GRAPHS}
         stage, thread = self._numbers(process, values, _STAGE, self._stage_and_thread)
         self.host[key] = HostPart(key, parent, Numbers(stage, thread, start_ns, end_ns, flags, failed))
+        self.light.link(key, span, values)
         if own:
             self.attributes[key] = own
 
@@ -215,7 +219,7 @@ class Lines:
         (stream,) = self._numbers(process, values, names, self._stream)
         key = span["traceId"], span["parentSpanId"]
         if GRAPH in values:
-            key = _id(span["traceId"], 32), _id(span["spanId"], 16)
+            key = hex_id(span["traceId"], 32), hex_id(span["spanId"], 16)
             if key not in self.host:
                 self._take_host(process, span, values, key)
         self.gpu[key] = GpuPart(stream, start_ns, end_ns, uncertainty_ns, _flags(values), *_answers(values))
@@ -249,12 +253,6 @@ def _fault(line: bytes) -> str:
     if not line.startswith(b"{"):
         return "foreign"
     return "malformed" if line.endswith((b"}\n", b"}\r\n")) else "truncated"
-
-
-def _id(text: str, digits: int) -> str:
-    if len(text) != digits or 2 * len(bytes.fromhex(text)) != digits:
-        raise ValueError(text)
-    return text
 
 
 def _interval(span: JsonObject) -> tuple[int, int]:

@@ -74,6 +74,7 @@ def timeline_data(
         "stages": list(stage_lines(recording, figured.stages)),
         "usual": list(usual_work(recording)),
         "requests": [asdict(each) for each in figured.requests],
+        "batches": _batches(recording),
         "losses": _losses(recording),
         "clock": _clock(recording),
         "findings": _finite(findings),
@@ -111,6 +112,13 @@ def _columns(recording: Recording, start_ns: int) -> dict[str, list[int]]:
         "gpu_row": gpu_rows(recording),
     }
     return {name: column.tolist() for name, column in columns.items()}
+
+
+def _batches(recording: Recording) -> dict[str, list[int]]:
+    """Return which stages worked for which others, both by their rows."""
+    links = recording.batches.links
+    here = (links.batch >= 0) & (links.member >= 0)
+    return {"batch": links.batch[here].tolist(), "member": links.member[here].tolist()}
 
 
 def _device(device: Device, start_ns: int) -> dict[str, Plain]:

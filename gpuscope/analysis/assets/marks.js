@@ -1,5 +1,8 @@
 /** What is drawn between and upon the bars: bubbles, clock uncertainty, frames, and the line from launch to GPU. */
 
+/** Members of a batch that are tied to it. */
+const MOST_TIES = 256;
+
 /** Shade the idle times of a lane. Those narrower than a pixel share one: the less of it they fill, the paler it is. */
 function drawGaps(context, picture, lane, y) {
   const { start, end } = lane.gaps;
@@ -48,10 +51,13 @@ function drawGapLabel(context, { palette, width }, lane, y, left, right, text) {
   context.fillText(text, (from + to - needed) / 2, lane.head ? y + 11 : y + lane.height / 2);
 }
 
-/** Draw what belongs to the selected and the hovered bar. */
+/** Draw what belongs to the picked request, and to the selected and the hovered bar. */
 function drawMarks(context, picture) {
-  const { selected, hover } = picture.view;
+  const { selected, hover, request } = picture.view;
+  const { batchesOf, membersOf } = picture.model;
   context.globalAlpha = 1;
+  for (const [batch, members] of batchesOf.get(request) ?? []) drawFan(context, picture, batch, members);
+  for (const bar of [selected, hover]) if (bar) drawFan(context, picture, bar.row, membersOf.get(bar.row) ?? []);
   for (const bar of [selected, hover]) if (bar) drawTie(context, picture, bar.row);
   for (const bar of [selected, hover]) if (bar) drawFrame(context, picture, bar, bar === selected ? 2.5 : 1.5);
 }
@@ -63,6 +69,28 @@ function drawFrame(context, picture, bar, thick) {
   context.strokeStyle = picture.palette.text;
   context.lineWidth = thick;
   context.strokeRect(left - 1, box.top - 1, Math.max(3, right - left + 1.5), box.height + 2);
+}
+
+/** Tie a batch to those that it worked for: from each of them to where the batch begins. */
+function drawFan(context, picture, batch, members) {
+  const { palette, model, width } = picture;
+  const to = picture.box({ row: batch, side: "host" });
+  if (!to || to.left > width + 50) return;
+  context.strokeStyle = palette.accent;
+  context.lineWidth = 1;
+  context.beginPath();
+  for (const member of members.slice(0, MOST_TIES)) {
+    const from = picture.box({ row: model.launcher(member), side: "host" });
+    if (!from) continue;
+    const down = to.top > from.top;
+    const [y, end] = down ? [from.top + from.height, to.top] : [from.top, to.top + to.height];
+    // Where the request stands while the batch begins; one that had ended stands at its end.
+    const x = Math.min(Math.max(from.left, to.left - 24), from.right);
+    const bend = (end - y) / 2;
+    context.moveTo(x, y);
+    context.bezierCurveTo(x, y + bend, to.left, end - bend, to.left, end);
+  }
+  context.stroke();
 }
 
 /** Tie the start of a stage on the host, its launch, to its start on the stream, and show how certain that place is. */

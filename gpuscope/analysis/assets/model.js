@@ -62,6 +62,7 @@ class Model {
     this.#tree(columns);
     this.#lanes(columns);
     this.#requests();
+    this.#batches(data.batches);
   }
 
   #times({ step, host, delay, gpu }) {
@@ -169,6 +170,30 @@ class Model {
     this.apart = new Set();
     for (let row = 0; row < this.size; row++) if (this.isCold(row)) this.apart.add(this.root[row]);
     this.trace = new Map(this.requests.map((row, index) => [row, this.data.traces[index]]));
+  }
+
+  #batches({ batch, member }) {
+    /** By the row of a batch's stage: the rows that it worked for. */
+    this.membersOf = new Map();
+    /** By the row of a request: its batches, each with the rows of the request that it worked for. */
+    this.batchesOf = new Map();
+    batch.forEach((row, index) => {
+      const request = this.root[member[index]];
+      if (!this.membersOf.has(row)) this.membersOf.set(row, []);
+      this.membersOf.get(row).push(member[index]);
+      if (!this.batchesOf.has(request)) this.batchesOf.set(request, new Map());
+      const batches = this.batchesOf.get(request);
+      if (!batches.has(row)) batches.set(row, []);
+      batches.get(row).push(member[index]);
+    });
+  }
+
+  /** Whether a stage is of a request: inside it, or inside a batch that worked for it. */
+  belongs(row, request) {
+    if (this.root[row] === request) return true;
+    const batches = this.batchesOf.get(request);
+    for (let at = row; batches && at >= 0; at = this.parent[at]) if (batches.has(at)) return true;
+    return false;
   }
 
   name(row) {

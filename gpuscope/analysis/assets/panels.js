@@ -131,6 +131,7 @@ function showSelection(model, selected) {
       ["in the graph launched by", onHost ? null : model.name(model.launcher(row))],
       [onHost ? "start in the request" : "launch in the request", sinceRequest],
       ["thread", model.data.threads[model.thread[row]].name],
+      ["a batch of", model.membersOf.has(row) ? counted(model.membersOf.get(row).length, "member") : null],
     ]),
   );
   parts.push(element("h3", {}, "GPU"), gpuFacts(model, row));

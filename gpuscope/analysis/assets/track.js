@@ -92,7 +92,7 @@ class TrackPainter {
 
   #dimmed(row) {
     const { request, matches } = this.view;
-    return (request >= 0 && this.model.root[row] !== request) || (matches && !matches.has(row));
+    return (request >= 0 && !this.model.belongs(row, request)) || (matches && !matches.has(row));
   }
 
   #bar(row, start, end) {

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gpuscope._collecting.batches.cells import HAS_STATE, REMOTE, SAMPLED, SOMETHING, cells_of
+from gpuscope._collecting.batches.sums import Joined, MemberIds
 from gpuscope._data.attributes import BATCH_BASIS, ERROR_TYPE
 from gpuscope._data.batch import MemberLinks, RowFlag, SharedColumns, SpanDetails, StageBatch
-from gpuscope._data.native import StageRecord, native
 from gpuscope._data.plain.values import shown
 from gpuscope._data.record import Site
 from gpuscope._recording.batches.members import EQUAL, TWICE, WRONG_WEIGHTS, shown_weight
-from gpuscope._recording.batches.token import source_of, state_of
+from gpuscope._recording.batches.token import state_of
 from gpuscope._recording.batches.weights import fault_in, shares, whole
 
 if TYPE_CHECKING:
@@ -26,27 +27,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope._collecting.batches.sums import Sums
+    from gpuscope._data.batch import FinishedGeneration
     from gpuscope._data.interfaces import Bridge
     from gpuscope._data.record import ExceptionInfo
     from gpuscope._recording.batches.account import Faults
     from gpuscope._recording.batches.members import Members
-    from gpuscope._recording.batches.token import Token
 
     _LookedAt = tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.int64]]
     """What is known of all members, each one's batch, and where each batch begins and the last one ends."""
 
-_LOW = (1 << 64) - 1
 _GPU_BIT, _ODD = np.uint64(1 << 63), np.uint64(0x9E37_79B9_7F4A_7C15)
 _PIECE = 2048
 """Members that are looked at before the caller pauses, or a few more: they take some 0.6 ms."""
 _SITES = 1024
 _SHARED, _REMOTE = np.uint32(RowFlag.SHARED), np.uint32(RowFlag.REMOTE_PARENT)
-
-MEMBER = np.dtype([("high", "u8"), ("low", "u8"), ("span", "u8"), ("token_ns", "i8"), ("flags", "i8")])
-"""What is known of a member. Its twin is `Member` in `csrc/pack.c`, as are these flags."""
-SOMETHING, SAMPLED, REMOTE, HAS_STATE, TO_ASK = 1, 2, 4, 8, 16
-_ASK, _DECIDED, _OWN, _KEPT = range(4)
-"""When a stage's ids are its own: see `csrc/pack.c`."""
 
 
 class _Batch(NamedTuple):
@@ -63,13 +58,15 @@ class BatchMembers:
 
     Args:
         faults: counts what is wrong with them.
+        sums: takes the members that join many batches.
         first_id: the span id of the first light span; the others follow.
         links_only: whether there are no light spans.
 
     """
 
-    def __init__(self, faults: Faults, first_id: int, *, links_only: bool) -> None:
-        self._faults, self._next_id, self._links_only = faults, first_id, links_only
+    def __init__(self, faults: Faults, sums: Sums, first_id: int, *, links_only: bool) -> None:
+        self._faults, self._sums, self._next_id, self._links_only = faults, sums, first_id, links_only
+        self._finished: list[FinishedGeneration] = []
         self._sites: dict[tuple[Site, str], Site] = {}
 
     def look(self, batch: StageBatch, bridge: Bridge | None) -> Iterator[StageBatch | None]:
@@ -90,6 +87,17 @@ class BatchMembers:
                     piece, waiting = [], 0
         if piece:
             yield from self._try(batch, piece, bridge)
+        if len(self._sums):
+            light, finished = self._sums.take(self._next_id)
+            self._finished += finished
+            if light is not None and not self._links_only:
+                self._next_id += len(light.site)
+                yield light
+
+    def take_finished(self) -> list[FinishedGeneration]:
+        """Return the generations that have become complete since this was last asked."""
+        finished, self._finished = self._finished, []
+        return finished
 
     def _try(self, batch: StageBatch, piece: list[_Batch], bridge: Bridge | None) -> Iterator[StageBatch | None]:
         """Look at all at once or, where one fails, at each on its own, so that it costs itself and no other."""
@@ -116,7 +124,8 @@ class BatchMembers:
             batch.details[each.row].linked = MemberLinks(end - start, basis, ids[start:end][kept[start:end]])
         if batch.live is None:
             batch.sampled[rows[of[kept]]] = True
-        if self._links_only or not kept.any():
+        is_summed = self._summed(piece)
+        if not is_summed.any() and (self._links_only or not kept.any()):
             return None
         position = np.arange(len(cells)) - starts[of]
         total = (batch.gpu_end_ns - batch.gpu_start_ns)[rows]
@@ -125,6 +134,11 @@ class BatchMembers:
             if weight is not None:
                 share_ns[starts[at] : starts[at + 1]] = shares(int(total[at]), len(weight), weight)
         began_ns = np.array([each.began_ns for each in piece])[of]
+        if is_summed.any():
+            self._sum(batch, piece, (cells, of, starts), kept, share_ns)
+            kept &= ~is_summed
+            if self._links_only or not kept.any():
+                return None
         shared = SharedColumns(
             size=sizes[of][kept],
             position=position[kept],
@@ -137,6 +151,37 @@ class BatchMembers:
         found = self._columns(batch, rows, of[kept], cells[kept], shared)
         _add_details(found, batch, piece, np.flatnonzero(kept), (cells, of, starts))
         return found
+
+    def _summed(self, piece: list[_Batch]) -> NDArray[np.bool_]:
+        """Return which members are of many batches."""
+        none = [each.members.summed is None for each in piece]
+        if all(none):
+            return np.zeros(1, np.bool_)
+        return np.array(
+            [bool(member) for each in piece for member in (each.members.summed or (None,) * len(each.members.tokens))]
+        )
+
+    def _sum(
+        self,
+        batch: StageBatch,
+        piece: list[_Batch],
+        members: _LookedAt,
+        kept: NDArray[np.bool_],
+        share_ns: NDArray[np.int64],
+    ) -> None:
+        """Hand on the members that are of many batches."""
+        cells, _, starts = members
+        for each, start, end in zip(piece, starts.tolist(), starts[1:].tolist(), strict=False):
+            site = self._site(batch, each.row)
+            for position, member in enumerate(each.members.summed or ()):
+                if member is None:
+                    continue
+                place = start + position
+                high, low, span, _, flags = cells[place].item()
+                state = state_of(member[0].token) if flags & HAS_STATE else None
+                ids = MemberIds(high, low, span, bool(kept[place]), bool(flags & REMOTE), state)
+                joined = Joined(batch, each.row, site, end - start, position, int(share_ns[place]), each.began_ns)
+                self._sums.add(*member, ids, joined)
 
     def _unique(self, batch: StageBatch, each: _Batch, bridge: Bridge | None) -> _Batch:
         """Return a batch with each member once: where it was for the first time."""
@@ -151,7 +196,8 @@ class BatchMembers:
                 self._faults.note("twice", TWICE, batch.sites[batch.site[each.row]].name, seen, place)
         weights = None if members.weights is None else tuple(members.weights[place] for place in places)
         tokens = tuple(members.tokens[place] for place in places)
-        return each._replace(members=members._replace(tokens=tokens, weights=weights))
+        summed = None if members.summed is None else tuple(members.summed[place] for place in places)
+        return each._replace(members=members._replace(tokens=tokens, weights=weights, summed=summed))
 
     def _weights(self, batch: StageBatch, each: _Batch) -> list[int] | None:
         """Return whole numbers, or None for equal weights."""
@@ -216,7 +262,7 @@ class BatchMembers:
 
 def _looked_at(piece: list[_Batch], bridge: Bridge | None) -> _LookedAt:
     counts = [len(each.members.tokens) for each in piece]
-    cells = _cells(tuple(chain.from_iterable(each.members.tokens for each in piece)), bridge)
+    cells = cells_of(tuple(chain.from_iterable(each.members.tokens for each in piece)), bridge)
     return cells, np.repeat(np.arange(len(piece)), counts), np.cumsum([0, *counts])
 
 
@@ -225,43 +271,6 @@ def _has_repeated(cells: NDArray[np.void], of: NDArray[np.int64]) -> bool:
     hashes = cells["span"] ^ (of.astype(np.uint64) * _ODD)
     ordered = np.sort(hashes[cells["flags"] & SOMETHING != 0])
     return bool((ordered[1:] == ordered[:-1]).any())
-
-
-def _cells(tokens: tuple[Token, ...], bridge: Bridge | None) -> NDArray[np.void]:
-    """Return what is known of members once each stage among them is settled."""
-    own = _OWN if bridge is None else _ASK if bridge.sdk else _KEPT if bridge.keeps_roots() else _DECIDED
-    packed = cells_in_python(tokens) if native is None else native.members(tokens, own)
-    cells = np.frombuffer(bytearray(packed), MEMBER)
-    for place in np.flatnonzero(cells["flags"] & TO_ASK).tolist():
-        *ids, flags = _asked(tokens[place], bridge)
-        cells[place] = (*ids, tokens[place].time_ns, flags)
-    return cells
-
-
-def cells_in_python(tokens: tuple[Token, ...]) -> bytes:
-    """Return the same as what is done in C where nothing is known without asking."""
-    flags = [SOMETHING | TO_ASK if token else 0 for token in tokens]
-    return np.array(
-        [(0, 0, 0, token.time_ns, flag) for token, flag in zip(tokens, flags, strict=True)], MEMBER
-    ).tobytes()
-
-
-def _asked(token: Token, bridge: Bridge | None) -> tuple[int, int, int, int]:
-    """Return both halves of the trace's id, the span's id, and the flags."""
-    source = source_of(token)
-    if isinstance(source, StageRecord):
-        trace_id, span_id, sampled = _own(source) if bridge is None else bridge.settle_member(source)
-        remote, state = False, source.trace.state
-    else:
-        trace_id, span_id, sampled = source.trace_id, source.span_id, source.trace_flags & 1
-        remote, state = source.is_remote, source.trace_state
-    flags = SOMETHING | SAMPLED * bool(sampled) | REMOTE * bool(remote) | HAS_STATE * bool(state)
-    return trace_id >> 64, trace_id & _LOW, span_id, flags
-
-
-def _own(record: StageRecord) -> tuple[int, int, bool]:
-    """Return ids and sampling of a stage without a bridge to OpenTelemetry; it may still run."""
-    return record.trace.trace_id, record.span_id, record.trace.sampled is not False
 
 
 def _add_details(

@@ -1,0 +1,1 @@
+"""Where the time of one request went, batches that worked for it included: `explain.Explainer`."""
