@@ -205,6 +205,7 @@ class Collector:
 
     def _tell_of_pass(self) -> None:
         try:
+            self._recorder.poll_flight()
             self._on_pass(self._recorder)
         except BaseException as error:  # A deep look that cannot begin is not a reason to stop collecting.
             self.warnings.warn("look", "checking whether a deep look was asked for failed: %s.", shown(error))

@@ -187,7 +187,9 @@ class Intake:
         if self.samples is not None:
             now_ns = self._recorder.clock()
             past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
-        return self._builder.finish(self._recorder.bridge, past_ns)
+        batch = self._builder.finish(self._recorder.bridge, past_ns)
+        self._recorder.note(batch)
+        return batch
 
     def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:
         """Link batches to their members, and return the light spans in their traces; pause now and then."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, of_traces, read_all, setting
+from gpuscope._settings.flight import FLIGHT, FLIGHT_BYTES, FLIGHT_SLOW
 from gpuscope._settings.keywords import checked
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
@@ -96,6 +97,9 @@ class Config:
         "Deep looks on demand: `signal` (send SIGUSR2 to the process for one) or a path (create that file for one).",
         "unset",
     )
+    flight: str = FLIGHT
+    flight_bytes: int = FLIGHT_BYTES
+    flight_slow_s: float = FLIGHT_SLOW
     stages: str = setting(
         "", "GPUSCOPE_STAGES", str.strip, "Functions to make stages of, by commas: `infer=app:f{n=len(x)}`.", "none"
     )
@@ -288,8 +292,7 @@ class Config:
     @property
     def only_spans_have_an_endpoint(self) -> bool:
         """Whether an endpoint was given for spans only, so that nobody said where metrics go."""
-        general = self.otlp_base_endpoint == USUAL_ENDPOINT
-        return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and general
+        return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and self.otlp_base_endpoint == USUAL_ENDPOINT
 
 
 def read_environment() -> tuple[Config, list[Complaint]]:
