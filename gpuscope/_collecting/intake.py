@@ -188,7 +188,7 @@ class Intake:
             now_ns = self._recorder.clock()
             past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
         batch = self._builder.finish(self._recorder.bridge, past_ns)
-        self._recorder.note(batch)
+        self._recorder.note(batch, self._builder.offset_ns)
         return batch
 
     def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:

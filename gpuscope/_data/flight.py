@@ -12,6 +12,9 @@ import struct
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.record import StageRecord
 
@@ -38,7 +41,7 @@ HEAD = {
     "refused_dumps": 120,
 }
 """
-Where the numbers of the head are, in bytes. `offset_ns` is the epoch less the records' clock, and `seen_ns` the records'
+Where the numbers of the head are, in bytes. `offset_ns` is the epoch less the records' clock, and `seen_ns` that
 clock when the collector last came by. From `waiting` on they are the account, as the collector last knew it.
 """
 REASON_AT, REASON_BYTES = 256, 64
@@ -61,10 +64,10 @@ STAGE, RESOLVED, MARK = 1, 2, 3
 """
 What a record is.
 
-`STAGE`: both halves of the trace's id, the span's id, the parent's, the start, the end, the thread. The end is 0 while the
-stage runs; then it is the duration times 4, plus 2 if an exception left the stage, plus 1. The check leaves it out.
-`RESOLVED`, of the collector: both halves and the span's id as they are exported, the start on the host, the start on the
-GPU, the device + 1 above 48 bits of the time on the GPU, a rounded uncertainty above 48 bits of the stream.
+`STAGE`: both halves of the trace's id, the span's id, the parent's, the start, the end, the thread. The end is 0 while
+the stage runs; then it is the duration times 4, plus 2 if an exception left the stage, plus 1. The check leaves it out.
+`RESOLVED`, of the collector: both halves and the span's id as they are exported, the start on the host, the start on
+the GPU, the device + 1 above 48 bits of the time on the GPU, a rounded uncertainty above 48 bits of the stream.
 `MARK`: both halves, the span's id, why a dump is wanted, the start, the duration, the thread.
 """
 REMOTE = 2
@@ -116,8 +119,8 @@ class Flight(Protocol):
 class FlightRecorder(Protocol):
     """The collector's side of that: `_flight.flight_recorder.FlightRecorder`. It never raises."""
 
-    def add(self, batch: StageBatch) -> None:
-        """Write what became of resolved stages."""
+    def add(self, batch: StageBatch, offset_ns: NDArray[np.int64]) -> None:
+        """Write what became of stages, whose times are later by this than the records': one number, or each's."""
 
     def poll(self) -> None:
         """Note the account, and make a copy of the file if one is wanted; called once per pass."""

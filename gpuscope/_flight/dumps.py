@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KEPT = 8
 """So many copies are kept for one path."""
 _GAP_S, _MOST_GAP_S = 10.0, 600.0
-"""Between two dumps at least; each further dump for one reason waits twice as long as the one before, up to the second."""
+"""Between two dumps at least; each further one for the same reason waits twice as long as before, up to the second."""
 _NAME = re.compile(r"(?P<reason>[a-z]+)-\d{8}T\d{6}\.\d{3}Z(-\d+)?")
 
 

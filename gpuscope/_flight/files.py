@@ -1,9 +1,9 @@
 """
 The file of a flight recorder: made so that nobody else's is touched, and that a write into its mapping can't fail.
 
-A write to a page for which the disk has no room would end the program by SIGBUS, so all blocks are reserved first, and file
-systems that give no such promise are refused. The file is never changed in size: what an earlier process left is renamed
-or removed, and the new one has another inode, so that whoever reads the old one goes on reading it.
+A write to a page for which the disk has no room would end the program by SIGBUS, so all blocks are reserved first, and
+file systems that give no such promise are refused. The file is never changed in size: what an earlier process left is
+renamed or removed, and the new one has another inode, so that whoever reads the old one goes on reading it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpuscope._data import flight as layout
 from gpuscope._flight.dumps import keep_of_the_dead

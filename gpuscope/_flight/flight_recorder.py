@@ -1,9 +1,9 @@
 """
 The flight recorder: a file with the newest stages, which is there whatever ends the process.
 
-The hot path writes its ring (`ring.py`). Here is the rest: the file is opened, the collector adds what became of stages and
-makes dumps, and at the end it is said that all went well. Nothing here raises into a pass or a stage: without a file there
-is no flight recorder, and that is said once.
+The hot path writes its ring (`ring.py`). Here is the rest: the file is opened, the collector adds what became of
+stages and makes dumps, and at the end it is said that all went well. Nothing here raises into a pass or a stage:
+without a file there is no flight recorder, and that is said once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from gpuscope._log import WarnOnce, inform, later
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.record import StageRecord
@@ -71,13 +74,10 @@ class FlightRecorder:
         file.put("slots", (len(file.mapped) - layout.RING_AT) // layout.SLOT_BYTES)
         file.put("opened_ns", time.time_ns())
         write_text(file.mapped, layout.SITES_AT, layout.OTHER_STAGES, layout.SITE_BYTES)
-        self._place()
-        file.put("magic", layout.MAGIC)
-
-    def _place(self) -> None:
         now_ns = self._clock()
-        self._file.put("offset_ns", time.time_ns() - now_ns)
-        self._file.put("seen_ns", now_ns)
+        file.put("offset_ns", time.time_ns() - now_ns)
+        file.put("seen_ns", now_ns)
+        file.put("magic", layout.MAGIC)
 
     def poll(self) -> None:
         """Note the account, and make a dump if one is wanted; the collector calls it once per pass."""
@@ -87,7 +87,7 @@ class FlightRecorder:
             _warnings.warn("pass", "a pass of the flight recorder failed: %s.", shown(error))
 
     def _poll(self) -> None:
-        self._place()
+        self._file.put("seen_ns", self._clock())
         self._note_account(self._statistics())
         if not self._is_described:
             self._is_described = True
@@ -126,11 +126,11 @@ class FlightRecorder:
                     inform("flight recorder: %s, because of: %s.", path, reason)
                     break
 
-    def add(self, batch: StageBatch) -> None:
+    def add(self, batch: StageBatch, offset_ns: NDArray[np.int64]) -> None:
         """Write what became of resolved stages: their GPU times, and their ids as they are exported."""
         try:
-            offset_ns = layout.NUMBER.unpack_from(self._file.mapped, layout.HEAD["offset_ns"])[0]
             self.ring.write(records_of(batch, self.ring, offset_ns))
+            self._file.put("offset_ns", int(offset_ns.max()))  # As exporters place them, so that both agree.
             for index, device in batch.devices.items():
                 if index not in self._devices and 0 <= index < layout.DEVICES:
                     self._devices.add(index)
@@ -148,7 +148,7 @@ class FlightRecorder:
         """Make the last dump, say in the file that all went well, and let go of it."""
         with contextlib.suppress(Exception):  # The end of recording goes on.
             self._dump()
-            self._place()
+            self._file.put("seen_ns", self._clock())
             self._file.put("ended", 1)
         self._let_go()
         if not self._keeps:
@@ -166,7 +166,7 @@ class FlightRecorder:
 
 
 class FirstStage:
-    """Opens the file when a child of a fork has its first stage: most children have none, and need no memory for one."""
+    """Opens the file when a child of a fork has its first stage: most have none, and need no memory for one."""
 
     def __init__(self, period: Period) -> None:
         self._period = period

@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 _MANTISSA, _EXPONENT_AT = 2047, 11
 
 
-def records_of(batch: StageBatch, ring: Ring, offset_ns: int) -> bytes:
-    """Return a batch's records: of each stage how it is resolved, and before that, of one in a graph, that it was."""
+def records_of(batch: StageBatch, ring: Ring, offset: NDArray[np.int64]) -> bytes:
+    """
+    Return a batch's records: of each stage how it is resolved, and before that, of one in a graph, that it was.
+
+    Args:
+        batch: resolved stages.
+        ring: gives numbers to names.
+        offset: by so many nanoseconds the batch's times are later than the records'; one number, or one per row.
+
+    """
     threads = np.array([ring.thread(thread) for thread in batch.threads], np.uint64)
     numbers = np.array([ring.site(site) for site in batch.sites], np.uint64)[batch.site]
-    offset = np.int64(np.uint64(offset_ns).astype(np.int64))
     rows = np.zeros((len(batch.site), 8), np.uint64)
     has_gpu = batch.gpu_end_ns != 0
     gpu_ns = np.where(has_gpu, np.clip(batch.gpu_end_ns - batch.gpu_start_ns, 0, layout.LOW_48), 0)
@@ -50,7 +57,7 @@ def records_of(batch: StageBatch, ring: Ring, offset_ns: int) -> bytes:
 
 
 def rounded(ns: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return nanoseconds in 16 bits, rounded up by one part in 1,024 at most: eleven bits, and five to shift them by."""
+    """Return nanoseconds in 16 bits, rounded up by one part in 1,024 at most: eleven, and five to shift them by."""
     exponent = np.maximum(0, np.ceil(np.log2((np.maximum(ns, 1) + 1) / _MANTISSA))).astype(np.int64)
     mantissa = -(-ns >> exponent)
     over = mantissa > _MANTISSA

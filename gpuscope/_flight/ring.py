@@ -1,9 +1,10 @@
 """
 The flight recorder's ring: the newest stages, in a file that is mapped into memory. The twin in C is `csrc/flight.c`.
 
-What is in the mapping belongs to the kernel, so it is there whatever ends the process: no signal is handled, and nothing is
-flushed. A stage has one record, which gets its end where it stands. A record of a stage that still runs is stepped over
-when the ring comes round, so that what hangs is still there an hour later. Nothing here raises into a stage.
+What is in the mapping belongs to the kernel, so it is there whatever ends the process: no signal is handled, and
+nothing is flushed. A stage has one record, which gets its end where it stands. A record of a stage that still runs is
+stepped over when the ring comes round, so that what hangs is still there an hour later. Nothing here raises into a
+stage.
 """
 
 from __future__ import annotations

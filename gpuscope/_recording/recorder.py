@@ -18,6 +18,9 @@ from gpuscope._recording.queue import ByteBudget
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.flight import FlightRecorder
     from gpuscope._data.interfaces import Bridge, Captures, Device, Queue, ReplaySink
@@ -92,10 +95,10 @@ class Recorder(RecorderFields):
         """Have records put where the collector takes them from: see `_recording.queue`."""
         self.queue, self.waiting, self.capacity = queue, queue.waiting, queue.half
 
-    def note(self, batch: StageBatch) -> None:
-        """Have the flight recorder, if there is one, know what became of stages."""
+    def note(self, batch: StageBatch, offset_ns: NDArray[np.int64]) -> None:
+        """Have the flight recorder, if there is one, know what became of stages: see `FlightRecorder.add`."""
         if self.flight_recorder is not None:
-            self.flight_recorder.add(batch)
+            self.flight_recorder.add(batch, offset_ns)
 
     def poll_flight(self) -> None:
         """Have it do what is due in a pass of the collector's."""

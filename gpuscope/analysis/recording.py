@@ -163,7 +163,7 @@ class Recording:
 
     @cached_property
     def not_ended(self) -> NDArray[np.bool_]:
-        """Which stages still ran when a flight recorder was read: how long they take is not known, and they count nowhere."""
+        """Which stages still ran when a flight recorder was read: they count in no percentile."""
         running: NDArray[np.bool_] = (self.flags & RowFlag.NOT_ENDED) != 0
         return running
 

@@ -6,6 +6,7 @@ Reads a file whose process is dead, or runs on. Changes it not.
 
 from __future__ import annotations
 
+import fcntl
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from gpuscope._data.plain.values import Clean
     from gpuscope.analysis._reading.flight_ring import FlightRing
 
 HELP = "Turn the file of a flight recorder (GPUSCOPE_FLIGHT) into a recording, and say what it ended with."
@@ -37,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the recording, and say what the file holds."""
+    from gpuscope._version import __version__ as version
     from gpuscope.analysis._reading.flight_batch import batch_of
     from gpuscope.exporters._encoding.otlp_json import JsonEncoder
-    from gpuscope._version import __version__ as version
 
     ring = read_ring(options.file)
     if not len(ring.stages):
@@ -54,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
     with _console.writing(output):
         output.write_text(text, encoding="utf-8")
     _console.show_any_text()
-    _console.say([*said(ring), f"recording: {output}", f"`gpuscope report {output}` shows more."])
+    _console.say(
+        [*said(ring, is_held=is_held(options.file)), f"recording: {output}", f"`gpuscope report {output}` shows more."]
+    )
     return 0
 
 
@@ -72,27 +76,39 @@ def read_ring(path: str) -> FlightRing:
         return read_flight(path)
     except OSError as error:
         raise CommandError(
-            f"cannot read {path!r}: {error.strerror or error}. GPUSCOPE=1 GPUSCOPE_FLIGHT={path} has a program write it."
+            f"cannot read {path!r}: {error.strerror or error}. GPUSCOPE=1 GPUSCOPE_FLIGHT={path} has a program make it."
         ) from error
     except NotAFlightError as error:
         raise CommandError(f"{path!r} is {error}.") from error
 
 
-def _resource(ring: FlightRing) -> dict[str, object]:
+def _resource(ring: FlightRing) -> dict[str, Clean]:
     """Return the attributes of the process; little where it died within its first second."""
     return dict(ring.resource) or {"service.name": "unknown_service", "process.pid": ring.head["pid"]}
 
 
-def said(ring: FlightRing) -> Iterator[str]:
+def is_held(path: str) -> bool:
+    """Tell whether a process records into a file now."""
+    with Path(path).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # A file system without locks.
+            return False
+    return False
+
+
+def said(ring: FlightRing, *, is_held: bool) -> Iterator[str]:
     """Yield what the file tells, a line each."""
     from gpuscope.analysis._reading.flight_ring import durations_ns, have_ended
 
     began_ns = int(ring.stages[0, 4])
-    seconds = (ring.last_ns - began_ns) / 1e6
-    how = "ended well" if ring.ended_well else "did not end well, or still runs"
+    took = duration((ring.last_ns - began_ns) / 1e6)
+    how = "still runs" if is_held else "ended well" if ring.ended_well else "did not end well"
     why = f" This copy was made because of: {_console.printable(ring.reason)}." if ring.reason else ""
     count = _console.count(len(ring.stages), "stage")
-    yield f"{count} of the last {duration(seconds)} of process {ring.head['pid']}, which {how}.{why}"
+    yield f"{count} of the last {took} of process {ring.head['pid']}, which {how}.{why}"
     last_ns = max(began_ns, int((ring.stages[:, 4].astype("int64") + durations_ns(ring.stages)).max()))
     at = datetime.fromtimestamp((last_ns + ring.offset_ns) / 1e9, tz=timezone.utc)
     yield f"The last beginning or end of a stage: {at:%Y-%m-%d %H:%M:%S.%f} UTC."
@@ -115,7 +131,8 @@ def _running(ring: FlightRing) -> Iterator[str]:
     around = {row[3] for row, _ in rows.values()}
     innermost = [row for row, _ in rows.values() if row[2] not in around]
     for row in innermost[:_MOST_NAMED]:
-        names, at = [], row[2]
+        names: list[str] = []
+        at = row[2]
         while at in rows and len(names) < _MOST_NAMED:
             names.append(ring.names.get(rows[at][1], "?"))
             at = rows[at][0][3]

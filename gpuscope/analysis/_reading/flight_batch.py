@@ -77,11 +77,10 @@ def _rows_of(wanted: NDArray[np.uint64], ids: NDArray[np.uint64]) -> NDArray[np.
 
 
 def _matches(stages: NDArray[np.uint64], resolved: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return which row of `resolved` belongs to each stage, or -1: by the id or, where another was given, by the start."""
+    """Return which row of `resolved` belongs to each stage, or -1: by the id or, where it got another, by the start."""
     if not len(resolved):
         return np.full(len(stages), -1)
     by_id = _rows_of(stages[:, 2], resolved[:, 2])
-    by_id[(by_id >= 0) & (resolved[by_id, 3] != stages[:, 4])] = -1
     keys = [
         rows[:, column] << np.uint64(layout.SITE_BITS) | numbers_of(rows).astype(np.uint64)
         for rows, column in ((stages, 4), (resolved, 3))

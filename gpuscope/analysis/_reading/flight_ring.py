@@ -1,8 +1,8 @@
 """
 The file of a flight recorder, read whole: its head, its tables, and those records that are not torn.
 
-The file may be written meanwhile: a record whose check does not hold is left out and counted. Relates no stage to another.
-The writer is `_flight/ring.py`.
+The file may be written meanwhile: a record whose check does not hold is left out and counted. Relates no stage to
+another. The writer is `_flight/ring.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class NotAFlightError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class FlightRing:
-    """What a file holds. Times are of the records' clock, in nanoseconds; `offset_ns` makes them those since the epoch."""
+    """What a file holds. Times are of the records' clock, in nanoseconds; with `offset_ns` they are since the epoch."""
 
     head: Mapping[str, int]
     """Its numbers: see `_data.flight.HEAD`."""
@@ -75,7 +75,8 @@ class FlightRing:
 
 def durations_ns(stages: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return how long stages took; 0 for those that have not ended."""
-    return (stages[:, 5] >> np.uint64(2)).astype(np.int64)
+    took: NDArray[np.int64] = (stages[:, 5] >> np.uint64(2)).astype(np.int64)
+    return took
 
 
 def have_ended(stages: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -86,12 +87,14 @@ def have_ended(stages: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def numbers_of(records: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the numbers of the stages' names."""
-    return (records[:, _WORD] >> np.uint64(layout.SITE_AT) & np.uint64(layout.SITES - 1)).astype(np.int64)
+    numbers: NDArray[np.int64] = (records[:, _WORD] >> np.uint64(layout.SITE_AT)).astype(np.int64) & layout.SITES - 1
+    return numbers
 
 
 def flags_of(records: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the flags."""
-    return (records[:, _WORD] >> np.uint64(layout.FLAGS_AT) & np.uint64(0xFF)).astype(np.int64)
+    flags: NDArray[np.int64] = (records[:, _WORD] >> np.uint64(layout.FLAGS_AT)).astype(np.int64) & 0xFF
+    return flags
 
 
 def unrounded(bits: NDArray[np.uint64]) -> NDArray[np.int64]:
