@@ -44,6 +44,7 @@ BEHIND_THE_DOORS = (
     "checks.py",
     "diagnosis.py",
     "doctor.py",
+    "flight.py",
     "options.py",
     "_program.py",
     "run.py",

@@ -107,7 +107,7 @@ def cut(text: str, most: int) -> bytes:
 
 
 class Flight(Protocol):
-    """Keeps the newest stages where they outlive the process: `_flight.ring.Ring`. It never raises."""
+    """Keeps the newest stages where they outlive the process: `_flight.ring.Ring`, or what opens one. Never raises."""
 
     def begin(self, record: StageRecord) -> None:
         """Note that a stage has begun."""

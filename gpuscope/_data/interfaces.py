@@ -286,7 +286,6 @@ class RecorderFields:
     """The bridge's, once there is one."""
     device: Device
     flight: Flight | None
-    """The flight recorder's ring, or what opens one with the first stage."""
     ledger: Account
     look_for_provider: Callable[[], object] | None
     """The bridge's, once there is one."""

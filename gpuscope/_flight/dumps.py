@@ -131,7 +131,7 @@ def copy(source: Any, path: Path) -> None:
         finally:
             os.close(fd)
         part.rename(path)
-    except BaseException:
+    except BaseException:  # Whatever it is goes on; half a copy would be taken for one.
         with contextlib.suppress(OSError):
             part.unlink()
         raise

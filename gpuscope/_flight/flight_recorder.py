@@ -13,6 +13,7 @@ import json
 import os
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from gpuscope._data import flight as layout
@@ -23,6 +24,7 @@ from gpuscope._flight.resolved import records_of
 from gpuscope._flight.ring import make_ring, write_text
 from gpuscope._flight.triggers import listen, out_of_memory
 from gpuscope._log import WarnOnce, inform, later
+from gpuscope._settings.environment import is_our_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from gpuscope._recording.state import Period
 
 _warnings = WarnOnce(say=later)
+_MOST_ASKED = 16
 
 
 class FlightRecorder:
@@ -64,6 +67,7 @@ class FlightRecorder:
         self.ring = ring
         self._file, self._clock, self._statistics, self._keeps = file, clock, statistics, keeps
         self._dumps = Dumps(file.base, file.mapped)
+        self._asked: deque[str] = deque(maxlen=_MOST_ASKED)
         self._devices: set[int] = set()
         self._is_described = False
         self._begin()
@@ -113,18 +117,22 @@ class FlightRecorder:
 
     def _dump(self) -> None:
         wanted = self.ring.take_wanted() | out_of_memory.take()
-        for bit, reason in layout.REASONS.items():
-            if wanted & bit:
-                try:
-                    path = self._dumps.make(reason)
-                except OSError as error:
-                    path = None
-                    _warnings.warn("dump", "no dump of the flight recorder: %s.", error.strerror)
-                if path is None:
-                    self._file.add("refused_dumps", 1)
-                else:
-                    inform("flight recorder: %s, because of: %s.", path, reason)
-                    break
+        reasons = [reason for bit, reason in layout.REASONS.items() if wanted & bit]
+        reasons += [self._asked.popleft() for _ in range(len(self._asked))]
+        for reason in reasons:
+            try:
+                path = self._dumps.make(reason)
+            except OSError as error:
+                path = None
+                _warnings.warn("dump", "no dump of the flight recorder: %s.", error.strerror)
+            if path is None:
+                self._file.add("refused_dumps", 1)
+            else:
+                inform("flight recorder: %s, because of: %s.", path, reason)
+
+    def ask(self, reason: str) -> None:
+        """Ask for a dump, from any thread; the collector makes it in its next pass."""
+        self._asked.append(reason)
 
     def add(self, batch: StageBatch, offset_ns: NDArray[np.int64]) -> None:
         """Write what became of resolved stages: their GPU times, and their ids as they are exported."""
@@ -166,10 +174,15 @@ class FlightRecorder:
 
 
 class FirstStage:
-    """Opens the file when a child of a fork has its first stage: most have none, and need no memory for one."""
+    """
+    Opens the file with the first stage.
 
-    def __init__(self, period: Period) -> None:
-        self._period = period
+    That of a child of a fork: most have none, and need no memory for one. And that of `gpuscope run`'s program: other
+    commands read such files, and must not make another in the place of one.
+    """
+
+    def __init__(self, period: Period, *, is_child: bool) -> None:
+        self._period, self._is_child = period, is_child
         self._turn = threading.Lock()
 
     def begin(self, record: StageRecord) -> None:
@@ -177,7 +190,8 @@ class FirstStage:
         if self._turn.acquire(blocking=False):  # Who comes meanwhile is not in the file.
             recorder = self._period.recorder
             recorder.flight = None
-            _open(self._period, is_child=True)
+            if not is_our_command():
+                _open(self._period, is_child=self._is_child)
             if recorder.flight is not None:
                 recorder.flight.begin(record)
 
@@ -186,9 +200,9 @@ class FirstStage:
 
 
 def attach(period: Period, *, is_child: bool) -> None:
-    """Give a period of recording its flight recorder; the child of a fork gets it with its first stage."""
-    if is_child:
-        period.recorder.flight = FirstStage(period)
+    """Give a period of recording its flight recorder, at once or with its first stage."""
+    if is_child or is_our_command():
+        period.recorder.flight = FirstStage(period, is_child=is_child)
     else:
         _open(period, is_child=False)
 

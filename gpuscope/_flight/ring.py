@@ -10,6 +10,7 @@ stage.
 from __future__ import annotations
 
 import itertools
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,6 +60,8 @@ class RingInPython:
 
     def __init__(self, file: Any, slow_ns: int) -> None:
         self._file: Any = file
+        self._pid = os.getpid()
+        """Of the process whose ring it is; a library may fork without Python's knowledge."""
         self._count = (len(file) - layout.RING_AT) // layout.SLOT_BYTES
         if self._count < 2:  # noqa: PLR2004 - as in C
             raise ValueError("no room for a ring")
@@ -83,7 +86,7 @@ class RingInPython:
                 return
             ns, failed = max(0, record.end_ns - record.start_ns), error is not None
             end = ns << 2 | failed << 1 | 1
-            if self._is_of(at, record):
+            if self._is_of(at, record) and os.getpid() == self._pid:
                 layout.NUMBER.pack_into(self._file, at + layout.END_AT, end)
             else:
                 self._write(self._fields(record, end), self._word(record))
@@ -153,6 +156,8 @@ class RingInPython:
 
     def _write(self, fields: tuple[int, ...], word: int) -> int:
         """Write a record into the next slot, and return where that is."""
+        if os.getpid() != self._pid:
+            raise ProcessLookupError
         lap, at = self._take_slot()
         # As in C: whatever ends the process, the word is there last.
         layout.NUMBER.pack_into(self._file, at + _FIELDS * 8, 0)

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuscope._data.attributes import PROCESS_PID, SERVICE_NAME
 from gpuscope._data.plain.durations import duration
 from gpuscope._errors import CommandError
 from gpuscope.commands import _console
@@ -79,12 +80,12 @@ def read_ring(path: str) -> FlightRing:
             f"cannot read {path!r}: {error.strerror or error}. GPUSCOPE=1 GPUSCOPE_FLIGHT={path} has a program make it."
         ) from error
     except NotAFlightError as error:
-        raise CommandError(f"{path!r} is {error}.") from error
+        raise CommandError(f"{path!r} is not the file of a flight recorder, or one that was not finished.") from error
 
 
 def _resource(ring: FlightRing) -> dict[str, Clean]:
     """Return the attributes of the process; little where it died within its first second."""
-    return dict(ring.resource) or {"service.name": "unknown_service", "process.pid": ring.head["pid"]}
+    return dict(ring.resource) or {SERVICE_NAME: "unknown_service", PROCESS_PID: ring.head["pid"]}
 
 
 def is_held(path: str) -> bool:

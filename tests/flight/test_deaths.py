@@ -140,10 +140,10 @@ os._exit(0)
 """
 
 
-@pytest.mark.skipif(native is None, reason="the twin learns of forks by Python alone")
-def test_a_child_that_python_did_not_fork_writes_nothing(run_python, tmp_path):
+@pytest.mark.parametrize("parts", ["1", "0"])
+def test_a_child_that_python_did_not_fork_writes_nothing(parts, run_python, tmp_path):
     """A library may fork by itself."""
-    done = run_python(FORKS_IN_C)
+    done = run_python(FORKS_IN_C, GPUSCOPE_NATIVE=parts)
     assert done.returncode == 0, done.stderr
     assert names_in(read_flight(tmp_path / "flight")) == ["parent", "parent"]
 

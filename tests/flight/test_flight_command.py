@@ -122,6 +122,26 @@ def test_a_file_without_stages_is_said(make_bench, tmp_path, capsys):
     assert "no stage is in" in capsys.readouterr().err
 
 
+def test_our_commands_make_no_file(run_python, tmp_path):
+    """With the variables of the service in the shell they read its file; `gpuscope run` makes one for its program."""
+    flight = str(tmp_path / "flight")
+    program_of_users = "import gpuscope\nwith gpuscope.stage('request'): pass\n"
+    (tmp_path / "serve.py").write_text(program_of_users)
+    environ = {"GPUSCOPE": "1", "GPUSCOPE_EXPORTER": "none", "GPUSCOPE_FLIGHT": flight}
+
+    def command(*arguments):
+        text = "import runpy, sys; sys.argv[:] = sys.argv[1:]; runpy.run_module('gpuscope', run_name='__main__')"
+        return run_python(text, str(tmp_path / "gpuscope"), *arguments, **environ)
+
+    assert command("flight", flight).returncode == 2
+    assert not (tmp_path / "flight").exists()
+    assert command("run", str(tmp_path / "serve.py")).returncode == 0
+    inode = (tmp_path / "flight").stat().st_ino
+    done = command("flight", flight)
+    assert (done.returncode, "1 stage of" in done.stdout) == (0, True), done.stderr
+    assert (tmp_path / "flight").stat().st_ino == inode
+
+
 def test_the_file_itself_is_not_overwritten(path, capsys):
     """By whatever name it is given."""
     before = path.read_bytes()

@@ -97,7 +97,7 @@ def test_flags_and_errors_are_kept(make_bench, path):
     bench.collect()
     ring = read_flight(path)
     assert [flags & RowFlag.WARMUP for flags in flags_of(ring.resolved).tolist()] == [RowFlag.WARMUP, 0]
-    assert spans_of(path)["is cold", "host"].status[0] == "ERROR"
+    assert spans_of(path)["is cold", "host"].status == "ERROR"
 
 
 def test_the_account_is_in_the_head(flying, path):
@@ -148,6 +148,13 @@ def test_dumps_that_are_too_many_are_counted(flying, path):
             flying.clock.advance(1)
         passes(flying)
     assert (reasons(path), read_flight(path).head["refused_dumps"]) == (["slow"], 2)
+
+
+def test_others_may_ask(flying, path):
+    """By a word that becomes part of the name."""
+    flying.engine.recorder.flight_recorder.ask("stall")
+    passes(flying)
+    assert reasons(path) == ["stall"]
 
 
 def test_gpu_memory_that_runs_out_is_dumped(flying, path, monkeypatch):
