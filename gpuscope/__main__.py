@@ -1,5 +1,5 @@
 """
-The command line: `gpuscope demo`, `doctor`, `report`, `compare`, `send`, `flight`, `profile`, `run`.
+The command line: `gpuscope demo`, `doctor`, `report`, `compare`, `send`, `flight`, `top`, `profile`, `run`.
 
 Only finds the command and turns its failure into an exit code; what a command does is in `gpuscope.commands`.
 """
@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuscope._errors import CommandError
-from gpuscope.commands import compare, demo, doctor, flight, profile, report, run, send
+from gpuscope.commands import compare, demo, doctor, flight, profile, report, run, send, top
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": compare,
     "send": send,
     "flight": flight,
+    "top": top,
     "profile": profile,
     "run": run,
 }

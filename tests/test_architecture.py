@@ -49,8 +49,11 @@ BEHIND_THE_DOORS = (
     "_program.py",
     "run.py",
     "profile.py",
+    "screen.py",
     "send.py",
     "sitecustomize.py",
+    "sources.py",
+    "top.py",
 )
 """Of `commands/`, those that may import private rooms."""
 ORDER = ("_reading/", "_structure/", "_busy/", "_verdicts/", "_viewers/")
