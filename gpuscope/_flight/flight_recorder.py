@@ -70,7 +70,13 @@ class FlightRecorder:
         self._asked: deque[str] = deque(maxlen=_MOST_ASKED)
         self._devices: set[int] = set()
         self._is_described = False
+        self._pid = os.getpid()
         self._begin()
+
+    @property
+    def _is_ours(self) -> bool:
+        """Whether this is not the child of a fork that Python did not make, as a library may."""
+        return self._pid == os.getpid()
 
     def _begin(self) -> None:
         file = self._file
@@ -86,7 +92,8 @@ class FlightRecorder:
     def poll(self) -> None:
         """Note the account, and make a dump if one is wanted; the collector calls it once per pass."""
         try:
-            self._poll()
+            if self._is_ours:
+                self._poll()
         except Exception as error:  # The pass goes on.
             _warnings.warn("pass", "a pass of the flight recorder failed: %s.", shown(error))
 
@@ -137,6 +144,8 @@ class FlightRecorder:
     def add(self, batch: StageBatch, offset_ns: NDArray[np.int64]) -> None:
         """Write what became of resolved stages: their GPU times, and their ids as they are exported."""
         try:
+            if not self._is_ours:
+                return
             self.ring.write(records_of(batch, self.ring, offset_ns))
             self._file.put("offset_ns", int(offset_ns.max()))  # As exporters place them, so that both agree.
             for index, device in batch.devices.items():
@@ -154,6 +163,8 @@ class FlightRecorder:
 
     def close(self) -> None:
         """Make the last dump, say in the file that all went well, and let go of it."""
+        if not self._is_ours:
+            return
         with contextlib.suppress(Exception):  # The end of recording goes on.
             self._dump()
             self._file.put("seen_ns", self._clock())

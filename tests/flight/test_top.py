@@ -27,12 +27,12 @@ SERVES = """
 import os, sys, threading
 import gpuscope
 gpuscope.enable(exporters="none", flight="flight", interval_s=0.05)
+pause = threading.Event()
 def serve():
     while True:
         with gpuscope.stage("request"):
             with gpuscope.stage("infer"):
-                for _ in range(200):
-                    os.sched_yield()
+                pause.wait(0.002)
 threading.Thread(target=serve, daemon=True).start()
 with gpuscope.stage("hangs"):
     print("ready", flush=True)
@@ -93,9 +93,24 @@ class Terminal:
         return code, after
 
 
-def test_a_service_is_watched(service, tmp_path):
+@pytest.fixture
+def watch():
+    """Return a function that starts `gpuscope top` in a terminal of its own."""
+    started = []
+
+    def start(*arguments):
+        started.append(Terminal(*arguments))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+
+
+def test_a_service_is_watched(service, watch, tmp_path):
     """Rates, percentiles and what hangs; keys change the order, and `q` ends it and leaves the terminal as it was."""
-    terminal = Terminal(str(tmp_path / "flight"), "--interval", "0.1")
+    terminal = watch(str(tmp_path / "flight"), "--interval", "0.1")
     lines = terminal.until(r"request +[1-9]")
     assert lines[0].startswith(f"process {service.pid} runs: ")
     assert "nothing lost" in lines[1]
@@ -115,9 +130,9 @@ def test_a_service_is_watched(service, tmp_path):
     assert terminal.seen.endswith("\x1b[?25h\x1b[?1049l")
 
 
-def test_an_interrupt_leaves_the_terminal_as_it_was(service, tmp_path):
+def test_an_interrupt_leaves_the_terminal_as_it_was(service, watch, tmp_path):
     """Ctrl-C is as good as `q`, but for the exit code."""
-    terminal = Terminal(str(tmp_path / "flight"))
+    terminal = watch(str(tmp_path / "flight"))
     terminal.until("request")
     terminal.process.send_signal(2)
     code, after = terminal.end()
@@ -125,9 +140,9 @@ def test_an_interrupt_leaves_the_terminal_as_it_was(service, tmp_path):
     assert terminal.seen.rstrip().endswith("\x1b[?25h\x1b[?1049l")
 
 
-def test_the_end_of_a_service_is_seen(service, tmp_path):
+def test_the_end_of_a_service_is_seen(service, watch, tmp_path):
     """Its last ten seconds stay."""
-    terminal = Terminal(str(tmp_path / "flight"), "--interval", "0.1")
+    terminal = watch(str(tmp_path / "flight"), "--interval", "0.1")
     terminal.until(r"request +[1-9]")
     service.kill()
     lines = terminal.until("did not end well")
@@ -136,9 +151,9 @@ def test_the_end_of_a_service_is_seen(service, tmp_path):
     assert terminal.end()[0] == 0
 
 
-def test_a_file_that_goes_is_said(service, tmp_path):
+def test_a_file_that_goes_is_said(service, watch, tmp_path):
     """After the screen is as before."""
-    terminal = Terminal(str(tmp_path / "flight"), "--interval", "0.1")
+    terminal = watch(str(tmp_path / "flight"), "--interval", "0.1")
     terminal.until("request")
     (tmp_path / "flight").unlink()
     assert terminal.end()[0] == 2
