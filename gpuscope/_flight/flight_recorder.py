@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -116,9 +117,11 @@ class FlightRecorder:
         file.put("untimed", sum(account.untimed.values()))
 
     def _describe(self) -> None:
-        from gpuscope.exporters._encoding.resource import resource_attributes  # Takes milliseconds.
+        from gpuscope.exporters._encoding.resource import basic_attributes, resource_attributes  # They take a while.
 
-        text = json.dumps(resource_attributes())
+        # To import the SDK for this alone would hold the GIL for long.
+        has_sdk = "opentelemetry.sdk.resources" in sys.modules
+        text = json.dumps(resource_attributes() if has_sdk else basic_attributes())
         if len(text) <= layout.RESOURCE_BYTES - 4:
             write_text(self._file.mapped, layout.RESOURCE_AT, text, layout.RESOURCE_BYTES)
 

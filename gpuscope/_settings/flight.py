@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from gpuscope._settings.environment import FALSE_WORDS, TRUE_WORDS
 from gpuscope._settings.fields import setting
 from gpuscope._settings.parsers import count
 
@@ -17,9 +18,12 @@ _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) *(ms|s|min|)")
 
 def path(text: str) -> str:
     """Return the path of a file; nothing for none."""
-    if "\0" in text:
-        raise ValueError("the path of a file")
-    return text.strip()
+    word = text.strip()
+    if word.lower() in FALSE_WORDS:
+        return ""
+    if "\0" in word or word.lower() in TRUE_WORDS:
+        raise ValueError("the path of a file, such as /dev/shm/serve.flight, or 0 for none")
+    return word
 
 
 def duration(text: str) -> float:
