@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from gpuscope._data import flight as layout
 from gpuscope._data.plain.values import shown
+from gpuscope._data.statistics import ROOM
 from gpuscope._flight.dumps import Dumps
 from gpuscope._flight.files import FlightFile, RefusedError, open_file
 from gpuscope._flight.resolved import records_of
@@ -112,7 +113,7 @@ class FlightRecorder:
         file.put("waiting", account.pending)
         file.put("recorded", account.recorded)
         file.put("exported", account.exported)
-        file.put("dropped", sum(account.dropped.values()))
+        file.put("dropped", sum(count for reason, count in account.dropped.items() if reason in ROOM))
         file.put("lost", sum(account.lost.values()))
         file.put("untimed", sum(account.untimed.values()))
 

@@ -3,8 +3,9 @@ The flight recorder's ring: the newest stages, in a file that is mapped into mem
 
 What is in the mapping belongs to the kernel, so it is there whatever ends the process: no signal is handled, and
 nothing is flushed. A stage has one record, which gets its end where it stands. A record of a stage that still runs is
-stepped over when the ring comes round, so that what hangs is still there an hour later. Nothing here raises into a
-stage.
+stepped over when the ring comes round, so that what hangs is still there an hour later. The ring is two, one half each:
+what the collector writes, perhaps late and much at once, takes no place of what stages write. Nothing here raises into
+a stage.
 """
 
 from __future__ import annotations
@@ -62,11 +63,12 @@ class RingInPython:
         self._file: Any = file
         self._pid = os.getpid()
         """Of the process whose ring it is; a library may fork without Python's knowledge."""
-        self._count = (len(file) - layout.RING_AT) // layout.SLOT_BYTES
-        if self._count < 2:  # noqa: PLR2004 - as in C
+        self._count = (len(file) - layout.RING_AT) // layout.SLOT_BYTES // 2
+        """Of each half."""
+        if not self._count:
             raise ValueError("no room for a ring")
         self._slow_ns = slow_ns
-        self._places = itertools.count()
+        self._places = itertools.count(), itertools.count()
         """Each is given to one record: to take the next is one step, so that no two threads have the same."""
         self._wanted = 0
         self._sites: dict[Site, int] = {}
@@ -100,7 +102,7 @@ class RingInPython:
         """As in `Ring`."""
         with suppress(Exception):  # As above.
             for *fields, word in layout.SLOT.iter_unpack(records):
-                self._write(tuple(fields), word)
+                self._write(tuple(fields), word, 1)
 
     def site(self, site: Site) -> int:
         """As in `Ring`."""
@@ -154,21 +156,21 @@ class RingInPython:
         self._write((high, low, span_id, why, start_ns, ns, thread), word)
         self._wanted |= why
 
-    def _write(self, fields: tuple[int, ...], word: int) -> int:
-        """Write a record into the next slot, and return where that is."""
+    def _write(self, fields: tuple[int, ...], word: int, half: int = 0) -> int:
+        """Write a record into the next slot of the stages' half, or the collector's, and return where that is."""
         if os.getpid() != self._pid:
             raise ProcessLookupError
-        lap, at = self._take_slot()
+        lap, at = self._take_slot(half)
         # As in C: whatever ends the process, the word is there last.
         layout.NUMBER.pack_into(self._file, at + _FIELDS * 8, 0)
         word = layout.checked(fields, word | lap % layout.LAPS << layout.LAP_AT)
         layout.SLOT.pack_into(self._file, at, *fields, word)
         return at
 
-    def _take_slot(self) -> tuple[int, int]:
-        for skipped, place in enumerate(self._places):
+    def _take_slot(self, half: int) -> tuple[int, int]:
+        for skipped, place in enumerate(self._places[half]):
             lap, slot = divmod(place, self._count)
-            at = layout.RING_AT + slot * layout.SLOT_BYTES
+            at = layout.RING_AT + (slot + half * self._count) * layout.SLOT_BYTES
             *fields, word = layout.SLOT.unpack_from(self._file, at)
             if word & 15 != layout.STAGE or fields[5] or skipped == layout.MOST_SKIPPED:
                 break

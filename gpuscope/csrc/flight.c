@@ -22,16 +22,18 @@ static Number check_of(const Number *field, Number word) {
 }
 
 /* The next slot, past those of stages that still run. */
-static Slot *take_slot(FlightRing *ring, Number *lap) {
+static Slot *take_slot(FlightRing *ring, int which, Number *lap) {
+    Part *part = &ring->parts[which];
+    Slot *slots = ring->slots + (which == OF_COLLECTOR ? ring->count : 0);
     for (int skipped = 0;; skipped++) {
-        Slot *slot = &ring->slots[ring->cursor];
-        *lap = ring->lap;
-        if (++ring->cursor == ring->count) {
-            ring->cursor = 0;
-            ring->lap++;
+        Slot *slot = &slots[part->cursor];
+        *lap = part->lap;
+        if (++part->cursor == ring->count) {
+            part->cursor = 0;
+            part->lap++;
         }
 #ifdef __GNUC__
-        __builtin_prefetch(&ring->slots[ring->cursor], 1);
+        __builtin_prefetch(&slots[part->cursor], 1);
 #endif
         Number word = atomic_load_explicit(&slot->word, memory_order_relaxed);
         int runs = (word & KIND_MASK) == STAGE_KIND && !atomic_load_explicit(&slot->field[END], memory_order_relaxed);
@@ -39,9 +41,9 @@ static Slot *take_slot(FlightRing *ring, Number *lap) {
     }
 }
 
-static Slot *write_slot(FlightRing *ring, const Number *field, Number word) {
+static Slot *write_slot(FlightRing *ring, int which, const Number *field, Number word) {
     Number lap;
-    Slot *slot = take_slot(ring, &lap);
+    Slot *slot = take_slot(ring, which, &lap);
     word |= lap << LAP_SHIFT;
     /* Whatever ends the process: the word is not there before all else is, and that of before is gone by then. */
     atomic_store_explicit(&slot->word, 0, memory_order_relaxed);
@@ -151,7 +153,7 @@ static void fields_of(FlightRing *ring, StageRecord *record, Number *field, Numb
 void flight_write_begin(FlightRing *ring, StageRecord *record) {
     Number field[7], word;
     fields_of(ring, record, field, &word);
-    record->flight = (Number)(write_slot(ring, field, word) - ring->slots) + 1;
+    record->flight = (Number)(write_slot(ring, OF_STAGES, field, word) - ring->slots) + 1;
 }
 
 /* A request that asks for a dump says so in the ring, and the collector looks. */
@@ -160,7 +162,7 @@ static void mark(FlightRing *ring, StageRecord *record, unsigned why, long long 
     fields_of(ring, record, field, &word);
     field[3] = why;
     field[END] = (Number)ns;
-    write_slot(ring, field, (word & ~(Number)KIND_MASK) | MARK_KIND);
+    write_slot(ring, OF_STAGES, field, (word & ~(Number)KIND_MASK) | MARK_KIND);
     ring->wanted |= why;
 }
 
@@ -181,7 +183,7 @@ void flight_write_end(FlightRing *ring, StageRecord *record, PyObject *error) {
         Number field[7], word;
         fields_of(ring, record, field, &word);
         field[END] = end;
-        write_slot(ring, field, word);
+        write_slot(ring, OF_STAGES, field, word);
     }
     if (is_present(record->outer)) return;
     unsigned why = ring->slow_ns && ns >= ring->slow_ns ? WANT_SLOW : 0;
@@ -226,7 +228,7 @@ static PyObject *write_records(FlightRing *self, PyObject *records) {
         for (Py_ssize_t at = 0; at + (Py_ssize_t)sizeof(Slot) <= given.len; at += (Py_ssize_t)sizeof(Slot)) {
             Number field[8];
             memcpy(field, (char *)given.buf + at, sizeof field);
-            write_slot(self, field, field[7]);
+            write_slot(self, OF_COLLECTOR, field, field[7]);
         }
     PyBuffer_Release(&given);
     Py_RETURN_NONE;
@@ -277,7 +279,7 @@ static PyObject *new_ring(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSE
     self->view = view;
     self->base = view.buf;
     self->slots = (Slot *)(self->base + RING_AT);
-    self->count = ((size_t)view.len - RING_AT) / sizeof(Slot);
+    self->count = ((size_t)view.len - RING_AT) / sizeof(Slot) / 2;
     self->slow_ns = slow_ns;
     self->forks = flight_forks;
     self->sites = PyMem_Calloc(SITE_BUCKETS, sizeof(Known));

@@ -29,13 +29,21 @@ typedef struct {
     Number value;
 } Known;
 
+/* The ring is two: what the collector writes, perhaps late and much at once, takes no place of what stages write. */
+enum { OF_STAGES, OF_COLLECTOR };
+
+typedef struct {
+    size_t cursor;
+    Number lap;
+} Part;
+
 typedef struct {
     PyObject_HEAD
     Py_buffer view;
     char *base; /* Null once it is closed. */
     Slot *slots;
-    size_t count, cursor;
-    Number lap;
+    size_t count; /* Of each part. */
+    Part parts[2];
     long long slow_ns; /* 0: no request is slow. */
     unsigned wanted, site_count, thread_count, forks;
     Known *sites, *threads, last_thread;

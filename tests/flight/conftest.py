@@ -16,9 +16,10 @@ MAIN = ThreadInfo(7, "MainThread")
 
 
 class Ring:
-    """One twin over bytes of its own, and what a reader makes of them."""
+    """One twin over bytes of its own, with so many slots for stages, and what a reader makes of them."""
 
     def __init__(self, make, record_type, slots, slow_ns, folder):
+        slots *= 2
         self.data = bytearray(layout.RING_AT + slots * layout.SLOT_BYTES + 64)
         self.ring = make(self._aligned(slots), slow_ns)
         self.record_type, self.slots, self.folder = record_type, slots, folder

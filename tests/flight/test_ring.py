@@ -198,6 +198,16 @@ def test_many_threads_write_at_once(make_ring):
     assert durations_ns(found.stages).tolist() == numbers
 
 
+def test_the_collector_takes_no_place_of_stages(make_ring, site):
+    """However much it writes at once, and however late."""
+    ring = make_ring(slots=8)
+    for _ in range(8):
+        ring.run(site)
+    ring.ring.write(b"".join(layout.SLOT.pack(1, 2, 3, n, 5, 6, 7, layout.RESOLVED) for n in range(100)))
+    found = ring.read()
+    assert (len(found.stages), found.resolved[:, 3].tolist()) == (8, [96, 97, 98, 99, 92, 93, 94, 95])
+
+
 def test_a_closed_ring_takes_nothing(make_ring, site):
     """Neither beginnings nor ends nor records of the collector, and nothing is raised."""
     ring = make_ring()
@@ -212,7 +222,7 @@ def test_a_closed_ring_takes_nothing(make_ring, site):
 def test_a_ring_needs_room(make_ring):
     """Fewer than two records are none."""
     with pytest.raises(ValueError, match="no room"):
-        make_ring(slots=1)
+        make_ring(slots=0)
 
 
 @pytest.mark.skipif(native is None, reason="needs both twins")
