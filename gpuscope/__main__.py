@@ -1,5 +1,5 @@
 """
-The command line: `gpuscope demo`, `doctor`, `report`, `why`, `compare`, `send`, `profile`, `run`.
+The command line: `gpuscope demo`, `doctor`, `report`, `why`, `compare`, `send`, `flight`, `top`, `profile`, `run`.
 
 Only finds the command and turns its failure into an exit code; what a command does is in `gpuscope.commands`.
 """
@@ -12,7 +12,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuscope._errors import CommandError
-from gpuscope.commands import compare, demo, doctor, profile, report, run, send, why
+from gpuscope.commands import compare, demo, doctor, flight, profile, report, run, send, why
+from gpuscope.commands._top import command as top
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,8 @@ COMMANDS = {
     "why": why,
     "compare": compare,
     "send": send,
+    "flight": flight,
+    "top": top,
     "profile": profile,
     "run": run,
 }

@@ -105,6 +105,10 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
         )
         if state.look is not None:
             state.look.attach(engine.recorder)
+        if config.flight:
+            from gpuscope._flight.flight_recorder import attach
+
+            attach(engine, is_child=state.is_fork)
         state.switch_to(engine.recorder)
         engine.follow_program()
         if config.graph_stages or config.sample_hz:

@@ -96,7 +96,9 @@ def capture(**settings: object) -> Iterator[Captured]:
         name: settings.pop(name) for name in ("device", "nvtx", "clock", "epoch_clock") if name in settings
     }
     parts["exporters"] = (_KeepsBatches(spans),)
-    config = to_record(state.config, {"exporters": "none", "interval_s": 0.005, "strict": True, **settings})
+    config = to_record(
+        state.config, {"exporters": "none", "interval_s": 0.005, "strict": True, "flight": "", **settings}
+    )
     with _runtime.period(config, **cast("_runtime.Parts", parts)):
         yield spans
     spans.sort(key=lambda span: span.start_ns)

@@ -44,13 +44,17 @@ BEHIND_THE_DOORS = (
     "checks.py",
     "diagnosis.py",
     "doctor.py",
+    "flight.py",
     "options.py",
     "_program.py",
     "run.py",
     "profile.py",
+    "screen.py",
     "send.py",
     "sitecustomize.py",
     "watching.py",
+    "sources.py",
+    "command.py",
 )
 """Of `commands/`, those that may import private rooms."""
 ORDER = ("_reading/", "_structure/", "_busy/", "_verdicts/", "_viewers/")

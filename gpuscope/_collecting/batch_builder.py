@@ -69,6 +69,8 @@ class BatchBuilder:
         self._wall = WallClock(clock, epoch_clock)
         self._device_infos: dict[int, DeviceInfo] = {}
         self._inner = InnerRows(warmup)
+        self.offset_ns: NDArray[np.int64] = np.array(0)
+        """By so much the times of the last batch are later than the records': of each row, or of all."""
         self._begin()
 
     def _begin(self) -> None:
@@ -205,7 +207,7 @@ class BatchBuilder:
             self._begin()
 
     def _assemble(self, rows: NDArray[np.void], bridge: Bridge | None) -> StageBatch:
-        offset_ns = np.array(self._offsets_ns or self._offset_ns or 0, np.int64)
+        offset_ns = self.offset_ns = np.array(self._offsets_ns or self._offset_ns or 0, np.int64)
         has_gpu = rows["gpu_end_ns"] != 0
         span_id, device = rows["span_id"].copy(), rows["device"].astype(np.int32)
         gpu_span_id = np.where(rows["flags"] & _IN_GRAPH, span_id, span_id ^ _GPU_BIT)

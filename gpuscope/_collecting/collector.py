@@ -130,9 +130,7 @@ class Collector:
     def statistics(self) -> Statistics:
         """Return the account of this moment."""
         return self._recorder.ledger.statistics(
-            self._queue,
-            self._recorder.replays,
-            uncertainty_ns=self._intake.uncertainty_ns,
+            *(self._queue, self._recorder.replays),
             exporters=self.active_exporters.names,
             route=self.active_exporters.route,
             observed=self._intake.observed,
@@ -206,6 +204,7 @@ class Collector:
 
     def _tell_of_pass(self) -> None:
         try:
+            self._recorder.poll_flight()
             self._on_pass(self._recorder)
         except BaseException as error:  # A deep look that cannot begin is not a reason to stop collecting.
             self.warnings.warn("look", "checking whether a deep look was asked for failed: %s.", shown(error))

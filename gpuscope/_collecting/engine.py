@@ -257,6 +257,7 @@ class Engine:
             self.recorder.accept(_late)
             self._closed = True
             self._retire_bridge()
+            self.recorder.end_flight()
             device = self.recorder.device
             if finished and isinstance(device, CudaDevice):
                 device.release()
@@ -279,6 +280,7 @@ class Engine:
         self._claimed_end.acquire(blocking=False)
         forget_what_waits()
         self.recorder.device.close()
+        self.recorder.end_flight(is_fork=True)
         # The hot path reads both: no range is opened any more, and no record finds room.
         self.recorder.nvtx = None
         self.recorder.accept(RecordQueue(0))

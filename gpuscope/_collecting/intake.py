@@ -125,15 +125,12 @@ class Intake:
         return len(self._builder)
 
     @property
-    def uncertainty_ns(self) -> int | None:
-        """Half the bracket of the latest anchor, the largest over the devices."""
-        return self._resolver.uncertainty_ns
-
-    @property
     def observed(self) -> Observed:
-        """What streams and NVML answered so far, whether they are asked, in words, and what events take."""
+        """How far off GPU times may be, what streams and NVML answered, if they are asked, and what events take."""
         samples = ({}, "") if self.samples is None else (self.samples.account(), self.samples.state)
-        return Observed(*samples, self.watch.uses, self.watch.state, self._resolver.event_cost_ns)
+        return Observed(
+            self._resolver.uncertainty_ns, *samples, self.watch.uses, self.watch.state, self._resolver.event_cost_ns
+        )
 
     @property
     def pending(self) -> int:
@@ -198,6 +195,7 @@ class Intake:
             past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
         batch = self._builder.finish(self._recorder.bridge, past_ns)
         self.watch.follow(batch.devices)
+        self._recorder.note(batch, self._builder.offset_ns)
         return batch
 
     def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:

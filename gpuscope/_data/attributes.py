@@ -19,6 +19,8 @@ GRAPH = "gpuscope.graph"
 """On the GPU span of a stage inside a replay of a CUDA graph."""
 UNPLACED = "gpuscope.unplaced"
 """On a GPU span whose duration alone is known."""
+NOT_ENDED = "gpuscope.not_ended"
+"""On a stage from a flight recorder that still ran; its end is the last moment that is known."""
 
 HOST_DURATION = "gpuscope.host.duration"
 """This and the next three are in seconds."""
@@ -99,9 +101,11 @@ FLAGS = {
     RowFlag.IN_GRAPH: GRAPH,
     RowFlag.UNPLACED: UNPLACED,
     RowFlag.SHARED: SHARED,
+    RowFlag.NOT_ENDED: NOT_ENDED,
 }
 """The attribute for each flag of a row. `REMOTE_PARENT` has none, because a span has a field for it."""
-HOST_FLAGS = {flag: FLAGS[flag] for flag in (RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP, RowFlag.SHARED)}
+_OF_HOST = RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP, RowFlag.SHARED, RowFlag.NOT_ENDED
+HOST_FLAGS = {flag: FLAGS[flag] for flag in _OF_HOST}
 """Those that a host span shows."""
 _OF_GPU = RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.IN_GRAPH, RowFlag.UNPLACED, RowFlag.SHARED
 GPU_FLAGS = {flag: FLAGS[flag] for flag in _OF_GPU}

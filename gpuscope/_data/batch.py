@@ -52,6 +52,8 @@ class RowFlag(IntFlag):
     uncertainty reaches to when it was seen done. `CLAMPED` is set as well."""
     SHARED = 128
     """The light span of a batch in the trace of one of its members: no stage. All rows of its `StageBatch` are such."""
+    NOT_ENDED = 256
+    """A stage from a flight recorder that still ran; its end is the last moment that is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gpuscope._data.batch import DeviceInfo, SpanDetails
+    from gpuscope._data.flight import Flight
     from gpuscope._data.record import FromAbove, LazySpan, Site, StageRecord
     from gpuscope._data.wall_clock import WallClock
 
@@ -268,6 +269,7 @@ class RecorderFields:
         "clock",
         "current_context",
         "device",
+        "flight",
         "ledger",
         "look_for_provider",
         "nvtx",
@@ -285,6 +287,7 @@ class RecorderFields:
     current_context: Callable[[], object] | None
     """The bridge's, once there is one."""
     device: Device
+    flight: Flight | None
     ledger: Account
     look_for_provider: Callable[[], object] | None
     """The bridge's, once there is one."""

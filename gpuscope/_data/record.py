@@ -108,6 +108,7 @@ class StageRecord:
         "context_before",
         "end_ns",
         "error",
+        "flight",
         "members",
         "outer",
         "pair",
@@ -149,6 +150,8 @@ class StageRecord:
     """The open NVTX range, or None."""
     attributes: dict[str, object] | None
     error: ExceptionInfo | None
+    flight: int | None
+    """Where it stands in the flight recorder's ring, while it runs; or None."""
     members: FromAbove
     """The `Members` of a batch (`_recording.batches.members`), or None."""
 

@@ -197,13 +197,17 @@ class Statistics:
 
 
 class Observed(NamedTuple):
-    """What was asked of GPUs beside their events: fields of `Statistics`."""
+    """What was learnt of GPUs: fields of `Statistics`."""
 
+    clock_uncertainty_ns: int | None
     samples: dict[str, int]
     sampler: str
     gpus: tuple[GpuUse, ...]
     nvml: str
     event_cost_ns: int | None
+
+
+NOTHING_OBSERVED = Observed(None, {}, "", (), "", None)
 
 
 class Delivery:

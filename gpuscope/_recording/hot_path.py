@@ -36,7 +36,7 @@ from gpuscope._recording.queue import hold
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gpuscope._data.interfaces import Stream
+    from gpuscope._data.interfaces import Nvtx, Stream
     from gpuscope._data.record import ExceptionInfo, Site
     from gpuscope._recording.recorder import Recorder
 
@@ -54,7 +54,7 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
     """Start a run of a stage on this thread, in this context. The caller has set attributes and members."""
     record.start_ns = record.end_ns = 0
     record.outer = record.before = record.place = record.span = record.context_before = record.timed_stream = None
-    record.pair = record.range = record.error = None
+    record.pair = record.range = record.error = record.flight = None
     try:
         record.recorder, record.site = recorder, site
         outer = _find_outer(recorder)
@@ -86,6 +86,8 @@ def begin_in_python(recorder: Recorder, record: StageRecord, site: Site, stream:
             record.range = ranges
             ranges.extend(map(recorder.nvtx.begin, (site,), (suspends,)))
         record.start_ns = recorder.clock()
+        if recorder.flight is not None:
+            recorder.flight.begin(record)
         recorder.device.begin(record, stream)
     except BaseException as error:  # Judged there: a part's is swallowed, the program's goes on.
         _begin_failed(recorder, record, error)
@@ -132,6 +134,8 @@ def _begin_failed(recorder: Recorder, record: StageRecord, error: BaseException)
             record.thread = thread_info()
     with contextlib.suppress(Exception):  # It may be the clock that failed; the stage is counted by now.
         record.start_ns = record.start_ns or recorder.clock()
+        if native is None and recorder.flight is not None and record.flight is None:
+            recorder.flight.begin(record)
 
 
 def undo(recorder: Recorder, record: StageRecord) -> None:
@@ -145,6 +149,8 @@ def undo(recorder: Recorder, record: StageRecord) -> None:
         close_range(record)
     with contextlib.suppress(Exception):
         recorder.device.give_back(record)
+    with contextlib.suppress(Exception):  # Most have none.
+        recorder.flight.end(record, None)  # type: ignore[union-attr]
 
 
 def start_in_python(recorder: Recorder, site: Site, stream: Stream, suspends: int) -> StageRecord:
@@ -164,21 +170,27 @@ def end_in_python(record: StageRecord, error: BaseException | None) -> None:
         if record.pair is not None:
             recorder.device.end(record)
         record.end_ns = recorder.clock()
+        if recorder.flight is not None:
+            recorder.flight.end(record, error)
         if step_out(record) == TAKEN_OUT:
             if record.span is not None:
                 recorder.bridge.leave(record)  # type: ignore[union-attr]  # It has put the span there.
         elif record.span is not None:
             recorder.bridge.leave_elsewhere(record)  # type: ignore[union-attr]
         if isinstance(record.range, list) and recorder.nvtx is not None:
-            if isinstance(record.range[-1], list):  # Its door knows whether it is closed.
-                recorder.nvtx.end(record.range[-1])
-            # Takes it out and closes it, in one step.
-            deque(map(recorder.nvtx.end, iter(record.range.pop, None)), 0)
+            _leave_range(recorder.nvtx, record.range)
         if error is not None:
             record.error = _note_error(error, record)
         _hand_over(recorder, left)
     except BaseException as failure:  # As above.
         _end_what_is_left(recorder, record, failure, record not in left)
+
+
+def _leave_range(nvtx: Nvtx, opened: list[object]) -> None:
+    if isinstance(opened[-1], list):  # Its door knows whether it is closed.
+        nvtx.end(opened[-1])
+    # Takes it out and closes it, in one step.
+    deque(map(nvtx.end, iter(opened.pop, None)), 0)
 
 
 def _hand_over(recorder: Recorder, left: list[StageRecord | None]) -> None:
@@ -199,6 +211,8 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord, error: BaseExcept
                 recorder.device.end(record)
             record.end_ns = recorder.clock()
     record.end_ns = record.end_ns or record.start_ns or 1
+    if native is None and recorder.flight is not None:
+        recorder.flight.end(record, None)
     _leave_contexts(recorder, record)
     with contextlib.suppress(Exception):
         close_range(record)

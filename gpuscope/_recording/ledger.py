@@ -13,7 +13,7 @@ from collections import Counter, deque
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gpuscope._data.statistics import Delivery, LookedStage, Observed, Statistics
+from gpuscope._data.statistics import NOTHING_OBSERVED, Delivery, LookedStage, Observed, Statistics
 from gpuscope._recording.batches.account import Faults, SharedSpans
 from gpuscope._recording.dynamo import elisions
 
@@ -157,10 +157,9 @@ class Ledger:
     def statistics(
         self,
         *queues: Waiting,
-        uncertainty_ns: int | None = None,
         exporters: tuple[str, ...] = (),
         route: str = "",
-        observed: Observed | None = None,
+        observed: Observed = NOTHING_OBSERVED,
     ) -> Statistics:
         """Return the account of this moment; stages that wait in the queues are pending."""
         with self._lock:
@@ -174,12 +173,11 @@ class Ledger:
                 dropped=dict(dropped),
                 lost=dict(self._lost),
                 untimed=dict(self._untimed),
-                clock_uncertainty_ns=uncertainty_ns,
                 exporters=exporters,
                 route=route,
                 graph_stages=dict(self._graph_stages),
                 elided=dict(elisions.places),
-                **({} if observed is None else observed._asdict()),
+                **observed._asdict(),
                 shared_spans=self.shared.counts(),
                 batch_faults=self.faults.counts(),
                 looks=tuple(self._looks.values()),

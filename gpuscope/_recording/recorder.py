@@ -18,6 +18,11 @@ from gpuscope._recording.queue import ByteBudget
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gpuscope._data.batch import StageBatch
+    from gpuscope._data.flight import FlightRecorder
     from gpuscope._data.interfaces import Bridge, Captures, Device, Queue, ReplaySink
     from gpuscope._recording.ledger import Ledger
     from gpuscope._recording.queue import RecordQueue
@@ -45,7 +50,7 @@ class Recorder(RecorderFields):
 
     """
 
-    __slots__ = ("_open", "budget", "captures", "replays")
+    __slots__ = ("_open", "budget", "captures", "flight_recorder", "replays")
     ledger: Ledger
 
     def __init__(
@@ -67,7 +72,9 @@ class Recorder(RecorderFields):
         self.device = device
         self.ledger = ledger
         self.clock = time.perf_counter_ns
-        self.nvtx = self.bridge = self.look_for_provider = self.current_context = None
+        self.nvtx = self.bridge = self.look_for_provider = self.current_context = self.flight = None
+        self.flight_recorder: FlightRecorder | None = None
+        """The collector's side of the flight recorder."""
         self._open = open_bridge
         self.captures: Captures | None = None
         """The captures of CUDA graphs that are going on, where stages inside graphs are wanted."""
@@ -87,3 +94,20 @@ class Recorder(RecorderFields):
     def accept(self, queue: RecordQueue) -> None:
         """Have records put where the collector takes them from: see `_recording.queue`."""
         self.queue, self.waiting, self.capacity = queue, queue.waiting, queue.half
+
+    def note(self, batch: StageBatch, offset_ns: NDArray[np.int64]) -> None:
+        """Have the flight recorder, if there is one, know what became of stages: see `FlightRecorder.add`."""
+        if self.flight_recorder is not None:
+            self.flight_recorder.add(batch, offset_ns)
+
+    def poll_flight(self) -> None:
+        """Have it do what is due in a pass of the collector's."""
+        if self.flight_recorder is not None:
+            self.flight_recorder.poll()
+
+    def end_flight(self, *, is_fork: bool = False) -> None:
+        """Let go of the flight recorder, if there is one; the child of a fork leaves the file to its parent."""
+        self.flight, flight = None, self.flight_recorder
+        if flight is not None:
+            self.flight_recorder = None
+            (flight.abandon if is_fork else flight.close)()

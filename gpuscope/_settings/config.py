@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, of_traces, read_all, setting
+from gpuscope._settings.flight import FLIGHT, FLIGHT_BYTES, FLIGHT_SLOW, NVML, PROFILE_EVERY
 from gpuscope._settings.keywords import checked
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
@@ -83,9 +84,7 @@ class Config:
         parse.between(0.0, 5000.0),
         "How often a second a thread of C asks the streams of stages whether they have work; `0` for never.",
     )
-    nvml: bool = setting(
-        False, "GPUSCOPE_NVML", parse.boolean, "`1`: NVML is asked how much GPUs are used, at what power.", "0"
-    )
+    nvml: bool = NVML
     batch_spans: str = setting(
         "all",
         "GPUSCOPE_BATCH_SPANS",
@@ -102,13 +101,10 @@ class Config:
         "Deep looks on demand: `signal` (send SIGUSR2 to the process for one) or a path (create that file for one).",
         "unset",
     )
-    profile_every_s: float = setting(
-        0.0,
-        "GPUSCOPE_PROFILE_EVERY",
-        parse.time(10.0, 604_800.0),
-        "Seconds from one short deep look to the next, on average, or with a unit: `90s`, `10m`, `2h`.",
-        "unset",
-    )
+    profile_every_s: float = PROFILE_EVERY
+    flight: str = FLIGHT
+    flight_bytes: int = FLIGHT_BYTES
+    flight_slow_s: float = FLIGHT_SLOW
     stages: str = setting(
         "", "GPUSCOPE_STAGES", str.strip, "Functions to make stages of, by commas: `infer=app:f{n=len(x)}`.", "none"
     )
@@ -293,8 +289,7 @@ class Config:
     @property
     def only_spans_have_an_endpoint(self) -> bool:
         """Whether an endpoint was given for spans only, so that nobody said where metrics go."""
-        general = self.otlp_base_endpoint == USUAL_ENDPOINT
-        return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and general
+        return bool(self.otlp_endpoint) and not self.otlp_metrics_endpoint and self.otlp_base_endpoint == USUAL_ENDPOINT
 
 
 def read_environment() -> tuple[Config, list[Complaint]]:

@@ -48,7 +48,9 @@ def to_record(config: Config, settings: Mapping[str, object]) -> Config:
             raise TypeError(f"`{name}` is set by its variable only; {VARIABLES_ONLY[setting]}.")
     config = replace(config.changed(**settings), mode="on")
     if "file" in config.exporters:
-        _check_file(config.file)
+        _check_file("file", config.file)
+    if "flight" in given:
+        _check_file(given["flight"], config.flight)
     for setting, name in given.items():
         path = getattr(config, setting)
         if setting.endswith(_FILES) and path and not os.path.exists(path):  # noqa: PTH110 - as below
@@ -56,12 +58,12 @@ def to_record(config: Config, settings: Mapping[str, object]) -> Config:
     return config
 
 
-def _check_file(file: str) -> None:
+def _check_file(name: str, file: str) -> None:
     directory = os.path.dirname(file) or "."  # noqa: PTH120 - `pathlib` costs the import 2 ms
     if not os.path.isdir(directory):  # noqa: PTH112
-        raise ValueError(f"`file` is {file!r}: there is no directory {directory!r}; create it first.")
+        raise ValueError(f"`{name}` is {file!r}: there is no directory {directory!r}; create it first.")
     if os.path.isdir(file):  # noqa: PTH112
-        raise ValueError(f"`file` is {file!r}: that is a directory; name a file in it.")
+        raise ValueError(f"`{name}` is {file!r}: that is a directory; name a file in it.")
 
 
 def description(config: Config) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EXPORTERS = ("auto", "otlp", "sdk", "file", "none")
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 SAMPLERS = (
@@ -102,13 +102,15 @@ def time(low_s: float, high_s: float) -> Callable[[str], float]:
         word = text.strip().lower()
         if word in FALSE_WORDS:
             return 0.0
-        number, unit = (word[:-1], word[-1]) if word[-1] in _UNITS_S else (word, "s")
+        number = word.rstrip("".join(_UNITS_S) + " ")
         try:
-            seconds = float(number) * _UNITS_S[unit]
-        except ValueError:
+            seconds = float(number) * _UNITS_S[word[len(number) :].strip() or "s"]
+        except (ValueError, KeyError):
             seconds = float("nan")
         if seconds != 0 and not low_s <= seconds <= high_s:
-            raise ValueError(f"seconds from {low_s:g} to {high_s:g}, or with a unit as in 90s, 10m, 2h; 0 for never")
+            raise ValueError(
+                f"seconds from {low_s:g} to {high_s:g}, or with a unit as in 250ms, 90s, 10m, 2h; 0 for never"
+            )
         return seconds
 
     return parse

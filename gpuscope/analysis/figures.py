@@ -226,11 +226,12 @@ class _Counting:
         return _distribution(durations_ns[counted(self._recording, rows)])
 
     def _counts(self, rows: NDArray[np.int64]) -> _Counts:
-        warmup = self._recording.in_warmup_request[rows]
+        ended = rows[~self._recording.not_ended[rows]]
+        warmup = self._recording.in_warmup_request[ended]
         return {
             "calls": len(rows),
             "warmup_calls": int(warmup.sum()),
-            "only_warmup": bool(warmup.all()),
+            "only_warmup": bool(len(ended) and warmup.all()),
             "errors": int(self._recording.error[rows].sum()),
         }
 

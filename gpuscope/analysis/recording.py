@@ -188,6 +188,12 @@ class Recording:
         return flagged
 
     @cached_property
+    def not_ended(self) -> NDArray[np.bool_]:
+        """Which stages still ran when a flight recorder was read: they count in no percentile."""
+        running: NDArray[np.bool_] = (self.flags & RowFlag.NOT_ENDED) != 0
+        return running
+
+    @cached_property
     def in_warmup_request(self) -> NDArray[np.bool_]:
         """
         Is this call, or the request that it belongs to, a warm-up call?
@@ -195,7 +201,7 @@ class Recording:
         Figures, comparisons and the timeline's table leave these rows out: the first requests are slow in all that they
         contain, but one slow call inside does not make a request's other calls slow.
         """
-        either: NDArray[np.bool_] = self.warmup | self.warmup[self.root]
+        either: NDArray[np.bool_] = self.warmup | self.warmup[self.root] | self.not_ended
         return either
 
     @cached_property
@@ -206,7 +212,7 @@ class Recording:
         Verdicts leave these rows out, and those of warm-up requests: a verdict explains all of a call's time, and the
         warm-up inside is part of that.
         """
-        found: NDArray[np.bool_] = self.warmup.copy()
+        found: NDArray[np.bool_] = self.warmup | self.not_ended
         for rows, above in ancestors(self.parent):
-            found[above[self.warmup[rows]]] = True
+            found[above[self.warmup[rows] | self.not_ended[rows]]] = True
         return found

@@ -18,7 +18,7 @@ from gpuscope.analysis.durations import duration
 from gpuscope.commands import _console
 
 if TYPE_CHECKING:
-    from gpuscope.commands._pipeline import Pipeline
+    from gpuscope.commands._demo.pipeline import Pipeline
 
 HELP = "Run a six-stage image classification, print where the time goes, and write the spans to a file."
 SAMPLE = Path(__file__).parents[1] / "analysis" / "assets" / "h200.jsonl.gz"
@@ -128,10 +128,10 @@ def _next_steps(file: str, *, otlp: bool) -> None:
 
 
 def _build(model: str, device: str) -> Pipeline:
-    from gpuscope.commands import _pipeline
+    from gpuscope.commands._demo import pipeline
 
     try:
-        return _pipeline.build(model, device)
+        return pipeline.build(model, device)
     except ImportError as error:
         raise CommandError(f'`{error.name}` is missing; pip install "gpuscope[demo]" brings it.') from error
 

@@ -40,6 +40,7 @@ LOOKED = (
     "requests on, the 95 % interval."
 )
 OUTPUTS = ("html", "perfetto", "jaeger", "json")
+_MOST_NOT_ENDED = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         return 0  # For another program, which would not know what to make of a table.
     _console.say(findings.summary())
     print()
-    _console.say([_headline(recording, figures), *_runs(recording)])
+    _console.say([_headline(recording, figures), *_not_ended(recording), *_runs(recording)])
     print()
     console.print(_table(figures))
     print()
@@ -151,6 +152,19 @@ def _headline(recording: Recording, figures: Figures) -> str:
         f"{_console.count(len(recording.stage), 'stage')} in {_console.count(requests, 'request')} of "
         f"{_console.count(len(figures.processes), 'process')} within {duration(1e3 * figures.seconds)}."
     )
+
+
+def _not_ended(recording: Recording) -> Iterator[str]:
+    """Yield a line on stages that still ran when a flight recorder was read."""
+    rows = recording.not_ended.nonzero()[0].tolist()
+    if rows:
+        took_ns = recording.host_end_ns - recording.host_start_ns
+        named = [
+            f"{_console.printable(recording.names[recording.stage[row]])} for {duration(took_ns[row] / 1e6)}"
+            for row in rows[:_MOST_NOT_ENDED]
+        ]
+        more = f" and {len(rows) - len(named)} more" if len(rows) > len(named) else ""
+        yield f"Not ended, and in no percentile: {', '.join(named)}{more}."
 
 
 def _runs(recording: Recording) -> Iterator[str]:

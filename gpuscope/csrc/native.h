@@ -5,7 +5,7 @@
  * twins are in `_data/record.py`, `_data/interfaces.py`, `_data/row.py`, `_recording/hot_path.py`,
  * `_recording/current_stage.py`, `_recording/block.py`, `_recording/state.py`, `_recording/stage.py`,
  * `_recording/wrap.py`, `_recording/batches/token.py`, `_cuda/driver.py`, `_cuda/cuda_device.py`, `_cuda/anchors.py`, `_cuda/clock.py`,
- * `_cuda/graphs/resolve.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
+ * `_cuda/graphs/resolve.py`, `_flight/ring.py`, `_collecting/resolve.py`, `_collecting/batch_builder.py` and
  * `exporters/_encoding/otlp_bytes.py`. The common path is here; rare cases are handed back to the Python functions that
  * `prepare` was given.
  */
@@ -36,6 +36,7 @@ typedef struct {
     long long called_ns;
     char is_timed;
     struct Watch *watch; /* Of `watch.h`: the stream that it is open on, where that is asked about. */
+    unsigned long long flight; /* Of `flight.h`: its slot there and 1, while it runs. */
 } StageRecord;
 
 /* What a stage and those inside it share: `Trace` of `_data/record.py`. Refers to nothing that could refer to it. */
@@ -49,7 +50,7 @@ typedef struct {
 /* What recording needs: `RecorderFields` of `_data/interfaces.py`. */
 typedef struct {
     PyObject_HEAD
-    PyObject *bridge, *capacity, *clock, *current_context, *device, *ledger, *look_for_provider, *nvtx, *queue;
+    PyObject *bridge, *capacity, *clock, *current_context, *device, *flight, *ledger, *look_for_provider, *nvtx, *queue;
     PyObject *random_bits, *span_ids, *waiting;
     /* Of `ids.c`: drawn from `random_bits` and `span_ids` with the first stage. */
     unsigned long long random[4], last_span_id;
@@ -188,5 +189,6 @@ int add_reader(PyObject *module);
 int add_graphs(PyObject *module);
 int add_sampler(PyObject *module);
 int add_token(PyObject *module);
+int add_flight(PyObject *module);
 
 #endif

@@ -9,7 +9,7 @@ PyTypeObject *record_type, *recorder_type, *trace_type, *timed_stream_type;
 #define OPTIONAL_IN_RECORD(X) X(attributes) X(before) X(error) X(members) X(timed_stream) X(outer) X(pair) X(range) X(context_before) X(span)
 #define REQUIRED_IN_RECORD(X) X(recorder) X(site) X(thread) X(trace)
 #define HIDDEN_IN_RECORD(X) X(start_from) X(end_from)
-#define OPTIONAL_IN_RECORDER(X) X(bridge) X(current_context) X(look_for_provider) X(nvtx)
+#define OPTIONAL_IN_RECORDER(X) X(bridge) X(current_context) X(flight) X(look_for_provider) X(nvtx)
 #define REQUIRED_IN_RECORDER(X) X(capacity) X(clock) X(device) X(ledger) X(queue) X(random_bits) X(span_ids) X(waiting)
 
 #define VISIT(name) Py_VISIT(self->name);

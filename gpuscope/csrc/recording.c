@@ -5,6 +5,7 @@
  * program's: a KeyboardInterrupt, or what its own signal handler has raised.
  */
 #include "current.h"
+#include "flight.h"
 #include "sharing.h"
 
 #include <time.h>
@@ -134,6 +135,7 @@ static int try_begin(Recorder *recorder, StageRecord *record, PyObject *stream, 
     int concerned = concerns_otel(recorder, outer);
     if (concerned < 0 || (concerned && tell(recorder->bridge, str_enter, record, NULL))) return -1;
     if (open_range(recorder, record, suspends) || read_clock(recorder, &record->start_ns)) return -1;
+    if (note_begin(recorder, record)) return -1;
     return tell(recorder->device, str_begin, record, stream);
 }
 
@@ -174,6 +176,7 @@ int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObjec
     note_call(record);
     put(&record->recorder, Py_NewRef((PyObject *)recorder));
     put(&record->site, Py_NewRef(site));
+    record->flight = 0;
     PyObject *outer = NULL;
     Py_INCREF(recorder);
     int failed = find_outer(recorder, &outer) ||
@@ -183,7 +186,10 @@ int begin_stage(Recorder *recorder, StageRecord *record, PyObject *site, PyObjec
        it has a context or a stream of the application's, which may lead back to it. */
     if (!is_present(record->span) && !is_present(record->context_before) && !is_present(stream))
         PyObject_GC_UnTrack(record);
-    failed = failed ? recover(begin_failed, recorder, record, NULL) : 0;
+    if (failed) {
+        failed = recover(begin_failed, recorder, record, NULL);
+        if (!failed && record->flight == 0 && note_begin(recorder, record)) PyErr_Clear();
+    }
     Py_DECREF(recorder);
     note_return(record, record->timed_stream);
     return failed;
@@ -253,6 +259,7 @@ static int hand_over(Recorder *recorder, StageRecord *record, int *queued) {
 static int try_end(Recorder *recorder, StageRecord *record, PyObject *error, int *queued) {
     if (is_present(record->pair) && tell(recorder->device, str_end, record, NULL)) return -1;
     if (read_clock(recorder, &record->end_ns)) return -1;
+    note_end(recorder, record, error);
     if (leave_contexts(recorder, record) || leave_range(recorder, record)) return -1;
     if (is_present(error)) {
         PyObject *info = PyObject_CallFunctionObjArgs(exception_info, error, record, NULL);
@@ -279,7 +286,10 @@ int end_stage(StageRecord *record, PyObject *error) {
         PyObject_GC_Track(record);
     Py_INCREF(recorder);
     int queued = 0, failed = try_end(recorder, record, error, &queued);
-    if (failed) failed = recover(end_the_rest, recorder, record, queued ? Py_True : Py_False);
+    if (failed) {
+        failed = recover(end_the_rest, recorder, record, queued ? Py_True : Py_False);
+        note_end(recorder, record, error);
+    }
     Py_DECREF(recorder);
     note_return(record, stream);
     Py_XDECREF(stream);

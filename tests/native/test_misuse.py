@@ -23,8 +23,8 @@ RECORD = [
 TRACE = ["parent_id", "remote", "root", "sampled", "trace_id"]
 TIMED_STREAM = ["context", "foreign", "guarded", "handle", "index", "pairs", "raw"]
 RECORDER = [
-    *("bridge", "capacity", "clock", "current_context", "device", "ledger", "look_for_provider", "nvtx", "queue"),
-    *("random_bits", "span_ids", "waiting"),
+    *("bridge", "capacity", "clock", "current_context", "device", "flight", "ledger", "look_for_provider", "nvtx"),
+    *("queue", "random_bits", "span_ids", "waiting"),
 ]
 
 

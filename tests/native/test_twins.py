@@ -74,6 +74,7 @@ def test_twins_pass_the_same_tests():
         "recording/test_source_code.py",
         "collecting/test_gpu_spans.py",
         "collecting/test_generation.py",
+        "flight",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],

@@ -56,6 +56,32 @@ class TestEnvironment:
         _, (complaint,) = Config.from_env({variable: "grpc-web"})
         assert f"expected {allowed}" in complaint
 
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [
+            ("250ms", 0.25),
+            ("1.5 s", 1.5),
+            ("2min", 120.0),
+            ("3", 3.0),
+            ("0", 0.0),
+            ("-1", 0.0),
+            ("5h", 18_000.0),
+            ("ms", 0.0),
+        ],
+    )
+    def test_a_duration_has_a_unit(self, text, seconds):
+        """Seconds, if it has none; what is no duration is said."""
+        config, complaints = Config.from_env({"GPUSCOPE_FLIGHT_SLOW": text})
+        assert config.flight_slow_s == seconds
+        assert bool(complaints) is (text in ("-1", "5h", "ms"))
+        assert Config().changed(flight_slow_s=seconds).flight_slow_s == seconds
+
+    @pytest.mark.parametrize(("text", "path"), [("0", ""), ("off", ""), ("/dev/shm/a b", "/dev/shm/a b"), ("1", "")])
+    def test_the_flight_recorder_is_a_file(self, text, path):
+        """A word for no is none, and one for yes does not say where."""
+        config, complaints = Config.from_env({"GPUSCOPE_FLIGHT": text})
+        assert (config.flight, bool(complaints)) == (path, text == "1")
+
     @pytest.mark.parametrize("word", ["0", "false", "No", "OFF", "", " "])
     def test_false_words_mean_absent(self, word):
         """Every word for no leaves gpuscope out, whatever its case."""

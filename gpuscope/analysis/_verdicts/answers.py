@@ -153,7 +153,10 @@ def _how_long(calls: CallsOfStage, spread: _Spread) -> str:
     """Return `14.7 ms (median of 57 requests)`."""
     count = len(spread.rows)
     median = duration(calls.material.request_ms(calls.kind))
-    kind = "warm-up request" if calls.material.recording.in_warmup_request[spread.rows].all() else "request"
+    recording = calls.material.recording
+    if recording.not_ended[spread.rows].all():
+        return f"{median} so far ({count:,} not ended)"
+    kind = "warm-up request" if recording.in_warmup_request[spread.rows].all() else "request"
     return f"{median} (1 {kind})" if count == 1 else f"{median} (median of {count:,} {kind}s)"
 
 

@@ -131,7 +131,7 @@ def _own_ns(recording: Recording) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 def _matters_ms(recording: Recording) -> NDArray[np.float64]:
     """Return for each row how much longer than usual a call must be to matter to a request of its kind."""
     took_ns = end_to_end_ns(recording)
-    roots = np.flatnonzero((recording.parent < 0) & ~recording.warmup)
+    roots = np.flatnonzero((recording.parent < 0) & ~recording.warmup & ~recording.not_ended)
     matters_ms = np.zeros(len(recording.stage))
     kind = recording.stage[recording.root]
     for each in np.unique(kind[roots]).tolist():
@@ -158,7 +158,7 @@ def _cold_in(
     shapes: dict[Shape, list[int]] = {}
     for row in rows.tolist():
         shapes.setdefault(shape[row], []).append(row)
-    warm = ~recording.warmup
+    warm = ~recording.warmup & ~recording.not_ended
     found = _first_of_their_shape(shapes, warm, cost_ns) if len(shapes) > 1 else []
     new = {row for row, _, _ in found}
     for alike in shapes.values():

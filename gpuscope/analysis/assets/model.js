@@ -1,6 +1,6 @@
 /** The recording: columns from the page's data, lanes of bars, requests, and what is found in them. Draws nothing. */
 
-const FLAG = { warmup: 1, captured: 2, clamped: 4, givenUp: 8, inGraph: 32 };
+const FLAG = { warmup: 1, captured: 2, clamped: 4, givenUp: 8, inGraph: 32, notEnded: 256 };
 /** GPU times are absent, or not where they seem to be. */
 const UNPLACED = FLAG.captured | FLAG.clamped | FLAG.givenUp;
 

@@ -174,6 +174,7 @@ function badges(model, row) {
     [model.has(row, FLAG.warmup), "warm-up"],
     [model.cold.has(row), "late cold call"],
     [model.error[row], "error", "bad"],
+    [model.has(row, FLAG.notEnded), "not ended", "bad"],
     [model.has(row, FLAG.inGraph), "in a CUDA graph"],
     [model.has(row, FLAG.captured), "captured"],
     [model.has(row, FLAG.givenUp), "given up"],
@@ -206,6 +207,7 @@ function showTip(model, bar, x, y) {
       ["usual work", timed && onHost && model.leaf[row] ? usualWords(model.usualWork(row)) : null],
       ["launch to start", timed && onHost ? duration(model.gpuStart[row] - model.start[row]) : null],
       ["", model.has(row, FLAG.warmup) ? "warm-up" : null],
+      ["", model.has(row, FLAG.notEnded) ? "not ended" : null],
     ]),
   );
   const { offsetWidth: width, offsetHeight: height } = tip;

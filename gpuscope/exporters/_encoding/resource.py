@@ -52,6 +52,12 @@ def resource_attributes() -> dict[str, Clean]:
     return clean_mapping({**_found_here(), **found})
 
 
+def basic_attributes() -> dict[str, Clean]:
+    """Return what is known of this process without OpenTelemetry's SDK, for a program that has not imported it."""
+    service = variables().get("OTEL_SERVICE_NAME", "").strip() or _program() or _UNKNOWN
+    return {**_found_here(), SERVICE_NAME: service}
+
+
 def _program() -> str:
     """Return the name of the program: of its script, its module or its folder; empty where it has none."""
     main = sys.modules.get("__main__")

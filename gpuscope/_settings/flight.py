@@ -1,0 +1,48 @@
+"""
+The settings of the flight recorder, of NVML and of deep looks now and then, as fields of `Config`.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from gpuscope._settings.environment import FALSE_WORDS, TRUE_WORDS
+from gpuscope._settings.fields import setting
+from gpuscope._settings.parsers import boolean, count, time
+
+
+def path(text: str) -> str:
+    """Return the path of a file; nothing for none."""
+    word = text.strip()
+    if word.lower() in FALSE_WORDS:
+        return ""
+    if "\0" in word or word.lower() in TRUE_WORDS:
+        raise ValueError("the path of a file, such as /dev/shm/serve.flight, or 0 for none")
+    return word
+
+
+FLIGHT: str = setting(
+    "",
+    "GPUSCOPE_FLIGHT",
+    path,
+    "File of the flight recorder, in `/dev/shm` for one: the newest stages, whatever ends the process.",
+    "unset",
+)
+FLIGHT_BYTES: int = setting(
+    16_777_216, "GPUSCOPE_FLIGHT_BYTES", count(1 << 20, 1 << 34), "Its size; 64 bytes for each end of a stage."
+)
+FLIGHT_SLOW: float = setting(
+    0.0,
+    "GPUSCOPE_FLIGHT_SLOW",
+    time(0.001, 86_400.0),
+    "From how long on (`250ms`) a request has the flight recorder copied beside itself; 0 for none.",
+    "0",
+)
+NVML: bool = setting(False, "GPUSCOPE_NVML", boolean, "`1`: NVML is asked how much GPUs are used, at what power.", "0")
+PROFILE_EVERY: float = setting(
+    0.0,
+    "GPUSCOPE_PROFILE_EVERY",
+    time(10.0, 604_800.0),
+    "Seconds from one short deep look to the next, on average, or with a unit: `90s`, `10m`, `2h`.",
+    "unset",
+)
