@@ -1,8 +1,7 @@
 """
 What a recorder holds, as interfaces: the GPUs, the queue, the account, and the doors to NVTX and OpenTelemetry.
 
-Interfaces and the words of their answers; nothing here acts. Whoever follows a stage from `stage()` to its exporter
-goes through here. `import gpuscope` does not import it.
+Nothing here acts. A stage's way from `stage()` to its exporter goes through here. `import gpuscope` does not import it.
 """
 
 from __future__ import annotations
@@ -51,13 +50,12 @@ Stream: TypeAlias = "GivenStream | None"
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """One paired reading of the host and GPU clocks: the event completed at `host_ns`, plus or minus `half_ns`."""
+    """The event completed at `host_ns`, plus or minus `half_ns`. A pair takes `event_cost_ns` of the GPU, 0 if unknown."""
 
     event: Event
     host_ns: int
     half_ns: int
     event_cost_ns: int = 0
-    """What a pair of events takes of a busy GPU's time; 0 where that is not known."""
 
 
 class Device(Protocol):
