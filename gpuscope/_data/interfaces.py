@@ -50,7 +50,7 @@ Stream: TypeAlias = "GivenStream | None"
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """The event completed at `host_ns`, plus or minus `half_ns`. A pair takes `event_cost_ns` of the GPU, 0 if unknown."""
+    """The event completed at `host_ns`, plus or minus `half_ns`. A pair takes `event_cost_ns`, 0 if unknown."""
 
     event: Event
     host_ns: int
