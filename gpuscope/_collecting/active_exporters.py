@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from gpuscope._data.batch import NO_WORK_LESS_EVENTS_NS, NO_WORK_NS, RowFlag
+from gpuscope._data.batch import NO_WORK_NS, NO_WORK_TRIMMED_NS, RowFlag
 from gpuscope._data.plain.values import shown
 from gpuscope._log import logger
 from gpuscope._recording.state import state
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 BY_PROVIDER = frozenset(("application", "processors", "sdk"))
 """Exporters by the application's TracerProvider."""
-_IN_GRAPH = int(RowFlag.IN_GRAPH)
+_IN_GRAPH, _TRIMMED = int(RowFlag.IN_GRAPH), int(RowFlag.TRIMMED)
 
 
 def with_work(batch: StageBatch) -> StageBatch:
@@ -46,8 +46,7 @@ def with_work(batch: StageBatch) -> StageBatch:
     Their GPU times stay in the columns. On an idle GPU a stage without work cannot be told from one that waits for its
     work: there its two events are as far apart as on the host. A stage inside a graph has no other span, and keeps it.
     """
-    is_less = batch.gpu_start_ns - batch.uncertainty_ns >= batch.host_end_ns
-    limit_ns = np.where(is_less, NO_WORK_LESS_EVENTS_NS, NO_WORK_NS)
+    limit_ns = np.where(batch.flags & _TRIMMED, NO_WORK_TRIMMED_NS, NO_WORK_NS)
     no_work = batch.gpu_end_ns - batch.gpu_start_ns <= limit_ns
     no_work &= batch.flags & _IN_GRAPH == 0
     return replace(batch, gpu_span_id=np.where(no_work, np.uint64(0), batch.gpu_span_id))

@@ -31,7 +31,7 @@ Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
 """One resolved stage: record, GPU start and end in host nanoseconds or 0, uncertainty, flags. A tuple, for speed."""
 
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
-_UNPLACED = int(RowFlag.UNPLACED)
+_UNPLACED, _TRIMMED = int(RowFlag.UNPLACED), int(RowFlag.TRIMMED)
 _NO_CLOCK = 0, 0, 1e6, 0.0, 0
 """Stands for the terms of a clock without an anchor: what ends at 0 is moved to its launch."""
 
@@ -242,6 +242,7 @@ class Resolver:
             timed_stream.foreign,
             clock.anchor.event.value if clock.anchor else 0,
             _CLAMPED,
+            _TRIMMED,
             *(clock.terms if clock.anchor else _NO_CLOCK),
         )
         if len(done) == len(waiting):
@@ -267,7 +268,8 @@ class Resolver:
             flags = _CLAMPED if early_ns > uncertainty_ns else 0
             start_ns, end_ns = start_ns + early_ns, end_ns + early_ns
         elif clock.anchor:
-            end_ns = clock.less_events(start_ns, end_ns, uncertainty_ns, record.end_ns)
+            less = clock.less_events(start_ns, end_ns, uncertainty_ns, record.end_ns)
+            start_ns, end_ns, flags = (start_ns, end_ns, 0) if less is None else (*less, _TRIMMED)
         self._device.give_back(record)
         row = record, start_ns, end_ns, uncertainty_ns, flags
         return row if clock.anchor else self._unplaced(row)

@@ -159,13 +159,14 @@ class GpuClock:
         uncertainty_ns = half_ns + int((abs(end_ms) + duration_ms) * doubt_ns_per_ms) + 1
         return end_ns - int(duration_ms * host_ns_per_ms), end_ns, uncertainty_ns
 
-    def less_events(self, start_ns: int, end_ns: int, uncertainty_ns: int, left_ns: int) -> int:
+    def less_events(self, start_ns: int, end_ns: int, uncertainty_ns: int, left_ns: int) -> tuple[int, int] | None:
         """
-        Return a stage's end, earlier by what its own two events took where that is known.
+        Return a stage's start and end, the end earlier by what its own two events took; None where that is not known.
 
         It is known where the host had left the stage before the GPU came to it: then all of its work was waiting, and
         what lies between its events is that work and the events. Else the events may lie in time in which the GPU
-        waited. A stage around others is left before the GPU comes to any of them, so it ends no sooner than they do.
+        waited. A stage around others is left before the GPU comes to any of them, so what is taken off it is taken off
+        all of them, and none ends after it.
 
         Args:
             start_ns: where the stage begins on the GPU, in host nanoseconds.
@@ -175,5 +176,5 @@ class GpuClock:
 
         """
         if self.event_cost_ns == 0 or start_ns - uncertainty_ns < left_ns:
-            return end_ns
-        return max(start_ns, end_ns - self.event_cost_ns)
+            return None
+        return min(start_ns, end_ns - self.event_cost_ns), end_ns - self.event_cost_ns

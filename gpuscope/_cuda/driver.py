@@ -66,6 +66,7 @@ class EventReader(Protocol):
         foreign: bool,
         anchor: int | None,
         clamped: int,
+        trimmed: int,
         *terms: float,
     ) -> tuple[int, list[tuple[StageRecord, int, int, int, int]]]:
         """Return the answer, and a row for each record that is done, placed by a clock's `terms`."""

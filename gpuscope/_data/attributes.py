@@ -19,6 +19,8 @@ GRAPH = "gpuscope.graph"
 """On the GPU span of a stage inside a replay of a CUDA graph."""
 UNPLACED = "gpuscope.unplaced"
 """On a GPU span whose duration alone is known."""
+TRIMMED = "gpuscope.trimmed"
+"""On a GPU span from which what its two events took was taken off."""
 NOT_ENDED = "gpuscope.not_ended"
 """On a stage from a flight recorder that still ran; its end is the last moment that is known."""
 
@@ -102,12 +104,13 @@ FLAGS = {
     RowFlag.UNPLACED: UNPLACED,
     RowFlag.SHARED: SHARED,
     RowFlag.NOT_ENDED: NOT_ENDED,
+    RowFlag.TRIMMED: TRIMMED,
 }
 """The attribute for each flag of a row. `REMOTE_PARENT` has none, because a span has a field for it."""
 _OF_HOST = RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP, RowFlag.SHARED, RowFlag.NOT_ENDED
 HOST_FLAGS = {flag: FLAGS[flag] for flag in _OF_HOST}
 """Those that a host span shows."""
-_OF_GPU = RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.IN_GRAPH, RowFlag.UNPLACED, RowFlag.SHARED
+_OF_GPU = RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.TRIMMED, RowFlag.IN_GRAPH, RowFlag.UNPLACED, RowFlag.SHARED
 GPU_FLAGS = {flag: FLAGS[flag] for flag in _OF_GPU}
 """Those that a GPU span shows."""
 

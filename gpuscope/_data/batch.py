@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from gpuscope._data.record import ExceptionInfo, FromAbove, LazySpan, Site, ThreadInfo
 
 
-NO_WORK_NS, NO_WORK_LESS_EVENTS_NS = 3_000, 500
+NO_WORK_NS, NO_WORK_TRIMMED_NS = 3_000, 500
 """
-Stages that are no longer had no work that could be measured. The second figure is of those that the host had left
-before the GPU came to them: what their events took was taken off (`GpuClock.less_events`).
+Stages that are no longer had no work that could be measured. The second figure is of `RowFlag.TRIMMED`.
 
 Two events with nothing between are 1.25 to 2.5 µs apart on a busy GPU (H100). With a kernel between they are apart by
 what that takes, which is about 1 µs at least, and by 2.2 µs or more besides (`benchmarks/results/clock.json`);
@@ -52,6 +51,8 @@ class RowFlag(IntFlag):
     uncertainty reaches to when it was seen done. `CLAMPED` is set as well."""
     SHARED = 128
     """The light span of a batch in the trace of one of its members: no stage. All rows of its `StageBatch` are such."""
+    TRIMMED = 512
+    """What its own two events took was taken off, because all its work was waiting when the GPU came to it."""
     NOT_ENDED = 256
     """A stage from a flight recorder that still ran; its end is the last moment that is known."""
 

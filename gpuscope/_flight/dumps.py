@@ -7,6 +7,7 @@ The collector makes them, and no thread of the program's. One kind of reason nev
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import time
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 KEPT = 8
 """So many copies are kept for one path."""
+SHARE = 2
+"""At most one part in so many of what is free is taken: others use `/dev/shm` too, PyTorch's loaders for one."""
 _GAP_S, _MOST_GAP_S = 10.0, 600.0
 """Between two dumps at least; each further one for the same reason waits twice as long as before, up to the second."""
 _NAME = re.compile(r"(?P<reason>[a-z]+)-\d{8}T\d{6}\.\d{3}Z(-\d+)?")
@@ -58,14 +61,21 @@ class Dumps:
             return None
         self._next[reason] = now + gap_s, min(2 * gap_s, _MOST_GAP_S)
         self._not_before_s = now + _GAP_S
+        remove_oldest(self._path, KEPT - 1)
+        _check_room(self._path, len(self._mapped))
         write_text(self._mapped, layout.REASON_AT, reason, layout.REASON_BYTES)
         try:
             path = _free_name(self._path, reason, time.time())
             copy(self._mapped, path)
         finally:
             write_text(self._mapped, layout.REASON_AT, "", layout.REASON_BYTES)
-        remove_oldest(self._path)
         return path
+
+
+def _check_room(path: Path, size: int) -> None:
+    status = os.statvfs(path.parent)
+    if size * SHARE > status.f_bavail * status.f_frsize:
+        raise OSError(errno.ENOSPC, "a copy would take more than half of what is free", str(path.parent))
 
 
 def keep_of_the_dead(path: Path, at_s: float) -> None:
@@ -81,10 +91,10 @@ def keep_of_the_dead(path: Path, at_s: float) -> None:
     remove_oldest(base)
 
 
-def remove_oldest(path: Path) -> None:
+def remove_oldest(path: Path, kept: int = KEPT) -> None:
     """Keep so many copies: of the reason that has most of them, the oldest goes."""
     found = copies(path)
-    while len(found) > KEPT:
+    while len(found) > kept:
         counts = Counter(reason for _, reason, _ in found)
         often = max(counts.values())
         each = next(each for each in found if counts[each[1]] == often)

@@ -15,11 +15,12 @@ import mmap
 import os
 import re
 import stat
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpuscope._data import flight as layout
-from gpuscope._flight.dumps import keep_of_the_dead
+from gpuscope._flight.dumps import SHARE, keep_of_the_dead
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _NO_PROMISE = (
@@ -38,9 +39,7 @@ _NO_PROMISE = (
     "virtiofs",
 )
 """File systems, by how their names begin, that may refuse a page although its block was reserved."""
-_SHARE = 2
-"""At most one part in so many of what is free is taken: others use `/dev/shm` too, PyTorch's loaders for one."""
-_OF_PROCESS = re.compile(r"\.\d+(-\d+)?")
+_PID = "{pid}"
 _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -88,11 +87,13 @@ def open_file(path: str, size: int, *, touch: bool = True) -> FlightFile:
         RefusedError: it cannot be had.
 
     """
-    wanted = Path(path.replace("{pid}", str(os.getpid()))).absolute()
+    wanted = Path(path.replace(_PID, str(os.getpid()))).absolute()
+    # It gets its name when it is locked and says what it is, so that nobody takes it for one that was left.
+    unnamed = wanted.with_name(f".{wanted.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        place = _free_place(wanted)
-        _check_room(place.parent, size)
-        fd = os.open(place, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        _free_place(wanted)  # What is there may be none of ours: then nothing is made.
+        _check_room(wanted.parent, size)
+        fd = os.open(unnamed, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise RefusedError(f"cannot make {str(wanted)!r}: {error.strerror}") from error
     try:
@@ -102,13 +103,28 @@ def open_file(path: str, size: int, *, touch: bool = True) -> FlightFile:
         mapped = mmap.mmap(fd, size)
         for at in range(0, size if touch else 0, mmap.PAGESIZE):
             mapped[at] = 0
+        layout.NUMBER.pack_into(mapped, layout.HEAD["magic"], layout.MAGIC)
+        place = _named(unnamed, wanted)
     except OSError as error:
         os.close(fd)
+        raise RefusedError(f"cannot reserve {size:,} bytes for {str(wanted)!r}: {error.strerror}") from error
+    except RefusedError:
+        os.close(fd)
+        raise
+    finally:
         with contextlib.suppress(OSError):
-            place.unlink()
-        raise RefusedError(f"cannot reserve {size:,} bytes for {str(place)!r}: {error.strerror}") from error
-    _clear_up(wanted)
+            unnamed.unlink()
+    _clear_up(Path(path).absolute(), wanted)
     return FlightFile(wanted, place, fd, mapped)
+
+
+def _named(unnamed: Path, wanted: Path) -> Path:
+    """Give the file its name, or the next one where somebody is faster, and return that."""
+    while True:
+        place = _free_place(wanted)
+        with contextlib.suppress(FileExistsError):
+            os.link(unnamed, place, follow_symlinks=False)
+            return place
 
 
 def _free_place(wanted: Path) -> Path:
@@ -116,23 +132,33 @@ def _free_place(wanted: Path) -> Path:
     pid = os.getpid()
     beside = (wanted.with_name(f"{wanted.name}.{pid}{f'-{number}' if number else ''}") for number in range(100))
     for place in (wanted, *beside):
-        if _make_way(place):
+        if _make_way(place, takes_empty=True):
             return place
     raise FileExistsError(errno.EEXIST, "other processes record there", str(wanted))
 
 
-def _clear_up(wanted: Path) -> None:
-    """Rename what processes beside this one have left that did not end well, so that they are no more than `KEPT`."""
+def _clear_up(template: Path, wanted: Path) -> None:
+    """
+    Rename what processes beside this one have left that did not end well, so that they are no more than `KEPT`.
+
+    Where the path has the process's id in it, what ended well is removed, and the rest stays where it is.
+    """
+    of_processes = re.compile(re.escape(wanted.name) + r"\.\d+(-\d+)?")
+    alike = re.compile(re.escape(template.name).replace(re.escape(_PID), r"\d+"))
     with contextlib.suppress(OSError):
         for place in wanted.parent.iterdir():
-            if _OF_PROCESS.fullmatch(place.name.removeprefix(wanted.name)):
-                with contextlib.suppress(OSError, RefusedError):
+            with contextlib.suppress(OSError, RefusedError):
+                if of_processes.fullmatch(place.name):
                     _make_way(place)
+                elif _PID in template.name and place != wanted and alike.fullmatch(place.name):
+                    _make_way(place, keeps_the_dead=True)
 
 
-def _make_way(place: Path) -> bool:
+def _make_way(place: Path, *, takes_empty: bool = False, keeps_the_dead: bool = False) -> bool:
     """
     Move away what an earlier process of ours left; return whether nothing is there now, False where somebody records.
+
+    With `takes_empty` an empty file is taken for one of ours, with `keeps_the_dead` only what ended well is moved away.
 
     Raises:
         RefusedError: there is something that is not ours to remove.
@@ -147,18 +173,18 @@ def _make_way(place: Path) -> bool:
             raise RefusedError(f"{str(place)!r} is a symbolic link; name a file") from error
         raise
     try:
-        return _move_away(place, fd)
+        return _move_away(place, fd, takes_empty=takes_empty, keeps_the_dead=keeps_the_dead)
     finally:
         os.close(fd)
 
 
-def _move_away(place: Path, fd: int) -> bool:
+def _move_away(place: Path, fd: int, *, takes_empty: bool, keeps_the_dead: bool) -> bool:
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_nlink > 1:
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         raise RefusedError(f"{str(place)!r} is not a plain file of this user; name another path")
     head = os.pread(fd, layout.SLOT_BYTES, 0)
-    magic = int.from_bytes(head[:8], "little")
-    if head and magic not in (0, layout.MAGIC):
+    is_empty = not head and takes_empty
+    if int.from_bytes(head[:8], "little") != layout.MAGIC and not is_empty:
         raise RefusedError(f"{str(place)!r} is not a file of a flight recorder; name another path, or remove it")
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,7 +192,11 @@ def _move_away(place: Path, fd: int) -> bool:
         return False
     if not os.path.samestat(status, place.lstat()):  # Somebody was faster.
         return False
-    if magic == layout.MAGIC and not layout.NUMBER.unpack_from(head, layout.HEAD["ended"])[0]:
+    if status.st_nlink > 1:
+        raise RefusedError(f"{str(place)!r} is not a plain file of this user; name another path")
+    if not is_empty and not layout.NUMBER.unpack_from(head, layout.HEAD["ended"])[0]:
+        if keeps_the_dead:
+            return False
         keep_of_the_dead(place, status.st_mtime)
     else:
         place.unlink()
@@ -181,7 +211,7 @@ def _check_room(folder: Path, size: int) -> None:
         )
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
-    if size * _SHARE > free:
+    if size * SHARE > free:
         raise RefusedError(
             f"{size:,} bytes are more than half of what is free in {str(folder)!r}; set GPUSCOPE_FLIGHT_BYTES"
         )

@@ -133,20 +133,26 @@ def look_at(
         warn: logs why there is no look.
 
     """
-    enough = threading.Event()
+    enough, captures = threading.Event(), _captures()
     session = ProfilingSession(REQUESTS, UNWATCHED, when_enough=enough.set)
     session.warn = warn
     session.attach(recorder)
     if not session.why:
         enough.wait(unwatched_s)
         enough.clear()
-        if session.passed or not only_if_any:
+        # A capture since would be broken, or slowed down, by a look that nobody asked for.
+        if not only_if_any or (session.passed and _captures() == captures):
             session.begin()
             if not session.why:
                 enough.wait(DEADLINE_S)
     wait_for_captures()
     session.finish()
     return session
+
+
+def _captures() -> tuple[int, bool]:
+    """Return how many captures of CUDA graphs have begun, and whether one is going on."""
+    return (0, False) if state.graphs is None else (state.graphs.quiet.begun, state.graphs.quiet.is_capturing)
 
 
 def wait_for_captures() -> None:

@@ -1,9 +1,8 @@
 """
 A deep look at a running program: torch.profiler for a few requests, with the stages as ranges in its trace.
 
-Meanwhile `NvtxTap` stands in for the recorder's NVTX door, which the hot path asks about anyway. Afterwards the door is
-back, and nothing remains but ranges that could not be closed. Never raises into the application: `why` says why there
-is no profile.
+Meanwhile `NvtxTap` stands in for the recorder's NVTX door, which the hot path asks about anyway. Afterwards nothing
+remains but ranges that could not be closed. Never raises into the application: `why` says why there is no profile.
 """
 
 from __future__ import annotations
@@ -43,10 +42,8 @@ class _OpenRange:
         self.inner = inner
         self.noted: tuple[str, str, int] | None = None  # What `Unwatched.add` takes, if nobody watched at its start.
         self.range: AbstractContextManager[object] | None = None
-        self.request = request
-        """Whether this is an outermost stage."""
-        self.seen = False
-        """Whether the profiler was on at its start."""
+        self.request = request  # Whether this is an outermost stage.
+        self.seen = False  # Whether the profiler was on at its start.
 
 
 class NvtxTap:
@@ -133,8 +130,7 @@ class ProfilingSession:
         self._roots: set[str] = set()
         self._lock = threading.RLock()
         self._gate = threading.RLock()
-        self._inside = 0
-        """Threads that are in the profiler's code at this moment."""
+        self._inside = 0  # Threads that are in the profiler's code at this moment.
 
     def attach(self, recorder: Recorder) -> None:
         """Put a tap on a recorder's stages. There may be several recorders, one after the other."""
@@ -225,7 +221,10 @@ class ProfilingSession:
         return state
 
     def _count(self, opened: _OpenRange) -> None:
-        with self._lock:
+        # In production nobody waits while the profiler is prepared: a request that ends meanwhile does not count.
+        if not self._lock.acquire(blocking=self._when_enough is None):
+            return
+        try:
             if self.state == WAITING:
                 self.passed += 1
                 if self._when_enough is None:
@@ -236,6 +235,8 @@ class ProfilingSession:
                 self.profiled += 1
                 if self.profiled == self.requests:
                     (self._when_enough or self.finish)()
+        finally:
+            self._lock.release()
 
     def _advance(self) -> None:
         """Prepare the profiler after the last but one request of the warm-up, and start it after the last."""

@@ -107,6 +107,8 @@ def said(ring: FlightRing, *, is_held: bool) -> Iterator[str]:
     began_ns = int(ring.stages[0, 4])
     took = duration((ring.last_ns - began_ns) / 1e6)
     how = "still runs" if is_held else "ended well" if ring.ended_well else "did not end well"
+    if ring.reason:
+        how = "ran on when this copy was made"
     why = f" This copy was made because of: {_console.printable(ring.reason)}." if ring.reason else ""
     count = _console.count(len(ring.stages), "stage")
     yield f"{count} of the last {took} of process {ring.head['pid']}, which {how}.{why}"

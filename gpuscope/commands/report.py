@@ -164,7 +164,7 @@ def _not_ended(recording: Recording) -> Iterator[str]:
             for row in rows[:_MOST_NOT_ENDED]
         ]
         more = f" and {len(rows) - len(named)} more" if len(rows) > len(named) else ""
-        yield f"Not ended, and in no percentile: {', '.join(named)}{more}."
+        yield f"Not ended, and in no percentile of what has: {', '.join(named)}{more}."
 
 
 def _runs(recording: Recording) -> Iterator[str]:

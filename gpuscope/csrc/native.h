@@ -160,11 +160,16 @@ typedef struct {
     long long event_cost_ns;
 } Clock;
 
+/* What rows may be flagged with. */
+typedef struct {
+    int clamped, trimmed;
+} PlaceFlags;
+
 /* To be freed by `PyMem_Free`. Null and an exception for what is not a list of records. */
 Distance *distances_of(PyObject *records, Py_ssize_t count);
 
 /* Rows of the first so many records, whose pairs go back to the pool. */
-PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, const Clock *clock, int clamped);
+PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, const Clock *clock, PlaceFlags flags);
 
 /* Gives the record's events back to the pool, those that no other stage needs; -1 and an exception on failure. */
 int give_back(StageRecord *record);

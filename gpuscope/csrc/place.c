@@ -73,7 +73,7 @@ static PyObject *new_row(StageRecord *record, long long start_ns, long long end_
 }
 
 /* The row `(record, GPU start, GPU end, uncertainty, flags)`. */
-static PyObject *place_one(StageRecord *record, const Distance *one, const Clock *clock, int clamped) {
+static PyObject *place_one(StageRecord *record, const Distance *one, const Clock *clock, PlaceFlags may) {
     long long end_ns = clock->host_ns + (long long)((double)one->end_ms * clock->host_ns_per_ms);
     long long start_ns = end_ns - (long long)((double)one->duration_ms * clock->host_ns_per_ms);
     double age_ms = one->end_ms < 0 ? -(double)one->end_ms : (double)one->end_ms;
@@ -86,20 +86,22 @@ static PyObject *place_one(StageRecord *record, const Distance *one, const Clock
         if (end_ns < start_ns) end_ns = start_ns;
     } else if (early_ns > 0) {
         /* Nothing runs before it is launched, so the launch is the better reading of the two. */
-        flags = early_ns > uncertainty_ns ? clamped : 0;
+        flags = early_ns > uncertainty_ns ? may.clamped : 0;
         start_ns += early_ns;
         end_ns += early_ns;
     } else if (clock->event_cost_ns > 0 && start_ns - uncertainty_ns >= record->end_ns) {
         /* All its work was waiting when the GPU came to it, so that its events lie in no time in which it waited. */
-        end_ns = end_ns - clock->event_cost_ns < start_ns ? start_ns : end_ns - clock->event_cost_ns;
+        end_ns -= clock->event_cost_ns;
+        if (start_ns > end_ns) start_ns = end_ns;
+        flags = may.trimmed;
     }
     return give_back(record) ? NULL : new_row(record, start_ns, end_ns, uncertainty_ns, flags);
 }
 
-PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, const Clock *clock, int clamped) {
+PyObject *rows_of(PyObject *records, const Distance *all, Py_ssize_t count, const Clock *clock, PlaceFlags flags) {
     PyObject *rows = PyList_New(0);
     for (Py_ssize_t i = 0; rows != NULL && i < count && i < PyList_GET_SIZE(records); i++) {
-        PyObject *row = place_one((StageRecord *)PyList_GET_ITEM(records, i), &all[i], clock, clamped);
+        PyObject *row = place_one((StageRecord *)PyList_GET_ITEM(records, i), &all[i], clock, flags);
         if (row == NULL || PyList_Append(rows, row)) Py_CLEAR(rows);
         Py_XDECREF(row);
     }

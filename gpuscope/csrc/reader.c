@@ -81,7 +81,8 @@ static int must_wait(const EventReader *self, unsigned long long context, unsign
 }
 
 /*
- * read(records, context, stream, foreign, anchor, clamped, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms, event_cost_ns)
+ * read(records, context, stream, foreign, anchor, clamped, trimmed, host_ns, half_ns, host_ns_per_ms, doubt_ns_per_ms,
+ *      event_cost_ns)
  *
  * Takes records of one stream, oldest first. Returns what the driver said of the first one that is not done or can't be
  * timed (0 if there is none, -1 if the driver was not asked, during a capture), and the rows of those before it.
@@ -89,11 +90,12 @@ static int must_wait(const EventReader *self, unsigned long long context, unsign
 static PyObject *read_events(EventReader *self, PyObject *args) {
     PyObject *records;
     unsigned long long context, stream, anchor;
-    int foreign, clamped, answer = CAPTURING;
+    int foreign, answer = CAPTURING;
+    PlaceFlags flags;
     Clock clock;
     if (!PyArg_ParseTuple(
-            args, "O!KKpKiLLddL:read", &PyList_Type, &records, &context, &stream, &foreign, &anchor, &clamped,
-            &clock.host_ns, &clock.half_ns, &clock.host_ns_per_ms, &clock.doubt_ns_per_ms, &clock.event_cost_ns
+            args, "O!KKpKiiLLddL:read", &PyList_Type, &records, &context, &stream, &foreign, &anchor, &flags.clamped,
+            &flags.trimmed, &clock.host_ns, &clock.half_ns, &clock.host_ns_per_ms, &clock.doubt_ns_per_ms, &clock.event_cost_ns
         ))
         return NULL;
     Py_ssize_t count = PyList_GET_SIZE(records), done = 0;
@@ -106,7 +108,7 @@ static PyObject *read_events(EventReader *self, PyObject *args) {
         done = measure(self, (void *)(uintptr_t)anchor, all, done, &answer);
     }
     Py_END_ALLOW_THREADS
-    PyObject *rows = rows_of(records, all, done, &clock, clamped);
+    PyObject *rows = rows_of(records, all, done, &clock, flags);
     PyMem_Free(all);
     return rows == NULL ? NULL : Py_BuildValue("iN", answer, rows);
 }

@@ -12,16 +12,8 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from gpuscope._data.attributes import (
-    CLOCK_UNCERTAINTY,
-    GPU_DURATION,
-    GPU_SHARE,
-    GRAPH,
-    HOST_DURATION,
-    LAUNCH_TO_START,
-    SHARED,
-)
-from gpuscope._data.batch import NO_WORK_LESS_EVENTS_NS, NO_WORK_NS
+from gpuscope._data.attributes import GPU_DURATION, GPU_SHARE, GRAPH, HOST_DURATION, LAUNCH_TO_START, SHARED, TRIMMED
+from gpuscope._data.batch import NO_WORK_NS, NO_WORK_TRIMMED_NS
 from gpuscope._data.plain.values import as_text
 from gpuscope.exporters._encoding.details import CleanDetails, Dropped
 from gpuscope.exporters._encoding.otlp_message import (
@@ -208,26 +200,17 @@ def _is_gpu_part(keys: set[str]) -> bool:
 
 def _without_work(spans: Json) -> set[str]:
     """Return the ids of the host spans of those stages that `otlp` gives no GPU span."""
-    found, left_ns = set(), {span.get("spanId"): span.get("endTimeUnixNano", 0) for span in spans}
+    found = set()
     for span in spans:
-        if _is_gpu_part(_keys(span)):
+        keys = _keys(span)
+        if _is_gpu_part(keys):
             try:
-                start_ns, end_ns, stage = (
-                    int(span["startTimeUnixNano"]),
-                    int(span["endTimeUnixNano"]),
-                    span["parentSpanId"],
-                )
-                is_less = start_ns - _uncertainty_ns(span) >= int(left_ns.get(stage, start_ns + 1))
-                if end_ns - start_ns <= (NO_WORK_LESS_EVENTS_NS if is_less else NO_WORK_NS):
-                    found.add(stage)
+                limit_ns = NO_WORK_TRIMMED_NS if TRIMMED in keys else NO_WORK_NS
+                if int(span["endTimeUnixNano"]) - int(span["startTimeUnixNano"]) <= limit_ns:
+                    found.add(span["parentSpanId"])
             except _MALFORMED:
                 continue  # It will be counted where it is encoded.
     return found
-
-
-def _uncertainty_ns(span: Json) -> int:
-    said = [each["value"] for each in span["attributes"] if each["key"] == CLOCK_UNCERTAINTY]
-    return round(1e9 * float(said[0]["doubleValue"])) if said else 0
 
 
 def _id(text: str, size: int) -> bytes:

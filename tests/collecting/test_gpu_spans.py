@@ -10,7 +10,7 @@ import pytest
 
 from gpuscope import stage
 from gpuscope._collecting.active_exporters import with_work
-from gpuscope._data.batch import NO_WORK_LESS_EVENTS_NS, NO_WORK_NS, RowFlag
+from gpuscope._data.batch import NO_WORK_NS, NO_WORK_TRIMMED_NS, RowFlag
 from gpuscope._data.metrics import DURATION
 from gpuscope.exporters.memory import MemoryExporter
 
@@ -151,11 +151,11 @@ def test_a_stage_inside_a_graph_keeps_its_only_span():
 
 
 def test_the_limit_is_less_where_what_events_took_was_taken_off():
-    """That is where the host had left the stage before it began on the GPU, for sure."""
-    less = {"gpu_span_id": 7, "uncertainty_ns": 100}
+    """Where that is not known, because nobody measured it for one, the limit stays what it was."""
+    trimmed = int(RowFlag.TRIMMED)
     rows = [
-        Row(**less, launch_ns=Row().host_ns + off_ns, gpu_ns=length_ns)
-        for off_ns, length_ns in ((100, NO_WORK_LESS_EVENTS_NS), (100, NO_WORK_LESS_EVENTS_NS + 1), (99, NO_WORK_NS))
+        Row(gpu_span_id=7, flags=flags, gpu_ns=length_ns)
+        for flags, length_ns in ((trimmed, NO_WORK_TRIMMED_NS), (trimmed, NO_WORK_TRIMMED_NS + 1), (0, NO_WORK_NS))
     ]
     assert with_work(make_batch(*rows)).gpu_span_id.tolist() == [0, 7, 0]
 

@@ -270,12 +270,12 @@ def test_events_take_the_least_that_was_measured():
 
 
 def test_what_the_events_took_is_taken_off_where_all_work_was_waiting():
-    """That is where the host had left the stage for sure before the GPU came to it, and never more than there is."""
+    """That is where the host had left the stage for sure by then. What ends together goes on ending together."""
     start, end, clock = NOON, NOON + 10_000, costing(2_900)
-    assert clock.less_events(start, end, 100, left_ns=start - 100) == end - 2_900
-    assert clock.less_events(start, end, 100, left_ns=start - 99) == end
-    assert clock.less_events(start, start + 2_000, 0, left_ns=start) == start
-    assert costing(0).less_events(start, end, 100, left_ns=start - SECOND) == end
+    assert clock.less_events(start, end, 100, left_ns=start - 100) == (start, end - 2_900)
+    assert clock.less_events(start, end, 100, left_ns=start - 99) is None
+    assert clock.less_events(start, start + 2_000, 0, left_ns=start) == (start - 900, start - 900)
+    assert costing(0).less_events(start, end, 100, left_ns=start - SECOND) is None
 
 
 def test_place_is_exact():

@@ -9,6 +9,7 @@ import stat
 import pytest
 
 from gpuscope._data import flight as layout
+from gpuscope._flight import dumps as module
 from gpuscope._flight.dumps import KEPT, Dumps, copies, copy, keep_of_the_dead
 
 
@@ -36,6 +37,14 @@ def test_a_dump_is_a_copy_beside_the_file(dumps, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert dumps._mapped[layout.REASON_AT] == 0
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_dump_leaves_room_for_others(dumps, tmp_path, monkeypatch):
+    """It takes no more than a part of what is free, as the file itself: PyTorch's loaders are there, too."""
+    monkeypatch.setattr(module, "SHARE", 1 << 60)
+    with pytest.raises(OSError, match="more than half of what is free"):
+        dumps.make("slow")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dumps_are_rare(dumps):

@@ -92,6 +92,30 @@ def test_an_empty_file_is_taken(tmp_path, opened):
     assert opened(tmp_path / "flight").path == tmp_path / "flight"
 
 
+@pytest.mark.parametrize("name", ["data.bin", "flight.2024", ".123"])
+def test_a_file_that_begins_with_zeros_is_not_ours(tmp_path, opened, name):
+    """At the path itself it is refused; what only has a name like ours stays, empty or not."""
+    other = tmp_path / name
+    other.write_bytes(bytes(4096) if name != ".123" else b"")
+    if name == "data.bin":
+        with pytest.raises(RefusedError, match="is not a file of a flight recorder"):
+            opened(other)
+    else:
+        opened(tmp_path / "flight")
+    assert other.exists()
+
+
+def test_what_other_processes_left_is_cleared_where_the_path_has_their_id(tmp_path, opened):
+    """Those that ended well are removed, so that restarts do not fill the memory; the others stay where they are."""
+    for pid, ended in ((2**22 + 1, 1), (2**22 + 2, 0)):
+        left = opened(tmp_path / f"s-{pid}.flight")
+        left.put("ended", ended)
+        left.close()
+    mine = opened(tmp_path / "s-{pid}.flight")
+    assert mine.path == tmp_path / f"s-{os.getpid()}.flight"
+    assert {path.name for path in tmp_path.iterdir()} == {mine.path.name, f"s-{2**22 + 2}.flight"}
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not hasattr(os, "seteuid"), reason="needs another user")
 def test_a_file_of_another_user_is_refused(tmp_path, opened):
     """Also where its mode would let us write."""
@@ -153,12 +177,12 @@ def test_a_place_on_a_full_disk_is_refused(tmp_path):
     try:
         with pytest.raises(RefusedError, match="more than half of what is free"):
             open_file(str(tmp_path / "flight"), SIZE)
-        files._SHARE, before = 0, files._SHARE
+        files.SHARE, before = 0, files.SHARE
         try:
             with pytest.raises(RefusedError, match="cannot reserve 16,777,216 bytes"):
                 open_file(str(tmp_path / "flight"), 16 * SIZE)
         finally:
-            files._SHARE = before
+            files.SHARE = before
         assert list(tmp_path.iterdir()) == []
     finally:
         subprocess.run(["umount", tmp_path], check=True)

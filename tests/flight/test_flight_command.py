@@ -69,7 +69,7 @@ def test_a_report_and_a_timeline_are_made_of_it(path, tmp_path, capsys):
     program.main(["flight", str(path), "--output", str(out)])
     assert program.main(["report", str(out), "--html", str(page), "--json", str(tmp_path / "out.json")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Not ended, and in no percentile: request for 6.00 s, infer for 5.00 s." in said
+    assert "Not ended, and in no percentile of what has: request for 6.00 s, infer for 5.00 s." in said
     assert json.loads((tmp_path / "out.json").read_text())["requests"][0]["calls"] == 21
     assert page.stat().st_size > 10_000
 

@@ -439,7 +439,7 @@ NONSENSE = {
     "EventRecorder.begin": lambda: native.EventRecorder(1, 1, [], int, int, int, int).begin(1, None),
     "EventRecorder.end": lambda: native.EventRecorder(1, 1, [], int, int, int, int).end(StageRecord()),
     "EventReader without a function": lambda: native.EventReader(1, 1, 1, 0, 1),
-    "EventReader.read": lambda: native.EventReader(1, 1, 1, 1, 1).read([1], 1, 1, 1, 0, 0, 0, 0.0, 0.0, 0),
+    "EventReader.read": lambda: native.EventReader(1, 1, 1, 1, 1).read([1], 1, 1, 1, 0, 0, 0, 0, 0.0, 0.0, 0),
     "EventReader.spacing of too few": lambda: native.EventReader(1, 1, 1, 1, 1).spacing(bytes(8), 1, 1),
     "EventReader.spacing of too many": lambda: native.EventReader(1, 1, 1, 1, 1).spacing(bytes(8 * 65), 1, 1),
     "EventReader.spacing of what is no address": lambda: native.EventReader(1, 1, 1, 1, 1).spacing(bytes(23), 1, 1),

@@ -20,7 +20,7 @@ import gpuscope
 from gpuscope.__main__ import main
 from gpuscope._profiling.deep_look import DeepLook
 from gpuscope._profiling.on_demand import OnDemand
-from gpuscope._profiling.session import ProfilingSession
+from gpuscope._profiling.session import ProfilingSession, _OpenRange
 from gpuscope._recording.state import state
 
 HERE = Path(gpuscope.__file__).parents[1]
@@ -382,6 +382,25 @@ def wait_for_look(on_demand, recorder):
     on_demand.poll(recorder)
     while on_demand._thread is not None and on_demand._thread.is_alive():
         request()
+
+
+def test_no_request_waits_while_the_profiler_is_prepared():
+    """That takes seconds, in a thread of its own; a request that ends meanwhile does not count."""
+    session = ProfilingSession(1, 0, when_enough=lambda: None)
+    opened, done = _OpenRange(None, request=True), threading.Event()
+
+    def request():
+        session.leave(opened)
+        done.set()
+
+    with session._lock:  # As `begin` holds it.
+        thread = threading.Thread(target=request)
+        thread.start()
+        assert done.wait(20)
+    thread.join()
+    assert session.passed == 0
+    session.leave(opened)
+    assert session.passed == 1
 
 
 BUSY = """

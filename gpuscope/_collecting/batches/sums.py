@@ -68,7 +68,7 @@ class _Sum:
 
     def __init__(self, summed: Summed, ids: MemberIds, joined: Joined) -> None:
         batch, row = joined.batch, joined.row
-        self.summed, self.ids, self.first = summed, ids, joined
+        self.summed, self.ids, self.site, self.position = summed, ids, joined.site, joined.position  # Not the batch.
         self.thread: ThreadInfo = batch.threads[batch.thread[row]]
         self.device = int(batch.device[row])
         self.device_info: DeviceInfo | None = batch.devices.get(self.device)
@@ -208,7 +208,7 @@ def _light(sums: list[_Sum], first_id: int) -> StageBatch:
         return np.array([*values], kind)
 
     sites, threads = dict[object, int](), dict[object, int]()
-    site = column((sites.setdefault(each.first.site, len(sites)) for each in sums), np.int32)
+    site = column((sites.setdefault(each.site, len(sites)) for each in sums), np.int32)
     span_id = np.arange(first_id, first_id + len(sums), dtype=np.uint64)
     on_gpu = column((each.gpu_end_ns != 0 for each in sums), np.bool_)
     return StageBatch(
@@ -235,7 +235,7 @@ def _light(sums: list[_Sum], first_id: int) -> StageBatch:
         details={row: each.details() for row, each in enumerate(sums)},
         shared=SharedColumns(
             size=column((each.size for each in sums), np.int64),
-            position=column((each.first.position for each in sums), np.int64),
+            position=column((each.position for each in sums), np.int64),
             wait_s=column((each.wait_s for each in sums), np.float64),
             share_ns=column((each.prefill_ns + each.decode_ns for each in sums), np.int64),
             batch_trace_high=column((each.batch_ids[0] for each in sums), np.uint64),

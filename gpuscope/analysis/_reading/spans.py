@@ -39,6 +39,7 @@ from gpuscope._data.attributes import (
     STAGE,
     THREAD_ID,
     THREAD_NAME,
+    TRIMMED,
 )
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._reading.gpus import GpuSums
@@ -73,7 +74,17 @@ _STAGE = (STAGE, THREAD_ID, THREAD_NAME)
 _STREAM = (CUDA_STREAM, DEVICE_INDEX, HW_MODEL, HW_ID)
 _STREAM_BEFORE = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
 """The same in files of earlier versions."""
-_NOT_OF_GRAPHS = {CLAMPED, CLOCK_UNCERTAINTY, GPU_HAD_WORK, GPU_SAMPLES, HW_TYPE, HW_VENDOR, *_STREAM, *_STREAM_BEFORE}
+_NOT_OF_GRAPHS = {
+    CLAMPED,
+    TRIMMED,
+    CLOCK_UNCERTAINTY,
+    GPU_HAD_WORK,
+    GPU_SAMPLES,
+    HW_TYPE,
+    HW_VENDOR,
+    *_STREAM,
+    *_STREAM_BEFORE,
+}
 """Ours as well, on the one span of a stage inside a graph, which is a GPU span."""
 _NOTHING: JsonObject = {}
 _IDENTITY = (SERVICE_NAME, SERVICE_INSTANCE_ID, HOST_NAME, PROCESS_PID)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuscope._data.batch import NO_WORK_NS
+from gpuscope._data.batch import NO_WORK_NS, NO_WORK_TRIMMED_NS, RowFlag
 from gpuscope.analysis._busy.known import BEHIND_NS
 from gpuscope.analysis._structure.intervals import Intervals, intersection
 from gpuscope.analysis._structure.parts import counted
@@ -72,7 +72,8 @@ class Explainer:
         inside = np.zeros(len(recording.stage), np.bool_)
         inside[recording.parent[(recording.parent >= 0) & recording.measured]] = True
         # Two events with nothing between: the stage launched nothing, however late the stream came to them.
-        worked = recording.gpu_end_ns - recording.gpu_start_ns > NO_WORK_NS
+        limit_ns = np.where(recording.flags & RowFlag.TRIMMED, NO_WORK_TRIMMED_NS, NO_WORK_NS)
+        worked = recording.gpu_end_ns - recording.gpu_start_ns > limit_ns
         self._gpu_leaf = recording.measured & ~inside & worked
 
     def requests(self) -> NDArray[np.int64]:
