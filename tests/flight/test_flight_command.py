@@ -11,6 +11,7 @@ import pytest
 from gpuscope import __main__ as program
 from gpuscope import stage
 from gpuscope._data import flight as layout
+from gpuscope._flight.dumps import Dumps
 from gpuscope.analysis.figures import figures
 from gpuscope.analysis.read import read
 
@@ -52,6 +53,16 @@ def test_a_file_becomes_a_recording(path, tmp_path, capsys):
     assert took.tolist() == pytest.approx([6e9, 5e9], abs=100)
     assert not sum(recording.losses.skipped_lines.values())
     assert int(recording.measured.sum()) == 40
+
+
+def test_a_copy_of_a_process_that_went_on_says_so(path, tmp_path, capsys):
+    """Whether that ended well was not known when it was made."""
+    with path.open("rb") as file:
+        data = bytearray(file.read())
+    copy = Dumps(tmp_path / "copied", data).make("slow")
+    assert program.main(["flight", str(copy), "--output", str(tmp_path / "out.jsonl")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "which ran on when this copy was made. This copy was made because of: slow." in said
 
 
 def test_what_runs_counts_in_no_percentile(path, tmp_path):
