@@ -68,7 +68,7 @@ SECONDS = {"bucket", "sum", "count"}
 EXPECTED = {
     *(f"gpuscope_stage_{name}_seconds_{part}" for name in ("duration", "launch_delay") for part in SECONDS),
     *(f"gpuscope_stages_{name}_total" for name in ("recorded", "exported", "dropped", "lost", "untimed")),
-    *(f"gpuscope_gpu_{name}_ratio" for name in ("busy", "occupied", "idle")),
+    *(f"gpuscope_gpu_{name}_ratio" for name in ("busy", "stream_busy", "occupied", "idle")),
     "gpuscope_clock_uncertainty_seconds",
     "gpuscope_gpu_event_cost_seconds",
     *(

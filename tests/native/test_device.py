@@ -230,7 +230,7 @@ def test_an_anchor_that_waits_for_work_is_bracketed_where_it_is_done(machine):
 def test_an_anchor_that_waits_for_the_drivers_lock_begins_when_it_has_it(machine):
     """A copy from pageable memory holds the lock for as long as it takes. The event comes after that."""
     machine.library.fake_hold_records(60_000_000)  # Longer than an event is waited for, which begins later.
-    machine.library.fake_delay_anchors(ctypes.c_longlong(50_000))
+    machine.library.fake_delay_anchors(ctypes.c_longlong(30_000_000))
     run()
     spans = machine.collect()
     assert [span.kind for span in spans] == ["host", "gpu"]
