@@ -464,7 +464,7 @@ def test_where_events_cannot_tell_what_is_usual_is_drawn(show):
     assert counted[0] == 0
     assert counted[1] == pytest.approx(0.4, abs=0.08)
     assert counted[2] == 1
-    playwright.expect(page.locator("#window")).to_contain_text("usually work")  # Texts follow the picture a little later.
+    playwright.expect(page.locator("#window")).to_contain_text("usually work")  # A little after the picture.
     row = page.locator("#stages tr").filter(has_text="infer").inner_text()
     assert "100 % (" in row.replace("\u00a0", " ")
 
