@@ -123,6 +123,7 @@ def _next_steps(file: str, *, otlp: bool) -> None:
         print("  see them in Jaeger     docker run --rm -p 16686:16686 -p 4318:4318 \\")
         print("                             cr.jaegertracing.io/jaegertracing/jaeger:2.20.0")
         print("                         OTEL_SERVICE_NAME=demo gpuscope demo --otlp; then open http://localhost:16686")
+    print("  see one of a GPU       gpuscope demo --sample")
     print('  in your own code       put @gpuscope.stage("name") on functions, and run it with GPUSCOPE=1')
     print("  check your set-up      gpuscope doctor")
 
