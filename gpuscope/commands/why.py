@@ -77,8 +77,8 @@ def _operands(options: argparse.Namespace) -> tuple[str | None, Sequence[str]]:
     trace, *files = options.operands
     if not _TRACE.fullmatch(trace):
         raise CommandError(
-            f"which request? {trace!r} is no trace id; give one, or at least its first 4 digits, before the files, or "
-            "--slowest, --p99 or --median."
+            f"which request? {trace!r} is not a trace id; give one, or at least its first 4 digits, before the files, "
+            "or --slowest, --p99 or --median."
         )
     if not files:
         raise CommandError(f"no file is named; write `gpuscope why {trace} FILE`.")

@@ -42,7 +42,7 @@ class Target:
             What such a method calls by `super()` is not a second stage.
         optional: whether to give no warning if the function does not exist, as in other versions of a framework.
         members: whom a call works for, as for `stage`: an expression over its arguments, or a function of them. One
-            that returns None says that this call is no batch.
+            that returns None says that this call is not a batch.
         weights: what their shares are by, likewise.
         basis: what the weights are.
         key: how to find the token of a member.

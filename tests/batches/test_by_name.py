@@ -75,7 +75,7 @@ def test_a_call_that_is_no_batch(bench, module):
     ],
 )
 def test_what_can_be_no_batch_is_said(caplog, said, why):
-    """A generator, a function in C and an expression of other names are no batches; the program runs as before."""
+    """A generator, a function in C and an expression of other names are not batches; the program runs as before."""
     instrument([target(**said)])
     assert "cannot be a stage" in caplog.text
     assert why in caplog.text

@@ -64,7 +64,7 @@ def lengths(spans, kind):
 
 
 def test_what_the_events_took_is_no_part_of_a_busy_stage(make):
-    """It is taken off what was left before the GPU came to it, of which 500 ns and less are no work."""
+    """It is taken off what was left before the GPU came to it, of which 500 ns and less are not work."""
     bench, spans = make(delay_ns=1_000_000, event_cost_ns=2_900)
     run(bench, 2_900, 3_399, 3_400, 49_999)  # Each reading of the clock takes a nanosecond.
     assert lengths(spans, "gpu") == {"s2": 501, "s3": 47_100}

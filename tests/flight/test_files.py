@@ -72,7 +72,7 @@ def test_a_second_name_of_a_file_is_refused(tmp_path, opened):
 
 
 def test_another_file_is_not_overwritten(tmp_path, opened):
-    """What is no flight recorder's stays."""
+    """What is not a flight recorder's stays."""
     (tmp_path / "flight").write_text("precious notes")
     with pytest.raises(RefusedError, match="not a file of a flight recorder"):
         opened(tmp_path / "flight")

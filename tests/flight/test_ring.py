@@ -142,7 +142,7 @@ def test_a_record_without_its_word_is_torn(make_ring, site):
 
 
 def test_names_are_cut_between_letters(make_ring):
-    """A long name keeps what there is room for; one that is no text of UTF-8 gets a question mark."""
+    """A long name keeps what there is room for; one that is not a text of UTF-8 gets a question mark."""
     ring = make_ring()
     ring.run(Site("ü" * 100, {}))
     ring.run(Site("\ud800", {}))

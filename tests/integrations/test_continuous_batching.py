@@ -185,7 +185,7 @@ def test_several_answers_to_one_prompt(llama):
 
 
 def test_what_is_refused_is_over(llama):
-    """A request that comes while the manager stops is no generation that never ends."""
+    """A request that comes while the manager stops is not a generation that never ends."""
     with recorded("transformers") as spans, llama.continuous_batching_context_manager(**options()) as manager:
         manager.add_request([3])
         manager.stop(block=True)

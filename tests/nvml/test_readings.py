@@ -51,7 +51,7 @@ def test_a_reading_has_what_nvml_says(nvml, gpu):
     ],
 )
 def test_one_reason_is_named(nvml, gpu, bits, said):
-    """The one that says most, so that reasons add up; what is no throttling has no name."""
+    """The one that says most, so that reasons add up; what is not throttling has no name."""
     nvml.says(reasons=bits)
     assert gpu.read().throttled == said
 
@@ -188,7 +188,7 @@ class TestLibrary:
         assert raised.value.why == "libnvidia-ml.so.1 cannot be initialised (Driver Not Loaded)"
 
     def test_something_else_of_that_name(self, tmp_path):
-        """What is no library is none."""
+        """What is not a library is none."""
         path = tmp_path / "libnvidia-ml.so.1"
         path.write_text("not a library")
         with pytest.raises(NoNvmlError):

@@ -70,7 +70,7 @@ class TestEnvironment:
         ],
     )
     def test_a_duration_has_a_unit(self, text, seconds):
-        """Seconds, if it has none; what is no duration is said."""
+        """Seconds, if it has none; what is not a duration is said."""
         config, complaints = Config.from_env({"GPUSCOPE_FLIGHT_SLOW": text})
         assert config.flight_slow_s == seconds
         assert bool(complaints) is (text in ("-1", "ms"))

@@ -67,7 +67,7 @@ class ProcessSample(ctypes.Structure):
 
 class NoNvmlError(Exception):
     """
-    There is no library, or it does not work.
+    The library is missing, or it does not work.
 
     Args:
         why: The reason, as the end of a sentence.

@@ -169,7 +169,7 @@ def _take(
 ) -> None:
     try:
         members, weights = read()
-        if members is None:  # A function may say that this call is no batch.
+        if members is None:  # A function may say that this call is not a batch.
             return
         tokens = tuple(members) if said.key is None else tuple(map(_by_key(said.key), members))
         given = None if weights is None else tuple(weights)

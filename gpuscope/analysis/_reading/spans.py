@@ -190,7 +190,7 @@ class Lines:
 
     def _add_span(self, process: int, span: JsonObject) -> None:
         values = {each["key"]: each["value"] for each in span["attributes"]}
-        if SHARED in values:  # The light span of a batch in a member's trace, which is no stage.
+        if SHARED in values:  # The light span of a batch in a member's trace, which is not a stage.
             self.light.add(span, values)
             return
         if HOST_DURATION in values:

@@ -77,7 +77,7 @@ class Explainer:
         self._gpu_leaf = recording.measured & ~inside & worked
 
     def requests(self) -> NDArray[np.int64]:
-        """Return the rows of requests: outermost stages that are no batches, or all outermost ones if all are."""
+        """Return the rows of requests: outermost stages that are not batches, or all outermost ones if all are."""
         roots = np.flatnonzero(self.recording.parent < 0)
         real = roots[~np.isin(roots, list(self._work.batch_rows))]
         return real if len(real) else roots

@@ -164,7 +164,7 @@ def test_by_trace(record, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["FILE"], "is no trace id; give one, or at least its first 4 digits, before the files"),
+        (["FILE"], "is not a trace id; give one, or at least its first 4 digits, before the files"),
         (["abcd"], "no file is named; write `gpuscope why abcd FILE`."),
         (["0123456789abcdef", "FILE"], "no request has a trace id that begins with '0123456789abcdef'"),
         (["--slowest", "--kind", "nothing", "FILE"], "no request begins with the stage 'nothing'."),
