@@ -37,6 +37,7 @@ _GPU_BIT = np.uint64(1 << 63)
 _pack = struct.Struct(FORMAT).pack
 """Packs one row: the columns of `ROW`, in their order."""
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
+_DRIVER_HELD = np.uint32(RowFlag.DRIVER_HELD)
 _TABLES = ("sites", "threads", "devices", "details", "live", "device_samples", "stream_samples", "shared")
 """Fields of `StageBatch` that are not columns."""
 
@@ -200,8 +201,9 @@ class BatchBuilder:
             batch, samples = self._assemble(rows, bridge), self._samples
             if samples is None:
                 return batch
-            asked, had_work = samples.join(rows, past_ns)
+            asked, had_work, held = samples.join(rows, past_ns)
             devices, streams = samples.take_counts()
+            batch.flags[held] |= _DRIVER_HELD
             return replace(batch, samples=asked, had_work=had_work, device_samples=devices, stream_samples=streams)
         finally:
             self._begin()

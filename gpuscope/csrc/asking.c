@@ -13,6 +13,10 @@
 enum { FEW_STREAMS = 8, SUCCESS = 0, NOT_READY = 600, FIRST_OF_CAPTURE = 900, LAST_OF_CAPTURE = 907 };
 static const long long RECENT_NS = 2000000000, BUSY_NS = 60000000000;
 static const long long IDLE_NS = 10000000; /* Between two looks while no stream is in use. */
+/* A round that takes as long has waited for the driver's lock, for a hundred times what questions take where threads
+   launch at the same time. Copies from and to pageable memory hold it for their whole length. */
+static const long long HELD_NS = 500000;
+enum { MOST_HELD = 256 }; /* Moments of one wait; a longer one has them farther apart. */
 
 long long sampler_now_ns(void) {
     struct timespec now;
@@ -81,12 +85,14 @@ static int ask_all(const Sampler *self, Question *asked, int count) {
     for (int i = 0; i < count; i++) {
         Question *one = &asked[i];
         if (one->code || (one->code = enter(self, one, &context))) continue;
+        int open = atomic_load_explicit(&one->watch->open, memory_order_relaxed);
         one->code = self->calls.query(one->stream);
         if (is_of_capture(one->code)) return 0;
-        /* Where the driver's lock was held, the answer is of its end. */
         one->answer.at_ns = sampler_now_ns();
-        one->answer.had_work = one->code == NOT_READY;
+        one->answer.said = one->code == NOT_READY ? WORK : NO_WORK;
         one->answer.open = atomic_load_explicit(&one->watch->open, memory_order_relaxed);
+        /* During a wait for the driver the stage may have ended that had been open. */
+        if (open > one->answer.open) one->answer.open = open;
     }
     return 1;
 }
@@ -99,9 +105,10 @@ static void keep(Sampler *self, const Question *one) {
         one->watch->is_refused = 1;
         return;
     }
-    if (one->answer.had_work) one->watch->had_work_ns = one->answer.at_ns;
+    if (one->answer.said == WORK) one->watch->had_work_ns = one->answer.at_ns;
     self->counts[ASKED]++;
-    self->counts[HAD_WORK] += one->answer.had_work;
+    self->counts[HAD_WORK] += one->answer.said == WORK;
+    self->counts[WAS_HELD] += one->answer.said == HELD;
     if (self->held == self->capacity) {
         self->first = (self->first + 1) % self->capacity;
         self->held--;
@@ -110,6 +117,24 @@ static void keep(Sampler *self, const Question *one) {
     Answer *place = &self->ring[(self->first + self->held++) % self->capacity];
     *place = one->answer;
     place->round = self->round;
+}
+
+static void keep_all(Sampler *self, const Question *asked, int count) {
+    self->round++;
+    for (int i = 0; i < count; i++) keep(self, &asked[i]);
+}
+
+/* Under the lock. Keeps an answer for each moment of a wait for the driver at which there would have been a question;
+   that of its end is of no random moment, and is left out. Returns how long after the end the next question is due. */
+static long long keep_held(
+    Sampler *self, Question *asked, int count, long long at_ns, long long until_ns, long long mean_ns
+) {
+    if ((until_ns - at_ns) / mean_ns > MOST_HELD) mean_ns = (until_ns - at_ns) / MOST_HELD;
+    for (; at_ns < until_ns; at_ns += mean_ns / 2 + (long long)(draw(self) % (unsigned long long)mean_ns)) {
+        for (int i = 0; i < count; i++) asked[i].answer.at_ns = at_ns, asked[i].answer.said = HELD;
+        keep_all(self, asked, count);
+    }
+    return at_ns - until_ns;
 }
 
 long long ask_streams(Sampler *self) {
@@ -123,12 +148,11 @@ long long ask_streams(Sampler *self) {
     atomic_store(&self->is_asking, 1);
     int are_answers = atomic_load(&sampler_holds) == 0 && are_free(self, asked, count) && ask_all(self, asked, count);
     atomic_store(&self->is_asking, 0);
-    long long took_ns = sampler_now_ns() - began_ns;
+    long long ended_ns = sampler_now_ns();
     pthread_mutex_lock(&sampler_lock);
-    self->round++;
     self->counts[CAPTURES] += !are_answers;
-    self->counts[LATE] += took_ns / mean_ns;
-    for (int i = 0; are_answers && i < count; i++) keep(self, &asked[i]);
+    if (are_answers && ended_ns - began_ns >= HELD_NS) return keep_held(self, asked, count, began_ns, ended_ns, mean_ns);
+    if (are_answers) keep_all(self, asked, count);
     return mean_ns / 2 + (long long)(draw(self) % (unsigned long long)mean_ns);
 }
 #endif
