@@ -8,13 +8,14 @@
 #include "sampler.h"
 
 #ifdef __linux__
+#include <sys/resource.h>
 #include <time.h>
 
 enum { FEW_STREAMS = 8, SUCCESS = 0, NOT_READY = 600, FIRST_OF_CAPTURE = 900, LAST_OF_CAPTURE = 907 };
 static const long long RECENT_NS = 2000000000, BUSY_NS = 60000000000;
 static const long long IDLE_NS = 10000000; /* Between two looks while no stream is in use. */
-/* A round that takes as long has waited for the driver's lock, for a hundred times what questions take where threads
-   launch at the same time. Copies from and to pageable memory hold it for their whole length. */
+/* A round that waits as long waits for the driver's lock, for a hundred times what questions take where threads launch at
+   the same time. Copies from and to pageable memory hold it for their whole length. */
 static const long long HELD_NS = 500000;
 enum { MOST_HELD = 256 }; /* Moments of one wait; a longer one has them farther apart. */
 
@@ -28,6 +29,25 @@ static unsigned long long draw(Sampler *self) {
     self->random ^= self->random << 13;
     self->random ^= self->random >> 7;
     return self->random ^= self->random << 17;
+}
+
+/* What this thread has used of a processor, and how often it has slept: it sleeps or spins while it waits for a lock, and
+   does neither while others have the processor. */
+typedef struct {
+    long long at_ns, cpu_ns, sleeps;
+} Usage;
+
+static Usage usage(void) {
+    struct rusage used;
+    struct timespec cpu;
+    getrusage(RUSAGE_THREAD, &used);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
+    return (Usage){sampler_now_ns(), cpu.tv_sec * SECOND_NS + cpu.tv_nsec, used.ru_nvcsw};
+}
+
+static int was_held(const Usage *before, const Usage *after) {
+    if (after->at_ns - before->at_ns < HELD_NS) return 0;
+    return after->sleeps > before->sleeps || after->cpu_ns - before->cpu_ns >= HELD_NS;
 }
 
 static int is_in_use(const Watch *watch, long long at_ns) {
@@ -144,14 +164,14 @@ long long ask_streams(Sampler *self) {
     long long mean_ns = self->mean_ns * ((count + FEW_STREAMS - 1) / FEW_STREAMS);
     if (count == 0) return self->mean_ns > IDLE_NS ? self->mean_ns : IDLE_NS;
     pthread_mutex_unlock(&sampler_lock);
-    long long began_ns = sampler_now_ns();
+    Usage before = usage();
     atomic_store(&self->is_asking, 1);
     int are_answers = atomic_load(&sampler_holds) == 0 && are_free(self, asked, count) && ask_all(self, asked, count);
     atomic_store(&self->is_asking, 0);
-    long long ended_ns = sampler_now_ns();
+    Usage after = usage();
     pthread_mutex_lock(&sampler_lock);
     self->counts[CAPTURES] += !are_answers;
-    if (are_answers && ended_ns - began_ns >= HELD_NS) return keep_held(self, asked, count, began_ns, ended_ns, mean_ns);
+    if (are_answers && was_held(&before, &after)) return keep_held(self, asked, count, before.at_ns, after.at_ns, mean_ns);
     if (are_answers) keep_all(self, asked, count);
     return mean_ns / 2 + (long long)(draw(self) % (unsigned long long)mean_ns);
 }

@@ -289,6 +289,7 @@ def test_while_a_call_holds_the_driver_the_moments_go_on(library, make):
         began_ns = time.perf_counter_ns()
         sampler.start()
         found = some_answers(sampler, 200)
+    library.fake_load(ctypes.c_void_p(busy.raw), 0)
     counts = sampler.counts()
     assert set(found["said"].tolist()) == {HELD}
     assert set(found["open"].tolist()) == {1}
