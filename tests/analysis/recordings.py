@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpuscope.analysis._structure.batches import Batches, Links, Shares
+from gpuscope.analysis._structure.pauses import Pauses
 from gpuscope.analysis.recording import Losses, Process, Recording, Stream, Thread
 
 EPOCH_NS = 1_700_000_000_000_000_000
@@ -139,6 +140,12 @@ def _unique(keys: Iterable[Any]) -> dict[Any, int]:
 
 def _ns(times_us: Iterable[float | None]) -> np.ndarray:
     return np.array([0 if time is None else EPOCH_NS + round(time * 1e3) for time in times_us], np.int64)
+
+
+def paused(of: Recording, *pauses: tuple[float, float], process: int = 0) -> Recording:
+    """Return a recording in which Python collected garbage from one moment to another, in a process."""
+    start, end = (_ns(pause[side] for pause in pauses) for side in (0, 1))
+    return replace(of, pauses=Pauses(np.full(len(pauses), process), start, end))
 
 
 def batched(of: Recording, *batches: tuple[int, Mapping[int, tuple[float, float]]]) -> Recording:

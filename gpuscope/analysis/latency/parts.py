@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from gpuscope.analysis._plain import Plain
 
 QUEUE, BATCH = "queue", "waiting for the batch"
+BEFORE, AFTER = "before the token", "after the batch"
 OWN, OTHERS = "own share of the GPU", "the others' share"
 COPIES, GPU, HOST, UNEXPLAINED = "copies", "waiting for the GPU", "host in stages", "unexplained"
-PARTS = (QUEUE, BATCH, GPU, OWN, OTHERS, COPIES, HOST, UNEXPLAINED)
+GARBAGE, COMPILE = "garbage collection", "compile"
+PARTS = (BEFORE, QUEUE, BATCH, GPU, OWN, OTHERS, COPIES, HOST, GARBAGE, COMPILE, AFTER, UNEXPLAINED)
 """In the order in which a request usually meets them."""
 MEANS = {
+    BEFORE: "until it had its token",
     QUEUE: "other batches of the same stage ran",
     BATCH: "none of them ran",
     GPU: "its work was launched, others' ran",
@@ -27,6 +30,9 @@ MEANS = {
     OTHERS: "the rest of its batches",
     COPIES: "stages that say how many `bytes`",
     HOST: "its own, and its batches",
+    GARBAGE: "Python's, while the host was at it",
+    COMPILE: "`torch.compile`",
+    AFTER: "until its own stage ended",
     UNEXPLAINED: "as far as stages show",
 }
 
