@@ -12,6 +12,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 import gpuscope
 from gpuscope._collecting.batches.sums import Sums
 from gpuscope._data.metrics import REQUEST_DURATION, TIME_PER_OUTPUT_TOKEN, TIME_TO_FIRST_TOKEN
+from gpuscope._data.native import native
+from gpuscope._recording.batches import members as reading
 from gpuscope._recording.batches.account import Faults
 from gpuscope._recording.batches.summed import Summed
 from gpuscope._recording.state import state
@@ -336,3 +338,26 @@ def test_it_arrives_by_every_way(make_bench, monkeypatch, twins):
     assert sorted(shares.steps.tolist()) == [2, 3, 4]
     assert sorted(shares.share_ns.tolist()) == sorted(span.attributes["gpuscope.gpu.share"] for span in light)
     assert len(recording.batches.links.batch) == sum(map(len, PLAN))
+
+
+TWINS = {"Python": (reading._tokens_of_in_python, reading._joined_in_python)}
+if native is not None:
+    TWINS["C"] = native.tokens_of, native.joined
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_what_joins_a_batch(twin):
+    """Each that has not ended joins once, whatever else is there; a batch of others has no steps."""
+    tokens_of, joined = TWINS[twin]
+    with capture(), gpuscope.stage("request"):
+        token, ended, *others = gpuscope.here(), *(gpuscope.Generation() for _ in range(3))
+        ended.end()
+    first, second = others
+    assert tokens_of((first, ended, second)) == (first.token, ended.token, second.token)
+    assert tokens_of((first, token)) is tokens_of((first, None)) is None
+    assert tokens_of(()) == ()
+    assert joined((first, second, first, ended, token, None)) == (0, 0, None, None, None, None)
+    assert joined((second,)) == (1,)
+    assert joined((first, second)) == (1, 2)
+    assert (first.steps, second.steps, ended.steps) == (2, 3, 0)
+    assert joined((ended, token)) is joined(()) is None

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpuscope._data.native import native
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gpuscope._recording.batches.token import Token
 
 
-class Summed:
+if TYPE_CHECKING or native is None:
+
+    class SummedFields:
+        """What each batch needs of it."""
+
+        __slots__ = ("ended", "steps", "token")
+
+else:
+    SummedFields = native.SummedFields
+
+
+class Summed(SummedFields):
     """What takes part in many batches, and has one light span for all of them."""
 
-    __slots__ = (
-        "ended",
-        "error_type",
-        "first_step",
-        "first_token_ns",
-        "last_token_ns",
-        "steps",
-        "token",
-        "tokens",
-        "told",
-    )
+    __slots__ = ("error_type", "first_step", "first_token_ns", "last_token_ns", "tokens", "told")
 
     def __init__(self, token: Token, told: Mapping[str, str]) -> None:
         self.token = token
