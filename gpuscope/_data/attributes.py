@@ -56,7 +56,10 @@ BATCH_STEPS = "gpuscope.batch.steps"
 PREFILL_SHARE, DECODE_SHARE = "gpuscope.gpu.share.prefill", "gpuscope.gpu.share.decode"
 """The share of the steps up to the first token, and of those after it; together they are the share."""
 GPU_FIRST_TOKEN, GPU_PER_TOKEN = "gpuscope.gpu.time_to_first_token", "gpuscope.gpu.time_per_output_token"
-"""Seconds until the step that makes the first token was done on the GPU, and from there per further token."""
+"""
+Seconds until the step that makes the first token was done on the GPU, and from there per further token. Metrics have
+the same names.
+"""
 
 LANE = "gpuscope.lane"
 """Of a metric: whether the duration was measured on the `host` or on the `gpu`."""

@@ -11,7 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
 import gpuscope
 from gpuscope._collecting.batches.sums import Sums
-from gpuscope._data.metrics import REQUEST_DURATION, TIME_PER_OUTPUT_TOKEN, TIME_TO_FIRST_TOKEN
+from gpuscope._data.metrics import OF_GENERATIONS, OF_GENERATIONS_ON_GPU, REQUEST_DURATION
 from gpuscope._data.native import native
 from gpuscope._recording.batches import members as reading
 from gpuscope._recording.batches.account import Faults
@@ -290,19 +290,17 @@ class TestMembers:
 
 
 def test_metrics(make_bench):
-    """Each generation is a request of a model server: as the GPU saw it."""
+    """Each generation is a request of a model server: by the host's clock and by the GPU's, as its spans say."""
     bench = make_bench()
     run_steps(bench, PLAN)
     spans = bench.collect()
     points = bench.engine.collector.metrics_pipeline.snapshot().points
-    light = of_name(spans, LIGHT)
-    for spec, name in (
-        (TIME_TO_FIRST_TOKEN, "gpuscope.gpu.time_to_first_token"),
-        (TIME_PER_OUTPUT_TOKEN, "gpuscope.gpu.time_per_output_token"),
-    ):
-        (point,) = points[spec]
-        assert point.attributes == SAID
-        assert point.value.sum_s == pytest.approx(sum(span.attributes[name] for span in light))
+    on_host, on_gpu = of_name(spans, "generate"), of_name(spans, LIGHT)
+    for specs, some in ((OF_GENERATIONS[1:], on_host), (OF_GENERATIONS_ON_GPU, on_gpu)):
+        for spec in specs:
+            (point,) = points[spec]
+            assert point.attributes == SAID
+            assert point.value.sum_s == pytest.approx(sum(span.attributes[spec.name] for span in some))
     (point,) = points[REQUEST_DURATION]
     started_ns = of_name(spans, "generate")[0].start_ns
     ends = [span.end_ns for span in spans if span.name == f"{LIGHT} [gpu]"]
