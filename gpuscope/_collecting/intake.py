@@ -48,8 +48,8 @@ _MAX_BATCH_ROWS = 4096
 exceed it."""
 _BATCH_BYTES = 1 << 20
 """Bytes of what stages were told at which a batch is exported: encoding takes as much again, several times."""
-_SLICE_ROWS_LARGE = 8
-"""While more than that waits."""
+_SLICE_ROWS_LARGE, _SLICE_BYTES = 8, 1 << 17
+"""While more than that waits: a slice of so many stages at least, and of more where they were told less on average."""
 _BATCH_DELAY_NS = 500_000_000
 """From a batch's first row until it is exported, however small it is."""
 
@@ -248,8 +248,10 @@ class Intake:
 
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge
-        if self._recorder.budget.used > _BATCH_BYTES:
-            return _SLICE_ROWS_LARGE
+        used = self._recorder.budget.used
+        if used > _BATCH_BYTES:
+            stages = len(self._queue) + len(self._builder) + self.pending
+            return max(_SLICE_ROWS_LARGE, min(_SLICE_ROWS, _SLICE_BYTES * stages // used))
         sdk = bridge is not None and bridge.sdk
         rows, per = (_SLICE_ROWS_SDK, _BACKLOG_ROWS_SDK) if sdk else (_SLICE_ROWS, _BACKLOG_ROWS)
         # Larger slices work off a backlog: losing spans would be worse than holding the GIL for longer.
