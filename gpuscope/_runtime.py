@@ -236,7 +236,7 @@ def summary() -> Summary:
 
         return StageStatistics().summary()
     engine.flush(_CATCH_UP_S, send=False)
-    return engine.summary.summary()  # type: ignore[no-any-return]  # Of a room above `state`.
+    return engine.summary.summary(engine.statistics().looks)  # type: ignore[no-any-return]  # Of a room above `state`.
 
 
 def _hook_exit_and_fork() -> None:
