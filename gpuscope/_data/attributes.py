@@ -73,6 +73,26 @@ GPU_PART = "gpuscope.gpu.part"
 INPUT_LENGTH, NEW_TOKENS = "input_length", "new_tokens"
 """Of a stage that generates: tokens of one sequence, given and made."""
 
+GC_EVENT = "gpuscope.gc"
+"""An event of each stage that was open, on any thread, while Python collected garbage. Its time is when that began."""
+GC_DURATION, GC_GENERATION = "gpuscope.gc.duration", "gpuscope.gc.generation"
+"""Of that event: nanoseconds, a whole number; 0, 1 or 2. The metric of the first name is in seconds."""
+
+COMPILE_SPAN = "torch.compile"
+"""The name of the stage that stands for a compilation, in the request that waited for it."""
+COMPILE_KIND = "gpuscope.compile.kind"
+"""
+Of that stage: `compile`, `recompile` (the same frame once more), `backward`, `autotuning`, or `graph_recording` (of a
+CUDA graph).
+"""
+EAGER_AGAIN = "gpuscope.graph.eager_again"
+"""On a stage: true where all its earlier runs replayed a CUDA graph, and this one ran no graph."""
+
+MEMORY_BEGIN, MEMORY_END, MEMORY_PEAK = "gpuscope.memory.begin", "gpuscope.memory.end", "gpuscope.memory.peak"
+"""Bytes that PyTorch's CUDA allocator had given out on the stage's device."""
+MEMORY_RETRIES, MEMORY_MALLOCS = "gpuscope.memory.retries", "gpuscope.memory.mallocs"
+"""How often, within the stage, the allocator freed its cache to try again, and how often it took memory of the driver."""
+
 RANK = "gpuscope.rank"
 """This and the next two describe the process; OpenTelemetry has no names for them."""
 LOCAL_RANK = "gpuscope.local_rank"
