@@ -91,7 +91,7 @@ EAGER_AGAIN = "gpuscope.graph.eager_again"
 MEMORY_BEGIN, MEMORY_END, MEMORY_PEAK = "gpuscope.memory.begin", "gpuscope.memory.end", "gpuscope.memory.peak"
 """Bytes that PyTorch's CUDA allocator had given out on the stage's device."""
 MEMORY_RETRIES, MEMORY_MALLOCS = "gpuscope.memory.retries", "gpuscope.memory.mallocs"
-"""How often, within the stage, the allocator freed its cache to try again, and how often it took memory of the driver."""
+"""How often, within the stage, the allocator freed its cache to try again; how often it took memory of the driver."""
 
 RANK = "gpuscope.rank"
 """This and the next two describe the process; OpenTelemetry has no names for them."""
