@@ -13,6 +13,7 @@ from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.batches.generations import GenerationTimes
 from gpuscope._collecting.batches.members import BatchMembers
 from gpuscope._collecting.batches.sums import Sums
+from gpuscope._collecting.pauses import with_collections
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.graphs.resolve import ReplayResolver
@@ -194,6 +195,7 @@ class Intake:
             now_ns = self._recorder.clock()
             past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
         batch = self._builder.finish(self._recorder.bridge, past_ns)
+        batch = with_collections(batch, self._builder.offset_ns)
         self.watch.follow(batch.devices)
         self._recorder.note(batch, self._builder.offset_ns)
         return batch

@@ -4,9 +4,9 @@
  * After an exception Python functions do what is left to do. They swallow that of a part, and raise again what is the
  * program's: a KeyboardInterrupt, or what its own signal handler has raised.
  */
+#include "sharing.h"
 #include "current.h"
 #include "flight.h"
-#include "sharing.h"
 
 #include <time.h>
 
@@ -379,6 +379,7 @@ static PyMethodDef functions[] = {
     {"step_out", py_step_out, METH_O, "Make current what was current before the stage."},
     {"is_collecting", py_is_collecting, METH_NOARGS, "Whether this thread collects garbage, where that matters."},
     {"note_collection", (PyCFunction)(void (*)(void))note_collection, METH_FASTCALL, "Note a garbage collection."},
+    {"collections_since", collections_since, METH_O, "Return how many long garbage collections there were, and new ones."},
     {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, "Finish a run."},
     {NULL},
 };
