@@ -16,6 +16,7 @@ import numpy as np
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.batches import Batches
+from gpuscope.analysis._structure.stalls import Stalls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -148,6 +149,8 @@ class Recording:
     """What deep looks saw of each stage that were taken now and then, once for each process."""
     batches: Batches = field(default_factory=Batches)
     """Which stages worked for which others, and what was allotted to each."""
+    stalls: Stalls = field(default_factory=Stalls)
+    """What stalled the host: garbage collections, and GPU memory that ran out."""
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:

@@ -1,0 +1,71 @@
+"""
+Events of host spans: garbage collections, and GPU memory that ran out.
+
+Knows OTLP's events and no files. An event that cannot be read is counted, and its span stays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuscope._data.attributes import EXCEPTION_TYPE, GC_DURATION, GC_EVENT, GC_GENERATION
+from gpuscope.analysis._reading.otlp_values import MALFORMED, plain_attributes
+from gpuscope.analysis._structure.stalls import Collected, Stalls
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Mapping
+
+    from gpuscope.analysis._reading.otlp_values import JsonObject
+
+_EXCEPTION = "exception"
+_OUT_OF_MEMORY = "OutOfMemoryError"
+_END_OF_TIME = 2**63
+
+
+class StallEvents:
+    """
+    What the events of all host spans tell, by the spans' keys.
+
+    Args:
+        skipped: counts what cannot be read.
+
+    """
+
+    def __init__(self, skipped: Counter[str]) -> None:
+        self._skipped = skipped
+        self._collections: dict[tuple[str, str], tuple[Collected, ...]] = {}
+        self._out_of_memory: set[tuple[str, str]] = set()
+
+    def add(self, key: tuple[str, str], span: JsonObject) -> None:
+        """Take the events of one host span."""
+        try:
+            for event in span["events"]:
+                self._add(key, event)
+        except MALFORMED:
+            self._skipped["malformed events"] += 1
+
+    def _add(self, key: tuple[str, str], event: JsonObject) -> None:
+        if event["name"] == GC_EVENT:
+            self._collections[key] = (*self._collections.get(key, ()), _collected(event))
+        elif event["name"] == _EXCEPTION:
+            kind = plain_attributes(event.get("attributes", [])).get(EXCEPTION_TYPE)
+            if str(kind).rpartition(".")[2] == _OUT_OF_MEMORY:
+                self._out_of_memory.add(key)
+
+    def stalls(self, place: Mapping[tuple[str, str], int]) -> Stalls:
+        """Return them by the rows of a recording."""
+        return Stalls(
+            {place[key]: found for key, found in self._collections.items() if key in place},
+            tuple(sorted(place[key] for key in self._out_of_memory if key in place)),
+        )
+
+
+def _collected(event: JsonObject) -> Collected:
+    told = plain_attributes(event["attributes"])
+    start_ns, took_ns, generation = int(event["timeUnixNano"]), told[GC_DURATION], told[GC_GENERATION]
+    if not (isinstance(took_ns, int) and isinstance(generation, int)):
+        raise TypeError(took_ns, generation)
+    if not (0 <= start_ns < _END_OF_TIME and 0 <= took_ns < _END_OF_TIME):
+        raise ValueError(start_ns, took_ns)
+    return Collected(start_ns, took_ns, generation)
