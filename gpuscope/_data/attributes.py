@@ -80,10 +80,10 @@ GC_DURATION, GC_GENERATION = "gpuscope.gc.duration", "gpuscope.gc.generation"
 
 COMPILE_SPAN = "torch.compile"
 """The name of the stage that stands for a compilation, in the request that waited for it."""
-COMPILE_KIND = "gpuscope.compile.kind"
+COMPILE_KIND, COMPILE_ID = "gpuscope.compile.kind", "gpuscope.compile.id"
 """
 Of that stage: `compile`, `recompile` (the same frame once more), `backward`, `autotuning`, or `graph_recording` (of a
-CUDA graph).
+CUDA graph). The id is PyTorch's: the number of the frame, and how often that was compiled before.
 """
 EAGER_AGAIN = "gpuscope.graph.eager_again"
 """On a stage: true where all its earlier runs replayed a CUDA graph, and this one ran no graph."""

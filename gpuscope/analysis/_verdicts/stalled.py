@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from gpuscope.analysis.recording import Recording
 
-_SLOW = 0.9
-"""Slow requests of a kind: those from this quantile of their durations on."""
+_SLOW = 10
+"""Slow requests: one of so many of a kind."""
 _WORTH_SAYING = 0.01
 """The least part of the time of slow requests of which something is said."""
 _FULL = 2
@@ -42,13 +42,13 @@ def _took_ns(recording: Recording, rows: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 def _name(recording: Recording, row: int) -> str:
-    return recording.names[recording.stage[row]]
+    return recording.names[int(recording.stage[row])]
 
 
 def _collected(recording: Recording, rows: NDArray[np.int64]) -> Iterator[str]:
     """Yield a sentence if garbage collections took a part of the slow requests worth saying."""
     took_ns, met = _took_ns(recording, rows), recording.stalls.collections
-    slow = took_ns >= np.quantile(took_ns, _SLOW)
+    slow = np.argsort(took_ns, kind="stable")[-max(1, len(rows) // _SLOW) :]
     lost_ns = np.array([_inside_ns(recording, row) for row in rows.tolist()])
     share = lost_ns[slow].sum() / max(1, took_ns[slow].sum())
     if share < _WORTH_SAYING:

@@ -1,0 +1,34 @@
+"""
+What follows the program in each pass of the collector: the parts of this room that a period of recording has.
+
+Asks whether modules are there, and imports none of the program's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpuscope._host.compiling import compilations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gpuscope._recording.recorder import Recorder
+    from gpuscope._settings.config import Config
+
+
+def on_pass(
+    config: Config,  # noqa: ARG001 - the next parts ask it
+    also: Callable[[Recorder], None] | None = None,
+) -> Callable[[Recorder], None]:
+    """
+    Begin to follow the program, and return what the collector calls once per pass.
+
+    Args:
+        config: of the period of recording.
+        also: what else is called then.
+
+    """
+    compilations.follow()
+
+    return (lambda _: None) if also is None else also
