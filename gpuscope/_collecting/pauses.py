@@ -1,5 +1,5 @@
 """
-Garbage collections: as events of the stages that were open meanwhile, on whatever thread, and as a metric.
+Garbage collections, as events of the stages that were open meanwhile and as a metric; stages that replay no more.
 
 Every thread that needs the GIL waits for a collection. The hot path knows nothing of this: a batch is compared with the
 newest collections, and where there are none that costs one call.
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuscope._data.attributes import GC_DURATION, GC_EVENT, GC_GENERATION
+from gpuscope._data.attributes import EAGER_AGAIN, GC_DURATION, GC_EVENT, GC_GENERATION
 from gpuscope._data.batch import RowFlag, SpanDetails
 from gpuscope._data.metrics import BOUNDS_S, COLLECTIONS, DataPoint, Histogram
+from gpuscope._data.plain.values import shown
+from gpuscope._log import later
 from gpuscope._recording.pauses.collections import collections_since
 
 if TYPE_CHECKING:
@@ -26,10 +28,13 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import StageBatch
     from gpuscope._data.metrics import InstrumentSpec
+    from gpuscope._data.record import Site
     from gpuscope._recording.pauses.collections import Collection
 
 MOST_EVENTS = 32
 """Of collections per stage, the newest; older ones are counted as dropped events."""
+ENOUGH_CALLS, USUALLY = 32, 0.9
+"""So many calls with replays, in so large a part of them, and then so many without one."""
 _IN_GRAPH = int(RowFlag.IN_GRAPH)
 
 
@@ -96,3 +101,50 @@ class CollectionTimes:
                     for generation, counts in sorted(self._counts.items())
                 ]
             }
+
+
+class Replaying:
+    """
+    Finds stages that stopped replaying their CUDA graphs, and so run eagerly: for a new shape, for one.
+
+    Replays are counted by stage where they are launched, ahead of the stages' rows: so many calls without one, and no
+    row of them can have had one that was counted before.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Site, _Replayed] = {}
+
+    def look(self, batch: StageBatch) -> StageBatch:
+        """Return the batch, with an attribute on a stage that is found, and have that said once."""
+        for number, site in enumerate(batch.sites):
+            if not site.replays:
+                continue
+            rows = np.flatnonzero((batch.site == number) & ((batch.flags & _IN_GRAPH) == 0))
+            if rows.size and self._seen.setdefault(site, _Replayed()).is_eager_again(rows.size, site.replays):
+                later(
+                    "stage `%s` no longer replays its CUDA graph: its last %d calls ran without one.",
+                    shown(site.name),
+                    self._seen[site].quiet,
+                )
+                row = int(rows[-1])
+                found = batch.details.get(row) or SpanDetails()
+                found = replace(found, attributes={**(found.attributes or {}), EAGER_AGAIN: True})
+                batch = replace(batch, details={**batch.details, row: found})
+        return batch
+
+
+class _Replayed:
+    """What is known of one stage."""
+
+    def __init__(self) -> None:
+        self.calls = self.quiet = self._replays = 0
+
+    def is_eager_again(self, calls: int, replays: int) -> bool:
+        """Take so many more calls, and all replays so far; return whether they have just become too few."""
+        if replays > self._replays:
+            self.calls += calls + self.quiet
+            self._replays, self.quiet = replays, 0
+            return False
+        before, self.quiet = self.quiet, self.quiet + calls
+        usual = self.calls >= ENOUGH_CALLS and self._replays >= USUALLY * self.calls
+        return usual and before < ENOUGH_CALLS <= self.quiet

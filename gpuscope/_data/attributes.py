@@ -86,7 +86,7 @@ Of that stage: `compile`, `recompile` (the same frame once more), `backward`, `a
 CUDA graph). The id is PyTorch's: the number of the frame, and how often that was compiled before.
 """
 EAGER_AGAIN = "gpuscope.graph.eager_again"
-"""On a stage: true where all its earlier runs replayed a CUDA graph, and this one ran no graph."""
+"""On a stage: true where its runs replayed CUDA graphs, and the last ones, this one included, replay none."""
 
 MEMORY_BEGIN, MEMORY_END, MEMORY_PEAK = "gpuscope.memory.begin", "gpuscope.memory.end", "gpuscope.memory.peak"
 """Bytes that PyTorch's CUDA allocator had given out on the stage's device."""

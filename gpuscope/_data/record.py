@@ -27,7 +27,7 @@ Standing: TypeAlias = FromAbove
 class Site:
     """What is known of a stage before it runs: made once per name and attributes, shared by all its records."""
 
-    __slots__ = ("attributes", "calls", "code", "function", "graph", "name", "nvtx", "warms_up", "warmup")
+    __slots__ = ("attributes", "calls", "code", "function", "graph", "name", "nvtx", "replays", "warms_up", "warmup")
 
     def __init__(
         self,
@@ -46,6 +46,8 @@ class Site:
         """What the NVTX door prepared for this name."""
         self.calls = 0
         """Calls resolved so far; the collector counts them for the warm-up flag."""
+        self.replays = 0
+        """How many CUDA graphs were replayed directly in it; about so many, under threads."""
         self.warmup: int | None = None
         """How many of them are warm-up; None leaves that to the configuration."""
         self.warms_up = False

@@ -10,10 +10,12 @@ import pytest
 
 import gpuscope
 from gpuscope import stage
-from gpuscope._collecting.pauses import MOST_EVENTS, CollectionTimes
-from gpuscope._data.attributes import GC_DURATION, GC_EVENT, GC_GENERATION
+from gpuscope._collecting.pauses import ENOUGH_CALLS, MOST_EVENTS, CollectionTimes, Replaying
+from gpuscope._data.attributes import EAGER_AGAIN, GC_DURATION, GC_EVENT, GC_GENERATION
 from gpuscope._data.metrics import COLLECTIONS
 from gpuscope._data.native import native
+from gpuscope._data.record import Site
+from gpuscope._log import say_what_waits
 from gpuscope._recording.current_stage import note_collection, watch_collections
 from gpuscope._recording.pauses.collections import (
     MOST,
@@ -23,6 +25,8 @@ from gpuscope._recording.pauses.collections import (
     watch_pauses,
 )
 from gpuscope.testing import ManualClock, capture
+
+from ..exporters.batches import Row, make_batch
 
 HEAP = 200_000
 FULL = {"generation": 2, "collected": 0, "uncollectable": 0}
@@ -208,3 +212,44 @@ def test_the_part_in_c_keeps_the_newest():
         native.collections_since("many")
     with pytest.raises(OverflowError):
         native.collections_since(-1)
+
+
+class TestReplaying:
+    """A stage that replayed CUDA graphs, and does so no more."""
+
+    def calls(self, replaying, site, count, replays):
+        """Run a batch of so many calls, with so many replays since the last; return the row that is told of."""
+        site.replays += replays
+        batch = make_batch(*[Row(site=site, host_ns=10) for _ in range(count)])
+        found = replaying.look(batch)
+        return [row for row, details in found.details.items() if (details.attributes or {}).get(EAGER_AGAIN)]
+
+    def test_it_is_said_once(self):
+        """After enough calls with replays, and then enough without one; again only after it replayed again."""
+        replaying, site = Replaying(), Site("infer", {})
+        assert self.calls(replaying, site, ENOUGH_CALLS, ENOUGH_CALLS) == []
+        assert self.calls(replaying, site, ENOUGH_CALLS - 1, 0) == []
+        assert self.calls(replaying, site, 2, 0) == [1]
+        assert self.calls(replaying, site, 500, 0) == []
+        say_what_waits()
+        # The calls without one count against it: it has to be usual again.
+        assert self.calls(replaying, site, 10_000, 10_000) == []
+        assert self.calls(replaying, site, ENOUGH_CALLS, 0) == [ENOUGH_CALLS - 1]
+
+    def test_a_stage_that_replays_now_and_then_is_no_news(self):
+        """Where replays were never usual, their absence says nothing."""
+        replaying, site = Replaying(), Site("infer", {})
+        assert self.calls(replaying, site, 100, 10) == []
+        assert self.calls(replaying, site, 500, 0) == []
+
+    def test_few_calls_are_no_habit(self):
+        """A graph that was replayed in the warm-up alone is left alone."""
+        replaying, site = Replaying(), Site("infer", {})
+        assert self.calls(replaying, site, 5, 5) == []
+        assert self.calls(replaying, site, 500, 0) == []
+
+    def test_stages_without_graphs_are_not_looked_at(self):
+        """And pay nothing."""
+        replaying, site = Replaying(), Site("infer", {})
+        assert self.calls(replaying, site, 500, 0) == []
+        assert replaying._seen == {}
