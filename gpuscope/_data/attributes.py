@@ -88,6 +88,11 @@ CUDA graph). The id is PyTorch's: the number of the frame, and how often that wa
 EAGER_AGAIN = "gpuscope.graph.eager_again"
 """On a stage: true where its runs replayed CUDA graphs, and the last ones, this one included, replay none."""
 
+SYNCS = "gpuscope.syncs"
+"""Of a stage during a watch: lines that waited for the GPU or copied pageable memory, as text, 16 at most."""
+SYNC_COUNT, SYNC_BYTES = "gpuscope.sync.count", "gpuscope.sync.bytes"
+"""How often that was, and the bytes that were copied, as far as they are known."""
+
 MEMORY_BEGIN, MEMORY_END, MEMORY_PEAK = "gpuscope.memory.begin", "gpuscope.memory.end", "gpuscope.memory.peak"
 """Bytes that PyTorch's CUDA allocator had given out on the stage's device."""
 MEMORY_RETRIES, MEMORY_MALLOCS = "gpuscope.memory.retries", "gpuscope.memory.mallocs"

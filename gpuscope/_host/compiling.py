@@ -42,6 +42,11 @@ class Compilations:
         self._open: dict[int, list[StageRecord]] = {}
         """Compilations that have not ended, by thread."""
         self._is_hooked = False
+        self.is_on = 0
+        """How many compilations are going on, as far as PyTorch tells."""
+        self.before: Callable[[], None] | None = None
+        self.after: Callable[[], None] | None = None
+        """What else is called before the first and after the last of them."""
         self._handler: object = None
         self._warnings = WarnOnce(say=later)
 
@@ -57,8 +62,10 @@ class Compilations:
 
     def attach(self) -> None:
         """Be among the callbacks, also after `torch._dynamo.reset`, which takes all of them out."""
+        if (module := sys.modules.get(MODULE)) is None:
+            return
         try:
-            handler = sys.modules[MODULE].callback_handler
+            handler = module.callback_handler
             if self.begin not in handler.start_callbacks:
                 handler.register_start_callback(self.begin)
             if self.end not in handler.end_callbacks:
@@ -77,11 +84,17 @@ class Compilations:
 
     def begin(self, told: Any = None) -> None:
         """Begin a stage for a compilation, inside the one that runs; without one nobody waits in a request of ours."""
+        self.is_on += 1
+        if self.before is not None:
+            self._guarded(self.before)
         self._guarded(self._begin, told)
 
     def end(self, told: Any = None) -> None:  # noqa: ARG002 - PyTorch's signature; the one before 2.7 has none
         """End it."""
         self._guarded(self._end)
+        self.is_on = max(0, self.is_on - 1)
+        if self.after is not None and not self.is_on:
+            self._guarded(self.after)
 
     def _begin(self, told: Any) -> None:
         recorder = state.recorder
@@ -115,7 +128,7 @@ class Compilations:
 
     def forget(self) -> None:
         """Touch none of the parent's stages: this process is the child of a fork."""
-        self._open = {}
+        self._open, self.is_on = {}, 0
 
 
 def kind_of(told: Any) -> str:

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
     from gpuscope._settings.config import Config
 
 
-def on_pass(
-    config: Config,  # noqa: ARG001 - the next parts ask it
-    also: Callable[[Recorder], None] | None = None,
-) -> Callable[[Recorder], None]:
+def on_pass(config: Config, also: Callable[[Recorder], None] | None = None) -> Callable[[Recorder], None]:
     """
     Begin to follow the program, and return what the collector calls once per pass.
 
@@ -30,5 +27,14 @@ def on_pass(
 
     """
     compilations.follow()
+    polls = [] if also is None else [also]
+    if config.syncs:
+        from gpuscope._host.sync_turns import SyncTurns
 
-    return (lambda _: None) if also is None else also
+        polls.append(SyncTurns(config.syncs).poll)
+
+    def poll(recorder: Recorder) -> None:
+        for each in polls:
+            each(recorder)
+
+    return poll
