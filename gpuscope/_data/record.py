@@ -27,7 +27,21 @@ Standing: TypeAlias = FromAbove
 class Site:
     """What is known of a stage before it runs: made once per name and attributes, shared by all its records."""
 
-    __slots__ = ("attributes", "calls", "code", "function", "graph", "name", "nvtx", "replays", "warms_up", "warmup")
+    __slots__ = (
+        *(
+            "attributes",
+            "calls",
+            "code",
+            "function",
+            "graph",
+            "memory",
+            "name",
+            "nvtx",
+            "replays",
+            "warms_up",
+            "warmup",
+        ),
+    )
 
     def __init__(
         self,
@@ -54,6 +68,8 @@ class Site:
         """Whether everything inside the stage is warm-up."""
         self.graph = True
         """Whether the stage adds record nodes to CUDA graphs that it is captured into."""
+        self.memory = False
+        """Whether its memory is measured."""
 
 
 class UnnamedSite(Site):

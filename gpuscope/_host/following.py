@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpuscope._host.compiling import compilations
+from gpuscope._host.memory import attach
+from gpuscope._recording.state import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +29,7 @@ def on_pass(config: Config, also: Callable[[Recorder], None] | None = None) -> C
 
     """
     compilations.follow()
+    state.measure = attach
     polls = [] if also is None else [also]
     if config.syncs:
         from gpuscope._host.sync_turns import SyncTurns

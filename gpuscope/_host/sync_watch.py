@@ -81,7 +81,7 @@ class _Method:
         return self if instance is None else MethodType(self, instance)
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        if dynamo.is_dynamo_compiling() or self._watch.thread.inside is not None or self._watch.is_capturing():
+        if dynamo.is_dynamo_compiling() or self._watch.thread.inside is not None or self._watch.is_quiet():
             return self._original(*args, **keywords)
         began_ns = time.perf_counter_ns()
         self._watch.thread.inside = waited = [False]
@@ -187,10 +187,12 @@ class SyncWatch:
 
     # ---- what happens
 
-    def is_capturing(self) -> bool:
-        """Whether this thread's stream is being captured into a graph; or nobody wants to know anything."""
+    def is_quiet(self) -> bool:
+        """Whether nothing is noted: this stream is being captured, something is compiled, or nobody listens."""
         cuda: Any = sys.modules["torch"].cuda
-        return not self._lists or (cuda.is_initialized() and cuda.is_current_stream_capturing())
+        return (
+            not self._lists or compilations.is_on > 0 or (cuda.is_initialized() and cuda.is_current_stream_capturing())
+        )
 
     def look(
         self, name: str, args: tuple[Any, ...], keywords: dict[str, Any], result: object, took_ns: int, *, told: bool
@@ -213,7 +215,7 @@ class SyncWatch:
         if ours and self._lists:
             if self.thread.inside is not None:
                 self.thread.inside[0] = True
-            elif not self.is_capturing():
+            elif not self.is_quiet():
                 self._note(UNNAMED, WAIT, 0)
         if not (ours and self._lists) or self._mode_before:
             (self._show or warnings.showwarning)(message, category, *where, **more)

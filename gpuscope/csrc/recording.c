@@ -259,7 +259,7 @@ static int hand_over(Recorder *recorder, StageRecord *record, int *queued) {
 static int try_end(Recorder *recorder, StageRecord *record, PyObject *error, int *queued) {
     if (is_present(record->pair) && tell(recorder->device, str_end, record, NULL)) return -1;
     if (read_clock(recorder, &record->end_ns)) return -1;
-    note_end(recorder, record, error);
+    if (note_end(recorder, record, error)) return -1;
     if (leave_contexts(recorder, record) || leave_range(recorder, record)) return -1;
     if (is_present(error)) {
         PyObject *info = PyObject_CallFunctionObjArgs(exception_info, error, record, NULL);
@@ -288,7 +288,8 @@ int end_stage(StageRecord *record, PyObject *error) {
     int queued = 0, failed = try_end(recorder, record, error, &queued);
     if (failed) {
         failed = recover(end_the_rest, recorder, record, queued ? Py_True : Py_False);
-        note_end(recorder, record, error);
+        FlightRing *ring = is_present(recorder->flight) ? as_ring(recorder->flight) : NULL;
+        if (ring != NULL && record->flight) flight_write_end(ring, record, error);
     }
     Py_DECREF(recorder);
     note_return(record, stream);

@@ -10,6 +10,7 @@ import pytest
 
 import gpuscope
 from gpuscope import stage
+from gpuscope._data.attributes import MEMORY_PEAK, SYNC_BYTES, SYNC_COUNT, SYNCS
 from gpuscope.analysis._structure.stalls import Collected, Stalls
 from gpuscope.analysis._verdicts.stalled import sentences
 from gpuscope.analysis.read import read_lines
@@ -131,3 +132,47 @@ def test_memory_that_ran_out():
         "attributes": [{"key": "exception.type", "value": {"stringValue": "torch.OutOfMemoryError"}}],
     }
     assert read_lines([spans_with([event])]).stalls.out_of_memory == (0,)
+
+
+def out_of_memory(*rows, peaks=()):
+    """A request with two stages, from which the exception went out of these rows."""
+    inner = [
+        Stage(name, 100 * number, 100 * number + 50, attributes={MEMORY_PEAK: peak} if peak else {})
+        for number, (name, peak) in enumerate([("prefill", 0), ("decode", 0), *peaks], 1)
+    ]
+    found = recording(Stage("request", 0, 2000, inside=inner))
+    object.__setattr__(found, "stalls", Stalls({}, rows))
+    return found
+
+
+def test_the_stage_the_request_and_the_largest_peaks_are_named():
+    """Of the stages that the exception left, the innermost; peaks in descending order, three at most."""
+    peaks = [("embed", 10**9), ("attend", 5 * 10**9), ("attend", 7 * 10**9), ("sample", 2 * 10**9), ("small", 10**6)]
+    (said,) = sentences(out_of_memory(0, 2, peaks=peaks))
+    assert said == (
+        "GPU memory ran out in `decode` of request `request`. "
+        "Largest peaks: `attend` 7.00 GB, `sample` 2.00 GB, `embed` 1.00 GB."
+    )
+
+
+def test_without_peaks_it_says_how_to_have_them():
+    """The request itself may be the innermost stage."""
+    (said,) = sentences(out_of_memory(0))
+    assert said == "GPU memory ran out in `request`. GPUSCOPE_MEMORY=1 tells which stages have how much."
+
+
+def test_watched_synchronisations_are_told_by_stage():
+    """With how often, how many bytes, and the lines, three at most."""
+    told = {SYNCS: ["a.py:1 item", "a.py:2 cpu"], SYNC_COUNT: 5, SYNC_BYTES: 2000}
+    more = {SYNCS: ["a.py:1 item", "a.py:3 to", "a.py:4 to"], SYNC_COUNT: 4, SYNC_BYTES: 0}
+    found = recording(
+        Stage("request", 0, 100, inside=[Stage("decode", 10, 20, attributes=told)]),
+        Stage("request", 200, 300, inside=[Stage("decode", 210, 220, attributes=more)]),
+        Stage("odd", 400, 500, attributes={SYNCS: "text", SYNC_COUNT: "many"}),
+    )
+    first, odd = sentences(found)
+    assert first == (
+        "In `decode` the host waited for the GPU, or copied pageable memory, 9 times and copied 2,000 bytes in "
+        "2 watched calls: a.py:1 item; a.py:2 cpu; a.py:3 to; and 1 more."
+    )
+    assert odd.startswith("In `odd`")
