@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._reading.stalls import Stalls
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.batches import Batches
-from gpuscope.analysis._structure.stalls import Stalls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ import pytest
 import gpuscope
 from gpuscope import stage
 from gpuscope._data.attributes import MEMORY_PEAK, SYNC_BYTES, SYNC_COUNT, SYNCS
-from gpuscope.analysis._structure.stalls import Collected, Stalls
+from gpuscope.analysis._reading.stalls import Collected, Stalls
 from gpuscope.analysis._verdicts.stalled import sentences
 from gpuscope.analysis.read import read_lines
 from gpuscope.analysis.runs import only, runs_of

@@ -6,21 +6,49 @@ Knows OTLP's events and no files. An event that cannot be read is counted, and i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 from gpuscope._data.attributes import EXCEPTION_TYPE, GC_DURATION, GC_EVENT, GC_GENERATION
 from gpuscope.analysis._reading.otlp_values import MALFORMED, plain_attributes
-from gpuscope.analysis._structure.stalls import Collected, Stalls
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from gpuscope.analysis._reading.otlp_values import JsonObject
 
 _EXCEPTION = "exception"
 _OUT_OF_MEMORY = "OutOfMemoryError"
 _END_OF_TIME = 2**63
+
+
+class Collected(NamedTuple):
+    """One garbage collection that a stage was open in."""
+
+    start_ns: int
+    """Since the epoch."""
+    took_ns: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stalls:
+    """By row of the recording, where there are any."""
+
+    collections: Mapping[int, tuple[Collected, ...]] = field(default_factory=dict)
+    out_of_memory: tuple[int, ...] = ()
+    """Rows of stages that PyTorch's `OutOfMemoryError` left."""
+
+    def kept(self, place: NDArray[np.int64]) -> Stalls:
+        """Return them of those rows that have a place, which is not negative, in another recording."""
+        return Stalls(
+            {int(place[row]): found for row, found in self.collections.items() if place[row] >= 0},
+            tuple(int(place[row]) for row in self.out_of_memory if place[row] >= 0),
+        )
 
 
 class StallEvents:
