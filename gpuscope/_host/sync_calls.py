@@ -52,7 +52,8 @@ class Sync(NamedTuple):
         memory = {True: " (pinned)", False: " (pageable)", None: ""}[self.pinned]
         way = f" {self.direction}{memory}{copied}" if self.direction else ""
         stage = f" in `{self.stage}`" if self.stage else ""
-        return f"{self.file}:{self.line} {self.operation}{way}, {self.calls:,} times{stage}"
+        times = f"{self.calls:,} time{'' if self.calls == 1 else 's'}"
+        return f"{self.file}:{self.line} {self.operation}{way}, {times}{stage}"
 
 
 class Move(NamedTuple):
