@@ -299,6 +299,30 @@ def test_an_exception_leaves_nothing_open(allocator):
     assert spans.recording().stalls.out_of_memory == (0,)
 
 
+@pytest.mark.parametrize("moment", ["enter", "leave"])
+@pytest.mark.parametrize("ring", [False, True])
+def test_an_interrupt_within_reaches_the_program(allocator, monkeypatch, tmp_path, moment, ring):
+    """The account balances, no stage stays current, and the next one has its memory."""
+    flight = {"flight": str(tmp_path / "ring")} if ring else {}
+    with capture(memory=True, **flight) as spans:
+        with monkeypatch.context() as patch:
+
+            def interrupted(*_):
+                patch.undo()
+                raise KeyboardInterrupt
+
+            patch.setattr(memory.peaks, moment, interrupted)
+            with pytest.raises(KeyboardInterrupt), stage("request"):
+                pass
+        with stage("next"):
+            allocator.give(4)
+        gpuscope.flush()
+        found = gpuscope.statistics()
+    assert of(spans, "next") == (0, 4, 4)
+    assert found.recorded == found.exported + sum(found.dropped.values()) + sum(found.lost.values()) + found.pending
+    assert [span.parent_id for span in spans if span.name == "next"] == [0]
+
+
 def test_nothing_stands_in_the_way_where_nobody_asks(allocator):
     """Without a stage that is measured there is no probe, and PyTorch's functions are its own."""
     with capture():
