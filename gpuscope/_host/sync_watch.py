@@ -146,6 +146,14 @@ class SyncWatch:
                 self._unwrap()
                 self._listen_no_more()
 
+    def forget(self) -> None:
+        """Put all back, and listen no more: this process is the child of a fork."""
+        self._lock, on, self._lists = threading.RLock(), self._lists, ()
+        if on:
+            compilations.before = compilations.after = None
+            self._unwrap()
+            self._listen_no_more()
+
     def _wrap(self) -> None:
         with self._lock:
             torch: Any = sys.modules.get("torch")
@@ -178,6 +186,8 @@ class SyncWatch:
             set_debug_mode(_WARN)
 
     def _listen_no_more(self) -> None:
+        if "torch" not in sys.modules:  # Then there was nothing to listen to.
+            return
         if self._mode_before == 0 and debug_mode() == _WARN:
             set_debug_mode(0)
         self._mode_before = None

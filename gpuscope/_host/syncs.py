@@ -7,6 +7,7 @@ Adds up what the watch notes; the watch itself is in `sync_watch.py`.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,8 @@ class Syncs(list[Sync]):
 
 
 watch = SyncWatch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=watch.forget)
 
 
 def watch_syncs() -> Syncs:

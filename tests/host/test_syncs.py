@@ -290,6 +290,9 @@ def test_nothing_is_wrapped_while_dynamo_compiles():
             if on:
                 assert isinstance(vars(torch.Tensor)["copy_"], sync_watch._Method)
         counts.append(len(seen))
+    with watching():  # What was compiled before is not compiled anew.
+        compiled(X)
+    compiled(X)
     assert seen == [False, False]
     assert counts == [1, 2]
 
@@ -348,6 +351,22 @@ def test_without_pytorch_nothing_is_found(run_python):
         "import gpuscope, sys\nwith gpuscope.watch_syncs() as found: pass\nprint(found, 'torch' in sys.modules)"
     )
     assert done.stdout.strip() == "[] False", done.stderr
+
+
+def test_the_child_of_a_fork_has_no_watch(run_python):
+    """It has the program's methods and hooks, whatever its parent does."""
+    done = run_python(
+        "import gpuscope, os, torch, warnings\n"
+        "from gpuscope._host.sync_watch import debug_mode\n"
+        "before = warnings.showwarning, dict(vars(torch.Tensor)), debug_mode(), list(warnings.filters)\n"
+        "with gpuscope.watch_syncs():\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        same = (warnings.showwarning, dict(vars(torch.Tensor)), debug_mode(), list(warnings.filters)) == before\n"
+        "        os._exit(0 if same else 1)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 'item' in vars(torch.Tensor))"
+    )
+    assert done.stdout.strip() == "0 True", done.stderr
 
 
 class TestTurns:
