@@ -358,12 +358,12 @@ def test_the_child_of_a_fork_has_no_watch(run_python):
     done = run_python(
         "import gpuscope, os, torch, warnings\n"
         "from gpuscope._host.sync_watch import debug_mode\n"
-        "before = warnings.showwarning, dict(vars(torch.Tensor)), debug_mode(), list(warnings.filters)\n"
+        "def has(): return warnings.showwarning, dict(vars(torch.Tensor)), debug_mode(), list(warnings.filters)\n"
+        "before = has()\n"
         "with gpuscope.watch_syncs():\n"
         "    child = os.fork()\n"
         "    if not child:\n"
-        "        same = (warnings.showwarning, dict(vars(torch.Tensor)), debug_mode(), list(warnings.filters)) == before\n"
-        "        os._exit(0 if same else 1)\n"
+        "        os._exit(0 if has() == before else 1)\n"
         "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 'item' in vars(torch.Tensor))"
     )
     assert done.stdout.strip() == "0 True", done.stderr
