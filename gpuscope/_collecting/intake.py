@@ -13,6 +13,7 @@ from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.batches.generations import GenerationTimes
 from gpuscope._collecting.batches.members import BatchMembers
 from gpuscope._collecting.batches.sums import Sums
+from gpuscope._collecting.pauses import Replaying, with_collections
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.graphs.resolve import ReplayResolver
@@ -116,7 +117,7 @@ class Intake:
         self._members = BatchMembers(
             recorder.ledger.faults, self._sums, recorder.random_bits(62) + 1, links_only=self._links_only
         )
-        self._generations = GenerationTimes()
+        self._generations, self._replaying = GenerationTimes(), Replaying()
         self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
         self._gather_due_ns = 0
 
@@ -194,6 +195,7 @@ class Intake:
             now_ns = self._recorder.clock()
             past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
         batch = self._builder.finish(self._recorder.bridge, past_ns)
+        batch = self._replaying.look(with_collections(batch, self._builder.offset_ns))
         self.watch.follow(batch.devices)
         self._recorder.note(batch, self._builder.offset_ns)
         return batch

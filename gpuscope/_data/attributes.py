@@ -83,13 +83,18 @@ GC_DURATION, GC_GENERATION = "gpuscope.gc.duration", "gpuscope.gc.generation"
 
 COMPILE_SPAN = "torch.compile"
 """The name of the stage that stands for a compilation, in the request that waited for it."""
-COMPILE_KIND = "gpuscope.compile.kind"
+COMPILE_KIND, COMPILE_ID = "gpuscope.compile.kind", "gpuscope.compile.id"
 """
 Of that stage: `compile`, `recompile` (the same frame once more), `backward`, `autotuning`, or `graph_recording` (of a
-CUDA graph).
+CUDA graph). The id is PyTorch's: the number of the frame, and how often that was compiled before.
 """
 EAGER_AGAIN = "gpuscope.graph.eager_again"
-"""On a stage: true where all its earlier runs replayed a CUDA graph, and this one ran no graph."""
+"""On a stage: true where its runs replayed CUDA graphs, and the last ones, this one included, replay none."""
+
+SYNCS = "gpuscope.syncs"
+"""Of a stage during a watch: lines that waited for the GPU or copied pageable memory, as text, 16 at most."""
+SYNC_COUNT, SYNC_BYTES = "gpuscope.sync.count", "gpuscope.sync.bytes"
+"""How often that was, and the bytes that were copied, as far as they are known."""
 
 MEMORY_BEGIN, MEMORY_END, MEMORY_PEAK = "gpuscope.memory.begin", "gpuscope.memory.end", "gpuscope.memory.peak"
 """Bytes that PyTorch's CUDA allocator had given out on the stage's device."""

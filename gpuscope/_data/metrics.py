@@ -84,6 +84,12 @@ EVENT_COST = InstrumentSpec(
     "s",
     "What a pair of events takes of a busy GPU's time, the largest over the GPUs; taken off where it is known.",
 )
+COLLECTIONS = InstrumentSpec(
+    "gpuscope.gc.duration",
+    "histogram",
+    "s",
+    "Garbage collections of Python's that were of the oldest generation, or longer than 1 ms: every thread waits.",
+)
 
 # What NVML says of each GPU. OpenTelemetry has names for three of these: semantic conventions of hardware.
 UTILIZATION = InstrumentSpec(
@@ -182,6 +188,7 @@ SPECS = (
         UNTIMED,
         UNCERTAINTY,
         EVENT_COST,
+        COLLECTIONS,
     ),
     *(UTILIZATION, POWER, CLOCK, OTHERS, *OF_GPUS, *OF_LOOKS),
     *(*OF_GENERATIONS, *OF_GENERATIONS_ON_GPU),

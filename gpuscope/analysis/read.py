@@ -18,7 +18,6 @@ from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._reading.files import Reader, list_files
 from gpuscope.analysis._reading.spans import GpuPart, Lines
 from gpuscope.analysis._structure.batches import Batches, Links, Shares
-from gpuscope.analysis._structure.pauses import Pauses
 from gpuscope.analysis.recording import Losses, Process, Recording
 
 if TYPE_CHECKING:
@@ -118,10 +117,10 @@ def _recording(lines: Lines) -> Recording:
         losses=_losses(lines, _orphans(rows, parent)),
         gpus=lines.gpus.gpus(),
         looks=lines.looks.looks(),
+        stalls=lines.stalls.stalls(place),
         batches=Batches(
             Links(*_columns(lines.light.links(place), 2)), Shares(*_columns(lines.light.shares(place), 10))
         ),
-        pauses=Pauses(*_columns(lines.gc_events.pauses(), 3)),
     )
 
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._reading.stalls import Stalls
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.batches import Batches
-from gpuscope.analysis._structure.pauses import Pauses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -149,8 +149,8 @@ class Recording:
     """What deep looks saw of each stage that were taken now and then, once for each process."""
     batches: Batches = field(default_factory=Batches)
     """Which stages worked for which others, and what was allotted to each."""
-    pauses: Pauses = field(default_factory=Pauses)
-    """When Python collected garbage in a process that says so."""
+    stalls: Stalls = field(default_factory=Stalls)
+    """What stalled the host: garbage collections, and GPU memory that ran out."""
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:

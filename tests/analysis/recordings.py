@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuscope.analysis._reading.stalls import Collected, Stalls
 from gpuscope.analysis._structure.batches import Batches, Links, Shares
-from gpuscope.analysis._structure.pauses import Pauses
 from gpuscope.analysis.recording import Losses, Process, Recording, Stream, Thread
 
 EPOCH_NS = 1_700_000_000_000_000_000
@@ -144,8 +144,13 @@ def _ns(times_us: Iterable[float | None]) -> np.ndarray:
 
 def paused(of: Recording, *pauses: tuple[float, float], process: int = 0) -> Recording:
     """Return a recording in which Python collected garbage from one moment to another, in a process."""
-    start, end = (_ns(pause[side] for pause in pauses) for side in (0, 1))
-    return replace(of, pauses=Pauses(np.full(len(pauses), process), start, end))
+    at = [(EPOCH_NS + round(start * 1e3), round((end - start) * 1e3)) for start, end in pauses]
+    found = {}
+    for row, (first_ns, last_ns) in enumerate(zip(of.host_start_ns.tolist(), of.host_end_ns.tolist(), strict=True)):
+        own = [Collected(start_ns, took_ns, 2) for start_ns, took_ns in at if first_ns <= start_ns < last_ns]
+        if own and of.threads[of.thread[row]].process == process:
+            found[row] = tuple(own)
+    return replace(of, stalls=Stalls(found))
 
 
 def batched(of: Recording, *batches: tuple[int, Mapping[int, tuple[float, float]]]) -> Recording:

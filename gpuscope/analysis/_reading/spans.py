@@ -47,7 +47,7 @@ from gpuscope.analysis._reading.light import LightSpans
 from gpuscope.analysis._reading.looks import LookSums
 from gpuscope.analysis._reading.losses import Account
 from gpuscope.analysis._reading.otlp_values import MALFORMED, hex_id, plain, plain_attributes
-from gpuscope.analysis._reading.pauses import GcEvents
+from gpuscope.analysis._reading.stalls import StallEvents
 from gpuscope.analysis.recording import Stream, Thread
 
 if TYPE_CHECKING:
@@ -138,8 +138,9 @@ class Lines:
         self.attributes: dict[SpanKey, dict[str, object]] = {}
         self.light = LightSpans()
         self.account = Account()
-        self.gpus, self.looks, self.gc_events = GpuSums(), LookSums(), GcEvents()
+        self.gpus, self.looks = GpuSums(), LookSums()
         self.skipped: Counter[str] = Counter()
+        self.stalls = StallEvents(self.skipped)
         self._known: dict[tuple[object, ...], tuple[int, ...]] = {}
 
     def add(self, line: bytes) -> None:
@@ -215,12 +216,12 @@ class Lines:
         flags = _flags(values) | (RowFlag.REMOTE_PARENT if span.get("flags", 0) & _PARENT_REMOTE else 0)
         failed = "status" in span and span["status"].get("code") == _ERROR
         parent = hex_id(span["parentSpanId"], 16) if span.get("parentSpanId") else ""
-        if "events" in span:
-            self.gc_events.add(process, span["events"])
         own = {name: plain(values[name]) for name in values.keys() - _NOT_THE_APPLICATIONS - _NOT_OF_GRAPHS}
         stage, thread = self._numbers(process, values, _STAGE, self._stage_and_thread)
         self.host[key] = HostPart(key, parent, Numbers(stage, thread, start_ns, end_ns, flags, failed))
         self.light.link(key, span, values)
+        if "events" in span:
+            self.stalls.add(key, span)
         if own:
             self.attributes[key] = own
 

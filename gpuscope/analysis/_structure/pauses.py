@@ -1,12 +1,11 @@
 """
 When Python collected garbage: no thread of that process ran Python code meanwhile.
 
-Columns, and what of them lies within a stretch of time. Knows no files.
+Each stage that was open says so, whichever thread collected. Knows no files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,28 +13,11 @@ import numpy as np
 from gpuscope.analysis._structure.intervals import Intervals, union
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from numpy.typing import NDArray
+    from gpuscope.analysis.recording import Recording
 
-
-def _none() -> NDArray[np.int64]:
-    return np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pauses:
-    """One line per event that says so; several stages may say it of one pause. Times are since the epoch."""
-
-    process: NDArray[np.int64] = field(default_factory=_none)
-    """Index into `Recording.processes`."""
-    start_ns: NDArray[np.int64] = field(default_factory=_none)
-    end_ns: NDArray[np.int64] = field(default_factory=_none)
-
-    def kept(self, processes: Sequence[int]) -> Pauses:
-        """Return those of some processes."""
-        some = np.isin(self.process, processes)
-        return Pauses(self.process[some], self.start_ns[some], self.end_ns[some])
+_END_OF_TIME = 2**63 - 1
 
 
 class PausesByProcess:
@@ -43,15 +25,18 @@ class PausesByProcess:
     Finds the pauses of a process.
 
     Args:
-        pauses: of a recording.
+        recording: any recording.
 
     """
 
-    def __init__(self, pauses: Pauses) -> None:
-        self._of: dict[int, Intervals] = {}
-        for process in np.unique(pauses.process).tolist():
-            own = pauses.process == process
-            self._of[process] = union(Intervals(pauses.start_ns[own], pauses.end_ns[own]))
+    def __init__(self, recording: Recording) -> None:
+        found: dict[int, set[tuple[int, int]]] = {}
+        for row, collections in recording.stalls.collections.items():
+            pauses = found.setdefault(recording.threads[recording.thread[row]].process, set())
+            pauses.update((each.start_ns, min(_END_OF_TIME, each.start_ns + each.took_ns)) for each in collections)
+        self._of = {
+            process: union(Intervals(*np.array(sorted(pauses), np.int64).T)) for process, pauses in found.items()
+        }
 
     def within(self, process: int, start_ns: int, end_ns: int) -> Iterator[tuple[int, int]]:
         """Yield (start, end) of each pause of a process, as far as it lies within a stretch of time."""

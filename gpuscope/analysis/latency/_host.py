@@ -33,7 +33,7 @@ class HostTime:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._pauses = PausesByProcess(recording.pauses)
+        self._pauses = PausesByProcess(recording)
         self._compile = recording.names.index(COMPILE_SPAN) if COMPILE_SPAN in recording.names else -1
 
     def said(self, row: int) -> tuple[str, ...]:
