@@ -142,6 +142,13 @@ def _ns(times_us: Iterable[float | None]) -> np.ndarray:
     return np.array([0 if time is None else EPOCH_NS + round(time * 1e3) for time in times_us], np.int64)
 
 
+def handed_over(of: Recording, thread: str, process: str = "worker") -> Recording:
+    """Return a recording in which what ran on threads of a name ran in a process of its own."""
+    number = len(of.processes)
+    threads = [each._replace(process=number) if each.name == thread else each for each in of.threads]
+    return replace(of, threads=tuple(threads), processes=(*of.processes, Process(process, {"service.name": process})))
+
+
 def paused(of: Recording, *pauses: tuple[float, float], process: int = 0) -> Recording:
     """Return a recording in which Python collected garbage from one moment to another, in a process."""
     at = [(EPOCH_NS + round(start * 1e3), round((end - start) * 1e3)) for start, end in pauses]

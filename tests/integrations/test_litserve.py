@@ -12,12 +12,13 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 pytest.importorskip("litserve")
 
 from gpuscope.analysis.latency.explain import Explainer
-from gpuscope.analysis.latency.parts import AFTER, BEFORE, HOST, UNEXPLAINED
+from gpuscope.analysis.latency.parts import AFTER, BEFORE, BETWEEN, HOST, UNEXPLAINED
 from gpuscope.analysis.read import read
 
 from ..spans_of_files import spans_in, wait_for
@@ -189,6 +190,25 @@ def test_where_the_time_of_requests_went(serve, tmp_path):
     for latency in latencies:
         assert sum(latency.parts.values()) == latency.whole_ns
         assert min(latency.parts[part] for part in (BEFORE, HOST, AFTER)) > 0
+
+
+def test_where_the_time_of_single_requests_went(serve, tmp_path):
+    """Without batches, too: they go to the worker and come back, or wait for others."""
+    ask = serve(1)
+    for number in range(5):
+        ask(number)
+    _, requests = steps_in(tmp_path, {"predict": 5, "put_response": 5})
+    explainer = Explainer(read([tmp_path]))
+    rows = [row for row in explainer.requests().tolist() if explainer.recording.span_id[row] in requests]
+    latencies = [explainer.explain(row) for row in rows]
+    assert len(latencies) == 5
+    recording = explainer.recording
+    for latency in latencies:
+        assert sum(latency.parts.values()) == latency.whole_ns
+        assert min(latency.parts[part] for part in (BETWEEN, HOST)) > 0
+        steps = np.flatnonzero((recording.root == latency.row) & (recording.parent >= 0))
+        in_worker_ns = recording.host_end_ns[steps].max() - recording.host_start_ns[steps].min()
+        assert latency.parts[UNEXPLAINED] <= in_worker_ns  # Between its steps there.
 
 
 def steps_of_stream(folder):

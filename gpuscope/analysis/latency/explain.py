@@ -19,6 +19,7 @@ from gpuscope.analysis._busy.known import BEHIND_NS
 from gpuscope.analysis._structure.intervals import Intervals, intersection
 from gpuscope.analysis._structure.parts import counted
 from gpuscope.analysis._verdicts.evidence import Activity, gather
+from gpuscope.analysis.latency._crossing import Crossings
 from gpuscope.analysis.latency._host import HostTime
 from gpuscope.analysis.latency._sweep import Claim, given_out
 from gpuscope.analysis.latency._worked import Work
@@ -70,7 +71,7 @@ class Explainer:
         self.recording = recording
         self._evidence = gather(recording)
         self._work = Work(recording)
-        self._host = HostTime(recording)
+        self._host, self._crossings = HostTime(recording), Crossings(recording)
         self._by_root = np.argsort(recording.root, kind="stable")
         self._bounds = np.searchsorted(recording.root[self._by_root], np.arange(len(recording.stage) + 1))
         owners = recording.root[self._evidence.segments.owner]
@@ -140,6 +141,7 @@ class Explainer:
         claims = [*self._of_batches(worked), *self._of_stages(row, members)]
         claims += [claim for member, some in by_member.items() for claim in self._around(member, some)]
         claims += self._host.pauses(row, start_ns, end_ns, _LAST)
+        claims += () if members else self._crossings.claims(row)
         raw = given_out(start_ns, end_ns, claims, (UNEXPLAINED,))
         parts, stages, unclear = Counter[str](), Counter[str](), Counter[str]()
         for said, ns in raw.items():

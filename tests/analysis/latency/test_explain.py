@@ -13,6 +13,7 @@ from gpuscope.analysis.latency.parts import (
     AFTER,
     BATCH,
     BEFORE,
+    BETWEEN,
     COMPILE,
     COPIES,
     GARBAGE,
@@ -27,7 +28,7 @@ from gpuscope.analysis.latency.parts import (
 from gpuscope.analysis.recording import Recording
 
 from ..generated import recordings
-from ..recordings import Stage, batched, paused, recording, repeat
+from ..recordings import Stage, batched, handed_over, paused, recording, repeat
 
 POINTS = st.integers(-20, 120)
 CLAIMS = st.lists(st.tuples(POINTS, POINTS, st.integers(0, 3), st.sampled_from("abc")), max_size=12)
@@ -57,7 +58,8 @@ def with_batches(draw):
     whole = batched(whole, *draw(st.lists(st.tuples(rows, st.dictionaries(rows, numbers, min_size=1)), max_size=4)))
     times = st.tuples(st.integers(-1000, 10**6), st.integers(0, 10**5))
     pauses = [(start, start + lasts) for start, lasts in draw(st.lists(times, max_size=3))]
-    return paused(whole, *pauses, process=draw(st.integers(0, 1)))
+    whole = paused(whole, *pauses, process=draw(st.integers(0, 1)))
+    return handed_over(whole, draw(st.sampled_from(["one", "nobody"])))
 
 
 @settings(max_examples=150, deadline=None)
@@ -90,6 +92,11 @@ def request(*inside, end=1000, name="request", **more):
 def batch(start, end, gpu=None, inside=(), **more):
     """A batch on a thread of its own."""
     return Stage("predict", start, end, gpu=gpu, thread="batcher", inside=inside, **more)
+
+
+def worker(name, start, end):
+    """A stage on a thread that `handed_over` puts into another process."""
+    return Stage(name, start, end, thread="worker")
 
 
 KNOWN = {
@@ -162,6 +169,23 @@ KNOWN = {
     "a request is read before it has a token, and answered after its batch": (
         batched(recording(request(Stage("parse", 0, 200)), batch(500, 900)), (2, {0: (200, -1)})),
         {HOST: 600, BEFORE: 100, BATCH: 200, AFTER: 100},
+    ),
+    "a request that another process works on, and the way back": (
+        handed_over(
+            recording(request(Stage("parse", 0, 100), worker("predict", 300, 800), Stage("answer", 900, 1000))),
+            "worker",
+        ),
+        {HOST: 700, BETWEEN: 300},
+    ),
+    "a request that waits for another process, which is at others": (
+        handed_over(
+            recording(
+                request(worker("decode", 500, 600), worker("predict", 610, 900)),
+                Stage("other", 0, 900, inside=[worker("predict", 200, 450)]),
+            ),
+            "worker",
+        ),
+        {QUEUE: 250, BETWEEN: 350, HOST: 390, UNEXPLAINED: 10},
     ),
     "garbage": (
         paused(recording(request(Stage("parse", 0, 600), Stage("answer", 650, 1000))), (100, 400), (600, 650)),

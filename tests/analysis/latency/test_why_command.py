@@ -202,7 +202,7 @@ def test_what_it_prints(record, capsys):
     out = capsys.readouterr().out
     assert out.startswith("`request` took ")
     bar = next(line for line in out.splitlines() if line.startswith("["))
-    assert set(bar[1:-1]) <= set(".qbGostHgc>?")
+    assert set(bar[1:-1]) <= set(".qbGostHgc>-?")
     assert 70 <= len(bar) <= 100
     assert "waiting for the batch" in out
     assert " 100.0  until host and GPU were done" in out
