@@ -30,7 +30,7 @@ SECTIONS: dict[str, dict[str, str | None]] = {
 QUEUE_FULL_NS = 1_000_000
 WITH, DECORATOR, NAIVE = "stage, with", "stage, decorator", "naive: new events, SDK span, NVTX"
 SPAN = "SDK span as current"
-HERE, BATCH = "here()", "stage, with, of {} members"
+HERE, BATCH, GENERATIONS = "here()", "stage, with, of {} members", "stage, with, of {} generations"
 MEMBERS = (1, 32, 256)
 
 
@@ -95,7 +95,10 @@ def batch_cases(settle: Callable[[], None] = settle_gpuscope) -> dict[str, hot.C
         cases[BATCH.format(count)] = hot.Case(
             hot.batches(gpuscope.stage, tokens[:count]), hot.BATCH_SHARE, settle=settle
         )
-    return cases
+    with gpuscope.stage("request"):
+        generations = [gpuscope.Generation() for _ in tokens]
+    loop = hot.batches(gpuscope.stage, generations)
+    return cases | {GENERATIONS.format(len(tokens)): hot.Case(loop, hot.BATCH_SHARE, settle=settle)}
 
 
 def stage_cases(settle: Callable[[], None] = settle_gpuscope) -> dict[str, hot.Case]:
@@ -246,6 +249,8 @@ def off_goals(sections: dict[str, Any]) -> list[Goal]:
     for count in MEMBERS:
         more = host[BATCH.format(count)] - host[WITH]
         goals.append(Goal(f"a batch of {count}, over a stage", more / 1000, 20, " µs"))
+    more = host[GENERATIONS.format(max(MEMBERS))] - host[WITH]
+    goals.append(Goal(f"a batch of {max(MEMBERS)} generations, over a stage", more / 1000, 20, " µs"))
     goals.append(Goal("a token of a stage", host[HERE], 300, " ns"))
     goals.append(Goal("absent: the decorated function is the function", same, 1, at_least=True))
     goals.append(Goal("absent, decorator, over a plain call", absent[DECORATOR] - absent["plain call"], 5, " ns"))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gpuscope import instrument as instrument
     from gpuscope import pinned as pinned
     from gpuscope import testing as testing
+    from gpuscope._host.syncs import watch_syncs
     from gpuscope._otel.propagation import extract, inject
     from gpuscope._overlap.double_buffer import DoubleBuffer
     from gpuscope._overlap.overlap import overlap
@@ -46,6 +47,7 @@ __all__ = [
     "statistics",
     "summary",
     "warm_up",
+    "watch_syncs",
 ]
 
 _LAZY = {
@@ -59,6 +61,7 @@ _LAZY = {
     "here": "_recording.batches.token",
     "inject": "_otel.propagation",
     "overlap": "_overlap.overlap",
+    "watch_syncs": "_host.syncs",
 }
 """Names whose modules import torch or OpenTelemetry, or that few programs use; imported when somebody asks for them."""
 

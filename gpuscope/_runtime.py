@@ -134,13 +134,15 @@ def _logger() -> logging.Logger:
     return logger
 
 
-def _on_pass(config: Config) -> Callable[[Recorder], None] | None:
-    """Return what the collector calls once per pass, if anything: it starts a deep look if one is wanted."""
-    if not (config.profile or config.profile_every_s):
-        return None
-    from gpuscope._profiling.now_and_then import polls
+def _on_pass(config: Config) -> Callable[[Recorder], None]:
+    """Return what the collector calls once per pass: it follows the program, and takes deep looks if any are wanted."""
+    from gpuscope._host.following import on_pass
 
-    return polls(config)
+    if config.profile or config.profile_every_s:
+        from gpuscope._profiling.now_and_then import polls
+
+        return on_pass(config, polls(config))
+    return on_pass(config)
 
 
 @contextlib.contextmanager
@@ -236,7 +238,7 @@ def summary() -> Summary:
 
         return StageStatistics().summary()
     engine.flush(_CATCH_UP_S, send=False)
-    return engine.summary.summary()  # type: ignore[no-any-return]  # Of a room above `state`.
+    return engine.summary.summary(engine.statistics().looks)  # type: ignore[no-any-return]  # Of a room above `state`.
 
 
 def _hook_exit_and_fork() -> None:

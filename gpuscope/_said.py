@@ -93,7 +93,7 @@ def outcome(engine: Engine) -> None:
 
 
 def _show(engine: Engine, text: str) -> None:
-    lines = str(engine.summary.summary()).split("\n")
+    lines = str(engine.summary.summary(engine.statistics().looks)).split("\n")
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES:] = [f"... {len(lines) - _MOST_LINES} more lines; `print(gpuscope.summary())` has them."]
     # One text, so that processes on one terminal do not come between each other's lines.

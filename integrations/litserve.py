@@ -8,7 +8,8 @@ worker is ended by a signal, so it loses what it recorded in its last `GPUSCOPE_
 Where LitServe batches, `litserve.run_batch` is the stage of the batch: it has `batch`, `predict` and `unbatch` inside,
 and its members are the requests that the loop took; each one's wait began when the server took it. With streaming it
 lasts until the last answer, and the steps that make the answers are inside, too. `decode_request` and, without
-streaming, `encode_response` work for one request each, and are in its trace. Continuous batching was not run.
+streaming, `encode_response` and `litserve.put_response`, which hands the answer to the server, work for one request
+each, and are in its trace. Continuous batching was not run.
 
 Run against litserve 0.2.19.
 """
@@ -184,6 +185,7 @@ def _noticing(respond: Function) -> Function:
     signature = inspect.signature(respond)
 
     def put_response(self: LitLoop, *args: object, **kwargs: object) -> object:
+        sending: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         with contextlib.suppress(Exception):  # In another version, the arguments may be different.
             call = signature.bind(self, *args, **kwargs)
             work, uid, status = _work_of(self), call.arguments["uid"], call.arguments["status"]
@@ -194,9 +196,19 @@ def _noticing(respond: Function) -> Function:
                 work.answer(uid)
             call.arguments["uid"] = str(uid)
             args, kwargs = call.args[1:], call.kwargs
-        return respond(self, *args, **kwargs)
+            if status != LitAPIStatus.START and call.arguments["response_type"] != LoopResponseType.STREAMING:
+                sending = _sending(uid)
+        with sending:
+            return respond(self, *args, **kwargs)
 
     return put_response
+
+
+@contextlib.contextmanager
+def _sending(request_id: str) -> Iterator[None]:
+    """Be in a stage of the request whose answer goes back to the server."""
+    with gpuscope.extract(getattr(request_id, "carrier", {})), gpuscope.stage("litserve.put_response"):
+        yield
 
 
 def _work_of(loop: LitLoop) -> _Single | _Batched:

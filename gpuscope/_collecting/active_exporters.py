@@ -46,6 +46,8 @@ def with_work(batch: StageBatch) -> StageBatch:
     Their GPU times stay in the columns. On an idle GPU a stage without work cannot be told from one that waits for its
     work: there its two events are as far apart as on the host. A stage inside a graph has no other span, and keeps it.
     """
+    if not batch.gpu_span_id.any():
+        return batch
     limit_ns = np.where(batch.flags & _TRIMMED, NO_WORK_TRIMMED_NS, NO_WORK_NS)
     no_work = batch.gpu_end_ns - batch.gpu_start_ns <= limit_ns
     no_work &= batch.flags & _IN_GRAPH == 0

@@ -13,6 +13,7 @@ from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.batches.generations import GenerationTimes
 from gpuscope._collecting.batches.members import BatchMembers
 from gpuscope._collecting.batches.sums import Sums
+from gpuscope._collecting.pauses import Replaying, with_collections
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.graphs.resolve import ReplayResolver
@@ -48,8 +49,8 @@ _MAX_BATCH_ROWS = 4096
 exceed it."""
 _BATCH_BYTES = 1 << 20
 """Bytes of what stages were told at which a batch is exported: encoding takes as much again, several times."""
-_SLICE_ROWS_LARGE = 8
-"""While more than that waits."""
+_SLICE_ROWS_LARGE, _SLICE_BYTES = 8, 1 << 17
+"""While more than that waits: a slice of so many stages at least, and of more where they were told less on average."""
 _BATCH_DELAY_NS = 500_000_000
 """From a batch's first row until it is exported, however small it is."""
 
@@ -116,7 +117,7 @@ class Intake:
         self._members = BatchMembers(
             recorder.ledger.faults, self._sums, recorder.random_bits(62) + 1, links_only=self._links_only
         )
-        self._generations = GenerationTimes()
+        self._generations, self._replaying = GenerationTimes(), Replaying()
         self._due_ns, self._interval_ns = 0, int(config.interval_s * 1e9)
         self._gather_due_ns = 0
 
@@ -194,6 +195,7 @@ class Intake:
             now_ns = self._recorder.clock()
             past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
         batch = self._builder.finish(self._recorder.bridge, past_ns)
+        batch = self._replaying.look(with_collections(batch, self._builder.offset_ns))
         self.watch.follow(batch.devices)
         self._recorder.note(batch, self._builder.offset_ns)
         return batch
@@ -248,8 +250,10 @@ class Intake:
 
     def _slice_rows(self) -> int:
         bridge = self._recorder.bridge
-        if self._recorder.budget.used > _BATCH_BYTES:
-            return _SLICE_ROWS_LARGE
+        used = self._recorder.budget.used
+        if used > _BATCH_BYTES:
+            stages = len(self._queue) + len(self._builder) + self.pending
+            return max(_SLICE_ROWS_LARGE, min(_SLICE_ROWS, _SLICE_BYTES * stages // used))
         sdk = bridge is not None and bridge.sdk
         rows, per = (_SLICE_ROWS_SDK, _BACKLOG_ROWS_SDK) if sdk else (_SLICE_ROWS, _BACKLOG_ROWS)
         # Larger slices work off a backlog: losing spans would be worse than holding the GIL for longer.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
 from gpuscope._collecting.aggregation.watched import GpuMeans
+from gpuscope._collecting.pauses import CollectionTimes
 from gpuscope._data.metrics import Snapshot
 from gpuscope._data.plain.values import shown
 from gpuscope._otel.provider_end import end_of
@@ -77,6 +78,7 @@ class MetricsPipeline:
         self._start_ns = epoch_clock()
         self._stages = StageMetrics(self._start_ns)
         self._gpus = GpuMeans()
+        self._collections = CollectionTimes()
         self._otlp: OtlpMetrics | None = None
         self._instruments: Instruments | None = None
         self._seen: tuple[object, tuple[str, ...]] | None = None
@@ -97,6 +99,7 @@ class MetricsPipeline:
     def refresh(self) -> None:
         """Choose the way again, because `auto` follows the application's provider, and hand on what is due."""
         self._guarded(self._choose)
+        self._guarded(self._collections.look)
         self._guarded(self._hand_on_what_is_due, self._clock())
 
     def flush(self, remaining_s: Callable[[], float]) -> None:
@@ -124,7 +127,7 @@ class MetricsPipeline:
 
     def snapshot(self, *, exemplars: bool = False) -> Snapshot:
         """Return all metrics as of now; with `exemplars`, those since they were last taken."""
-        points = {**self._stages.points(exemplars=exemplars), **self._gpus.points()}
+        points = {**self._stages.points(exemplars=exemplars), **self._gpus.points(), **self._collections.points()}
         return self._snapshot({**points, **account_points(self._statistics())})
 
     def _snapshot(self, points: Mapping[InstrumentSpec, Sequence[DataPoint]]) -> Snapshot:

@@ -59,7 +59,10 @@ BATCH_STEPS = "gpuscope.batch.steps"
 PREFILL_SHARE, DECODE_SHARE = "gpuscope.gpu.share.prefill", "gpuscope.gpu.share.decode"
 """The share of the steps up to the first token, and of those after it; together they are the share."""
 GPU_FIRST_TOKEN, GPU_PER_TOKEN = "gpuscope.gpu.time_to_first_token", "gpuscope.gpu.time_per_output_token"
-"""Seconds until the step that makes the first token was done on the GPU, and from there per further token."""
+"""
+Seconds until the step that makes the first token was done on the GPU, and from there per further token. Metrics have
+the same names.
+"""
 
 LANE = "gpuscope.lane"
 """Of a metric: whether the duration was measured on the `host` or on the `gpu`."""
@@ -75,6 +78,31 @@ GPU_PART = "gpuscope.gpu.part"
 
 INPUT_LENGTH, NEW_TOKENS = "input_length", "new_tokens"
 """Of a stage that generates: tokens of one sequence, given and made."""
+
+GC_EVENT = "gpuscope.gc"
+"""An event of each stage that was open, on any thread, while Python collected garbage. Its time is when that began."""
+GC_DURATION, GC_GENERATION = "gpuscope.gc.duration", "gpuscope.gc.generation"
+"""Of that event: nanoseconds, a whole number; 0, 1 or 2. The metric of the first name is in seconds."""
+
+COMPILE_SPAN = "torch.compile"
+"""The name of the stage that stands for a compilation, in the request that waited for it."""
+COMPILE_KIND, COMPILE_ID = "gpuscope.compile.kind", "gpuscope.compile.id"
+"""
+Of that stage: `compile`, `recompile` (the same frame once more), `backward`, `autotuning`, or `graph_recording` (of a
+CUDA graph). The id is PyTorch's: the number of the frame, and how often that was compiled before.
+"""
+EAGER_AGAIN = "gpuscope.graph.eager_again"
+"""On a stage: true where its runs replayed CUDA graphs, and the last ones, this one included, replay none."""
+
+SYNCS = "gpuscope.syncs"
+"""Of a stage during a watch: lines that waited for the GPU or copied pageable memory, as text, 16 at most."""
+SYNC_COUNT, SYNC_BYTES = "gpuscope.sync.count", "gpuscope.sync.bytes"
+"""How often that was, and the bytes that were copied, as far as they are known."""
+
+MEMORY_BEGIN, MEMORY_END, MEMORY_PEAK = "gpuscope.memory.begin", "gpuscope.memory.end", "gpuscope.memory.peak"
+"""Bytes that PyTorch's CUDA allocator had given out on the stage's device."""
+MEMORY_RETRIES, MEMORY_MALLOCS = "gpuscope.memory.retries", "gpuscope.memory.mallocs"
+"""How often, within the stage, the allocator freed its cache to try again; how often it took memory of the driver."""
 
 RANK = "gpuscope.rank"
 """This and the next two describe the process; OpenTelemetry has no names for them."""

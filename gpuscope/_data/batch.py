@@ -131,10 +131,9 @@ class FinishedGeneration:
     """Operation, provider and model, as far as they were said."""
     error_type: str | None
     start_ns: int
-    first_ns: int
-    """When the batch that made the first token was done, on the GPU where that is known."""
     end_ns: int
-    tokens: int
+    times_s: Mapping[str, float]
+    """Until its first token, and per token, by both clocks as far as they are known, by the attributes' names."""
     link: tuple[int, int] | None
     """Trace id and span id, if the span is exported."""
 

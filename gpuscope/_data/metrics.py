@@ -84,6 +84,12 @@ EVENT_COST = InstrumentSpec(
     "s",
     "What a pair of events takes of a busy GPU's time, the largest over the GPUs; taken off where it is known.",
 )
+COLLECTIONS = InstrumentSpec(
+    "gpuscope.gc.duration",
+    "histogram",
+    "s",
+    "Garbage collections of Python's that were of the oldest generation, or longer than 1 ms: every thread waits.",
+)
 
 # What NVML says of each GPU. OpenTelemetry has names for three of these: semantic conventions of hardware.
 UTILIZATION = InstrumentSpec(
@@ -140,17 +146,33 @@ TIME_TO_FIRST_TOKEN = InstrumentSpec(
     "gen_ai.server.time_to_first_token",
     "histogram",
     "s",
-    "Time from the begin of successful generations to the end of their prefill on the GPU.",
+    "Time from the begin of successful generations until their first token was there.",
     (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
 )
 TIME_PER_OUTPUT_TOKEN = InstrumentSpec(
     "gen_ai.server.time_per_output_token",
     "histogram",
     "s",
-    "Time of successful generations after their prefill, per token of a sequence after the first one.",
+    "Time of successful generations after their first token, per token of a sequence after that.",
     (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
 )
 OF_GENERATIONS = (REQUEST_DURATION, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN)
+# The same by the GPU's clock.
+GPU_TIME_TO_FIRST_TOKEN = InstrumentSpec(
+    "gpuscope.gpu.time_to_first_token",
+    "histogram",
+    "s",
+    "Time from the begin of successful generations until what makes their first token was done on the GPU.",
+    TIME_TO_FIRST_TOKEN.bounds_s,
+)
+GPU_TIME_PER_OUTPUT_TOKEN = InstrumentSpec(
+    "gpuscope.gpu.time_per_output_token",
+    "histogram",
+    "s",
+    "Time from there until the GPU was done with successful generations, per token after the first one.",
+    TIME_PER_OUTPUT_TOKEN.bounds_s,
+)
+OF_GENERATIONS_ON_GPU = (GPU_TIME_TO_FIRST_TOKEN, GPU_TIME_PER_OUTPUT_TOKEN)
 SPECS = (
     *(
         DURATION,
@@ -166,9 +188,10 @@ SPECS = (
         UNTIMED,
         UNCERTAINTY,
         EVENT_COST,
+        COLLECTIONS,
     ),
     *(UTILIZATION, POWER, CLOCK, OTHERS, *OF_GPUS, *OF_LOOKS),
-    *OF_GENERATIONS,
+    *(*OF_GENERATIONS, *OF_GENERATIONS_ON_GPU),
 )
 
 

@@ -27,7 +27,21 @@ Standing: TypeAlias = FromAbove
 class Site:
     """What is known of a stage before it runs: made once per name and attributes, shared by all its records."""
 
-    __slots__ = ("attributes", "calls", "code", "function", "graph", "name", "nvtx", "warms_up", "warmup")
+    __slots__ = (
+        *(
+            "attributes",
+            "calls",
+            "code",
+            "function",
+            "graph",
+            "memory",
+            "name",
+            "nvtx",
+            "replays",
+            "warms_up",
+            "warmup",
+        ),
+    )
 
     def __init__(
         self,
@@ -46,12 +60,16 @@ class Site:
         """What the NVTX door prepared for this name."""
         self.calls = 0
         """Calls resolved so far; the collector counts them for the warm-up flag."""
+        self.replays = 0
+        """How many CUDA graphs were replayed directly in it; about so many, under threads."""
         self.warmup: int | None = None
         """How many of them are warm-up; None leaves that to the configuration."""
         self.warms_up = False
         """Whether everything inside the stage is warm-up."""
         self.graph = True
         """Whether the stage adds record nodes to CUDA graphs that it is captured into."""
+        self.memory = False
+        """Whether its memory is measured."""
 
 
 class UnnamedSite(Site):

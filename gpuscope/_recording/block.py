@@ -201,9 +201,10 @@ class Told(NamedTuple):
     warmup: Any
     graph: Any
     said: Said | None = None
+    memory: Any = None
 
 
-def check_arguments(name: object, attributes: object, stream: object, warmup: object, graph: object) -> None:
+def check_arguments(told: Told) -> None:
     """
     Refuse what can't be the arguments of a stage.
 
@@ -212,6 +213,7 @@ def check_arguments(name: object, attributes: object, stream: object, warmup: ob
         ValueError: for a blank name, or a `warmup` that is not a count.
 
     """
+    name, attributes, stream, warmup, graph, _, memory = told
     if not (name is None or callable(name) or isinstance(name, str | staticmethod | classmethod | property)):
         raise TypeError(f'The name of a `stage` must be a `str`, not {shown(name)}; write `stage("decode")`.')
     if isinstance(name, str) and is_blank(name):
@@ -226,3 +228,5 @@ def check_arguments(name: object, attributes: object, stream: object, warmup: ob
         raise ValueError(f"`warmup` of a `stage` is {shown(warmup)}: expected 0 or more calls, and less than 2**63.")
     if not isinstance(graph, bool):
         raise TypeError(f"`graph` of a `stage` must be True or False, not {shown(graph)}.")
+    if memory is not None and not isinstance(memory, bool):
+        raise TypeError(f"`memory` of a `stage` must be True or False, not {shown(memory)}.")

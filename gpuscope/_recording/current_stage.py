@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_the_programs
+from gpuscope._recording.pauses.collections import watch_pauses
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,9 +171,10 @@ step_out = step_out_in_python if native is None else native.step_out
 
 
 def watch_collections() -> None:
-    """Have `gc` tell of its collections, where finalizers may run within `ContextVar.set`."""
-    if _COLLECTS_ANYWHERE and note_collection not in gc.callbacks:
+    """Have `gc` tell of its collections: finalizers may run within `ContextVar.set`; and how long they take matters."""
+    if (_COLLECTS_ANYWHERE or native is not None) and note_collection not in gc.callbacks:
         gc.callbacks.append(note_collection)
+    watch_pauses()
 
 
 def parent_stage(record: StageRecord) -> StageRecord | None:

@@ -211,7 +211,7 @@ def _end_what_is_left(recorder: Recorder, record: StageRecord, error: BaseExcept
                 recorder.device.end(record)
             record.end_ns = recorder.clock()
     record.end_ns = record.end_ns or record.start_ns or 1
-    if native is None and recorder.flight is not None:
+    if recorder.flight is not None and (native is None or hasattr(recorder.flight, "inner")):  # C ends its ring itself.
         recorder.flight.end(record, None)
     _leave_contexts(recorder, record)
     with contextlib.suppress(Exception):

@@ -39,7 +39,7 @@ _MAY_SUSPEND = 1
 _quiet: list[tuple[Stage, int, StageRecord | None]] = []
 """Entries while nothing is recorded, that are not left yet: the object, the thread, and its record around the entry."""
 _sites = state.sites
-_NOTHING_MORE = None, None, None, True, None
+_NOTHING_MORE = None, None, None, True, None, None
 
 
 class IdleStage(DisabledStage):
@@ -54,22 +54,19 @@ class IdleStage(DisabledStage):
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that it is recorded once recording is on."""
-        return stage_of(function, *self.told[:4], graph=self.told.graph, said=self.told.said)
+        told = self.told
+        return stage_of(function, *told[:4], graph=told.graph, said=told.said, memory=bool(told.memory))
 
 
 class Stage(StageBlock):
-    """
-    One `with stage(...)` block.
-
-    Each time that the same object is entered again, by any thread or task, a new record is begun.
-    """
+    """One `with stage(...)` block. When the same object is entered again, by any thread or task, it is a new record."""
 
     __slots__ = ()
 
     def __call__(self, function: F) -> F:
         """Wrap the function so that each call of it is a stage."""
         told = self._told()
-        return stage_of(function, *told[:4], graph=told.graph, said=told.said)
+        return stage_of(function, *told[:4], graph=told.graph, said=told.said, memory=bool(told.memory))
 
     def _set_uncommon(self, key: str, value: object) -> None:
         if not self.end_ns or self.uses == 0:
@@ -88,8 +85,9 @@ class Stage(StageBlock):
         return self.__copy__()
 
     def _told(self, said: Said | None = None) -> Told:
-        name = None if isinstance(self.site, UnnamedSite) else self.site.name
-        return Told(name, self.attributes, self.stream, self.site.warmup, self.site.graph, said)
+        site = self.site
+        name = None if isinstance(site, UnnamedSite) else site.name
+        return Told(name, self.attributes, self.stream, site.warmup, site.graph, said, site.memory or None)
 
     def _enter_again(self) -> Self:
         if self.uses == 0:  # It has no run of its own.
@@ -157,9 +155,7 @@ class BatchStage(Stage):
         return super()._told(said or self.said)
 
 
-def _new_stage(
-    kind: type[S], recorder: Recorder, site: Site, attributes: Mapping[str, object] | None, stream: Stream
-) -> S:
+def _new_stage(kind: type[S], recorder: Recorder, site: Site, attributes: Any, stream: Stream) -> S:
     stage = new_block(kind, recorder, site)
     stage.stream = stream
     if attributes is not None:
@@ -169,8 +165,8 @@ def _new_stage(
 
 def _stage_again(told: Told) -> object:
     """Make what was copied or unpickled: on, idle or off as this process is."""
-    said = () if told.said is None else told.said._asdict().items()
-    return stage(*told[:4], graph=told.graph, **dict(said))  # type: ignore[call-overload]
+    said: Any = {} if told.said is None else told.said._asdict()
+    return stage(*told[:4], graph=told.graph, memory=told.memory, **said)  # type: ignore[call-overload]
 
 
 _DISABLED_STAGE = DisabledStage()
@@ -191,47 +187,47 @@ def stage(
     weights: object = None,
     basis: str | None = None,
     key: str | Callable[[Any], object] | None = None,
+    memory: bool = False,
 ) -> StageHandle: ...
-# Only type checkers are told that the options are keyword-only, because their defaults would then cost every call a
-# quarter more. `name` is `Any`: whatever was given is looked up first, and checked only if it is not a known name.
+# Options are keyword-only for type checkers alone: their defaults would cost every call a quarter more.
 def stage(
     name: Any = None,
     /,
     attributes: Mapping[str, object] | None = None,
     stream: Stream = None,
-    warmup: int | None = None,
+    warmup: Any = None,
     graph: bool = True,
     *,
     members: object = None,
     weights: object = None,
-    basis: str | None = None,
-    key: str | Callable[[Any], object] | None = None,
+    basis: Any = None,
+    key: Any = None,
+    memory: Any = None,
 ) -> object:
     """
     Name a piece of inference work; as a decorator or as a context manager.
 
     Each run becomes a host span and, where a GPU is in use, a GPU span: the time between two CUDA events on the
     stream that is current at entry. Nothing waits for the GPU. With recording off for good (`GPUSCOPE` unset or 0), a
-    decorated function is the function itself, and a block costs one call. A generator is timed each time that it is
-    resumed. Pickle finds a decorated function by its name; a stage of a function that stays where it is, as in
-    `run = stage(library.run)`, can be pickled as `stage(functools.partial(library.run))`.
+    decorated function is the function itself, and a block costs one call. A generator is timed at each resumption.
+    Pickle finds a decorated function by its name; `stage(functools.partial(library.run))` can be pickled, too.
 
     Examples:
         `@stage`, `@stage("preprocess")`, `@stage("inference", attributes={"model": "vit"})`, and
         `with stage("h2d") as s: s.set_attribute("batch_size", 8)`.
 
     Args:
-        name: the stage's name. Use few different names, because NVTX keeps every one. A decorator may leave it out; it
-            is then the function's qualified name.
+        name: the stage's name. Use few, because NVTX keeps every one. By default the function's qualified name.
         attributes: attributes of each of the stage's host spans.
         stream: the `torch.cuda.Stream` whose work is timed, not the current one; it has to exist until the end.
         warmup: how many first calls are flagged as warm-up and left out of statistics; by default `GPUSCOPE_WARMUP`.
         graph: whether each replay of a CUDA graph that it is captured into times it, by up to two nodes in the graph.
-        members: the requests that a batch works for: their tokens, of `gpuscope.here()`, read once when the stage
-            begins. For a decorated function, a function or an expression of its arguments. See docs/batches.md.
+        members: the requests that a batch works for: their tokens, of `gpuscope.here()`, read when the stage begins;
+            for a decorated function, a function or an expression of its arguments. See docs/batches.md.
         weights: a number for each member, by which the GPU time is allotted; given as `members` are. None: all equal.
         basis: what the weights are, such as `tokens`.
         key: finds the token of each member: the name of an attribute or of a dict's item, or a function.
+        memory: whether the begin, end and peak of what PyTorch's CUDA allocator gave out are measured.
 
     Raises:
         TypeError: for an argument of another type than is said above; and at decoration for what can't be a stage.
@@ -243,12 +239,12 @@ def stage(
         dynamo.gpuscope_left_out()
         return NoopStage()
     recorder = state.recorder
-    if attributes is members is stream is weights is warmup is None and basis is key is None and graph is True:
+    if attributes is members is stream is weights is warmup is basis is key is memory is None and graph is True:
         try:
             return state.off_stages[name] if recorder is None else new_block(Stage, recorder, _sites[name])
         except (KeyError, TypeError):  # The first use of a name, or something that is not a name.
             pass
-    told = Told(name, attributes, stream, warmup, graph)
+    told = Told(name, attributes, stream, warmup, graph, None, memory)
     if not (members is weights is basis is key is None):
         from gpuscope._recording.batches.members import said_of_batch
 
@@ -257,21 +253,23 @@ def stage(
 
 
 def _uncommon(recorder: Recorder | None, told: Told) -> object:
-    name, attributes, stream, warmup, graph, said = told
-    if not (type(name) is str and name in _sites and attributes is stream is warmup is None and graph is True):
-        check_arguments(*told[:5])
+    name, attributes, stream, warmup, graph, said, memory = told
+    if not (type(name) is str and name in _sites and all(map(operator.is_, told[1:], _NOTHING_MORE))):
+        check_arguments(told)
+    if memory:
+        state.measure_memory()
     if name is not None and not isinstance(name, str):
-        return stage_of(name, None, attributes, stream, warmup, graph=graph, said=said)
+        return stage_of(name, None, attributes, stream, warmup, graph=graph, said=said, memory=bool(memory))
     if recorder is None:
         if name is not None and all(map(operator.is_, told[1:], _NOTHING_MORE)):
             return _off_stage(name)
         return _idle_stage(told)
     if name is not None:
         # `str.__str__`, because the name may be of a subclass, whose own methods nobody shall call.
-        site = site_of(str.__str__(name), warmup, graph=graph)
+        site = site_of(str.__str__(name), warmup, graph=graph, memory=bool(memory))
     else:
-        site = state.unnamed if warmup is None and graph else UnnamedSite()
-        site.warmup, site.graph = warmup, graph
+        site = state.unnamed if warmup is None and graph and not memory else UnnamedSite()
+        site.warmup, site.graph, site.memory = warmup, graph, bool(memory)
     if said is None:
         return _new_stage(Stage, recorder, site, attributes, stream)
     batch = _new_stage(BatchStage, recorder, site, attributes, stream)

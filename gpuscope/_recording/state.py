@@ -101,8 +101,8 @@ class State(StateFields):
         self.off_stages = {}
         self.may_toggle = False
         self.sites: dict[str, Site] = {}
-        self.set_up_sites: dict[tuple[str, int | None, bool], Site] = {}
-        """Those of blocks with a `warmup` or `graph` of their own, by name and these two."""
+        self.set_up_sites: dict[tuple[str, int | None, bool, bool], Site] = {}
+        """Those of blocks with a `warmup`, `graph` or `memory` of their own, by name and these three."""
         self.unnamed = UnnamedSite()
         self.left_plain: dict[str, None] = {}
         """Names of functions that were decorated, or named by `instrument`, while gpuscope was off for good."""
@@ -140,6 +140,10 @@ class State(StateFields):
         """The deep look that is on; it takes part in every period of recording."""
         self.instrumentation: FromAbove = None
         """The functions that were made stages by their names, once there are any."""
+        self.measures_memory = False
+        """Whether a stage has asked for its memory."""
+        self.measure: FromAbove = None
+        """Has a recorder measure memory, where that is wanted: `_host.memory.attach`."""
         self.graphs: FromAbove = None
         """The hooks that notice captures and launches of CUDA graphs."""
 
@@ -177,6 +181,15 @@ class State(StateFields):
             before.paused = True
         if recorder is not None:
             recorder.paused = False
+            if self.measure is not None:
+                self.measure(recorder)
+
+    def measure_memory(self) -> None:
+        """Have the memory of stages measured that ask for it, from now on."""
+        if not self.measures_memory:
+            self.measures_memory = True
+            if self.recorder is not None and self.measure is not None:
+                self.measure(self.recorder)
 
     def allow_toggling(self) -> None:
         """Have what is decorated from now on be a stage; say, once, what was decorated before and stays plain."""
@@ -212,16 +225,20 @@ class State(StateFields):
 state = State()
 
 
-def _site_again(warmup: int | None, graph: bool, *facts: Any) -> Site:
+def _site_again(warmup: int | None, graph: bool, memory: bool, *facts: Any) -> Site:
     site = Site(*facts)
-    site.warmup, site.graph = warmup, graph
+    site.warmup, site.graph, site.memory = warmup, graph, memory
     return site
 
 
 # A function that goes to another process by value takes along what was said of its stage, and nothing of what was
 # counted or prepared here.
 copyreg.pickle(
-    Site, lambda site: (_site_again, (site.warmup, site.graph, site.name, site.attributes, site.function, site.code))
+    Site,
+    lambda site: (
+        _site_again,
+        (site.warmup, site.graph, site.memory, site.name, site.attributes, site.function, site.code),
+    ),
 )
 
 
@@ -231,13 +248,13 @@ def _logger() -> logging.Logger:
     return logger
 
 
-def site_of(name: str, warmup: int | None = None, *, graph: bool = True) -> Site:
+def site_of(name: str, warmup: int | None = None, *, graph: bool = True, memory: bool = False) -> Site:
     """Return the stage of this name and these settings for `with` blocks, made on first use."""
-    if warmup is None and graph:
+    if warmup is None and graph and not memory:
         return _kept(state.sites, name, name)
     # A block's own settings belong to it alone. Its calls are counted, and warmed up, apart from those of plain blocks.
-    site = _kept(state.set_up_sites, (name, warmup, graph), name)
-    site.warmup, site.graph = warmup, graph
+    site = _kept(state.set_up_sites, (name, warmup, graph, memory), name)
+    site.warmup, site.graph, site.memory = warmup, graph, memory
     return site
 
 

@@ -50,6 +50,7 @@ def stage_of(
     *,
     graph: bool = True,
     said: Said | None = None,
+    memory: bool = False,
 ) -> F:
     """
     Return the function as a stage, of the same kind, name, signature and docstring.
@@ -62,7 +63,7 @@ def stage_of(
 
     """
     if isinstance(function, staticmethod | classmethod):
-        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph, said=said)
+        inner = stage_of(function.__func__, name, attributes, stream, warmup, graph=graph, said=said, memory=memory)
         return function if inner is function.__func__ else type(function)(inner)
     called = _checked(function)
     if state.recorder is None and not state.may_toggle:
@@ -80,10 +81,11 @@ def stage_of(
             warmup,
             graph=graph,
             said=said,
+            memory=memory,
         )
         return cast("F", MethodType(inner, function.__self__))  # type: ignore[attr-defined]
     site = site_of_function(function, name, attributes)
-    site.warmup, site.graph = warmup, graph
+    site.warmup, site.graph, site.memory = warmup, graph, memory
     if said is not None:
         from gpuscope._recording.batches.members import as_batch
 
@@ -277,4 +279,4 @@ def _async_generator(
 
 def wrap_again(target: F, site: Site, stream: Stream = None) -> F:
     """Make a stage of what was copied, or unpickled: its stream stays where it was."""
-    return stage_of(target, site.name, site.attributes, stream, site.warmup, graph=site.graph)
+    return stage_of(target, site.name, site.attributes, stream, site.warmup, graph=site.graph, memory=site.memory)

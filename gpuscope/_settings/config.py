@@ -13,6 +13,7 @@ from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, of_traces, read_all, setting
 from gpuscope._settings.flight import FLIGHT, FLIGHT_BYTES, FLIGHT_SLOW, NVML, PROFILE_EVERY
+from gpuscope._settings.host import HostSettings
 from gpuscope._settings.keywords import checked
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(HostSettings):
     """
     All settings. Variables of OpenTelemetry keep their names and meanings; ours begin with `GPUSCOPE`.
 

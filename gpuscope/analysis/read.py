@@ -117,6 +117,7 @@ def _recording(lines: Lines) -> Recording:
         losses=_losses(lines, _orphans(rows, parent)),
         gpus=lines.gpus.gpus(),
         looks=lines.looks.looks(),
+        stalls=lines.stalls.stalls(place),
         batches=Batches(
             Links(*_columns(lines.light.links(place), 2)), Shares(*_columns(lines.light.shares(place), 10))
         ),

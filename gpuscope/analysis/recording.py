@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._reading.stalls import Stalls
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.batches import Batches
 
@@ -148,6 +149,8 @@ class Recording:
     """What deep looks saw of each stage that were taken now and then, once for each process."""
     batches: Batches = field(default_factory=Batches)
     """Which stages worked for which others, and what was allotted to each."""
+    stalls: Stalls = field(default_factory=Stalls)
+    """What stalled the host: garbage collections, and GPU memory that ran out."""
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:

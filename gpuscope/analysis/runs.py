@@ -84,6 +84,7 @@ def only(recording: Recording, run: Run) -> Recording:
         looks=tuple(each for each in recording.looks if each.process in run.processes),
         attributes={int(place[row]): values for row, values in recording.attributes.items() if place[row] >= 0},
         batches=recording.batches.kept(place),
+        stalls=recording.stalls.kept(place),
     )
 
 

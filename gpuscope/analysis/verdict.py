@@ -15,6 +15,7 @@ import numpy as np
 from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._busy import looked, watched
 from gpuscope.analysis._structure.sizes import shape_of, sizes_in
+from gpuscope.analysis._verdicts import stalled
 from gpuscope.analysis._verdicts.advice import BETWEEN, LESS_IN_THE_GRAPH, advise, begin_with
 from gpuscope.analysis._verdicts.answers import answer, because_of
 from gpuscope.analysis._verdicts.calls import Material
@@ -123,6 +124,7 @@ def _notes(recording: Recording) -> Iterator[str]:
     if losses.orphans:
         yield f"Stages whose outer stage is not in the files, treated as requests: {losses.orphans:,}."
     yield from watched.sentences(recording)
+    yield from stalled.sentences(recording)
 
 
 def _judge_calls(calls: CallsOfStage, doubt: Doubt | None) -> tuple[Fields, Ruling]:

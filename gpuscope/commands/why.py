@@ -28,7 +28,7 @@ EPILOG = "Exit codes: 0 done; 2 bad usage, nothing to read, or no such request."
 MOST_STAGES = 6
 """Stages of the host that have a line of their own."""
 _TRACE = re.compile(r"[0-9a-fA-F]{4,32}")
-_MARKS = "qbGostH?"
+_MARKS = ".qbGostHgc>-?"
 """One letter per part, in the order of `PARTS`, for terminals without colours and for pipes."""
 
 

@@ -134,15 +134,60 @@ static PyObject *py_is_collecting(PyObject *Py_UNUSED(module), PyObject *Py_UNUS
     return PyBool_FromLong(is_collecting());
 }
 
+/* ---- Garbage collections; the twin is `_recording/pauses/collections.py`. All is called under the GIL. */
+
+enum { MOST_PAUSES = 1024, LONG_NS = 1000000, FULL = 2 };
+
+/* The newest collections of the oldest generation, or longer than 1 ms, in turns. */
+static struct {
+    long long start_ns, end_ns;
+    long generation;
+} pauses[MOST_PAUSES];
+static unsigned long long pause_count;
+
+static void note_pause(int starts, PyObject *facts) {
+    static long long start_ns; /* Python runs one collection at a time. */
+    long long now_ns = sharing_now_ns();
+    if (starts) {
+        start_ns = now_ns;
+    } else if (start_ns) {
+        PyObject *told = PyDict_Check(facts) ? PyDict_GetItemString(facts, "generation") : NULL;
+        long generation = told != NULL && PyLong_Check(told) ? PyLong_AsLong(told) : 0;
+        if (generation >= FULL || now_ns - start_ns > LONG_NS) {
+            pauses[pause_count % MOST_PAUSES].start_ns = start_ns;
+            pauses[pause_count % MOST_PAUSES].end_ns = now_ns;
+            pauses[pause_count++ % MOST_PAUSES].generation = generation;
+        }
+        start_ns = 0;
+    }
+}
+
+/* collections_since(count): how many there were, and those after the first `count` that are still known. */
+static PyObject *collections_since(PyObject *Py_UNUSED(module), PyObject *seen) {
+    unsigned long long from = PyLong_AsUnsignedLongLong(seen);
+    if (PyErr_Occurred()) return NULL;
+    PyObject *found = PyList_New(0);
+    if (found != NULL && pause_count > MOST_PAUSES && from < pause_count - MOST_PAUSES) from = pause_count - MOST_PAUSES;
+    for (; found != NULL && from < pause_count; from++) {
+        size_t at = from % MOST_PAUSES;
+        PyObject *one = Py_BuildValue("(LLl)", pauses[at].start_ns, pauses[at].end_ns, pauses[at].generation);
+        if (one == NULL || PyList_Append(found, one)) Py_CLEAR(found);
+        Py_XDECREF(one);
+    }
+    return found == NULL ? NULL : Py_BuildValue("(KN)", pause_count, found);
+}
+
 /* note_collection(phase, facts): `gc.callbacks` calls it. */
 static PyObject *note_collection(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count) {
     if (count != 2 || !PyUnicode_Check(args[0])) {
         PyErr_SetString(PyExc_TypeError, "note_collection takes a phase and facts");
         return NULL;
     }
+    int starts = PyUnicode_CompareWithASCIIString(args[0], "start") == 0;
 #if PY_VERSION_HEX < 0x030C0000
     put(&collecting_stage, NULL);
-    collecting_thread = PyUnicode_CompareWithASCIIString(args[0], "start") == 0 ? PyThread_get_thread_ident() : 0;
+    collecting_thread = starts ? PyThread_get_thread_ident() : 0;
 #endif
+    note_pause(starts, args[1]);
     Py_RETURN_NONE;
 }

@@ -13,7 +13,7 @@ PyTypeObject *flight_type;
 unsigned flight_forks;
 
 static volatile sig_atomic_t was_signalled;
-static PyObject *str_begin, *str_name, *str_ident;
+static PyObject *str_begin, *str_end, *str_name, *str_ident;
 
 static Number check_of(const Number *field, Number word) {
     Number total = field[0] + 3 * field[1] + 5 * field[2] + 7 * field[3] + 11 * field[4] + 17 * field[6] + 19 * word;
@@ -199,6 +199,14 @@ int flight_call(PyObject *flight, StageRecord *record) {
     return done == NULL ? -1 : 0;
 }
 
+int flight_call_end(PyObject *flight, StageRecord *record, PyObject *error) {
+    Py_INCREF(flight);
+    PyObject *done = PyObject_CallMethodObjArgs(flight, str_end, record, is_present(error) ? error : Py_None, NULL);
+    Py_DECREF(flight);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
 /* ---- The type */
 
 static PyObject *require_record(PyObject *object) {
@@ -363,9 +371,10 @@ static PyMethodDef functions[] = {
 
 int add_flight(PyObject *module) {
     str_begin = PyUnicode_InternFromString("begin");
+    str_end = PyUnicode_InternFromString("end");
     str_name = PyUnicode_InternFromString("name");
     str_ident = PyUnicode_InternFromString("ident");
-    if (str_begin == NULL || str_name == NULL || str_ident == NULL) return -1;
+    if (str_begin == NULL || str_end == NULL || str_name == NULL || str_ident == NULL) return -1;
     if (pthread_atfork(NULL, NULL, count_fork)) {
         PyErr_NoMemory();
         return -1;

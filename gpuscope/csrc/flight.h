@@ -56,8 +56,9 @@ extern unsigned flight_forks;
 void flight_write_begin(FlightRing *ring, StageRecord *record);
 void flight_write_end(FlightRing *ring, StageRecord *record, PyObject *error);
 
-/* -1 and an exception on failure, which a ring never has: only what stands in its place. */
+/* What stands in a ring's place, or around it, is called in Python: -1 and an exception on failure. */
 int flight_call(PyObject *flight, StageRecord *record);
+int flight_call_end(PyObject *flight, StageRecord *record, PyObject *error);
 
 static inline FlightRing *as_ring(PyObject *flight) {
     if (!Py_IS_TYPE(flight, flight_type)) return NULL;
@@ -74,10 +75,12 @@ static inline int note_begin(Recorder *recorder, StageRecord *record) {
     return ring != NULL || Py_IS_TYPE(flight, flight_type) ? 0 : flight_call(flight, record);
 }
 
-static inline void note_end(Recorder *recorder, StageRecord *record, PyObject *error) {
-    if (record->flight == 0 || !is_present(recorder->flight)) return;
-    FlightRing *ring = as_ring(recorder->flight);
-    if (ring != NULL) flight_write_end(ring, record, error);
+static inline int note_end(Recorder *recorder, StageRecord *record, PyObject *error) {
+    PyObject *flight = recorder->flight;
+    if (!is_present(flight)) return 0;
+    FlightRing *ring = as_ring(flight);
+    if (ring != NULL && record->flight) flight_write_end(ring, record, error);
+    return ring != NULL || Py_IS_TYPE(flight, flight_type) ? 0 : flight_call_end(flight, record, error);
 }
 
 #endif

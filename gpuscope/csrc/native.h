@@ -194,6 +194,7 @@ int add_reader(PyObject *module);
 int add_graphs(PyObject *module);
 int add_sampler(PyObject *module);
 int add_token(PyObject *module);
+int add_summed(PyObject *module);
 int add_flight(PyObject *module);
 
 #endif

@@ -4,9 +4,9 @@
  * After an exception Python functions do what is left to do. They swallow that of a part, and raise again what is the
  * program's: a KeyboardInterrupt, or what its own signal handler has raised.
  */
+#include "sharing.h"
 #include "current.h"
 #include "flight.h"
-#include "sharing.h"
 
 #include <time.h>
 
@@ -259,7 +259,7 @@ static int hand_over(Recorder *recorder, StageRecord *record, int *queued) {
 static int try_end(Recorder *recorder, StageRecord *record, PyObject *error, int *queued) {
     if (is_present(record->pair) && tell(recorder->device, str_end, record, NULL)) return -1;
     if (read_clock(recorder, &record->end_ns)) return -1;
-    note_end(recorder, record, error);
+    if (note_end(recorder, record, error)) return -1;
     if (leave_contexts(recorder, record) || leave_range(recorder, record)) return -1;
     if (is_present(error)) {
         PyObject *info = PyObject_CallFunctionObjArgs(exception_info, error, record, NULL);
@@ -288,7 +288,8 @@ int end_stage(StageRecord *record, PyObject *error) {
     int queued = 0, failed = try_end(recorder, record, error, &queued);
     if (failed) {
         failed = recover(end_the_rest, recorder, record, queued ? Py_True : Py_False);
-        note_end(recorder, record, error);
+        FlightRing *ring = is_present(recorder->flight) ? as_ring(recorder->flight) : NULL;
+        if (ring != NULL && record->flight) flight_write_end(ring, record, error);
     }
     Py_DECREF(recorder);
     note_return(record, stream);
@@ -379,6 +380,7 @@ static PyMethodDef functions[] = {
     {"step_out", py_step_out, METH_O, "Make current what was current before the stage."},
     {"is_collecting", py_is_collecting, METH_NOARGS, "Whether this thread collects garbage, where that matters."},
     {"note_collection", (PyCFunction)(void (*)(void))note_collection, METH_FASTCALL, "Note a garbage collection."},
+    {"collections_since", collections_since, METH_O, "Return how many long garbage collections there were, and new ones."},
     {"end", (PyCFunction)(void (*)(void))end, METH_FASTCALL, "Finish a run."},
     {NULL},
 };

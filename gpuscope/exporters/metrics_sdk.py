@@ -16,7 +16,7 @@ from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from gpuscope._data.metrics import BOUNDS_S, OF_GENERATIONS, SPECS, Histogram
+from gpuscope._data.metrics import BOUNDS_S, OF_GENERATIONS, OF_GENERATIONS_ON_GPU, SPECS, Histogram
 from gpuscope._data.plain.values import shown
 from gpuscope._log import COUNTED, WarnOnce, logger
 from gpuscope._version import __version__
@@ -61,7 +61,7 @@ class Instruments:
         self._taken: tuple[Snapshot, float] | None = None
         self._warnings = WarnOnce(COUNTED)
         meter = provider.get_meter("gpuscope", __version__)
-        self._true = {spec: _true_histogram(meter, spec) for spec in OF_GENERATIONS}
+        self._true = {spec: _true_histogram(meter, spec) for spec in (*OF_GENERATIONS, *OF_GENERATIONS_ON_GPU)}
         for spec in SPECS:
             # The instrument that a reader asks first takes a snapshot, which the others then show too.
             self._make(meter, spec, fresh=spec is SPECS[0])

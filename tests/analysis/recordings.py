@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuscope.analysis._reading.stalls import Collected, Stalls
 from gpuscope.analysis._structure.batches import Batches, Links, Shares
 from gpuscope.analysis.recording import Losses, Process, Recording, Stream, Thread
 
@@ -139,6 +140,24 @@ def _unique(keys: Iterable[Any]) -> dict[Any, int]:
 
 def _ns(times_us: Iterable[float | None]) -> np.ndarray:
     return np.array([0 if time is None else EPOCH_NS + round(time * 1e3) for time in times_us], np.int64)
+
+
+def handed_over(of: Recording, thread: str, process: str = "worker") -> Recording:
+    """Return a recording in which what ran on threads of a name ran in a process of its own."""
+    number = len(of.processes)
+    threads = [each._replace(process=number) if each.name == thread else each for each in of.threads]
+    return replace(of, threads=tuple(threads), processes=(*of.processes, Process(process, {"service.name": process})))
+
+
+def paused(of: Recording, *pauses: tuple[float, float], process: int = 0) -> Recording:
+    """Return a recording in which Python collected garbage from one moment to another, in a process."""
+    at = [(EPOCH_NS + round(start * 1e3), round((end - start) * 1e3)) for start, end in pauses]
+    found = {}
+    for row, (first_ns, last_ns) in enumerate(zip(of.host_start_ns.tolist(), of.host_end_ns.tolist(), strict=True)):
+        own = [Collected(start_ns, took_ns, 2) for start_ns, took_ns in at if first_ns <= start_ns < last_ns]
+        if own and of.threads[of.thread[row]].process == process:
+            found[row] = tuple(own)
+    return replace(of, stalls=Stalls(found))
 
 
 def batched(of: Recording, *batches: tuple[int, Mapping[int, tuple[float, float]]]) -> Recording:

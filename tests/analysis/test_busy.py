@@ -17,6 +17,7 @@ from gpuscope.analysis._busy.slope import slope_of
 from gpuscope.analysis.jaeger import traces
 from gpuscope.analysis.read import read_lines
 from gpuscope.analysis.runs import only, runs_of
+from gpuscope.analysis.verdict import judge
 
 from .recordings import Stage, recording, repeat
 
@@ -247,3 +248,17 @@ def tags_of(whole):
             if "gpuscope.gpu.duration" in tags:
                 found.append(tags)
     return found
+
+
+@pytest.mark.parametrize(("had_work", "expected"), [(0, 0.4), (30, 0.7), (60, 1.0)])
+def test_the_time_between_a_requests_stages_has_its_share(had_work, expected):
+    """Answers of moments in no stage of the request but itself are its own: 40 of 100 are in the two stages inside."""
+    inside = [
+        Stage("a", 0, 100, gpu=(2, 200), samples=20, had_work=20),
+        Stage("b", 800, 900, gpu=(802, 990), samples=20, had_work=20),
+    ]
+    request = Stage("request", 0, 1000, gpu=(1, 999), samples=60, had_work=had_work, inside=inside)
+    (found,) = judge(recording(*repeat(request, 60, 1200))).requests
+    low, high = found.busy_range
+    assert found.busy_share == pytest.approx(expected, abs=0.01)
+    assert low <= expected <= high

@@ -11,7 +11,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans
 
 import gpuscope
 from gpuscope._collecting.batches.sums import Sums
-from gpuscope._data.metrics import REQUEST_DURATION, TIME_PER_OUTPUT_TOKEN, TIME_TO_FIRST_TOKEN
+from gpuscope._data.metrics import OF_GENERATIONS, OF_GENERATIONS_ON_GPU, REQUEST_DURATION
+from gpuscope._data.native import native
+from gpuscope._recording.batches import members as reading
 from gpuscope._recording.batches.account import Faults
 from gpuscope._recording.batches.summed import Summed
 from gpuscope._recording.state import state
@@ -288,19 +290,17 @@ class TestMembers:
 
 
 def test_metrics(make_bench):
-    """Each generation is a request of a model server: as the GPU saw it."""
+    """Each generation is a request of a model server: by the host's clock and by the GPU's, as its spans say."""
     bench = make_bench()
     run_steps(bench, PLAN)
     spans = bench.collect()
     points = bench.engine.collector.metrics_pipeline.snapshot().points
-    light = of_name(spans, LIGHT)
-    for spec, name in (
-        (TIME_TO_FIRST_TOKEN, "gpuscope.gpu.time_to_first_token"),
-        (TIME_PER_OUTPUT_TOKEN, "gpuscope.gpu.time_per_output_token"),
-    ):
-        (point,) = points[spec]
-        assert point.attributes == SAID
-        assert point.value.sum_s == pytest.approx(sum(span.attributes[name] for span in light))
+    on_host, on_gpu = of_name(spans, "generate"), of_name(spans, LIGHT)
+    for specs, some in ((OF_GENERATIONS[1:], on_host), (OF_GENERATIONS_ON_GPU, on_gpu)):
+        for spec in specs:
+            (point,) = points[spec]
+            assert point.attributes == SAID
+            assert point.value.sum_s == pytest.approx(sum(span.attributes[spec.name] for span in some))
     (point,) = points[REQUEST_DURATION]
     started_ns = of_name(spans, "generate")[0].start_ns
     ends = [span.end_ns for span in spans if span.name == f"{LIGHT} [gpu]"]
@@ -336,3 +336,26 @@ def test_it_arrives_by_every_way(make_bench, monkeypatch, twins):
     assert sorted(shares.steps.tolist()) == [2, 3, 4]
     assert sorted(shares.share_ns.tolist()) == sorted(span.attributes["gpuscope.gpu.share"] for span in light)
     assert len(recording.batches.links.batch) == sum(map(len, PLAN))
+
+
+TWINS = {"Python": (reading._tokens_of_in_python, reading._joined_in_python)}
+if native is not None:
+    TWINS["C"] = native.tokens_of, native.joined
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_what_joins_a_batch(twin):
+    """Each that has not ended joins once, whatever else is there; a batch of others has no steps."""
+    tokens_of, joined = TWINS[twin]
+    with capture(), gpuscope.stage("request"):
+        token, ended, *others = gpuscope.here(), *(gpuscope.Generation() for _ in range(3))
+        ended.end()
+    first, second = others
+    assert tokens_of((first, ended, second)) == (first.token, ended.token, second.token)
+    assert tokens_of((first, token)) is tokens_of((first, None)) is None
+    assert tokens_of(()) == ()
+    assert joined((first, second, first, ended, token, None)) == (0, 0, None, None, None, None)
+    assert joined((second,)) == (1,)
+    assert joined((first, second)) == (1, 2)
+    assert (first.steps, second.steps, ended.steps) == (2, 3, 0)
+    assert joined((ended, token)) is joined(()) is None

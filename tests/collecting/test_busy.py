@@ -16,6 +16,7 @@ from gpuscope._collecting.aggregation.sampled import RequestSamples
 from gpuscope._collecting.aggregation.statistics import StageStatistics
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.metrics import BUSY, STREAM_BUSY
+from gpuscope._data.statistics import LookedStage
 
 from .test_summary import batch_of, row
 
@@ -183,3 +184,31 @@ def test_the_table_shows_it_where_anything_was_asked():
     unasked = StageStatistics()
     unasked.add(batch_of([row("post", "request", gpu=1.0)]))
     assert "busy" not in str(unasked.summary())
+
+
+def look(stage, *, root="request", calls=10, time_s=0.1, busy_s=0.062, kernels=3120):
+    """What deep looks saw of a stage in five requests."""
+    return LookedStage(root, stage, 5, calls, time_s, busy_s, kernels, 0.0, 0.0, 0.0)
+
+
+def test_the_summary_has_what_deep_looks_saw():
+    """Beside the stage of that name in that kind of request: per call, and as a part of its time."""
+    statistics = StageStatistics()
+    statistics.add(request(1, [(4, 4), (1, 0), (0, 0), (1, 1)]))
+    looks = [look("kernel"), look("model", root="other"), look("post", calls=0), look("request", busy_s=0.2)]
+    found = statistics.summary(looks)
+    stages = {stage.name: stage.looked for stage in found.stages}
+    assert stages["kernel"] == (pytest.approx(0.62), 312.0, 10, 5)
+    assert stages["request"].busy == 1.0
+    assert stages["model"] is stages["post"] is None
+    assert {stage["name"]: stage["looked"] for stage in found.as_dict()["stages"]}["kernel"]["kernels"] == 312
+    text = str(found)
+    assert "  kernel: 62 %, 312 kernels per call (10 calls)" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "kernels" in found._repr_html_()
+    assert "Deep looks" not in str(statistics.summary([look("post", calls=0)]))
+    names = [f"{number:02}" * 40 for number in range(12)]
+    statistics.add(batch_of([row(name, "request", gpu=1.0) for name in names]))
+    text = str(statistics.summary(map(look, names)))
+    assert "and 4 more stages" in text
+    assert max(map(len, text.splitlines())) <= 80

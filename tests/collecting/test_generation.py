@@ -15,7 +15,14 @@ from gpuscope import stage
 from gpuscope._collecting.aggregation.generation import _MAX_KINDS, _MAX_WAITING, Generation
 from gpuscope._collecting.aggregation.summary import OTHER
 from gpuscope._data.batch import RowFlag, SpanDetails
-from gpuscope._data.metrics import OF_GENERATIONS, REQUEST_DURATION, TIME_PER_OUTPUT_TOKEN, TIME_TO_FIRST_TOKEN
+from gpuscope._data.metrics import (
+    GPU_TIME_TO_FIRST_TOKEN,
+    OF_GENERATIONS,
+    OF_GENERATIONS_ON_GPU,
+    REQUEST_DURATION,
+    TIME_PER_OUTPUT_TOKEN,
+    TIME_TO_FIRST_TOKEN,
+)
 from gpuscope._data.record import ExceptionInfo, Site
 
 from ..exporters.batches import NOW_NS, Row, make_batch
@@ -28,6 +35,9 @@ SAID = {
     "gen_ai.provider.name": "transformers",
     "gen_ai.request.model": "gpt2",
 }
+
+
+CLOCKS = (TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, *OF_GENERATIONS_ON_GPU)
 
 
 def ms(number):
@@ -106,6 +116,45 @@ class TestTimes:
     def test_a_clock_that_is_off_makes_no_negative_time(self):
         """A first token before the request is one at its begin."""
         assert values([prefill(start_ns=NOW_NS - SECOND_NS), generate()])[TIME_TO_FIRST_TOKEN] == 0.0
+
+
+class TestClocks:
+    """The host's clock and the GPU's are metrics of their own."""
+
+    def test_what_a_request_says_itself_counts(self):
+        """By the names of its attributes; the prefill's end stands in for what it does not say."""
+        said = {spec.name: 0.01 * (1 + place) for place, spec in enumerate(CLOCKS)}
+        found = values([prefill(), generate(said=said)])
+        assert {spec.name: found[spec] for spec in CLOCKS} == said
+        found = values([prefill(), generate(said={GPU_TIME_TO_FIRST_TOKEN.name: 0.025})])
+        assert found == {
+            REQUEST_DURATION: 0.1,
+            TIME_TO_FIRST_TOKEN: 0.03,
+            TIME_PER_OUTPUT_TOKEN: 0.07 / 4,
+            GPU_TIME_TO_FIRST_TOKEN: 0.025,
+        }
+
+    @pytest.mark.parametrize("wrong", ["soon", float("nan"), float("inf"), None, 1])
+    def test_what_is_no_time_does_not_count(self, wrong):
+        """An application may give the attribute any value."""
+        said = {spec.name: wrong for spec in CLOCKS}
+        assert values([prefill(), generate(said=said)]) == values([prefill(), generate()])
+
+    def test_a_request_that_failed_has_neither(self):
+        """As without what it says."""
+        said = {spec.name: 0.01 for spec in CLOCKS}
+        failed = generate(said=said, error=ExceptionInfo("ValueError", "no", ()))
+        assert [*values([prefill(), failed])] == [REQUEST_DURATION]
+
+    def test_by_its_stages(self, make_bench):
+        """Prefill and decode on a GPU that is late by 7 ms: the GPU's clock is in its own metrics."""
+        bench = make_bench(metrics="otlp", delay_ns=ms(7))
+        run_generation(bench)
+        points = bench.engine.collector.metrics_pipeline.snapshot().points
+        (span,) = bench.named("generate")
+        for spec in OF_GENERATIONS_ON_GPU:
+            assert points[spec][0].value.sum_s == pytest.approx(span.attributes[spec.name])
+        assert points[GPU_TIME_TO_FIRST_TOKEN][0].value.sum_s == pytest.approx(0.027, abs=1e-6)
 
 
 class TestRequests:

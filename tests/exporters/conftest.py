@@ -107,8 +107,14 @@ def behind_rotel():
 
 
 @pytest.fixture(scope="session")
-def rotel_port(behind_rotel, tmp_path_factory):
-    """The port of a running rotel that passes on at once to the receiver."""
+def rotel_port(rotel_ports):
+    """The port for HTTP of a running rotel."""
+    return rotel_ports["http/protobuf"]
+
+
+@pytest.fixture(scope="session")
+def rotel_ports(behind_rotel, tmp_path_factory):
+    """The ports, by protocol, of a running rotel that passes on at once to the receiver."""
     rotel = pytest.importorskip("rotel", reason="the collector `rotel` has no wheel for this platform")
     folder = tmp_path_factory.mktemp("rotel")
     http, grpc = free_port(), free_port()
@@ -139,7 +145,8 @@ def rotel_port(behind_rotel, tmp_path_factory):
         text=True,
     ) as process:
         try:
-            wait_until_it_listens(process, http)
-            yield http
+            for port in (http, grpc):
+                wait_until_it_listens(process, port)
+            yield {"http/protobuf": http, "grpc": grpc}
         finally:
             process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from prometheus_client import CollectorRegistry
 
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
+from gpuscope._collecting.aggregation.watched import GpuMeans
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.metrics import Snapshot
-from gpuscope._data.statistics import Statistics
+from gpuscope._data.plain.gpu_use import GpuUse
+from gpuscope._data.statistics import LookedStage, Statistics
 from gpuscope.exporters.metrics_sdk import Instruments
 
 from .batches import NOW_NS, Row, make_batch
@@ -28,13 +31,29 @@ EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]
 def exposed():
     """What Prometheus reads of a recording in which everything occurs: labels by name."""
     metrics = StageMetrics(NOW_NS)
-    metrics.add(make_batch(Row(gpu_span_id=1, samples=2, had_work=1), Row(flags=int(RowFlag.WARMUP))))
+    batch = make_batch(Row(gpu_span_id=1, samples=2, had_work=1), Row(flags=int(RowFlag.WARMUP)))
+    metrics.add(replace(batch, stream_samples={(0, 7): (2, 1)}))
     metrics.settle(NOW_NS + 10**9, last=True)
     metrics.end_interval()
-    account = account_points(Statistics(1, 1, 0, {"unsampled": 1}, {"shutdown": 1}, {"captured": 1}, 5, ()))
+    use = GpuUse(
+        *(0, "GPU-1", "H200", "NVIDIA"),
+        watched_s=2.0,
+        active_s=1.0,
+        energy_j=9.0,
+        cycles=1e9,
+        throttled_s={"power_cap": 0.1},
+        others_s={"worked": 0.5},
+        others=1,
+        is_part=False,
+    )
+    look = LookedStage("request", "infer", 1, 1, 1.0, 0.5, 3.0, 1.0, 0.25, 0.5)
+    seen = {"gpus": (use,), "looks": (look,), "event_cost_ns": 2_900}
+    account = account_points(Statistics(1, 1, 0, {"unsampled": 1}, {"shutdown": 1}, {"captured": 1}, 5, (), **seen))
+    means = GpuMeans()
+    means.end_interval([use])
     registry = CollectorRegistry()
     provider = MeterProvider([PrometheusMetricReader(registry=registry)])
-    Instruments(provider).follow(lambda: Snapshot(0, 1, {**metrics.points(), **account}))
+    Instruments(provider).follow(lambda: Snapshot(0, 1, {**metrics.points(), **account, **means.points()}))
     found = {}
     for family in registry.collect():
         for sample in family.samples:
@@ -67,7 +86,7 @@ def test_it_is_what_grafana_s_schema_says():
 def test_expressions_use_what_is_exposed(exposed, expression):
     """Each expression is PromQL, and its metrics and labels are those that the Prometheus exporter shows."""
     pytest.importorskip("promql_parser").parse(expression.replace("$__rate_interval", "4m"))
-    metrics = re.findall(r"(gpuscope_\w+)\{", expression)
+    metrics = re.findall(r"((?:gpuscope|hw)_\w+)\{", expression)
     assert metrics
     assert set(metrics) <= set(exposed)
     labels = set().union(*(exposed[metric] for metric in metrics)) | {"job", "instance"}

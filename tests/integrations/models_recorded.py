@@ -32,6 +32,11 @@ def paths(spans: list[CapturedSpan]) -> list[str]:
     return [path(span) for span in spans]
 
 
+def without_compilations(found: list[str]) -> list[str]:
+    """Return the paths but for those of compilations."""
+    return [path for path in found if "torch.compile" not in path]
+
+
 def attributes(spans: list[CapturedSpan], name: str) -> list[dict]:
     """Return the attributes of the spans of one name that a file in `integrations` has given them."""
     prefixes = ("gpuscope.", "thread.", "code.")

@@ -12,9 +12,14 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 pytest.importorskip("litserve")
+
+from gpuscope.analysis.latency.explain import Explainer
+from gpuscope.analysis.latency.parts import AFTER, BEFORE, BETWEEN, HOST, UNEXPLAINED
+from gpuscope.analysis.read import read
 
 from ..spans_of_files import spans_in, wait_for
 
@@ -102,7 +107,7 @@ def steps_in(folder, names):
     return steps, requests
 
 
-PER_REQUEST = {"decode_request", "encode_response", SHARED}
+PER_REQUEST = {"decode_request", "encode_response", "put_response", SHARED}
 
 
 def test_steps_are_children_of_their_request(serve, tmp_path):
@@ -166,6 +171,44 @@ def test_a_batch_that_fails(serve, tmp_path):
     assert_belongs_to_all(steps, requests)
     (batch,) = steps["run_batch"]
     assert all(span.attributes["error.type"] == "RuntimeError" for span in (batch, *steps[SHARED]))
+
+
+def test_where_the_time_of_requests_went(serve, tmp_path):
+    """Of requests in batches hardly anything is unexplained: before the token and after the batch have names."""
+    ask = serve(2)
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as pool:
+            assert [json.loads(answer)["y"] for answer in pool.map(ask, (1, 2))] == [2, 4]
+    steps, requests = steps_in(tmp_path, {"run_batch": 5, SHARED: 10, "put_response": 10})
+    assert {step.parent_id for step in steps["put_response"]} == set(requests)
+    explainer = Explainer(read([tmp_path]))
+    rows = [row for row in explainer.requests().tolist() if explainer.recording.span_id[row] in requests]
+    latencies = [explainer.explain(row) for row in rows]
+    assert len(latencies) == 10
+    whole_ns = sum(each.whole_ns for each in latencies)
+    assert sum(each.parts[UNEXPLAINED] for each in latencies) <= 0.02 * whole_ns
+    for latency in latencies:
+        assert sum(latency.parts.values()) == latency.whole_ns
+        assert min(latency.parts[part] for part in (BEFORE, HOST, AFTER)) > 0
+
+
+def test_where_the_time_of_single_requests_went(serve, tmp_path):
+    """Without batches, too: they go to the worker and come back, or wait for others."""
+    ask = serve(1)
+    for number in range(5):
+        ask(number)
+    _, requests = steps_in(tmp_path, {"predict": 5, "put_response": 5})
+    explainer = Explainer(read([tmp_path]))
+    rows = [row for row in explainer.requests().tolist() if explainer.recording.span_id[row] in requests]
+    latencies = [explainer.explain(row) for row in rows]
+    assert len(latencies) == 5
+    recording = explainer.recording
+    for latency in latencies:
+        assert sum(latency.parts.values()) == latency.whole_ns
+        assert min(latency.parts[part] for part in (BETWEEN, HOST)) > 0
+        steps = np.flatnonzero((recording.root == latency.row) & (recording.parent >= 0))
+        in_worker_ns = recording.host_end_ns[steps].max() - recording.host_start_ns[steps].min()
+        assert latency.parts[UNEXPLAINED] <= in_worker_ns  # Between its steps there.
 
 
 def steps_of_stream(folder):

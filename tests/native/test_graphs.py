@@ -20,6 +20,7 @@ import gpuscope
 from gpuscope import _runtime, stage
 from gpuscope._cuda.graphs import launch
 from gpuscope._cuda.graphs.hooks import GraphHooks
+from gpuscope._recording.state import site_of
 from gpuscope._settings.config import Config
 from gpuscope.exporters.memory import MemoryExporter
 
@@ -914,3 +915,15 @@ def test_the_class_has_its_own_methods_again(machine, new_graph):
     graph = new_graph("attention")
     replay(graph)
     assert inner(machine.collect()) == {}
+
+
+def test_replays_are_counted_by_stage(machine, new_graph):
+    """Of a graph with stages inside and of one without; outside of any stage they are nobody's."""
+    timed, plain = new_graph("attention"), new_graph()
+    timed.replay()
+    site = site_of("with graphs")
+    before = site.replays
+    for _ in range(3):
+        replay(timed, "with graphs")
+        replay(plain, "with graphs")
+    assert site.replays - before == 6

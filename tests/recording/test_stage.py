@@ -310,7 +310,7 @@ class TestTheFunctionItself:
     def test_it_documents_itself(self):
         """`help` shows signature and docstring, as of a function."""
         assert inspect.isroutine(stage)
-        names = ["name", "attributes", "stream", "warmup", "graph", "members", "weights", "basis", "key"]
+        names = ["name", "attributes", "stream", "warmup", "graph", "members", "weights", "basis", "key", "memory"]
         assert [*inspect.signature(stage).parameters] == names
         text = " ".join(pydoc.render_doc(stage, renderer=pydoc.plaintext).split()).replace("( ", "(")
         assert "stage(name: 'Any' = None, /, attributes:" in text

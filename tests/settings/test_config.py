@@ -76,6 +76,33 @@ class TestEnvironment:
         assert bool(complaints) is (text in ("-1", "ms"))
         assert Config().changed(flight_slow_s=seconds).flight_slow_s == seconds
 
+    @pytest.mark.parametrize(
+        ("text", "share"),
+        [
+            ("1s/60s", "1/60"),
+            ("5s / 10m", "5/600"),
+            ("2/2", "2/2"),
+            ("0", ""),
+            ("off", ""),
+            ("1s", None),
+            ("60s/1s", None),
+            ("1s/2s/3s", None),
+            ("0/60", None),
+            ("100ms/1s", None),
+            ("often", None),
+        ],
+    )
+    def test_a_share_of_the_time(self, text, share):
+        """How long, every how long; what is no share is said, and nothing is watched."""
+        config, complaints = Config.from_env({"GPUSCOPE_SYNCS": text})
+        assert config.syncs == (share or "")
+        assert bool(complaints) is (share is None)
+        if share is not None:
+            assert Config().changed(syncs=text).syncs == share
+        else:
+            with pytest.raises(ValueError, match="every how long"):
+                Config().changed(syncs=text)
+
     @pytest.mark.parametrize(("text", "path"), [("0", ""), ("off", ""), ("/dev/shm/a b", "/dev/shm/a b"), ("1", "")])
     def test_the_flight_recorder_is_a_file(self, text, path):
         """A word for no is none, and one for yes does not say where."""

@@ -2,11 +2,14 @@
 Requests of generative models as OpenTelemetry's metrics of model servers: how long, until when the first token.
 
 A request is a stage that says `gen_ai.operation.name` and has a stage `prefill` directly in it, as the `generate` of
-transformers does. Visits rows in Python, but only of such stages, of which a request has few. Takes no lock.
+transformers does. When its first token was there is what it says of the host's clock; if it says nothing, when the
+prefill was done. The GPU's clock has metrics of its own. Visits rows in Python, but only of such stages, of which a
+request has few. Takes no lock.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -16,6 +19,8 @@ from gpuscope._collecting.aggregation.summary import OTHER
 from gpuscope._data.attributes import ERROR_TYPE, NEW_TOKENS, OPERATION, OUTPUT_TOKENS, PROVIDER, REQUEST_MODEL
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.metrics import (
+    OF_GENERATIONS,
+    OF_GENERATIONS_ON_GPU,
     REQUEST_DURATION,
     TIME_PER_OUTPUT_TOKEN,
     TIME_TO_FIRST_TOKEN,
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from gpuscope._data.metrics import InstrumentSpec
 
 _PREFILL = "prefill"
+_SAID = (*OF_GENERATIONS[1:], *OF_GENERATIONS_ON_GPU)
+"""The metrics whose names are those of attributes, which have the same in seconds."""
 _UNPLACED = int(RowFlag.UNPLACED)
 _MAX_KINDS = 48
 """Of requests, by model and the like, with series of their own; later ones share one."""
@@ -55,6 +62,8 @@ class _Request(NamedTuple):
     attributes: dict[str, str]
     start_ns: int
     end_ns: int
+    times_s: dict[InstrumentSpec, float]
+    """What it says itself, by both clocks."""
     new_tokens: int
     failed: bool
     link: tuple[int, int] | None
@@ -121,11 +130,9 @@ class Generation:
             if OPERATION in each.attributes:
                 failed = {} if each.error_type is None else {ERROR_TYPE: as_text(each.error_type)}
                 attributes = self._bounded({key: as_text(text) for key, text in each.attributes.items()} | failed)
-                first_ns = each.first_ns if each.tokens else None
-                request = _Request(
-                    attributes, each.start_ns, each.end_ns, each.tokens, each.error_type is not None, each.link
-                )
-                found += self._count(request, first_ns)
+                times_s, has_failed = _times_s(each.times_s), each.error_type is not None
+                request = _Request(attributes, each.start_ns, each.end_ns, times_s, 0, has_failed, each.link)
+                found += self._count(request, None)
         return found
 
     def points(self, *, exemplars: bool = False) -> dict[InstrumentSpec, list[DataPoint]]:
@@ -148,6 +155,7 @@ class Generation:
             self._bounded(attributes),
             int(batch.host_start_ns[row]),
             max(int(batch.host_end_ns[row]), _end_ns(batch, row)),
+            _times_s(said),
             tokens[0] if tokens else 0,
             error is not None,
             (trace_id, int(batch.span_id[row])) if batch.sampled[row] else None,
@@ -161,14 +169,17 @@ class Generation:
         return attributes
 
     def _count(self, request: _Request, first_ns: int | None) -> list[Measurement]:
-        values: list[tuple[InstrumentSpec, float]] = [(REQUEST_DURATION, request.end_ns - request.start_ns)]
-        if not request.failed and first_ns is not None:
-            values.append((TIME_TO_FIRST_TOKEN, first_ns - request.start_ns))
-            if request.new_tokens > 1:
-                values.append((TIME_PER_OUTPUT_TOKEN, (request.end_ns - first_ns) / (request.new_tokens - 1)))
+        values = {REQUEST_DURATION: (request.end_ns - request.start_ns) / 1e9}
+        if not request.failed:
+            values |= request.times_s
+            if first_ns is not None:
+                values.setdefault(TIME_TO_FIRST_TOKEN, (first_ns - request.start_ns) / 1e9)
+                if request.new_tokens > 1:
+                    rest_ns = request.end_ns - first_ns
+                    values.setdefault(TIME_PER_OUTPUT_TOKEN, rest_ns / (request.new_tokens - 1) / 1e9)
         found = []
-        for spec, time_ns in values:
-            seconds, key = max(0.0, time_ns / 1e9), (spec, tuple(request.attributes.items()))
+        for spec, time_s in values.items():
+            seconds, key = max(0.0, time_s), (spec, tuple(request.attributes.items()))
             if key not in self._series:
                 self._series[key] = _Series(spec)
             self._series[key].add(seconds, request)
@@ -183,6 +194,11 @@ def _operations(batch: StageBatch) -> list[tuple[int, Mapping[str, object]]]:
     always = [number for number, site in enumerate(batch.sites) if OPERATION in site.attributes]
     rows.update(np.flatnonzero(np.isin(batch.site, always)).tolist())
     return [(row, {**batch.sites[batch.site[row]].attributes, **own.get(row, {})}) for row in sorted(rows)]
+
+
+def _times_s(said: Mapping[str, object]) -> dict[InstrumentSpec, float]:
+    values = {spec: said.get(spec.name) for spec in _SAID}
+    return {spec: value for spec, value in values.items() if isinstance(value, float) and math.isfinite(value)}
 
 
 def _end_ns(batch: StageBatch, row: int) -> int:

@@ -7,6 +7,7 @@ Counts unsampled stages like any others. Keeps no batch, asks no clock, and know
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -16,14 +17,17 @@ import numpy as np
 from gpuscope._collecting.aggregation.groups import DELAY, GPU, HOST, split
 from gpuscope._collecting.aggregation.sampled import samples_of
 from gpuscope._collecting.aggregation.stage_tree import Family, begin_ns
-from gpuscope._collecting.aggregation.summary import OTHER, Percentiles, StageSummary, Summary
+from gpuscope._collecting.aggregation.summary import OTHER, Looked, Percentiles, StageSummary, Summary
 from gpuscope._collecting.aggregation.tally import Tally
 from gpuscope._data.stage_order import in_order
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
     from gpuscope._data.batch import SpanDetails, StageBatch
+    from gpuscope._data.statistics import LookedStage
 
 _FIRST_ROW = attrgetter("row")
 
@@ -61,13 +65,15 @@ class StageStatistics:
                 for tally in self._around(self._tally(batch, row)):
                     tally.sampled.add(trace, asked, had_work)
 
-    def summary(self) -> Summary:
-        """Return the statistics so far."""
+    def summary(self, looks: Iterable[LookedStage] = ()) -> Summary:
+        """Return the statistics so far, with what deep looks saw."""
         with self._lock:
             lines = [_Line(*place) for place in in_order(self._tallies.values())]
             request_ms = {tally.root: tally.request_ms() for tally in self._tallies.values() if tally.is_root}
         # Outside the lock, which the collector needs: percentiles of 4,096 calls take about 0.2 ms per stage.
-        return Summary(stages=tuple(line.summarise(request_ms.get(line.root, 0.0)) for line in lines))
+        stages = [line.summarise(request_ms.get(line.root, 0.0)) for line in lines]
+        looked = {(look.root, look.stage): _looked(look) for look in looks if look.calls and look.time_s}
+        return Summary(stages=tuple(replace(stage, looked=looked.get((stage.root, stage.name))) for stage in stages))
 
     def _around(self, tally: Tally) -> set[Tally]:
         """Return a stage's tally with those of the stages around it, as far as they are known."""
@@ -86,6 +92,10 @@ class StageStatistics:
                 key = OTHER, OTHER
             tally = self._tallies.setdefault(key, Tally(*key, begin_ns(batch, row)))
         return tally
+
+
+def _looked(look: LookedStage) -> Looked:
+    return Looked(min(1.0, look.busy_s / look.time_s), look.kernels / look.calls, look.calls, look.requests)
 
 
 class _Line:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gpuscope._collecting.aggregation.tally import RECENT_CALLS
 from gpuscope._data.plain.durations import duration
 from gpuscope._data.plain.markup import html_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gpuscope._collecting.aggregation.sampled import Busy
 
 OTHER = "(other)"
@@ -22,6 +24,7 @@ OTHER = "(other)"
 WIDTH = 80
 """Columns of a table: names are cut to what the figures leave, because a table that wraps is not a table."""
 LEAST_NAME_WIDTH = 16
+_MOST_LOOKED = 8
 Column = tuple[str, list[str]]
 """Title, and one cell per row."""
 
@@ -32,6 +35,18 @@ class Percentiles(NamedTuple):
     p50: float
     p90: float
     p99: float
+
+
+class Looked(NamedTuple):
+    """What the deep looks saw of a stage that are taken now and then (`GPUSCOPE_PROFILE_EVERY`)."""
+
+    busy: float
+    """The part of the time from its start to the end of its work in which the GPU computed or copied."""
+    kernels: float
+    """Per call."""
+    calls: int
+    requests: int
+    """In how many requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +82,8 @@ class StageSummary:
     """Its time on streams over the host time of its requests, likewise at most 1; None without GPU times."""
     busy: Busy | None = None
     """How often its stream had work when asked (`GPUSCOPE_SAMPLE_HZ`); None where it was not asked."""
+    looked: Looked | None = None
+    """What deep looks saw of it; None where there were none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +103,7 @@ class Summary:
         # `Any`, because JSON has no type that a caller could walk through without casts.
         stages = [asdict(stage) for stage in self.stages]
         for plain in stages:
-            for key in ("host_ms", "gpu_ms", "busy"):
+            for key in ("host_ms", "gpu_ms", "busy", "looked"):
                 plain[key] = plain[key]._asdict() if plain[key] is not None else None
         return {"recent_calls": self.recent_calls, "stages": stages}
 
@@ -209,7 +226,21 @@ def _notes(summary: Summary) -> list[str]:
         notes.append("- under host: runs only inside replays of CUDA graphs, which take no host time.")
     if not any(stage.gpu_ms for stage in stages):
         notes.append("No GPU times: all times are the host's.")
-    return notes
+    return [*notes, *_looks(stages)]
+
+
+def _looks(stages: tuple[StageSummary, ...]) -> Iterator[str]:
+    """Yield a line per stage that deep looks saw, of the first few."""
+    looked = [stage for stage in stages if stage.looked is not None]
+    if looked:
+        yield "Deep looks now and then: in the time of its call the GPU computed or copied for"
+    for stage in looked[:_MOST_LOOKED]:
+        each = cast("Looked", stage.looked)
+        calls = f"{each.calls:,} call{'s' * (each.calls > 1)}"
+        said = f"{100 * each.busy:.0f} %, {each.kernels:,.0f} kernels per call ({calls})"
+        yield f"  {_shortened(stage.name, WIDTH - len(said) - 4)}: {said}"
+    if len(looked) > _MOST_LOOKED:
+        yield f"  and {len(looked) - _MOST_LOOKED} more stages: `summary().stages` has them."
 
 
 def _warmups(stages: tuple[StageSummary, ...]) -> str:

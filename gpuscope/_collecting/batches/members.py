@@ -154,11 +154,11 @@ class BatchMembers:
 
     def _summed(self, piece: list[_Batch]) -> NDArray[np.bool_]:
         """Return which members are of many batches."""
-        none = [each.members.summed is None for each in piece]
+        none = [each.members.steps is None for each in piece]
         if all(none):
             return np.zeros(1, np.bool_)
         return np.array(
-            [bool(member) for each in piece for member in (each.members.summed or (None,) * len(each.members.tokens))]
+            [step is not None for each in piece for step in each.members.steps or (None,) * len(each.members.tokens)]
         )
 
     def _sum(
@@ -173,15 +173,16 @@ class BatchMembers:
         cells, _, starts = members
         for each, start, end in zip(piece, starts.tolist(), starts[1:].tolist(), strict=False):
             site = self._site(batch, each.row)
-            for position, member in enumerate(each.members.summed or ()):
-                if member is None:
+            for position, step in enumerate(each.members.steps or ()):
+                if step is None:
                     continue
+                member = each.members.summed[position]
                 place = start + position
                 high, low, span, _, flags = cells[place].item()
-                state = state_of(member[0].token) if flags & HAS_STATE else None
+                state = state_of(member.token) if flags & HAS_STATE else None
                 ids = MemberIds(high, low, span, bool(kept[place]), bool(flags & REMOTE), state)
                 joined = Joined(batch, each.row, site, end - start, position, int(share_ns[place]), each.began_ns)
-                self._sums.add(*member, ids, joined)
+                self._sums.add(member, step, ids, joined)
 
     def _unique(self, batch: StageBatch, each: _Batch, bridge: Bridge | None) -> _Batch:
         """Return a batch with each member once: where it was for the first time."""
@@ -196,8 +197,11 @@ class BatchMembers:
                 self._faults.note("twice", TWICE, batch.sites[batch.site[each.row]].name, seen, place)
         weights = None if members.weights is None else tuple(members.weights[place] for place in places)
         tokens = tuple(members.tokens[place] for place in places)
-        summed = None if members.summed is None else tuple(members.summed[place] for place in places)
-        return each._replace(members=members._replace(tokens=tokens, weights=weights, summed=summed))
+        members = members._replace(tokens=tokens, weights=weights)
+        if members.steps is not None:
+            summed, steps = (tuple(of[place] for place in places) for of in (members.summed, members.steps))
+            members = members._replace(summed=summed, steps=steps)
+        return each._replace(members=members)
 
     def _weights(self, batch: StageBatch, each: _Batch) -> list[int] | None:
         """Return whole numbers, or None for equal weights."""

@@ -124,13 +124,8 @@ class _Sum:
 
     def details(self) -> SpanDetails:
         said: dict[str, object] = {BATCH_STEPS: self.seen}
-        tokens = self.summed.tokens
         if self.gpu_end_ns:
-            said |= {PREFILL_SHARE: self.prefill_ns, DECODE_SHARE: self.decode_ns}
-            if tokens:
-                said[GPU_FIRST_TOKEN] = max(0, self.first_ns - self.token_ns) / 1e9
-            if tokens > 1:
-                said[GPU_PER_TOKEN] = max(0, self.done_ns - self.first_ns) / 1e9 / (tokens - 1)
+            said |= {PREFILL_SHARE: self.prefill_ns, DECODE_SHARE: self.decode_ns, **self._times_on_gpu()}
         return SpanDetails(said, trace_state=self.ids.state)
 
     def finished(self) -> FinishedGeneration:
@@ -138,9 +133,16 @@ class _Sum:
         summed, ids = self.summed, self.ids
         link = (ids.trace_high << 64 | ids.trace_low, ids.span_id) if ids.kept else None
         end_ns = max(self.done_ns, self.end_ns)
-        return FinishedGeneration(
-            dict(summed.told), summed.error_type, self.token_ns, self.first_ns, end_ns, summed.tokens, link
-        )
+        times_s = summed.times_s() | (self._times_on_gpu() if self.gpu_end_ns else {})
+        return FinishedGeneration(dict(summed.told), summed.error_type, self.token_ns, end_ns, times_s, link)
+
+    def _times_on_gpu(self) -> dict[str, float]:
+        found, tokens = {}, self.summed.tokens
+        if tokens:
+            found[GPU_FIRST_TOKEN] = max(0, self.first_ns - self.token_ns) / 1e9
+        if tokens > 1:
+            found[GPU_PER_TOKEN] = max(0, self.done_ns - self.first_ns) / 1e9 / (tokens - 1)
+        return found
 
 
 class Sums:

@@ -28,6 +28,7 @@ from gpuscope._data.native import StageRecord
 from gpuscope._data.plain.values import shown
 from gpuscope._interrupts import is_the_programs
 from gpuscope._log import COUNTED, WarnOnce, later
+from gpuscope._recording.current_stage import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,10 +83,8 @@ class GraphHooks:
         """
         Wrap the class, now or when PyTorch is imported; once.
 
-        Args:
-            max_stages: how many stages may wait in the queue, and how many with the collector; twice as many may be in
-                replays that are not read yet.
-
+        `max_stages` is how many stages may wait in the queue, and how many with the collector; twice as many may be in
+        replays that are not read yet.
         """
         self._max_stages = max_stages
         if self._kind is None:
@@ -194,6 +193,8 @@ class GraphHooks:
     def _new_replay(self, original: Method) -> Method:
         def replay(graph: Graph, *args: object, **kwargs: object) -> object:
             watched: Watched | None = getattr(graph, _KEY, None)
+            if (site := getattr(current.get(), "site", None)) is not None:
+                site.replays += 1
             if watched is None or not watched.was_timed or watched.process is not self._process:
                 return original(graph, *args, **kwargs)
             launch = functools.partial(original, graph, *args, **kwargs)

@@ -10,14 +10,7 @@ from contextlib import ExitStack
 from contextvars import copy_context
 from typing import TYPE_CHECKING, NoReturn
 
-from gpuscope._data.attributes import (
-    OPERATION,
-    OUTPUT_TOKENS,
-    PROVIDER,
-    REQUEST_MODEL,
-    TIME_PER_OUTPUT_TOKEN,
-    TIME_TO_FIRST_TOKEN,
-)
+from gpuscope._data.attributes import OPERATION, OUTPUT_TOKENS, PROVIDER, REQUEST_MODEL
 from gpuscope._data.plain.descriptions import full_name_of
 from gpuscope._recording.batches.summed import Summed
 from gpuscope._recording.batches.token import here
@@ -93,11 +86,8 @@ class Generation(Summed):
         self.ended = True  # First: the collector looks once the stage has come.
         if self.tokens:
             self.set_attribute(OUTPUT_TOKENS, self.tokens)
-            if self.token:
-                self.set_attribute(TIME_TO_FIRST_TOKEN, (self.first_token_ns - self.token.time_ns) / 1e9)
-        if self.tokens > 1:
-            rest_ns = self.last_token_ns - self.first_token_ns
-            self.set_attribute(TIME_PER_OUTPUT_TOKEN, rest_ns / 1e9 / (self.tokens - 1))
+        for name, seconds in self.times_s().items():
+            self.set_attribute(name, seconds)
         kind = None if error is None else type(error)
         self._context.run(self._block.__exit__, kind, error, None if error is None else error.__traceback__)
 

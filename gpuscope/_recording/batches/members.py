@@ -33,7 +33,7 @@ _LISTS = frozenset((list, tuple, NoneType))
 EQUAL, WEIGHTS = "equal", "weights"
 TWICE = "the batch %r has the same member at %d and at %d."
 WRONG_WEIGHTS = "the weights of the batch %r have %s: expected finite numbers of 0 or more, one at least above 0."
-_token_of, _ended = attrgetter("token"), attrgetter("ended")
+_token_of = attrgetter("token")
 _MEMBER_BYTES = 64
 """What is held of a member while its batch waits: the token, and its place in a list."""
 
@@ -71,8 +71,10 @@ class Members(NamedTuple):
     weights: tuple[Any, ...] | None
     """Of as many numbers, which nobody has looked at; None for equal ones."""
     basis: str
-    summed: tuple[tuple[Summed, int] | None, ...] | None = None
-    """Of each token the member of many batches that it is of, if it is, and which of them this is, from 0."""
+    summed: tuple[Any, ...] = ()
+    """The members as they were given, where some join many batches."""
+    steps: tuple[int | None, ...] | None = None
+    """Which of its batches this is for each of those, from 0; None for other members, and where there are none."""
 
 
 def said_of_batch(members: object, weights: object, basis: object, key: object) -> Said | None:
@@ -178,13 +180,14 @@ def _take(
             raise
         _unreadable(record, error)
         return
-    name, count, summed = record.site.name, len(tokens), None
+    name, count = record.site.name, len(tokens)
+    summed: tuple[Any, ...] = ()
     if not count:
         _fault(record, "no_members", "the batch %r has no members.", name)
         return
     if not _are_tokens(tokens):
         tokens, summed = _apart(tokens)
-    if summed is not None and not _are_tokens(tokens):
+    if summed and not _are_tokens(tokens):
         wrong = sum(type(token) is not Token for token in tokens)
         text = "%d of the %d members of the batch %r are not tokens; `gpuscope.here()` makes them, `key=` finds them."
         _fault(record, "not_tokens", text, wrong, count, name)
@@ -195,33 +198,37 @@ def _take(
     if is_strict():
         _look_closer(record, tokens, given)
     if hold(record, _MEMBER_BYTES * count):
-        steps = _joined(summed) if summed is not None and any(summed) else None
-        record.members = Members(tokens, given, EQUAL if given is None else said.basis or WEIGHTS, steps)
+        basis = EQUAL if given is None else said.basis or WEIGHTS
+        steps = _joined(summed)
+        record.members = Members(tokens, given, basis, summed if steps else (), steps)
 
 
-def _apart(members: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Summed | None, ...]]:
-    """Return the tokens of members, and those that join many batches, each once; None for each of the others."""
-    kinds = set(map(type, members))
-    if all(issubclass(kind, Summed) for kind in kinds) and len(set(members)) == len(members):
-        tokens = tuple(map(_token_of, members))
-        return tokens, tuple(None if each.ended else each for each in members) if any(map(_ended, members)) else members
-    joining = {id(each): place for place, each in reversed([*enumerate(members)]) if isinstance(each, Summed)}
-    summed = tuple(
-        each if joining.get(id(each)) == place and not each.ended else None for place, each in enumerate(members)
-    )
-    return tuple(each.token if isinstance(each, Summed) else each for each in members), summed
+def _apart(members: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return the tokens of members, and the members themselves, of which some may be tokens or anything else."""
+    tokens = _tokens_of(members)
+    if tokens is None:
+        tokens = tuple(each.token if isinstance(each, Summed) else each for each in members)
+    return tokens, members
 
 
-def _joined(summed: tuple[Summed | None, ...]) -> tuple[tuple[Summed, int] | None, ...]:
-    """Note that each of them joins one more batch, and return which of its own that is."""
-    found: list[tuple[Summed, int] | None] = []
-    for each in summed:
-        if each is None:
+def _tokens_of_in_python(members: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    if not all(issubclass(kind, Summed) for kind in set(map(type, members))):
+        return None
+    return tuple(map(_token_of, members))
+
+
+def _joined_in_python(members: tuple[Any, ...]) -> tuple[int | None, ...] | None:
+    """Note that some join one more of many batches, each once; return which of its own that is. None if none does."""
+    found: list[int | None] = []
+    seen = set()
+    for each in members:
+        if not isinstance(each, Summed) or each.ended or id(each) in seen:
             found.append(None)
         else:
-            found.append((each, each.steps))
+            seen.add(id(each))
+            found.append(each.steps)
             each.steps += 1
-    return tuple(found)
+    return tuple(found) if seen else None
 
 
 def _look_closer(record: StageRecord, tokens: tuple[Token, ...], weights: tuple[Any, ...] | None) -> None:
@@ -245,6 +252,8 @@ def _are_tokens_in_python(items: tuple[object, ...]) -> bool:
 
 
 _are_tokens: Callable[[tuple[object, ...]], bool] = _are_tokens_in_python if native is None else native.are_tokens
+_tokens_of = _tokens_of_in_python if native is None else native.tokens_of
+_joined = _joined_in_python if native is None else native.joined
 
 
 def _by_key(key: Any) -> Callable[[Any], Any]:

@@ -48,6 +48,7 @@ from gpuscope.analysis._reading.light import LightSpans
 from gpuscope.analysis._reading.looks import LookSums
 from gpuscope.analysis._reading.losses import Account
 from gpuscope.analysis._reading.otlp_values import MALFORMED, hex_id, plain, plain_attributes
+from gpuscope.analysis._reading.stalls import StallEvents
 from gpuscope.analysis.recording import Stream, Thread
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class Lines:
         self.account = Account()
         self.gpus, self.looks = GpuSums(), LookSums()
         self.skipped: Counter[str] = Counter()
+        self.stalls = StallEvents(self.skipped)
         self._known: dict[tuple[object, ...], tuple[int, ...]] = {}
 
     def add(self, line: bytes) -> None:
@@ -220,6 +222,8 @@ class Lines:
         stage, thread = self._numbers(process, values, _STAGE, self._stage_and_thread)
         self.host[key] = HostPart(key, parent, Numbers(stage, thread, start_ns, end_ns, flags, failed))
         self.light.link(key, span, values)
+        if "events" in span:
+            self.stalls.add(key, span)
         if own:
             self.attributes[key] = own
 

@@ -34,7 +34,9 @@ class Worked(NamedTuple):
     """Of the batch's stage."""
     runs: tuple[Run, ...]
     waits_from_ns: int
-    """When the member's token was made."""
+    """From when the member may have waited for it."""
+    token_ns: int | None
+    """When the member's token was made. None where files do not tell: they have links alone."""
     gpu_ns: int
     """Of all runs."""
     share_ns: int
@@ -91,6 +93,7 @@ class Work:
                 Worked(
                     self._name(line, rows),
                     runs,
+                    waits_ns,
                     waits_ns,
                     sum(run.gpu_end_ns - run.gpu_start_ns for run in runs),
                     max(0, int(shares.share_ns[line])),
@@ -159,7 +162,7 @@ class Work:
         """Return a batch that only links to its members: its GPU time is divided equally."""
         run, size = self._run(row), self._sizes[row]
         gpu_ns, name = run.gpu_end_ns - run.gpu_start_ns, self._recording.names[self._recording.stage[row]]
-        return Worked(name, (run,), run.start_ns, gpu_ns, gpu_ns // size, size, is_whole=True)
+        return Worked(name, (run,), run.start_ns, None, gpu_ns, gpu_ns // size, size, is_whole=True)
 
     def _copies_in_batches(self) -> dict[int, list[tuple[int, int]]]:
         found: dict[int, list[tuple[int, int]]] = {}

@@ -1,9 +1,10 @@
 """
 Why one request took as long as it did: a part for each nanosecond of it, those of the batches that worked for it too.
 
-At each instant the first of these that holds says what it was: a copy in a batch of its, the batch on the GPU (which is
-divided by share), the batch's work waiting for the GPU, the batch on the host, a stage of its own, its own work on the
-GPU, waiting for a batch. The rest is `unexplained`, so that the parts add up to the request.
+At each instant the first of these that holds says what it was: a copy or a compilation in a batch of its, the batch
+on the GPU (which is divided by share), the batch's work waiting for the GPU, the batch on the host, a stage of its
+own, its own work on the GPU, waiting for a batch, before and after that. What the host spent on garbage collection is
+taken out of where it happened. The rest is `unexplained`, so that the parts add up to the request.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from gpuscope.analysis._busy.known import BEHIND_NS
 from gpuscope.analysis._structure.intervals import Intervals, intersection
 from gpuscope.analysis._structure.parts import counted
 from gpuscope.analysis._verdicts.evidence import Activity, gather
+from gpuscope.analysis.latency._crossing import Crossings
+from gpuscope.analysis.latency._host import HostTime
 from gpuscope.analysis.latency._sweep import Claim, given_out
 from gpuscope.analysis.latency._worked import Work
 from gpuscope.analysis.latency.parts import (
+    AFTER,
     BATCH,
+    BEFORE,
+    COMPILE,
     COPIES,
     GPU,
     HOST,
@@ -40,12 +46,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gpuscope.analysis.latency._worked import Worked
+    from gpuscope.analysis.latency._worked import Run, Worked
     from gpuscope.analysis.recording import Recording
 
 MOST = 200
 """Requests of a kind that a mean is of."""
 FEW_ANSWERS = 10
+_LAST = 9.0
 
 Said = tuple[object, ...]
 """A part, and what it is about: the name of a stage, or the place of a batch."""
@@ -64,6 +71,7 @@ class Explainer:
         self.recording = recording
         self._evidence = gather(recording)
         self._work = Work(recording)
+        self._host, self._crossings = HostTime(recording), Crossings(recording)
         self._by_root = np.argsort(recording.root, kind="stable")
         self._bounds = np.searchsorted(recording.root[self._by_root], np.arange(len(recording.stage) + 1))
         owners = recording.root[self._evidence.segments.owner]
@@ -128,8 +136,12 @@ class Explainer:
         recording = self.recording
         start_ns, end_ns = int(recording.host_start_ns[row]), int(self._evidence.end_ns[row])
         members = self._work.members_in(row)
-        worked = [each for member in members for each in self._work.for_member(member)]
+        by_member = {member: self._work.for_member(member) for member in members}
+        worked = [each for some in by_member.values() for each in some]
         claims = [*self._of_batches(worked), *self._of_stages(row, members)]
+        claims += [claim for member, some in by_member.items() for claim in self._around(member, some)]
+        claims += self._host.pauses(row, start_ns, end_ns, _LAST)
+        claims += () if members else self._crossings.claims(row)
         raw = given_out(start_ns, end_ns, claims, (UNEXPLAINED,))
         parts, stages, unclear = Counter[str](), Counter[str](), Counter[str]()
         for said, ns in raw.items():
@@ -174,13 +186,13 @@ class Explainer:
             last_ns = each.waits_from_ns
             for run in each.runs:
                 behind = run.gpu_end_ns and run.gpu_start_ns - run.start_ns > BEHIND_NS
-                for start_ns, end_ns in self._work.copies(run.row):
-                    yield Claim(start_ns, end_ns, (1,), (COPIES,))
+                yield from self._of_batch_host(run)
                 if run.gpu_end_ns:
                     yield Claim(run.gpu_start_ns, run.gpu_end_ns, (2,), (OTHERS, place))
                 if behind:
                     yield Claim(run.start_ns, run.gpu_start_ns, (3,), (GPU,))
                 yield Claim(run.start_ns, run.end_ns, (4,), (HOST, each.name))
+                yield from self._host.pauses(run.row, run.start_ns, run.end_ns, 4)
                 if last_ns < run.start_ns:
                     yield Claim(last_ns, run.start_ns, (8.5,), (BATCH,))
                     wait = Intervals(np.array([last_ns]), np.array([run.start_ns]))
@@ -188,6 +200,37 @@ class Explainer:
                     for start_ns, end_ns in zip(busy.start.tolist(), busy.end.tolist(), strict=True):
                         yield Claim(start_ns, end_ns, (8,), (QUEUE,))
                 last_ns = max(last_ns, run.end_ns, run.gpu_end_ns)
+
+    def _of_batch_host(self, run: Run) -> Iterator[Claim]:
+        """Yield what the host did in a batch while the GPU waited for it, though it is between the batch's events."""
+        for start_ns, end_ns in self._work.copies(run.row):
+            yield Claim(start_ns, end_ns, (1,), (COPIES,))
+        if run.row < 0:
+            return
+        recording, segments = self.recording, self._evidence.segments
+        for segment in self._segments_of(int(recording.root[run.row])):
+            start_ns, end_ns = int(segments.host_start_ns[segment]), int(segments.host_end_ns[segment])
+            start_ns, end_ns = max(start_ns, run.start_ns), min(end_ns, run.end_ns)
+            if start_ns >= end_ns:
+                continue
+            if self._host.is_compile(int(segments.owner[segment])):
+                yield Claim(start_ns, end_ns, (1.5,), (COMPILE,))
+            if self._evidence.kind[segment] == Activity.PACED:
+                yield from self._host.pauses(run.row, start_ns, end_ns, 1.5)
+
+    def _around(self, member: int, worked: list[Worked]) -> Iterator[Claim]:
+        """Yield when the stage that waited for batches had no token yet, and when the last of them had ended."""
+        recording = self.recording
+        tokens = [each.token_ns for each in worked if each.token_ns is not None]
+        if len(tokens) == len(worked):
+            yield Claim(int(recording.host_start_ns[member]), min(tokens), (_LAST,), (BEFORE,))
+        if all(each.is_whole for each in worked):
+            last_ns = max(max(run.end_ns, run.gpu_end_ns) for each in worked for run in each.runs)
+            yield Claim(last_ns, int(recording.host_end_ns[member]), (_LAST,), (AFTER,))
+
+    def _segments_of(self, root: int) -> list[int]:
+        found: list[int] = self._segments[self._segment_bounds[root] : self._segment_bounds[root + 1]].tolist()
+        return found
 
     def _of_stages(self, root: int, members: list[int]) -> Iterator[Claim]:
         """Yield what the request's own stages say. A stage that waits for a batch says nothing by itself."""
@@ -213,14 +256,16 @@ class Explainer:
 
     def _of_segments(self, root: int, waiting: set[int], *, has_batches: bool) -> Iterator[Claim]:
         recording, segments = self.recording, self._evidence.segments
-        for segment in self._segments[self._segment_bounds[root] : self._segment_bounds[root + 1]].tolist():
+        for segment in self._segments_of(root):
             owner = int(segments.owner[segment])
             if owner in waiting:
                 continue
             kind, name = self._evidence.kind[segment], recording.names[recording.stage[owner]]
             rank: float = 5
-            said: Said = (HOST, name)
-            if kind == Activity.COPIES:
+            said: Said = self._host.said(owner)
+            if self._host.is_compile(owner):  # Whatever events leave open, the host had something to do.
+                rank = 7 if kind == Activity.AHEAD else 5
+            elif kind == Activity.COPIES:
                 said = (COPIES,)
             elif kind == Activity.UNCLEAR and not has_batches:  # Otherwise its GPU work is known to be elsewhere.
                 said = (OWN, owner) if recording.samples[owner] >= FEW_ANSWERS else (UNEXPLAINED, name)
@@ -228,7 +273,10 @@ class Explainer:
                 rank, said = 7, (GPU,)
             elif kind in (Activity.AHEAD, Activity.LAGS):
                 rank = 7
-            yield Claim(int(segments.host_start_ns[segment]), int(segments.host_end_ns[segment]), (rank,), said)
+            span = int(segments.host_start_ns[segment]), int(segments.host_end_ns[segment])
+            yield Claim(*span, (rank,), said)
+            if kind != Activity.WAITS:
+                yield from self._host.pauses(owner, *span, rank)
 
     def _of_rows(self, rows: list[int], waiting: set[int]) -> Iterator[Claim]:
         """Yield the stages of a request that run at the same time: the innermost first."""
@@ -237,9 +285,7 @@ class Explainer:
         for row in rows:  # Outer stages come first, but for damaged files.
             depth[row] = depth.get(int(recording.parent[row]), 0) + 1
             if row not in waiting and not recording.in_graph[row]:
-                said = (COPIES,) if "bytes" in recording.attributes.get(row, ()) else (HOST, self._name(row))
+                said = (COPIES,) if "bytes" in recording.attributes.get(row, ()) else self._host.said(row)
                 span = int(recording.host_start_ns[row]), int(recording.host_end_ns[row])
                 yield Claim(*span, (7, -depth[row]), said)
-
-    def _name(self, row: int) -> str:
-        return str(self.recording.names[self.recording.stage[row]])
+                yield from self._host.pauses(row, *span, 7)

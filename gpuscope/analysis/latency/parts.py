@@ -15,18 +15,25 @@ if TYPE_CHECKING:
     from gpuscope.analysis._plain import Plain
 
 QUEUE, BATCH = "queue", "waiting for the batch"
+BEFORE, AFTER, BETWEEN = "before the token", "after the batch", "between processes"
 OWN, OTHERS = "own share of the GPU", "the others' share"
 COPIES, GPU, HOST, UNEXPLAINED = "copies", "waiting for the GPU", "host in stages", "unexplained"
-PARTS = (QUEUE, BATCH, GPU, OWN, OTHERS, COPIES, HOST, UNEXPLAINED)
+GARBAGE, COMPILE = "garbage collection", "compile"
+PARTS = (BEFORE, QUEUE, BATCH, GPU, OWN, OTHERS, COPIES, HOST, GARBAGE, COMPILE, AFTER, BETWEEN, UNEXPLAINED)
 """In the order in which a request usually meets them."""
 MEANS = {
-    QUEUE: "other batches of the same stage ran",
+    BEFORE: "until it had its token",
+    QUEUE: "other batches or requests ran there",
     BATCH: "none of them ran",
     GPU: "its work was launched, others' ran",
     OWN: "its work; its share of its batches",
     OTHERS: "the rest of its batches",
     COPIES: "stages that say how many `bytes`",
     HOST: "its own, and its batches",
+    GARBAGE: "Python's, while the host was at it",
+    COMPILE: "`torch.compile`",
+    AFTER: "until its own stage ended",
+    BETWEEN: "in no stage of either",
     UNEXPLAINED: "as far as stages show",
 }
 

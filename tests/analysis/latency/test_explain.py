@@ -9,11 +9,26 @@ from hypothesis import strategies as st
 
 from gpuscope.analysis.latency._sweep import Claim, given_out
 from gpuscope.analysis.latency.explain import Explainer
-from gpuscope.analysis.latency.parts import BATCH, COPIES, GPU, HOST, OTHERS, OWN, PARTS, QUEUE, UNEXPLAINED
+from gpuscope.analysis.latency.parts import (
+    AFTER,
+    BATCH,
+    BEFORE,
+    BETWEEN,
+    COMPILE,
+    COPIES,
+    GARBAGE,
+    GPU,
+    HOST,
+    OTHERS,
+    OWN,
+    PARTS,
+    QUEUE,
+    UNEXPLAINED,
+)
 from gpuscope.analysis.recording import Recording
 
 from ..generated import recordings
-from ..recordings import Stage, batched, recording, repeat
+from ..recordings import Stage, batched, handed_over, paused, recording, repeat
 
 POINTS = st.integers(-20, 120)
 CLAIMS = st.lists(st.tuples(POINTS, POINTS, st.integers(0, 3), st.sampled_from("abc")), max_size=12)
@@ -40,7 +55,11 @@ def with_batches(draw):
         return whole
     rows = st.integers(0, count - 1)
     numbers = st.tuples(st.integers(0, 10**6), st.integers(-1, 10**6))
-    return batched(whole, *draw(st.lists(st.tuples(rows, st.dictionaries(rows, numbers, min_size=1)), max_size=4)))
+    whole = batched(whole, *draw(st.lists(st.tuples(rows, st.dictionaries(rows, numbers, min_size=1)), max_size=4)))
+    times = st.tuples(st.integers(-1000, 10**6), st.integers(0, 10**5))
+    pauses = [(start, start + lasts) for start, lasts in draw(st.lists(times, max_size=3))]
+    whole = paused(whole, *pauses, process=draw(st.integers(0, 1)))
+    return handed_over(whole, draw(st.sampled_from(["one", "nobody"])))
 
 
 @settings(max_examples=150, deadline=None)
@@ -73,6 +92,11 @@ def request(*inside, end=1000, name="request", **more):
 def batch(start, end, gpu=None, inside=(), **more):
     """A batch on a thread of its own."""
     return Stage("predict", start, end, gpu=gpu, thread="batcher", inside=inside, **more)
+
+
+def worker(name, start, end):
+    """A stage on a thread that `handed_over` puts into another process."""
+    return Stage(name, start, end, thread="worker")
 
 
 KNOWN = {
@@ -141,6 +165,85 @@ KNOWN = {
             (1, {0: (0, 499)}),
         ),
         {HOST: 2, COPIES: 248, OWN: 375, OTHERS: 375},
+    ),
+    "a request is read before it has a token, and answered after its batch": (
+        batched(recording(request(Stage("parse", 0, 200)), batch(500, 900)), (2, {0: (200, -1)})),
+        {HOST: 600, BEFORE: 100, BATCH: 200, AFTER: 100},
+    ),
+    "a request that another process works on, and the way back": (
+        handed_over(
+            recording(request(Stage("parse", 0, 100), worker("predict", 300, 800), Stage("answer", 900, 1000))),
+            "worker",
+        ),
+        {HOST: 700, BETWEEN: 300},
+    ),
+    "a request that waits for another process, which is at others": (
+        handed_over(
+            recording(
+                request(worker("decode", 500, 600), worker("predict", 610, 900)),
+                Stage("other", 0, 900, inside=[worker("predict", 200, 450)]),
+            ),
+            "worker",
+        ),
+        {QUEUE: 250, BETWEEN: 350, HOST: 390, UNEXPLAINED: 10},
+    ),
+    "garbage": (
+        paused(recording(request(Stage("parse", 0, 600), Stage("answer", 650, 1000))), (100, 400), (600, 650)),
+        {HOST: 650, GARBAGE: 350},
+    ),
+    "garbage while the GPU works": (
+        paused(
+            recording(request(Stage("infer", 0, 100, gpu=(10, 900)), Stage("wait", 100, 910, gpu=(900, 905)), end=910)),
+            (50, 80),
+            (300, 400),
+        ),
+        {OWN: 890, HOST: 15, GPU: 5},
+    ),
+    "garbage while it waits for a batch, and in the batch": (
+        paused(batched(recording(request(), batch(500, 1000)), (1, {0: (500, -1)})), (100, 200), (600, 700)),
+        {BATCH: 500, HOST: 400, GARBAGE: 100},
+    ),
+    "garbage in a batch while the GPU has no work": (
+        paused(
+            batched(
+                recording(
+                    request(),
+                    batch(
+                        0,
+                        1000,
+                        gpu=(2, 998),
+                        inside=[
+                            Stage("read", 0, 400, gpu=(2, 402), thread="batcher"),
+                            Stage("forward", 400, 450, gpu=(402, 990), thread="batcher"),
+                            Stage("wait", 450, 1000, gpu=(991, 995), thread="batcher"),
+                        ],
+                    ),
+                ),
+                (1, {0: (0, 498)}),
+            ),
+            (100, 300),
+            (500, 600),
+        ),
+        {OWN: 398, OTHERS: 398, GARBAGE: 200, HOST: 4},
+    ),
+    "a compilation": (
+        recording(
+            request(
+                Stage("infer", 0, 850, gpu=(5, 980), inside=[Stage("torch.compile", 10, 800)]),
+                Stage("wait", 850, 990, gpu=(981, 985)),
+            )
+        ),
+        {COMPILE: 790, HOST: 60, OWN: 134, GPU: 6, UNEXPLAINED: 10},
+    ),
+    "a compilation in a batch": (
+        batched(
+            recording(
+                request(),
+                batch(0, 1000, gpu=(2, 1000), inside=[Stage("torch.compile", 100, 600, thread="batcher")]),
+            ),
+            (1, {0: (0, 499)}),
+        ),
+        {COMPILE: 500, OWN: 249, OTHERS: 249, HOST: 2},
     ),
     "stages at the same time": (
         recording(request(Stage("a", 0, 600), Stage("b", 300, 980), end=980)),

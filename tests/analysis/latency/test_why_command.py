@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextvars import copy_context
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ import gpuscope
 from gpuscope.__main__ import main
 from gpuscope._settings.config import Config
 from gpuscope.analysis.latency.explain import Explainer
-from gpuscope.analysis.latency.parts import BATCH, GPU, HOST, OTHERS, OWN, PARTS, UNEXPLAINED
-from gpuscope.analysis.read import read
+from gpuscope.analysis.latency.parts import BATCH, COMPILE, GARBAGE, GPU, HOST, OTHERS, OWN, PARTS, UNEXPLAINED
+from gpuscope.analysis.read import read, read_lines
 from gpuscope.analysis.runs import only, runs_of
 from gpuscope.exporters.file import FileExporter
 
@@ -118,6 +119,73 @@ def test_a_generation(record):
     assert sum(latency.parts.values()) == latency.whole_ns
 
 
+def collect_garbage(lines, *, duration_ns=500_000):
+    """Return lines in which garbage was collected 100 µs into each `parse`, as each open stage says."""
+    requests = [json.loads(line) for line in lines]
+    spans = [
+        span
+        for request in requests
+        for resource in request.get("resourceSpans", ())
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+        if "gpu" not in span["name"] and "shared" not in span["name"]
+    ]
+    pauses = [int(span["startTimeUnixNano"]) + 100_000 for span in spans if span["name"] == "parse"]
+    values = {"gpuscope.gc.duration": duration_ns, "gpuscope.gc.generation": 2}
+    for span in spans:
+        span["events"] = [
+            {
+                "timeUnixNano": str(start_ns),
+                "name": "gpuscope.gc",
+                "attributes": [{"key": key, "value": {"intValue": str(value)}} for key, value in values.items()],
+            }
+            for start_ns in pauses
+            if int(span["startTimeUnixNano"]) <= start_ns < int(span["endTimeUnixNano"])
+        ]
+    return [json.dumps(request) + "\n" for request in requests]
+
+
+def test_garbage_collection_of_a_file(record):
+    """It is a part of its own, once, however many stages say so; the file is like any other otherwise."""
+    lines = Path(record(serve)).read_text().splitlines()
+    before, after = (Explainer(read_lines(each)) for each in (lines, collect_garbage(lines)))
+    for row in after.requests().tolist():
+        plain, found = before.explain(row), after.explain(row)
+        assert found.parts[GARBAGE] == 500_000
+        assert found.parts[HOST] == plain.parts[HOST] - 500_000
+        assert sum(found.parts.values()) == found.whole_ns == plain.whole_ns
+    (kind,) = after.by_kind()
+    assert kind.parts_ms[GARBAGE] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("duration_ns", [-1, 2**63, "x"])
+def test_garbage_that_cannot_be(record, duration_ns):
+    """Such an event counts as malformed, and is no part."""
+    lines = collect_garbage(Path(record(serve)).read_text().splitlines(), duration_ns=duration_ns)
+    recording = read_lines(lines)
+    assert recording.losses.skipped_lines["malformed events"] > 0
+    assert all(not kind.parts_ms[GARBAGE] for kind in Explainer(recording).by_kind())
+
+
+def compiles(advance):
+    """A request that compiles for 3 of its 5 ms."""
+    with gpuscope.stage("request"), gpuscope.stage("infer"):
+        advance(0.001)
+        with gpuscope.stage("torch.compile"):
+            advance(0.003)
+        advance(0.001)
+
+
+def test_a_compilation(record, capsys):
+    """It is a part of its own, and the report has it per kind of request."""
+    path = record(compiles)
+    explainer = Explainer(read([path]))
+    latency = explainer.explain(int(explainer.requests()[0]))
+    assert latency.parts[COMPILE] == pytest.approx(3 * MS, abs=0.05 * MS)
+    assert main(["report", path]) == 0
+    assert "compile 60%" in " ".join(capsys.readouterr().out.split())
+
+
 def test_links_alone(record):
     """Without light spans the batch's GPU time is divided equally."""
     path = record(serve, batch_spans="links")
@@ -134,7 +202,7 @@ def test_what_it_prints(record, capsys):
     out = capsys.readouterr().out
     assert out.startswith("`request` took ")
     bar = next(line for line in out.splitlines() if line.startswith("["))
-    assert set(bar[1:-1]) <= set("qbGostH?")
+    assert set(bar[1:-1]) <= set(".qbGostHgc>-?")
     assert 70 <= len(bar) <= 100
     assert "waiting for the batch" in out
     assert " 100.0  until host and GPU were done" in out

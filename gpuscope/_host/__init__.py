@@ -1,0 +1,1 @@
+"""What stalled the host: compilations, hidden synchronisations, memory. Each is an annex, and there if it is wanted."""

@@ -1,0 +1,1 @@
+"""What stood still: garbage collections, as Python tells of them."""
