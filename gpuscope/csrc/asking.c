@@ -91,6 +91,16 @@ static int ask_all(const Sampler *self, Question *asked, int count) {
     return 1;
 }
 
+/* Notes since when all answers are alike. Under the lock. */
+static void note(Watch *watch, const Answer *answer) {
+    if (answer->at_ns - watch->asked_ns > RECENT_NS / 2) watch->work_since_ns = watch->free_since_ns = 0;
+    watch->asked_ns = answer->at_ns;
+    long long *since_ns = answer->had_work ? &watch->work_since_ns : &watch->free_since_ns;
+    if (!*since_ns) *since_ns = answer->at_ns;
+    *(answer->had_work ? &watch->free_since_ns : &watch->work_since_ns) = 0;
+    if (answer->had_work) watch->had_work_ns = answer->at_ns;
+}
+
 /* Under the lock. */
 static void keep(Sampler *self, const Question *one) {
     if (one->watch->owner != self || one->watch->stream != one->stream) return; /* Asked about no more. */
@@ -99,7 +109,7 @@ static void keep(Sampler *self, const Question *one) {
         one->watch->is_refused = 1;
         return;
     }
-    if (one->answer.had_work) one->watch->had_work_ns = one->answer.at_ns;
+    note(one->watch, &one->answer);
     self->counts[ASKED]++;
     self->counts[HAD_WORK] += one->answer.had_work;
     if (self->held == self->capacity) {

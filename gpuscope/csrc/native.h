@@ -195,5 +195,6 @@ int add_graphs(PyObject *module);
 int add_sampler(PyObject *module);
 int add_token(PyObject *module);
 int add_flight(PyObject *module);
+int add_stall(PyObject *module);
 
 #endif
