@@ -109,6 +109,10 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
             from gpuscope._flight.flight_recorder import attach
 
             attach(engine, is_child=state.is_fork)
+        if config.stall:
+            from gpuscope._stalls import stalls
+
+            stalls.attach(engine, engine.collector)
         state.switch_to(engine.recorder)
         engine.follow_program()
         if config.graph_stages or config.sample_hz:

@@ -269,8 +269,10 @@ class Engine:
         return self._complete
 
     def sample(self, *, on: bool) -> None:
-        """Ask streams whether they have work, and NVML, where that is wanted at all, or do so no more."""
+        """Ask streams for work, and NVML, and look for stalls, where that is wanted at all, or do so no more."""
         (self.collector.watch.start if on else self.collector.watch.stop)()
+        if (stalls := self.recorder.stalls) is not None:
+            (stalls.start if on else stalls.stop)()
         device = self.recorder.device
         if isinstance(device, CudaDevice):
             (device.sampling.start if on else device.sampling.stop)()

@@ -125,6 +125,9 @@ class FlightRecorder(Protocol):
     def poll(self) -> None:
         """Note the account, and make a copy of the file if one is wanted; called once per pass."""
 
+    def ask(self, reason: str) -> None:
+        """Ask for a copy of the file."""
+
     def close(self) -> None:
         """Say in the file that recording ended well, and let go of it."""
 

@@ -14,6 +14,7 @@ from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, of_traces, read_all, setting
 from gpuscope._settings.flight import FLIGHT, FLIGHT_BYTES, FLIGHT_SLOW, NVML, PROFILE_EVERY
 from gpuscope._settings.keywords import checked
+from gpuscope._settings.stall import STALL
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Config:
     flight: str = FLIGHT
     flight_bytes: int = FLIGHT_BYTES
     flight_slow_s: float = FLIGHT_SLOW
+    stall: str = STALL
     stages: str = setting(
         "", "GPUSCOPE_STAGES", str.strip, "Functions to make stages of, by commas: `infer=app:f{n=len(x)}`.", "none"
     )

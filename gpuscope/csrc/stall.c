@@ -13,6 +13,9 @@ size_t stall_slots;
 #include <stdlib.h>
 
 static const long long DEALLOC_LIMIT_NS = 10000000;
+enum { MOST_FRAMES = 64 };
+static PyObject *stack; /* Of the main thread, when it last had kept the GIL; under the GIL. */
+static atomic_int is_noting;
 
 /* `StallWatch(limit_ns, warmup, kept_ns, path)`: 0 is no limit. */
 typedef struct {
@@ -193,7 +196,51 @@ static PyObject *stream_states(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(
     return PyBytes_FromStringAndSize((char *)states, (Py_ssize_t)(count * (int)sizeof *states));
 }
 
+/* File, line and function of each frame, the innermost first; or null and an exception. */
+static PyObject *frames_here(void) {
+    PyObject *frames = PyList_New(0);
+    PyFrameObject *frame = (PyFrameObject *)Py_XNewRef(PyEval_GetFrame());
+    for (int i = 0; frames != NULL && frame != NULL && i < MOST_FRAMES; i++) {
+        PyCodeObject *code = PyFrame_GetCode(frame);
+        PyObject *name = PyObject_GetAttrString((PyObject *)code, "co_name");
+        PyObject *file = PyObject_GetAttrString((PyObject *)code, "co_filename");
+        PyObject *line = name == NULL || file == NULL ? NULL : Py_BuildValue("(OiO)", file, PyFrame_GetLineNumber(frame), name);
+        if (line == NULL || PyList_Append(frames, line)) Py_CLEAR(frames);
+        Py_XDECREF(line);
+        Py_XDECREF(file);
+        Py_XDECREF(name);
+        Py_DECREF(code);
+        PyFrameObject *back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = back;
+    }
+    Py_XDECREF(frame);
+    return frames;
+}
+
+/* On the main thread, between two bytecodes. */
+static int note_stack(void *Py_UNUSED(ignored)) {
+    PyObject *frames = frames_here();
+    if (frames == NULL) PyErr_Clear();
+    put(&stack, frames);
+    atomic_store(&is_noting, 0);
+    return 0;
+}
+
+void note_stack_soon(void) {
+    if (!Py_IsInitialized() || atomic_exchange(&is_noting, 1)) return;
+    if (Py_AddPendingCall(note_stack, NULL)) atomic_store(&is_noting, 0);
+}
+
+/* main_stack(): what was noted, once: the frames of the main thread, or None. */
+static PyObject *main_stack(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(nothing)) {
+    PyObject *noted = stack;
+    stack = NULL;
+    return noted == NULL ? Py_NewRef(Py_None) : noted;
+}
+
 static PyMethodDef functions[] = {
+    {"main_stack", main_stack, METH_NOARGS, "Return the main thread's stack as it last let go of the GIL late, once."},
     {"stream_states", stream_states, METH_NOARGS, "Return what each stream answered last, as bytes."},
     {NULL},
 };

@@ -12,8 +12,10 @@
 
 #include <pthread.h>
 
-enum { MOST_OPEN = 4096, OPEN_BUCKETS = 8192, MOST_FOUND = 32, SITE_TEXT = 128, THREAD_TEXT = 64, MOST_STATES = 256 };
+enum { MOST_OPEN = 4096, OPEN_BUCKETS = 8192, MOST_FOUND = 32, SITE_TEXT = 128, THREAD_TEXT = 64, MOST_STATES = 256, MOST_LINES = 64 };
 enum { STALL_BEGINS, STALL_ENDS };
+/* Of `written`: not, or as which kind. The kinds are those of `_stalls/found.py`. */
+enum { NOT_WRITTEN, HOST_NEVER_LEFT, HOST_NOT_BACK };
 
 /* A stage that runs. */
 typedef struct {
@@ -66,12 +68,25 @@ void copy_text(const char *at, char *to, size_t room);
 const char *thread_at(const FlightRing *ring, Number ident);
 const char *site_at(const FlightRing *ring, unsigned site);
 
-/* Appends what the watch knows to its file: what is found, and all that runs. Returns -1 where that cannot be. */
 typedef struct {
     char site_name[SITE_TEXT], thread_name[THREAD_TEXT];
     long long age_ns;
 } Line;
-int write_stalls(const char *path, const Found *found, int count, const Line *lines, int line_count, long long now_ns, long long kept_ns);
+
+/* What the thread writes to its file: what is found, and all that runs. One at a time is being written. */
+typedef struct {
+    Found found[MOST_FOUND];
+    Line lines[MOST_LINES];
+    int count, line_count;
+    long long now_ns, kept_ns;
+} Report;
+
+/* Asks what streams answered last: not under the lock. */
+void read_streams(void);
+/* Which kind of stall it is, by that. */
+int kind_of_stall(const Found *found, long long now_ns);
+/* Appends a report to the file; -1 where that cannot be. */
+int write_report(const char *path, const Report *report);
 
 /* Null where there is no memory. */
 StallWatch *new_stall_watch(long long limit_ns, unsigned warmup, long long kept_ns, const char *path);
@@ -81,6 +96,8 @@ void drop_stall_watch(StallWatch *self);
 void follow_ring(StallWatch *self, FlightRing *ring);
 /* Waits for something found, or until it is stopped. */
 void wait_for_found(StallWatch *self, long long until_ns);
-void tell_found(void);
+
+/* Has the main thread note its stack before it lets go of the GIL: needs no GIL, and no thread state. */
+void note_stack_soon(void);
 
 #endif

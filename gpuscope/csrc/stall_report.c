@@ -40,23 +40,32 @@ static void add_stream(Text *to, const StreamState *state, long long now_ns) {
     else add(to, "no work for %.1f s\n", seconds(now_ns - state->free_since_ns));
 }
 
-static const StreamState *state_of(const StreamState *states, int count, Number watch) {
-    for (int i = 0; watch && i < count; i++)
+static StreamState states[MOST_STATES];
+static int state_count;
+
+void read_streams(void) { state_count = copy_streams(states, MOST_STATES); }
+
+static const StreamState *state_of(Number watch) {
+    for (int i = 0; watch && i < state_count; i++)
         if (states[i].watch == watch) return &states[i];
     return NULL;
 }
 
-/* As `class_of` of `_stalls/classes.py`. */
-static const char *class_of(const Found *found, const StreamState *state, long long now_ns) {
+/* The twin is `kind_of` in `_stalls/found.py`. */
+int kind_of_stall(const Found *found, long long now_ns) {
+    const StreamState *state = state_of(found->watch);
     int is_known = state != NULL && state->asked_ns && now_ns - state->asked_ns <= OLD_NS;
     int is_free = is_known && state->free_since_ns && now_ns - state->free_since_ns >= found->limit_ns / 2;
-    return is_free && state->had_work_ns >= found->start_ns ? "host_not_back" : "host_never_left";
+    return is_free && state->had_work_ns >= found->start_ns ? HOST_NOT_BACK : HOST_NEVER_LEFT;
 }
 
-static void add_found(Text *to, const Found *found, const StreamState *states, int count, long long now_ns) {
-    const StreamState *own = state_of(states, count, found->watch);
-    add(to, "%s: the host has not left stage %s, and nothing has begun or ended in it for %.1f s (limit %.1f s)\n",
-        class_of(found, own, now_ns), found->site_name, seconds(now_ns - found->active_ns), seconds(found->limit_ns));
+static void add_found(Text *to, const Found *found, long long now_ns) {
+    const StreamState *own = state_of(found->watch);
+    int is_back = found->written == HOST_NOT_BACK;
+    add(to, "%s: %s stage %s%s, for %.1f s (limit %.1f s)\n", is_back ? "host_not_back" : "host_never_left",
+        is_back ? "the GPU has done the work of" : "the host has not left", found->site_name,
+        is_back ? ", and the host is not back" : ", and nothing has begun or ended in it", seconds(now_ns - found->active_ns),
+        seconds(found->limit_ns));
     add(to, "thread: %s, ident %llu\ntrace: %016llx%016llx, span: %016llx\n", found->thread_name, found->thread, found->high,
         found->low, found->id);
     if (own != NULL) add_stream(to, own, now_ns);
@@ -93,19 +102,18 @@ static int write_all(int file, const char *text, size_t size) {
     return 0;
 }
 
-int write_stalls(const char *path, const Found *found, int count, const Line *lines, int line_count, long long now_ns, long long kept_ns) {
-    static Text text; /* One thread at a time writes: that of the watch. */
-    static StreamState states[MOST_STATES];
-    int state_count = copy_streams(states, MOST_STATES);
+int write_report(const char *path, const Report *report) {
+    static Text text;
     text.size = 0;
-    add_head(&text, kept_ns);
-    for (int i = 0; i < count; i++)
-        if (found[i].kind == STALL_BEGINS) add_found(&text, &found[i], states, state_count, now_ns);
+    add_head(&text, report->kept_ns);
+    for (int i = 0; i < report->count; i++) add_found(&text, &report->found[i], report->now_ns);
     add(&text, "all streams:\n");
-    for (int i = 0; i < state_count; i++) add_stream(&text, &states[i], now_ns);
+    for (int i = 0; i < state_count; i++) add_stream(&text, &states[i], report->now_ns);
     add(&text, "what runs, the oldest first:\n");
-    for (int i = 0; i < line_count; i++)
-        add(&text, "%9.3f s  %s, thread %s\n", seconds(lines[i].age_ns), lines[i].site_name, lines[i].thread_name);
+    for (int i = 0; i < report->line_count; i++) {
+        const Line *line = &report->lines[i];
+        add(&text, "%9.3f s  %s, thread %s\n", seconds(line->age_ns), line->site_name, line->thread_name);
+    }
     add(&text, "stacks follow as soon as the GIL is free\n");
     int file = open_report(path);
     if (file < 0) return -1;

@@ -14,13 +14,13 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { MOST_LINES = 64 };
 static const long long SHORTEST_NS = 10000000, LONGEST_NS = 250000000, EXIT_LIMIT_NS = 100000000;
 
 pthread_mutex_t stall_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static StallWatch *all;
+static atomic_flag is_writing = ATOMIC_FLAG_INIT; /* A report, by one watch. */
 
 long long stall_now_ns(void) {
     struct timespec now;
@@ -53,6 +53,7 @@ static void after_fork_in_child(void) {
         each->ring = NULL; /* The ring is the parent's. */
         each->count = each->found_count = 0;
     }
+    atomic_flag_clear(&is_writing);
     stall_streams = NULL; /* Not freed: a record of the parent's may be in use. */
     stall_slots = 0;
     make_condition();
@@ -106,20 +107,30 @@ static int copy_lines(const StallWatch *self, Line *lines, long long now_ns) {
 }
 
 /* What was found long ago, and no thread of Python has come for: nothing else would say it. Lets go of the lock meanwhile. */
-static void write_what_waits(StallWatch *self, long long now_ns) {
-    static Found found[MOST_FOUND];
-    static Line lines[MOST_LINES];
-    int count = 0, line_count = copy_lines(self, lines, now_ns);
+static void write_what_waits(StallWatch *self) {
+    static Report report;
+    if (atomic_flag_test_and_set(&is_writing)) return;
+    pthread_mutex_unlock(&stall_lock);
+    read_streams();
+    pthread_mutex_lock(&stall_lock);
+    report.now_ns = stall_now_ns();
+    report.kept_ns = report.now_ns - self->found_ns;
+    report.count = 0;
     for (int i = 0; i < self->found_count; i++) {
         Found *each = &self->found[i];
-        if (each->kind == STALL_BEGINS && !each->written) found[count++] = *each;
-        each->written = 1;
+        if (each->kind != STALL_BEGINS || each->written) continue;
+        each->written = (Number)kind_of_stall(each, report.now_ns);
+        report.found[report.count++] = *each;
     }
-    if (!count) return;
-    pthread_mutex_unlock(&stall_lock);
-    int failed = write_stalls(self->path, found, count, lines, line_count, now_ns, now_ns - found[0].now_ns);
-    pthread_mutex_lock(&stall_lock);
-    self->unwritten += failed ? count : 0;
+    report.line_count = copy_lines(self, report.lines, report.now_ns);
+    if (report.count) {
+        pthread_mutex_unlock(&stall_lock);
+        note_stack_soon();
+        int failed = write_report(self->path, &report);
+        pthread_mutex_lock(&stall_lock);
+        self->unwritten += failed ? report.count : 0;
+    }
+    atomic_flag_clear(&is_writing);
 }
 
 /* One look, under the lock. */
@@ -131,7 +142,7 @@ static void look(StallWatch *self) {
     scan_ring(self, now_ns);
     if (!self->found_count) return;
     pthread_cond_broadcast(&changed);
-    if (now_ns - self->found_ns >= self->kept_ns) write_what_waits(self, now_ns);
+    if (now_ns - self->found_ns >= self->kept_ns) write_what_waits(self);
 }
 
 static void *run(void *argument) {
