@@ -47,8 +47,11 @@ class StreamState(NamedTuple):
     def text(self, now_ns: int) -> str:
         """Say it."""
         where = f"GPU {self.device}, stream {self.stream:#x}"
+        if not self.asked_ns:
+            return f"{where}: never asked"
         if not self.is_known(now_ns):
-            return f"{where}: not asked of late"
+            before = "work" if self.work_since_ns else "no work"
+            return f"{where}: no answer for {(now_ns - self.asked_ns) / 1e9:.1f} s, before that {before}"
         if self.work_since_ns:
             return f"{where}: at every question work, for {(now_ns - self.work_since_ns) / 1e9:.1f} s"
         return f"{where}: no work for {(now_ns - self.free_since_ns) / 1e9:.1f} s"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gpuscope._flight.ring import Running
 
 _LOOK_EVERY_S = 0.25
+_PAUSE_NS = 2_000_000_000
+"""A look that comes so much later than the one before: the process was stopped."""
 _LEAST_LOOKS = 8
 """So often a limit is looked for, where it is short."""
 KEPT_NS = 600_000_000
@@ -66,7 +68,7 @@ class WatchInPython:
         self._stopping = False
         self._asleep = threading.Lock()
         self._last_ns = 0
-        self._said: dict[int, tuple[Running, int]] = {}
+        self._said: dict[int, Running] = {}
 
     def follow(self, ring: object) -> bool:
         """As in `Watch`."""
@@ -121,7 +123,7 @@ class WatchInPython:
     def scan(self, now_ns: int) -> bytes:
         """Return what is found at a moment."""
         opened = self._running()
-        if self._last_ns and now_ns - self._last_ns > 1_000_000_000 + (self._limit_ns or 1_000_000_000):
+        if self._last_ns and now_ns - self._last_ns > _PAUSE_NS:
             for each in opened:  # The process was stopped, or the machine asleep.
                 each.active_ns += now_ns - self._last_ns
         self._last_ns = now_ns
@@ -140,14 +142,14 @@ class WatchInPython:
         for each in opened:
             if self._is_late(each, now_ns) and each not in excused | late_inside and not self._is_said(each):
                 each.said = True
-                self._said[id(each)] = each, each.active_ns
+                self._said[id(each)] = each
                 found += self._pack(BEGINS, each, now_ns)
         return found
 
     def _ended(self, opened: list[Running], now_ns: int) -> bytes:
         found, here = b"", set(map(id, opened))
-        for key, (each, active_ns) in list(self._said.items()):
-            if key not in here or each.active_ns != active_ns:
+        for key, each in list(self._said.items()):
+            if key not in here or not self._is_late(each, now_ns):
                 each.said = False
                 del self._said[key]
                 found += self._pack(ENDS, each, now_ns)

@@ -35,7 +35,9 @@ static double seconds(long long ns) { return (double)ns / 1e9; }
 
 static void add_stream(Text *to, const StreamState *state, long long now_ns) {
     add(to, "GPU %lld, stream 0x%llx: ", state->device, state->stream);
-    if (!state->asked_ns || now_ns - state->asked_ns > OLD_NS) add(to, "not asked of late\n");
+    if (!state->asked_ns) add(to, "never asked\n");
+    else if (now_ns - state->asked_ns > OLD_NS)
+        add(to, "no answer for %.1f s, before that %s\n", seconds(now_ns - state->asked_ns), state->work_since_ns ? "work" : "no work");
     else if (state->work_since_ns) add(to, "at every question work, for %.1f s\n", seconds(now_ns - state->work_since_ns));
     else add(to, "no work for %.1f s\n", seconds(now_ns - state->free_since_ns));
 }
