@@ -97,7 +97,7 @@ def capture(**settings: object) -> Iterator[Captured]:
     }
     parts["exporters"] = (_KeepsBatches(spans),)
     config = to_record(
-        state.config, {"exporters": "none", "interval_s": 0.005, "strict": True, "flight": "", **settings}
+        state.config, {"exporters": "none", "interval_s": 0.005, "strict": True, "flight": "", "stall": "", **settings}
     )
     with _runtime.period(config, **cast("_runtime.Parts", parts)):
         yield spans

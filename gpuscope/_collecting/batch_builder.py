@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from gpuscope._cuda.graphs.placing import Placed
     from gpuscope._data.interfaces import Bridge, Device, Identity
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
-    from gpuscope._data.stalls import StallEvent
 
 _LOW = (1 << 64) - 1
 _GPU_BIT = np.uint64(1 << 63)
@@ -121,13 +120,12 @@ class BatchBuilder:
         if self._is_live:
             self._records += [row[0] for row in rows]
 
-    def add_events(self, rows: list[Row], take: Callable[[int], StallEvent | None]) -> None:
+    def add_events(self, rows: list[Row], take: Callable[[int], Any]) -> None:
         """Add to the rows that were added last what is known of stalls, by the record's span id."""
         for row, (record, *_) in enumerate(rows, self._count - len(rows)):
             if (event := take(record.span_id)) is not None:
-                name, at_ns, attributes = event
                 details = self._details.setdefault(row, SpanDetails())
-                details.events = (*details.events, (name, at_ns + (self._offset_ns or 0), attributes))
+                details.events += ((event[0], event[1] + (self._offset_ns or 0), event[2]),)
 
     def add_replays(self, placed: Placed, bridge: Bridge | None) -> None:
         """Add the stages inside replays of a graph: all of them or, if anything fails, none."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gpuscope._collecting.aggregation.statistics import StageStatistics
-    from gpuscope._data.stalls import WaitingStage
     from gpuscope._data.statistics import Statistics
     from gpuscope._recording.queue import RecordQueue
     from gpuscope._recording.recorder import Recorder
@@ -100,8 +99,8 @@ class Collector:
             before_its_end=self.hand_over,
         )
         self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
-        self.watch = self._intake.watch
-        self._wake = wake
+        self.watch, self.waiting_stages = self._intake.watch, self._intake.waiting_stages
+        self._wake, self.come = wake, wake.set
         self._flushes = Flushes(
             self._intake,
             clock=recorder.clock,
@@ -140,14 +139,6 @@ class Collector:
     def flush(self, timeout_s: float, *, send: bool) -> bool:
         """Have everything recorded so far resolved and, with `send`, exported; return whether that was done in time."""
         return self._flushes.wait(timeout_s, send=send)
-
-    def waiting_stages(self) -> list[WaitingStage]:
-        """Return of each stream the oldest stage that the host has left and whose GPU work is not known to be done."""
-        return self._intake.waiting_stages()
-
-    def come(self) -> None:
-        """Have the thread come before its time."""
-        self._wake.set()
 
     def hand_over(self, by_s: float | None = None) -> bool:
         """Hand everything recorded so far to the exporters, by `by_s` if that is given; return whether it was done."""

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from gpuscope._collecting.resolve import Row
     from gpuscope._data.batch import FinishedGeneration, StageBatch
+    from gpuscope._data.flight import WaitingStage
     from gpuscope._data.interfaces import Bridge, Device
     from gpuscope._data.record import StageRecord
-    from gpuscope._data.stalls import WaitingStage
     from gpuscope._log import WarnOnce
     from gpuscope._recording.queue import RecordQueue
     from gpuscope._recording.recorder import Recorder

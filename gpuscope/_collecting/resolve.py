@@ -15,10 +15,10 @@ from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.driver import NOT_READY, PENDING_CODES
 from gpuscope._cuda.timed_stream import events_of
 from gpuscope._data.batch import RowFlag
+from gpuscope._data.flight import WaitingStage
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
 from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
-from gpuscope._data.stalls import WaitingStage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

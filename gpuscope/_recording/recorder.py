@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.flight import FlightRecorder
+    from gpuscope._data.flight import FlightRecorder, StallWatch
     from gpuscope._data.interfaces import Bridge, Captures, Device, Queue, ReplaySink
-    from gpuscope._data.stalls import StallWatch
     from gpuscope._recording.ledger import Ledger
     from gpuscope._recording.queue import RecordQueue
 

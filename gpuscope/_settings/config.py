@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, of_traces, read_all, setting
-from gpuscope._settings.flight import FLIGHT, FLIGHT_BYTES, FLIGHT_SLOW, NVML, PROFILE_EVERY
+from gpuscope._settings.flight import FLIGHT, FLIGHT_BYTES, FLIGHT_SLOW, NVML, PROFILE_EVERY, STALL
 from gpuscope._settings.keywords import checked
-from gpuscope._settings.stall import STALL
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
 
 if TYPE_CHECKING:

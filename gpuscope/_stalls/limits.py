@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gpuscope._collecting.aggregation.summary import StageSummary
-    from gpuscope._settings.stall import StallLimits
+    from gpuscope._settings.flight import StallLimits
 
 LEAST_CALLS = 100
 """Of so many calls after warm-up, at least, a 99th percentile is taken."""

@@ -13,7 +13,7 @@ from gpuscope._stalls.found import NOT_DONE, Stall
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gpuscope._data.stalls import WaitingStage
+    from gpuscope._data.flight import WaitingStage
     from gpuscope._stalls.found import StreamState
     from gpuscope._stalls.limits import Limits
 

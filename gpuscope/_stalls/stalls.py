@@ -19,7 +19,7 @@ from gpuscope._data.attributes import STALL, STALL_DURATION, STALL_KIND
 from gpuscope._data.plain.values import shown
 from gpuscope._flight.ring import make_ring
 from gpuscope._log import WarnOnce, inform, later, warn
-from gpuscope._settings.stall import limits
+from gpuscope._settings.flight import limits
 from gpuscope._stalls import report
 from gpuscope._stalls.found import BEGINS, found_in, host_stall, streams_in
 from gpuscope._stalls.limits import Limits
@@ -28,9 +28,8 @@ from gpuscope._stalls.watch import main_stack, make_watch, stream_states
 
 if TYPE_CHECKING:
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.flight import Flight
+    from gpuscope._data.flight import Flight, StallEvent, WaitingStage
     from gpuscope._data.record import Site, StageRecord
-    from gpuscope._data.stalls import StallEvent, WaitingStage
     from gpuscope._recording.state import Period
     from gpuscope._stalls.found import Found, Stall
 

@@ -3,7 +3,7 @@
  * last time, and keeps a table of what runs. There is no progress where neither a stage nor any inside it has begun or ended.
  *
  * Of stages inside one another the innermost that is late is named, once. Nothing is said of the first calls of a stage, of
- * what runs inside them, or of what is around them.
+ * what runs inside them, or of what is around them. The twin is `WatchInPython.scan` of `_stalls/watch.py`.
  */
 #include "stall.h"
 

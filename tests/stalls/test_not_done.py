@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -61,8 +62,7 @@ def test_work_that_does_not_end_is_found_once(looked, caplog):
     assert "gpu_not_done: the host has left stage infer, and the GPU is not done, for 11.0 s (limit 10.0 s)" in line
     for fact in ("GPU 0, stream 0x7", "2 stages wait there", "last done there: tokenize, 11.0 s ago"):
         assert fact in line
-    with open(bench.stalls.path) as file:
-        said = file.read()
+    said = Path(bench.stalls.path).read_text()
     assert "infer" in said
     assert "most recent call first" in said
     assert bench.look(50) == {"gpu_not_done": 1}

@@ -159,7 +159,7 @@ with gpuscope.stage("of the parent"):
         waits = threading.Thread(target=request, args=(lambda: pause.wait(20),), daemon=True)
         waits.start()
         while not stalls():
-            time.sleep(0.01)
+            pause.wait(0.01)
         with open("child", "w") as file:
             file.write(json.dumps([stalls(), path()]))
         os._exit(0)
