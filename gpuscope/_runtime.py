@@ -284,13 +284,11 @@ def set_up() -> bool:
     if state.audience is None and (is_our_command() or is_below_run(state.environ)):
         state.audience = False
     if is_off(state.environ):
-        names = set_without_the_switch(state.environ)
-        if names:
-            from gpuscope import _said
-
-            _said.without_the_switch(names)
-        else:
+        if not (names := set_without_the_switch(state.environ)):
             return False
+        from gpuscope import _said
+
+        _said.without_the_switch(names)
     config = state.config
     state.may_toggle = config.mode != "absent"
     if config.mode == "on":

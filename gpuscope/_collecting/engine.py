@@ -270,12 +270,9 @@ class Engine:
 
     def sample(self, *, on: bool) -> None:
         """Ask streams for work, and NVML, and look for stalls, where that is wanted at all, or do so no more."""
-        (self.collector.watch.start if on else self.collector.watch.stop)()
-        if (stalls := self.recorder.stalls) is not None:
-            (stalls.start if on else stalls.stop)()
-        device = self.recorder.device
-        if isinstance(device, CudaDevice):
-            (device.sampling.start if on else device.sampling.stop)()
+        for each in (self.collector.watch, self.recorder.stalls, getattr(self.recorder.device, "sampling", None)):
+            if each is not None:
+                (each.start if on else each.stop)()
 
     def abandon(self) -> None:
         """Do nothing more: this process is the child of a fork, and the engine is its parent's."""

@@ -140,7 +140,7 @@ class Intake:
 
     def waiting_stages(self) -> list[WaitingStage]:
         """Return of each stream the oldest stage that waits for its GPU work; any thread may ask."""
-        return self._resolver.waiting_stages()
+        return self._resolver.progress.waiting_stages()
 
     def is_past(self, until_ns: int) -> bool:
         """Tell whether all that had ended by a moment of the records' clock is in a batch."""

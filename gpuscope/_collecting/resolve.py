@@ -7,15 +7,14 @@ Asks the device and never waits for a stage's work. A record leaves here exactly
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, TypeAlias
 
+from gpuscope._collecting.progress import Progress
 from gpuscope._cuda.clock import GpuClock
 from gpuscope._cuda.driver import NOT_READY, PENDING_CODES
-from gpuscope._cuda.timed_stream import events_of
+from gpuscope._cuda.timed_stream import events_of, stream_of_all
 from gpuscope._data.batch import RowFlag
-from gpuscope._data.flight import WaitingStage
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
 from gpuscope._data.native import native
 from gpuscope._data.plain.values import shown
@@ -34,8 +33,6 @@ Row: TypeAlias = "tuple[StageRecord, int, int, int, int]"
 
 _CAPTURED, _CLAMPED, _GIVEN_UP = int(RowFlag.CAPTURED), int(RowFlag.CLAMPED), int(RowFlag.GIVEN_UP)
 _UNPLACED, _TRIMMED = int(RowFlag.UNPLACED), int(RowFlag.TRIMMED)
-_MOST_STREAMS = 1024
-"""Of so many streams it is known what was done last."""
 _NO_CLOCK = 0, 0, 1e6, 0.0, 0
 """Stands for the terms of a clock without an anchor: what ends at 0 is moved to its launch."""
 
@@ -44,12 +41,6 @@ _LOST = (
     "the clock of GPU %d can't be read while it is this busy (is CUDA_DEVICE_MAX_CONNECTIONS 1?). Stages have their "
     "durations, and no place on the timeline: `gpuscope.unplaced`."
 )
-
-
-def stream_of_all(records: list[StageRecord]) -> TimedStreamOfDevice | None:
-    """Return the stream that all records were timed on; None if some were not, or on another."""
-    streams = {record.timed_stream if record.pair is not None else None for record in records}
-    return streams.pop() if len(streams) == 1 else None
 
 
 _stream_of_all = stream_of_all if native is None else native.stream_of_all
@@ -88,11 +79,8 @@ class Resolver:
         self._event_deadline_ns = event_deadline_ns
         self._max_pending = max_pending
         self._waiting: dict[TimedStreamOfDevice, deque[StageRecord]] = {}
+        self.progress = Progress(clock, self._waiting)
         self._clocks: dict[int, GpuClock] = {}
-        self._asked_ns: dict[TimedStreamOfDevice, int] = {}
-        """When something that waits was last found not to be done."""
-        self._done: dict[TimedStreamOfDevice, tuple[str, int]] = {}
-        """The stage that was last found to be done, and when."""
 
     @property
     def uncertainty_ns(self) -> int | None:
@@ -108,16 +96,6 @@ class Resolver:
     def oldest_ns(self) -> int | None:
         """Return when the first of those ended that wait on any stream, or None."""
         return min((waiting[0].end_ns for waiting in self._waiting.values() if waiting), default=None)
-
-    def waiting_stages(self) -> list[WaitingStage]:
-        """Return of each stream the oldest stage that waits; any thread may ask."""
-        found = []
-        for timed_stream, waiting in list(self._waiting.items()):
-            with suppress(IndexError):  # The collector has just taken the last one.
-                done, done_ns = self._done.get(timed_stream, ("", 0))
-                asked_ns, where = self._asked_ns.get(timed_stream, 0), (timed_stream.index, timed_stream.raw)
-                found.append(WaitingStage(waiting[0], *where, len(waiting), asked_ns, done, done_ns))
-        return found
 
     def accept(self, records: list[StageRecord]) -> list[Row]:
         """Take records from the queue; return those that need no GPU as rows."""
@@ -178,16 +156,10 @@ class Resolver:
                 rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
             self.pending -= len(rows) - before
             if len(rows) > before and rows[-1][2]:
-                self._note_done(timed_stream, rows[-1][0].site.name)
+                self.progress.note_done(timed_stream, rows[-1][0])
             if not waiting:
                 del self._waiting[timed_stream]  # A stream that is gone leaves nothing behind.
         return rows
-
-    def _note_done(self, timed_stream: TimedStreamOfDevice, name: str) -> None:
-        if len(self._done) >= _MOST_STREAMS:
-            self._done.clear()
-            self._asked_ns.clear()
-        self._done[timed_stream] = name, self._clock()
 
     def _collect_stream(
         self,
@@ -261,7 +233,7 @@ class Resolver:
             # Work on a stream ends in order, so the newest event answers for all before it.
             if device.query(waiting[window - 1]) == DONE:
                 return DONE
-            self._asked_ns[timed_stream] = self._clock()
+            self.progress.note_not_done(timed_stream)
             return None
         # Without the GIL: a copy from pageable memory holds the driver's lock, and nobody may wait for us meanwhile.
         code, done = device.reader.read(
@@ -280,7 +252,7 @@ class Resolver:
             deque(map(deque.popleft, repeat(waiting, len(done))), 0)
         rows += done if clock.anchor else map(self._unplaced, done)
         if code == NOT_READY:
-            self._asked_ns[timed_stream] = self._clock()
+            self.progress.note_not_done(timed_stream)
         return PENDING if code in PENDING_CODES else None
 
     def _resolve(self, record: StageRecord, index: int) -> Row | None:

@@ -82,6 +82,8 @@ class Stalls:
         self._learn_ns = self._stacks_ns = 0
         self._lines: deque[int] = deque(maxlen=_LINES)
         self._unsaid = 0
+        self._told: set[int] = set()
+        """The spans of stages that are said to make no progress in the host, and have not been said to go on."""
         self._events: dict[int, StallEvent] = {}
         self.has_events = False
         self._warnings = WarnOnce(say=later)
@@ -188,6 +190,7 @@ class Stalls:
             states, ran = streams_in(stream_states()), self._not_done.last_done(self._collector.waiting_stages())
             for found in found_in(taken):
                 if found.kind == BEGINS:
+                    self._told.add(found.span_id)
                     stalls.append((host_stall(found, states, clock(), ran), bool(found.written)))
                 else:
                     self._say_end(found)
@@ -246,7 +249,9 @@ class Stalls:
         warn("stall: %s%s. Stacks of all threads: %s.%s", stall.sentence(), facts, where, more)
 
     def _say_end(self, found: Found) -> None:
-        inform("stage %s goes on, or has ended.", found.site_name.decode("utf-8", "replace"))
+        if found.span_id in self._told:  # Others were excused before they were said.
+            self._told.discard(found.span_id)
+            inform("stage %s goes on, or has ended.", found.site_name.decode("utf-8", "replace"))
 
 
 def compiles() -> bool:
