@@ -270,7 +270,8 @@ class Engine:
 
     def sample(self, *, on: bool) -> None:
         """Ask streams for work, and NVML, and look for stalls, where that is wanted at all, or do so no more."""
-        for each in (self.collector.watch, self.recorder.stalls, getattr(self.recorder.device, "sampling", None)):
+        sampling = (device.sampling,) if isinstance(device := self.recorder.device, CudaDevice) else ()
+        for each in (self.collector.watch, self.recorder.stalls, *sampling):
             if each is not None:
                 (each.start if on else each.stop)()
 

@@ -80,8 +80,8 @@ class NotDone:
         others = [state for state in states if (state.device, state.stream) != (each.device, each.stream)]
         stuck = {(other.device, other.stream) for other in waiting}
         facts = [f"{each.waiting} stages wait there", done + when]
-        facts += [f"beside it {state.text(now_ns)}" for state in others if (state.device, state.stream) not in stuck]
         facts += [_beside(other, now_ns) for other in waiting if other is not each]
+        facts += [f"beside it {state.text(now_ns)}" for state in others if (state.device, state.stream) not in stuck]
         return Stall(
             NOT_DONE,
             *(record.site.name, record.trace.trace_id, record.span_id, self._since_ns(each), now_ns),

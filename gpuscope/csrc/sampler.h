@@ -66,7 +66,7 @@ long long sampler_now_ns(void);
 /* One round, under the lock but for the questions. Returns how long to wait for the next. */
 long long ask_streams(Sampler *sampler);
 
-/* What was answered last of so many streams; returns how many there are. */
+/* What was answered last of so many streams that are asked; returns how many there are. */
 int copy_streams(StreamState *to, int most);
 
 /* Null where there is no memory. */

@@ -178,7 +178,7 @@ int copy_streams(StreamState *to, int most) {
     int count = 0;
     pthread_mutex_lock(&sampler_lock);
     for (Sampler *each = all; each != NULL; each = each->next)
-        for (int i = 0; i < each->count && count < most; i++) {
+        for (int i = 0; each->is_running && i < each->count && count < most; i++) {
             const Watch *watch = each->watches[i];
             to[count++] = (StreamState){
                 (uintptr_t)watch, (uintptr_t)watch->stream, watch->device, atomic_load(&watch->open), watch->asked_ns,
