@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +20,7 @@ from gpuscope._flight.ring import make_ring
 from gpuscope._log import WarnOnce, inform, later, warn
 from gpuscope._settings.flight import limits
 from gpuscope._stalls import report
+from gpuscope._stalls.circumstances import compiles, has_greenlets
 from gpuscope._stalls.found import BEGINS, found_in, host_stall, streams_in
 from gpuscope._stalls.limits import Limits
 from gpuscope._stalls.not_done import NotDone
@@ -120,7 +120,7 @@ class Stalls:
     def _start(self) -> None:
         if self._thread is not None or self._is_closed:
             return
-        if _has_greenlets():
+        if has_greenlets():
             self._warnings.warn("greenlets", "GPUSCOPE_STALL: threads are greenlets here, so nobody looks for stalls.")
             return
         self._thread = threading.Thread(target=self._run, name="gpuscope-stalls", daemon=True)
@@ -252,20 +252,6 @@ class Stalls:
         if found.span_id in self._told:  # Others were excused before they were said.
             self._told.discard(found.span_id)
             inform("stage %s goes on, or has ended.", found.site_name.decode("utf-8", "replace"))
-
-
-def compiles() -> bool:
-    """Tell whether PyTorch compiles something now, on any thread; without importing what would know."""
-    handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
-    return bool(getattr(handler, "_CompilationCallbackHandler__pending_callbacks_counter", 0))
-
-
-def _has_greenlets() -> bool:
-    gevent, eventlet = sys.modules.get("gevent.monkey"), sys.modules.get("eventlet.patcher")
-    return bool(
-        (gevent is not None and gevent.is_module_patched("threading"))
-        or (eventlet is not None and eventlet.is_monkey_patched("thread"))
-    )
 
 
 class FirstStage:
