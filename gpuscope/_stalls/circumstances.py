@@ -1,5 +1,5 @@
 """
-What excuses a stage that makes no progress, or keeps anybody from looking, as far as modules say that are there already.
+What excuses a stage that makes no progress, or keeps anybody from looking, as far as loaded modules say.
 
 Imports nothing.
 """

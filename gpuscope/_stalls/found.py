@@ -50,8 +50,9 @@ class StreamState(NamedTuple):
         if not self.asked_ns:
             return f"{where}: never asked"
         if not self.is_known(now_ns):
-            before = "work" if self.work_since_ns else "no work"
-            return f"{where}: no answer for {(now_ns - self.asked_ns) / 1e9:.1f} s, before that {before}"
+            # Where no stage is open nobody asks after a while.
+            what, before = "no answer" if self.open else "not asked", "work" if self.work_since_ns else "no work"
+            return f"{where}: {what} for {(now_ns - self.asked_ns) / 1e9:.1f} s, before that {before}"
         if self.work_since_ns:
             return f"{where}: at every question work, for {(now_ns - self.work_since_ns) / 1e9:.1f} s"
         return f"{where}: no work for {(now_ns - self.free_since_ns) / 1e9:.1f} s"

@@ -79,7 +79,7 @@ class NotDone:
         when = f", {(now_ns - each.done_ns) / 1e9:.1f} s ago" if each.done else ""
         others = [state for state in states if (state.device, state.stream) != (each.device, each.stream)]
         stuck = {(other.device, other.stream) for other in waiting}
-        facts = [f"{each.waiting} stages wait there", done + when]
+        facts = [f"{_stages_wait(each)} there", done + when]
         facts += [_beside(other, now_ns) for other in waiting if other is not each]
         facts += [f"beside it {state.text(now_ns)}" for state in others if (state.device, state.stream) not in stuck]
         return Stall(
@@ -97,6 +97,10 @@ class NotDone:
         return f"last done: {', '.join(said)}" if said else ""
 
 
+def _stages_wait(each: WaitingStage) -> str:
+    return "1 stage waits" if each.waiting == 1 else f"{each.waiting:,} stages wait"
+
+
 def _beside(other: WaitingStage, now_ns: int) -> str:
     moves = f"last done {(now_ns - other.done_ns) / 1e9:.1f} s ago ({other.done})" if other.done else "nothing done yet"
-    return f"beside it GPU {other.device}, stream {other.stream:#x}: {other.waiting} stages wait, {moves}"
+    return f"beside it GPU {other.device}, stream {other.stream:#x}: {_stages_wait(other)}, {moves}"

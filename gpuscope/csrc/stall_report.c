@@ -37,7 +37,8 @@ static void add_stream(Text *to, const StreamState *state, long long now_ns) {
     add(to, "GPU %lld, stream 0x%llx: ", state->device, state->stream);
     if (!state->asked_ns) add(to, "never asked\n");
     else if (now_ns - state->asked_ns > OLD_NS)
-        add(to, "no answer for %.1f s, before that %s\n", seconds(now_ns - state->asked_ns), state->work_since_ns ? "work" : "no work");
+        add(to, "%s for %.1f s, before that %s\n", state->open ? "no answer" : "not asked", seconds(now_ns - state->asked_ns),
+            state->work_since_ns ? "work" : "no work");
     else if (state->work_since_ns) add(to, "at every question work, for %.1f s\n", seconds(now_ns - state->work_since_ns));
     else add(to, "no work for %.1f s\n", seconds(now_ns - state->free_since_ns));
 }

@@ -16,7 +16,8 @@ import ctypes, json, os, threading, time, traceback
 import torch, gpuscope
 
 gpuscope.enable(
-    exporters="file", file=os.environ["SPANS"], metrics="none", stall="2s", interval_s=0.5, queue_size=16_384
+    exporters="file", file=os.environ["SPANS"], metrics="none", stall="2s", interval_s=0.5, queue_size=16_384,
+    file_max_bytes=1 << 30,
 )
 stage, pause = gpuscope.stage, threading.Event()
 tensor = torch.ones(1 << 16, device="cuda")
@@ -52,7 +53,7 @@ def stalls():
     return dict(gpuscope.statistics().stalls)
 
 for _ in range(6):  # After the warm-up.
-    for name in ("left", "waits", "request", "op", "stuck", "healthy", "keeps"):
+    for name in ("left", "waits", "request", "op", "stuck", "healthy", "keeps", "loop"):
         with stage(name):
             tensor.add_(0)
 torch.cuda.synchronize()
@@ -110,6 +111,7 @@ def normal():
                 graph.replay()
                 tensor.add_(0)
                 torch.cuda.synchronize()
+            pause.wait(0.002)
 
 for run in (left, waits, full_queue, streams, keeps_the_gil, normal):
     before, size = stalls(), len(text())

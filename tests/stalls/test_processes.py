@@ -123,6 +123,24 @@ end()
     assert oct(path.stat().st_mode & 0o777) == "0o600"
 
 
+@in_c
+def test_the_thread_in_c_follows_no_link(run, tmp_path):
+    """The stall is counted and logged all the same, and it is said that there is no file."""
+    (tmp_path / "theirs").write_text("theirs")
+    said = run(
+        """
+os.symlink("theirs", path())
+request(lambda: usleep(1_500_000))
+while not stalls():
+    pause.wait(0.01)
+end()
+"""
+    )
+    assert said["stalls"] == {"host_never_left": 1}
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert "no file could be written" in said["log"]
+
+
 @pytest.mark.parametrize("parts", ["1", "0"])
 def test_normal_load_is_no_stall(run, parts):
     """Threads that run stages all the time, some of them long, and one around all of them."""
