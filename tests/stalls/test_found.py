@@ -25,7 +25,7 @@ def found(**changes):
     return one
 
 
-def state(asked_s=99.9, work_since_s=0.0, free_since_s=0.0, had_work_s=0.0, watch=5, opened=1):
+def state(asked_s=99.9, work_since_s=0.0, free_since_s=0.0, had_work_s=0.0, *, watch=5, opened=1):
     """What a stream answered last."""
     times = (round(each * S) for each in (asked_s, work_since_s, free_since_s, had_work_s))
     return StreamState(watch, 0x70, 0, opened, *times)
