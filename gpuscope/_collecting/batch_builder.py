@@ -121,6 +121,13 @@ class BatchBuilder:
         if self._is_live:
             self._records += [row[0] for row in rows]
 
+    def add_events(self, rows: list[Row], take: Callable[[int], Any]) -> None:
+        """Add to the rows that were added last what is known of stalls, by the record's span id."""
+        for row, (record, *_) in enumerate(rows, self._count - len(rows)):
+            if (event := take(record.span_id)) is not None:
+                details = self._details.setdefault(row, SpanDetails())
+                details.events += ((event[0], event[1] + (self._offset_ns or 0), event[2]),)
+
     def add_replays(self, placed: Placed, bridge: Bridge | None) -> None:
         """Add the stages inside replays of a graph: all of them or, if anything fails, none."""
         self._fix_offset(bridge)

@@ -64,6 +64,11 @@ Seconds until the step that makes the first token was done on the GPU, and from 
 the same names.
 """
 
+STALL = "gpuscope.stall"
+"""An event of a stage's span: nothing began or ended in it for longer than `GPUSCOPE_STALL` allows."""
+STALL_KIND, STALL_DURATION = "gpuscope.stall.kind", "gpuscope.stall.duration"
+"""Which kind of stall it was, also of a metric; and how many seconds there had been no progress when it was found."""
+
 LANE = "gpuscope.lane"
 """Of a metric: whether the duration was measured on the `host` or on the `gpu`."""
 REASON = "gpuscope.reason"

@@ -107,6 +107,8 @@ class Statistics:
     are lost. They are no stages, and so no part of `recorded`."""
     batch_faults: dict[str, int] = field(default_factory=dict)
     """What was wrong with the members and weights of batches, by reason. The batches are counted above as any stage."""
+    stalls: dict[str, int] = field(default_factory=dict)
+    """Stages in which nothing began or ended for longer than `GPUSCOPE_STALL` allows, by kind."""
 
     samples: dict[str, int] = field(default_factory=dict)
     """How often streams were asked for work (`asked`), how often they had any, and what came of the answers: given to
@@ -146,7 +148,7 @@ class Statistics:
             ["exported", f"{self.exported:,}"],
             ["pending", f"{self.pending:,}"],
         ]
-        for name in ("dropped", "lost", "untimed", "graph_stages", "shared_spans", "batch_faults"):
+        for name in ("dropped", "lost", "untimed", "graph_stages", "shared_spans", "batch_faults", "stalls"):
             reasons: Mapping[str, int] = getattr(self, name)
             counts += [
                 [f"{name.replace('_', ' ')}: {reason}", f"{count:,}"] for reason, count in sorted(reasons.items())
@@ -172,7 +174,7 @@ class Statistics:
         if self.graph_stages:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.graph_stages.items()))
             parts.append(f"in graphs {counts}")
-        for name in ("shared_spans", "batch_faults", "look_counts"):
+        for name in ("shared_spans", "batch_faults", "stalls", "look_counts"):
             if counts := getattr(self, name):
                 reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
                 parts.append(f"{name.replace('_', ' ')} {reasons}")

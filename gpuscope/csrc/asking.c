@@ -117,15 +117,33 @@ static int ask_all(const Sampler *self, Question *asked, int count) {
     return 1;
 }
 
+/* Notes since when all answers are alike. Under the lock. */
+static void note(Watch *watch, const Answer *answer) {
+    if (answer->at_ns - watch->asked_ns > RECENT_NS / 2) watch->work_since_ns = watch->free_since_ns = 0;
+    watch->asked_ns = answer->at_ns;
+    int had_work = answer->said == WORK;
+    long long *since_ns = had_work ? &watch->work_since_ns : &watch->free_since_ns;
+    if (!*since_ns) *since_ns = answer->at_ns;
+    *(had_work ? &watch->free_since_ns : &watch->work_since_ns) = 0;
+    if (had_work) watch->had_work_ns = answer->at_ns;
+}
+
+/* Under the lock: whether it is asked about still. */
+static int is_asked(const Sampler *self, const Question *one) {
+    return one->watch->owner == self && one->watch->stream == one->stream;
+}
+
+static int is_answered(const Question *one) { return one->code == SUCCESS || one->code == NOT_READY; }
+
 /* Under the lock. */
 static void keep(Sampler *self, const Question *one) {
-    if (one->watch->owner != self || one->watch->stream != one->stream) return; /* Asked about no more. */
-    if (one->code != SUCCESS && one->code != NOT_READY) {
+    if (!is_asked(self, one)) return;
+    if (!is_answered(one)) {
         self->counts[ERRORS]++;
         one->watch->is_refused = 1;
         return;
     }
-    if (one->answer.said == WORK) one->watch->had_work_ns = one->answer.at_ns;
+    if (one->answer.said != HELD) note(one->watch, &one->answer);
     self->counts[ASKED]++;
     self->counts[HAD_WORK] += one->answer.said == WORK;
     self->counts[WAS_HELD] += one->answer.said == HELD;
@@ -149,6 +167,8 @@ static void keep_all(Sampler *self, const Question *asked, int count) {
 static long long keep_held(
     Sampler *self, Question *asked, int count, long long at_ns, long long until_ns, long long mean_ns
 ) {
+    for (int i = 0; i < count; i++)
+        if (is_asked(self, &asked[i]) && is_answered(&asked[i])) note(asked[i].watch, &asked[i].answer);
     if ((until_ns - at_ns) / mean_ns > MOST_HELD) mean_ns = (until_ns - at_ns) / MOST_HELD;
     for (; at_ns < until_ns; at_ns += mean_ns / 2 + (long long)(draw(self) % (unsigned long long)mean_ns)) {
         for (int i = 0; i < count; i++) asked[i].answer.at_ns = at_ns, asked[i].answer.said = HELD;

@@ -60,6 +60,7 @@ static Watch *new_watch(Sampler *owner, void *context, void *stream, int device)
         atomic_store(&watch->open, 0);
         atomic_store(&watch->used_ns, 0);
         watch->had_work_ns = watch->is_refused = 0;
+        watch->asked_ns = watch->work_since_ns = watch->free_since_ns = 0;
         owner->watches[owner->count++] = watch;
     }
     pthread_mutex_unlock(&sampler_lock);

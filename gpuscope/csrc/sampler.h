@@ -54,6 +54,12 @@ typedef struct Sampler {
     struct Sampler *next;
 } Sampler;
 
+/* What was answered last of one stream, for `stall.c`. The twin is `STREAM` of `_stalls/watch.py`. */
+typedef struct {
+    unsigned long long watch, stream;
+    long long device, open, asked_ns, work_since_ns, free_since_ns, had_work_ns;
+} StreamState;
+
 extern pthread_mutex_t sampler_lock;
 /* How many captures want that nothing is asked. */
 extern atomic_int sampler_holds;
@@ -62,6 +68,9 @@ long long sampler_now_ns(void);
 
 /* One round, under the lock but for the questions. Returns how long to wait for the next. */
 long long ask_streams(Sampler *sampler);
+
+/* What was answered last of so many streams that are asked; returns how many there are. */
+int copy_streams(StreamState *to, int most);
 
 /* Null where there is no memory. */
 Sampler *new_sampler(const Calls *calls, long long mean_ns, size_t capacity);
