@@ -142,11 +142,11 @@ def _on_pass(config: Config) -> Callable[[Recorder], None]:
     """Return what the collector calls once per pass: it follows the program, and takes deep looks if any are wanted."""
     from gpuscope._host.following import on_pass
 
-    if config.profile or config.profile_every_s:
-        from gpuscope._profiling.now_and_then import polls
+    if not (config.profile or config.profile_every_s):
+        return on_pass(config)
+    from gpuscope._profiling.now_and_then import polls
 
-        return on_pass(config, polls(config))
-    return on_pass(config)
+    return on_pass(config, polls(config))
 
 
 @contextlib.contextmanager

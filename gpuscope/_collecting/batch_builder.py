@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope._collecting.joins.samples import SampleJoin
     from gpuscope._collecting.resolve import Row
-    from gpuscope._collecting.samples import SampleJoin
     from gpuscope._cuda.graphs.placing import Placed
     from gpuscope._data.interfaces import Bridge, Device, Identity
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
@@ -34,10 +34,8 @@ if TYPE_CHECKING:
 _LOW = (1 << 64) - 1
 _GPU_BIT = np.uint64(1 << 63)
 """Our own ids of host spans lie below it. A host span's id with this bit flipped is the id of its GPU span."""
-_pack = struct.Struct(FORMAT).pack
-"""Packs one row: the columns of `ROW`, in their order."""
+_pack = struct.Struct(FORMAT).pack  # One row: the columns of `ROW`, in their order.
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
-_DRIVER_HELD = np.uint32(RowFlag.DRIVER_HELD)
 _TABLES = ("sites", "threads", "devices", "details", "live", "device_samples", "stream_samples", "shared")
 """Fields of `StageBatch` that are not columns."""
 
@@ -125,8 +123,8 @@ class BatchBuilder:
         """Add to the rows that were added last what is known of stalls, by the record's span id."""
         for row, (record, *_) in enumerate(rows, self._count - len(rows)):
             if (event := take(record.span_id)) is not None:
-                details = self._details.setdefault(row, SpanDetails())
-                details.events += ((event[0], event[1] + (self._offset_ns or 0), event[2]),)
+                at_ns = event[1] + (self._offset_ns or 0)
+                self._details.setdefault(row, SpanDetails()).events += ((event[0], at_ns, event[2]),)
 
     def add_replays(self, placed: Placed, bridge: Bridge | None) -> None:
         """Add the stages inside replays of a graph: all of them or, if anything fails, none."""
@@ -210,7 +208,7 @@ class BatchBuilder:
                 return batch
             asked, had_work, held = samples.join(rows, past_ns)
             devices, streams = samples.take_counts()
-            batch.flags[held] |= _DRIVER_HELD
+            batch.flags[held] |= np.uint32(RowFlag.DRIVER_HELD)
             return replace(batch, samples=asked, had_work=had_work, device_samples=devices, stream_samples=streams)
         finally:
             self._begin()

@@ -13,9 +13,9 @@ from gpuscope._collecting.batch_builder import BatchBuilder
 from gpuscope._collecting.batches.generations import GenerationTimes
 from gpuscope._collecting.batches.members import BatchMembers
 from gpuscope._collecting.batches.sums import Sums
-from gpuscope._collecting.pauses import Replaying, with_collections
+from gpuscope._collecting.joins.pauses import Replaying, with_collections
+from gpuscope._collecting.joins.samples import SampleJoin
 from gpuscope._collecting.resolve import Resolver
-from gpuscope._collecting.samples import SampleJoin
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._cuda.nvml.watch import HZ, GpuWatch
 from gpuscope._data.native import native

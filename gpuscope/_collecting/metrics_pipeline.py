@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from gpuscope._collecting.aggregation.metrics import StageMetrics, account_points
 from gpuscope._collecting.aggregation.watched import GpuMeans
-from gpuscope._collecting.pauses import CollectionTimes
+from gpuscope._collecting.joins.pauses import CollectionTimes
 from gpuscope._data.metrics import Snapshot
 from gpuscope._data.plain.values import shown
 from gpuscope._otel.provider_end import end_of

@@ -10,7 +10,7 @@ import pytest
 
 import gpuscope
 from gpuscope import stage
-from gpuscope._collecting.pauses import ENOUGH_CALLS, MOST_EVENTS, CollectionTimes, Replaying
+from gpuscope._collecting.joins.pauses import ENOUGH_CALLS, MOST_EVENTS, CollectionTimes, Replaying
 from gpuscope._data.attributes import EAGER_AGAIN, GC_DURATION, GC_EVENT, GC_GENERATION
 from gpuscope._data.metrics import COLLECTIONS
 from gpuscope._data.native import native

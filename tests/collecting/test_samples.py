@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import gpuscope
 from gpuscope import stage
-from gpuscope._collecting import samples as joined
-from gpuscope._collecting.samples import SampleJoin
+from gpuscope._collecting.joins import samples as joined
+from gpuscope._collecting.joins.samples import SampleJoin
 from gpuscope._cuda.stream_sampler import ANSWER, HELD, NO_ANSWERS
 from gpuscope._data.attributes import DRIVER_HELD, GPU_HAD_WORK, GPU_SAMPLES
 from gpuscope._data.batch import RowFlag
@@ -239,7 +239,7 @@ def test_a_later_answer_tells_that_all_stages_had_been_left():
 
 def test_what_waits_is_bounded(monkeypatch):
     """The oldest go, and are counted."""
-    monkeypatch.setattr("gpuscope._collecting.samples._MOST_WAITING", 10)
+    monkeypatch.setattr("gpuscope._collecting.joins.samples._MOST_WAITING", 10)
     join = SampleJoin(Source(*(answer(2 * time + 1) for time in range(25))), WarnOnce())
     join.gather()
     assert account(join) == (0, 0, 15, 10)
