@@ -79,21 +79,20 @@ class Window:
         The names of all calls and activities that wait for the GPU, on any thread.
 
         CUPTI files an event that was asked about and found done (`cuEventQuery`, `cuEventElapsedTime`) as an
-        "Event Sync" too; `event_syncs` has those, with their lengths.
+        "Event Sync" too, and a stream that was asked about (`cuStreamQuery`) as a "Stream Sync"; `syncs` has those,
+        with their lengths. A call of `cudaStreamSynchronize` is seen as a call.
         """
         found = []
         for activity in self.activities:
             call = activity.category in ("cuda_runtime", "cuda_driver") and "Synchronize" in activity.name
-            seen = activity.category == "cuda_sync" and activity.name not in ("Wait Event", "Event Sync")
+            seen = activity.category == "cuda_sync" and activity.name not in ("Wait Event", "Event Sync", "Stream Sync")
             if call or (seen and "Wait Event" not in activity.name):
                 found.append(activity.name)
         return sorted(found)
 
-    def event_syncs(self) -> list[int]:
-        """How long each "Event Sync" took, in nanoseconds."""
-        return sorted(
-            a.end_ns - a.start_ns for a in self.activities if a.category == "cuda_sync" and "Event Sync" in a.name
-        )
+    def syncs(self, kind: str) -> list[int]:
+        """How long each "Event Sync" or "Stream Sync" took, in nanoseconds."""
+        return sorted(a.end_ns - a.start_ns for a in self.activities if a.category == "cuda_sync" and kind in a.name)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 The service of `bench_service.py`: FastAPI, a vision transformer, photographs in, five classes out.
 
 Each worker process obeys signals, because a request to switch recording would reach only one of several workers:
-SIGUSR1 switches it on, SIGUSR2 off. A worker answers with a file named after its process, in the folder that
-SERVICE_STATE names.
+SIGUSR1 switches it on, SIGRTMIN on without asking the streams, SIGUSR2 off. A worker answers with a file named after
+its process, in the folder that SERVICE_STATE names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import signal
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,11 +101,11 @@ class Service:
         draft.write_text(json.dumps({"state": state, **more}))
         draft.rename(STATE)
 
-    def record(self) -> None:
+    def record(self, state: str, **settings: float) -> None:
         endpoint = os.environ["SERVICE_RECEIVER"]
-        gpuscope.enable(exporters="otlp", otlp_base_endpoint=endpoint, schedule_delay_s=1.0)
+        gpuscope.enable(exporters="otlp", otlp_base_endpoint=endpoint, schedule_delay_s=1.0, **settings)
         self.request = self.staged
-        self.say("on")
+        self.say(state)
 
     def do_not_record(self) -> None:
         self.request = self.plain
@@ -120,7 +121,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     for _ in range(WARMUP):
         service.plain(photograph())
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR1, service.record)
+    loop.add_signal_handler(signal.SIGUSR1, service.record, "on")
+    loop.add_signal_handler(signal.SIGRTMIN, partial(service.record, "unasked", sample_hz=0))
     loop.add_signal_handler(signal.SIGUSR2, service.do_not_record)
     service.say("off")
     yield

@@ -240,7 +240,9 @@ def goals_of(results: dict[str, dict[str, Any]]) -> list[Goal]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--only", default="", help="run only the programs with this in their names")
+    parser.add_argument(
+        "--only", default="", help="run only programs with one of these, between commas, in their names"
+    )
     parser.add_argument("--rounds", type=int, default=8, help="how often each rate has its turn")
     parser.add_argument("--block", type=float, default=0.3, help="seconds of one turn")
     parser.add_argument("--minutes", type=float, default=60, help="begin no program after so long")
@@ -251,7 +253,7 @@ def main() -> None:
         print("Without a GPU nothing is asked; this runs one program, to see that it works.")
     results, failed = {}, {}
     for name, make in programs().items():
-        if options.only not in name or time.monotonic() > until:
+        if not any(part in name for part in options.only.split(",")) or time.monotonic() > until:
             continue
         began = time.monotonic()
         try:

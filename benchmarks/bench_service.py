@@ -1,8 +1,9 @@
 """
 What watching costs a web service: FastAPI, ViT-B/16, concurrent clients; with threads, then with workers.
 
-The same server runs with recording off, on, and off again, in a new random order each round. Clients that ask again at
-once measure its throughput; requests at six tenths of that measure how long users wait (`_service_load.py`).
+The same server runs with recording off, on, on without asking the streams (`sample_hz=0`), and off again, in a new
+random order each round. Clients that ask again at once measure its throughput; requests at six tenths of that measure
+how long users wait (`_service_load.py`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HERE = Path(__file__).parent
-VARIANTS = {"off": "off", "off again": "off", "on": "on"}
+VARIANTS = {"off": "off", "off again": "off", "on": "on", "on, streams not asked": "unasked"}
 LOAD = 0.6
 """The share of the service's throughput that `open` blocks ask for."""
-SIGNALS = {"on": signal.SIGUSR1, "off": signal.SIGUSR2}
+SIGNALS = {"on": signal.SIGUSR1, "off": signal.SIGUSR2, "unasked": signal.SIGRTMIN}
 STARTS_IN_S = 120
 SHARE_CLOSED = 0.4
 """The share of a block's time that measures the throughput; the rest measures the times."""
@@ -138,7 +139,7 @@ def measure(workers: int, options: Any, seconds: float, receiver: str) -> dict[s
                 blocks[name].append(
                     {"requests_a_second": rate_of(closed), "us": waits["us"], "us_at_the_most": closed["us"]}
                 )
-                accounts += [answer["account"] for answer in server.switch("off")] if name == "on" else []
+                accounts += [answer["account"] for answer in server.switch("off")] if name.startswith("on") else []
     return {"rate": LOAD * most, "blocks": blocks, "accounts": accounts}
 
 

@@ -105,8 +105,8 @@ def busy(*results: Any) -> list[str]:
     p50, p99 = (next(value for text, value in cost.items() if text.startswith(name)) for name in ("p50", "p99"))
     text = (
         f"A request with 200 questions a second over one without: p50 {p50:.4f}, p99 {p99:.3f}, medians over the first "
-        f"{len(results[0]['results'])} programs. During copies from and to pageable memory a stream has no work for "
-        "most of the time, because the host's thread fills buffers."
+        f"{len(results[0]['results'])} programs. During copies from and to pageable memory no stream can be asked; "
+        "these moments count as work."
     )
     return [*lines, "", text]
 
@@ -255,7 +255,7 @@ def page() -> str:
         "A web service": service(served),
         "GPU times": clock(times),
         "Verdicts": verdicts(judged),
-        "Busy": busy(load("busy"), load("busy_models")),
+        "Busy": busy(load("busy")),
         "CUDA graphs": graphs(inside),
         "Overlap": overlapped(loops),
         "Pinned memory": copies(moved),

@@ -121,6 +121,11 @@ def _warn(message: str, *arguments: object) -> None:
     _log(logging.WARNING, message, *arguments)
 
 
+def warn(message: str, *arguments: object) -> None:
+    """Log a warning each time; for our own threads, as `inform`."""
+    _warn(message, *arguments)
+
+
 def inform(message: str, *arguments: object) -> None:
     """Log how things are; for our own threads, which outlive what the application's handlers raise."""
     _log(logging.INFO, message, *arguments)

@@ -109,6 +109,10 @@ def start(config: Config, **parts: Unpack[Parts]) -> Engine:
             from gpuscope._flight.flight_recorder import attach
 
             attach(engine, is_child=state.is_fork)
+        if config.stall:
+            from gpuscope._stalls import stalls
+
+            stalls.attach(engine, engine.collector)
         state.switch_to(engine.recorder)
         engine.follow_program()
         if config.graph_stages or config.sample_hz:
@@ -282,13 +286,11 @@ def set_up() -> bool:
     if state.audience is None and (is_our_command() or is_below_run(state.environ)):
         state.audience = False
     if is_off(state.environ):
-        names = set_without_the_switch(state.environ)
-        if names:
-            from gpuscope import _said
-
-            _said.without_the_switch(names)
-        else:
+        if not (names := set_without_the_switch(state.environ)):
             return False
+        from gpuscope import _said
+
+        _said.without_the_switch(names)
     config = state.config
     state.may_toggle = config.mode != "absent"
     if config.mode == "on":

@@ -97,7 +97,8 @@ def capture(**settings: object) -> Iterator[Captured]:
     }
     parts["exporters"] = (_KeepsBatches(spans),)
     config = to_record(
-        state.config, {"exporters": "none", "interval_s": 0.005, "strict": True, "flight": "", "syncs": "", **settings}
+        state.config,
+        {"exporters": "none", "interval_s": 0.005, "strict": True, "flight": "", "syncs": "", "stall": "", **settings},
     )
     with _runtime.period(config, **cast("_runtime.Parts", parts)):
         yield spans

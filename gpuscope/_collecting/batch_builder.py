@@ -37,6 +37,7 @@ _GPU_BIT = np.uint64(1 << 63)
 _pack = struct.Struct(FORMAT).pack
 """Packs one row: the columns of `ROW`, in their order."""
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
+_DRIVER_HELD = np.uint32(RowFlag.DRIVER_HELD)
 _TABLES = ("sites", "threads", "devices", "details", "live", "device_samples", "stream_samples", "shared")
 """Fields of `StageBatch` that are not columns."""
 
@@ -120,6 +121,13 @@ class BatchBuilder:
         if self._is_live:
             self._records += [row[0] for row in rows]
 
+    def add_events(self, rows: list[Row], take: Callable[[int], Any]) -> None:
+        """Add to the rows that were added last what is known of stalls, by the record's span id."""
+        for row, (record, *_) in enumerate(rows, self._count - len(rows)):
+            if (event := take(record.span_id)) is not None:
+                details = self._details.setdefault(row, SpanDetails())
+                details.events += ((event[0], event[1] + (self._offset_ns or 0), event[2]),)
+
     def add_replays(self, placed: Placed, bridge: Bridge | None) -> None:
         """Add the stages inside replays of a graph: all of them or, if anything fails, none."""
         self._fix_offset(bridge)
@@ -200,8 +208,9 @@ class BatchBuilder:
             batch, samples = self._assemble(rows, bridge), self._samples
             if samples is None:
                 return batch
-            asked, had_work = samples.join(rows, past_ns)
+            asked, had_work, held = samples.join(rows, past_ns)
             devices, streams = samples.take_counts()
+            batch.flags[held] |= _DRIVER_HELD
             return replace(batch, samples=asked, had_work=had_work, device_samples=devices, stream_samples=streams)
         finally:
             self._begin()

@@ -99,8 +99,8 @@ class Collector:
             before_its_end=self.hand_over,
         )
         self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
-        self.watch = self._intake.watch
-        self._wake = wake
+        self.watch, self.waiting_stages = self._intake.watch, self._intake.waiting_stages
+        self._wake, self.come = wake, wake.set
         self._flushes = Flushes(
             self._intake,
             clock=recorder.clock,

@@ -269,11 +269,11 @@ class Engine:
         return self._complete
 
     def sample(self, *, on: bool) -> None:
-        """Ask streams whether they have work, and NVML, where that is wanted at all, or do so no more."""
-        (self.collector.watch.start if on else self.collector.watch.stop)()
-        device = self.recorder.device
-        if isinstance(device, CudaDevice):
-            (device.sampling.start if on else device.sampling.stop)()
+        """Ask streams for work, and NVML, and look for stalls, where that is wanted at all, or do so no more."""
+        sampling = (device.sampling,) if isinstance(device := self.recorder.device, CudaDevice) else ()
+        for each in (self.collector.watch, self.recorder.stalls, *sampling):
+            if each is not None:
+                (each.start if on else each.stop)()
 
     def abandon(self) -> None:
         """Do nothing more: this process is the child of a fork, and the engine is its parent's."""

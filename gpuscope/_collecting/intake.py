@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from gpuscope._collecting.resolve import Row
     from gpuscope._data.batch import FinishedGeneration, StageBatch
+    from gpuscope._data.flight import WaitingStage
     from gpuscope._data.interfaces import Bridge, Device
     from gpuscope._data.record import StageRecord
     from gpuscope._log import WarnOnce
@@ -138,6 +139,10 @@ class Intake:
         """How many stages are not known to have ended on the GPU, those inside replays included."""
         return self._resolver.pending + self._replays.pending
 
+    def waiting_stages(self) -> list[WaitingStage]:
+        """Return of each stream the oldest stage that waits for its GPU work; any thread may ask."""
+        return self._resolver.progress.waiting_stages()
+
     def is_past(self, until_ns: int) -> bool:
         """Tell whether all that had ended by a moment of the records' clock is in a batch."""
         return all(at_ns > until_ns for at_ns in self._oldest_ns())
@@ -223,6 +228,8 @@ class Intake:
         try:
             if rows:
                 self._builder.add(rows, self._recorder.bridge)
+                if (stalls := self._recorder.stalls) is not None and stalls.has_events:
+                    self._builder.add_events(rows, stalls.take_event)
         except Exception:  # Some row can't be added; `_add` counts it.
             for row in rows:
                 self._add(1, self._builder.add, [row])

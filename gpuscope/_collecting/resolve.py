@@ -10,9 +10,10 @@ from collections import deque
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, TypeAlias
 
+from gpuscope._collecting.progress import Progress
 from gpuscope._cuda.clock import GpuClock
-from gpuscope._cuda.driver import PENDING_CODES
-from gpuscope._cuda.timed_stream import events_of
+from gpuscope._cuda.driver import NOT_READY, PENDING_CODES
+from gpuscope._cuda.timed_stream import events_of, stream_of_all
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.interfaces import CAPTURED, DONE, PENDING
 from gpuscope._data.native import native
@@ -40,12 +41,6 @@ _LOST = (
     "the clock of GPU %d can't be read while it is this busy (is CUDA_DEVICE_MAX_CONNECTIONS 1?). Stages have their "
     "durations, and no place on the timeline: `gpuscope.unplaced`."
 )
-
-
-def stream_of_all(records: list[StageRecord]) -> TimedStreamOfDevice | None:
-    """Return the stream that all records were timed on; None if some were not, or on another."""
-    streams = {record.timed_stream if record.pair is not None else None for record in records}
-    return streams.pop() if len(streams) == 1 else None
 
 
 _stream_of_all = stream_of_all if native is None else native.stream_of_all
@@ -84,6 +79,7 @@ class Resolver:
         self._event_deadline_ns = event_deadline_ns
         self._max_pending = max_pending
         self._waiting: dict[TimedStreamOfDevice, deque[StageRecord]] = {}
+        self.progress = Progress(clock, self._waiting)
         self._clocks: dict[int, GpuClock] = {}
 
     @property
@@ -159,6 +155,8 @@ class Resolver:
                 left = window - (len(rows) - before)
                 rows += [self._without_gpu(waiting.popleft(), "device_error", _GIVEN_UP) for _ in range(left)]
             self.pending -= len(rows) - before
+            if len(rows) > before and rows[-1][2]:
+                self.progress.note_done(timed_stream, rows[-1][0])
             if not waiting:
                 del self._waiting[timed_stream]  # A stream that is gone leaves nothing behind.
         return rows
@@ -233,7 +231,10 @@ class Resolver:
             if device.is_capturing(timed_stream):
                 return PENDING  # Asking about an event of a stream that is being captured would break the capture.
             # Work on a stream ends in order, so the newest event answers for all before it.
-            return DONE if device.query(waiting[window - 1]) == DONE else None
+            if device.query(waiting[window - 1]) == DONE:
+                return DONE
+            self.progress.note_not_done(timed_stream)
+            return None
         # Without the GIL: a copy from pageable memory holds the driver's lock, and nobody may wait for us meanwhile.
         code, done = device.reader.read(
             list(waiting if window == len(waiting) else islice(waiting, window)),
@@ -250,6 +251,8 @@ class Resolver:
         else:
             deque(map(deque.popleft, repeat(waiting, len(done))), 0)
         rows += done if clock.anchor else map(self._unplaced, done)
+        if code == NOT_READY:
+            self.progress.note_not_done(timed_stream)
         return PENDING if code in PENDING_CODES else None
 
     def _resolve(self, record: StageRecord, index: int) -> Row | None:

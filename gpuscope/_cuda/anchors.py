@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from gpuscope._cuda.driver import EventReader
 
-_TRIES = 5
+_TRIES, _RECORDS = 5, 3
 _BUSY_NS = 100_000
 """Where an anchor took longer, the GPU or the driver is busy, and another try would not be better."""
 _LIMIT_NS, _LONGEST_NS = 50_000_000, 200_000_000
@@ -142,6 +142,14 @@ class Anchors:
         if self._reader is not None:
             bracket = self._reader.bracket(event.value, stream.value, limit_ns)
             return None if bracket is None else _middle(event, *bracket)
+        # One that had to wait for the driver's lock may be followed by one that has not, before the next copy begins.
+        for _ in range(_RECORDS):
+            anchor = self._record_between(event, stream, limit_ns)
+            if anchor is None or 2 * anchor.half_ns <= _BUSY_NS:
+                break
+        return anchor
+
+    def _record_between(self, event: Handle, stream: Handle, limit_ns: int) -> Anchor | None:
         driver, now = self._driver, self._clock
         before = now()
         if driver.event_record(event, stream):

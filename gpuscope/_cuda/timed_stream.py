@@ -32,6 +32,12 @@ def events_of(record: StageRecord) -> tuple[Handle, Handle]:
     return native.events_of(record)  # type: ignore[no-any-return]
 
 
+def stream_of_all(records: list[StageRecord]) -> TimedStreamFields | None:
+    """Return the stream that all records were timed on; None if some were not, or on another."""
+    streams = {record.timed_stream if record.pair is not None else None for record in records}
+    return streams.pop() if len(streams) == 1 else None
+
+
 SHARE_NS = 800
 """
 A stage shares an event where less time has passed since it was recorded, not counting what was spent in gpuscope.

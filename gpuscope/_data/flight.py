@@ -3,15 +3,18 @@ The layout of a flight recorder's file: a head, tables, and a ring of records of
 
 Who writes and who reads share it. All numbers are 64 bits, in the order of the machine. A record is seven numbers and a
 *word*, which is written last: it says what the record is, in which lap of the ring it was written, and has a check of
-the rest. Nothing here acts but the check.
+the rest. At the end is what the recorder, the collector and what looks for stalls (`_stalls/`) tell each other.
+Nothing here acts but the check.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -125,8 +128,56 @@ class FlightRecorder(Protocol):
     def poll(self) -> None:
         """Note the account, and make a copy of the file if one is wanted; called once per pass."""
 
+    def ask(self, reason: str) -> None:
+        """Ask for a copy of the file."""
+
     def close(self) -> None:
         """Say in the file that recording ended well, and let go of it."""
 
     def abandon(self) -> None:
         """Let go of the file, which is the parent's."""
+
+
+StallEvent: TypeAlias = "tuple[str, int, Mapping[str, object]]"
+"""The event of a stage that stalled: name, nanoseconds on the records' clock, attributes."""
+
+
+class WaitingStage(NamedTuple):
+    """The oldest stage of a stream that the host has left, and whose GPU work is not known to be done."""
+
+    record: StageRecord
+    device: int
+    stream: int
+    waiting: int
+    """How many stages wait there."""
+    asked_ns: int
+    """When the GPU last said that it is not done; 0 for never."""
+    done: str
+    """The stage that was done there last; empty for none."""
+    done_ns: int
+    """When that was found."""
+
+
+class StallWatch(Protocol):
+    """Looks for stages without progress: `_stalls.stalls.Stalls`. It never raises."""
+
+    has_events: bool
+    """Whether there are events for stages that end later."""
+
+    def take_event(self, span_id: int) -> StallEvent | None:
+        """Return the event of a stage, once."""
+
+    def look(self, batch: StageBatch) -> None:
+        """Learn the names of stages."""
+
+    def start(self) -> None:
+        """Look again, after `stop`."""
+
+    def stop(self) -> None:
+        """Look for nothing until `start`."""
+
+    def close(self) -> None:
+        """End."""
+
+    def abandon(self) -> None:
+        """Let go: this process is the child of a fork."""

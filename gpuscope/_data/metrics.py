@@ -75,6 +75,12 @@ LOST = InstrumentSpec("gpuscope.stages.lost", "sum", "{stage}", "Stages that sho
 UNTIMED = InstrumentSpec(
     "gpuscope.stages.untimed", "sum", "{stage}", "Stages without GPU times though a GPU was in use."
 )
+STALLS = InstrumentSpec(
+    "gpuscope.stalls",
+    "sum",
+    "{stall}",
+    "Stages in which nothing began or ended for longer than `GPUSCOPE_STALL` allows.",
+)
 UNCERTAINTY = InstrumentSpec(
     "gpuscope.clock.uncertainty", "gauge", "s", "Half the bracket of the latest anchor, the largest over the GPUs."
 )
@@ -186,6 +192,7 @@ SPECS = (
         DROPPED,
         LOST,
         UNTIMED,
+        STALLS,
         UNCERTAINTY,
         EVENT_COST,
         COLLECTIONS,

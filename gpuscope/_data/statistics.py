@@ -107,12 +107,14 @@ class Statistics:
     are lost. They are no stages, and so no part of `recorded`."""
     batch_faults: dict[str, int] = field(default_factory=dict)
     """What was wrong with the members and weights of batches, by reason. The batches are counted above as any stage."""
+    stalls: dict[str, int] = field(default_factory=dict)
+    """Stages in which nothing began or ended for longer than `GPUSCOPE_STALL` allows, by kind."""
 
     samples: dict[str, int] = field(default_factory=dict)
     """How often streams were asked for work (`asked`), how often they had any, and what came of the answers: given to
     stages, between stages, lost, dropped for want of room, or waiting for stages to end. Then, where there were any:
-    refusals of the driver (`errors`), moments left out for captures or because the driver was late, and streams for
-    which there was no room (`unwatched`)."""
+    moments at which a call of the program held the driver (`held`; they count as work), refusals of the driver
+    (`errors`), moments left out for captures, and streams for which there was no room (`unwatched`)."""
     event_cost_ns: int | None = None
     """What a pair of events takes of a busy GPU's time, the largest over the GPUs. It was taken off
     stages that the host had left before the GPU came to them. None where it is not known: nothing was taken off."""
@@ -146,7 +148,7 @@ class Statistics:
             ["exported", f"{self.exported:,}"],
             ["pending", f"{self.pending:,}"],
         ]
-        for name in ("dropped", "lost", "untimed", "graph_stages", "shared_spans", "batch_faults"):
+        for name in ("dropped", "lost", "untimed", "graph_stages", "shared_spans", "batch_faults", "stalls"):
             reasons: Mapping[str, int] = getattr(self, name)
             counts += [
                 [f"{name.replace('_', ' ')}: {reason}", f"{count:,}"] for reason, count in sorted(reasons.items())
@@ -172,7 +174,7 @@ class Statistics:
         if self.graph_stages:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.graph_stages.items()))
             parts.append(f"in graphs {counts}")
-        for name in ("shared_spans", "batch_faults", "look_counts"):
+        for name in ("shared_spans", "batch_faults", "stalls", "look_counts"):
             if counts := getattr(self, name):
                 reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
                 parts.append(f"{name.replace('_', ' ')} {reasons}")

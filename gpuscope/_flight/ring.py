@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
 
 _FIELDS = 7
+
+
+class Running:
+    """A stage that runs, for what looks for stalls without the parts in C."""
+
+    __slots__ = ("active_ns", "calls", "outer", "record_ids", "said", "site", "start_ns", "thread")
+
+    def __init__(self, record: StageRecord, outer: Running | None, calls: int) -> None:
+        self.record_ids = record.trace.trace_id, record.span_id
+        self.site, self.thread, self.outer, self.calls = record.site, record.thread, outer, calls
+        self.start_ns = self.active_ns = record.start_ns
+        """The second: when it or a stage inside it last began or ended."""
+        self.said = False
 
 
 class Ring(Protocol):
@@ -74,11 +88,17 @@ class RingInPython:
         self._sites: dict[Site, int] = {}
         self._threads: dict[ThreadInfo, int] = {}
         self._thread_count = 0
+        self.running: dict[int, Running] | None = None
+        """By their places, the stages that run; None where nobody wants to know."""
+        self.calls: Counter[Site] = Counter()
+        """How often each stage has begun since somebody wanted to."""
 
     def begin(self, record: StageRecord) -> None:
         """As in `Ring`."""
         with suppress(Exception):  # A ring that was closed meanwhile, or fields that a program has changed.
             record.flight = self._write(self._fields(record), self._word(record))
+            if self.running is not None:
+                self._note_running(self.running, record)
 
     def end(self, record: StageRecord, error: BaseException | None) -> None:
         """As in `Ring`."""
@@ -86,6 +106,8 @@ class RingInPython:
             at, record.flight = record.flight, None
             if at is None:
                 return
+            if self.running is not None and (ran := self.running.pop(at, None)) and ran.outer is not None:
+                ran.outer.active_ns = max(ran.outer.active_ns, record.end_ns)
             ns, failed = max(0, record.end_ns - record.start_ns), error is not None
             end = ns << 2 | failed << 1 | 1
             if self._is_of(at, record) and os.getpid() == self._pid:
@@ -139,6 +161,15 @@ class RingInPython:
     def close(self) -> None:
         """As in `Ring`."""
         self._file = None
+
+    def _note_running(self, running: dict[int, Running], record: StageRecord) -> None:
+        at, outer = record.flight, record.outer
+        around = None if outer is None or outer.flight is None else running.get(outer.flight)
+        if around is not None:
+            around.active_ns = max(around.active_ns, record.start_ns)
+        self.calls[record.site] += 1
+        if at is not None:
+            running[at] = Running(record, around, self.calls[record.site])
 
     def _fields(self, record: StageRecord, end: int = 0) -> tuple[int, ...]:
         trace, outer = record.trace, record.outer

@@ -61,6 +61,7 @@ class Ledger:
         self._lost: Counter[str] = Counter()
         self._untimed: Counter[str] = Counter()
         self._graph_stages: Counter[str] = Counter()
+        self._stalls: Counter[str] = Counter()
         self._closed = False
         self.shared, self.faults = SharedSpans(), Faults()
         self._looks: dict[tuple[str, str], LookedStage] = {}
@@ -110,6 +111,10 @@ class Ledger:
     def graph_stage(self, reason: str, stages: int = 1) -> None:
         """Count stages in a capture by what comes of them in replays. They are also counted as any other stage is."""
         self._note(self._graph_stages, reason, stages)
+
+    def stall(self, kind: str) -> None:
+        """Count a stage that makes no progress; what becomes of it is counted as well."""
+        self._note(self._stalls, kind, 1)
 
     def look(self, outcome: str, stages: Iterable[LookedStage] = ()) -> None:
         """Add what one deep look saw of each stage, and count what became of it."""
@@ -180,6 +185,7 @@ class Ledger:
                 **observed._asdict(),
                 shared_spans=self.shared.counts(),
                 batch_faults=self.faults.counts(),
+                stalls=dict(self._stalls),
                 looks=tuple(self._looks.values()),
                 look_counts=dict(self._look_counts),
             )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._data.batch import StageBatch
-    from gpuscope._data.flight import FlightRecorder
+    from gpuscope._data.flight import FlightRecorder, StallWatch
     from gpuscope._data.interfaces import Bridge, Captures, Device, Queue, ReplaySink
     from gpuscope._recording.ledger import Ledger
     from gpuscope._recording.queue import RecordQueue
@@ -50,7 +50,7 @@ class Recorder(RecorderFields):
 
     """
 
-    __slots__ = ("_open", "budget", "captures", "flight_recorder", "replays")
+    __slots__ = ("_open", "budget", "captures", "flight_recorder", "replays", "stalls")
     ledger: Ledger
 
     def __init__(
@@ -75,6 +75,8 @@ class Recorder(RecorderFields):
         self.nvtx = self.bridge = self.look_for_provider = self.current_context = self.flight = None
         self.flight_recorder: FlightRecorder | None = None
         """The collector's side of the flight recorder."""
+        self.stalls: StallWatch | None = None
+        """Looks for stages without progress, where that is wanted."""
         self._open = open_bridge
         self.captures: Captures | None = None
         """The captures of CUDA graphs that are going on, where stages inside graphs are wanted."""
@@ -99,6 +101,8 @@ class Recorder(RecorderFields):
         """Have the flight recorder, if there is one, know what became of stages: see `FlightRecorder.add`."""
         if self.flight_recorder is not None:
             self.flight_recorder.add(batch, offset_ns)
+        if self.stalls is not None:
+            self.stalls.look(batch)
 
     def poll_flight(self) -> None:
         """Have it do what is due in a pass of the collector's."""
@@ -106,7 +110,10 @@ class Recorder(RecorderFields):
             self.flight_recorder.poll()
 
     def end_flight(self, *, is_fork: bool = False) -> None:
-        """Let go of the flight recorder, if there is one; the child of a fork leaves the file to its parent."""
+        """Let go of the flight recorder and the look for stalls; the child of a fork leaves the file to its parent."""
+        stalls, self.stalls = self.stalls, None
+        if stalls is not None:
+            (stalls.abandon if is_fork else stalls.close)()
         self.flight, flight = None, self.flight_recorder
         if flight is not None:
             self.flight_recorder = None

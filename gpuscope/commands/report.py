@@ -31,7 +31,7 @@ EPILOG = "Exit codes: 0 done; 2 bad usage, nothing to read, or a file that canno
 OUTSIDE = "in the graph, outside any stage"
 ASKED = (
     "GPU busy: the part of the time in which streams that were asked at random times had work, queued or running, with "
-    "the 95 % interval over requests. Kernels ran for less than that: by up to 12 points where they are short, hardly "
+    "the 95 % interval over requests. Kernels ran for less than that: by up to 18 points where they are short, hardly "
     "where they are long. Work of other processes on the GPU is not seen. GPU idle: the rest; without enough answers, "
     "what events show. Host waits: as far as events show that."
 )

@@ -154,6 +154,8 @@ void flight_write_begin(FlightRing *ring, StageRecord *record) {
     Number field[7], word;
     fields_of(ring, record, field, &word);
     record->flight = (Number)(write_slot(ring, OF_STAGES, field, word) - ring->slots) + 1;
+    if (ring->stall != NULL && stall_streams != NULL && record->flight - 1 < stall_slots)
+        atomic_store_explicit(&stall_streams[record->flight - 1], NULL, memory_order_relaxed);
 }
 
 /* A request that asks for a dump says so in the ring, and the collector looks. */
@@ -266,6 +268,7 @@ static int clear(FlightRing *self) {
 
 static PyObject *close_ring(FlightRing *self, PyObject *Py_UNUSED(ignored)) {
     int is_open = self->base != NULL;
+    leave_ring(self);
     self->base = NULL;
     clear(self);
     if (is_open) PyBuffer_Release(&self->view);

@@ -5,9 +5,7 @@
 #ifndef GPUSCOPE_FLIGHT_H
 #define GPUSCOPE_FLIGHT_H
 
-#include "native.h"
-
-#include <stdatomic.h>
+#include "watch.h"
 
 typedef unsigned long long Number;
 
@@ -45,6 +43,7 @@ typedef struct {
     size_t count; /* Of each part. */
     Part parts[2];
     long long slow_ns; /* 0: no request is slow. */
+    struct StallWatch *stall; /* Of `stall.h`: reads the ring without the GIL, under a lock. */
     unsigned wanted, site_count, thread_count, forks;
     Known *sites, *threads, last_thread;
 } FlightRing;
@@ -52,6 +51,9 @@ typedef struct {
 extern PyTypeObject *flight_type;
 /* How often this process is the child of a fork: the ring is the parent's then. */
 extern unsigned flight_forks;
+
+/* Has a watch read the ring no more, before that goes. */
+void leave_ring(FlightRing *ring);
 
 void flight_write_begin(FlightRing *ring, StageRecord *record);
 void flight_write_end(FlightRing *ring, StageRecord *record, PyObject *error);

@@ -196,5 +196,6 @@ int add_sampler(PyObject *module);
 int add_token(PyObject *module);
 int add_summed(PyObject *module);
 int add_flight(PyObject *module);
+int add_stall(PyObject *module);
 
 #endif

@@ -60,6 +60,7 @@ static Watch *new_watch(Sampler *owner, void *context, void *stream, int device)
         atomic_store(&watch->open, 0);
         atomic_store(&watch->used_ns, 0);
         watch->had_work_ns = watch->is_refused = 0;
+        watch->asked_ns = watch->work_since_ns = watch->free_since_ns = 0;
         owner->watches[owner->count++] = watch;
     }
     pthread_mutex_unlock(&sampler_lock);
@@ -142,8 +143,8 @@ static PyObject *counts(StreamSampler *self, PyObject *Py_UNUSED(nothing)) {
     memcpy(found, self->sampler->counts, sizeof found);
     pthread_mutex_unlock(&sampler_lock);
     return Py_BuildValue(
-        "{sLsLsLsLsLsLsL}", "asked", found[ASKED], "had_work", found[HAD_WORK], "dropped", found[DROPPED], "errors",
-        found[ERRORS], "captures", found[CAPTURES], "late", found[LATE], "unwatched", found[UNWATCHED]
+        "{sLsLsLsLsLsLsL}", "asked", found[ASKED], "had_work", found[HAD_WORK], "held", found[WAS_HELD], "dropped",
+        found[DROPPED], "errors", found[ERRORS], "captures", found[CAPTURES], "unwatched", found[UNWATCHED]
     );
 }
 

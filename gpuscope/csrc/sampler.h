@@ -22,18 +22,21 @@ typedef struct {
     int (*query)(void *stream);
 } Calls;
 
+/* What an answer says; `HELD`: at that moment a call of the program held the driver, and nothing could be asked. */
+enum { NO_WORK, WORK, HELD };
+
 /* What the driver said of one stream. The twin is `ANSWER` of `_cuda/stream_sampler.py`. */
 typedef struct {
     long long at_ns;
     unsigned long long stream;
     int device, open;
     unsigned round; /* All of a round were asked at one moment, as far as that can be. */
-    int had_work;
+    int said;
 } Answer;
 
-/* Answers, those with work, those that found no room, refusals of the driver, rounds during captures, rounds missed
-   because the driver answered late, streams for which there was no room. */
-enum { ASKED, HAD_WORK, DROPPED, ERRORS, CAPTURES, LATE, UNWATCHED, COUNTS };
+/* Answers, those with work, those of moments at which the driver was held, those that found no room, refusals of the
+   driver, rounds during captures, streams for which there was no room. */
+enum { ASKED, HAD_WORK, WAS_HELD, DROPPED, ERRORS, CAPTURES, UNWATCHED, COUNTS };
 
 typedef struct Sampler {
     int refs; /* Of the object, and of the thread. */
@@ -51,6 +54,12 @@ typedef struct Sampler {
     struct Sampler *next;
 } Sampler;
 
+/* What was answered last of one stream, for `stall.c`. The twin is `STREAM` of `_stalls/watch.py`. */
+typedef struct {
+    unsigned long long watch, stream;
+    long long device, open, asked_ns, work_since_ns, free_since_ns, had_work_ns;
+} StreamState;
+
 extern pthread_mutex_t sampler_lock;
 /* How many captures want that nothing is asked. */
 extern atomic_int sampler_holds;
@@ -59,6 +68,9 @@ long long sampler_now_ns(void);
 
 /* One round, under the lock but for the questions. Returns how long to wait for the next. */
 long long ask_streams(Sampler *sampler);
+
+/* What was answered last of so many streams that are asked; returns how many there are. */
+int copy_streams(StreamState *to, int most);
 
 /* Null where there is no memory. */
 Sampler *new_sampler(const Calls *calls, long long mean_ns, size_t capacity);

@@ -174,6 +174,21 @@ void drop_sampler(Sampler *self) {
     pthread_mutex_unlock(&sampler_lock);
 }
 
+int copy_streams(StreamState *to, int most) {
+    int count = 0;
+    pthread_mutex_lock(&sampler_lock);
+    for (Sampler *each = all; each != NULL; each = each->next)
+        for (int i = 0; each->is_running && i < each->count && count < most; i++) {
+            const Watch *watch = each->watches[i];
+            to[count++] = (StreamState){
+                (uintptr_t)watch, (uintptr_t)watch->stream, watch->device, atomic_load(&watch->open), watch->asked_ns,
+                watch->work_since_ns, watch->free_since_ns, watch->had_work_ns,
+            };
+        }
+    pthread_mutex_unlock(&sampler_lock);
+    return count;
+}
+
 static int is_any_asking(void) {
     for (Sampler *each = all; each != NULL; each = each->next)
         if (atomic_load(&each->is_asking)) return 1;

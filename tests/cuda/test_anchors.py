@@ -29,8 +29,8 @@ class LateGpu:
         self.records = []
         """Event and stream of each record, refused ones included."""
         self.limits = set()
-        self.held_ns = 0
-        """How long a record waits for the driver's lock."""
+        self.held_ns, self.holds_all = 0, True
+        """How long a record waits for the driver's lock; each, or the next one."""
         self.context, self.events = None, 0
         self.in_a_row = []
         """How long recording one took and how far neighbours are apart, in nanoseconds, per row; None: not in time."""
@@ -65,6 +65,7 @@ class LateGpu:
         assert self.context is not None
         self.records.append((event.value, stream.value))
         self.now_ns += self.held_ns
+        self.held_ns = self.held_ns if self.holds_all else 0
         late_ns = self.answers_after.pop(0) if self.answers_after else 4 * US
         if late_ns is None:
             return REFUSED
@@ -205,6 +206,23 @@ def test_a_record_that_waits_for_the_drivers_lock_does_not_widen_the_bracket(gpu
     before_ns, after_ns = bracket_of(anchor)
     assert before_ns <= gpu.recorded[anchor.event.value][1] <= after_ns
     assert 2 * anchor.half_ns < 10 * US
+
+
+def test_an_event_that_is_done_when_a_held_record_returns_is_recorded_again(gpu):
+    """It may have been done at any time of the wait. The lock is free now, for a while."""
+    gpu.held_ns, gpu.holds_all, gpu.answers_after = 25 * MS, False, [0, 4 * US]
+    anchor = Anchors(gpu, clock=gpu.now).take(0, ctypes.c_void_p(0xC0))
+    before_ns, after_ns = bracket_of(anchor)
+    assert before_ns <= gpu.recorded[anchor.event.value][1] <= after_ns
+    assert 2 * anchor.half_ns < 10 * US
+
+
+def test_a_lock_that_is_always_held_has_few_records(gpu):
+    """Three, and the tightest anchor is as wide as its wait."""
+    gpu.held_ns, gpu.answers_after = 25 * MS, [0, 0, 0]
+    anchor = Anchors(gpu, clock=gpu.now).take(0, ctypes.c_void_p(0xC0))
+    assert len(gpu.records) == 3
+    assert anchor.half_ns == pytest.approx(12.5 * MS, abs=US)
 
 
 def test_what_was_waited_for_is_bracketed_by_the_last_two_questions(gpu):

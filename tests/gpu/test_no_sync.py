@@ -52,8 +52,23 @@ def test_the_method_files_a_question_as_an_event_sync_of_no_length(cupti):
             event.elapsed_time(other)
     assert not any("EventSynchronize" in name for name in window.waits())
     # The first questions after CUPTI was attached take longer.
-    assert len(window.event_syncs()) >= 20
-    assert statistics.median(window.event_syncs()) < QUESTION_NS
+    assert len(window.syncs("Event Sync")) >= 20
+    assert statistics.median(window.syncs("Event Sync")) < QUESTION_NS
+
+
+def test_the_method_files_a_question_about_a_stream_as_a_stream_sync_of_no_length(cupti):
+    """And a wait for a stream as one of its length, beside the call."""
+    stream = torch.cuda.current_stream()
+    torch.cuda._sleep(BUSY_CYCLES)
+    with cupti.Window(waits=True) as window:
+        for _ in range(20):
+            stream.query()
+        torch.cuda._sleep(20 * BUSY_CYCLES)
+        stream.synchronize()
+    *asked, waited = window.syncs("Stream Sync")
+    assert statistics.median(asked) < QUESTION_NS
+    assert waited > 10 * QUESTION_NS
+    assert any("StreamSynchronize" in name for name in window.waits())
 
 
 def test_an_instrumented_loop_waits_as_often_as_a_plain_one(cupti):
@@ -67,7 +82,8 @@ def test_an_instrumented_loop_waits_as_often_as_a_plain_one(cupti):
         assert gpuscope.flush(30)
     assert Counter(instrumented.waits()) - Counter(plain.waits()) == Counter()
     # The GPU was always milliseconds behind, so that anything that waited for it would have waited for long.
-    assert all(length < QUESTION_NS for length in instrumented.event_syncs())
+    lengths = [length for kind in ("Event Sync", "Stream Sync") for length in instrumented.syncs(kind)]
+    assert all(length < QUESTION_NS for length in lengths)
     assert sum(span.kind == "gpu" for span in spans) == 3 * ITERATIONS
 
 

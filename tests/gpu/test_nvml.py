@@ -64,7 +64,7 @@ def since(before, now):
 
 def test_a_busy_loop_and_one_that_waits(nvml, loop, until):
     """Utilisation above 90 % and power above 50 W while the GPU works; utilisation falls while it does not."""
-    with capture(warmup=0):
+    with capture(nvml=True, warmup=0):
         loop(1.5)
         before = told(until)
         loop(3.0)
@@ -83,7 +83,7 @@ def test_a_busy_loop_and_one_that_waits(nvml, loop, until):
 
 def test_about_ten_readings_a_second_are_had(nvml, loop, until):
     """Nearly all of the time is watched, and no question is refused."""
-    with capture(warmup=0):
+    with capture(nvml=True, warmup=0):
         loop(1.0)
         before, began_s = told(until), time.monotonic()
         loop(3.0)
@@ -94,7 +94,7 @@ def test_about_ten_readings_a_second_are_had(nvml, loop, until):
 
 def test_it_is_the_gpu_in_use(nvml, loop, until):
     """Found by its UUID: the name that NVML has for it is PyTorch's."""
-    with capture(warmup=0):
+    with capture(nvml=True, warmup=0):
         loop(0.5)
         use = told(until)
     import ctypes
@@ -108,7 +108,7 @@ def test_it_is_the_gpu_in_use(nvml, loop, until):
 
 def test_this_process_is_no_other(nvml, loop, until):
     """Alone on the GPU, or it is said that nobody knows."""
-    with capture(warmup=0):
+    with capture(nvml=True, warmup=0):
         loop(3.0)
         use = told(until)
     assert not use.others
@@ -130,7 +130,7 @@ while time.monotonic() < until:
 
 def test_another_process_is_seen(nvml, loop, until):
     """One that works, where NVML shows processes at all."""
-    with capture(warmup=0):
+    with capture(nvml=True, warmup=0):
         loop(2.0)
         if HIDDEN in told(until).others_s:
             pytest.skip("NVML shows no processes here")
@@ -150,7 +150,7 @@ import json, torch, gpuscope
 from gpuscope.testing import capture
 x = torch.ones(1024, device="cuda")
 pause = __import__("threading").Event()
-with capture(warmup=0):
+with capture(nvml=True, warmup=0):
     while not gpuscope.statistics().gpus and not gpuscope.statistics().nvml.startswith("not"):
         with gpuscope.stage("request"):
             x.add_(1)
@@ -186,7 +186,11 @@ def test_a_process_ends_while_nvml_is_asked(run_program, tmp_path):
     """Its exit code is 0, again and again."""
     for _ in range(3):
         said = run_program(
-            ENDS, GPUSCOPE="1", GPUSCOPE_EXPORTER="file", GPUSCOPE_FILE=str(tmp_path / "spans-{pid}.jsonl")
+            ENDS,
+            GPUSCOPE="1",
+            GPUSCOPE_NVML="1",
+            GPUSCOPE_EXPORTER="file",
+            GPUSCOPE_FILE=str(tmp_path / "spans-{pid}.jsonl"),
         )
         assert said == "done"
     assert any("gpuscope.gpu.watched" in path.read_text() for path in tmp_path.iterdir())

@@ -196,7 +196,9 @@ static long long anchor_delay_ns; /* As on a GPU with one connection: an event w
 void fake_delay_anchors(long long ns) { anchor_delay_ns = ns; }
 
 static int record_held_ns; /* As while a copy from pageable memory holds the driver's lock. */
-void fake_hold_records(int ns) { record_held_ns = ns; }
+static int records_held;
+void fake_hold_records(int ns) { record_held_ns = ns, records_held = ns ? 1 << 30 : 0; }
+void fake_hold_one_record(int ns) { record_held_ns = ns, records_held = 1; }
 
 static int events_left = -1; /* Then the driver is out of memory. */
 void fake_make_events(int count) { events_left = count; }
@@ -222,7 +224,8 @@ int cuEventRecord(Event *event, void *stream) {
     }
     if (event == NULL) return INVALID_HANDLE;
     event->captured = captured_stream != NULL && stream == captured_stream;
-    if (stream == ANCHORS && record_held_ns) {
+    if (stream == ANCHORS && records_held > 0) {
+        records_held--;
         const struct timespec held_for = {0, record_held_ns};
         nanosleep(&held_for, NULL);
     }

@@ -237,6 +237,15 @@ def test_an_anchor_that_waits_for_the_drivers_lock_begins_when_it_has_it(machine
     assert spans[1].attributes["gpuscope.clock.uncertainty"] < 0.02
 
 
+def test_an_anchor_whose_event_was_done_meanwhile_is_taken_again(machine):
+    """A record that had to wait for the driver's lock, and then had an event that was done at once."""
+    machine.library.fake_hold_one_record(60_000_000)
+    run()
+    spans = machine.collect()
+    assert [span.kind for span in spans] == ["host", "gpu"]
+    assert spans[1].attributes["gpuscope.clock.uncertainty"] < 0.02
+
+
 def test_without_any_anchor_the_durations_are_told(machine, monkeypatch):
     """A GPU whose clock can't be read is asked ever less often, and its stages have durations without a place."""
     attempts, device = [], machine.engine.recorder.device

@@ -25,9 +25,9 @@ from opentelemetry.trace import SpanContext
 import gpuscope
 from gpuscope import stage
 from gpuscope._collecting.batch_builder import BatchBuilder, own_identity
-from gpuscope._collecting.resolve import Resolver, stream_of_all
+from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.clock import GpuClock
-from gpuscope._cuda.timed_stream import TimedStream
+from gpuscope._cuda.timed_stream import TimedStream, stream_of_all
 from gpuscope._data.interfaces import Anchor
 from gpuscope._data.native import StageRecord, native
 from gpuscope._data.record import Site, ThreadInfo

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from gpuscope._settings.config import Config
+from gpuscope._settings.flight import limits as limits_of
 from gpuscope._settings.shown import shown_setting, shown_url
 
 
@@ -102,6 +103,25 @@ class TestEnvironment:
         else:
             with pytest.raises(ValueError, match="every how long"):
                 Config().changed(syncs=text)
+
+    @pytest.mark.parametrize(
+        ("text", "limits"),
+        [("10s", (10, 0)), ("20x", (0, 20)), ("10s, 20x", (10, 20)), ("2.5X,250ms", (0.25, 2.5)), ("0", (0, 0))],
+    )
+    def test_stalls_have_a_limit_or_a_multiple_or_both(self, text, limits):
+        """In any order; off is no limit."""
+        config, complaints = Config.from_env({"GPUSCOPE_STALL": text})
+        assert not complaints
+        assert limits_of(config.stall) == limits if config.stall else limits == (0, 0)
+        assert Config().changed(stall=text).stall == config.stall
+
+    @pytest.mark.parametrize("text", ["yes", "1x", "10s, 5s", "10s,", "20x, 30x", "x", "-5s", "10s, 0", "1ms"])
+    def test_other_limits_of_stalls_are_refused(self, text):
+        """A variable warns and changes nothing; a keyword raises."""
+        config, complaints = Config.from_env({"GPUSCOPE_STALL": text})
+        assert (config.stall, len(complaints)) == ("", 1)
+        with pytest.raises(ValueError, match="a multiple of a stage's p99"):
+            Config().changed(stall=text)
 
     @pytest.mark.parametrize(("text", "path"), [("0", ""), ("off", ""), ("/dev/shm/a b", "/dev/shm/a b"), ("1", "")])
     def test_the_flight_recorder_is_a_file(self, text, path):

@@ -28,6 +28,7 @@ from gpuscope._data.attributes import (
     LANE,
     REASON,
     STAGE,
+    STALL_KIND,
 )
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.metrics import (
@@ -41,6 +42,7 @@ from gpuscope._data.metrics import (
     LOST,
     OCCUPIED,
     RECORDED,
+    STALLS,
     STREAM_BUSY,
     UNCERTAINTY,
     UNTIMED,
@@ -206,6 +208,8 @@ def account_points(statistics: Statistics, *, for_file: bool = False) -> Points:
     points: Points = {RECORDED: [DataPoint({}, statistics.recorded)], EXPORTED: [DataPoint({}, statistics.exported)]}
     for spec, counts in ((DROPPED, statistics.dropped), (LOST, statistics.lost), (UNTIMED, statistics.untimed)):
         points[spec] = [DataPoint({REASON: reason}, count) for reason, count in sorted(counts.items())]
+    if statistics.stalls:
+        points[STALLS] = [DataPoint({STALL_KIND: kind}, count) for kind, count in sorted(statistics.stalls.items())]
     if statistics.clock_uncertainty_ns is not None:
         points[UNCERTAINTY] = [DataPoint({}, statistics.clock_uncertainty_ns / 1e9)]
     if statistics.event_cost_ns is not None:

@@ -134,7 +134,7 @@ class StageTable {
 
 const ASKED =
   "GPU, busy: the part of the time in which streams that were asked at random times had work, queued or running, with " +
-  "its 95 % interval over requests; kernels ran for up to 12 points less where they are short. Idle: the rest. ";
+  "its 95 % interval over requests; kernels ran for up to 18 points less where they are short. Idle: the rest. ";
 
 /** The verdict on a line's stage, if there is one. */
 function judgedOf(findings, line) {
