@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gpuscope._flight.ring import Running
 
 _LOOK_EVERY_S = 0.25
-_PAUSE_NS = 2_000_000_000
-"""A look that comes so much later than the one before: the process was stopped."""
+_PAUSE_NS = 500_000_000
+"""Looks are at most half as far apart, unless the process was stopped, or had no processor."""
 _LEAST_LOOKS = 8
 """So often a limit is looked for, where it is short."""
 KEPT_NS = 600_000_000
@@ -124,7 +124,7 @@ class WatchInPython:
         """Return what is found at a moment."""
         opened = self._running()
         if self._last_ns and now_ns - self._last_ns > _PAUSE_NS:
-            for each in opened:  # The process was stopped, or the machine asleep.
+            for each in opened:  # Nobody could make progress.
                 each.active_ns += now_ns - self._last_ns
         self._last_ns = now_ns
         excused, late_inside = set(), set()

@@ -8,8 +8,8 @@
 #include "stall.h"
 
 enum { SITES_AT = 49152, SITE_BYTES = 128, THREADS_AT = 16384, THREAD_BYTES = 64, NONE = 0xFFFF };
-/* A look that comes so much later than the one before: the process was stopped. */
-static const long long PAUSE_NS = 2000000000;
+/* Looks are at most half as far apart, unless the process was stopped, or had no processor: then nobody made progress. */
+static const long long PAUSE_NS = 500000000;
 
 void copy_text(const char *at, char *to, size_t room) {
     size_t size = at == NULL ? 0 : atomic_load_explicit((_Atomic unsigned *)at, memory_order_acquire);
@@ -180,7 +180,6 @@ void excuse_all(StallWatch *self, long long now_ns) {
 
 void scan_ring(StallWatch *self, long long now_ns) {
     long long since_ns = now_ns - self->last_ns;
-    /* The process was stopped, or the machine asleep. */
     if (self->last_ns && since_ns > PAUSE_NS)
         for (int i = 0; i < self->count; i++) self->open[i].active_ns += since_ns;
     fill_buckets(self);

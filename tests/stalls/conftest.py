@@ -72,10 +72,10 @@ class Watched:
             self.end(self.begin(name, outer))
 
     def look(self, at_s):
-        """Look every second until then; return the names of the stages that are found, with a plus if they go on."""
+        """Look four times a second; return the names of the stages that are found until then, "+" if they go on."""
         found = []
         while self.now_s < at_s:
-            found += self.found(min(self.now_s + 1, at_s))
+            found += self.found(min(self.now_s + 0.25, at_s))
         return [("" if each.kind == BEGINS else "+") + each.site_name.decode() for each in found]
 
     def found(self, at_s):

@@ -17,8 +17,8 @@ def test_a_stage_that_stays_open_is_found_once(watched):
 def test_what_is_found_says_where_and_since_when(watched):
     """Its ids, thread, beginning and limit."""
     stage = watched.begin("infer")
-    watched.look(9.5)
-    (found,) = watched.found(10.5)
+    watched.look(9.75)
+    (found,) = watched.found(10.2)
     assert (found.trace_high, found.trace_low, found.span_id) == (5, 6, stage.span_id)
     assert (found.thread, found.thread_name, found.site_name) == (7, b"worker", b"infer")
     assert (found.start_ns, found.active_ns, found.limit_ns) == (stage.start_ns, stage.start_ns, 10**10)
