@@ -249,9 +249,8 @@ def _hook_exit_and_fork() -> None:
     if not state.hooked:
         state.hooked = True
         atexit.register(_exits.finish)
-        # Before handlers of `atexit` run, an interpreter that ends forbids thread pools and some imports, which a new
-        # collector still needs. Handlers of `_register_atexit` run earlier, and last in, first out as well, so that of
-        # the thread pools has to be there first. Private to Python; for programs of a few milliseconds.
+        # Before handlers of `atexit`, an interpreter that ends forbids thread pools and imports that a new collector
+        # needs. Those of `_register_atexit` (private) run earlier, last in, first out: that of the pools comes first.
         import concurrent.futures.thread  # noqa: F401
 
         getattr(threading, "_register_atexit", lambda _: None)(_exits.before_the_end)
@@ -266,8 +265,7 @@ def _hook_exit_and_fork() -> None:
 def _after_fork_in_child() -> None:
     """Begin anew: stages, threads, locks, connections and CUDA events remain the parent's."""
     engine, was_on, state.is_fork = state.engine, state.recorder is not None, True
-    state.lock = threading.RLock()
-    state.look = None
+    state.lock, state.look = threading.RLock(), None
     for instruments in state.meters.values():
         instruments.forget()
     if engine is None or engine.ended:
