@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope._collecting.keeping.requests import RequestKeys
     from gpuscope._collecting.resolve import Row
     from gpuscope._collecting.samples import SampleJoin
     from gpuscope._cuda.graphs.placing import Placed
@@ -51,6 +52,7 @@ class BatchBuilder:
         clock: nanoseconds, monotonic; the clock of the records.
         epoch_clock: nanoseconds since the epoch.
         samples: knows how often streams were asked for work, and during which stages; None where nothing is asked.
+        requests: notes which request each row belongs to; None where nobody asks.
 
     """
 
@@ -62,9 +64,10 @@ class BatchBuilder:
         clock: Callable[[], int] = time.perf_counter_ns,
         epoch_clock: Callable[[], int] = time.time_ns,
         samples: SampleJoin | None = None,
+        requests: RequestKeys | None = None,
     ) -> None:
         self._device = device
-        self._samples = samples
+        self._samples, self._requests = samples, requests
         self._warmup = warmup
         self._wall = WallClock(clock, epoch_clock)
         self._device_infos: dict[int, DeviceInfo] = {}
@@ -119,6 +122,8 @@ class BatchBuilder:
         self._count += len(rows)
         if self._is_live:
             self._records += [row[0] for row in rows]
+        if self._requests is not None:
+            self._requests.add(rows)
 
     def add_replays(self, placed: Placed, bridge: Bridge | None) -> None:
         """Add the stages inside replays of a graph: all of them or, if anything fails, none."""
@@ -129,6 +134,8 @@ class BatchBuilder:
         self._count += placed.start_ns.size
         if self._is_live:
             self._records += [None] * placed.start_ns.size
+        if self._requests is not None:
+            self._requests.add_replays(placed)
 
     def _fix_offset(self, bridge: Bridge | None) -> None:
         """Read the epoch's offset, once per batch, and share it with the bridge; settle whose the spans are."""
