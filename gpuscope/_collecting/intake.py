@@ -200,7 +200,7 @@ class Intake:
         return min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
 
     def take_requests(self) -> tuple[tuple[NDArray[np.uint64], NDArray[np.bool_]] | None, int]:
-        """Return what `RequestKeys.take` does of the batch so far, if that is wanted, and `past_ns`; before `finish`."""
+        """Return the requests of the batch so far, if they are wanted, and `past_ns`; before `finish`."""
         return (None, 0) if self._requests is None else (self._requests.take(), self.past_ns())
 
     @property

@@ -40,23 +40,52 @@ def trace_key(trace_id: int) -> int:
     return trace_id & _LOW ^ (trace_id >> 64) * _ODD & _LOW
 
 
+class Arrived:
+    """
+    Rows of a batch that have come, and what is known of each. Times are nanoseconds of the records' clock.
+
+    A step of the world's clock between two batches must not make a request longer.
+
+    Args:
+        batch: resolved stages, or light spans.
+        keys: of the requests; 0 where one is not known.
+        is_root: whether a row is the outermost stage of its request.
+        offset_ns: by so much the times of the batch are later than the records'.
+
+    """
+
+    def __init__(
+        self,
+        batch: StageBatch,
+        keys: NDArray[np.uint64],
+        is_root: NDArray[np.bool_],
+        offset_ns: NDArray[np.int64],
+    ) -> None:
+        self.batch, self.keys, self.is_root = batch, keys, is_root
+        self.start_ns, self.ended_ns = batch.host_start_ns - offset_ns, batch.host_end_ns - offset_ns
+        self.done_ns = np.maximum(self.ended_ns, batch.gpu_end_ns - offset_ns)
+        """On the host and on the GPU."""
+
+    @classmethod
+    def light(cls, batch: StageBatch) -> Arrived:
+        """Return light spans, which have times since the epoch alone; nothing compares them with others."""
+        count = len(batch.site)
+        return cls(batch, np.zeros(count, np.uint64), np.zeros(count, np.bool_), np.zeros(count, np.int64))
+
+
 class Groups:
     """
     Some rows of a batch, by their requests; each list or column has one item per request.
 
     Args:
-        batch: resolved stages, or light spans.
-        rows: which of its rows.
-        keys: of all its rows: of the request, or 0.
-        is_root: of all its rows: whether it is a request's outermost stage.
+        arrived: the rows of the batch.
+        rows: which of them.
 
     """
 
-    def __init__(
-        self, batch: StageBatch, rows: NDArray[np.int64], keys: NDArray[np.uint64], is_root: NDArray[np.bool_]
-    ) -> None:
-        traces = trace_keys(batch)[rows]
-        own = keys[rows]
+    def __init__(self, arrived: Arrived, rows: NDArray[np.int64]) -> None:
+        traces = trace_keys(arrived.batch)[rows]
+        own = arrived.keys[rows]
         own = np.where(own == 0, traces, own)
         order = np.argsort(own, kind="stable")
         ordered = own[order]
@@ -65,13 +94,11 @@ class Groups:
         self._ends = np.append(starts[1:], len(order))
         self.keys: list[int] = ordered[starts].tolist()
         self.traces: list[int] = traces[order[starts]].tolist()
-        ended = np.maximum(batch.host_end_ns, batch.gpu_end_ns)[self._rows]
-        self.end_ns = np.maximum.reduceat(ended, starts)
-        """Nanoseconds since the epoch, as the next."""
-        self.start_ns = np.minimum.reduceat(batch.host_start_ns[self._rows], starts)
+        self.end_ns = np.maximum.reduceat(arrived.done_ns[self._rows], starts)
+        self.start_ns = np.minimum.reduceat(arrived.start_ns[self._rows], starts)
         self.root = np.full(len(starts), -1)
         """The row of the outermost stage; -1 where it is not among them."""
-        roots = np.flatnonzero(is_root[self._rows])
+        roots = np.flatnonzero(arrived.is_root[self._rows])
         self.root[np.searchsorted(starts, roots, "right") - 1] = self._rows[roots]
         self.size = self._ends - starts
 

@@ -72,25 +72,24 @@ class Chunk:
 
 
 class Root(NamedTuple):
-    """A request's outermost stage, which has ended. Times in nanoseconds."""
+    """A request's outermost stage, which has ended. Times in nanoseconds of the records' clock."""
 
     kind: str
     start_ns: int
-    """Since the epoch."""
     ended_ns: int
-    """On the records' clock."""
+    """On the host."""
     warms_up: bool
 
 
 class Waiting:
-    """A request, or what came of a trace without one, that waits; times in nanoseconds since the epoch."""
+    """A request, or what came of a trace without one, that waits; times in nanoseconds of the records' clock."""
 
     __slots__ = ("born_ns", "end_ns", "parts", "root", "start_ns", "trace")
 
     def __init__(self, trace: int, born_ns: int) -> None:
         self.trace = trace
         self.born_ns = born_ns
-        """When its first row came, on the records' clock."""
+        """When its first row came."""
         self.parts: list[tuple[Chunk, NDArray[np.int64]]] = []
         self.root: Root | None = None
         self.start_ns, self.end_ns = 1 << 62, 0

@@ -58,7 +58,10 @@ class Judge:
 
     def certain(self, batch: StageBatch) -> dict[int, str]:
         """Return the rows by which their traces are kept whatever comes, and why."""
-        found = {}
+        found: dict[int, str] = {}
+        for place, site in enumerate(batch.sites):
+            if site.attributes.get(KEEP):
+                found.update(dict.fromkeys(np.flatnonzero(batch.site == place).tolist(), ASKED))
         for row, details in batch.details.items():
             if details.attributes is not None and details.attributes.get(KEEP):
                 found[row] = ASKED
@@ -66,7 +69,7 @@ class Judge:
                 found[row] = ERROR
         return found
 
-    def slow(self, batch: StageBatch, rows: NDArray[np.int64], end_ns: NDArray[np.int64]) -> dict[int, str]:
+    def slow(self, batch: StageBatch, rows: NDArray[np.int64], took_ns: NDArray[np.int64]) -> dict[int, str]:
         """
         Return which requests took too long, by their places in `rows`, and by which rule.
 
@@ -75,13 +78,12 @@ class Judge:
         Args:
             batch: resolved stages.
             rows: of the outermost stages.
-            end_ns: when all of each request was done, since the epoch.
+            took_ns: from the beginning of each request until all of it was done.
 
         """
         found: dict[int, str] = {}
         if not len(rows):
             return found
-        took_ns = end_ns - batch.host_start_ns[rows]
         if self._quantiles is not None:
             kinds = np.where(batch.flags[rows] & _WARMUP, -1, batch.site[rows])
             for kind in set(kinds.tolist()) - {-1}:

@@ -9,7 +9,7 @@ request in it. Exports nothing and counts no stage: `take` says what is to be do
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gpuscope._collecting.keeping.groups import Arrived
     from gpuscope._data.batch import StageBatch
     from gpuscope._settings.keeping.rules import Rules
 
@@ -34,18 +35,6 @@ NOT_KEPT, KEEP_FULL = "not_kept", "keep_full"
 _REASONS = {LEFT_OUT: NOT_KEPT, NO_ROOM: KEEP_FULL}
 CUT_OFF = "cut_off"
 _WARMUP = int(RowFlag.WARMUP)
-
-
-class Arrived(NamedTuple):
-    """Rows of a batch that have come, and what is known of each."""
-
-    batch: StageBatch
-    keys: NDArray[np.uint64]
-    """Of its request; 0 where that is not known."""
-    is_root: NDArray[np.bool_]
-    """Whether it is the outermost stage of its request."""
-    ended_ns: NDArray[np.int64]
-    """On the records' clock."""
 
 
 class Keeper:
@@ -89,10 +78,10 @@ class Keeper:
         if kept.any():
             roots = np.flatnonzero(kept & arrived.is_root)
             self.counts[SHARE] += len(roots)
-            self._judgement.slow(batch, roots, np.maximum(batch.host_end_ns, batch.gpu_end_ns)[roots])
+            self._judgement.slow(batch, roots, (arrived.done_ns - arrived.start_ns)[roots])
         rest = np.flatnonzero(~kept)
         if len(rest):
-            self._decide_others(arrived, Groups(batch, rest, arrived.keys, arrived.is_root), kept, past_ns)
+            self._decide_others(arrived, Groups(arrived, rest), kept, past_ns)
         if kept.any():
             chunk = Chunk(batch)
             self._pieces[chunk] = [np.flatnonzero(kept)]
@@ -179,7 +168,8 @@ class Keeper:
         if len(self._held):
             ready &= np.array([not self._held.has(trace) for trace in groups.traces])
         timed = np.flatnonzero(has_root & (ready | np.array([each is KEPT for each in known])))
-        slow = self._judgement.slow(batch, groups.root[timed], groups.end_ns[timed])
+        roots = groups.root[timed]
+        slow = self._judgement.slow(batch, roots, groups.end_ns[timed] - arrived.start_ns[roots])
         slow = {place: why for at, why in slow.items() if ready[place := int(timed[at])]}
         for place, reason in slow.items():
             self._keep(groups.traces[place], reason)
@@ -234,7 +224,7 @@ class Keeper:
             waiting.end_ns = max(waiting.end_ns, int(groups.end_ns[place]))
             if root >= 0:
                 kind, warms_up = batch.sites[batch.site[root]].name, bool(batch.flags[root] & _WARMUP)
-                waiting.root = Root(kind, int(batch.host_start_ns[root]), int(arrived.ended_ns[root]), warms_up)
+                waiting.root = Root(kind, int(arrived.start_ns[root]), int(arrived.ended_ns[root]), warms_up)
                 self._ended[key] = None
             elif key == trace:
                 self._of_no_request[trace] = None
@@ -263,8 +253,10 @@ class Keeper:
         """Keep a trace, and all that waits of it."""
         if self._decided.get(trace) is not KEPT:
             self.counts[reason] += 1
-        self._decided.note((trace,), KEPT)
-        for key in self._held.of_trace(trace):
+        keys = self._held.of_trace(trace)
+        # By the requests' keys too, because a provider that comes late gives the trace another id.
+        self._decided.note((trace, *keys), KEPT)
+        for key in keys:
             for chunk, rows in self._held.close(key).parts:
                 self._pieces.setdefault(chunk, []).append(rows)
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._collecting.batch_builder import select
-from gpuscope._collecting.keeping.keeper import Arrived, Keeper
+from gpuscope._collecting.keeping.groups import Arrived
+from gpuscope._collecting.keeping.keeper import Keeper
 from gpuscope._data.plain.values import shown
 from gpuscope._settings.keeping.rules import rules_of
 
@@ -132,18 +133,17 @@ class Onward:
     ) -> NDArray[np.bool_]:
         """Give the sampled stages, and light spans, to the keeper; return which stages are kept by now."""
         batch, keys, is_root = arrived
-        ended_ns, sampled = batch.host_end_ns - self._intake.offset_ns, batch.sampled
+        sampled = batch.sampled
+        offset_ns = np.broadcast_to(self._intake.offset_ns, sampled.shape)
         kept = np.zeros(len(sampled), np.bool_)
         if sampled.any():
             rows = batch if sampled.all() else select(batch, sampled)
             self._left -= len(rows.site)
             self._held[False] += len(rows.site)
-            kept[sampled] = keeper.decide(Arrived(rows, keys[sampled], is_root[sampled], ended_ns[sampled]), past_ns)
+            kept[sampled] = keeper.decide(Arrived(rows, keys[sampled], is_root[sampled], offset_ns[sampled]), past_ns)
         for each in light:
-            count = len(each.site)
-            self._held[True] += count
-            nothing = np.zeros(count, np.uint64), np.zeros(count, np.bool_), np.zeros(count, np.int64)
-            keeper.decide(Arrived(each, *nothing), past_ns)
+            self._held[True] += len(each.site)
+            keeper.decide(Arrived.light(each), past_ns)
         return kept
 
     def _hand_on_decided(self, keeper: Keeper, breathe: Callable[[], None], *, last: bool) -> None:

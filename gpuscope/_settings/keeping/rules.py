@@ -104,7 +104,7 @@ def _quantile(word: str) -> float:
     percent = float(word[1:])
     if not _LEAST_QUANTILE <= percent <= _MOST_QUANTILE:
         raise ValueError(f"a quantile from p{_LEAST_QUANTILE:g} to p{_MOST_QUANTILE:g}")
-    return percent / 100
+    return round(percent / 100, 9)
 
 
 def _slower(text: str) -> int:
