@@ -78,9 +78,10 @@ def serve(requests: int) -> list[int]:
                         until_s = clock() + SLOW_S
                         while clock() < until_s:
                             pass
-        next_s = max(next_s + 1 / REQUESTS_A_SECOND, clock() - 0.05)
-        if next_s > clock():
-            time.sleep(next_s - clock())
+        now_s = clock()
+        next_s = max(next_s + 1 / REQUESTS_A_SECOND, now_s - 0.05)
+        if next_s > now_s:
+            time.sleep(next_s - now_s)
     return slow
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from gpuscope._data.plain.gpu_use import GpuUse
 
 
-ROOM = ("queue_full", "queue_bytes", "keep_full")
+NOT_KEPT, KEEP_FULL = "not_kept", "keep_full"
+"""Reasons for which `GPUSCOPE_KEEP` has stages dropped: by a decision, or undecided, because too many waited."""
+ROOM = ("queue_full", "queue_bytes", KEEP_FULL)
 """Reasons for which stages are dropped because there is no room for them: for one more, for what it was told, or for
 those of which it is not known yet whether `GPUSCOPE_KEEP` keeps them."""
 
@@ -27,11 +29,11 @@ MEANINGS = {
     "after_shutdown": "they ended after recording had",
     "buffer_full": "the endpoint took them too slowly",
     "disk": "the file could not be written",
-    "keep_full": "too many waited for the end of their requests, which `keep` needs; raise its `rows`",
+    KEEP_FULL: "too many waited for the end of their requests, which `keep` needs; raise its `rows`",
     "no_exporter": "there was nowhere to send them",
     "no_provider": "the program has set no TracerProvider, which `sdk` needs",
     "no_span": "the program's TracerProvider made no span of them",
-    "not_kept": "left out by `keep`",
+    NOT_KEPT: "left out by `keep`",
     "not_recording": "the program's sampler left them out late",
     "provider_shutdown": "the program's TracerProvider had ended",
     "queue_bytes": "their attributes found no room",

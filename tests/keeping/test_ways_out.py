@@ -16,6 +16,8 @@ import gpuscope
 from gpuscope import _runtime, stage
 from gpuscope._recording.state import state
 from gpuscope._settings.config import Config
+from gpuscope.analysis.read import read
+from gpuscope.analysis.verdict import judge
 from gpuscope.testing import FakeDevice, ManualClock
 
 from ..exporters.receiver import Receiver
@@ -142,7 +144,9 @@ def test_a_file(record, tmp_path, clock):
         for span in scope["spans"]
     ]
     assert sorted(names) == KEPT
-    assert "not_kept" in path.read_text()
+    notes = judge(read([path])).notes
+    assert "Stages dropped: 4 not_kept." in notes
+    assert any(note.startswith("These are the requests that `keep` has kept") for note in notes)
 
 
 def test_a_provider_that_comes_late_gets_none_of_what_waited(record, receiver, clock):
@@ -184,7 +188,7 @@ def test_the_applications_own_spans_are_not_left_out(record, clock):
 
 
 FORK = """
-import os, sys, time, gpuscope
+import os, sys, threading, gpuscope
 gpuscope.enable()
 with gpuscope.stage("request"):
     with gpuscope.stage("before"): pass
@@ -192,7 +196,7 @@ with gpuscope.stage("request"):
     child = os.fork()
     if child:
         os.waitpid(child, 0)
-    with gpuscope.stage("after " + ("parent" if child else "child")): time.sleep(0.05)
+    with gpuscope.stage("after " + ("parent" if child else "child")): threading.Event().wait(0.05)
 gpuscope.shutdown()
 found = gpuscope.statistics()
 print(found.recorded, found.exported, found.pending, found.lost, found.dropped, found.kept, flush=True)

@@ -17,6 +17,7 @@ from gpuscope._collecting.keeping.groups import Groups, trace_key
 from gpuscope._collecting.keeping.held import KEPT, LEFT_OUT, NO_ROOM, Chunk, Decided, Held, Root, Waiting, rows_of
 from gpuscope._collecting.keeping.judge import SHARE, SLOWER, Judge
 from gpuscope._data.batch import RowFlag
+from gpuscope._data.statistics import KEEP_FULL, NOT_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 _UNCLAIMED_NS = 600_000_000_000
 """So long a row waits that belongs to no request of this process, such as the light span of a member that is a span of
 the application's."""
-NOT_KEPT, KEEP_FULL = "not_kept", "keep_full"
-"""Why stages are dropped: by a decision, or undecided, because too many waited."""
 _REASONS = {LEFT_OUT: NOT_KEPT, NO_ROOM: KEEP_FULL}
 CUT_OFF = "cut_off"
 _WARMUP = int(RowFlag.WARMUP)
