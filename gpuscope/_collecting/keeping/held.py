@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import StageBatch
 
-LEFT_OUT, KEPT, NO_ROOM = "left_out", "kept", "no_room"
+UNDECIDED, LEFT_OUT, KEPT, NO_ROOM = range(4)
 """What may have been decided of a request or a trace."""
 _REMEMBERED = 32_768
 """Decisions are remembered until so many more have come, or twice as many: some 100 bytes each. There are two per
@@ -46,14 +46,18 @@ class Decided:
 
     def __init__(self, remembered: int = _REMEMBERED) -> None:
         self._remembered = remembered
-        self._newer: dict[int, str] = {}
-        self._older: dict[int, str] = {}
+        self._newer: dict[int, int] = {}
+        self._older: dict[int, int] = {}
 
-    def get(self, key: int) -> str | None:
+    def get(self, key: int) -> int:
         """Return what was decided, if that is remembered."""
-        return self._newer.get(key) or self._older.get(key)
+        return self._newer.get(key) or self._older.get(key, UNDECIDED)
 
-    def note(self, keys: Iterable[int], decision: str) -> None:
+    def among(self, keys: list[int]) -> set[int]:
+        """Return those of the keys of which something is remembered."""
+        return (self._newer.keys() & keys) | (self._older.keys() & keys)
+
+    def note(self, keys: Iterable[int], decision: int) -> None:
         """Remember a decision."""
         self._newer.update(dict.fromkeys(keys, decision))
         if len(self._newer) >= self._remembered:
@@ -124,6 +128,10 @@ class Held:
     def has(self, trace: int) -> bool:
         """Tell whether anything of a trace waits."""
         return trace in self._by_trace
+
+    def traces_among(self, traces: list[int]) -> set[int]:
+        """Return those of the traces of which anything waits."""
+        return self._by_trace.keys() & traces
 
     def of_trace(self, trace: int) -> list[int]:
         """Return the keys of what waits of a trace."""

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._collecting.keeping.groups import Groups, trace_key
-from gpuscope._collecting.keeping.held import KEPT, LEFT_OUT, NO_ROOM, Chunk, Decided, Held, Root, Waiting, rows_of
+from gpuscope._collecting.keeping.held import (
+    KEPT,
+    LEFT_OUT,
+    NO_ROOM,
+    UNDECIDED,
+    Chunk,
+    Decided,
+    Held,
+    Root,
+    Waiting,
+    rows_of,
+)
 from gpuscope._collecting.keeping.judge import SHARE, SLOWER, Judge
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.statistics import KEEP_FULL, NOT_KEPT
@@ -32,6 +43,9 @@ _UNCLAIMED_NS = 600_000_000_000
 """So long a row waits that belongs to no request of this process, such as the light span of a member that is a span of
 the application's."""
 _REASONS = {LEFT_OUT: NOT_KEPT, NO_ROOM: KEEP_FULL}
+_MANY = 512
+"""From so many requests in one batch on there are pauses: a thousand take a millisecond."""
+_COUNTED = {LEFT_OUT: "left_out", NO_ROOM: "no_room"}
 CUT_OFF = "cut_off"
 _WARMUP = int(RowFlag.WARMUP)
 
@@ -56,20 +70,21 @@ class Keeper:
         self._pieces: dict[Chunk, list[NDArray[np.int64]]] = {}
         self._left_out: Counter[tuple[bool, str]] = Counter()
         # All keys are there from the start, because other threads copy it.
-        self.counts = dict.fromkeys((*self._judgement.reasons, CUT_OFF, LEFT_OUT, NO_ROOM), 0)
+        self.counts = dict.fromkeys((*self._judgement.reasons, CUT_OFF, *_COUNTED.values()), 0)
         """Traces that were kept, by the first rule that did so; and requests that were left out."""
 
     def __len__(self) -> int:
         """The requests that wait."""
         return len(self._held)
 
-    def decide(self, arrived: Arrived, past_ns: int) -> NDArray[np.bool_]:
+    def decide(self, arrived: Arrived, past_ns: int, breathe: Callable[[], None]) -> NDArray[np.bool_]:
         """
         Decide what can be decided, and hold the rest; return which of the rows are kept by now.
 
         Args:
             arrived: the rows.
             past_ns: all stages that had ended by then, on the records' clock, have arrived.
+            breathe: pauses, where there are many requests.
 
         """
         batch = arrived.batch
@@ -80,7 +95,8 @@ class Keeper:
             self._judgement.slow(batch, roots, (arrived.done_ns - arrived.start_ns)[roots])
         rest = np.flatnonzero(~kept)
         if len(rest):
-            self._decide_others(arrived, Groups(arrived, rest), kept, past_ns)
+            groups = Groups(arrived, rest)
+            self._decide_others(arrived, groups, kept, past_ns, breathe if len(groups) > _MANY else lambda: None)
         if kept.any():
             chunk = Chunk(batch)
             self._pieces[chunk] = [np.flatnonzero(kept)]
@@ -141,7 +157,7 @@ class Keeper:
 
     def is_kept(self, trace_id: int) -> bool:
         """Tell whether a trace is known to be kept."""
-        return self._judgement.is_in_share(trace_id) or self._decided.get(trace_key(trace_id)) is KEPT
+        return self._judgement.is_in_share(trace_id) or self._decided.get(trace_key(trace_id)) == KEPT
 
     def take(self) -> tuple[list[StageBatch], Mapping[tuple[bool, str], int]]:
         """Return what is to be exported now, and how many were left out: whether they are light spans, and why."""
@@ -154,68 +170,66 @@ class Keeper:
             batches.append(rows_of(chunk.batch, mask))
         return batches, left_out
 
-    def _decide_others(self, arrived: Arrived, groups: Groups, kept: NDArray[np.bool_], past_ns: int) -> None:
+    def _decide_others(
+        self, arrived: Arrived, groups: Groups, kept: NDArray[np.bool_], past_ns: int, breathe: Callable[[], None]
+    ) -> None:
+        """Decide on the rows that the share does not keep; an item of each column here is a request."""
         batch, has_root = arrived.batch, groups.root >= 0
-        is_over = has_root & (arrived.ended_ns[groups.root] <= past_ns)
         certain = {row: why for row, why in self._judgement.certain(batch).items() if not kept[row]}
         why = dict(zip(groups.place_of(np.array(list(certain), np.int64)).tolist(), certain.values(), strict=True))
-        known = [
-            self._known(key, trace, why.get(place))
-            for place, (key, trace) in enumerate(zip(groups.keys, groups.traces, strict=True))
-        ]
-        ready = np.array([each is None for each in known]) & is_over
-        if len(self._held):
-            ready &= np.array([not self._held.has(trace) for trace in groups.traces])
-        timed = np.flatnonzero(has_root & (ready | np.array([each is KEPT for each in known])))
+        breathe()
+        decision = self._known(groups, why)
+        breathe()
+        ready = (decision == UNDECIDED) & has_root & (arrived.ended_ns[groups.root] <= past_ns)
+        ready &= ~_among(groups.traces, self._held.traces_among(groups.traces))
+        timed = np.flatnonzero(ready | (has_root & (decision == KEPT)))
         roots = groups.root[timed]
         slow = self._judgement.slow(batch, roots, groups.end_ns[timed] - arrived.start_ns[roots])
-        slow = {place: why for at, why in slow.items() if ready[place := int(timed[at])]}
+        slow = {place: reason for at, reason in slow.items() if ready[place := int(timed[at])]}
         for place, reason in slow.items():
             self._keep(groups.traces[place], reason)
         if slow or why:  # Others of the same traces in this batch are kept with them.
-            known = [
-                KEPT if each is None and self._decided.get(trace) is KEPT else each
-                for each, trace in zip(known, groups.traces, strict=True)
-            ]
-        for place in np.flatnonzero(ready).tolist():
-            known[place] = known[place] or LEFT_OUT
-        self._remember(groups, known, ready)
-        kept[groups.of_rows(np.array([each is KEPT for each in known]))] = True
-        for decision, reason in _REASONS.items():
-            which = np.array([each is decision for each in known])
-            if which.any():
-                self._left_out[batch.shared is not None, reason] += int(groups.size[which].sum())
-        self._hold(arrived, groups, [place for place, each in enumerate(known) if each is None])
+            now = {groups.traces[place] for place in (*slow, *why)}
+            also = _among(groups.traces, {trace for trace in now if self._decided.get(trace) == KEPT})
+            decision[also & (decision == UNDECIDED)] = KEPT
+        breathe()
+        left_out = np.flatnonzero(ready & (decision == UNDECIDED)).tolist()
+        decision[left_out] = LEFT_OUT
+        self.counts[_COUNTED[LEFT_OUT]] += len(left_out)
+        self._decided.note([numbers[place] for numbers in (groups.keys, groups.traces) for place in left_out], LEFT_OUT)
+        kept[groups.of_rows(decision == KEPT)] = True
+        for code, reason in _REASONS.items():
+            if count := int(groups.size[decision == code].sum()):
+                self._left_out[batch.shared is not None, reason] += count
+        self._hold(arrived, groups, decision == UNDECIDED)
 
-    def _known(self, key: int, trace: int, certain: str | None) -> str | None:
-        """Return what was decided of a request before, or is by what is certain."""
-        known = self._decided.get(trace)
-        if known is not KEPT:
-            if key != trace:
+    def _known(self, groups: Groups, why: Mapping[int, str]) -> NDArray[np.int8]:
+        """Return what was decided of each request before, or is by what is certain."""
+        decision = np.full(len(groups), UNDECIDED, np.int8)
+        # Hardly any: most requests are new and come in one batch.
+        before = self._decided.among(groups.traces) | self._decided.among(groups.keys)
+        places = set(why) | set(np.flatnonzero(_among(groups.traces, before) | _among(groups.keys, before)).tolist())
+        for place in sorted(places):
+            key, trace = groups.keys[place], groups.traces[place]
+            known = self._decided.get(trace)
+            if known != KEPT and key != trace:
                 known = self._decided.get(key)
-            elif self._held.has(trace):
-                known = None  # A request of the trace is still to decide.
-            if known is None and certain is not None:
-                self._keep(trace, certain)
+            elif known != KEPT and self._held.has(trace):
+                known = UNDECIDED  # A request of the trace is still to decide.
+            if known == UNDECIDED and place in why:
+                self._keep(trace, why[place])
                 known = KEPT
-        return known
+            decision[place] = known
+        return decision
 
-    def _remember(self, groups: Groups, known: list[str | None], ready: NDArray[np.bool_]) -> None:
-        places = [place for place in np.flatnonzero(ready).tolist() if known[place] is LEFT_OUT]
-        self.counts[LEFT_OUT] += len(places)
-        self._decided.note((groups.keys[place] for place in places), LEFT_OUT)
-        self._decided.note((groups.traces[place] for place in places), LEFT_OUT)
-
-    def _hold(self, arrived: Arrived, groups: Groups, places: list[int]) -> None:
-        if not places:
+    def _hold(self, arrived: Arrived, groups: Groups, chosen: NDArray[np.bool_]) -> None:
+        if not chosen.any():
             return
         batch = arrived.batch
         mask = np.zeros(len(batch.site), np.bool_)
-        chosen = np.zeros(len(groups), np.bool_)
-        chosen[places] = True
         mask[groups.of_rows(chosen)] = True
         chunk, moved, now_ns = self._held.hold(rows_of(batch, mask)), np.cumsum(mask) - 1, self._clock()
-        for place in places:
+        for place in np.flatnonzero(chosen).tolist():
             key, trace, root = groups.keys[place], groups.traces[place], int(groups.root[place])
             waiting = self._held.open(key, trace, now_ns)
             waiting.parts.append((chunk, moved[groups.rows(place)]))
@@ -243,14 +257,14 @@ class Keeper:
             del self._of_no_request[trace]
         elif len(self._held.of_trace(trace)) == 1:
             known = self._decided.get(trace)
-            if known is None and self._clock() - waiting.born_ns > _UNCLAIMED_NS:
+            if known == UNDECIDED and self._clock() - waiting.born_ns > _UNCLAIMED_NS:
                 known = LEFT_OUT
-            if known is not None:
+            if known != UNDECIDED:
                 self._leave_out(trace, waiting, known)
 
     def _keep(self, trace: int, reason: str) -> None:
         """Keep a trace, and all that waits of it."""
-        if self._decided.get(trace) is not KEPT:
+        if self._decided.get(trace) != KEPT:
             self.counts[reason] += 1
         keys = self._held.of_trace(trace)
         # By the requests' keys too, because a provider that comes late gives the trace another id.
@@ -259,9 +273,16 @@ class Keeper:
             for chunk, rows in self._held.close(key).parts:
                 self._pieces.setdefault(chunk, []).append(rows)
 
-    def _leave_out(self, key: int, waiting: Waiting, decision: str) -> None:
+    def _leave_out(self, key: int, waiting: Waiting, decision: int) -> None:
         self._held.close(key)
         self._decided.note((key, waiting.trace), decision)
-        self.counts[decision] += 1
+        self.counts[_COUNTED[decision]] += 1
         for chunk, rows in waiting.parts:
             self._left_out[chunk.batch.shared is not None, _REASONS[decision]] += len(rows)
+
+
+def _among(numbers: list[int], few: set[int]) -> NDArray[np.bool_]:
+    """Return which of the numbers are among a few."""
+    if not few:
+        return np.zeros(len(numbers), np.bool_)
+    return np.fromiter(map(few.__contains__, numbers), np.bool_, len(numbers))

@@ -110,7 +110,7 @@ class Onward:
         sampled, finished, seen = int(np.count_nonzero(batch.sampled)), self._intake.take_finished(), batch
         if self._keeper is not None and requests is not None:
             # Exemplars of metrics lead to traces, so none is of one that is not kept by now.
-            seen = replace(batch, sampled=self._decide(self._keeper, (batch, *requests), past_ns, light))
+            seen = replace(batch, sampled=self._decide(self._keeper, (batch, *requests), past_ns, light, breathe))
             finished = [_as_kept(each, self._keeper) for each in finished]
             breathe()
         self._metrics.add(seen, finished)
@@ -130,6 +130,7 @@ class Onward:
         arrived: tuple[StageBatch, NDArray[np.uint64], NDArray[np.bool_]],
         past_ns: int,
         light: list[StageBatch],
+        breathe: Callable[[], None],
     ) -> NDArray[np.bool_]:
         """Give the sampled stages, and light spans, to the keeper; return which stages are kept by now."""
         batch, keys, is_root = arrived
@@ -140,10 +141,12 @@ class Onward:
             rows = batch if sampled.all() else select(batch, sampled)
             self._left -= len(rows.site)
             self._held[False] += len(rows.site)
-            kept[sampled] = keeper.decide(Arrived(rows, keys[sampled], is_root[sampled], offset_ns[sampled]), past_ns)
+            kept[sampled] = keeper.decide(
+                Arrived(rows, keys[sampled], is_root[sampled], offset_ns[sampled]), past_ns, breathe
+            )
         for each in light:
             self._held[True] += len(each.site)
-            keeper.decide(Arrived.light(each), past_ns)
+            keeper.decide(Arrived.light(each), past_ns, breathe)
         return kept
 
     def _hand_on_decided(self, keeper: Keeper, breathe: Callable[[], None], *, last: bool) -> None:
