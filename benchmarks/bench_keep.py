@@ -10,11 +10,12 @@ if a goal is missed.
 
 from __future__ import annotations
 
+import contextvars
 import json
 import math
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,17 @@ from _receiver import Receiver
 from _tail_worker import thread_cpu_ns
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
-SLOW_S, SHARE, SLOW_SHARE = 0.005, 0.01, 0.01
-WAYS = {"all": "", "keep": f"slower=5ms, p99, error, share={SHARE}", "none": "slower=1h"}
+SLOW_S, SHARE, SLOW_SHARE = 0.3, 0.01, 0.01
+WAYS = {"all": "", "keep": f"slower=250ms, p99, error, share={SHARE}", "none": "slower=1h"}
 """By name, what `keep` is; `none` keeps nothing, and shows what deciding costs alone."""
-CHECKED = f"slower=5ms, share={SHARE}"
+CHECKED = f"slower=250ms, share={SHARE}"
+AT_ONCE = 64
+"""Requests that run at the same time: about 20 ms each, so that some are in two batches of the collector."""
 INNER = ("decode", "preprocess", "h2d", "infer", "d2h", "postprocess")
 STAGES = 1 + len(INNER)
 REQUESTS_A_SECOND = 3_000
@@ -61,27 +66,45 @@ class Keeps:
         return np.concatenate([getattr(batch, name) for batch in self.batches])
 
 
-def serve(requests: int) -> list[int]:
-    """Run requests at an even pace; return the lower halves of the trace ids of those that are slow by construction."""
+def request(is_slow: bool, slow: list[int]) -> Iterator[None]:
+    """Run a request of seven stages; a slow one waits in between, by turns."""
     import gpuscope
 
-    draw, slow, clock = random.Random(7), [], time.perf_counter
-    next_s = clock()
-    for _ in range(requests):
-        with gpuscope.stage("request"):
-            is_slow = draw.random() < SLOW_SHARE
-            if is_slow:
-                slow.append(gpuscope.here().trace_id & (1 << 64) - 1)
-            for name in INNER:
-                with gpuscope.stage(name):
-                    if is_slow and name == "infer":
-                        until_s = clock() + SLOW_S
-                        while clock() < until_s:
-                            pass
-        now_s = clock()
-        next_s = max(next_s + 1 / REQUESTS_A_SECOND, now_s - 0.05)
-        if next_s > now_s:
-            time.sleep(next_s - now_s)
+    with gpuscope.stage("request"):
+        if is_slow:
+            slow.append(gpuscope.here().trace_id & (1 << 64) - 1)
+        until_s = time.perf_counter() + SLOW_S
+        for name in INNER:
+            with gpuscope.stage(name):
+                pass
+            yield
+        while is_slow and time.perf_counter() < until_s:
+            yield
+
+
+def serve(requests: int, at_once: int) -> list[int]:
+    """
+    Run requests at an even pace, in turns of a stage if there are several at once.
+
+    Returns the lower halves of the trace ids of those that are slow by construction.
+    """
+    draw, clock = random.Random(7), time.perf_counter
+    slow: list[int] = []
+    running: deque[tuple[contextvars.Context, Iterator[None]]] = deque()
+    next_s, begun, turns = clock(), 0, 0
+    while running or begun < requests:
+        while len(running) < at_once and begun < requests:
+            running.append((contextvars.Context(), request(draw.random() < SLOW_SHARE, slow)))
+            begun += 1
+        context, steps = running.popleft()
+        if context.run(next, steps, True) is None:
+            running.append((context, steps))
+        turns += 1
+        if turns % STAGES == 0:
+            now_s = clock()
+            next_s = max(next_s + 1 / REQUESTS_A_SECOND, now_s - 0.05)
+            if next_s > now_s:
+                time.sleep(next_s - now_s)
     return slow
 
 
@@ -91,12 +114,18 @@ def measure(way: str, endpoint: str, requests: int) -> dict[str, Any]:
 
     _fake_gpu.install()
     gpuscope.enable(
-        exporters="otlp", keep=WAYS[way], otlp_base_endpoint=endpoint, gpu_spans="all", queue_size=65_536, warmup=0
+        exporters="otlp",
+        keep=WAYS[way],
+        otlp_base_endpoint=endpoint,
+        gpu_spans="all",
+        queue_size=65_536,
+        warmup=0,
+        nvtx=False,
     )
-    serve(requests // 10)
+    serve(requests // 10, AT_ONCE)
     assert gpuscope.flush(60)
     recorded, before = gpuscope.statistics().recorded, thread_cpu_ns()
-    serve(requests)
+    serve(requests, AT_ONCE)
     assert gpuscope.flush(60)
     spent = {name: ns - before.get(name, 0) for name, ns in thread_cpu_ns().items()}
     account = gpuscope.statistics()
@@ -118,9 +147,16 @@ def check(requests: int) -> dict[str, Any]:
 
     _fake_gpu.install()
     keeps = Keeps()
-    settings = {"exporters": "none", "keep": CHECKED, "gpu_spans": "all", "queue_size": 65_536, "warmup": 0}
+    settings = {
+        "exporters": "none",
+        "keep": CHECKED,
+        "gpu_spans": "all",
+        "queue_size": 65_536,
+        "warmup": 0,
+        "nvtx": False,
+    }
     with _runtime.period(Config().changed(mode="on", **settings), exporters=(keeps,)) as engine:
-        slow = set(serve(requests))
+        slow = set(serve(requests, AT_ONCE))
         assert engine.flush(60)
         account = engine.statistics()
     assert not any((account.missing, account.pending, account.untimed)), account

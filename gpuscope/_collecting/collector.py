@@ -109,7 +109,7 @@ class Collector:
             self._intake,
             clock=recorder.clock,
             wake=wake.set,
-            export=self._export,
+            export=partial(self._export, now=True),
             send=self._send,
             pass_on=self.active_exporters.pass_on,
             missing=lambda: sum(self.statistics().missing.values()),
@@ -239,7 +239,7 @@ class Collector:
         """Do one slice and export its rows; return whether there is more to do right away."""
         self._prepare()
         more = self._intake.slice(may_ask=self._may_ask, give_up=give_up)
-        self._export()
+        self._export(now=True)
         return more
 
     def _refresh(self) -> None:
@@ -253,9 +253,9 @@ class Collector:
         self.active_exporters.refresh(bridge, partial(self._export, last=True))
         self.metrics_pipeline.refresh()
 
-    def _export(self, *, last: bool = False) -> None:
+    def _export(self, *, now: bool = False, last: bool = False) -> None:
         """Finish the batch and hand it on; the last of all, or for these exporters, with what is undecided."""
-        self._onward.export(self._breathe, last=last)
+        self._onward.export(self._breathe, now=now or bool(self._flushes), last=last)
 
     def _send(self, remaining_s: Callable[[], float]) -> bool:
         sent = self.active_exporters.flush(remaining_s)

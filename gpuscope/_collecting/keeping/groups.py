@@ -90,32 +90,28 @@ class Groups:
         order = np.argsort(own, kind="stable")
         ordered = own[order]
         starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-        self._rows, self._starts = rows[order], starts
-        self._ends = np.append(starts[1:], len(order))
+        self.all_rows, self.first = rows[order], starts
+        """The rows, request by request, and where each one's begin."""
         self.keys: list[int] = ordered[starts].tolist()
         self.traces: list[int] = traces[order[starts]].tolist()
-        self.end_ns = np.maximum.reduceat(arrived.done_ns[self._rows], starts)
-        self.start_ns = np.minimum.reduceat(arrived.start_ns[self._rows], starts)
+        self.end_ns = np.maximum.reduceat(arrived.done_ns[self.all_rows], starts)
+        self.start_ns = np.minimum.reduceat(arrived.start_ns[self.all_rows], starts)
         self.root = np.full(len(starts), -1)
         """The row of the outermost stage; -1 where it is not among them."""
-        roots = np.flatnonzero(arrived.is_root[self._rows])
-        self.root[np.searchsorted(starts, roots, "right") - 1] = self._rows[roots]
-        self.size = self._ends - starts
+        roots = np.flatnonzero(arrived.is_root[self.all_rows])
+        self.root[np.searchsorted(starts, roots, "right") - 1] = self.all_rows[roots]
+        self.size = np.append(starts[1:], len(order)) - starts
 
     def __len__(self) -> int:
         """How many requests."""
         return len(self.keys)
 
-    def rows(self, place: int) -> NDArray[np.int64]:
-        """Return the rows of one request."""
-        return self._rows[self._starts[place] : self._ends[place]]
-
     def of_rows(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return all rows of some requests."""
-        return self._rows[np.repeat(chosen, self.size)]
+        return self.all_rows[np.repeat(chosen, self.size)]
 
     def place_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return whose some of the rows are."""
-        order = np.argsort(self._rows)
-        at = order[np.searchsorted(self._rows, rows, sorter=order)]
-        return np.searchsorted(self._starts, at, "right") - 1
+        order = np.argsort(self.all_rows)
+        at = order[np.searchsorted(self.all_rows, rows, sorter=order)]
+        return np.searchsorted(self.first, at, "right") - 1

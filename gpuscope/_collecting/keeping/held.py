@@ -182,10 +182,6 @@ class Held:
         """How many rows wait."""
         return self._left
 
-    def oldest(self) -> tuple[int, Waiting]:
-        """Return the key and what has waited for longest; something does."""
-        return next(iter(self._waiting.items()))
-
     def compact(self, breathe: Callable[[], None]) -> None:
         """Let go of rows that wait no more, beside which others do; pause after each chunk."""
         parts: dict[Chunk, list[tuple[Waiting, int]]] = {}

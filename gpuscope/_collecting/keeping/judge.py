@@ -6,6 +6,7 @@ Holds nothing but the quantiles.
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,12 +95,21 @@ class Judge:
             found.update(dict.fromkeys(np.flatnonzero(took_ns >= self._rules.slower_ns).tolist(), SLOWER))
         return found
 
-    def slow_one(self, root: Root, end_ns: int) -> str | None:
-        """Return the rule by which one request took too long."""
-        took_ns, found = end_ns - root.start_ns, None
-        if self._quantiles is not None and not root.warms_up:
-            found = self._quantile_name if self._quantiles.beyond(root.kind, np.array([took_ns]))[0] else None
-        return SLOWER if self.is_slow(took_ns) else found
+    def slow_ones(self, roots: list[Root], end_ns: list[int]) -> list[str | None]:
+        """Return the rule by which each request took too long, if one did, as `slow` does."""
+        took_ns = [end - root.start_ns for root, end in zip(roots, end_ns, strict=True)]
+        found: list[str | None] = [SLOWER if self.is_slow(took) else None for took in took_ns]
+        if self._quantiles is None:
+            return found
+        kinds: dict[str, list[int]] = {}
+        for place, root in enumerate(roots):
+            if not root.warms_up:
+                kinds.setdefault(root.kind, []).append(place)
+        for kind, places in kinds.items():
+            beyond = self._quantiles.beyond(kind, np.array([took_ns[place] for place in places]))
+            for place in compress(places, beyond.tolist()):
+                found[place] = found[place] or self._quantile_name
+        return found
 
     def is_slow(self, took_ns: int) -> bool:
         """Tell whether a request that takes so long, or longer, is kept."""

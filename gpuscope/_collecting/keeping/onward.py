@@ -74,12 +74,13 @@ class Onward:
         counts = {} if self._keeper is None else self._keeper.counts.copy()
         return {reason: count for reason, count in counts.items() if count}
 
-    def export(self, breathe: Callable[[], None], *, last: bool = False) -> None:
+    def export(self, breathe: Callable[[], None], *, now: bool, last: bool = False) -> None:
         """
         Finish the batch and hand it on.
 
         Args:
             breathe: pauses.
+            now: whether what the rules have kept goes in any case. Else it may wait for more of it.
             last: whether what is undecided goes as well, because nothing will come that could decide on it.
 
         """
@@ -87,9 +88,9 @@ class Onward:
             if len(self._intake):
                 self._hand_on(breathe)
             elif self._keeper is not None and len(self._keeper):
-                self._keeper.poll(self._intake.past_ns())
+                self._keeper.poll(self._intake.past_ns(), breathe)
             if self._keeper is not None:
-                self._hand_on_decided(self._keeper, breathe, last=last)
+                self._hand_on_decided(self._keeper, breathe, now=now, last=last)
         except BaseException as error:  # It costs these stages, which are counted as lost; the loop goes on.
             self._ledger.lose("internal_error", self._left + self._held[False])
             if self._held[True]:
@@ -149,16 +150,15 @@ class Onward:
             keeper.decide(Arrived.light(each), past_ns, breathe)
         return kept
 
-    def _hand_on_decided(self, keeper: Keeper, breathe: Callable[[], None], *, last: bool) -> None:
+    def _hand_on_decided(self, keeper: Keeper, breathe: Callable[[], None], *, now: bool, last: bool) -> None:
         """Export what is kept by now, and count what is left out."""
         keeper.make_room(breathe, is_heavy=self._budget.used > self._budget.limit // 2)
         if last:
             keeper.release()
-        batches, left_out = keeper.take()
-        for (is_light, reason), count in left_out.items():
+        for (is_light, reason), count in keeper.take_left_out().items():
             self._held[is_light] -= count
             (self._ledger.shared if is_light else self._ledger).drop(reason, count)
-        for each in batches:
+        for each in keeper.take_kept() if now or last or keeper.is_worth_exporting else ():
             self._held[each.shared is not None] -= len(each.site)
             self._exporters.export(each, breathe)
 
