@@ -13,6 +13,7 @@ import numpy as np
 
 from gpuscope._collecting.batch_builder import select
 from gpuscope._collecting.keeping.groups import Arrived
+from gpuscope._collecting.keeping.joined import joined
 from gpuscope._collecting.keeping.keeper import Keeper
 from gpuscope._data.plain.values import shown
 from gpuscope._settings.keeping.rules import rules_of
@@ -158,7 +159,9 @@ class Onward:
         for (is_light, reason), count in keeper.take_left_out().items():
             self._held[is_light] -= count
             (self._ledger.shared if is_light else self._ledger).drop(reason, count)
-        for each in keeper.take_kept() if now or last or keeper.is_worth_exporting else ():
+        if not (now or last or keeper.is_worth_exporting):
+            return
+        for each in joined(keeper.take_kept()):
             self._held[each.shared is not None] -= len(each.site)
             self._exporters.export(each, breathe)
 
