@@ -41,13 +41,14 @@ def joined(batches: list[StageBatch]) -> Iterator[StageBatch]:
         together: list[StageBatch] = []
         for batch in alike:
             if together and sum(len(each.site) for each in together) + len(batch.site) > _MOST_ROWS:
-                yield _join(together)
+                yield join(together)
                 together = []
             together.append(batch)
-        yield _join(together)
+        yield join(together)
 
 
-def _join(batches: list[StageBatch]) -> StageBatch:
+def join(batches: list[StageBatch]) -> StageBatch:
+    """Return all rows of batches of one kind in one, in their order."""
     first = batches[0]
     if len(batches) == 1:
         return first
