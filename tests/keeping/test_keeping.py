@@ -14,7 +14,8 @@ import pytest
 
 import gpuscope
 from gpuscope import stage
-from gpuscope._collecting.keeping.requests import RequestKeys
+from gpuscope._collecting.keeping.requests import RequestKeys, keys_in_python
+from gpuscope._data.native import StageRecord, native
 
 MS = 0.001
 
@@ -603,3 +604,30 @@ def test_stages_inside_replays_belong_to_the_request_of_the_launch(make_bench):
     found, is_root = keys.take()
     assert found.tolist() == [root.span_id] * 6
     assert not is_root.any()
+
+
+@pytest.mark.skipif(native is None, reason="the parts in C are not in use")
+@pytest.mark.parametrize("with_bridge", [False, True])
+def test_twins_find_the_same_requests(make_bench, with_bridge):
+    """Of stages inside others, of traces from elsewhere, of tasks that go on, and of what was never begun."""
+    bench = make_bench(keep="error")
+    if with_bridge:
+        bench.engine.recorder.open_bridge()
+    inside = contextvars.copy_context()
+    for headers in ({}, {"traceparent": f"00-{5:032x}-{6:016x}-01"}):
+        with gpuscope.extract(headers), stage("request"), stage("infer"):
+            inside = contextvars.copy_context()
+            with stage("request"), gpuscope.extract({"traceparent": f"00-{7:032x}-{6:016x}-01"}), stage("elsewhere"):
+                pass
+        contextvars.Context().run(request, bench)
+        inside.run(request, bench)
+    rows = [(record, 0, 0, 0, 0) for record in bench.engine.queue.waiting]
+    assert len(rows) == 20
+    keys, roots = keys_in_python(rows)
+    assert native.request_keys(rows) == (keys, roots)
+    assert sum(roots) == len(set(np.frombuffer(keys, np.uint64).tolist()) - {0})
+    assert native.request_keys([]) == keys_in_python([]) == (b"", b"")
+    assert native.request_keys([(StageRecord(),)]) == (bytes(8), bytes(1))
+    for nonsense in (None, (), [None], [()], [(1, 2)]):
+        with pytest.raises(TypeError, match="must be"):
+            native.request_keys(nonsense)

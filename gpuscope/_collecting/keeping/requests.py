@@ -7,13 +7,14 @@ elsewhere, or has spans of the application's above its stages, may have several.
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from gpuscope._data.native import native
 
+if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._collecting.resolve import Row
@@ -25,31 +26,21 @@ class RequestKeys:
     """Collects the keys of a batch's rows, in their order."""
 
     def __init__(self) -> None:
-        self._keys: list[int] = []
-        self._roots: list[int] = []
+        self._keys: list[bytes] = []
+        self._roots: list[bytes] = []
 
-    def add(self, rows: Iterable[Row]) -> None:
+    def add(self, rows: list[Row]) -> None:
         """Note stages that were added to the batch."""
-        keys, roots = self._keys, self._roots
-        for row in rows:
-            record = row[0]
-            if record.outer is None:
-                top = record
-            elif (top := _outermost(record)) is not record:
-                keys.append(top.span_id if top.trace.root is top.site else 0)
-                continue
-            # One below a stage that had ended when it began is no request; its request's decision holds for it.
-            if record.trace.root is record.site:
-                roots.append(len(keys))
-                keys.append(record.span_id)
-            else:
-                keys.append(0)
+        keys, roots = _keys_of(rows)
+        self._keys.append(keys)
+        self._roots.append(roots)
 
     def add_replays(self, placed: Placed) -> None:
         """Note the stages inside replays that were added to the batch, replay by replay."""
         for replay in placed.replays:
-            top = _outermost(replay.outer)
-            self._keys += [top.span_id if top.trace.root is top.site else 0] * len(placed.graph)
+            key = array("Q", [_key_of(_outermost(replay.outer))])
+            self._keys.append(key.tobytes() * len(placed.graph))
+            self._roots.append(bytes(len(placed.graph)))
 
     def take(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """
@@ -57,10 +48,26 @@ class RequestKeys:
 
         A row whose outermost stage is not known has the key 0.
         """
-        keys, is_root = np.array(self._keys, np.uint64), np.zeros(len(self._keys), np.bool_)
-        is_root[self._roots] = True
+        keys, is_root = np.frombuffer(b"".join(self._keys), np.uint64), np.frombuffer(b"".join(self._roots), np.bool_)
         self._keys, self._roots = [], []
         return keys, is_root
+
+
+def keys_in_python(rows: list[Row]) -> tuple[bytes, bytes]:
+    """Return the key of each row, in 8 bytes, and whether the row is the outermost stage of its request, in one."""
+    keys, roots = array("Q"), bytearray()
+    for row in rows:
+        record = row[0]
+        top = _outermost(record)
+        key = _key_of(top)
+        keys.append(key)
+        roots.append(key != 0 and top is record)
+    return keys.tobytes(), bytes(roots)
+
+
+def _key_of(top: StageRecord) -> int:
+    # A stage that begins below one that had ended is no request; its request's decision holds for it.
+    return top.span_id if top.trace.root is top.site else 0
 
 
 def _outermost(record: StageRecord) -> StageRecord:
@@ -70,3 +77,6 @@ def _outermost(record: StageRecord) -> StageRecord:
     ):
         record = outer
     return record
+
+
+_keys_of = keys_in_python if native is None else native.request_keys
