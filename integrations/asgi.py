@@ -7,6 +7,9 @@ buffered or changed, and websockets pass through. If OpenTelemetry's own instrum
 span is the request, and there is no stage beside it. At the end of the application's lifespan everything recorded is
 exported, because uvicorn then ends itself with the signal that it received, and no `atexit` handlers run.
 
+Where `GPUSCOPE_KEEP` names a header (`header=x-force-trace`), requests that have it are kept. With
+`GPUSCOPE_TRACE_HEADER=x-trace-id` responses say which trace is theirs.
+
 By name, applications are instrumented if their first request is still to come. Any ASGI application can be wrapped by
 hand: `app = Middleware(app)`.
 
@@ -86,7 +89,8 @@ class Middleware:
     def _blocks(self, scope: Message, send: Send) -> tuple[Block, _Request] | None:
         """Return the two blocks that the request runs in, or None if they can't be made."""
         try:
-            return gpuscope.extract(scope["headers"], getter=_HEADERS), _Request(self.name, scope, send)
+            remote = gpuscope.extract(scope["headers"], getter=_HEADERS)
+            return remote, _Request(self.name, scope, send, keeps=remote.keeps, trace_header=remote.reply)
         except Exception:  # From the application's propagator, or for an unusual scope: the request goes on.
             return None
 
@@ -103,14 +107,20 @@ def _flushing(send: Send) -> Send:
 class _Request:
     """The stage of one request. It ends once: with the response's body or, if that never ends, with the application."""
 
-    def __init__(self, name: str, scope: Message, send: Send) -> None:
+    def __init__(self, name: str, scope: Message, send: Send, *, keeps: bool, trace_header: str) -> None:
         self._scope, self._send, self._ended = scope, send, False
         self._root = len(scope.get("root_path", ""))
-        attributes = {"http.request.method": scope["method"], "url.path": scope["path"]}
+        attributes: dict[str, object] = {"http.request.method": scope["method"], "url.path": scope["path"]}
+        if keeps:
+            attributes["gpuscope.keep"] = True
         self._stage = gpuscope.stage(name, attributes=attributes)
+        self._trace_header = trace_header.encode("latin-1")
+        self._token = gpuscope.Token()
 
     def __enter__(self) -> None:
         self._stage.__enter__()
+        if self._trace_header:
+            self._token = gpuscope.here()
 
     def __exit__(self, *exception: object) -> None:
         if not self._ended:
@@ -122,9 +132,15 @@ class _Request:
         """Pass a message on, and end the stage after the last one of the response."""
         if message["type"] == "http.response.start" and not self._ended:
             self._add_status(message["status"])
+            if self._token:
+                message = self._with_trace_id(message)
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.__exit__(None, None, None)
+
+    def _with_trace_id(self, message: Message) -> Message:
+        trace_id = f"{self._token.trace_id:032x}".encode()
+        return {**message, "headers": [*message.get("headers", ()), (self._trace_header, trace_id)]}
 
     def _add_status(self, status: int) -> None:
         self._stage.set_attribute("http.response.status_code", status)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope._collecting.joins.samples import SampleJoin
+    from gpuscope._collecting.keeping.requests import RequestKeys
     from gpuscope._collecting.resolve import Row
     from gpuscope._cuda.graphs.placing import Placed
     from gpuscope._data.interfaces import Bridge, Device, Identity
@@ -36,8 +37,6 @@ _GPU_BIT = np.uint64(1 << 63)
 """Our own ids of host spans lie below it. A host span's id with this bit flipped is the id of its GPU span."""
 _pack = struct.Struct(FORMAT).pack  # One row: the columns of `ROW`, in their order.
 _WARMUP, _REMOTE_PARENT, _IN_GRAPH = int(RowFlag.WARMUP), int(RowFlag.REMOTE_PARENT), int(RowFlag.IN_GRAPH)
-_TABLES = ("sites", "threads", "devices", "details", "live", "device_samples", "stream_samples", "shared")
-"""Fields of `StageBatch` that are not columns."""
 
 
 class BatchBuilder:
@@ -50,6 +49,7 @@ class BatchBuilder:
         clock: nanoseconds, monotonic; the clock of the records.
         epoch_clock: nanoseconds since the epoch.
         samples: knows how often streams were asked for work, and during which stages; None where nothing is asked.
+        requests: notes which request each row belongs to; None where nobody asks.
 
     """
 
@@ -61,9 +61,10 @@ class BatchBuilder:
         clock: Callable[[], int] = time.perf_counter_ns,
         epoch_clock: Callable[[], int] = time.time_ns,
         samples: SampleJoin | None = None,
+        requests: RequestKeys | None = None,
     ) -> None:
         self._device = device
-        self._samples = samples
+        self._samples, self._requests = samples, requests
         self._warmup = warmup
         self._wall = WallClock(clock, epoch_clock)
         self._device_infos: dict[int, DeviceInfo] = {}
@@ -118,6 +119,8 @@ class BatchBuilder:
         self._count += len(rows)
         if self._is_live:
             self._records += [row[0] for row in rows]
+        if self._requests is not None:
+            self._requests.add(rows)
 
     def add_events(self, rows: list[Row], take: Callable[[int], Any]) -> None:
         """Add to the rows that were added last what is known of stalls, by the record's span id."""
@@ -135,6 +138,8 @@ class BatchBuilder:
         self._count += placed.start_ns.size
         if self._is_live:
             self._records += [None] * placed.start_ns.size
+        if self._requests is not None:
+            self._requests.add_replays(placed)
 
     def _fix_offset(self, bridge: Bridge | None) -> None:
         """Read the epoch's offset, once per batch, and share it with the bridge; settle whose the spans are."""
@@ -283,18 +288,3 @@ def _details(record: StageRecord, bridge: Bridge | None) -> SpanDetails | None:
         found = found or SpanDetails()
         found.members = record.members, record.start_ns
     return found
-
-
-def select(batch: StageBatch, mask: NDArray[np.bool_]) -> StageBatch:
-    """Return the rows of a batch for which the mask holds."""
-    kept = np.flatnonzero(mask)
-    # `Any`, because `replace` wants a type of its own for each field.
-    changes: dict[str, Any] = {
-        name: column[kept]
-        for name in (field.name for field in fields(batch))
-        if name not in _TABLES and (column := getattr(batch, name)) is not None
-    }
-    positions = {int(old): new for new, old in enumerate(kept)}
-    changes["details"] = {positions[row]: details for row, details in batch.details.items() if row in positions}
-    changes["live"] = tuple(batch.live[row] for row in kept) if batch.live is not None else None
-    return replace(batch, **changes)

@@ -9,15 +9,14 @@ GIL and takes it again: a thread of ours that is busy for milliseconds would mak
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gpuscope._collecting.active_exporters import BY_PROVIDER, ActiveExporters
-from gpuscope._collecting.batch_builder import select
 from gpuscope._collecting.flushes import Flushes
 from gpuscope._collecting.gates import Gate, Wake
 from gpuscope._collecting.intake import Intake
+from gpuscope._collecting.keeping.onward import Onward
 from gpuscope._collecting.metrics_pipeline import MetricsPipeline
 from gpuscope._collecting.one_thread import OneThread
 from gpuscope._data.plain.values import shown
@@ -82,7 +81,6 @@ class Collector:
         self._config = config
         self._recorder = recorder
         self._queue = queue
-        self._summary = summary
         self._on_provider, self._on_pass = on_provider, on_pass or (lambda _: None)
         self._provider: object = None
         self.warnings = WarnOnce(COUNTED)
@@ -100,12 +98,18 @@ class Collector:
         )
         self._intake = Intake(config, recorder, queue, self.warnings, epoch_clock)
         self.watch, self.waiting_stages = self._intake.watch, self._intake.waiting_stages
+        self._onward = Onward(
+            *(config, recorder, self._intake, self.warnings),
+            summary=summary,
+            metrics=self.metrics_pipeline,
+            exporters=self.active_exporters,
+        )
         self._wake, self.come = wake, wake.set
         self._flushes = Flushes(
             self._intake,
             clock=recorder.clock,
             wake=wake.set,
-            export=self._export,
+            export=partial(self._export, now=True),
             send=self._send,
             pass_on=self.active_exporters.pass_on,
             missing=lambda: sum(self.statistics().missing.values()),
@@ -133,7 +137,7 @@ class Collector:
             *(self._queue, self._recorder.replays),
             exporters=self.active_exporters.names,
             route=self.active_exporters.route,
-            observed=self._intake.observed,
+            observed=self._intake.observed._replace(kept=self._onward.kept),
         )
 
     def flush(self, timeout_s: float, *, send: bool) -> bool:
@@ -235,7 +239,7 @@ class Collector:
         """Do one slice and export its rows; return whether there is more to do right away."""
         self._prepare()
         more = self._intake.slice(may_ask=self._may_ask, give_up=give_up)
-        self._export()
+        self._export(now=True)
         return more
 
     def _refresh(self) -> None:
@@ -246,34 +250,12 @@ class Collector:
             self._provider = provider
             self._on_provider()
             self.watch_provider()
-        self.active_exporters.refresh(bridge, self._export)
+        self.active_exporters.refresh(bridge, partial(self._export, last=True))
         self.metrics_pipeline.refresh()
 
-    def _export(self) -> None:
-        """Finish the batch and hand it on, with a pause after each part."""
-        stages = left = len(self._intake)
-        if not stages:
-            return
-        ledger = self._recorder.ledger
-        try:
-            batch = self._intake.finish()
-            self._breathe()
-            light = self._intake.look_at_members(batch, self._breathe)
-            self._summary.add(batch)
-            self._breathe()
-            self.metrics_pipeline.add(batch, self._intake.take_finished())
-            self._breathe()
-            sampled = int(np.count_nonzero(batch.sampled))
-            if sampled < stages:
-                ledger.drop("unsampled", stages - sampled)
-                left = sampled
-                batch = select(batch, batch.sampled)
-            left = 0
-            for each in [batch, *light] if sampled else light:
-                self.active_exporters.export(each, self._breathe)
-        except BaseException as error:  # It costs this batch's stages, which are counted as lost; the loop goes on.
-            ledger.lose("internal_error", left)
-            self.warnings.warn("batch", "making a batch failed: %s.", shown(error))
+    def _export(self, *, now: bool = False, last: bool = False) -> None:
+        """Finish the batch and hand it on; the last of all, or for these exporters, with what is undecided."""
+        self._onward.export(self._breathe, now=now or bool(self._flushes), last=last)
 
     def _send(self, remaining_s: Callable[[], float]) -> bool:
         sent = self.active_exporters.flush(remaining_s)
@@ -290,6 +272,7 @@ class Collector:
             time.sleep(_FLUSH_PAUSE_S)
         while self._intake.pending and time.monotonic() < deadline_s:
             self.step(give_up=True)
+        self._export(last=True)
         self._intake.give_up_generations()
         share = _SHARE_FOR_METRICS if self.metrics_pipeline.way == "otlp" else 0.0
         spans_s = deadline_s - share * max(0.0, deadline_s - time.monotonic())

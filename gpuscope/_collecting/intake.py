@@ -15,6 +15,7 @@ from gpuscope._collecting.batches.members import BatchMembers
 from gpuscope._collecting.batches.sums import Sums
 from gpuscope._collecting.joins.pauses import Replaying, with_collections
 from gpuscope._collecting.joins.samples import SampleJoin
+from gpuscope._collecting.keeping.requests import RequestKeys
 from gpuscope._collecting.resolve import Resolver
 from gpuscope._cuda.graphs.resolve import ReplayResolver
 from gpuscope._cuda.nvml.watch import HZ, GpuWatch
@@ -26,6 +27,9 @@ from gpuscope._settings.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from gpuscope._collecting.resolve import Row
     from gpuscope._data.batch import FinishedGeneration, StageBatch
@@ -88,12 +92,15 @@ class Intake:
         self.samples = _samples_of(recorder.device, config, warnings)
         """None where nothing is asked."""
         self.watch = GpuWatch(HZ if config.nvml else 0.0)
+        self._requests = RequestKeys() if config.keep else None
+        """Which request each row of the batch so far belongs to; None where nobody asks."""
         self._builder = BatchBuilder(
             recorder.device,
             warmup=config.warmup,
             clock=recorder.clock,
             epoch_clock=epoch_clock,
             samples=self.samples,
+            requests=self._requests,
         )
         deadline_ns = int(config.event_deadline_s * 1e9)
         self._resolver = Resolver(
@@ -193,16 +200,27 @@ class Intake:
             self._due_ns = recorder.clock() + _BATCH_DELAY_NS
         return len(self._queue) > 0 or len(rows) >= limit or inner >= limit * _INNER_FOR_ONE
 
+    def past_ns(self) -> int:
+        """Return a moment of the records' clock: all that had ended until then is in a batch, or in the one so far."""
+        now_ns = self._recorder.clock()
+        return min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
+
+    def take_requests(self) -> tuple[tuple[NDArray[np.uint64], NDArray[np.bool_]] | None, int]:
+        """Return the requests of the batch so far, if they are wanted, and `past_ns`; before `finish`."""
+        return (None, 0) if self._requests is None else (self._requests.take(), self.past_ns())
+
+    @property
+    def offset_ns(self) -> NDArray[np.int64]:
+        """By so much the times of the last batch are later than the records': of each row, or of all."""
+        return self._builder.offset_ns
+
     def finish(self) -> StageBatch:
         """Return the batch, which has at least one row, and begin another, whatever happens."""
-        past_ns = 0
-        if self.samples is not None:
-            now_ns = self._recorder.clock()
-            past_ns = min([now_ns, *(at_ns - 1 for at_ns in self._oldest_ns())])
+        past_ns = 0 if self.samples is None else self.past_ns()
         batch = self._builder.finish(self._recorder.bridge, past_ns)
         batch = self._replaying.look(with_collections(batch, self._builder.offset_ns))
         self.watch.follow(batch.devices)
-        self._recorder.note(batch, self._builder.offset_ns)
+        self._recorder.note(batch, self.offset_ns)
         return batch
 
     def look_at_members(self, batch: StageBatch, breathe: Callable[[], None]) -> list[StageBatch]:

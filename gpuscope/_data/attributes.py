@@ -24,6 +24,9 @@ TRIMMED = "gpuscope.trimmed"
 NOT_ENDED = "gpuscope.not_ended"
 """On a stage from a flight recorder that still ran; its end is the last moment that is known."""
 
+KEEP = "gpuscope.keep"
+"""Set by a program on any stage: its trace is kept, where `GPUSCOPE_KEEP` decides which are."""
+
 HOST_DURATION = "gpuscope.host.duration"
 """This and the next three are in seconds."""
 GPU_DURATION = "gpuscope.gpu.duration"

@@ -19,16 +19,21 @@ if TYPE_CHECKING:
     from gpuscope._data.plain.gpu_use import GpuUse
 
 
-ROOM = ("queue_full", "queue_bytes")
-"""Reasons for which stages are dropped because there is no room for them: for one more, or for what it was told."""
+NOT_KEPT, KEEP_FULL = "not_kept", "keep_full"
+"""Reasons for which `GPUSCOPE_KEEP` has stages dropped: by a decision, or undecided, because too many waited."""
+ROOM = ("queue_full", "queue_bytes", KEEP_FULL)
+"""Reasons for which stages are dropped because there is no room for them: for one more, for what it was told, or for
+those of which it is not known yet whether `GPUSCOPE_KEEP` keeps them."""
 
 MEANINGS = {
     "after_shutdown": "they ended after recording had",
     "buffer_full": "the endpoint took them too slowly",
     "disk": "the file could not be written",
+    KEEP_FULL: "too many waited for the end of their requests, which `keep` needs; raise its `rows`",
     "no_exporter": "there was nowhere to send them",
     "no_provider": "the program has set no TracerProvider, which `sdk` needs",
     "no_span": "the program's TracerProvider made no span of them",
+    NOT_KEPT: "left out by `keep`",
     "not_recording": "the program's sampler left them out late",
     "provider_shutdown": "the program's TracerProvider had ended",
     "queue_bytes": "their attributes found no room",
@@ -130,6 +135,10 @@ class Statistics:
     look_counts: dict[str, int] = field(default_factory=dict)
     """Of these looks, by what became of them: `done`, or why there was nothing to keep."""
 
+    kept: dict[str, int] = field(default_factory=dict)
+    """Traces by the first rule of `GPUSCOPE_KEEP` that kept them, `cut_off` for those that had not ended at the end.
+    Requests that were left out: `left_out` by the rules, `no_room` because too many stages waited."""
+
     @property
     def missing(self) -> dict[str, int]:
         """What should have been exported and was not, by reason: the lost, and those that found no room."""
@@ -174,7 +183,7 @@ class Statistics:
         if self.graph_stages:
             counts = ", ".join(f"{reason} {count}" for reason, count in sorted(self.graph_stages.items()))
             parts.append(f"in graphs {counts}")
-        for name in ("shared_spans", "batch_faults", "stalls", "look_counts"):
+        for name in ("shared_spans", "batch_faults", "stalls", "look_counts", "kept"):
             if counts := getattr(self, name):
                 reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
                 parts.append(f"{name.replace('_', ' ')} {reasons}")
@@ -207,6 +216,7 @@ class Observed(NamedTuple):
     gpus: tuple[GpuUse, ...]
     nvml: str
     event_cost_ns: int | None
+    kept: Mapping[str, int] = {}
 
 
 NOTHING_OBSERVED = Observed(None, {}, "", (), "", None)

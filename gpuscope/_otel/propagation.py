@@ -31,6 +31,8 @@ from gpuscope._otel.lazy_span import own_context, record_of
 from gpuscope._recording.batches.token import Token
 from gpuscope._recording.current_stage import current, find_current, is_collecting
 from gpuscope._recording.state import state
+from gpuscope._settings.environment import FALSE_WORDS
+from gpuscope._settings.keeping.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,18 +82,30 @@ def extract(carrier: CarrierT | Token, *, getter: Getter[CarrierT] | None = None
 
     Returns:
         A context manager that is an OpenTelemetry `Context` too: pass it as `context=` to OpenTelemetry's functions.
+        Its `keeps` tells whether the carrier has the header that `GPUSCOPE_KEEP` names, and its `reply` is the header
+        in which the response is to have the trace's id (`GPUSCOPE_TRACE_HEADER`), or empty.
 
     """
     if isinstance(carrier, Token):
         return RemoteContext(set_span_in_context(_span_of(carrier), Context()))
     try:
         reader: Any = getter or _as_text  # It reads any mapping, and what is not one is not read.
-        return RemoteContext(propagate.extract(carrier, Context(), reader))
+        context = RemoteContext(propagate.extract(carrier, Context(), reader))
+        if (engine := state.engine) is not None and (engine.config.keep or engine.config.trace_header):
+            context.reply, context.keeps = engine.config.trace_header, _is_forced(engine.config, carrier, reader)
+        return context
     except Exception as error:  # What a client sends, and what a propagator makes of it, fails no request.
         if is_the_programs(error):
             raise
         _warnings.warn("extract", "the trace of a request could not be read: %s.", shown(error))
         return RemoteContext(Context())
+
+
+def _is_forced(config: Config, carrier: object, reader: Any) -> bool:
+    """Tell whether the carrier has the header by which a trace is kept, and it does not say no."""
+    rules = rules_of(config.keep)
+    values = reader.get(carrier, rules.header) if rules is not None and rules.header else None
+    return any(str(value).strip().lower() not in FALSE_WORDS for value in values or ())
 
 
 def _span_of(token: Token) -> Span:
@@ -154,6 +168,11 @@ class RemoteContext(Context):
     Several threads and tasks may enter it at once. Leaving puts back the previous context and stage, even if a stage
     that began inside was ended by another task.
     """
+
+    keeps = False
+    """Whether whoever sent it wants the trace kept: see `GPUSCOPE_KEEP`."""
+    reply = ""
+    """The header in which the response is to have the trace's id; empty for none."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

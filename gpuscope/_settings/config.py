@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gpuscope._settings import parsers as parse
 from gpuscope._settings.environment import variables
 from gpuscope._settings.fields import for_metrics, of_traces, read_all, setting
-from gpuscope._settings.flight import FLIGHT, FLIGHT_BYTES, FLIGHT_SLOW, NVML, PROFILE_EVERY, STALL
+from gpuscope._settings.flight import FLIGHT, FLIGHT_BYTES, FLIGHT_SLOW, KEEP, NVML, PROFILE_EVERY, STALL, TRACE_HEADER
 from gpuscope._settings.host import HostSettings
 from gpuscope._settings.keywords import checked
 from gpuscope._settings.urls import NO_SCHEME, USUAL_ENDPOINT, signal_url, without_a_scheme
@@ -35,8 +35,7 @@ class Config(HostSettings):
         "absent",
         "GPUSCOPE",
         parse.mode,
-        "`1` records; `idle`, as in a notebook, leaves that to `gpuscope.enable()`; `0` or unset: a decorated function "
-        "is the function.",
+        "`1` records; `idle`, as in a notebook, leaves that to `gpuscope.enable()`; `0` or unset: functions stay bare.",
         "0",
     )
     startup: bool = setting(
@@ -107,6 +106,8 @@ class Config(HostSettings):
     flight_bytes: int = FLIGHT_BYTES
     flight_slow_s: float = FLIGHT_SLOW
     stall: str = STALL
+    keep: str = KEEP
+    trace_header: str = TRACE_HEADER
     stages: str = setting(
         "", "GPUSCOPE_STAGES", str.strip, "Functions to make stages of, by commas: `infer=app:f{n=len(x)}`.", "none"
     )

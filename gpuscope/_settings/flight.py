@@ -1,5 +1,5 @@
 """
-The settings of the flight recorder, of stalls, of NVML and of deep looks now and then, as fields of `Config`.
+The settings of the flight recorder, stalls, kept traces, NVML and deep looks now and then, as fields of `Config`.
 
 Pure.
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from gpuscope._settings.environment import FALSE_WORDS, TRUE_WORDS
 from gpuscope._settings.fields import setting
+from gpuscope._settings.keeping.rules import header_name, keep
 from gpuscope._settings.parsers import boolean, count, time
 
 
@@ -40,6 +41,21 @@ FLIGHT_SLOW: float = setting(
     time(0.001, 86_400.0),
     "From how long on (`250ms`) a request has the flight recorder copied beside itself; 0 for none.",
     "0",
+)
+KEEP: str = setting(
+    "",
+    "GPUSCOPE_KEEP",
+    keep,
+    "Which traces are exported, decided when a request has ended: `slower=250ms, p99, error, header=x-force-trace, "
+    "share=0.01`; see [production](production.md#keep-the-slow-ones).",
+    "all",
+)
+TRACE_HEADER: str = setting(
+    "",
+    "GPUSCOPE_TRACE_HEADER",
+    header_name,
+    "Header of responses, `x-trace-id` for one, in which `gpuscope.integrations.asgi` gives the trace's id.",
+    "none",
 )
 NVML: bool = setting(False, "GPUSCOPE_NVML", boolean, "`1`: NVML is asked how much GPUs are used, at what power.", "0")
 PROFILE_EVERY: float = setting(

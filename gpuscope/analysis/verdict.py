@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope._data.statistics import NOT_KEPT
 from gpuscope.analysis._busy import looked, watched
 from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 from gpuscope.analysis._verdicts import stalled
@@ -121,6 +122,8 @@ def _notes(recording: Recording) -> Iterator[str]:
     for what, counts in (("dropped", losses.dropped), ("lost", losses.lost), ("without GPU times", losses.untimed)):
         if any(counts.values()):
             yield f"Stages {what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) + "."
+    if losses.dropped.get(NOT_KEPT):
+        yield "These are the requests that `keep` has kept, most of them slow; the service's usual ones are not here."
     if losses.orphans:
         yield f"Stages whose outer stage is not in the files, treated as requests: {losses.orphans:,}."
     yield from watched.sentences(recording)

@@ -14,7 +14,7 @@ static int execute(PyObject *module) {
     if (add_record(module) || add_recording(module) || add_block(module) || add_calls(module)) return -1;
     if (add_pairs(module) || add_events(module) || add_place(module) || add_pack(module) || add_join(module)) return -1;
     if (add_reader(module) || add_graphs(module) || add_sampler(module) || add_token(module) || add_summed(module)) return -1;
-    return add_flight(module) || add_stall(module) ? -1 : 0;
+    return add_requests(module) || add_flight(module) || add_stall(module) ? -1 : 0;
 }
 
 static PyModuleDef_Slot slots[] = {

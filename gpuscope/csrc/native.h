@@ -190,6 +190,7 @@ int add_pairs(PyObject *module);
 int add_place(PyObject *module);
 int add_pack(PyObject *module);
 int add_join(PyObject *module);
+int add_requests(PyObject *module);
 int add_reader(PyObject *module);
 int add_graphs(PyObject *module);
 int add_sampler(PyObject *module);

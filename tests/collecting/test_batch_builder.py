@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gpuscope._collecting import batch_builder
-from gpuscope._collecting.batch_builder import BatchBuilder, select
+from gpuscope._collecting.batch_builder import BatchBuilder
+from gpuscope._collecting.selection import select
 from gpuscope._cuda.graphs.resolve import Placed
 from gpuscope._data.batch import RowFlag, SpanDetails
 from gpuscope._data.native import StageRecord, Trace, native

@@ -279,12 +279,12 @@ class TestFailures:
     def test_a_batch_that_cannot_be_counted_is_lost_and_the_next_is_not(self, make_bench, caplog):
         """Its stages are lost by a reason, and the log tells of it once."""
         bench = make_bench()
-        summary = bench.engine.collector._summary
-        bench.engine.collector._summary = SimpleNamespace(add=lambda batch: 1 / 0)
+        summary = bench.engine.collector._onward._summary
+        bench.engine.collector._onward._summary = SimpleNamespace(add=lambda batch: 1 / 0)
         for _ in range(2):
             run(3)
             bench.collect()
-        bench.engine.collector._summary = summary
+        bench.engine.collector._onward._summary = summary
         run(2)
         bench.collect()
         account = bench.statistics()

@@ -68,6 +68,11 @@ ROUTES = [Route("/infer/{size}", infer), Route("/fail", fail), Route("/refuse", 
 def host_spans(spans) -> dict:
     """Host spans by name."""
     assert gpuscope.flush()
+    return host_spans_of(spans)
+
+
+def host_spans_of(spans) -> dict:
+    """The same, once recording has ended."""
     return {span.name: span for span in spans if span.kind == "host"}
 
 
@@ -126,6 +131,48 @@ class TestRequest:
         with capture() as spans:
             assert get(asgi.Middleware(Starlette(routes=ROUTES)), "/refuse").status_code == 503
         assert host_spans(spans)["request"].attributes["error.type"] == "503"
+
+    @pytest.mark.parametrize(
+        ("headers", "is_kept"),
+        [({}, False), ({"X-Force-Trace": "1"}, True), ({"x-force-trace": "0"}, False), ({"x-force": "1"}, False)],
+    )
+    def test_a_header_keeps_the_trace(self, headers, is_kept):
+        """Where `keep` names one; a header that says no does not."""
+        with capture(keep="slower=1h, header=X-Force-Trace") as spans:
+            get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1", headers)
+            assert gpuscope.flush()
+            assert {span.name for span in spans} == ({"request", "infer"} if is_kept else set())
+
+    @pytest.mark.parametrize("keep", ["", "slower=1h"])
+    def test_no_header_keeps_a_trace_unless_it_is_named(self, keep):
+        """Otherwise every client could have traces stored."""
+        with capture(keep=keep) as spans:
+            get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1", {"x-force-trace": "1"})
+        assert {span.name for span in spans} == (set() if keep else {"request", "infer"})
+        assert not any("gpuscope.keep" in span.attributes for span in spans)
+
+    def test_an_error_of_the_server_keeps_the_trace(self):
+        """Starlette answers with 500 and the exception leaves no stage of ours, and 503 is no exception at all."""
+        with capture(keep="error") as spans:
+            app = asgi.Middleware(Starlette(routes=ROUTES))
+            assert get(app, "/infer/1", {}).status_code == 200
+            assert get(app, "/refuse", {}).status_code == 503
+        assert [span.attributes["url.path"] for span in spans if span.name == "request"] == ["/refuse"]
+
+    @pytest.mark.parametrize("headers", [HEADERS, {}])
+    def test_the_response_says_which_trace_is_its(self, headers):
+        """In the header that is asked for, beside those of the application."""
+        with capture(trace_header="X-Trace-Id") as spans:
+            response = get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1", headers)
+        request = host_spans_of(spans)["request"]
+        assert response.headers["x-trace-id"] == f"{request.trace_id:032x}"
+        assert response.headers["content-type"] == "application/json"
+
+    def test_the_response_says_nothing_unless_asked(self):
+        """The application's headers are as it made them."""
+        with capture(keep="slower=1h, header=x-force-trace"):
+            response = get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1")
+        assert set(response.headers) == {"content-length", "content-type"}
 
     def test_what_follows_in_the_callers_context_is_not_part_of_it(self):
         """A caller in the same task, such as a test's client, has its own stages as before."""
