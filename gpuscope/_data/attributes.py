@@ -39,10 +39,7 @@ GRAPH_OUTSIDE = "gpuscope.graph.outside"
 GPU_SAMPLES = "gpuscope.gpu.samples"
 """On a GPU span: how often its stream was asked for work while the stream was in this stage and in none inside it."""
 GPU_HAD_WORK = "gpuscope.gpu.had_work"
-"""The part of these answers, from 0 to 1, that found work queued or running, or the driver held."""
-DRIVER_HELD = "gpuscope.driver_held"
-"""Most of these answers were none, because a call of the program held the driver: as a rule a copy from or to pageable
-memory."""
+"""The part of these answers, from 0 to 1, that found work queued or running."""
 
 CUDA_STREAM = "gpuscope.cuda.stream"
 DEVICE_INDEX = "gpuscope.device.index"
@@ -144,16 +141,12 @@ FLAGS = {
     RowFlag.SHARED: SHARED,
     RowFlag.NOT_ENDED: NOT_ENDED,
     RowFlag.TRIMMED: TRIMMED,
-    RowFlag.DRIVER_HELD: DRIVER_HELD,
 }
 """The attribute for each flag of a row. `REMOTE_PARENT` has none, because a span has a field for it."""
 _OF_HOST = RowFlag.WARMUP, RowFlag.CAPTURED, RowFlag.GIVEN_UP, RowFlag.SHARED, RowFlag.NOT_ENDED
 HOST_FLAGS = {flag: FLAGS[flag] for flag in _OF_HOST}
 """Those that a host span shows."""
-_OF_GPU = (
-    *(RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.TRIMMED, RowFlag.DRIVER_HELD),
-    *(RowFlag.IN_GRAPH, RowFlag.UNPLACED, RowFlag.SHARED),
-)
+_OF_GPU = RowFlag.WARMUP, RowFlag.CLAMPED, RowFlag.TRIMMED, RowFlag.IN_GRAPH, RowFlag.UNPLACED, RowFlag.SHARED
 GPU_FLAGS = {flag: FLAGS[flag] for flag in _OF_GPU}
 """Those that a GPU span shows."""
 

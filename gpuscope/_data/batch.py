@@ -55,9 +55,6 @@ class RowFlag(IntFlag):
     """What its own two events took was taken off, because all its work was waiting when the GPU came to it."""
     NOT_ENDED = 256
     """A stage from a flight recorder that still ran; its end is the last moment that is known."""
-    DRIVER_HELD = 1024
-    """Most times that its stream was asked for work, a call of the program held the driver, so that none could answer.
-    Copies from and to pageable memory do that for their whole length. Such moments count as work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +177,7 @@ class StageBatch:
     samples: NDArray[np.int32] | None = None
     """How often the stream was asked for work while this was the innermost stage on it; None where nothing is asked."""
     had_work: NDArray[np.int32] | None = None
-    """How often it had any, queued or running, or the driver was held."""
+    """How often it had any, queued or running."""
     device_samples: Mapping[int, tuple[int, int]] | None = None
     """Since the batch before: how often each device was asked, and how often any of the streams asked had work."""
     stream_samples: Mapping[tuple[int, int], tuple[int, int]] | None = None

@@ -118,8 +118,8 @@ class Statistics:
     samples: dict[str, int] = field(default_factory=dict)
     """How often streams were asked for work (`asked`), how often they had any, and what came of the answers: given to
     stages, between stages, lost, dropped for want of room, or waiting for stages to end. Then, where there were any:
-    moments at which a call of the program held the driver (`held`; they count as work), refusals of the driver
-    (`errors`), moments left out for captures, and streams for which there was no room (`unwatched`)."""
+    refusals of the driver (`errors`), moments left out for captures or because the driver was late, and streams for
+    which there was no room (`unwatched`)."""
     event_cost_ns: int | None = None
     """What a pair of events takes of a busy GPU's time, the largest over the GPUs. It was taken off
     stages that the host had left before the GPU came to them. None where it is not known: nothing was taken off."""

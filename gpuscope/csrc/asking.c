@@ -8,16 +8,11 @@
 #include "sampler.h"
 
 #ifdef __linux__
-#include <sys/resource.h>
 #include <time.h>
 
 enum { FEW_STREAMS = 8, SUCCESS = 0, NOT_READY = 600, FIRST_OF_CAPTURE = 900, LAST_OF_CAPTURE = 907 };
 static const long long RECENT_NS = 2000000000, BUSY_NS = 60000000000;
 static const long long IDLE_NS = 10000000; /* Between two looks while no stream is in use. */
-/* A round that waits as long waits for the driver's lock, for a hundred times what questions take where threads launch at
-   the same time. Copies from and to pageable memory hold it for their whole length. */
-static const long long HELD_NS = 500000;
-enum { MOST_HELD = 256 }; /* Moments of one wait; a longer one has them farther apart. */
 
 long long sampler_now_ns(void) {
     struct timespec now;
@@ -29,25 +24,6 @@ static unsigned long long draw(Sampler *self) {
     self->random ^= self->random << 13;
     self->random ^= self->random >> 7;
     return self->random ^= self->random << 17;
-}
-
-/* What this thread has used of a processor, and how often it has slept: it sleeps or spins while it waits for a lock, and
-   does neither while others have the processor. */
-typedef struct {
-    long long at_ns, cpu_ns, sleeps;
-} Usage;
-
-static Usage usage(void) {
-    struct rusage used;
-    struct timespec cpu;
-    getrusage(RUSAGE_THREAD, &used);
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
-    return (Usage){sampler_now_ns(), cpu.tv_sec * SECOND_NS + cpu.tv_nsec, used.ru_nvcsw};
-}
-
-static int was_held(const Usage *before, const Usage *after) {
-    if (after->at_ns - before->at_ns < HELD_NS) return 0;
-    return after->sleeps > before->sleeps || after->cpu_ns - before->cpu_ns >= HELD_NS;
 }
 
 static int is_in_use(const Watch *watch, long long at_ns) {
@@ -105,14 +81,12 @@ static int ask_all(const Sampler *self, Question *asked, int count) {
     for (int i = 0; i < count; i++) {
         Question *one = &asked[i];
         if (one->code || (one->code = enter(self, one, &context))) continue;
-        int open = atomic_load_explicit(&one->watch->open, memory_order_relaxed);
         one->code = self->calls.query(one->stream);
         if (is_of_capture(one->code)) return 0;
+        /* Where the driver's lock was held, the answer is of its end. */
         one->answer.at_ns = sampler_now_ns();
-        one->answer.said = one->code == NOT_READY ? WORK : NO_WORK;
+        one->answer.had_work = one->code == NOT_READY;
         one->answer.open = atomic_load_explicit(&one->watch->open, memory_order_relaxed);
-        /* During a wait for the driver the stage may have ended that had been open. */
-        if (open > one->answer.open) one->answer.open = open;
     }
     return 1;
 }
@@ -121,32 +95,23 @@ static int ask_all(const Sampler *self, Question *asked, int count) {
 static void note(Watch *watch, const Answer *answer) {
     if (answer->at_ns - watch->asked_ns > RECENT_NS / 2) watch->work_since_ns = watch->free_since_ns = 0;
     watch->asked_ns = answer->at_ns;
-    int had_work = answer->said == WORK;
-    long long *since_ns = had_work ? &watch->work_since_ns : &watch->free_since_ns;
+    long long *since_ns = answer->had_work ? &watch->work_since_ns : &watch->free_since_ns;
     if (!*since_ns) *since_ns = answer->at_ns;
-    *(had_work ? &watch->free_since_ns : &watch->work_since_ns) = 0;
-    if (had_work) watch->had_work_ns = answer->at_ns;
+    *(answer->had_work ? &watch->free_since_ns : &watch->work_since_ns) = 0;
+    if (answer->had_work) watch->had_work_ns = answer->at_ns;
 }
-
-/* Under the lock: whether it is asked about still. */
-static int is_asked(const Sampler *self, const Question *one) {
-    return one->watch->owner == self && one->watch->stream == one->stream;
-}
-
-static int is_answered(const Question *one) { return one->code == SUCCESS || one->code == NOT_READY; }
 
 /* Under the lock. */
 static void keep(Sampler *self, const Question *one) {
-    if (!is_asked(self, one)) return;
-    if (!is_answered(one)) {
+    if (one->watch->owner != self || one->watch->stream != one->stream) return; /* Asked about no more. */
+    if (one->code != SUCCESS && one->code != NOT_READY) {
         self->counts[ERRORS]++;
         one->watch->is_refused = 1;
         return;
     }
-    if (one->answer.said != HELD) note(one->watch, &one->answer);
+    note(one->watch, &one->answer);
     self->counts[ASKED]++;
-    self->counts[HAD_WORK] += one->answer.said == WORK;
-    self->counts[WAS_HELD] += one->answer.said == HELD;
+    self->counts[HAD_WORK] += one->answer.had_work;
     if (self->held == self->capacity) {
         self->first = (self->first + 1) % self->capacity;
         self->held--;
@@ -157,26 +122,6 @@ static void keep(Sampler *self, const Question *one) {
     place->round = self->round;
 }
 
-static void keep_all(Sampler *self, const Question *asked, int count) {
-    self->round++;
-    for (int i = 0; i < count; i++) keep(self, &asked[i]);
-}
-
-/* Under the lock. Keeps an answer for each moment of a wait for the driver at which there would have been a question;
-   that of its end is of no random moment, and is left out. Returns how long after the end the next question is due. */
-static long long keep_held(
-    Sampler *self, Question *asked, int count, long long at_ns, long long until_ns, long long mean_ns
-) {
-    for (int i = 0; i < count; i++)
-        if (is_asked(self, &asked[i]) && is_answered(&asked[i])) note(asked[i].watch, &asked[i].answer);
-    if ((until_ns - at_ns) / mean_ns > MOST_HELD) mean_ns = (until_ns - at_ns) / MOST_HELD;
-    for (; at_ns < until_ns; at_ns += mean_ns / 2 + (long long)(draw(self) % (unsigned long long)mean_ns)) {
-        for (int i = 0; i < count; i++) asked[i].answer.at_ns = at_ns, asked[i].answer.said = HELD;
-        keep_all(self, asked, count);
-    }
-    return at_ns - until_ns;
-}
-
 long long ask_streams(Sampler *self) {
     Question asked[MOST_STREAMS];
     int count = choose(self, asked);
@@ -184,15 +129,16 @@ long long ask_streams(Sampler *self) {
     long long mean_ns = self->mean_ns * ((count + FEW_STREAMS - 1) / FEW_STREAMS);
     if (count == 0) return self->mean_ns > IDLE_NS ? self->mean_ns : IDLE_NS;
     pthread_mutex_unlock(&sampler_lock);
-    Usage before = usage();
+    long long began_ns = sampler_now_ns();
     atomic_store(&self->is_asking, 1);
     int are_answers = atomic_load(&sampler_holds) == 0 && are_free(self, asked, count) && ask_all(self, asked, count);
     atomic_store(&self->is_asking, 0);
-    Usage after = usage();
+    long long took_ns = sampler_now_ns() - began_ns;
     pthread_mutex_lock(&sampler_lock);
+    self->round++;
     self->counts[CAPTURES] += !are_answers;
-    if (are_answers && was_held(&before, &after)) return keep_held(self, asked, count, before.at_ns, after.at_ns, mean_ns);
-    if (are_answers) keep_all(self, asked, count);
+    self->counts[LATE] += took_ns / mean_ns;
+    for (int i = 0; are_answers && i < count; i++) keep(self, &asked[i]);
     return mean_ns / 2 + (long long)(draw(self) % (unsigned long long)mean_ns);
 }
 #endif

@@ -143,8 +143,8 @@ static PyObject *counts(StreamSampler *self, PyObject *Py_UNUSED(nothing)) {
     memcpy(found, self->sampler->counts, sizeof found);
     pthread_mutex_unlock(&sampler_lock);
     return Py_BuildValue(
-        "{sLsLsLsLsLsLsL}", "asked", found[ASKED], "had_work", found[HAD_WORK], "held", found[WAS_HELD], "dropped",
-        found[DROPPED], "errors", found[ERRORS], "captures", found[CAPTURES], "unwatched", found[UNWATCHED]
+        "{sLsLsLsLsLsLsL}", "asked", found[ASKED], "had_work", found[HAD_WORK], "dropped", found[DROPPED], "errors",
+        found[ERRORS], "captures", found[CAPTURES], "late", found[LATE], "unwatched", found[UNWATCHED]
     );
 }
 

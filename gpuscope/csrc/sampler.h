@@ -22,21 +22,18 @@ typedef struct {
     int (*query)(void *stream);
 } Calls;
 
-/* What an answer says; `HELD`: at that moment a call of the program held the driver, and nothing could be asked. */
-enum { NO_WORK, WORK, HELD };
-
 /* What the driver said of one stream. The twin is `ANSWER` of `_cuda/stream_sampler.py`. */
 typedef struct {
     long long at_ns;
     unsigned long long stream;
     int device, open;
     unsigned round; /* All of a round were asked at one moment, as far as that can be. */
-    int said;
+    int had_work;
 } Answer;
 
-/* Answers, those with work, those of moments at which the driver was held, those that found no room, refusals of the
-   driver, rounds during captures, streams for which there was no room. */
-enum { ASKED, HAD_WORK, WAS_HELD, DROPPED, ERRORS, CAPTURES, UNWATCHED, COUNTS };
+/* Answers, those with work, those that found no room, refusals of the driver, rounds during captures, rounds missed
+   because the driver answered late, streams for which there was no room. */
+enum { ASKED, HAD_WORK, DROPPED, ERRORS, CAPTURES, LATE, UNWATCHED, COUNTS };
 
 typedef struct Sampler {
     int refs; /* Of the object, and of the thread. */

@@ -15,8 +15,8 @@ import gpuscope
 from gpuscope import stage
 from gpuscope._collecting.joins import samples as joined
 from gpuscope._collecting.joins.samples import SampleJoin
-from gpuscope._cuda.stream_sampler import ANSWER, HELD, NO_ANSWERS
-from gpuscope._data.attributes import DRIVER_HELD, GPU_HAD_WORK, GPU_SAMPLES
+from gpuscope._cuda.stream_sampler import ANSWER, NO_ANSWERS
+from gpuscope._data.attributes import GPU_HAD_WORK, GPU_SAMPLES
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.row import ROW
 from gpuscope._log import WarnOnce
@@ -93,7 +93,7 @@ class Source:
         """Return the answers, once."""
         taken, self.answers = np.array(self.answers, ANSWER) if self.answers else NO_ANSWERS, []
         self.asked += taken.size
-        self.had_work += int((taken["said"] == 1).sum())
+        self.had_work += int(taken["had_work"].sum())
         return taken
 
     def counts(self):
@@ -183,23 +183,9 @@ def test_streams_and_devices_are_apart():
     nodes = [Node(0, 10, stream=0), Node(0, 10, stream=0, device=1), Node(0, 10)]
     answers = [answer(5, stream=0, device=1, had_work=0), answer(5, stream=0), answer(6, stream=9), answer(7, stream=0)]
     join = SampleJoin(Source(*answers), WarnOnce())
-    samples, had_work, _ = join.join(rows_of(nodes), 0)
+    samples, had_work = join.join(rows_of(nodes), 0)
     assert samples.tolist() == [2, 1, 0]
     assert had_work.tolist() == [2, 0, 0]
-
-
-def test_a_held_driver_counts_as_work_and_is_said_where_it_is_the_rule():
-    """Half of the answers is not the rule yet; a stage without answers says nothing."""
-    nodes = [Node(0, 10), Node(10, 20), Node(20, 30), Node(40, 50)]
-    held = [(1, HELD), (3, 0), (11, HELD), (13, HELD), (15, 1), (21, HELD)]
-    join = SampleJoin(Source(*(answer(time, had_work=said) for time, said in held)), WarnOnce())
-    samples, had_work, is_held = join.join(rows_of(nodes), 0)
-    assert samples.tolist() == [2, 3, 1, 0]
-    assert had_work.tolist() == [1, 3, 1, 0]
-    assert is_held.tolist() == [False, True, True, False]
-    devices, streams = join.take_counts()
-    assert devices == {0: (6, 5)}
-    assert streams == {(0, STREAM): (6, 5)}
 
 
 def test_a_stage_without_a_place_has_no_answers():
@@ -300,7 +286,7 @@ def test_a_stage_on_a_side_stream_has_the_answers_of_that_stream():
         for stream in (STREAM, 8)
     ]
     join = SampleJoin(Source(*answers), WarnOnce())
-    samples, had_work, _ = join.join(rows_of([side, outer]), 0)
+    samples, had_work = join.join(rows_of([side, outer]), 0)
     assert samples.tolist() == [10, 20]
     assert had_work.tolist() == [10, 0]
     # Of the side stream before and after its stage: it is none of the outer stage's.
@@ -332,8 +318,6 @@ def test_answers_reach_the_spans_and_the_account():
                     device.ask(had_work=had_work)
             with stage("short"):
                 pass
-            with stage("copy"):
-                device.ask(had_work=HELD)
         device.complete()
         assert gpuscope.flush(10)
         statistics = gpuscope.statistics()
@@ -342,12 +326,10 @@ def test_answers_reach_the_spans_and_the_account():
         for span in spans
         if GPU_SAMPLES in span.attributes or span.kind == "gpu"
     }
-    assert said.pop("copy [gpu]") == (1, 1.0)
     assert said == {"outer [gpu]": (1, 1.0), "inner [gpu]": (4, 0.75), "short [gpu]": (None, None)}
-    assert [span.name for span in spans if DRIVER_HELD in span.attributes] == ["copy [gpu]"]
     assert statistics.sampler == "200 times a second"
-    assert statistics.samples["asked"] == statistics.samples["in_stages"] == 6
-    assert "streams asked for work 200 times a second (asked 6, had work 4" in str(statistics)
+    assert statistics.samples["asked"] == statistics.samples["in_stages"] == 5
+    assert "streams asked for work 200 times a second (asked 5, had work 4" in str(statistics)
 
 
 def test_why_nothing_is_asked_is_said_once(caplog):

@@ -18,7 +18,7 @@ import pytest
 
 from gpuscope import _runtime, stage
 from gpuscope._cuda.driver import Driver, Handle
-from gpuscope._cuda.stream_sampler import ANSWER, HELD, StreamSampler
+from gpuscope._cuda.stream_sampler import ANSWER, StreamSampler
 from gpuscope._cuda.timed_stream import TimedStream
 from gpuscope._data.native import native
 
@@ -123,7 +123,7 @@ def test_a_stream_with_work_and_one_without(library, make):
         after_ns = time.perf_counter_ns()
     library.fake_load(ctypes.c_void_p(busy.raw), 0)
     assert before_ns < found["at_ns"].min() <= found["at_ns"].max() < after_ns
-    seen = {tuple(row) for row in found[["stream", "device", "open", "said"]].tolist()}
+    seen = {tuple(row) for row in found[["stream", "device", "open", "had_work"]].tolist()}
     assert seen == {(busy.raw, 0, 2, 1), (free.raw, 1, 1, 0)}
     rounds = Counter(found["round"].tolist())
     assert set(rounds.values()) == {2}  # Both at one moment.
@@ -278,40 +278,16 @@ def test_a_full_ring_drops_the_oldest_and_counts(library, make):
     assert rounds == list(range(rounds[0], rounds[0] + 16))
 
 
-def test_while_a_call_holds_the_driver_the_moments_go_on(library, make):
-    """As many as without it, at random times, of one round each; what is answered at the end of a wait is not kept."""
-    busy, free, sampler = stream(), stream(0x71, 1), make(1000.0)
-    library.fake_load(ctypes.c_void_p(busy.raw), 1)
-    sampler.watch(busy, CONTEXT.value)
-    sampler.watch(free, CONTEXT.value + 1)
-    library.fake_delay_streams(10_000_000)
-    with Use(library, busy), Use(library, free):
-        began_ns = time.perf_counter_ns()
-        sampler.start()
-        found = some_answers(sampler, 200)
-    library.fake_load(ctypes.c_void_p(busy.raw), 0)
-    counts = sampler.counts()
-    assert set(found["said"].tolist()) == {HELD}
-    assert set(found["open"].tolist()) == {1}
-    assert set(Counter(found["round"].tolist()).values()) == {2}
-    assert counts["held"] == counts["asked"]
-    assert counts["had_work"] == 0
-    moments = np.unique(found["at_ns"])
-    assert began_ns < moments[0]
-    assert np.all(np.diff(moments) >= 500_000)
-    assert len(moments) == pytest.approx((moments[-1] - moments[0]) / 1e6, rel=0.2)
-
-
-def test_a_long_wait_for_the_driver_has_few_moments(library, make):
-    """A bounded number, over all of it."""
-    watched, sampler = stream(), make(100_000.0)
+def test_a_driver_that_answers_late_is_counted(library, make):
+    """A question that takes as long as three intervals stands for rounds that were missed."""
+    watched, sampler = stream(), make(1000.0)
     sampler.watch(watched, CONTEXT.value)
-    library.fake_delay_streams(300_000_000)
+    library.fake_delay_streams(5_000_000)
     with Use(library, watched):
         sampler.start()
-        found = some_answers(sampler, 1)
-    assert 200 <= len(found) <= 600
-    assert found["at_ns"][-1] - found["at_ns"][0] > 250_000_000
+        some_answers(sampler, 5)
+    counts = sampler.counts()
+    assert counts["late"] >= 4 * counts["asked"]
 
 
 def test_it_ends_in_a_moment(library, make):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
-from gpuscope._cuda.stream_sampler import HELD
 from gpuscope._data.batch import RowFlag
 from gpuscope._data.plain.values import shown
 
@@ -27,11 +26,10 @@ _Ints: TypeAlias = "NDArray[np.int64]"
 _IN_GRAPH, _UNPLACED = int(RowFlag.IN_GRAPH), int(RowFlag.UNPLACED)
 _COLUMNS = ("gpu_start_ns", "gpu_end_ns", "stream", "device", "flags")
 _NEVER = np.iinfo(np.int64).max
-_AT, _STREAM, _DEVICE, _OPEN, _WORK, _HELD, _UNTIL = range(_FIELDS := 7)
+_AT, _STREAM, _DEVICE, _OPEN, _WORK, _UNTIL = range(_FIELDS := 6)
 """
-What is kept of answers, a row of numbers each: as in `ANSWER` of `_cuda.stream_sampler`, whether they count as work,
-whether the driver was held, and last when all stages that were open on the stream had been left, as far as is known.
-Plain numbers take a third of the time of such records.
+What is kept of answers, a row of numbers each: as in `ANSWER` of `_cuda.stream_sampler`, and last when all stages that
+were open on the stream had been left, as far as is known. Plain numbers take a third of the time of such records.
 """
 _NONE = np.zeros((_FIELDS, 0), np.int64)
 _MOST_WAITING = 65_536
@@ -93,12 +91,7 @@ class SampleJoin:
             return
         new = np.empty((_FIELDS, taken.size), np.int64)
         new[_AT], new[_STREAM], new[_DEVICE] = taken["at_ns"], taken["stream"].view(np.int64), taken["device"]
-        new[_OPEN], new[_WORK], new[_HELD], new[_UNTIL] = (
-            taken["open"],
-            taken["said"] != 0,
-            taken["said"] == HELD,
-            _NEVER,
-        )
+        new[_OPEN], new[_WORK], new[_UNTIL] = taken["open"], taken["had_work"], _NEVER
         self._count_rounds(new[_DEVICE], taken["round"], new[_WORK])
         before = self._waiting.shape[1]
         joined = self._waiting = np.concatenate((self._waiting, new), axis=1)
@@ -135,13 +128,9 @@ class SampleJoin:
         self._devices, self._streams = {}, {}
         return taken
 
-    def join(
-        self, rows: NDArray[np.void], past_ns: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
+    def join(self, rows: NDArray[np.void], past_ns: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """
-        Return for each row how many answers are its own, how many count as work, and whether most say "held".
-
-        Those count as work, because a copy from or to pageable memory is work of the GPU, too. Never raises.
+        Return for each row how many answers are its own, and how many of these had work. Never raises.
 
         Args:
             rows: of one batch, as `ROW` has them, those of inner stages first.
@@ -149,16 +138,17 @@ class SampleJoin:
 
         """
         self.gather()
-        counts = np.zeros((3, len(rows)), np.int32)
+        samples, had_work = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
         try:
             if not self._has_failed:
-                self._join(rows, past_ns, counts)
+                self._join(rows, past_ns, samples, had_work)
         except Exception as error:  # As above.
             self._fail(error)
-        samples, had_work, held = counts
-        return samples, had_work, 2 * held > samples
+        return samples, had_work
 
-    def _join(self, rows: NDArray[np.void], past_ns: int, counts: NDArray[np.int32]) -> None:
+    def _join(
+        self, rows: NDArray[np.void], past_ns: int, samples: NDArray[np.int32], had_work: NDArray[np.int32]
+    ) -> None:
         waiting = self._waiting
         if not waiting.shape[1]:
             return
@@ -173,8 +163,8 @@ class SampleJoin:
             found = innermost(starts, np.where(of_stream, ends, 0), inside, waiting[_AT, mine])
             hits = np.flatnonzero(found >= 0)
             left[mine[hits]] = False
-            for count, said in zip(counts, (1, waiting[_WORK, mine[hits]], waiting[_HELD, mine[hits]]), strict=True):
-                np.add.at(count, found[hits], said)
+            np.add.at(samples, found[hits], 1)
+            np.add.at(had_work, found[hits], waiting[_WORK, mine[hits]])
         self._waiting = waiting[:, left]
         self._came_to["in_stages"] += waiting.shape[1] - self._waiting.shape[1]
         self._give_up(self._waiting[_UNTIL] <= past_ns)

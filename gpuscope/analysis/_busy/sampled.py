@@ -1,9 +1,8 @@
 """
 How much of the time of some calls their streams had work, from the answers of streams that were asked at random times.
 
-What an answer says is that the stream had work *queued or running*, or that a call held the driver, as copies from and
-to pageable memory do. That bounds from above how long kernels and copies ran: by up to 18 points where they are short,
-and hardly where they are long (`benchmarks/results/busy.json`). Decides nothing.
+What an answer says is that the stream had work *queued or running*. That bounds from above how long kernels ran: by
+up to 18 points where they are short, and hardly where they are long (`benchmarks/results/busy.json`). Decides nothing.
 """
 
 from __future__ import annotations
@@ -13,28 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gpuscope._data.batch import RowFlag
-from gpuscope.analysis._busy.estimate import MIN_REQUESTS, Share, share_of
+from gpuscope.analysis._busy.estimate import Share, share_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gpuscope.analysis.recording import Recording
-
-
-HELD_SHARE = 0.5
-"""Stages whose calls have more than this part of their answers from a held driver are taken for copies."""
-
-
-def held_the_driver(recording: Recording) -> NDArray[np.bool_]:
-    """Return which rows are of an innermost stage whose calls held the driver when streams were asked, as a rule."""
-    stages = np.where(recording.leaf, recording.stage, len(recording.names))
-    held = (recording.flags & RowFlag.DRIVER_HELD) != 0
-    asked = np.bincount(stages, recording.samples, len(recording.names) + 1)
-    found = np.bincount(stages[held], recording.samples[held], len(recording.names) + 1)
-    is_copy = (found >= MIN_REQUESTS) & (found > HELD_SHARE * asked)
-    is_copy[-1] = False
-    return is_copy[stages]
 
 
 class _OnStream(NamedTuple):

@@ -16,7 +16,6 @@ from gpuscope._data.attributes import (
     CLOCK_UNCERTAINTY,
     CUDA_STREAM,
     DEVICE_INDEX,
-    DRIVER_HELD,
     FILE,
     FLAGS,
     FUNCTION,
@@ -79,7 +78,6 @@ _STREAM_BEFORE = (CUDA_STREAM, DEVICE_INDEX, HW_NAME, HW_ID)
 _NOT_OF_GRAPHS = {
     CLAMPED,
     TRIMMED,
-    DRIVER_HELD,
     CLOCK_UNCERTAINTY,
     GPU_HAD_WORK,
     GPU_SAMPLES,

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuscope.analysis._busy.known import BEHIND_NS, devices, idle_within, known_busy
-from gpuscope.analysis._busy.sampled import held_the_driver
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.intervals import Intervals
 from gpuscope.analysis._structure.parts import work_end_ns
@@ -62,8 +61,7 @@ class Activity(IntEnum):
     WAITS = 2
     """The GPU was behind at the start, is not at the end, and the host left as soon as it was not: it waited."""
     COPIES = 3
-    """Like `PACED`, in a stage that says how many `bytes` it moves, at a copy's rate, or that held the driver for most
-    of its time, as copies from and to pageable memory do: the host waited for the copy."""
+    """Like `PACED`, in a stage that says how many `bytes` it moves, at a copy's rate: the host waited for the copy."""
     PACED = 4
     """The GPU kept up with the host. The host worked or launched, unless it waited for what was launched in here."""
     UNCLEAR = 5
@@ -187,7 +185,6 @@ def _kinds(recording: Recording, segments: Segments) -> NDArray[np.int8]:
     # From when the stream is there: a copy could not begin before.
     own_ns = segments.host_end_ns - np.maximum(segments.gpu_start_ns, segments.host_start_ns)
     copied = _moved(recording)[segments.owner] >= COPY_BYTES_PER_NS * np.maximum(own_ns, 1)
-    copied |= held_the_driver(recording)[segments.owner]
     kind = np.select(
         [
             ~segments.timed,

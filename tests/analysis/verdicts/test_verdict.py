@@ -493,24 +493,6 @@ def test_copies_that_the_host_waits_for_are_no_work_that_answers_are_about():
     assert told in str(findings.answers[0])
 
 
-@pytest.mark.parametrize(("held", "verdict"), [(30, "pipeline-bound"), (12, "gpu-bound"), (0, "gpu-bound")])
-def test_a_stage_that_holds_the_driver_as_a_rule_is_judged_as_a_copy(held, verdict):
-    """As one that says its bytes. In 12 of 40 calls it is no rule; then the answers are work like others."""
-
-    def one(number):
-        flags = RowFlag.DRIVER_HELD if number < held else 0
-        launches = Stage("infer", 10, 60, gpu=(14, 290))
-        copies = Stage("fetch", 60, 990, gpu=(290, 993), samples=2, had_work=2, flags=flags)
-        return Stage("request", 0, 1000, gpu=(3, 1003), inside=[launches, copies]).shifted(1100 * number)
-
-    found = judge(recording(*map(one, range(40))))
-    (fetch,) = (each for each in found.stages if each.name == "fetch")
-    assert fetch.verdict == verdict
-    if held == 30:
-        assert "the host waits for a copy" in fetch.because
-        assert any("pinned" in step for step in fetch.next_steps)
-
-
 def test_one_stage_in_two_places_has_a_slope_in_each():
     """Though it is called as often there."""
 
