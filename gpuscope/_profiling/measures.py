@@ -33,6 +33,10 @@ synchronization behavior".
 """
 
 
+ON_THE_WAY_NS = 20_000
+"""What lies between two launches that are no farther apart is Python's way from one to the next, and is theirs."""
+
+
 class StageInRequest(NamedTuple):
     """A stage within a kind of request."""
 
@@ -76,7 +80,10 @@ class _Host:
     Operators that copy to the GPU are not among them: making a tensor is work, and waiting only a part of it.
     """
     launching: Intervals
-    """CUDA calls, and the outermost operators that make one: the host works for the GPU."""
+    """
+    CUDA calls, and the outermost operators that make one: the host works for the GPU. So it does on the way from one to
+    the next, where that is short.
+    """
     computing: Intervals
     """All other operators: the host computes itself, in PyTorch."""
 
@@ -259,9 +266,15 @@ def _host(thread: HostThread, calls: Sequence[LinkedCall], trace: Trace) -> _Hos
     return _Host(
         waiting=_union(each.call for each in waiting),
         around=_union(around),
-        launching=union(_both(Intervals(tops.start[used], tops.end[used]), made)),
+        launching=_with_ways(union(_both(Intervals(tops.start[used], tops.end[used]), made))),
         computing=Intervals(tops.start[~used], tops.end[~used]),
     )
+
+
+def _with_ways(launching: Intervals) -> Intervals:
+    ways = gaps(launching)
+    short = ways.end - ways.start <= ON_THE_WAY_NS
+    return union(_both(launching, Intervals(ways.start[short], ways.end[short])))
 
 
 def _both(one: Intervals, other: Intervals) -> Intervals:

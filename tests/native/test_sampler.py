@@ -448,13 +448,13 @@ def test_the_first_stage_starts_it_and_the_end_of_recording_ends_it(on_c):
     until(lambda: threads_named() == before + 1, "the thread")
     until(lambda: _sampling(on_c).take().size, "answers")
     _runtime.disable()
-    assert threads_named() == before
+    until(lambda: threads_named() == before, "the thread's end")
     _runtime.state.switch_to(on_c.engine.recorder)
     on_c.engine.sample(on=True)
     run()
     until(lambda: _sampling(on_c).take().size, "answers")
     on_c.engine.shutdown(1.0)
-    assert threads_named() == before
+    until(lambda: threads_named() == before, "the thread's end")
 
 
 def test_each_stage_has_the_answers_of_its_time(on_c):
