@@ -43,7 +43,7 @@ class _Batch(NamedTuple):
     finished: list[FinishedGeneration]
 
 
-_WORTH_ROWS, _DECIDE_DELAY_NS = 8192, 500_000_000
+_WORTH_ROWS, _DECIDE_DELAY_NS = 16_384, 1_000_000_000
 """Of what arrives: so many rows, or so long, until it is decided on."""
 
 

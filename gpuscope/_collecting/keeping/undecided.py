@@ -36,7 +36,7 @@ COUNTED = {LEFT_OUT: "left_out", NO_ROOM: "no_room"}
 MANY = 512
 """From so many requests at once on there are pauses: a thousand take a millisecond."""
 _CUT_OFF = "cut_off"
-_WORTH_ROWS, _KEPT_DELAY_NS = 512, 1_000_000_000
+_WORTH_ROWS, _KEPT_DELAY_NS = 1024, 2_000_000_000
 """Of what is kept: so many rows, or so long."""
 
 
