@@ -2,7 +2,8 @@
 Whether gpuscope can be left on: 10 million stages in threads and in asyncio, with metrics, to a receiver of its own.
 
 The memory of the process stays flat, every stage is exported or counted by reason, the receiver has what was exported,
-and metrics arrive on time. On a GPU each request launches work, so its stages have GPU times.
+and metrics arrive on time. The flight recorder is on, and stalls are looked for: none is said where there is none. On a
+GPU each request launches work, so its stages have GPU times.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tempfile
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ STAGES_A_REQUEST = 5
 """Those of `Program.request` and of `Program.request_async`."""
 THREADS, TASKS = 4, 32
 METRICS_EVERY_S = 5.0
+STALL = "2s, 20x"
 FLAT_MB = 10.0
 BEHIND_S = 0.05
 """A thread that is further behind its schedule than this does not catch up, so that no burst follows a pause."""
@@ -154,7 +157,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.stages = 300_000
-    with closing(Receiver()) as receiver:
+    with ExitStack() as stack:
+        receiver = stack.enter_context(closing(Receiver()))
         os.environ.update(
             GPUSCOPE="idle",
             OTEL_SERVICE_NAME="soak",
@@ -163,7 +167,8 @@ def main() -> None:
         )
         import gpuscope
 
-        gpuscope.enable(exporters="otlp")
+        flight = str(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "soak.flight")
+        gpuscope.enable(exporters="otlp", flight=flight, stall=STALL)
         began = time.monotonic()
         memory = soak(options.stages, options.rate)
         ended = time.monotonic()
@@ -183,12 +188,14 @@ def main() -> None:
         Goal("stages that are neither exported nor counted", statistics.recorded - accounted, 0),
         Goal("stages lost", sum(statistics.lost.values()), 0),
         Goal("host spans exported that did not arrive", max(0, statistics.exported - received), 0),
+        Goal("false alarms of stalls", sum(statistics.stalls.values()), 0),
         Goal("longest time without metrics", gap_s, 1.5 * METRICS_EVERY_S, " s"),
     ]
     save(
         "soak", options.out, goals=goals, took_s=round(ended - began, 1), complete=complete, spans_received=received,
         recorded=statistics.recorded, exported=statistics.exported, dropped=statistics.dropped, lost=statistics.lost,
-        untimed=statistics.untimed, metrics_received=len(metric_times), memory_mb=[[at, mb] for at, mb in memory],
+        untimed=statistics.untimed, stalls=statistics.stalls, metrics_received=len(metric_times),
+        memory_mb=[[at, mb] for at, mb in memory],
     )  # fmt: skip
     sys.exit(0 if all(goal.met for goal in goals) else 1)
 
