@@ -608,3 +608,12 @@ def test_of_a_gpu_without_times_no_idleness_is_claimed():
     assert judge(everything).requests[0].idle
     assert [request.idle for request in judge(untimed).requests] == [()]
     assert "GPU without work" not in str(judge(untimed))
+
+
+def test_a_part_that_few_slow_requests_make_is_told_with_its_mean():
+    """Its median is next to nothing, which contradicts its share of all the time."""
+    slow = Stage("request", 0, 301_000, inside=[Stage("decode", 0, 1000)])
+    quick = Stage("request", 0, 1050, inside=[Stage("decode", 0, 1000)])
+    requests = [(slow if number % 4 == 0 else quick).shifted(400_000 * number) for number in range(40)]
+    said = str(judge(recording(*requests)).answers[0])
+    assert "Most of it is in no stage inside: 75.0 ms on average (99%), and 50.0 µs in the median request." in said
