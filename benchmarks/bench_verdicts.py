@@ -46,6 +46,7 @@ class Said(NamedTuple):
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", default="", help="run only the programs with this in their names")
+    parser.add_argument("--requests", type=int, default=60, help="of each program that is judged from records")
     parser.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keep the recordings and the profiles in this folder"
     )
@@ -56,7 +57,7 @@ def main() -> None:
     if cases is WITHOUT_GPU:
         print("Without a GPU nothing can be judged; this runs one program, to see that it works.")
     chosen = {name: case for name, case in cases.items() if options.only in name}
-    rows, failed, requests = [], {}, 20 if options.quick else 60
+    rows, failed, requests = [], {}, 20 if options.quick else options.requests
     for name, case in chosen.items():
         if options.quick and name == "compiled model":
             print(f"{name}: left out, because its compilation takes longer than all the rest")
