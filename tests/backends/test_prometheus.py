@@ -22,7 +22,7 @@ NOT_HERE = re.compile("hw_|gpuscope_look_|gpuscope_gpu_(clock|throttled|shared|a
 ALL_QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 QUERIES = [query for query in ALL_QUERIES if not NOT_HERE.search(query)]
 SERVICE = """
-import json, sys, threading, time
+import gc, json, sys, threading, time
 import numpy as np
 from gpuscope import _runtime, stage
 from gpuscope._cuda.stream_sampler import ANSWER
@@ -63,6 +63,7 @@ with _runtime.period(config, device=device, clock=time.perf_counter_ns) as engin
                 ended.wait(0.001)
             request.set_attribute("gen_ai.usage.output_tokens", 3)
         requests += 1
+        requests % 50 or gc.collect()
         for stream in device.lanes.values():  # As in a capture of a CUDA graph, once in a while.
             stream.capturing = requests % 50 == 0
 print(json.dumps({"requests": requests, "recorded": engine.statistics().recorded}))
@@ -73,6 +74,7 @@ EXPECTED = {
     *(f"gpuscope_stage_{name}_seconds_{part}" for name in ("duration", "launch_delay") for part in SECONDS),
     *(f"gpuscope_stages_{name}_total" for name in ("recorded", "exported", "dropped", "lost", "untimed")),
     *(f"gpuscope_gpu_{name}_ratio" for name in ("busy", "stream_busy", "occupied", "idle")),
+    *(f"gpuscope_gc_duration_seconds_{part}" for part in SECONDS),
     "gpuscope_clock_uncertainty_seconds",
     "gpuscope_gpu_event_cost_seconds",
     *(f"gen_ai_server_{name}_seconds_{part}" for name in ("request_duration", *TOKENS) for part in SECONDS),
