@@ -12,6 +12,7 @@ import numpy as np
 
 from gpuscope._data.attributes import COMPILE_SPAN, MEMORY_PEAK, SYNC_BYTES, SYNC_COUNT, SYNCS
 from gpuscope._data.plain.durations import duration
+from gpuscope.analysis._verdicts.advice import GC_FEWER, GC_FREEZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,22 +51,25 @@ def _name(recording: Recording, row: int) -> str:
 
 def _collected(recording: Recording, rows: NDArray[np.int64]) -> Iterator[str]:
     """Yield a sentence if garbage collections took a part of the slow requests worth saying."""
-    took_ns, met = _took_ns(recording, rows), recording.stalls.collections
+    took_ns = _took_ns(recording, rows)
     slow = np.argsort(took_ns, kind="stable")[-max(1, len(rows) // _SLOW) :]
     lost_ns = np.array([_inside_ns(recording, row) for row in rows.tolist()])
     share = lost_ns[slow].sum() / max(1, took_ns[slow].sum())
     if share < _WORTH_SAYING:
         return
-    full = any(each.generation >= _FULL for row in rows[slow].tolist() for each in met.get(row, ()))
-    advice = (
-        "call `gc.collect()` and then `gc.freeze()` once it is warm, so that what stays is not looked at again"
-        if full
-        else "fewer new objects per request, or a higher `gc.set_threshold`, makes them rarer"
-    )
+    advice = collection_advice(recording, rows[slow])
+    advice = advice[:1].lower() + advice[1:]
     yield (
         f"Garbage collection took {share:.0%} of the slow requests `{_name(recording, rows[0])}` (the slowest tenth; "
-        f"{lost_ns.sum() / max(1, took_ns.sum()):.1%} of all, {duration(lost_ns.max() / 1e6)} at most): {advice}."
+        f"{lost_ns.sum() / max(1, took_ns.sum()):.1%} of all, {duration(lost_ns.max() / 1e6)} at most): {advice}"
     )
+
+
+def collection_advice(recording: Recording, rows: NDArray[np.int64]) -> str:
+    """Return what to do about the garbage collections in some requests."""
+    met = recording.stalls.collections
+    full = any(each.generation >= _FULL for row in rows.tolist() for each in met.get(row, ()))
+    return GC_FREEZE if full else GC_FEWER
 
 
 def _inside_ns(recording: Recording, row: int) -> int:
