@@ -147,8 +147,10 @@ def _notes(before: Recording, after: Recording) -> Iterator[str]:
         "with itself first."
     )
     for name, recording in (("A", before), ("B", after)):
-        if missing := _console.losses(recording.losses):
+        if missing := _console.losses(recording.losses.missing()):
             yield f"Missing from {name}: {'; '.join(missing)}."
+        if recording.losses.not_kept:
+            yield f"{name} has only the requests that `keep` has kept, most of them slow."
 
 
 def _share(text: str) -> float:

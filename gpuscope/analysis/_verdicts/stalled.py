@@ -1,5 +1,5 @@
 """
-Sentences on what stalled the host: garbage collections, compilations, waits for the GPU that no one sees in the code.
+Sentences on what stalled the host: stalls, garbage collections, compilations, waits that no one sees in the code.
 
 Judges nothing: each says how much of which requests it took, and what to do about it.
 """
@@ -38,6 +38,22 @@ def sentences(recording: Recording) -> Iterator[str]:
             yield from _compiled(recording, rows)
     yield from _synchronised(recording)
     yield from _out_of_memory(recording)
+
+
+def stalls(recording: Recording) -> Iterator[str]:
+    """Yield a sentence if stalls were found: how many, and the longest ones."""
+    found = recording.stalls.stalled
+    if not found:
+        return
+    rows = np.array(list(found), np.int64)
+    took_ns = np.maximum(recording.host_end_ns, recording.gpu_end_ns)[rows] - recording.host_start_ns[rows]
+    rows, took_ns = (column[np.argsort(-took_ns, kind="stable")] for column in (rows, took_ns))
+    told = [
+        f"{found[row]} in `{_name(recording, row)}`, {duration(ns / 1e6)}, trace {recording.trace_id[row]}"
+        for row, ns in zip(rows.tolist()[:_MOST_NAMED], took_ns.tolist(), strict=False)
+    ]
+    more = f"; and {len(found) - len(told):,} more" if len(found) > len(told) else ""
+    yield f"{len(found):,} stall{'s' * (len(found) > 1)}: {'; '.join(told)}{more}."
 
 
 def _took_ns(recording: Recording, rows: NDArray[np.int64]) -> NDArray[np.int64]:

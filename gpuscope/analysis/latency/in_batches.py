@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope.analysis._structure.intervals import Intervals, covered, union
+from gpuscope.analysis._structure.parts import some_of
 from gpuscope.analysis.latency._worked import Work
 from gpuscope.analysis.latency.explain import MOST, Explainer
 from gpuscope.analysis.latency.parts import BATCH, QUEUE
@@ -78,7 +79,7 @@ class BatchTimes:
         batches = self._recording.batches
         if not len(rows) or not len(batches.links.member) + len(batches.shares.member):
             return None
-        some = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(np.int64))]
+        some = some_of(rows, MOST)
         if 2 * sum(bool(self._work.members_in(row)) for row in some.tolist()) <= len(some):
             return None
         names: Counter[str] = Counter()
