@@ -365,6 +365,20 @@ class TestCompare:
         paths = record("c.jsonl", requests=10), record("d.jsonl", requests=10)
         assert "cannot tell whether anything is slower" in failure(capsys, "compare", *paths, "--fail-if-slower", "5%")
 
+    def test_too_noisy_to_tell(self, tmp_path, capsys):
+        """Requests that take 10 or 36 ms are not said to be as fast as before; a limit that wide lets them pass."""
+        path = tmp_path / "a.jsonl"
+        exporter = FileExporter(Config().changed(file=str(path)), {"service.name": "server"})
+        for number in range(60):
+            request = replace(rows_of(number, 5.0)[2], host_ns=(10 if number * 7 % 13 < 6 else 36) * MS)
+            exporter.export(make_batch(replace(request, gpu_span_id=0, gpu_ns=0)), Delivery(1))
+        exporter.shutdown(1)
+        message = failure(capsys, "compare", str(path), str(path), "--fail-if-slower", "5%")
+        assert "too noisy to tell whether requests are slower: request (-7" in message
+        assert "allow more than --fail-if-slower 5%." in message
+        assert main(["compare", str(path), str(path), "--fail-if-slower", "300%"]) == 0
+        assert "is too noisy to tell whether it became faster or slower" in " ".join(capsys.readouterr().out.split())
+
     def test_a_stray_stage_does_not_stop_the_rest(self, record, tmp_path):
         """A stage or two outside all requests, as a process that ended early leaves them, are not judged."""
         paths = record("a.jsonl"), record("b.jsonl", infer_ms=6)
