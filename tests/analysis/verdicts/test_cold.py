@@ -199,6 +199,14 @@ def test_first_calls_of_many_shapes_stay_cold():
     assert len(find(calls(durations, batch_size=sizes)).calls) == 9
 
 
+def test_where_each_call_has_a_size_of_its_own_a_tail_is_one():
+    """Every 50th takes 400 ms; that it is the first with so many tokens, as all others are, is no reason."""
+    durations = [400.0 if number % 50 == 25 else 10.0 for number in range(400)]
+    assert not find(calls(durations, tokens=[1000 + number for number in range(400)])).calls
+    few = [400.0 if number in (25, 75) else 10.0 for number in range(400)]
+    assert len(find(calls(few, tokens=[1000 + number for number in range(400)])).calls) == 2
+
+
 def test_cold_calls_are_told_in_few_lines_with_a_trace():
     """One line per stage, of the call that cost most."""
     durations = [5.0] * 60
