@@ -1,8 +1,8 @@
 """
 Two recordings of one program, before and after a change: what became faster or slower, and whether the whole shows it.
 
-Compares medians of calls after the warm-up, by `_median`; explains no change. The intervals cover the noise within the
-two recordings. How much two runs differ without any change, no single pair of recordings can tell.
+Compares medians of calls after the warm-up, by `_comparing`; explains no change. The intervals cover the noise within
+the two recordings. How much two runs differ without any change, no single pair of recordings can tell.
 """
 
 from __future__ import annotations
@@ -14,7 +14,20 @@ import numpy as np
 
 from gpuscope._data.plain.durations import duration
 from gpuscope._data.plain.markup import html_table
-from gpuscope.analysis._median import CONFIDENCE, median_change
+from gpuscope.analysis._comparing.change import (
+    FASTER,
+    FEW,
+    MIN_CALLS,
+    NOISE,
+    NOISY,
+    SLOWER,
+    SMALL,
+    WORTH,
+    Change,
+    change_between,
+    slow_ones,
+)
+from gpuscope.analysis._comparing.median import CONFIDENCE
 from gpuscope.analysis._structure.kinds import end_to_end_ns, kinds
 
 if TYPE_CHECKING:
@@ -26,39 +39,9 @@ if TYPE_CHECKING:
     from gpuscope.analysis._structure.kinds import StageInRequest
     from gpuscope.analysis.recording import Recording
 
-MIN_CALLS = 20
-"""With fewer calls, the interval of a median is nearly as wide as the range of all values."""
-FASTER, SLOWER, NOISE, FEW = "faster", "slower", "within noise", "too few"
-SMALL = "too small"
-WORTH = 0.01
-"""A change of less than this part of the request, beyond noise as it may be, is too small to matter."""
+__all__ = ["FASTER", "FEW", "MIN_CALLS", "NOISE", "NOISY", "SLOWER", "SMALL", "Change", "Comparison", "compare"]
+
 SIDES = {"host": "on the host", "gpu": "on its stream"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """The change of a median duration. A figure is `None` if there were no calls to take it from."""
-
-    calls: tuple[int, int]
-    """Before and after, warm-up left out."""
-    before_ms: float | None
-    after_ms: float | None
-    change_ms: float | None
-    relative: float | None
-    """The change as a part of the median before: 0.1 is 10 % slower."""
-    low_ms: float | None
-    """This and the next are the ends of the 99 % confidence interval of the change."""
-    high_ms: float | None
-    verdict: str
-    """
-    `faster` or `slower` if the interval excludes zero, else `within noise`; `too small` if it excludes zero for less
-    than `WORTH` of what a request takes; `too few` below `MIN_CALLS` calls.
-    """
-
-    def is_slower(self, allowed: float) -> bool:
-        """Return whether the median rose, beyond noise, by more than this part of what it was: 0.1 is 10 %."""
-        beyond_noise = self.verdict != FEW and self.low_ms is not None and self.low_ms > 0
-        return beyond_noise and (self.relative is None or self.relative > allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +70,8 @@ class RequestChange:
     """Sentences on gains of stages that the whole request does not show."""
     answer: str = ""
     """In a sentence: whether requests became faster or slower, by how much, and most of it where."""
+    slow_ms: tuple[float, float] | None = None
+    """The 99th percentiles before and after, where they differ beyond noise and by a tenth at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +177,7 @@ class _Calls:
 
 def _stage(before: _Calls, after: _Calls, key: Key, side: str) -> StageChange | None:
     """Return the change of a stage on one side; None for the GPU's side if the stage has no calls there."""
-    change = _change(before.stage(key, side), after.stage(key, side), _worth_ms(before, after, key))
+    change = change_between(before.stage(key, side), after.stage(key, side), _worth_ms(before, after, key))
     if side != "host" and not any(change.calls):
         return None
     depth = (before.kinds.get(key) or after.kinds[key]).depth
@@ -215,29 +200,37 @@ def _effect(before: _Calls, after: _Calls, key: Key, side: str) -> float | None:
 
 
 def _request(before: _Calls, after: _Calls, key: Key, stages: list[StageChange]) -> RequestChange:
-    change = _change(before.requests(key), after.requests(key), _worth_ms(before, after, key))
+    change = change_between(before.requests(key), after.requests(key), _worth_ms(before, after, key))
     sides = {side: [stage for stage in stages if stage.lane == side] for side in SIDES}
+    slow_ms = slow_ones(before.requests(key), after.requests(key))
     return RequestChange(
         name=key[0],
         change=change,
         effects_ms={side: _sum(inside) for side, inside in sides.items()},
         remarks=tuple(remark for side, inside in sides.items() if (remark := _remark(SIDES[side], change, inside))),
-        answer=_answer(key[0], change, sides["host"]),
+        answer=_answer(key[0], change, slow_ms, sides["host"]),
+        slow_ms=slow_ms,
     )
 
 
-def _answer(name: str, change: Change, stages: list[StageChange]) -> str:
+def _answer(name: str, change: Change, slow_ms: tuple[float, float] | None, stages: list[StageChange]) -> str:
     """Return the comparison of one kind of request in a sentence."""
     if change.before_ms is None or change.after_ms is None:
         return f"`{name}` is in {'B' if change.before_ms is None else 'A'} only."
     times = f"{duration(change.before_ms)} before, {duration(change.after_ms)} after"
     if change.verdict == FEW or change.relative is None or change.low_ms is None or change.high_ms is None:
         return f"`{name}` has too few requests to compare: {times}."
-    ends = sorted((change.low_ms / change.before_ms, change.high_ms / change.before_ms))
-    between = f"{ends[0]:+.1%} to {ends[1]:+.1%}"
+    between = change.interval
+    slow = (
+        f" The slow ones are not alike: p99 {duration(slow_ms[0])} before, {duration(slow_ms[1])} after."
+        if slow_ms
+        else ""
+    )
+    if change.verdict == NOISY:
+        return f"`{name}` is too noisy to tell whether it became faster or slower: {times} ({between}).{slow}"
     if change.verdict in (NOISE, SMALL):
         why = "beyond noise, but by too little to matter" if change.verdict == SMALL else "within noise"
-        return f"`{name}` is as fast as before: {times} ({between}, {why})."
+        return f"`{name}` is as fast as before: {times} ({between}, {why}).{slow}"
     told = f"`{name}` is {abs(change.relative):.1%} {change.verdict}: {times} ({between})."
     sign = 1 if change.verdict == SLOWER else -1
     most = max(stages, key=lambda stage: sign * (stage.effect_ms or 0.0), default=None)
@@ -263,29 +256,3 @@ def _remark(where: str, whole: Change, stages: list[StageChange]) -> str:
     if whole.verdict != FASTER:
         return f"{start}; the whole request varies too much to tell whether it gains from that."
     return ""
-
-
-def _change(before: NDArray[np.float64], after: NDArray[np.float64], worth_ms: float) -> Change:
-    before_ms, after_ms = (float(np.median(values)) if len(values) else None for values in (before, after))
-    change_ms, low_ms, high_ms = median_change(before, after) if len(before) and len(after) else (None, None, None)
-    few = min(len(before), len(after)) < MIN_CALLS
-    return Change(
-        calls=(len(before), len(after)),
-        before_ms=before_ms,
-        after_ms=after_ms,
-        change_ms=change_ms,
-        relative=change_ms / before_ms if before_ms and change_ms is not None else None,
-        low_ms=low_ms,
-        high_ms=high_ms,
-        verdict=FEW
-        if few or low_ms is None or high_ms is None or change_ms is None
-        else _verdict(low_ms, high_ms, change_ms, worth_ms),
-    )
-
-
-def _verdict(low_ms: float, high_ms: float, change_ms: float, worth_ms: float) -> str:
-    if low_ms <= 0 <= high_ms:
-        return NOISE
-    if abs(change_ms) < worth_ms:
-        return SMALL
-    return SLOWER if low_ms > 0 else FASTER

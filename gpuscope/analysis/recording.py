@@ -7,13 +7,14 @@ files, with the tree of stages, and of several processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope._data.statistics import NOT_KEPT
 from gpuscope.analysis._reading.stalls import Stalls
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.batches import Batches
@@ -92,6 +93,15 @@ class Losses:
     untimed: Mapping[str, int] = field(default_factory=dict)
     """By reason: stages that were exported without GPU times though a GPU was in use."""
 
+    @property
+    def not_kept(self) -> int:
+        """Stages of the requests that `keep` has left out, as it should: they are not missing."""
+        return self.dropped.get(NOT_KEPT, 0)
+
+    def missing(self) -> Losses:
+        """Return the same without the stages of requests that `keep` has left out."""
+        return replace(self, dropped={why: stages for why, stages in self.dropped.items() if why != NOT_KEPT})
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -150,7 +160,7 @@ class Recording:
     batches: Batches = field(default_factory=Batches)
     """Which stages worked for which others, and what was allotted to each."""
     stalls: Stalls = field(default_factory=Stalls)
-    """What stalled the host: garbage collections, and GPU memory that ran out."""
+    """What stalled the host: garbage collections, stalls that were found, and GPU memory that ran out."""
 
     @cached_property
     def in_graph(self) -> NDArray[np.bool_]:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
-from gpuscope._data.statistics import NOT_KEPT
 from gpuscope.analysis._busy import looked, watched
 from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 from gpuscope.analysis._verdicts import stalled
@@ -91,6 +90,7 @@ def judge(recording: Recording) -> Findings:
         cold=material.cold.calls,
         notes=(*_notes(recording), *looked.sentences(_looks([*requests, *stages]))),
         no_gpu=_no_gpu(recording),
+        top=tuple(_top(recording)),
     )
 
 
@@ -117,13 +117,21 @@ def _no_gpu(recording: Recording) -> str:
     return "No GPU in this recording: all times are the host's."
 
 
+def _top(recording: Recording) -> Iterator[str]:
+    """Yield what has to be known before any figure is read."""
+    if recording.losses.not_kept:
+        yield (
+            "These are the requests that `keep` has kept, most of them slow; the service's usual ones, of "
+            f"{recording.losses.not_kept:,} stages, are not here."
+        )
+    yield from stalled.stalls(recording)
+
+
 def _notes(recording: Recording) -> Iterator[str]:
-    losses = recording.losses
+    losses = recording.losses.missing()
     for what, counts in (("dropped", losses.dropped), ("lost", losses.lost), ("without GPU times", losses.untimed)):
         if any(counts.values()):
             yield f"Stages {what}: " + ", ".join(f"{count:,} {reason}" for reason, count in counts.items()) + "."
-    if losses.dropped.get(NOT_KEPT):
-        yield "These are the requests that `keep` has kept, most of them slow; the service's usual ones are not here."
     if losses.orphans:
         yield f"Stages whose outer stage is not in the files, treated as requests: {losses.orphans:,}."
     yield from watched.sentences(recording)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HELP = "Compare two recordings, stage by stage and end to end: faster, slower, or within noise."
 EPILOG = (
     "Exit codes: 0 nothing is slower than allowed; 1 with --fail-if-slower, a kind of request is slower; 2 bad usage, "
-    "nothing to read, or too few requests to answer --fail-if-slower."
+    "nothing to read, or too few requests, or times too noisy, to answer --fail-if-slower."
 )
 FASTER, SLOWER = "faster", "slower"
 ON_STREAM = "on its stream"
@@ -71,7 +71,9 @@ def run(options: argparse.Namespace) -> int:
         console.print(_table(request, shown, console.width))
         print()
         if rest := len(stages) - len(shown):
-            print(f"{_console.count(rest, 'more line')}: within noise, too small to matter, or too few calls.")
+            print(
+                f"{_console.count(rest, 'more line')}: within noise, too noisy, too small to matter, or too few calls."
+            )
         _console.say(request.remarks)
     _console.say(_notes(before, after))
     return 0 if options.fail_if_slower is None else _gate(comparison, options.fail_if_slower)
@@ -101,6 +103,13 @@ def _gate(comparison: Comparison, allowed: float) -> int:
             f"FAILED: {_console.printable(request.name)} is {_console.percent(request.change.relative)} % slower "
             "end to end."
         )
+    noisy = [request for request in kinds if request.change.may_be_slower(allowed)]
+    if noisy and not slower:
+        told = ", ".join(f"{_console.printable(each.name)} ({each.change.interval})" for each in noisy)
+        raise CommandError(
+            f"too noisy to tell whether requests are slower: {told}; record more, or allow more than --fail-if-slower "
+            f"{100 * allowed:g}%."
+        )
     return 1 if slower else 0
 
 
@@ -125,9 +134,8 @@ def _table(request: RequestChange, shown: list[StageChange], width: int) -> Tabl
 
 def _cells(change: Change, effect_ms: float | None, *, wide: bool) -> list[str]:
     interval = "-"
-    if change.before_ms and change.low_ms is not None and change.high_ms is not None:
-        interval = f"{_console.percent(change.low_ms / change.before_ms, '+')} .. "
-        interval += _console.percent(change.high_ms / change.before_ms, "+")
+    if change.low_part is not None and change.high_part is not None:
+        interval = f"{_console.percent(change.low_part, '+')} .. {_console.percent(change.high_part, '+')}"
     calls = [" / ".join(f"{calls:,}" for calls in change.calls)]
     cells = [
         duration(change.before_ms),
@@ -147,8 +155,10 @@ def _notes(before: Recording, after: Recording) -> Iterator[str]:
         "with itself first."
     )
     for name, recording in (("A", before), ("B", after)):
-        if missing := _console.losses(recording.losses):
+        if missing := _console.losses(recording.losses.missing()):
             yield f"Missing from {name}: {'; '.join(missing)}."
+        if recording.losses.not_kept:
+            yield f"{name} has only the requests that `keep` has kept, most of them slow."
 
 
 def _share(text: str) -> float:

@@ -266,5 +266,5 @@ def _notes(figures: Figures) -> Iterator[str]:
         yield "stream: between a stage's two events on its CUDA stream, waiting for the host included."
         within = f"{duration(placed.p50 / 1e3)} (median; at most {duration(placed.max / 1e3)})"
         yield f"starts: so long after its start on the host, median. GPU times are placed within {within}."
-    missing = _console.losses(figures.losses)
+    missing = _console.losses(figures.losses.missing())
     yield f"Missing: {'; '.join(missing)}." if missing else "Nothing is known to be missing."

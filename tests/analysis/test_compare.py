@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from gpuscope._data.batch import RowFlag
-from gpuscope.analysis._median import _independent, median_change
-from gpuscope.analysis.compare import FASTER, FEW, MIN_CALLS, NOISE, SLOWER, SMALL, compare
+from gpuscope.analysis._comparing.change import slow_ones
+from gpuscope.analysis._comparing.median import _independent, change_of, median_change
+from gpuscope.analysis.compare import FASTER, FEW, MIN_CALLS, NOISE, NOISY, SLOWER, SMALL, compare
 
 from .recordings import Stage, recording
 
@@ -40,6 +41,13 @@ def requests(count=100, *, seed=0, cold=0, prep=100.0, infer=200.0, gpu=None, no
         inside = [stage for stage in inside if stage.name not in gone]
         stages.append(Stage("request", at, at + first + second + rest, inside=inside, flags=flags))
     return recording(*stages)
+
+
+def two_peaks():
+    """A recording of requests of which half take 10 ms and half 36."""
+    random = np.random.default_rng(5)
+    times = np.where(random.random(60) < 0.5, 10_000, 36_000) * random.normal(1, 0.01, 60)
+    return recording(*(Stage("request", 1e6 * n, 1e6 * n + each) for n, each in enumerate(times)))
 
 
 def milliseconds(text):
@@ -107,6 +115,46 @@ class TestStages:
         assert request.answer.startswith("`request` is as fast as before: 2.01 ms before")
         assert "beyond noise, but by too little to matter" in request.answer
         assert request.change.is_slower(0.0)
+
+    def test_what_is_too_noisy_to_tell(self):
+        """Of times with two peaks it cannot be told whether half as long or three times as long is usual."""
+        comparison = compare(two_peaks(), two_peaks())
+        (request,) = comparison.requests
+        assert request.change.verdict == NOISY
+        assert request.answer.startswith("`request` is too noisy to tell whether it became faster or slower:")
+        assert -1 < request.change.low_part < -0.5
+        assert request.change.high_part > 2
+        assert request.change.may_be_slower(0.05)
+        assert not request.change.may_be_slower(5.0)
+
+    def test_what_is_not_too_noisy(self):
+        """A few percent to either side tell that nothing changed much, and allow no less than they are."""
+        (request,) = compare(requests(seed=1), requests(seed=2)).requests
+        assert request.change.verdict == NOISE
+        assert not request.change.may_be_slower(0.05)
+        assert not request.change.may_be_slower(0.0)
+        assert request.change.may_be_slower(0.005)
+
+    @pytest.mark.parametrize(("slow", "told"), [(400_000, True), (10_100, False)])
+    def test_slow_requests_that_medians_do_not_show(self, slow, told):
+        """Every 50th takes 400 ms after the change; the median is 10 ms before and after."""
+
+        def some(each):
+            return recording(
+                *(Stage("request", 1e6 * n, 1e6 * n + (each if n % 50 == 25 else 10_000)) for n in range(1000))
+            )
+
+        (request,) = compare(some(10_000), some(slow)).requests
+        assert request.answer.startswith("`request` is as fast as before: 10.0 ms before, 10.0 ms after")
+        assert ("p99 10.0 ms before, 400 ms after." in request.answer) is told
+        assert request.slow_ms == ((10.0, 400.0) if told else None)
+
+    def test_few_requests_have_no_slow_ones(self):
+        """The slowest of 99 is no percentile."""
+        one, other = (
+            recording(*(Stage("request", 1e6 * n, 1e6 * n + 1000 * each) for n in range(99))) for each in (1, 2)
+        )
+        assert compare(one, other).requests[0].slow_ms is None
 
     def test_nothing_in_common(self):
         """Recordings whose requests have different names have nothing to compare."""
@@ -259,6 +307,27 @@ class TestInterval:
         change, low, high = median_change(before, after)
         assert change == np.median(after) - np.median(before)
         assert (low, high) == pytest.approx(np.percentile(drawn, (0.5, 99.5)), abs=0.04)
+
+    def test_a_ratio_is_never_below_nothing(self):
+        """However wide: durations that vary by a thousand are 100 % shorter at most."""
+        random = np.random.default_rng(6)
+        found = change_of(random.lognormal(0, 4, 30), random.lognormal(0, 4, 30))
+        assert -1 <= found.low_part < 0 < found.high_part
+        nothing = change_of(np.zeros(30), np.ones(30))
+        assert (nothing.low_part, nothing.high_part, nothing.low) == (None, None, 1.0)
+
+    def test_slow_ones_are_seldom_said_to_differ(self):
+        """Of many comparisons of the same with the same."""
+        random = np.random.default_rng(8)
+        found = [slow_ones(*random.lognormal(0, 0.5, (2, 1000))) is not None for _ in range(200)]
+        assert np.mean(found) <= 0.02
+
+    def test_slow_ones_in_a_row_are_one(self):
+        """A hold-up of thirty requests is one; thirty hold-ups are a tail."""
+        usual, row, tail = np.full((3, 1000), 10.0)
+        row[300:330] = tail[5::33] = 400.0
+        assert slow_ones(usual, row) is None
+        assert slow_ones(usual, tail) == (10.0, 400.0)
 
     @pytest.mark.parametrize("memory", [0.0, 0.9], ids=["independent calls", "calls like the one before"])
     def test_is_seldom_wrong_about_nothing(self, memory):

@@ -12,7 +12,7 @@ import gpuscope
 from gpuscope import stage
 from gpuscope._data.attributes import MEMORY_PEAK, SYNC_BYTES, SYNC_COUNT, SYNCS
 from gpuscope.analysis._reading.stalls import Collected, Stalls
-from gpuscope.analysis._verdicts.stalled import sentences
+from gpuscope.analysis._verdicts.stalled import sentences, stalls
 from gpuscope.analysis.read import read_lines
 from gpuscope.analysis.runs import only, runs_of
 from gpuscope.testing import capture
@@ -96,6 +96,24 @@ def spans_with(events):
     return json.dumps({"resourceSpans": [{"resource": {"attributes": []}, "scopeSpans": [scope]}]})
 
 
+def test_files_have_stalls():
+    """The kind of a stall is found by the row of its stage, and stays with it."""
+    values = [{"key": "gpuscope.stall.kind", "value": {"stringValue": "gpu_not_done"}}]
+    found = read_lines([spans_with([{"name": "gpuscope.stall", "timeUnixNano": "1", "attributes": values}])])
+    assert found.stalls.stalled == {0: "gpu_not_done"}
+    assert only(found, runs_of(found)[0]).stalls == found.stalls
+
+
+def test_the_longest_stalls_are_told():
+    """Three at most, and how many more there are."""
+    found = recording(*[Stage("infer", 1e6 * number, 1e6 * number + 1e5 * number) for number in range(1, 6)])
+    object.__setattr__(found, "stalls", Stalls(stalled=dict.fromkeys(range(5), "host_never_left")))
+    (said,) = stalls(found)
+    assert said.startswith("5 stalls: host_never_left in `infer`, 500 ms, trace ")
+    assert said.endswith(f"host_never_left in `infer`, 300 ms, trace {3:032x}; and 2 more.")
+    assert list(stalls(recording(Stage("infer", 0, 1)))) == []
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -103,6 +121,8 @@ def spans_with(events):
         [7],
         [{}],
         [{"name": "gpuscope.gc", "timeUnixNano": "1"}],
+        [{"name": "gpuscope.stall", "timeUnixNano": "1"}],
+        [{"name": "gpuscope.stall", "timeUnixNano": "1", "attributes": []}],
         [{"name": "gpuscope.gc", "timeUnixNano": "-1", "attributes": []}],
         [
             {

@@ -1,5 +1,5 @@
 """
-Events of host spans: garbage collections, and GPU memory that ran out.
+Events of host spans: garbage collections, stalls that were found, and GPU memory that ran out.
 
 Knows OTLP's events and no files. An event that cannot be read is counted, and its span stays.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from gpuscope._data.attributes import EXCEPTION_TYPE, GC_DURATION, GC_EVENT, GC_GENERATION
+from gpuscope._data.attributes import EXCEPTION_TYPE, GC_DURATION, GC_EVENT, GC_GENERATION, STALL, STALL_KIND
 from gpuscope.analysis._reading.otlp_values import MALFORMED, plain_attributes
 
 if TYPE_CHECKING:
@@ -42,12 +42,15 @@ class Stalls:
     collections: Mapping[int, tuple[Collected, ...]] = field(default_factory=dict)
     out_of_memory: tuple[int, ...] = ()
     """Rows of stages that PyTorch's `OutOfMemoryError` left."""
+    stalled: Mapping[int, str] = field(default_factory=dict)
+    """Which kind of stall was found in a stage: the last, where there were several."""
 
     def kept(self, place: NDArray[np.int64]) -> Stalls:
         """Return them of those rows that have a place, which is not negative, in another recording."""
         return Stalls(
             {int(place[row]): found for row, found in self.collections.items() if place[row] >= 0},
             tuple(int(place[row]) for row in self.out_of_memory if place[row] >= 0),
+            {int(place[row]): kind for row, kind in self.stalled.items() if place[row] >= 0},
         )
 
 
@@ -63,6 +66,7 @@ class StallEvents:
     def __init__(self, skipped: Counter[str]) -> None:
         self._skipped = skipped
         self._collections: dict[tuple[str, str], tuple[Collected, ...]] = {}
+        self._stalled: dict[tuple[str, str], str] = {}
         self._out_of_memory: set[tuple[str, str]] = set()
 
     def add(self, key: tuple[str, str], span: JsonObject) -> None:
@@ -76,6 +80,8 @@ class StallEvents:
     def _add(self, key: tuple[str, str], event: JsonObject) -> None:
         if event["name"] == GC_EVENT:
             self._collections[key] = (*self._collections.get(key, ()), _collected(event))
+        elif event["name"] == STALL:
+            self._stalled[key] = str(plain_attributes(event["attributes"])[STALL_KIND])
         elif event["name"] == _EXCEPTION:
             kind = plain_attributes(event.get("attributes", [])).get(EXCEPTION_TYPE)
             if str(kind).rpartition(".")[2] == _OUT_OF_MEMORY:
@@ -86,6 +92,7 @@ class StallEvents:
         return Stalls(
             {place[key]: found for key, found in self._collections.items() if key in place},
             tuple(sorted(place[key] for key in self._out_of_memory if key in place)),
+            {place[key]: kind for key, kind in self._stalled.items() if key in place},
         )
 
 

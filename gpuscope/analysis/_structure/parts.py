@@ -26,6 +26,18 @@ def counted(recording: Recording, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return steady if len(steady) else rows
 
 
+def some_of(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """
+    Return so many rows at most, evenly over all of them: from each stretch of them one at random.
+
+    Every n-th would miss, or take too often, what comes back every n-th time. Equal rows give equal choices.
+    """
+    if len(rows) <= most:
+        return rows
+    places = (np.arange(most) + np.random.default_rng(0).random(most)) * len(rows) / most
+    return rows[places.astype(np.int64)]
+
+
 def work_end_ns(recording: Recording) -> NDArray[np.int64]:
     """Return when all work of each row was done, on the host and on the GPU, inner stages included."""
     own_ns: NDArray[np.int64] = np.maximum(recording.host_end_ns, recording.gpu_end_ns * recording.measured)

@@ -78,6 +78,14 @@ ONE_GPU = "Give the work on each GPU an outermost stage of its own."
 INNER_STAGES = "Put stages on the parts of `{}`."
 BETWEEN_STAGES = "Put stages on what runs between the stages."
 LOOK_INTO = "Look into `{}`: put stages on its parts, or sample it with a profiler of Python code."
+GC_FREEZE = "Call `gc.collect()` and then `gc.freeze()` once it is warm, so that what stays is not looked at again."
+GC_FEWER = "Fewer new objects per request, or a higher `gc.set_threshold`, makes them rarer."
+QUEUE_FOR_BATCH = "More at a time: a larger batch, if that costs little more, or another replica."
+WAIT_FOR_BATCH = "Let it begin sooner: a shorter waiting time, or a smaller batch."
+IN_BATCH = (
+    "Make {} itself shorter: its own lines here say where its time goes. A smaller batch helps as far as its time "
+    "grows with its size."
+)
 
 
 def begin_with(stage: str) -> str:

@@ -18,6 +18,7 @@ from gpuscope.analysis._verdicts.decide import ENOUGH
 from gpuscope.analysis._verdicts.findings import CPU_BOUND, PIPELINE_BOUND, UNKNOWN, WORTH_LINES, Answer
 from gpuscope.analysis._verdicts.host_only import where_time_goes
 from gpuscope.analysis._verdicts.weigh import ANSWERS, SLOPE
+from gpuscope.analysis.latency.in_batches import PLACES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,20 +184,35 @@ def _slowest(calls: CallsOfStage, spread: _Spread) -> list[str]:
     said = f"Nine of ten take at most {nine_of_ten}. The slowest"
     said += " that is judged" if len(spread.judged) < len(spread.rows) else ""
     said += f" took {duration(float(spread.took_ms[row]))} (trace {recording.trace_id[row]})"
-    name, more_ms = _where_it_went(calls, row)
-    where = "in no stage" if name == calls.name else f"in `{name}`"
+    what, more_ms = _where_it_went(calls, row)
     told = more_ms > 0 and more_ms >= (spread.took_ms[row] - calls.material.request_ms(calls.kind)) / 4
-    told = told and bool((recording.parent[recording.root == row] >= 0).any())
-    return [f"{said}: the host was {duration(more_ms)} longer than usual {where}." if told else f"{said}."]
+    told = told and bool((recording.parent[recording.root == row] >= 0).any() or what.startswith("it "))
+    return [f"{said}: {what.format(duration(more_ms))}." if told else f"{said}."]
 
 
 def _where_it_went(calls: CallsOfStage, slowest: int) -> tuple[str, float]:
-    """Return the stage that took most beyond its usual share of a request, and how much that is."""
-    recording, requests = calls.material.recording, calls.requests
-    rows = np.flatnonzero(np.isin(recording.root, requests.rows))
-    place = np.searchsorted(np.sort(requests.rows), recording.root[rows])
-    own_ms = np.zeros((len(recording.names), len(requests.rows)))
-    np.add.at(own_ms, (recording.stage[rows], place), calls.material.own_ns[rows] / 1e6)
-    more = own_ms[:, np.searchsorted(np.sort(requests.rows), slowest)] - np.median(own_ms, axis=1)
+    """Return in words what took most beyond its usual share of a request, and how many milliseconds that is."""
+    material, requests = calls.material, np.sort(calls.requests.rows)
+    recording, place_of_slowest = material.recording, int(np.searchsorted(requests, slowest))
+    rows = np.flatnonzero(np.isin(recording.root, requests))
+    place = np.searchsorted(requests, recording.root[rows])
+    own_ms = np.zeros((len(recording.names), len(requests)))
+    np.add.at(own_ms, (recording.stage[rows], place), material.own_ns[rows] / 1e6)
+    more = own_ms[:, place_of_slowest] - np.median(own_ms, axis=1)
+    collected_ms = np.bincount(place, material.collected_ns[rows] / 1e6, len(requests))
+    found = [(float(collected_ms[place_of_slowest] - np.median(collected_ms)), "it had {} more of garbage collection")]
+    in_batches = material.in_batches.of(requests)
+    if in_batches is not None:
+        more[list(material.in_batches.waiting_stages(requests))] = 0
+        usual_ns = np.median(in_batches.spent_ns, axis=0)
+        beyond_ns = (np.array(material.in_batches.spent_ns(slowest)) - usual_ns).tolist()
+        found += [(ns / 1e6, f"it was {{}} longer than usual {PLACES[each]}") for each, ns in enumerate(beyond_ns)]
     stage = int(np.argmax(more))
-    return recording.names[stage], float(more[stage])
+    where = "in no stage" if stage == calls.kind else f"in `{_braced(recording.names[stage])}`"
+    more_ms, what = max([(float(more[stage]), f"the host was {{}} longer than usual {where}"), *found])
+    return what, more_ms
+
+
+def _braced(name: str) -> str:
+    """Return a name as `str.format` gives it back."""
+    return name.replace("{", "{{").replace("}", "}}")

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gpuscope._data.batch import RowFlag
 from gpuscope.analysis._busy.sampled import Sampled
 from gpuscope.analysis._busy.slope import Slope, slope_of
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.kinds import kinds
-from gpuscope.analysis._structure.own_time import own_ns
+from gpuscope.analysis._structure.own_time import collected_ns, own_ns
 from gpuscope.analysis._structure.parts import Requests, counted
+from gpuscope.analysis._structure.unmeasured import why_unmeasured
 from gpuscope.analysis._verdicts.evidence import Activity
+from gpuscope.analysis.latency.in_batches import BatchTimes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -52,8 +53,18 @@ class Material:
 
     @cached_property
     def own_ns(self) -> NDArray[np.int64]:
-        """What each row takes on the host itself, without the stages inside."""
-        return own_ns(self.recording)
+        """What each row takes on the host itself, without the stages inside and without garbage collections."""
+        return own_ns(self.recording) - self.collected_ns
+
+    @cached_property
+    def collected_ns(self) -> NDArray[np.int64]:
+        """What garbage collections took in each row itself."""
+        return collected_ns(self.recording)
+
+    @cached_property
+    def in_batches(self) -> BatchTimes:
+        """What requests spend in batches and waiting for them."""
+        return BatchTimes(self.recording)
 
     @cached_property
     def duration_ns(self) -> NDArray[np.int64]:
@@ -282,16 +293,4 @@ class CallsOfStage:
         if not len(rows):
             return "GPU times are missing"
         row = int(rows[np.argmax(evidence.untimed_ns[rows])])
-        return f"`{self.material.name(row)}` {_why_unmeasured(int(recording.flags[row]))}"
-
-
-def _why_unmeasured(flags: int) -> str:
-    if flags & RowFlag.CAPTURED:
-        return "ran while a CUDA graph was captured, so it has no GPU times"
-    if flags & RowFlag.GIVEN_UP:
-        return "was given up before its GPU work ended"
-    if flags & RowFlag.UNPLACED:
-        return "has GPU times that cannot be placed: the GPU's clock could not be read"
-    if flags & RowFlag.CLAMPED:
-        return "has GPU times that cannot be placed: they lie before the launch"
-    return "has no GPU times: recorded without a GPU, or on a device that was not current"
+        return f"`{self.material.name(row)}` {why_unmeasured(int(recording.flags[row]))}"

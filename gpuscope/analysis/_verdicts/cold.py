@@ -2,24 +2,26 @@
 Late cold calls: slow calls after the warm-up, caused by a new input shape, autotuning or compilation, for example.
 
 Finds them and says what they cost; judges no stage. Verdicts list them and leave them out. Slow calls that come often,
-or in a row, are not cold: they are what the stage is like, and stay.
+again and again, or in a row are not cold: they are what the stage is like, and stay. So do requests that stalled.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from gpuscope._data.plain.durations import duration
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.kinds import end_to_end_ns
 from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -41,7 +43,11 @@ SCORE = 6.0
 MAD_TO_SIGMA = 1.4826
 """Standard deviation over median absolute deviation of normally distributed values: 1 / 0.6745."""
 MAX_SHARE = 0.05
-"""Where more than this part of the calls is slow, slow calls are not isolated."""
+"""Where more than this part of the calls is slow, slow calls are not isolated,"""
+MOST_ISOLATED = 3
+"""nor where there are more than so many of a stage in a kind of request, over all processes: then they are a tail."""
+MOST_LINES = 5
+ISOLATED = "isolated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +59,19 @@ class ColdCall:
     name: str
     start_ns: int
     """Since the epoch."""
+    trace_id: str
+    outside: bool
+    """Whether there are stages inside it: what was slow is the time outside them."""
     ms: float
     """What the call itself cost, without the stages inside: on the host or on its stream, whichever stood out more."""
     usual_ms: float
     """The same of calls like it, on the same side."""
     because: str
     """`first call with batch_size=16`, or `isolated`."""
+
+    def __str__(self) -> str:
+        what = f"`{self.name}` itself, outside its stages," if self.outside else f"`{self.name}`"
+        return f"{what} {duration(self.ms)} instead of {duration(self.usual_ms)}, {self.because}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +106,7 @@ def _find(recording: Recording) -> Cold:
                 call = _call(recording, row, float(cost_ns[row]), usual_ns, because)
                 if _excess_ms(call) >= max(matters_ms[row], _excess_ms(found[row]) if row in found else 0.0):
                     found[row] = call
+    found = _without_tails(recording, found)
     cold = np.zeros(len(recording.stage), np.bool_)
     cold[list(found)] = True
     left_out = cold.copy()
@@ -101,11 +115,25 @@ def _find(recording: Recording) -> Cold:
     return Cold(_dearest(recording, found.values()), left_out)
 
 
+def _without_tails(recording: Recording, found: dict[int, ColdCall]) -> dict[int, ColdCall]:
+    """Return the calls without those that come again and again, and without those of requests that stalled."""
+    kind = {row: (int(recording.stage[row]), int(recording.stage[recording.root[row]])) for row in found}
+    often = Counter(kind[row] for row, call in found.items() if call.because == ISOLATED)
+    stalled = {int(recording.root[row]) for row in recording.stalls.stalled}
+    return {
+        row: call
+        for row, call in found.items()
+        if (call.because != ISOLATED or often[kind[row]] <= MOST_ISOLATED) and int(recording.root[row]) not in stalled
+    }
+
+
 def _call(recording: Recording, row: int, cost_ns: float, usual_ns: float, because: str) -> ColdCall:
     return ColdCall(
         row=row,
         name=recording.names[recording.stage[row]],
         start_ns=int(recording.host_start_ns[row]),
+        trace_id=recording.trace_id[row],
+        outside=not recording.leaf[row],
         ms=cost_ns / 1e6,
         usual_ms=usual_ns / 1e6,
         because=because,
@@ -180,7 +208,9 @@ def _first_of_their_shape(
         if warm[first] and cost_ns[first] >= _cold_from(usual_ns):
             told = ", ".join(f"{name}={value}" for name, value in shape if (name, value) not in common)
             found.append((first, usual_ns, f"first call with {told}"))
-    return found
+    # Where most first calls are not slow, as where each call has a size of its own, being the first is no reason.
+    firsts = sum(bool(warm[first]) for first, *_ in shapes.values())
+    return [] if len(found) > MOST_ISOLATED and 2 * len(found) < firsts else found
 
 
 def _middle_sizes(shapes: dict[Shape, list[int]]) -> dict[str, float]:
@@ -211,7 +241,7 @@ def _isolated(rows: NDArray[np.int64], cost_ns: NDArray[np.int64]) -> list[tuple
     alone[:-1] &= ~slow[1:]
     if slow.sum() > max(1.0, MAX_SHARE * len(rows)):
         return []
-    return [(row, median, "isolated") for row in rows[alone].tolist()]
+    return [(row, median, ISOLATED) for row in rows[alone].tolist()]
 
 
 def _cold_from(usual_ns: float) -> float:
@@ -226,3 +256,17 @@ def _dearest(recording: Recording, calls: Iterable[ColdCall]) -> tuple[ColdCall,
         if root not in kept or _excess_ms(call) > _excess_ms(kept[root]):
             kept[root] = call
     return tuple(sorted(kept.values(), key=lambda call: call.start_ns))
+
+
+def cold_lines(calls: Sequence[ColdCall]) -> Iterator[str]:
+    """Yield a few lines on cold calls: one per stage, of the call that cost most, with its trace."""
+    by_stage: dict[tuple[str, bool], list[ColdCall]] = {}
+    for call in calls:
+        by_stage.setdefault((call.name, call.outside), []).append(call)
+    ordered = sorted(by_stage.values(), key=lambda some: -max(map(_excess_ms, some)))
+    for some in ordered[:MOST_LINES]:
+        call = max(some, key=_excess_ms)
+        more = f"; and {len(some) - 1:,} more" if len(some) > 1 else ""
+        yield f"cold: {call} (trace {call.trace_id}){more}; not judged"
+    if rest := sum(map(len, ordered[MOST_LINES:])):
+        yield f"cold: {rest:,} more in {len(ordered) - MOST_LINES:,} other stages; not judged"

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from gpuscope._data.plain.durations import duration
+from gpuscope.analysis._verdicts.cold import ColdCall, cold_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gpuscope.analysis._busy.looked import LookedAt
     from gpuscope.analysis._plain import Plain, PlainDict
-    from gpuscope.analysis._verdicts.cold import ColdCall
     from gpuscope.analysis._verdicts.fit import Fit
 
 GPU_BOUND, CPU_BOUND, PIPELINE_BOUND, UNKNOWN = "gpu-bound", "cpu-bound", "pipeline-bound", "unknown"
@@ -165,6 +165,8 @@ class Findings:
     """Sentences on what limits all verdicts."""
     no_gpu: str = ""
     """A sentence, if the recording has no GPU times."""
+    top: tuple[str, ...] = ()
+    """Sentences to read before all others: which requests these are, and what stalled."""
 
     def as_dict(self) -> PlainDict:
         """Return plain data: dictionaries, lists, strings, numbers, booleans and None."""
@@ -177,6 +179,7 @@ class Findings:
         """Yield the answers in lines, and what limits all of them."""
         if not self.answers:
             yield "No stages, no verdicts."
+        yield from self.top
         if self.no_gpu:
             yield self.no_gpu
         for number, each in enumerate(self.answers[:MOST_ANSWERS]):
@@ -195,9 +198,7 @@ class Findings:
                 for stage in self.stages:
                     if stage.root == request.name:
                         yield from _verdict(stage, "call", "  ", said)
-        for call in self.cold:
-            times = f"{duration(call.ms)} instead of {duration(call.usual_ms)}"
-            yield f"cold: `{call.name}` {times}, {call.because}; not judged"
+        yield from cold_lines(self.cold)
         yield from self.notes
 
 

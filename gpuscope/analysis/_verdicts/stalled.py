@@ -1,5 +1,5 @@
 """
-Sentences on what stalled the host: garbage collections, compilations, waits for the GPU that no one sees in the code.
+Sentences on what stalled the host: stalls, garbage collections, compilations, waits that no one sees in the code.
 
 Judges nothing: each says how much of which requests it took, and what to do about it.
 """
@@ -12,6 +12,7 @@ import numpy as np
 
 from gpuscope._data.attributes import COMPILE_SPAN, MEMORY_PEAK, SYNC_BYTES, SYNC_COUNT, SYNCS
 from gpuscope._data.plain.durations import duration
+from gpuscope.analysis._verdicts.advice import GC_FEWER, GC_FREEZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +40,22 @@ def sentences(recording: Recording) -> Iterator[str]:
     yield from _out_of_memory(recording)
 
 
+def stalls(recording: Recording) -> Iterator[str]:
+    """Yield a sentence if stalls were found: how many, and the longest ones."""
+    found = recording.stalls.stalled
+    if not found:
+        return
+    rows = np.array(list(found), np.int64)
+    took_ns = np.maximum(recording.host_end_ns, recording.gpu_end_ns)[rows] - recording.host_start_ns[rows]
+    rows, took_ns = (column[np.argsort(-took_ns, kind="stable")] for column in (rows, took_ns))
+    told = [
+        f"{found[row]} in `{_name(recording, row)}`, {duration(ns / 1e6)}, trace {recording.trace_id[row]}"
+        for row, ns in zip(rows.tolist()[:_MOST_NAMED], took_ns.tolist(), strict=False)
+    ]
+    more = f"; and {len(found) - len(told):,} more" if len(found) > len(told) else ""
+    yield f"{len(found):,} stall{'s' * (len(found) > 1)}: {'; '.join(told)}{more}."
+
+
 def _took_ns(recording: Recording, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     took: NDArray[np.int64] = recording.host_end_ns[rows] - recording.host_start_ns[rows]
     return took
@@ -50,22 +67,25 @@ def _name(recording: Recording, row: int) -> str:
 
 def _collected(recording: Recording, rows: NDArray[np.int64]) -> Iterator[str]:
     """Yield a sentence if garbage collections took a part of the slow requests worth saying."""
-    took_ns, met = _took_ns(recording, rows), recording.stalls.collections
+    took_ns = _took_ns(recording, rows)
     slow = np.argsort(took_ns, kind="stable")[-max(1, len(rows) // _SLOW) :]
     lost_ns = np.array([_inside_ns(recording, row) for row in rows.tolist()])
     share = lost_ns[slow].sum() / max(1, took_ns[slow].sum())
     if share < _WORTH_SAYING:
         return
-    full = any(each.generation >= _FULL for row in rows[slow].tolist() for each in met.get(row, ()))
-    advice = (
-        "call `gc.collect()` and then `gc.freeze()` once it is warm, so that what stays is not looked at again"
-        if full
-        else "fewer new objects per request, or a higher `gc.set_threshold`, makes them rarer"
-    )
+    advice = collection_advice(recording, rows[slow])
+    advice = advice[:1].lower() + advice[1:]
     yield (
         f"Garbage collection took {share:.0%} of the slow requests `{_name(recording, rows[0])}` (the slowest tenth; "
-        f"{lost_ns.sum() / max(1, took_ns.sum()):.1%} of all, {duration(lost_ns.max() / 1e6)} at most): {advice}."
+        f"{lost_ns.sum() / max(1, took_ns.sum()):.1%} of all, {duration(lost_ns.max() / 1e6)} at most): {advice}"
     )
+
+
+def collection_advice(recording: Recording, rows: NDArray[np.int64]) -> str:
+    """Return what to do about the garbage collections in some requests."""
+    met = recording.stalls.collections
+    full = any(each.generation >= _FULL for row in rows.tolist() for each in met.get(row, ()))
+    return GC_FREEZE if full else GC_FEWER
 
 
 def _inside_ns(recording: Recording, row: int) -> int:

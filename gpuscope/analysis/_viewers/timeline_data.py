@@ -139,7 +139,7 @@ def _intervals(intervals: Intervals, start_ns: int) -> dict[str, list[int]]:
 
 
 def _losses(recording: Recording) -> dict[str, Plain]:
-    losses = recording.losses
+    losses = recording.losses.missing()
     return {
         "skipped_lines": dict(losses.skipped_lines),
         "orphans": losses.orphans,

@@ -11,6 +11,7 @@ function showAnswers(model, open) {
     box.hidden = true;
     return;
   }
+  for (const sentence of findings.top ?? []) box.append(element("p", {}, ...coded(sentence)));
   if (findings.no_gpu) box.append(element("p", { className: "quiet" }, findings.no_gpu));
   const articles = findings.answers.map((answer) => answerOf(answer, open));
   box.append(...articles.slice(0, MOST_ANSWERS));

@@ -291,21 +291,57 @@ class Model {
 
   /**
    * The stages of a request in the order of their first starts, with what each takes itself on the host. With the time
-   * in no stage, and that after the host had left, these are the request.
+   * in no stage, and that after the host had left, these are the request. The own time of stages that wait for batches,
+   * and of those around them, is divided into that in which its batches ran, and the rest, which it waited.
    */
   parts(root) {
     const stages = new Map();
+    const waiting = this.#waiting(root);
     let rest = this.length(root);
+    let waits = 0;
     for (let row = root; row < this.size && this.start[row] <= this.extent.get(root).to; row++) {
       if (this.root[row] !== root) continue;
       rest -= this.own[row];
-      if (row === root || this.has(row, FLAG.inGraph)) continue;
+      if (waiting.has(row)) waits += this.own[row];
+      if (row === root || waiting.has(row) || this.has(row, FLAG.inGraph)) continue;
       const known = stages.get(this.stage[row]) ?? { stage: this.stage[row], calls: 0, own: 0 };
       known.calls++;
       known.own += this.own[row];
       stages.set(this.stage[row], known);
     }
-    return { stages: [...stages.values()], none: this.own[root], after: Math.max(0, rest) };
+    const inBatches = Math.min(waits, waiting.size ? this.#inBatches(root, waiting) : 0);
+    const none = waiting.size ? 0 : this.own[root];
+    return { stages: [...stages.values()], none, inBatches, waits: waits - inBatches, after: Math.max(0, rest) };
+  }
+
+  /** The rows of a request that batches worked for, and those around them. */
+  #waiting(root) {
+    const waiting = new Set();
+    for (const members of (this.batchesOf.get(root) ?? new Map()).values())
+      for (const member of members) for (let at = member; at >= 0; at = this.parent[at]) waiting.add(at);
+    return waiting;
+  }
+
+  /** For how long the batches of a request ran while it was in no other stage of its own. */
+  #inBatches(root, waiting) {
+    const { from, to } = this.extent.get(root);
+    const points = [];
+    const add = (start, end, ran, busy) => {
+      const [first, last] = [Math.max(start, from), Math.min(end, to)];
+      if (first < last) points.push([first, ran, busy], [last, -ran, -busy]);
+    };
+    for (const row of this.batchesOf.get(root).keys())
+      add(this.start[row], Math.max(this.end[row], this.stream[row] < 0 ? 0 : this.gpuEnd[row]), 1, 0);
+    for (let row = root; row < this.size && this.start[row] <= to; row++) {
+      if (this.root[row] === root && !waiting.has(row) && !this.has(row, FLAG.inGraph))
+        add(this.start[row], this.end[row], 0, 1);
+    }
+    let [time, running, busy, before] = [0, 0, 0, from];
+    for (const [at, ran, own] of points.sort((a, b) => a[0] - b[0])) {
+      if (running && !busy) time += at - before;
+      [running, busy, before] = [running + ran, busy + own, at];
+    }
+    return time;
   }
 
   /** The rows whose stage's name, or an attribute as `key=value`, contains the text, whatever its case. */

@@ -97,7 +97,7 @@ function showWindow(model, view, colour) {
 /** The stages of a request with what each takes itself, which add up to the request. */
 function requestParts(model, root, colour) {
   const whole = model.length(root) || 1;
-  const { stages, none, after } = model.parts(root);
+  const { stages, none, inBatches, waits, after } = model.parts(root);
   const row = (name, time, calls = 1, stage = -1) => {
     const swatch = element("i");
     if (stage >= 0) swatch.style.background = colour(stage);
@@ -105,6 +105,8 @@ function requestParts(model, root, colour) {
     return element("tr", {}, term, element("td", {}, duration(time)), element("td", {}, percent(time / whole)));
   };
   const rows = stages.map(({ stage, calls, own }) => row(model.data.names[stage], own, calls, stage));
+  if (inBatches) rows.push(row("in its batches", inBatches));
+  if (waits) rows.push(row("waiting for its batches, or in no stage", waits));
   if (none) rows.push(row("in no stage", none));
   if (after >= 10000) rows.push(row("on the GPU, after the host", after));
   return element("table", { className: "parts" }, element("tbody", {}, ...rows));

@@ -27,7 +27,7 @@ function showVerdicts(findings, find, visit) {
   }
   const cold = findings.cold.map((call) => [
     named(call.name, () => visit(call.row)),
-    ` took ${milliseconds(call.ms)} instead of ${milliseconds(call.usual_ms)}, `,
+    `${call.outside ? " itself, outside its stages," : ""} took ${milliseconds(call.ms)} instead of ${milliseconds(call.usual_ms)}, `,
     ...coded(call.because),
     "; not judged",
   ]);

@@ -17,7 +17,7 @@ import numpy as np
 from gpuscope._data.batch import NO_WORK_NS, NO_WORK_TRIMMED_NS, RowFlag
 from gpuscope.analysis._busy.known import BEHIND_NS
 from gpuscope.analysis._structure.intervals import Intervals, intersection
-from gpuscope.analysis._structure.parts import counted
+from gpuscope.analysis._structure.parts import counted, some_of
 from gpuscope.analysis._verdicts.evidence import Activity, gather
 from gpuscope.analysis.latency._crossing import Crossings
 from gpuscope.analysis.latency._host import HostTime
@@ -117,8 +117,7 @@ class Explainer:
         recording, rows = self.recording, self.requests()
         found = []
         for stage in dict.fromkeys(recording.stage[rows].tolist()):
-            of_kind = counted(recording, rows[recording.stage[rows] == stage])
-            some = of_kind[np.unique(np.linspace(0, len(of_kind) - 1, min(MOST, len(of_kind))).astype(np.int64))]
+            some = some_of(counted(recording, rows[recording.stage[rows] == stage]), MOST)
             all_parts = [self.explain(row) for row in some.tolist()]
             parts = {part: sum(each.parts[part] for each in all_parts) / 1e6 / len(some) for part in PARTS}
             whole_ms = sum(each.whole_ns for each in all_parts) / 1e6 / len(some)

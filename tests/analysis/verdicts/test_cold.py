@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from gpuscope._data.batch import RowFlag
+from gpuscope.analysis._reading.stalls import Stalls
 from gpuscope.analysis._structure.sizes import shape_of, sizes_in
-from gpuscope.analysis._verdicts.cold import find_cold
+from gpuscope.analysis._verdicts.cold import cold_lines, find_cold
+from gpuscope.analysis.verdict import judge
 
 from ..recordings import Stage, recording
 
@@ -161,12 +163,94 @@ def test_what_is_far_out_is_told_by_how_much_calls_differ(slow_ms, cold):
     assert bool(find(calls([*usual, slow_ms, *usual])).calls) is cold
 
 
-@pytest.mark.parametrize(("count", "slow", "found"), [(12, 1, 1), (12, 2, 0), (40, 2, 2), (40, 3, 0), (60, 3, 3)])
-def test_slow_calls_are_isolated_up_to_one_in_twenty(count, slow, found):
-    """One always may be."""
+@pytest.mark.parametrize(
+    ("count", "slow", "found"), [(12, 1, 1), (12, 2, 0), (40, 2, 2), (40, 3, 0), (60, 3, 3), (400, 4, 0)]
+)
+def test_slow_calls_are_isolated_up_to_one_in_twenty_and_up_to_three(count, slow, found):
+    """One always may be; those that come again and again are a tail, and what the stage is like."""
     durations = [80.0 if number % 4 == 2 and number // 4 < slow else 5.0 for number in range(count)]
     assert durations.count(80.0) == slow
     assert len(find(calls(durations)).calls) == found
+
+
+def test_a_tail_is_one_over_all_processes_and_shapes():
+    """Two slow calls in each of two workers, or with each of two sizes, are four that come again."""
+    slow = [80.0 if number in (10, 30) else 5.0 for number in range(50)]
+    workers = [replace(each, process=f"worker {number}") for number in range(2) for each in calls(slow)]
+    assert not find(workers).calls
+    assert len(find([each for each in workers if each.process == "worker 0"]).calls) == 2
+    sizes = [8, 8, 16, 16] * 25
+    assert not find(
+        calls([80.0 if number in (10, 30, 52, 72) else 5.0 for number in range(100)], batch_size=sizes)
+    ).calls
+
+
+def test_a_recurring_tail_is_judged():
+    """Every 50th of 1,000 requests takes 400 ms: the slowest that is judged is one of them, and none is called cold."""
+    said = str(judge(recording(*calls([400.0 if number % 50 == 25 else 10.0 for number in range(1000)]))))
+    assert "The slowest took 400 ms" in said
+    assert "cold:" not in said
+
+
+def test_first_calls_of_many_shapes_stay_cold():
+    """Each compiles once: they do not come again."""
+    sizes = [1 + number // 10 for number in range(100)]
+    durations = [900.0 if number % 10 == 0 and number else 5.0 for number in range(100)]
+    assert len(find(calls(durations, batch_size=sizes)).calls) == 9
+
+
+def test_where_each_call_has_a_size_of_its_own_a_tail_is_one():
+    """Every 50th takes 400 ms; that it is the first with so many tokens, as all others are, is no reason."""
+    durations = [400.0 if number % 50 == 25 else 10.0 for number in range(400)]
+    assert not find(calls(durations, tokens=[1000 + number for number in range(400)])).calls
+    few = [400.0 if number in (25, 75) else 10.0 for number in range(400)]
+    assert len(find(calls(few, tokens=[1000 + number for number in range(400)])).calls) == 2
+
+
+def test_cold_calls_are_told_in_few_lines_with_a_trace():
+    """One line per stage, of the call that cost most."""
+    durations = [5.0] * 60
+    durations[20], durations[40] = 80.0, 90.0
+    lines = [line for line in str(judge(recording(*calls(durations)))).splitlines() if line.startswith("cold")]
+    trace = f"{2 * 40 + 1:032x}"
+    assert lines == [f"cold: `infer` 90.0 ms instead of 5.00 ms, isolated (trace {trace}); and 1 more; not judged"]
+
+
+def test_many_stages_with_cold_calls_take_few_lines():
+    """Five, and how many there are besides."""
+    names = [f"stage {number}" for number in range(8)]
+    stages = []
+    for number in range(40):
+        zero = number * 1e6
+        inside = [
+            Stage(name, zero + 10_000 * place, zero + 10_000 * place + (9000 if number == 15 + place else 1000))
+            for place, name in enumerate(names)
+        ]
+        stages.append(Stage("request", zero, zero + 90_000, inside=inside))
+    lines = list(cold_lines(find(stages).calls))
+    assert len(lines) == 6
+    assert lines[-1] == "cold: 3 more in 3 other stages; not judged"
+
+
+def test_time_outside_the_stages_inside_is_told_as_such():
+    """The request itself took 30 ms instead of 0.1; it is not the request that takes 10 ms."""
+    stages = []
+    for number in range(40):
+        zero, more = number * 1e6, 30_000 if number == 20 else 100
+        stages.append(Stage("request", zero, zero + 10_000 + more, inside=[Stage("infer", zero, zero + 10_000)]))
+    (line,) = cold_lines(find(stages).calls)
+    assert line.startswith("cold: `request` itself, outside its stages, 30.0 ms instead of 100 µs, isolated")
+
+
+def test_a_call_that_stalled_is_not_cold():
+    """It is told as a stall, and is the slowest."""
+    whole = recording(*calls([5.0] * 60 + [4990.0] + [5.0] * 40))
+    row = 2 * 60 + 1
+    object.__setattr__(whole, "stalls", Stalls(stalled={row: "host_never_left"}))
+    said = list(judge(whole).summary())
+    assert said[0] == f"1 stall: host_never_left in `infer`, 4.99 s, trace {2 * 60 + 1:032x}."
+    assert "The slowest took 4.99 s" in " ".join(said)
+    assert not find_cold(whole).calls
 
 
 @pytest.mark.parametrize("count", [9, 10])

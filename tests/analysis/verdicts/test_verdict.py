@@ -617,3 +617,13 @@ def test_a_part_that_few_slow_requests_make_is_told_with_its_mean():
     requests = [(slow if number % 4 == 0 else quick).shifted(400_000 * number) for number in range(40)]
     said = str(judge(recording(*requests)).answers[0])
     assert "Most of it is in no stage inside: 75.0 ms on average (99%), and 50.0 µs in the median request." in said
+
+
+def test_kept_requests_are_told_first_and_once():
+    """What `keep` left out is not missing, and no figure is read before it is known which requests these are."""
+    findings = judge(recording(Stage("request", 0, 1000), losses=Losses(dropped={"not_kept": 1200, "queue_full": 1})))
+    lines = str(findings).splitlines()
+    assert lines[0].startswith("These are the requests that `keep` has kept, most of them slow;")
+    assert "of 1,200 stages, are not here." in lines[0]
+    assert "not_kept" not in str(findings)
+    assert "Stages dropped: 1 queue_full." in lines

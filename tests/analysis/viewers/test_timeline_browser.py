@@ -14,7 +14,7 @@ from gpuscope.analysis.recording import Losses
 from gpuscope.analysis.timeline import write_html
 from gpuscope.analysis.verdict import judge
 
-from ..recordings import Stage, recording, repeat
+from ..recordings import Stage, batched, recording, repeat
 from ..verdicts.simulate import serve
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
@@ -191,6 +191,25 @@ def test_legend_has_what_occurs(show):
     shown = [spoken(line.inner_text()) for line in page.locator(".legend li").all() if line.is_visible()]
     assert shown == ["on the host"]
     assert page.locator("#on-streams").is_hidden()
+
+
+def test_a_request_lists_what_its_batches_take(show):
+    """A batch is told apart from time in no stage; a stage of the request beside the batch counts first."""
+    inside = [Stage("read", 0, 100), Stage("beside", 500, 600), Stage("answer", 900, 1000)]
+    stages = []
+    for number in range(3):
+        stages.append(Stage("request", 0, 1000, inside=inside).shifted(5000 * number))
+        stages.append(Stage("predict", 400, 900, thread="batcher").shifted(5000 * number))
+    whole = recording(*stages)
+    rows = {name: [row for row, at in enumerate(whole.stage) if whole.names[at] == name] for name in whole.names}
+    pairs = zip(rows["predict"], rows["request"], strict=True)
+    page = show(batched(whole, *[(batch, {request: (300.0, -1.0)}) for batch, request in pairs]))
+    page.locator("table.parts tr").first.wait_for()
+    shown = [spoken(row.inner_text()) for row in page.locator("table.parts tr").all()]
+    assert shown == [
+        *("read 100 µs 10.0 %", "beside 100 µs 10.0 %", "answer 100 µs 10.0 %"),
+        *("in its batches 400 µs 40.0 %", "waiting for its batches, or in no stage 300 µs 30.0 %"),
+    ]
 
 
 def test_a_request_lists_its_parts(show):

@@ -6,7 +6,7 @@ Numbers in, numbers out; knows no stages.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,19 @@ CONFIDENCE = 0.99
 """Not 0.95: with that, one in twenty stages that did not change would be called changed."""
 _BLOCKS = (5, 10, 20)
 """Numbers of blocks: few long ones see slow changes, many short ones are more certain about fast ones."""
+
+
+class Interval(NamedTuple):
+    """The change of a median, and the ends of its confidence interval."""
+
+    before: float
+    after: float
+    low: float
+    """This and the next in the unit of the values."""
+    high: float
+    low_part: float | None
+    """This and the next as parts of what it was before: -1 at least; None where it may have been 0."""
+    high_part: float | None
 
 
 def median_change(
@@ -32,11 +45,29 @@ def median_change(
         seed: Equal seeds give equal intervals.
 
     """
+    found = change_of(before, after, seed=seed)
+    return found.after - found.before, found.low, found.high
+
+
+def change_of(before: NDArray[np.float64], after: NDArray[np.float64], *, seed: int = 0) -> Interval:
+    """
+    Return how a median changed.
+
+    Args:
+        before: At least one value, in the order of time; none below 0.
+        after: The same.
+        seed: Equal seeds give equal intervals.
+
+    """
     random = np.random.default_rng(seed)
-    change = _bootstrap(after, random) - _bootstrap(before, random)
+    drawn_after, drawn_before = _bootstrap(after, random), _bootstrap(before, random)
     outside = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(change, (outside, 100 - outside)).tolist()
-    return float(np.median(after) - np.median(before)), low, high
+    low, high = np.percentile(drawn_after - drawn_before, (outside, 100 - outside)).tolist()
+    parts: tuple[float | None, float | None] = (None, None)
+    if drawn_before.min() > 0:
+        first, last = (np.percentile(drawn_after / drawn_before, (outside, 100 - outside)) - 1).tolist()
+        parts = first, last
+    return Interval(float(np.median(before)), float(np.median(after)), low, high, *parts)
 
 
 def _bootstrap(values: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.float64]:
