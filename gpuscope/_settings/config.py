@@ -56,10 +56,7 @@ class Config(HostSettings):
         "gpuscope-{pid}.jsonl", "GPUSCOPE_FILE", parse.path, "Path of the `file` exporter; `{pid}` is the process id."
     )
     file_max_bytes: int = setting(
-        67_108_864,
-        "GPUSCOPE_FILE_MAX_BYTES",
-        parse.size(4096, 2**40),
-        "Size, also as `64MiB`, at which it is rotated to `PATH.1`.",
+        67_108_864, "GPUSCOPE_FILE_MAX_BYTES", parse.size(4096, 2**40), "Size at which it is rotated to `PATH.1`."
     )
     file_backups: int = setting(
         3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "How many rotated files are kept beside the current one."
