@@ -160,6 +160,7 @@ def period(config: Config, **parts: Unpack[Parts]) -> Iterator[Engine]:
         yield engine
     finally:
         engine.shutdown(config.shutdown_timeout_s)
+        state.has_recorded |= engine.statistics().recorded > 0
         state.engine, recorder, state.may_toggle = before
         state.switch_to(recorder)
 

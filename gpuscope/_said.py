@@ -83,7 +83,7 @@ def outcome(engine: Engine) -> None:
         text = f"{recorded}, {_sent(account, places)}."
         if state.makes_report:
             text = f"{recorded}."
-        elif "file" in account.exporters:
+        elif "file" in account.exporters and account.exported:
             text += f" `gpuscope report {places[account.exporters.index('file')]}` shows more."
         inform(text)
         if _is_watched(quiet=engine.config.quiet) and not hasattr(sys, "ps1"):
@@ -104,8 +104,10 @@ def _show(engine: Engine, text: str) -> None:
 def _sent(account: Statistics, places: tuple[str, ...]) -> str:
     if not places:
         return "exported nowhere"
-    from gpuscope._data.statistics import explained  # Of a module that is there when something was recorded.
+    from gpuscope._data.statistics import NOT_KEPT, explained  # Of a module that is there when something was recorded.
 
+    if not account.exported and {*account.dropped, *account.lost} == {NOT_KEPT}:
+        return f"none exported to {' and '.join(places)}: keep has kept none of {account.dropped[NOT_KEPT]:,}"
     others = explained({**account.dropped, **account.lost})
     sent = f"{account.exported:,} exported to {' and '.join(places)}"
     return f"{sent}; not exported: {others}" if others else sent

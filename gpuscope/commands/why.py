@@ -131,10 +131,8 @@ def _not_judged(explainer: Explainer, row: int, kind: str | None) -> list[str]:
         return []
     longest, took_ns = slower[0]
     more, trace = _console.count(len(slower), "more request"), explainer.recording.trace_id[longest]
-    return [
-        f"{more} took longer, with warm-up or a late cold call inside, which the report does not judge: "
-        f"up to {duration(took_ns / 1e6)} (trace {trace})."
-    ]
+    why = "with warm-up or a late cold call inside, which the report does not judge"
+    return [f"{more} took longer, {why}: up to {duration(took_ns / 1e6)} (trace {trace})."]
 
 
 def _headline(latency: Latency) -> str:

@@ -98,6 +98,23 @@ class TestOnATerminal:
         _, said = on_a_terminal(WORK, **ON, OTEL_TRACES_SAMPLER="always_off")
         assert "0 exported to spans.jsonl; not exported: 5 unsampled (left out by the sampler)." in said
 
+    def test_that_keep_has_kept_nothing_is_said(self, on_a_terminal, tmp_path):
+        """Then a report has nothing to show, and says why."""
+        _, said = on_a_terminal(WORK, **ON, GPUSCOPE_KEEP="slower=1h")
+        last = said.splitlines()[-1]
+        assert last == "gpuscope: 5 stages recorded, none exported to spans.jsonl: keep has kept none of 5."
+        command = [sys.executable, "-m", "gpuscope", "report", "spans.jsonl"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, "(5 not_kept)" in done.stderr) == (2, False)
+        assert "no stages in 'spans.jsonl': keep has kept none of 5; see GPUSCOPE_KEEP of the program." in done.stderr
+
+    def test_what_captures_took_is_recorded(self, on_a_terminal):
+        """A program that records by `capture()` alone has stages."""
+        program = f"{HEAD}import gpuscope.testing\nwith gpuscope.testing.capture() as spans: infer()\nprint(len(spans))"
+        out, said = on_a_terminal(program, **ON)
+        assert int(out) > 0
+        assert "no stage was recorded" not in said
+
     @pytest.mark.parametrize(
         ("change", "variables"),
         [
