@@ -169,6 +169,31 @@ class TestOnATerminal:
         assert said.rstrip().endswith("ValueError: mine")
 
 
+IN_VAIN = {
+    "slow": ({"GPUSCOPE_FLIGHT_SLOW": "250ms"}, "GPUSCOPE_FLIGHT_SLOW has no effect: GPUSCOPE_FLIGHT names no file"),
+    "stall": ({"GPUSCOPE_STALL": "90s"}, "GPUSCOPE_STALL (90 s) is longer than GPUSCOPE_EVENT_DEADLINE (60 s)"),
+    "reply": ({"GPUSCOPE_TRACE_HEADER": "x-trace-id"}, "GPUSCOPE_TRACE_HEADER had no effect: no request's headers"),
+    "header": ({"GPUSCOPE_KEEP": "share=1, header=x-force"}, "`header=` of GPUSCOPE_KEEP had no effect: no request's"),
+}
+
+
+@pytest.mark.parametrize("what", IN_VAIN)
+def test_a_setting_in_vain_is_said_once(what, run_python):
+    """Where nothing comes of it beside the other settings, or in this program."""
+    variables, expected = IN_VAIN[what]
+    done = run_python(WORK + "gpuscope.enable(warmup=7)\ninfer()\n", **ON, **variables)
+    assert done.stderr.count(expected) == 1, done.stderr
+
+
+@pytest.mark.parametrize("variables", [{"GPUSCOPE_FLIGHT": "flight"}, {"GPUSCOPE_EVENT_DEADLINE": "100"}])
+def test_a_setting_that_has_what_it_needs_is_not_said(variables, run_python):
+    """The slow requests are copied, the stalls are seen, and headers are read."""
+    program = f"{WORK}with gpuscope.extract({{}}): infer()\n"
+    asked = {"GPUSCOPE_TRACE_HEADER": "x-trace-id", "GPUSCOPE_KEEP": "share=1, header=x-force"}
+    asked["GPUSCOPE_FLIGHT_SLOW" if "GPUSCOPE_FLIGHT" in variables else "GPUSCOPE_STALL"] = "90s"
+    assert run_python(program, **ON, **asked, **variables).stderr == ""
+
+
 class TestLog:
     """The handler of last resort."""
 
