@@ -187,6 +187,21 @@ class TestRequest:
             response = get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1")
         assert set(response.headers) == {"content-length", "content-type"}
 
+    def test_the_end_of_the_application_is_in_the_log(self, caplog):
+        """With what came of it: uvicorn ends itself by a signal then, and nothing that runs at exit does."""
+
+        async def app(scope, receive, send):
+            """An application that has ended."""
+            await send({"type": "lifespan.shutdown.complete"})
+
+        async def nothing(*_):
+            """Receive and send nothing."""
+
+        with capture(), caplog.at_level("INFO", "gpuscope"):
+            get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1")
+            asyncio.run(asgi.Middleware(app)({"type": "lifespan"}, nothing, nothing))
+        assert "the application ends: 2 stages recorded, 2 exported." in caplog.messages
+
     def test_what_follows_in_the_callers_context_is_not_part_of_it(self):
         """A caller in the same task, such as a test's client, has its own stages as before."""
 
