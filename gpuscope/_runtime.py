@@ -188,8 +188,7 @@ def flush(timeout: float | None = None) -> bool:
         Whether all of it was exported in time, and nothing was lost since the flush before.
 
     """
-    engine = state.engine
-    return engine is None or engine.flush(seconds(timeout, engine.config.shutdown_timeout_s))
+    return (engine := state.engine) is None or engine.flush(seconds(timeout, engine.config.shutdown_timeout_s))
 
 
 def shutdown(timeout: float | None = None) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpuscope._data.batch import RowFlag
+from gpuscope._data.statistics import NOT_KEPT
 from gpuscope.analysis._reading.stalls import Stalls
 from gpuscope.analysis._structure.ancestors import ancestors
 from gpuscope.analysis._structure.batches import Batches
@@ -91,6 +92,12 @@ class Losses:
     """By reason: stages that should have been exported and were not."""
     untimed: Mapping[str, int] = field(default_factory=dict)
     """By reason: stages that were exported without GPU times though a GPU was in use."""
+
+    @property
+    def not_kept_alone(self) -> int:
+        """How many stages `keep` has left out, where nothing else is missing; else 0."""
+        others = self.lost or self.orphans or self.skipped_lines or self.dropped.keys() != {NOT_KEPT}
+        return 0 if others else self.dropped[NOT_KEPT]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,6 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gpuscope._data import flight as layout
-from gpuscope._data.statistics import NOT_KEPT
 from gpuscope._errors import CommandError
 
 if TYPE_CHECKING:
@@ -114,27 +112,16 @@ def read_recording(paths: Sequence[str]) -> Recording:
 
 
 def _no_stages(paths: Sequence[str], of: Losses) -> str:
+    from gpuscope.analysis.read import is_flight
+
     names = ", ".join(map(repr, paths))
     for path in paths:
         if is_flight(path):
             return f"{path!r} is a flight recorder's file: `gpuscope flight {path}` makes a recording of it."
-    if of.dropped.keys() == {NOT_KEPT} and not of.lost:
-        return (
-            f"no stages in {names}: keep has kept none of {of.dropped[NOT_KEPT]:,}; see GPUSCOPE_KEEP of the program."
-        )
+    if of.not_kept_alone:
+        return f"no stages in {names}: keep has kept none of {of.not_kept_alone:,}; see GPUSCOPE_KEEP of the program."
     lines = "; ".join(losses(of)) or "the files are empty"
     return f"no stages in {names} ({lines}); GPUSCOPE=1 GPUSCOPE_EXPORTER=file records some."
-
-
-def is_flight(path: str) -> bool:
-    """Tell whether this is the file of a flight recorder; not of a pipe, from which nothing is taken."""
-    try:
-        if not Path(path).is_file():
-            return False
-        with Path(path).open("rb") as file:
-            return file.read(8) == layout.MAGIC.to_bytes(8, "little")
-    except (OSError, ValueError):
-        return False
 
 
 def files_of(paths: Iterable[str]) -> list[str]:
