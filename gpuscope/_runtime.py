@@ -160,6 +160,7 @@ def period(config: Config, **parts: Unpack[Parts]) -> Iterator[Engine]:
         yield engine
     finally:
         engine.shutdown(config.shutdown_timeout_s)
+        state.has_recorded |= engine.statistics().recorded > 0
         state.engine, recorder, state.may_toggle = before
         state.switch_to(recorder)
 
@@ -187,8 +188,7 @@ def flush(timeout: float | None = None) -> bool:
         Whether all of it was exported in time, and nothing was lost since the flush before.
 
     """
-    engine = state.engine
-    return engine is None or engine.flush(seconds(timeout, engine.config.shutdown_timeout_s))
+    return (engine := state.engine) is None or engine.flush(seconds(timeout, engine.config.shutdown_timeout_s))
 
 
 def shutdown(timeout: float | None = None) -> bool:

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gpuscope._data.native import native
-from gpuscope._log import SENDER, inform, is_silenced, logger, say, shows_information
+from gpuscope._log import SENDER, WarnOnce, inform, is_silenced, logger, say, shows_information
 from gpuscope._recording.state import state
 from gpuscope._settings.enabling import places_of
 from gpuscope._settings.environment import is_of_multiprocessing, wants_native
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gpuscope._data.statistics import Statistics
     from gpuscope._settings.config import Config
 
+_warnings = WarnOnce()
 _MOST_LINES = 60
 """Of the table: a screen."""
 _NOTHING = (
@@ -42,12 +43,50 @@ def where(config: Config) -> None:
             shown_path(config.file),
             ",".join(config.exporters),
         )
+    _in_vain(config)
     text = "recording, for a report." if state.makes_report else f"recording; stages go {places_of(config)}."
     if native is None and wants_native():
         text += " Each costs three times as much as it could: the parts in C were not built (`gpuscope doctor`)."
     if text != state.told and _is_watched(quiet=config.quiet) and not shows_information():
         state.told = text
         say(text)
+
+
+def _in_vain(config: Config) -> None:
+    """Warn of settings that change nothing beside the others, each once."""
+    from gpuscope._settings.flight import limits
+
+    stall_s = limits(config.stall).seconds if config.stall else 0.0
+    if config.flight_slow_s and not config.flight:
+        _warnings.warn("slow", "GPUSCOPE_FLIGHT_SLOW has no effect: GPUSCOPE_FLIGHT names no file to copy.")
+    if stall_s > config.event_deadline_s:
+        _warnings.warn(
+            "stall",
+            "GPUSCOPE_STALL (%g s) is longer than GPUSCOPE_EVENT_DEADLINE (%g s), after which nobody asks any more "
+            "whether GPU work is done: a GPU that hangs is never said to stall. Raise the second, or lower the first.",
+            stall_s,
+            config.event_deadline_s,
+        )
+
+
+def _unread_headers(config: Config) -> None:
+    """Warn of settings about headers in a program that has taken none in."""
+    if state.reads_headers or _is_apart() or state.has_launched:
+        return
+    from gpuscope._settings.keeping.rules import rules_of
+
+    rules = rules_of(config.keep)
+    asks = {
+        "GPUSCOPE_TRACE_HEADER": config.trace_header,
+        "`header=` of GPUSCOPE_KEEP": rules is not None and rules.header,
+    }
+    for name in [name for name, wanted in asks.items() if wanted]:
+        _warnings.warn(
+            name,
+            "%s had no effect: no request's headers were seen. GPUSCOPE_FRAMEWORKS=asgi sees them, or "
+            "`gpuscope.extract(headers)` in the program.",
+            name,
+        )
 
 
 def without_the_switch(variables: Iterable[str]) -> None:
@@ -78,12 +117,13 @@ def outcome(engine: Engine) -> None:
             if _is_a_mistake(engine):
                 logger.warning(_NOTHING)
             return
+        _unread_headers(engine.config)
         places = engine.collector.active_exporters.places()
         recorded = f"{account.recorded:,} stage{'' if account.recorded == 1 else 's'} recorded"
         text = f"{recorded}, {_sent(account, places)}."
         if state.makes_report:
             text = f"{recorded}."
-        elif "file" in account.exporters:
+        elif "file" in account.exporters and account.exported:
             text += f" `gpuscope report {places[account.exporters.index('file')]}` shows more."
         inform(text)
         if _is_watched(quiet=engine.config.quiet) and not hasattr(sys, "ps1"):
@@ -104,8 +144,10 @@ def _show(engine: Engine, text: str) -> None:
 def _sent(account: Statistics, places: tuple[str, ...]) -> str:
     if not places:
         return "exported nowhere"
-    from gpuscope._data.statistics import explained  # Of a module that is there when something was recorded.
+    from gpuscope._data.statistics import NOT_KEPT, explained  # Of a module that is there when something was recorded.
 
+    if not account.exported and {*account.dropped, *account.lost} == {NOT_KEPT}:
+        return f"none exported to {' and '.join(places)}: keep has kept none of {account.dropped[NOT_KEPT]:,}"
     others = explained({**account.dropped, **account.lost})
     sent = f"{account.exported:,} exported to {' and '.join(places)}"
     return f"{sent}; not exported: {others}" if others else sent

@@ -19,6 +19,7 @@ Run against starlette 1.10.0, fastapi 0.165.0, uvicorn 0.54.0 and opentelemetry-
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from typing import TYPE_CHECKING, cast
 
@@ -46,6 +47,7 @@ MODULE = "starlette"
 ALSO = "fastapi, starlette"
 TARGETS = ()
 
+_logger = logging.getLogger("gpuscope")
 _SERVER_ERROR = 500
 _MARK = "gpuscope.request"
 """A key in the scope of a request that is a stage already, for applications that are mounted in others."""
@@ -99,6 +101,8 @@ def _flushing(send: Send) -> Send:
     async def send_on(message: Message) -> None:
         if message["type"] == "lifespan.shutdown.complete":
             gpuscope.flush()  # This holds up no request: none is left.
+            account = gpuscope.statistics()
+            _logger.info("the application ends: %d stages recorded, %d exported.", account.recorded, account.exported)
         await send(message)
 
     return send_on

@@ -51,13 +51,15 @@ class Dumps:
         """
         Copy the file, and return where to; None where one was made for this a moment ago.
 
+        Whoever sends a signal wants one now, and gets it: only how many are kept is bounded then.
+
         Raises:
             OSError: it cannot be written.
 
         """
         now = self._clock()
         not_before_s, gap_s = self._next.get(reason, (0.0, _GAP_S))
-        if now < max(not_before_s, self._not_before_s):
+        if now < max(not_before_s, self._not_before_s) and reason != layout.REASONS[layout.SIGNAL]:
             return None
         self._next[reason] = now + gap_s, min(2 * gap_s, _MOST_GAP_S)
         self._not_before_s = now + _GAP_S
@@ -80,13 +82,14 @@ def _check_room(path: Path, size: int) -> None:
 
 def keep_of_the_dead(path: Path, at_s: float) -> None:
     """
-    Rename the file of a process that did not end well.
+    Rename the file of a process that did not end well, after when that was last there, in seconds of the epoch.
 
     Raises:
         OSError: it cannot be renamed.
 
     """
     base = path.with_name(re.sub(r"\.\d+(-\d+)?$", "", path.name))
+    os.utime(path, (at_s, at_s))  # Copies are in the order of these.
     path.rename(_free_name(base, layout.DIED, at_s))
     remove_oldest(base)
 

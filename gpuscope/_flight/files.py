@@ -16,6 +16,7 @@ import os
 import re
 import stat
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,10 +198,21 @@ def _move_away(place: Path, fd: int, *, takes_empty: bool, keeps_the_dead: bool)
     if not is_empty and not layout.NUMBER.unpack_from(head, layout.HEAD["ended"])[0]:
         if keeps_the_dead:
             return False
-        keep_of_the_dead(place, status.st_mtime)
+        keep_of_the_dead(place, _last_seen_s(head, status.st_mtime))
     else:
         place.unlink()
     return True
+
+
+def _last_seen_s(head: bytes, changed_s: float) -> float:
+    """
+    Return when its process was last there, in seconds of the epoch.
+
+    Not when the file was changed, as the file system has it: writes through a mapping need not change that.
+    """
+    offset_ns, seen_ns = (layout.NUMBER.unpack_from(head, layout.HEAD[name])[0] for name in ("offset_ns", "seen_ns"))
+    seen_s = ((offset_ns + seen_ns) & layout.LOW_64) / 1e9
+    return seen_s if seen_ns and seen_s <= time.time() else changed_s
 
 
 def _check_room(folder: Path, size: int) -> None:

@@ -139,6 +139,7 @@ class FlightRecorder:
             if path is None:
                 self._file.add("refused_dumps", 1)
             else:
+                self._file.put("seen_ns", self._clock())  # If the process dies now, that was after this copy.
                 inform("flight recorder: %s, because of: %s.", path, reason)
 
     def ask(self, reason: str) -> None:

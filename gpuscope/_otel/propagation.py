@@ -92,6 +92,7 @@ def extract(carrier: CarrierT | Token, *, getter: Getter[CarrierT] | None = None
         reader: Any = getter or _as_text  # It reads any mapping, and what is not one is not read.
         context = RemoteContext(propagate.extract(carrier, Context(), reader))
         if (engine := state.engine) is not None and (engine.config.keep or engine.config.trace_header):
+            state.reads_headers = True
             context.reply, context.keeps = engine.config.trace_header, _is_forced(engine.config, carrier, reader)
         return context
     except Exception as error:  # What a client sends, and what a propagator makes of it, fails no request.

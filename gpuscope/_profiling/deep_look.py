@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpuscope._log import warn
 from gpuscope._profiling.session import DONE, ProfilingSession
 from gpuscope._recording.state import state
 
@@ -105,17 +106,18 @@ class DeepLook:
             folder: where; it is made if it does not exist, in a folder that does.
 
         Returns:
-            Paths of the trace, the text and the JSON.
+            Paths of the trace, the text and the JSON; none, with a warning that says why, if there was no look.
 
         Raises:
-            RuntimeError: while there is no report; the message says why.
+            RuntimeError: while the look is still on.
             OSError: if the folder or a file cannot be written.
 
         """
-        if self.report is None:
-            raise RuntimeError(
-                f"There is no deep look to save: {self.why or 'it is still on; leave its `with` block first.'}"
-            )
+        if self.report is None and not self.done:
+            raise RuntimeError("There is no deep look to save: it is still on; leave its `with` block first.")
+        if self.report is None:  # As where another profiler is on: the program goes on.
+            warn("there is no deep look to save: %s", self.why)
+            return []
         folder = Path(folder)
         # Not those above it: a path that was mistyped is refused.
         folder.mkdir(exist_ok=True)

@@ -128,6 +128,8 @@ class State(StateFields):
         """Whether it was said that a file was named which nobody writes."""
         self.said_outcome = False
         """Whether the end of the program was spoken of."""
+        self.reads_headers = False
+        """Whether somebody has taken in the headers of a request, for settings that are about those."""
         self.makes_report = False
         """Whether `gpuscope run` makes a report, and so speaks of the files itself."""
         self.is_fork = False

@@ -56,7 +56,7 @@ class Config(HostSettings):
         "gpuscope-{pid}.jsonl", "GPUSCOPE_FILE", parse.path, "Path of the `file` exporter; `{pid}` is the process id."
     )
     file_max_bytes: int = setting(
-        67_108_864, "GPUSCOPE_FILE_MAX_BYTES", parse.count(4096, 2**40), "Size at which it is rotated to `PATH.1`."
+        67_108_864, "GPUSCOPE_FILE_MAX_BYTES", parse.size(4096, 2**40), "Size at which it is rotated to `PATH.1`."
     )
     file_backups: int = setting(
         3, "GPUSCOPE_FILE_BACKUPS", parse.count(0, 1000), "How many rotated files are kept beside the current one."
@@ -126,7 +126,7 @@ class Config(HostSettings):
     queue_bytes: int = setting(
         16_777_216,
         "GPUSCOPE_QUEUE_BYTES",
-        parse.count(65_536, 2**40),
+        parse.size(65_536, 2**40),
         "How many bytes of large attributes may wait, and twice as many encoded; stages beyond that are dropped.",
     )
     interval_s: float = setting(

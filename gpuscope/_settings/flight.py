@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gpuscope._settings.environment import FALSE_WORDS, TRUE_WORDS
 from gpuscope._settings.fields import setting
 from gpuscope._settings.keeping.rules import header_name, keep
-from gpuscope._settings.parsers import boolean, count, time
+from gpuscope._settings.parsers import boolean, size, time, without_unit
 
 
 def path(text: str) -> str:
@@ -33,14 +33,19 @@ FLIGHT: str = setting(
     "unset",
 )
 FLIGHT_BYTES: int = setting(
-    16_777_216, "GPUSCOPE_FLIGHT_BYTES", count(1 << 20, 1 << 34), "Its size; 64 bytes for each end of a stage."
+    16_777_216,
+    "GPUSCOPE_FLIGHT_BYTES",
+    size(1 << 20, 1 << 34),
+    "Its size, also as `16MiB`; 64 bytes for each end of a stage.",
+    "16MiB",
 )
 FLIGHT_SLOW: float = setting(
     0.0,
     "GPUSCOPE_FLIGHT_SLOW",
-    time(0.001, 86_400.0),
+    time(0.001, 86_400.0, needs_unit=True),
     "From how long on (`250ms`) a request has the flight recorder copied beside itself; 0 for none.",
     "0",
+    keyword=time(0.001, 86_400.0),
 )
 KEEP: str = setting(
     "",
@@ -68,7 +73,8 @@ PROFILE_EVERY: float = setting(
 
 _MULTIPLE = re.compile(r"(\d+(?:\.\d+)?)x")
 _LEAST_MULTIPLE, _MOST_MULTIPLE = 2.0, 1e6
-_time = time(0.05, 86_400.0)
+_LEAST_S = 0.05
+_time = time(0.0, 86_400.0, needs_unit=True)
 
 
 class StallLimits(NamedTuple):
@@ -107,9 +113,13 @@ _EXPECTED = "a time such as 10s, a multiple of a stage's p99 such as 20x, or bot
 
 def _seconds(part: str) -> float:
     try:
-        return _time(part)
+        seconds = _time(part)
     except ValueError:
-        raise ValueError(_EXPECTED) from None
+        hint = without_unit(part)
+        raise ValueError(f"{_EXPECTED}{hint and f' ({hint})'}") from None
+    if 0 < seconds < _LEAST_S:
+        raise ValueError(f"{_EXPECTED} (a time of 50 ms at least)")
+    return seconds
 
 
 def stall(text: str) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EXPORTERS = ("auto", "otlp", "sdk", "file", "none")
 _UNITS_S = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+_SIZES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+_BARE_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 SAMPLERS = (
@@ -95,23 +97,54 @@ def between(low: float, high: float, unit: str = "") -> Callable[[str], float]:
     return parse
 
 
-def time(low_s: float, high_s: float) -> Callable[[str], float]:
-    """Return a parser of times in seconds, or with a unit; 0 and words for no are 0."""
+def time(low_s: float, high_s: float, *, needs_unit: bool = False) -> Callable[[str], float]:
+    """Return a parser of times, in seconds where they need no unit and have none; 0 and words for no are 0."""
 
     def parse(text: str) -> float:
         word = text.strip().lower()
         if word in FALSE_WORDS:
             return 0.0
         number = word.rstrip("".join(_UNITS_S) + " ")
+        unit = word[len(number) :].strip()
         try:
-            seconds = float(number) * _UNITS_S[word[len(number) :].strip() or "s"]
+            seconds = float(number) * _UNITS_S[unit or "s"]
         except (ValueError, KeyError):
             seconds = float("nan")
-        if seconds != 0 and not low_s <= seconds <= high_s:
-            raise ValueError(
-                f"seconds from {low_s:g} to {high_s:g}, or with a unit as in 250ms, 90s, 10m, 2h; 0 for never"
-            )
+        if seconds != 0 and (not low_s <= seconds <= high_s or (needs_unit and not unit)):
+            hint = ""
+            if needs_unit:
+                hint = without_unit(word) and f" ({without_unit(word)})"
+                allowed = f"a time from {_shown_s(low_s)} to {_shown_s(high_s)}, with a unit as in 250ms, 90s, 10m, 2h"
+            else:
+                allowed = f"seconds from {low_s:g} to {high_s:g}, or with a unit as in 250ms, 90s, 10m, 2h"
+            raise ValueError(f"{allowed}{hint}; 0 for never")
         return seconds
+
+    return parse
+
+
+def without_unit(text: str) -> str:
+    """Return what is wrong with a time that is a number alone; nothing for any other text, and for 0."""
+    word = text.strip()
+    if not _BARE_NUMBER.fullmatch(word) or not float(word):
+        return ""
+    return f"{word} has no unit: {word}ms or {word}s"
+
+
+def _shown_s(seconds: float) -> str:
+    return f"{seconds * 1e3:g}ms" if seconds < 1 else f"{seconds:g}s"
+
+
+def size(low: int, high: int) -> Callable[[str], int]:
+    """Return a parser of sizes: bytes, or with a unit."""
+
+    def parse(text: str) -> int:
+        found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) *([a-z]*)", text.strip().lower())
+        scale = _SIZES.get(found[2] or "b", 0) if found else 0
+        number = float(found[1]) * scale if found and "." in found[1] else int(found[1]) * scale if found else 0
+        if not scale or not low <= number <= high or number != int(number):
+            raise ValueError(f"bytes from {low} to {high}, or with a unit as in 64KiB, 16MiB, 1GiB, 100MB")
+        return int(number)
 
     return parse
 

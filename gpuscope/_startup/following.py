@@ -30,14 +30,18 @@ _NEEDED = frozenset(("gpuscope", "numpy", "nvtx", "opentelemetry", "wrapt", "tom
 def follow(stages: str, frameworks: str, file: str) -> None:
     """Have gpuscope imported in time for the modules that are named."""
     modules = set(_MODULE.findall(stages))
+    of_frameworks: set[str] = set()
     if file.strip():
         with contextlib.suppress(OSError), open(file.strip(), encoding="utf-8", errors="replace") as text:  # noqa: PTH123
             content = text.read()
             modules.update(_MODULE.findall(content))
             frameworks += " " + content.partition("frameworks")[2]
     if frameworks.strip():
-        modules.update(_modules_of(_LIKE_A_FRAMEWORK.findall(frameworks)))
+        of_frameworks.update(_modules_of(_LIKE_A_FRAMEWORK.findall(frameworks)))
+        modules.update(of_frameworks)
     waiting = Waiting({module.partition(".")[0] for module in modules})
+    waiting.of_frameworks = {module.partition(".")[0] for module in of_frameworks}
+    waiting.names_all = "all" in _LIKE_A_FRAMEWORK.findall(frameworks)
     if waiting.is_late():
         # Still not here: lines of `site-packages` that come after ours may say where its modules are.
         waiting.packages.add("sitecustomize")
@@ -80,6 +84,10 @@ class Waiting:
 
     def __init__(self, packages: set[str]) -> None:
         self.packages = packages
+        self.of_frameworks: set[str] = set()
+        """Which of them are frameworks."""
+        self.names_all = False
+        """Whether every framework is named, so that nobody expects each of them."""
         self.has_come = False
 
     def is_late(self) -> bool:
@@ -120,11 +128,12 @@ class Waiting:
                 return
             from difflib import get_close_matches
 
-            for name in sorted(self._named()):
+            for name in sorted(self._named() - (self.of_frameworks if self.names_all else set())):
+                variable = "GPUSCOPE_FRAMEWORKS" if name in self.of_frameworks else "GPUSCOPE_STAGES"
                 close = get_close_matches(name, {each.partition(".")[0] for each in sys.modules}, 1, 0.85)
                 if close or "torch" in sys.modules or (_is_a_program() and sys.stderr.isatty()):
                     hint = f"; did you mean `{close[0]}`?" if close else ", so nothing in it is a stage."
-                    sys.stderr.write(f"gpuscope: `{name}` of GPUSCOPE_STAGES was never imported{hint}\n")
+                    sys.stderr.write(f"gpuscope: `{name}` of {variable} was never imported{hint}\n")
 
 
 def _found_by(finder: object, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuscope._data.attributes import HOST_NAME, PROCESS_PID, SERVICE_NAME
 from gpuscope._data.batch import RowFlag
-from gpuscope.analysis._reading.files import Reader, list_files
+from gpuscope.analysis._reading.files import Reader, is_flight, list_files
 from gpuscope.analysis._reading.spans import GpuPart, Lines
 from gpuscope.analysis._structure.batches import Batches, Links, Shares
 from gpuscope.analysis.recording import Losses, Process, Recording
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from gpuscope.analysis._reading.spans import HostPart, SpanKey
 
-__all__ = ["list_files", "read", "read_lines"]
+__all__ = ["is_flight", "list_files", "read", "read_lines"]
 
 _NEAR = 2**20
 """

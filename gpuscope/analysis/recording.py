@@ -102,6 +102,12 @@ class Losses:
         """Return the same without the stages of requests that `keep` has left out."""
         return replace(self, dropped={why: stages for why, stages in self.dropped.items() if why != NOT_KEPT})
 
+    @property
+    def not_kept_alone(self) -> int:
+        """How many stages `keep` has left out, where nothing else is missing; else 0."""
+        others = self.lost or self.orphans or self.skipped_lines or self.dropped.keys() != {NOT_KEPT}
+        return 0 if others else self.dropped[NOT_KEPT]
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:

@@ -107,11 +107,21 @@ def read_recording(paths: Sequence[str]) -> Recording:
             way_out = f" {RECORD_ONE}" if isinstance(error, FileNotFoundError) else ""
             raise CommandError(f"cannot read {error.filename!r}: {error.strerror or error}.{way_out}") from error
     if not len(recording.stage):
-        lines = "; ".join(losses(recording.losses)) or "the files are empty"
-        raise CommandError(
-            f"no stages in {', '.join(map(repr, paths))} ({lines}); GPUSCOPE=1 GPUSCOPE_EXPORTER=file records some."
-        )
+        raise CommandError(_no_stages(paths, recording.losses))
     return recording
+
+
+def _no_stages(paths: Sequence[str], of: Losses) -> str:
+    from gpuscope.analysis.read import is_flight
+
+    names = ", ".join(map(repr, paths))
+    for path in paths:
+        if is_flight(path):
+            return f"{path!r} is a flight recorder's file: `gpuscope flight {path}` makes a recording of it."
+    if of.not_kept_alone:
+        return f"no stages in {names}: keep has kept none of {of.not_kept_alone:,}; see GPUSCOPE_KEEP of the program."
+    lines = "; ".join(losses(of)) or "the files are empty"
+    return f"no stages in {names} ({lines}); GPUSCOPE=1 GPUSCOPE_EXPORTER=file records some."
 
 
 def files_of(paths: Iterable[str]) -> list[str]:

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FILE",
         type=Path,
-        help="write the recording to this file (PATH.jsonl if left out; - prints it)",
+        help="write the recording to this file (if left out, NAME.jsonl in the current folder; - prints it)",
     )
 
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     ring = read_ring(options.file)
     if not len(ring.stages):
         raise CommandError(f"no stage is in {options.file!r}: none began, or recording was off.")
-    output = _console.output_of(options.output or Path(f"{options.file}.jsonl"))
+    output = _console.output_of(options.output or Path(f"{Path(options.file).name}.jsonl"))
     text = JsonEncoder(_resource(ring), version).encode(batch_of(ring)) + "\n"
     if _console.is_standard_output(output):
         print(text, end="")

@@ -16,7 +16,7 @@ from gpuscope._errors import CommandError
 from gpuscope._settings.complaints import SPANS
 from gpuscope._settings.environment import export, variables
 from gpuscope._settings.shown import shown_url
-from gpuscope.analysis._reading.files import Reader, list_files
+from gpuscope.analysis._reading.files import Reader, is_flight, list_files
 from gpuscope.commands import _console
 from gpuscope.commands._endpoint import options as endpoint_options
 
@@ -109,6 +109,9 @@ def _send(files: list[Path], lines: RecordedLines, resender: Resender) -> None:
 
 def _why_nothing(paths: list[str], lines: RecordedLines) -> str:
     names = ", ".join(map(repr, paths))
+    for path in paths:
+        if is_flight(path):
+            return f"{path!r} is a flight recorder's file: `gpuscope flight {path}` makes a recording of it."
     if lines.skipped and lines.skipped.keys() <= {"truncated", "damaged"}:
         return f"{names}: ends within its first line; it is damaged, or still being written: send it when it is whole."
     if not lines.skipped:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HELP = "Show why one request took as long as it did: queue, batch, GPU, copies, host, as parts that add up."
 EPILOG = "Exit codes: 0 done; 2 bad usage, nothing to read, or no such request."
+_MOST_KINDS = 8
 MOST_STAGES = 6
 """Stages of the host that have a line of their own."""
 _TRACE = re.compile(r"[0-9a-fA-F]{4,32}")
@@ -43,8 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or - for standard input",
     )
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--slowest", action="store_true", help="the slowest request after the warm-up")
-    chosen.add_argument("--p99", action="store_true", help="the request that 99 of 100 are not slower than")
+    chosen.add_argument(
+        "--slowest",
+        action="store_true",
+        help="the slowest request that reports judge: without warm-up or a late cold call",
+    )
+    chosen.add_argument("--p99", action="store_true", help="of those, the request that 99 of 100 are not slower than")
     chosen.add_argument("--median", action="store_true", help="the one in the middle")
     parser.add_argument("--kind", metavar="NAME", help="of these, only requests whose outermost stage has this name")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, for scripts")
@@ -91,8 +96,8 @@ def _chosen(explainer: Explainer, options: argparse.Namespace, trace: str | None
         percentile = 100.0 if options.slowest else 99.0 if options.p99 else 50.0
         found = explainer.at(percentile, options.kind)
         if found is None:
-            raise CommandError(f"no request begins with the stage {options.kind!r}.")
-        return found, []
+            raise CommandError(_no_such_kind(explainer, options.kind))
+        return found, [] if options.median else _not_judged(explainer, found, options.kind)
     rows = explainer.of_trace(trace)
     names, stage = explainer.recording.names, explainer.recording.stage
     rows = [row for row in rows if options.kind in (None, names[stage[row]])]
@@ -101,6 +106,33 @@ def _chosen(explainer: Explainer, options: argparse.Namespace, trace: str | None
     if len(rows) == 1:
         return rows[0], []
     return rows[0], [f"{_console.count(len(rows) - 1, 'more request')} with such a trace id took less time."]
+
+
+def _no_such_kind(explainer: Explainer, kind: str) -> str:
+    from gpuscope.analysis.latency.choice import batch_names
+
+    recording = explainer.recording
+    members = batch_names(recording).get(kind)
+    if members:
+        return f"{kind!r} is a batch; choose one of its members: {' or '.join(f'--kind {each}' for each in members)}."
+    kinds = dict.fromkeys(recording.names[stage] for stage in recording.stage[explainer.requests()].tolist())
+    names = [*map(repr, kinds)]
+    more = f" and {len(names) - _MOST_KINDS} more" if len(names) > _MOST_KINDS else ""
+    return f"no request begins with the stage {kind!r}; some do with {', '.join(names[:_MOST_KINDS])}{more}."
+
+
+def _not_judged(explainer: Explainer, row: int, kind: str | None) -> list[str]:
+    """Return what is to be said of requests that took longer than this one, and that reports do not judge."""
+    from gpuscope.analysis.latency.choice import slower_apart
+
+    rows = explainer.of_kind(kind)
+    slower = slower_apart(explainer.recording, rows, explainer.duration_ns(rows), row)
+    if not slower:
+        return []
+    longest, took_ns = slower[0]
+    more, trace = _console.count(len(slower), "more request"), explainer.recording.trace_id[longest]
+    why = "with warm-up or a late cold call inside, which the report does not judge"
+    return [f"{more} took longer, {why}: up to {duration(took_ns / 1e6)} (trace {trace})."]
 
 
 def _headline(latency: Latency) -> str:

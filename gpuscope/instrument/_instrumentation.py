@@ -11,7 +11,7 @@ import atexit
 import difflib
 import functools
 import sys
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 
@@ -21,7 +21,6 @@ from gpuscope._errors import MissingError
 from gpuscope._interrupts import is_an_interrupt
 from gpuscope._log import logger
 from gpuscope._recording.state import state
-from gpuscope._settings.environment import is_of_multiprocessing
 from gpuscope.instrument import _frameworks, _main_module
 from gpuscope.instrument._import_hooks import when_complete, when_over
 from gpuscope.instrument._patching import Patches, closest, is_being_imported
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 __all__ = ["Target", "instrument", "uninstrument"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def instrument(
@@ -77,6 +73,8 @@ def instrument(
         current.add(target)
     for name, module in modules.items():
         current.add_framework(name, module)
+    if "all" not in names:
+        current.named.update(modules)
 
 
 def uninstrument() -> None:
@@ -122,6 +120,8 @@ class Instrumentation:
         """Every target, and whether it is still to be found."""
         self.frameworks: dict[str, Callable[[], None] | None] = {}
         """What undoes each framework's file, if it has been imported and has something to undo."""
+        self.named: dict[str, str] = {}
+        """The modules of frameworks that were named one by one."""
         self._of_main: set[Target] = set()
         """Targets that named the main module, of which `__main__` tells nothing any more at exit."""
         self.active = True
@@ -170,7 +170,11 @@ class Instrumentation:
         """Make stages of what the main module has defined so far."""
         for target in self._in_main():
             error = self._look_in_main(target)
-            if error is not None and hasattr(sys.modules[_main_module.MAIN], target.first_name) and not _is_child():
+            if (
+                error is not None
+                and hasattr(sys.modules[_main_module.MAIN], target.first_name)
+                and not _main_module.is_child()
+            ):
                 self._say_missing(target, error)
 
     def say_what_main_lacks(self, names: Iterable[str]) -> None:
@@ -196,6 +200,11 @@ class Instrumentation:
             elif target.module not in sys.modules and (close or self._is_asked_for(target)):
                 hint = f"; did you mean `{close[0]}`?" if close else f", so `{target.path}` is not a stage."
                 self.patches.say("%s was never imported%s", target.module, hint)
+        asks = self.is_asked and not state.has_launched
+        for name in [name for name, module in self.named.items() if asks and module not in sys.modules]:
+            self.patches.say(
+                "%s was never imported, so nothing of the framework %s is a stage.", self.named[name], name
+            )
 
     def _is_asked_for(self, target: Target) -> bool:
         asks = self.is_asked and not state.has_launched  # Else the module is for the workers.
@@ -250,7 +259,7 @@ class Instrumentation:
     def _follow_children(self, spawn: ModuleType) -> None:
         """In a child of multiprocessing, look in the main module once it has been run again there."""
         for name in ("prepare", "import_main_path") if self.active else ():
-            self.patches.put(spawn, name, _then(getattr(spawn, name), self.look_in_main))
+            self.patches.put(spawn, name, _main_module.then(getattr(spawn, name), self.look_in_main))
 
     def _framework_imported(self, name: str, _module: object) -> None:
         if not self.active:
@@ -268,16 +277,6 @@ class Instrumentation:
             logger.warning("%s is not instrumented.\n%s", name, traceback_of(error))
 
 
-def _then(function: Callable[P, R], action: Callable[[], None]) -> Callable[P, R]:
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        result = function(*args, **kwargs)
-        action()
-        return result
-
-    return wrapper
-
-
 def _instrumentation() -> Instrumentation:
     if state.instrumentation is None:
         state.instrumentation = Instrumentation()
@@ -288,11 +287,5 @@ def _instrumentation() -> Instrumentation:
 
 
 def _at_exit() -> None:
-    if state.instrumentation is not None and not _is_child():
+    if state.instrumentation is not None and not _main_module.is_child():
         state.instrumentation.say_what_never_came()
-
-
-def _is_child() -> bool:
-    """Tell whether this is a child of multiprocessing, which would repeat its parent's warnings."""
-    process = sys.modules.get("multiprocessing.process")
-    return is_of_multiprocessing() or (process is not None and process.parent_process() is not None)

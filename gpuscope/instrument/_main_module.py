@@ -7,13 +7,19 @@ Puts no stage anywhere: it yields modules, and changes only the syntax tree that
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from gpuscope._settings.environment import is_of_multiprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import ModuleType
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MAIN = "__main__"
 _IN_CHILD = "__mp_main__"
@@ -126,3 +132,21 @@ def _binds(statement: ast.stmt) -> set[str]:
         return set() if is_future else {alias.asname or alias.name.partition(".")[0] for alias in statement.names}
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     return {node.id for target in targets if target for node in ast.walk(target) if isinstance(node, ast.Name)}
+
+
+def is_child() -> bool:
+    """Tell whether this is a child of multiprocessing, which would repeat its parent's warnings."""
+    process = sys.modules.get("multiprocessing.process")
+    return is_of_multiprocessing() or (process is not None and process.parent_process() is not None)
+
+
+def then(function: Callable[P, R], action: Callable[[], None]) -> Callable[P, R]:
+    """Return the function with something that is done after it."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        result = function(*args, **kwargs)
+        action()
+        return result
+
+    return wrapper

@@ -440,7 +440,13 @@ class TestText:
     def test_states_what_percentiles_are_of(self):
         """The text below the table says how many calls the percentiles look back on and what was left out."""
         text = str(summary_of(request_rows(0, flags=RowFlag.WARMUP), request_rows(1)))
-        assert "at most the last 4,096 calls of each stage,\nwarm-up left out (the first 1 of each)" in text
+        assert "at most the last 4,096 calls of each stage,\nwarm-up left out (up to 1 call of each)" in text
+
+    def test_a_share_that_is_cut_is_said(self):
+        """What outlasts its request, as a generation does, is no part of it; a report counts what is inside."""
+        long = [row("generate", "request", start=0, host=9.0, span=2, parent=1), row("request", "request", span=1)]
+        assert "%: 100.0 of an inner stage is of calls that overlap or outlast their requests;" in str(summary_of(long))
+        assert "outlast" not in str(summary_of(request_rows(1)))
 
     def test_without_gpu(self):
         """Without any GPU times there are no columns for them, and a line says why."""

@@ -84,6 +84,34 @@ def test_the_next_process_keeps_what_the_dead_one_left(run_python, tmp_path):
     assert read_flight(tmp_path / "flight").ended_well
 
 
+SLOW_AND_DEAD = """
+import os, signal
+from pathlib import Path
+import gpuscope
+gpuscope.enable(exporters="none", flight="flight", flight_slow_s=0.001, interval_s=0.01)
+os.utime("flight", (1e9, 1e9))
+with gpuscope.stage("request"):
+    for _ in range(10**6):
+        pass
+while not list(Path(".").glob("flight.slow-*Z")):
+    os.sched_yield()
+gpuscope.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_name_of_a_dead_one_tells_when_its_process_was_last_there(run_python, tmp_path):
+    """Not when the file system saw it change: by that it would stand before its own copies, and go first."""
+    before_s = time.time()
+    done = run_python(SLOW_AND_DEAD)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_python("import gpuscope; gpuscope.enable(exporters='none', flight='flight')")
+    (_, first, slow), (at_s, second, died) = copies(tmp_path / "flight")
+    assert (first, second) == ("slow", "died")
+    assert before_s < at_s < time.time()
+    assert slow.name.removeprefix("flight.slow-") <= died.name.removeprefix("flight.died-")
+
+
 FORKS = """
 import os, sys
 import gpuscope

@@ -67,6 +67,15 @@ def test_another_reason_waits_less(dumps):
     assert dumps.make("slow")
 
 
+def test_a_signal_does_not_wait(dumps, tmp_path):
+    """Somebody wants a dump now, whatever was made a moment ago; others wait after it, and 8 are kept."""
+    assert dumps.make("slow")
+    made = [dumps.make("signal") for _ in range(2 * KEPT)]
+    assert None not in made
+    assert dumps.make("oom") is None
+    assert sorted(reason for _, reason, _ in copies(tmp_path / "flight")) == ["signal"] * (KEPT - 1) + ["slow"]
+
+
 def test_few_are_kept_and_of_each_reason_some(dumps, tmp_path):
     """Of the reason with most of them the oldest goes, so that a rare one stays."""
     kept = dumps.make("oom")

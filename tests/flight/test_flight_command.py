@@ -85,14 +85,16 @@ def test_a_report_and_a_timeline_are_made_of_it(path, tmp_path, capsys):
     assert page.stat().st_size > 10_000
 
 
-def test_a_report_of_a_first_request_that_hangs(make_bench, tmp_path, capsys):
-    """There is nothing else to say of it."""
+def test_a_report_of_a_first_request_that_hangs(make_bench, tmp_path, capsys, monkeypatch):
+    """There is nothing else to say of it. Unless told otherwise, the recording is written here, not beside the file."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     bench = make_bench(flight=str(tmp_path / "flight"), flight_bytes=layout.LEAST_BYTES)
     with stage("request"):
         bench.clock.advance(2)
         bench.engine.recorder.poll_flight()
         program.main(["flight", str(tmp_path / "flight")])
-    assert program.main(["report", str(tmp_path / "flight.jsonl")]) == 0
+    assert program.main(["report", str(tmp_path / "here" / "flight.jsonl")]) == 0
     assert "takes 2.00 s so far (1 not ended)" in " ".join(capsys.readouterr().out.split())
 
 
@@ -159,3 +161,10 @@ def test_the_file_itself_is_not_overwritten(path, capsys):
     assert program.main(["flight", str(path), "--output", str(path.parent / "." / "flight")]) == 2
     assert "would be overwritten" in capsys.readouterr().err
     assert path.read_bytes()[layout.RING_AT :] == before[layout.RING_AT :]
+
+
+@pytest.mark.parametrize("command", [["report"], ["why", "--slowest"], ["send"]])
+def test_other_commands_say_what_the_file_is(path, capsys, command):
+    """And how it becomes a recording."""
+    assert program.main([*command, str(path)]) == 2
+    assert f"is a flight recorder's file: `gpuscope flight {path}` makes a recording of it." in capsys.readouterr().err

@@ -224,6 +224,10 @@ def test_what_cannot_be_read_is_said(path, capsys):
 def view_of(*names, **facts):
     """A view with 50 stages of each name."""
     count = 50 * len(names)
+    usual = {
+        "seconds": 0.0001,
+        "account": dict.fromkeys(("waiting", "dropped", "lost", "untimed", "refused_dumps"), 10**9),
+    }
     return View(
         state="process 1 runs",
         names=names,
@@ -231,10 +235,8 @@ def view_of(*names, **facts):
         took_ns=np.full(count, 10**18),
         gpu_ns=np.full(count, 10**18),
         failed=np.ones(count, np.bool_),
-        seconds=0.0001,
         running=dict.fromkeys(names, (12345, 10**18)),
-        account=dict.fromkeys(("waiting", "dropped", "lost", "untimed", "refused_dumps"), 10**9),
-        **facts,
+        **{**usual, **facts},
     )
 
 
@@ -267,3 +269,22 @@ def test_text_is_cut_between_letters():
     """A letter that takes two columns is not halved."""
     assert fit("推論推論", 6) == "推論… "
     assert fit("abc", 5) == "abc  "
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "{}\n", '{"events": []}\n', "[1]", "\0\1\2"])
+def test_another_file_is_no_recording(tmp_path, capsys, text):
+    """A table of zeros would say that nothing happens. An empty file may become one."""
+    (tmp_path / "file").write_text(text)
+    assert program.main(["top", "--once", str(tmp_path / "file")]) == 2
+    assert "is no recording: neither a flight recorder's file nor lines" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert program.main(["top", "--once", str(tmp_path / "file")]) == 0
+
+
+def test_dumps_that_were_not_made_are_a_phrase():
+    """Of the account, each number has its word; over how long a rate is stands beside the rate."""
+    account = {"waiting": 0, "dropped": 2, "refused_dumps": 13}
+    view = view_of("request", account=account, seconds=9.0)
+    assert lines_of(view, "flight", "n", (200, 24))[1].rstrip() == (
+        "6 stages per s in 9.0 s, busy -, queue 0, dropped 2, 13 dumps not made, too soon or without room"
+    )

@@ -712,6 +712,13 @@ class TestEnvironment:
             "gpuscope: not_needed_here was never imported, so `not_needed_here:f` is not a stage.",
         ]
 
+    @pytest.mark.parametrize(("names", "said"), [("transformers", 1), ("all", 0)])
+    def test_a_framework_that_is_never_imported(self, run_python, names, said):
+        """One that was named is said at exit; of all, nobody expects each."""
+        done = run_python("import gpuscope\n", GPUSCOPE="idle", GPUSCOPE_FRAMEWORKS=names)
+        end = "was never imported, so nothing of the framework transformers is a stage."
+        assert done.stderr.splitlines() == [f"gpuscope: transformers.modeling_utils {end}"] * said
+
     def test_a_script_that_instruments_itself(self, run_python):
         """`__main__` is the program: found below the definition, and a warning above it."""
         program = """

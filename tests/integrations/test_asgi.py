@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Mount, Route
 
 import gpuscope
+from gpuscope.analysis.figures import figures
 from gpuscope.instrument import _frameworks
 from gpuscope.integrations import asgi
 from gpuscope.testing import capture
@@ -127,10 +128,22 @@ class TestRequest:
         assert host_spans(spans)["request"].attributes["error.type"] == "500"
 
     def test_an_error_of_the_server_is_an_error(self):
-        """A status from 500 on is the request's `error.type`."""
-        with capture() as spans:
+        """A status from 500 on is the request's `error.type`, its span's status, and counts in summary and report."""
+        with capture(warmup=0) as spans:
             assert get(asgi.Middleware(Starlette(routes=ROUTES)), "/refuse").status_code == 503
-        assert host_spans(spans)["request"].attributes["error.type"] == "503"
+            assert gpuscope.flush()
+            (line,) = gpuscope.summary().stages
+        request = host_spans(spans)["request"]
+        assert (request.attributes["error.type"], request.status, request.description) == ("503", "ERROR", "")
+        (reported,) = figures(spans.recording()).requests
+        assert (line.errors, reported.errors) == (1, 1)
+
+    def test_an_error_of_the_client_is_none(self):
+        """OpenTelemetry leaves the status of a server's span unset for 4xx."""
+        with capture() as spans:
+            assert get(asgi.Middleware(Starlette(routes=ROUTES)), "/nowhere").status_code == 404
+        request = host_spans(spans)["request"]
+        assert (request.status, "error.type" in request.attributes) == ("UNSET", False)
 
     @pytest.mark.parametrize(
         ("headers", "is_kept"),
@@ -173,6 +186,21 @@ class TestRequest:
         with capture(keep="slower=1h, header=x-force-trace"):
             response = get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1")
         assert set(response.headers) == {"content-length", "content-type"}
+
+    def test_the_end_of_the_application_is_in_the_log(self, caplog):
+        """With what came of it: uvicorn ends itself by a signal then, and nothing that runs at exit does."""
+
+        async def app(scope, receive, send):
+            """An application that has ended."""
+            await send({"type": "lifespan.shutdown.complete"})
+
+        async def nothing(*_):
+            """Receive and send nothing."""
+
+        with capture(), caplog.at_level("INFO", "gpuscope"):
+            get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1")
+            asyncio.run(asgi.Middleware(app)({"type": "lifespan"}, nothing, nothing))
+        assert "the application ends: 2 stages recorded, 2 exported." in caplog.messages
 
     def test_what_follows_in_the_callers_context_is_not_part_of_it(self):
         """A caller in the same task, such as a test's client, has its own stages as before."""

@@ -15,7 +15,7 @@ from gpuscope._settings.keeping.rules import Rules, rules_of
             "slower=250ms, p99, error, header=X-Force-Trace, share=0.01",
             Rules(250_000_000, 0.99, True, "x-force-trace", 0.01, 65_536),
         ),
-        ("slower=2", Rules(slower_ns=2_000_000_000)),
+        ("slower=2s", Rules(slower_ns=2_000_000_000)),
         ("SLOWER = 1m", Rules(slower_ns=60_000_000_000)),
         ("p99.9,rows=4096", Rules(quantile=0.999, rows=4096)),
         ("share=1", Rules(share=1.0)),

@@ -98,6 +98,23 @@ class TestOnATerminal:
         _, said = on_a_terminal(WORK, **ON, OTEL_TRACES_SAMPLER="always_off")
         assert "0 exported to spans.jsonl; not exported: 5 unsampled (left out by the sampler)." in said
 
+    def test_that_keep_has_kept_nothing_is_said(self, on_a_terminal, tmp_path):
+        """Then a report has nothing to show, and says why."""
+        _, said = on_a_terminal(WORK, **ON, GPUSCOPE_KEEP="slower=1h")
+        last = said.splitlines()[-1]
+        assert last == "gpuscope: 5 stages recorded, none exported to spans.jsonl: keep has kept none of 5."
+        command = [sys.executable, "-m", "gpuscope", "report", "spans.jsonl"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, "(5 not_kept)" in done.stderr) == (2, False)
+        assert "no stages in 'spans.jsonl': keep has kept none of 5; see GPUSCOPE_KEEP of the program." in done.stderr
+
+    def test_what_captures_took_is_recorded(self, on_a_terminal):
+        """A program that records by `capture()` alone has stages."""
+        program = f"{HEAD}import gpuscope.testing\nwith gpuscope.testing.capture() as spans: infer()\nprint(len(spans))"
+        out, said = on_a_terminal(program, **ON)
+        assert int(out) > 0
+        assert "no stage was recorded" not in said
+
     @pytest.mark.parametrize(
         ("change", "variables"),
         [
@@ -150,6 +167,31 @@ class TestOnATerminal:
         """A program that fails before its first stage hears nothing of stages."""
         _, said = on_a_terminal(f"{HEAD}raise ValueError('mine')", **ON, PYTHON_COLORS="0")
         assert said.rstrip().endswith("ValueError: mine")
+
+
+IN_VAIN = {
+    "slow": ({"GPUSCOPE_FLIGHT_SLOW": "250ms"}, "GPUSCOPE_FLIGHT_SLOW has no effect: GPUSCOPE_FLIGHT names no file"),
+    "stall": ({"GPUSCOPE_STALL": "90s"}, "GPUSCOPE_STALL (90 s) is longer than GPUSCOPE_EVENT_DEADLINE (60 s)"),
+    "reply": ({"GPUSCOPE_TRACE_HEADER": "x-trace-id"}, "GPUSCOPE_TRACE_HEADER had no effect: no request's headers"),
+    "header": ({"GPUSCOPE_KEEP": "share=1, header=x-force"}, "`header=` of GPUSCOPE_KEEP had no effect: no request's"),
+}
+
+
+@pytest.mark.parametrize("what", IN_VAIN)
+def test_a_setting_in_vain_is_said_once(what, run_python):
+    """Where nothing comes of it beside the other settings, or in this program."""
+    variables, expected = IN_VAIN[what]
+    done = run_python(WORK + "gpuscope.enable(warmup=7)\ninfer()\n", **ON, **variables)
+    assert done.stderr.count(expected) == 1, done.stderr
+
+
+@pytest.mark.parametrize("variables", [{"GPUSCOPE_FLIGHT": "flight"}, {"GPUSCOPE_EVENT_DEADLINE": "100"}])
+def test_a_setting_that_has_what_it_needs_is_not_said(variables, run_python):
+    """The slow requests are copied, the stalls are seen, and headers are read."""
+    program = f"{WORK}with gpuscope.extract({{}}): infer()\n"
+    asked = {"GPUSCOPE_TRACE_HEADER": "x-trace-id", "GPUSCOPE_KEEP": "share=1, header=x-force"}
+    asked["GPUSCOPE_FLIGHT_SLOW" if "GPUSCOPE_FLIGHT" in variables else "GPUSCOPE_STALL"] = "90s"
+    assert run_python(program, **ON, **asked, **variables).stderr == ""
 
 
 class TestLog:

@@ -221,6 +221,11 @@ def test_a_program_that_nobody_asked_is_told_at_its_end(python, folder):
     assert run(python, "main.py", cwd=folder, **{**ON, "GPUSCOPE_STARTUP": "0"}).stderr == ""
     done = run(python, "main.py", cwd=folder, **ON, GPUSCOPE_STAGES="x=model:infer")
     assert done.stderr == "gpuscope: `model` of GPUSCOPE_STAGES was never imported, so nothing in it is a stage.\n"
+    done = run(python, "main.py", cwd=folder, **ON, GPUSCOPE_FRAMEWORKS="transformers")
+    assert done.stderr == (
+        "gpuscope: `transformers` of GPUSCOPE_FRAMEWORKS was never imported, so nothing in it is a stage.\n"
+    )
+    assert run(python, "main.py", cwd=folder, **ON, GPUSCOPE_FRAMEWORKS="all").stderr == ""
 
 
 class TestEverybodyElse:

@@ -216,12 +216,21 @@ class TestNoLook:
         assert first.report is not None
         assert bench.engine.recorder.nvtx is bench.nvtx
 
-    def test_too_few_requests(self, bench):
-        """A loop that ends within the warm-up is told so."""
+    def test_too_few_requests(self, bench, caplog, tmp_path):
+        """A loop that ends within the warm-up is told so, and goes on: nothing is saved, with a warning."""
         with gpuscope.profile(requests=1, warmup=5) as look:
             request()
         assert "1 requests (outermost stages) ended, and 5 are to pass" in str(look)
-        with pytest.raises(RuntimeError, match="are to pass"):
+        assert look.save(tmp_path / "nowhere") == []
+        assert not (tmp_path / "nowhere").exists()
+        assert "there is no deep look to save: 1 requests" in caplog.text
+
+    def test_what_is_still_on_is_not_saved(self, bench):
+        """That is a mistake of whoever wrote it, who is told what to do."""
+        with (
+            gpuscope.profile(requests=1, warmup=5) as look,
+            pytest.raises(RuntimeError, match="still on; leave its `with` block first"),
+        ):
             look.save("nowhere")
 
     def test_fewer_requests_than_asked_for_are_looked_at(self, bench):

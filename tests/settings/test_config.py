@@ -63,7 +63,7 @@ class TestEnvironment:
             ("250ms", 0.25),
             ("1.5 s", 1.5),
             ("2min", 120.0),
-            ("3", 3.0),
+            ("3", 0.0),
             ("0", 0.0),
             ("-1", 0.0),
             ("5h", 18_000.0),
@@ -71,11 +71,62 @@ class TestEnvironment:
         ],
     )
     def test_a_duration_has_a_unit(self, text, seconds):
-        """Seconds, if it has none; what is not a duration is said."""
+        """What has none, or is not a duration, is said; the keyword has its unit in its name."""
         config, complaints = Config.from_env({"GPUSCOPE_FLIGHT_SLOW": text})
         assert config.flight_slow_s == seconds
-        assert bool(complaints) is (text in ("-1", "ms"))
+        assert bool(complaints) is (text in ("-1", "ms", "3"))
         assert Config().changed(flight_slow_s=seconds).flight_slow_s == seconds
+
+    @pytest.mark.parametrize(
+        ("variable", "text", "said"),
+        [
+            ("GPUSCOPE_FLIGHT_SLOW", "250", "(250 has no unit: 250ms or 250s)"),
+            ("GPUSCOPE_FLIGHT_SLOW", "0.1ms", "expected a time from 1ms to 86400s"),
+            ("GPUSCOPE_STALL", "10", "(10 has no unit: 10ms or 10s)"),
+            ("GPUSCOPE_STALL", "20x, 10", "(10 has no unit: 10ms or 10s)"),
+            ("GPUSCOPE_STALL", "1ms", "(a time of 50 ms at least)"),
+            ("GPUSCOPE_KEEP", "error, slower=250", "(250 has no unit: 250ms or 250s)"),
+        ],
+    )
+    def test_a_time_that_could_be_two_is_none(self, variable, text, said):
+        """250 may be meant as milliseconds: a thousandth of what it would be taken for."""
+        config, (complaint,) = Config.from_env({variable: text})
+        assert said in complaint
+        assert (config.flight_slow_s, config.stall, config.keep) == (0.0, "", "")
+
+    @pytest.mark.parametrize(
+        ("text", "size"),
+        [
+            ("2097152", 1 << 21),
+            ("16MiB", 1 << 24),
+            ("2048 kib", 1 << 21),
+            ("1.5 MiB", 3 << 19),
+            ("2000000B", 2_000_000),
+            ("2000kB", 2_000_000),
+            ("3MB", 3_000_000),
+            ("1GiB", 1 << 30),
+            ("1GB", 10**9),
+            ("16M", None),
+            ("1MB", None),
+            ("1e7", None),
+            ("MiB", None),
+            ("-2MiB", None),
+            ("1.1MiB", None),
+            ("100GiB", None),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["flight_bytes", "file_max_bytes", "queue_bytes"])
+    def test_a_size_may_have_a_unit(self, name, text, size):
+        """Of 1,024 or of 1,000, in any case; bytes, if it has none. What is no size, or not in the range, is said."""
+        config, complaints = Config.from_env({f"GPUSCOPE_{name.upper()}": text})
+        if size is None and text not in ("1MB", "100GiB"):
+            assert len(complaints) == 1
+            assert "or with a unit as in 64KiB, 16MiB" in complaints[0]
+        elif size is not None:
+            assert (getattr(config, name), complaints) == (size, [])
+            assert getattr(Config().changed(**{name: text}), name) == size
+        elif name == "flight_bytes":  # The others have wider ranges.
+            assert len(complaints) == 1
 
     @pytest.mark.parametrize(
         ("text", "share"),

@@ -19,6 +19,7 @@ from gpuscope._collecting.aggregation.sampled import samples_of
 from gpuscope._collecting.aggregation.stage_tree import Family, begin_ns
 from gpuscope._collecting.aggregation.summary import OTHER, Looked, Percentiles, StageSummary, Summary
 from gpuscope._collecting.aggregation.tally import Tally
+from gpuscope._data.attributes import ERROR_TYPE
 from gpuscope._data.stage_order import in_order
 
 if TYPE_CHECKING:
@@ -139,4 +140,6 @@ def _percentiles(durations_ms: NDArray[np.float32]) -> Percentiles:
 
 
 def _is_error(details: SpanDetails) -> bool:
+    if details.error is None and details.status is None:
+        return details.attributes is not None and ERROR_TYPE in details.attributes
     return details.error is not None or (details.status is not None and details.status[0] == "ERROR")

@@ -215,6 +215,9 @@ def _notes(summary: Summary) -> list[str]:
     stages = summary.stages
     recent = f"at most the last {summary.recent_calls:,} calls of each stage"
     notes = [f"Percentiles cover {recent},", f"warm-up left out ({_warmups(stages)}). %: of the requests' time."]
+    if any(stage.depth and _share(stage) == 1.0 for stage in stages):  # Exactly: it would be more.
+        notes.append("%: 100.0 of an inner stage is of calls that overlap or outlast their requests;")
+        notes.append("reports count only what is within the request, once.")
     if any(stage.only_warmup for stage in stages):
         notes.append("* has made warm-up calls only, so its figures are of those.")
     if any(stage.gpu_ms for stage in stages):
@@ -245,4 +248,4 @@ def _looks(stages: tuple[StageSummary, ...]) -> Iterator[str]:
 
 def _warmups(stages: tuple[StageSummary, ...]) -> str:
     most = max(stage.warmup_calls for stage in stages)
-    return f"the first {most} of each" if most else "there was none"
+    return f"up to {most} call{'s' * (most > 1)} of each" if most else "there was none"

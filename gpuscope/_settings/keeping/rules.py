@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gpuscope._settings.environment import FALSE_WORDS, TRUE_WORDS
 from gpuscope._settings.names import perhaps
-from gpuscope._settings.parsers import count, is_header, time
+from gpuscope._settings.parsers import count, is_header, time, without_unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,11 +109,12 @@ def _quantile(word: str) -> float:
 
 def _slower(text: str) -> int:
     try:
-        seconds = time(1e-6, _SLOWEST)(text)
+        seconds = time(1e-6, _SLOWEST, needs_unit=True)(text)
     except ValueError:
         seconds = 0.0
     if not seconds:
-        raise ValueError("a time such as 250ms, 2s or 1m, up to a day")
+        hint = without_unit(text)
+        raise ValueError(f"a time such as 250ms, 2s or 1m, up to a day{hint and f' ({hint})'}")
     return round(seconds * 1e9)
 
 

@@ -13,6 +13,8 @@ from os import fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from gpuscope._data import flight as layout
+
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +44,17 @@ def list_files(paths: Iterable[str | PathLike[str]]) -> list[Path]:
         for each in first:
             files.update(dict.fromkeys(map(_resolved, (each, *_rotated(each)))))
     return list(files)
+
+
+def is_flight(path: str) -> bool:
+    """Tell whether this is the file of a flight recorder; not of a pipe, from which nothing is taken."""
+    try:
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as file:
+            return file.read(8) == layout.MAGIC.to_bytes(8, "little")
+    except (OSError, ValueError):
+        return False
 
 
 def _in_folder(path: Path) -> list[Path]:

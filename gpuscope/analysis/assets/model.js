@@ -270,10 +270,14 @@ class Model {
     return [...Object.values(dropped), ...Object.values(lost)].reduce((sum, number) => sum + number, 0);
   }
 
-  /** These requests, shortest first, up to the end of their last GPU work; unjudged ones are left out unless all are. */
+  /**
+   * These requests, shortest first, up to the end of their last GPU work: those that are judged. If none is, those that
+   * have ended; or else all. `gpuscope why` chooses from the same.
+   */
   bySpeed(requests) {
-    const judged = requests.filter((row) => !this.apart.has(row));
-    return (judged.length ? judged : requests).slice().sort((a, b) => this.length(a) - this.length(b));
+    const ended = requests.filter((row) => !this.has(row, FLAG.notEnded));
+    const judged = ended.filter((row) => !this.apart.has(row));
+    return [judged, ended, requests].find((some, at) => some.length || at === 2).slice().sort((a, b) => this.length(a) - this.length(b));
   }
 
   /** How long a request took, until all its work was done. */

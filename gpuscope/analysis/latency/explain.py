@@ -23,6 +23,7 @@ from gpuscope.analysis.latency._crossing import Crossings
 from gpuscope.analysis.latency._host import HostTime
 from gpuscope.analysis.latency._sweep import Claim, given_out
 from gpuscope.analysis.latency._worked import Work
+from gpuscope.analysis.latency.choice import preferred
 from gpuscope.analysis.latency.parts import (
     AFTER,
     BATCH,
@@ -101,14 +102,19 @@ class Explainer:
         rows = [row for row in self.requests().tolist() if recording.trace_id[row].startswith(wanted)]
         return sorted(rows, key=lambda row: -int(self.duration_ns(np.array([row]))[0]))
 
-    def at(self, percentile: float, name: str | None = None) -> int | None:
-        """Return the request at a percentile of the durations, without warm-up; 100 is the slowest. None for none."""
+    def of_kind(self, name: str | None) -> NDArray[np.int64]:
+        """Return the rows of requests whose outermost stage has this name; of all, for None."""
         recording, rows = self.recording, self.requests()
-        if name is not None:
-            rows = np.array([row for row in rows.tolist() if recording.names[recording.stage[row]] == name], np.int64)
+        if name is None:
+            return rows
+        return np.array([row for row in rows.tolist() if recording.names[recording.stage[row]] == name], np.int64)
+
+    def at(self, percentile: float, name: str | None = None) -> int | None:
+        """Return the request at a percentile of the durations of those that are judged; 100 is the slowest."""
+        rows = self.of_kind(name)
         if not len(rows):
             return None
-        rows = counted(recording, rows)
+        rows = preferred(self.recording, rows)
         order = rows[np.argsort(self.duration_ns(rows), kind="stable")]
         return int(order[int(np.ceil(percentile / 100 * len(order))) - 1])
 

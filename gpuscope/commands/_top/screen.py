@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 COLUMNS = ("per s", "p50", "p99", "GPU p50", "GPU %", "open", "oldest", "err")
 _WIDTHS = (7, 7, 7, 7, 6, 4, 7, 4)
 _LEAST_NAME = 8
-_WAITING, _WORDS = "waiting", {"refused_dumps": "dumps refused"}
+_WAITING, _REFUSED = "waiting", "refused_dumps"
 _FIXED_LINES = 5
 _ALTERNATE, _BACK = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _REST_OF_LINE, _REST = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -66,15 +66,16 @@ def lines_of(view: View, path: str, sort: str, size: tuple[int, int]) -> list[st
 
 def _account(view: View) -> str:
     per_s = len(view.stage) / view.seconds if view.seconds else 0.0
-    parts = [f"{per_s:,.0f} stages per s", "busy -" if view.busy is None else f"busy {view.busy:.0%}"]
+    since = f" in {view.seconds:.1f} s" if view.seconds < WINDOW_S else ""
+    parts = [f"{per_s:,.0f} stages per s{since}", "busy -" if view.busy is None else f"busy {view.busy:.0%}"]
     if _WAITING in view.account:
         parts.append(f"queue {view.account[_WAITING]:,}")
     missing = [
-        f"{_WORDS.get(name, name)} {count:,}" for name, count in view.account.items() if count and name != _WAITING
+        f"{name} {count:,}" for name, count in view.account.items() if count and name not in (_WAITING, _REFUSED)
     ]
     parts += missing or ["nothing lost"] * bool(view.account)
-    if view.seconds < WINDOW_S:
-        parts.append(f"of {view.seconds:.1f} s")
+    if refused := view.account.get(_REFUSED):
+        parts.append(f"{refused:,} dump{'' if refused == 1 else 's'} not made, too soon or without room")
     return ", ".join(parts)
 
 

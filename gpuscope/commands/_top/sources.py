@@ -29,6 +29,8 @@ _MOST_BYTES = 32 << 20
 """Of lines that were there before: so much is read."""
 _ACCOUNT = ("waiting", "dropped", "lost", "untimed", "refused_dumps")
 
+_NO_RECORDING = "{} is no recording: neither a flight recorder's file nor lines of the exporter `file`."
+
 
 class Source(Protocol):
     """A place to look at again and again."""
@@ -53,11 +55,15 @@ def source_of(path: str) -> Source:
     """
     try:
         with Path(path).open("rb") as file:
-            is_ring = file.read(8) == layout.MAGIC.to_bytes(8, "little")
+            first = file.read(8)
     except OSError as error:
         way_out = f"With GPUSCOPE=1 GPUSCOPE_FLIGHT={path} a service makes it."
         raise CommandError(f"cannot read {path!r}: {error.strerror or error}. {way_out}") from error
-    return RingSource(path) if is_ring else LinesSource(path)
+    if first == layout.MAGIC.to_bytes(8, "little"):
+        return RingSource(path)
+    if first.strip() and not first.lstrip().startswith(b"{"):
+        raise CommandError(_NO_RECORDING.format(repr(path)))
+    return LinesSource(path)
 
 
 class RingSource:
@@ -187,6 +193,8 @@ class LinesSource:
         lines = Lines()
         for line in whole:
             lines.add(line)
+        if lines.skipped and not (lines.host or lines.gpu or lines.account.of("dropped") or self._first_ns):
+            raise CommandError(_NO_RECORDING.format(repr(self._path)))
         names = [*lines.names]
         found = []
         for key, part in lines.host.items():

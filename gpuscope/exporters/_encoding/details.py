@@ -75,6 +75,10 @@ def clean_details(details: SpanDetails, end_ns: int) -> CleanDetails:
     if details.status is not None:
         code, description = details.status
         clean.status = _STATUS.get(code, 0), as_text(description or "") if code == "ERROR" else ""
+    elif (
+        ERROR_TYPE in attributes
+    ):  # As of a response of 500 or more. OpenTelemetry: then the status should be an error.
+        clean.status = _ERROR, ""
     if details.events:
         clean.events = [(as_text(name), _time(at), _of_event(values or {})) for name, at, values in details.events]
     if details.links:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpuscope._data.batch import RowFlag
 from gpuscope.analysis.latency._sweep import Claim, given_out
+from gpuscope.analysis.latency.choice import slower_apart
 from gpuscope.analysis.latency.explain import Explainer
 from gpuscope.analysis.latency.parts import (
     AFTER,
@@ -281,6 +285,25 @@ class TestChoice:
         assert [took(explainer.at(percentile, "request")) for percentile in (100, 99, 50)] == [199, 198, 149]
         assert took(explainer.at(1)) == 10
         assert explainer.at(50, "nothing") is None
+
+    def test_what_is_not_judged_is_not_chosen(self):
+        """Neither warm-up nor a late cold call nor what has not ended; what of it took longer can be told."""
+        cold = Stage("request", 0, 90_000, inside=[Stage("infer", 10, 89_990)])
+        many = [Stage("request", 0, 100 + n, inside=[Stage("infer", 10, 90 + n)]) for n in range(60)]
+        many[0] = replace(many[0], end=60_000, flags=RowFlag.WARMUP)
+        many[5] = replace(many[5], end=70_000, flags=RowFlag.NOT_ENDED)
+        many[30] = cold
+        whole = recording(*(each.shifted(n * 200_000) for n, each in enumerate(many)))
+        explainer = Explainer(whole)
+        slowest = explainer.at(100)
+        assert int(explainer.duration_ns(np.array([slowest]))[0]) == 159_000
+        assert [
+            ns
+            for _, ns in slower_apart(whole, explainer.requests(), explainer.duration_ns(explainer.requests()), slowest)
+        ] == [90_000_000, 60_000_000]
+        for flag in (RowFlag.WARMUP, RowFlag.NOT_ENDED):
+            some = Explainer(recording(*(Stage("a", 9 * n, 9 * n + n, flags=flag) for n in (1, 2))))
+            assert int(some.duration_ns(np.array([some.at(100)]))[0]) == 2000
 
     def test_a_batch_is_no_request(self):
         """What links to members is not a request, unless there is nothing else."""

@@ -210,6 +210,24 @@ def test_what_it_prints(record, capsys):
     assert "no measurement" in out
 
 
+def cold_one(advance):
+    """Sixty requests of 1 ms, of which the fortieth waits 500 ms, after three of warm-up."""
+    for number in range(63):
+        with gpuscope.stage("request"), gpuscope.stage("infer"):
+            advance(0.5 if number == 43 else 0.001)
+
+
+@pytest.mark.parametrize("option", ["--slowest", "--p99"])
+def test_what_the_report_does_not_judge_is_said(record, capsys, option):
+    """The one that is explained is the report's slowest, and where to find the cold one is beside it."""
+    path = record(cold_one)
+    assert main(["why", option, path]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith("`request` took 1.0")
+    assert "1 more request took longer, with warm-up or a late cold call inside, which the report does not judge" in out
+    assert "up to 500 ms (trace " in out
+
+
 @pytest.mark.parametrize("option", ["--slowest", "--p99", "--median"])
 def test_json(record, capsys, option):
     """All parts, in their order, which add up."""
@@ -235,7 +253,11 @@ def test_by_trace(record, capsys):
         (["FILE"], "is not a trace id; give one, or at least its first 4 digits, before the files"),
         (["abcd"], "no file is named; write `gpuscope why abcd FILE`."),
         (["0123456789abcdef", "FILE"], "no request has a trace id that begins with '0123456789abcdef'"),
-        (["--slowest", "--kind", "nothing", "FILE"], "no request begins with the stage 'nothing'."),
+        (
+            ["--slowest", "--kind", "nothing", "FILE"],
+            "no request begins with the stage 'nothing'; some do with 'request'.",
+        ),
+        (["--median", "--kind", "predict", "FILE"], "'predict' is a batch; choose one of its members: --kind request."),
         (["--slowest", "missing.jsonl"], "cannot read 'missing.jsonl'"),
     ],
 )

@@ -182,6 +182,16 @@ def test_cold_requests_are_apart(show):
     assert show(recording(*repeat(request(), 5, 1500))).locator("[data-pick=cold]").is_hidden()
 
 
+def test_what_has_not_ended_is_not_the_slowest(show):
+    """Nor at a percentile: it is as long as it is by chance."""
+    running = Stage("request", 7500, 19_500, flags=RowFlag.NOT_ENDED)
+    page = show(recording(*repeat(request(), 5, 1500), running))
+    page.locator("#picker").get_by_role("button", name="Slowest").click()
+    assert page.evaluate("gpuscope.model.length(gpuscope.view.request)") == 922_000
+    alone = show(recording(running))
+    assert len(alone.evaluate("gpuscope.model.bySpeed(gpuscope.model.requests)")) == 1
+
+
 def test_legend_has_what_occurs(show):
     """Of a recording without a GPU nothing of streams, and of one without errors nothing of those."""
     page = show(ten_requests())
