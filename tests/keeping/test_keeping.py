@@ -169,6 +169,41 @@ class TestWholeTraces:
         assert len(bench.collect()) == 3
         assert bench.statistics().untimed == {"given_up": 3}
 
+    @pytest.mark.parametrize("rule", ["slower=250ms", "p99"])
+    def test_work_that_hangs_on_the_gpu_is_slow(self, make_bench, rule):
+        """What was given up had taken so long by then, however short the host's part is, in one part or in several."""
+        bench = make_bench(keep=rule, completes=False, event_deadline_s=1.0)
+        for _ in range(300):
+            request(bench)
+        bench.device.complete()
+        assert bench.collect() == []
+        request(bench)
+        with stage("request"):
+            with stage("infer", stream=SimpleNamespace(device_index=0, cuda_stream=8)):
+                pass
+            bench.collect()
+        for event in bench.device.lanes[0, 7].recorded.pop():
+            event.done = True
+        bench.clock.advance(1.1)
+        assert len(bench.collect()) == 3 + 3
+        account = bench.statistics()
+        assert (account.untimed, account.kept["left_out"]) == ({"given_up": 4}, 300)
+
+    def test_what_found_no_room_to_wait_for_the_gpu_is_not_slow(self, make_bench):
+        """It was not asked whether its work was done, so nothing is known but the host's part."""
+        bench = make_bench(keep="slower=250ms", completes=False, queue_size=16)
+        for _ in range(16):
+            with stage("request"):
+                pass
+            bench.collect()
+        for _ in range(5):
+            with stage("request"):
+                pass
+            bench.clock.advance(0.5)
+        bench.collect()
+        assert bench.statistics().untimed == {"too_many_pending": 5}
+        assert bench.collect() == []
+
 
 class TestRules:
     """The rules besides time and share."""
@@ -362,6 +397,40 @@ class TestAfterTheDecision:
         go_on.set()
         thread.join()
         assert bench.named("waits")
+
+
+    @pytest.mark.parametrize("parts", ["one", "two", "the late one first"])
+    def test_a_stage_that_outlives_its_request_does_not_make_it_slow(self, make_bench, parts):
+        """Whether it comes with the request, before it, or after the decision."""
+        bench = make_bench(keep="slower=250ms", completes=False)
+        go_on, began = threading.Event(), threading.Event()
+
+        def work():
+            """Run a stage that lasts, on another stream."""
+            with stage("late", stream=SimpleNamespace(device_index=0, cuda_stream=8)):
+                began.set()
+                go_on.wait(20)
+
+        with stage("request"):
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+            thread.start()
+            began.wait(20)
+            with stage("infer"):
+                bench.clock.advance(0.01)
+        if parts == "two":
+            bench.device.complete()
+            bench.collect()
+        bench.clock.advance(0.4)
+        go_on.set()
+        thread.join()
+        if parts == "the late one first":
+            for event in bench.device.lanes[0, 8].recorded.popleft():
+                event.done = True
+            bench.collect()
+        bench.device.complete()
+        assert bench.collect() == []
+        assert bench.statistics().kept == {"left_out": 1}
+        assert bench.statistics().dropped == {"not_kept": 3}
 
 
 class TestBounds:

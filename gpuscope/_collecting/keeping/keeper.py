@@ -115,17 +115,19 @@ class Keeper(Undecided):
         batch = arrived.batch
         mask = np.zeros(len(batch.site), np.bool_)
         mask[groups.of_rows(chosen)] = True
-        chunk, moved, now_ns = self._held.hold(rows_of(batch, mask)), np.cumsum(mask) - 1, self._clock()
+        times_ns = np.stack((arrived.ended_ns[mask], arrived.done_ns[mask]))
+        chunk, moved, now_ns = self._held.hold(rows_of(batch, mask), times_ns), np.cumsum(mask) - 1, self._clock()
         places, rows = np.flatnonzero(chosen), moved[groups.all_rows]
         columns = groups.root[places], groups.first[places], groups.size[places], groups.start_ns[places]
-        for place, root, first, size, start_ns, end_ns in zip(
-            *(column.tolist() for column in (places, *columns, groups.end_ns[places])), strict=True
+        columns = *columns, groups.end_ns[places], groups.ended_ns[places]
+        for place, root, first, size, start_ns, end_ns, ended_ns in zip(
+            *(column.tolist() for column in (places, *columns)), strict=True
         ):
             key, trace = groups.keys[place], groups.traces[place]
             waiting = self._held.open(key, trace, now_ns)
             waiting.parts.append((chunk, rows[first : first + size]))
             waiting.start_ns = min(waiting.start_ns, start_ns)
-            waiting.end_ns = max(waiting.end_ns, end_ns)
+            waiting.end_ns, waiting.ended_ns = max(waiting.end_ns, end_ns), max(waiting.ended_ns, ended_ns)
             if root >= 0:
                 kind, warms_up = batch.sites[batch.site[root]].name, bool(batch.flags[root] & _WARMUP)
                 waiting.root = Root(kind, int(arrived.start_ns[root]), int(arrived.ended_ns[root]), warms_up)

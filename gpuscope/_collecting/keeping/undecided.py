@@ -177,7 +177,7 @@ class Undecided:
         ended = [
             (waiting, waiting.root) for key in keys if (waiting := self._held.get(key)) is not None and waiting.root
         ]
-        reasons = self._judgement.slow_ones([root for _, root in ended], [waiting.end_ns for waiting, _ in ended])
+        reasons = self._judgement.slow_ones([root for _, root in ended], [waiting.done_ns for waiting, _ in ended])
         for (waiting, _), reason in zip(ended, reasons, strict=True):
             if reason is not None:
                 self._keep(waiting.trace, reason)
