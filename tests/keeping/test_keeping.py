@@ -246,10 +246,13 @@ class TestRules:
         assert bench.statistics().dropped == {"not_kept": 1}
 
     @pytest.mark.parametrize("static", [True, False])
-    def test_a_stage_may_ask_for_it(self, make_bench, static):
-        """By the attribute `gpuscope.keep`, of this run or of the stage for good."""
+    @pytest.mark.parametrize(
+        ("no", "yes"), [(False, True), (0, 1), ("no", "yes"), ("0", "1"), (" Off", "x"), ("", "a")]
+    )
+    def test_a_stage_may_ask_for_it(self, make_bench, static, no, yes):
+        """By the attribute `gpuscope.keep`, of this run or of the stage for good. Words for no are as in headers."""
         bench = make_bench(keep="slower=10s")
-        for wanted in (False, True):
+        for wanted in (no, yes):
             with stage("request"):
                 if static:
 
@@ -397,7 +400,6 @@ class TestAfterTheDecision:
         go_on.set()
         thread.join()
         assert bench.named("waits")
-
 
     @pytest.mark.parametrize("parts", ["one", "two", "the late one first"])
     def test_a_stage_that_outlives_its_request_does_not_make_it_slow(self, make_bench, parts):

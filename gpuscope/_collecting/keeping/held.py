@@ -104,7 +104,7 @@ class Waiting:
 
     @property
     def done_ns(self) -> int:
-        """When all was done, without stages that outlived the outermost one: they may come before the decision or not."""
+        """When all was done, without stages that outlived the outermost one: they come before the decision or not."""
         if self.root is None or self.ended_ns <= self.root.ended_ns:
             return self.end_ns
         done = [self.root.ended_ns]

@@ -106,6 +106,8 @@ class Keeper(Undecided):
             if known == UNDECIDED and place in why:
                 self._keep(trace, why[place])
                 known = KEPT
+            if known == KEPT and trace in self._to_come:
+                self.counts[self._to_come.pop(trace)] += 1
             decision[place] = known
         return decision
 
@@ -119,9 +121,9 @@ class Keeper(Undecided):
         chunk, moved, now_ns = self._held.hold(rows_of(batch, mask), times_ns), np.cumsum(mask) - 1, self._clock()
         places, rows = np.flatnonzero(chosen), moved[groups.all_rows]
         columns = groups.root[places], groups.first[places], groups.size[places], groups.start_ns[places]
-        columns = *columns, groups.end_ns[places], groups.ended_ns[places]
+        times = groups.end_ns[places], groups.ended_ns[places]
         for place, root, first, size, start_ns, end_ns, ended_ns in zip(
-            *(column.tolist() for column in (places, *columns)), strict=True
+            *(column.tolist() for column in (places, *columns, *times)), strict=True
         ):
             key, trace = groups.keys[place], groups.traces[place]
             waiting = self._held.open(key, trace, now_ns)

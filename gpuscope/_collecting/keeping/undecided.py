@@ -15,7 +15,7 @@ import numpy as np
 
 from gpuscope._collecting.keeping.groups import trace_key
 from gpuscope._collecting.keeping.held import KEPT, LEFT_OUT, NO_ROOM, UNDECIDED, Chunk, Decided, Held, Waiting, rows_of
-from gpuscope._collecting.keeping.judge import SLOWER, Judge
+from gpuscope._collecting.keeping.judge import ASKED, ERROR, SLOWER, Judge
 from gpuscope._data.statistics import KEEP_FULL, NOT_KEPT
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ COUNTED = {LEFT_OUT: "left_out", NO_ROOM: "no_room"}
 MANY = 512
 """From so many requests at once on there are pauses: a thousand take a millisecond."""
 _CUT_OFF = "cut_off"
+_MOST_TO_COME = 16_384
 _WORTH_ROWS, _KEPT_DELAY_NS = 1024, 2_000_000_000
 """Of what is kept: so many rows, or so long."""
 
@@ -59,6 +60,8 @@ class Undecided:
         """Traces of which rows wait that belong to no request, oldest first."""
         self._settled: set[int] = set()
         """Traces that were decided, of which something may wait that has to follow."""
+        self._to_come: dict[int, str] = {}
+        """Traces that are kept by what was said and count once a stage of theirs has come; why, oldest first."""
         self._pieces: dict[Chunk, list[NDArray[np.int64]]] = {}
         self._kept_since_ns = 0
         self._left_out: Counter[tuple[bool, str]] = Counter()
@@ -143,6 +146,20 @@ class Undecided:
     def is_kept(self, trace_id: int) -> bool:
         """Tell whether a trace is known to be kept."""
         return self._judgement.is_in_share(trace_id) or self._decided.get(trace_key(trace_id)) == KEPT
+
+    def keep_trace(self, trace_id: int, *, failed: bool) -> None:
+        """Keep what waits of a trace, and what comes of it; because its request failed, if that is a rule."""
+        reason = ERROR if failed else ASKED
+        trace = trace_key(trace_id)
+        if reason not in self._judgement.reasons or self._judgement.is_in_share(trace_id):
+            return
+        if self._held.has(trace):
+            self._keep(trace, reason)
+        elif self._decided.get(trace) != KEPT:
+            self._decided.note((trace,), KEPT)
+            self._to_come[trace] = reason
+            if len(self._to_come) > _MOST_TO_COME:
+                self._to_come.pop(next(iter(self._to_come)))
 
     @property
     def is_worth_exporting(self) -> bool:
