@@ -456,6 +456,86 @@ class TestBounds:
             raise ValueError("no")
         assert len(bench.collect()) == 2
 
+    def test_a_stage_around_everything_is_named_and_errors_in_it_are_kept(self, make_bench, caplog):
+        """More room would not help it, so the log says which it is; what fails later is kept, with what follows."""
+        bench = make_bench(keep="error, rows=1024")
+        with stage("serve"):
+            for number in range(1500):
+                with stage("fine"):
+                    pass
+                if number % 100 == 0:
+                    bench.collect()
+            assert bench.collect() == []
+            assert caplog.text.count("The stage 'serve' ran on") == 1
+            with pytest.raises(KeyError), stage("bad"):
+                fail()
+            assert {span.name for span in bench.collect()} == {"bad", "bad [gpu]"}
+        assert bench.statistics().kept == {"no_room": 1, "error": 1}
+        assert bench.statistics().dropped == {"keep_full": 1500}
+        assert is_balanced(bench.statistics())
+
+    def test_requests_with_a_trace_of_their_own_are_no_part_of_a_stage_around_everything(self, make_bench, caplog):
+        """As the log advises."""
+        bench = make_bench(keep="error, rows=1024")
+        with stage("serve"):
+            for number in range(1500):
+                with gpuscope.extract(gpuscope.Token()), stage("fine"):
+                    pass
+                if number % 100 == 0:
+                    bench.collect()
+            bench.collect()
+            assert bench.statistics().dropped == {"not_kept": 1500}
+        assert "serve" not in caplog.text
+
+    def test_many_requests_at_once_name_no_stage(self, make_bench, caplog):
+        """There more room does help."""
+        bench = make_bench(keep="error, rows=1024")
+        running = [contextvars.copy_context() for _ in range(20)]
+        for around in running:
+            around.run(stage("request").__enter__)
+        for _ in range(15):
+            for around in running:
+                around.run(lambda: [stage("s").__enter__().__exit__(None, None, None) for _ in range(5)])
+            bench.collect()
+        assert bench.statistics().dropped.keys() == {"keep_full"}
+        assert "ran on" not in caplog.text
+
+    @pytest.mark.parametrize("rule", ["error", "slower=250ms"])
+    def test_a_request_whose_outermost_stage_was_refused_does_not_wait_for_ever(self, make_bench, rule):
+        """After ten minutes without a row it is left out, or kept where what has come says that it was slow."""
+        bench = make_bench(keep=rule, queue_size=16)
+        with stage("request"):
+            for _ in range(20):
+                with stage("s"):
+                    bench.clock.advance(0.02)
+        bench.collect()
+        account = bench.statistics()
+        assert (account.pending, account.dropped) == (16, {"queue_full": 5})
+        bench.clock.advance(590)
+        bench.collect()
+        assert bench.statistics().pending == 16
+        bench.clock.advance(90)
+        found = bench.collect()
+        account = bench.statistics()
+        assert account.pending == 0
+        assert is_balanced(account)
+        if rule == "error":
+            assert (found, account.kept) == ([], {"no_end": 1})
+            assert account.missing == {"queue_full": 5, "keep_no_end": 16}
+        else:
+            assert (len(found), account.kept) == (32, {"slower": 1})
+
+    def test_a_request_that_goes_on_for_long_waits_for_its_end(self, make_bench):
+        """As long as something comes of it now and then."""
+        bench = make_bench(keep="error")
+        with stage("request") as root:
+            for _ in range(10):
+                with stage("s"):
+                    bench.clock.advance(300)
+                bench.collect()
+            root.set_attribute("error.type", "503")
+        assert len(bench.collect()) == 2 * 11
+
     def test_what_is_slow_by_then_is_kept(self, make_bench):
         """That a request will be slow is certain before its end."""
         bench = make_bench(keep="slower=250ms, rows=1024")

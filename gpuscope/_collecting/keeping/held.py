@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import StageBatch
 
-UNDECIDED, LEFT_OUT, KEPT, NO_ROOM = range(4)
+UNDECIDED, LEFT_OUT, KEPT, NO_ROOM, NO_END = range(5)
 """What may have been decided of a request or a trace."""
 _REMEMBERED = 32_768
 """Decisions are remembered until so many more have come, or twice as many: some 100 bytes each. There are two per
@@ -89,18 +89,30 @@ class Root(NamedTuple):
 class Waiting:
     """A request, or what came of a trace without one, that waits; times in nanoseconds of the records' clock."""
 
-    __slots__ = ("born_ns", "end_ns", "ended_ns", "parts", "root", "start_ns", "trace")
+    __slots__ = ("born_ns", "came_ns", "end_ns", "ended_ns", "parts", "root", "start_ns", "trace")
 
     def __init__(self, trace: int, born_ns: int) -> None:
         self.trace = trace
-        self.born_ns = born_ns
-        """When its first row came."""
+        self.born_ns = self.came_ns = born_ns
+        """When its first row came, and its last."""
         self.parts: list[tuple[Chunk, NDArray[np.int64]]] = []
         self.root: Root | None = None
         self.start_ns, self.end_ns = 1 << 62, 0
         """Of its stages so far, on host and GPU."""
         self.ended_ns = 0
         """When the last of them ended on the host."""
+
+    @property
+    def size(self) -> int:
+        """How many rows wait."""
+        return sum(len(rows) for _, rows in self.parts)
+
+    @property
+    def root_name(self) -> str:
+        """The name of the outermost stage, which may not have ended."""
+        chunk, rows = self.parts[0]
+        name: str = chunk.batch.sites[chunk.batch.root[rows[0]]].name
+        return name
 
     @property
     def done_ns(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._collecting.keeping.groups import Groups
-from gpuscope._collecting.keeping.held import KEPT, LEFT_OUT, UNDECIDED, Chunk, Root, rows_of
+from gpuscope._collecting.keeping.held import KEPT, LEFT_OUT, NO_END, NO_ROOM, UNDECIDED, Chunk, Root, rows_of
 from gpuscope._collecting.keeping.judge import SHARE
 from gpuscope._collecting.keeping.undecided import COUNTED, MANY, REASONS, Undecided
 from gpuscope._data.batch import RowFlag
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from gpuscope._collecting.keeping.groups import Arrived
 
+_OPEN = UNDECIDED, NO_ROOM, NO_END
+"""Of such a request an error, or a stage that asks, keeps what comes from then on."""
 _WARMUP = int(RowFlag.WARMUP)
 
 
@@ -103,7 +105,7 @@ class Keeper(Undecided):
                 known = self._decided.get(key)
             elif known != KEPT and self._held.has(trace):
                 known = UNDECIDED  # A request of the trace is still to decide.
-            if known == UNDECIDED and place in why:
+            if known in _OPEN and place in why:
                 self._keep(trace, why[place])
                 known = KEPT
             if known == KEPT and trace in self._to_come:
@@ -128,6 +130,7 @@ class Keeper(Undecided):
             key, trace = groups.keys[place], groups.traces[place]
             waiting = self._held.open(key, trace, now_ns)
             waiting.parts.append((chunk, rows[first : first + size]))
+            waiting.came_ns = now_ns
             waiting.start_ns = min(waiting.start_ns, start_ns)
             waiting.end_ns, waiting.ended_ns = max(waiting.end_ns, end_ns), max(waiting.ended_ns, ended_ns)
             if root >= 0:

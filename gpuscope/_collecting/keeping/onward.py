@@ -49,6 +49,12 @@ _WORTH_ROWS, _DECIDE_DELAY_NS = 16_384, 1_000_000_000
 _MOST_TO_KEEP = 65_536
 """Traces that somebody wants kept, which wait for the next decision: within a second or two."""
 
+_AROUND_ALL = (
+    "`GPUSCOPE_KEEP` decides on requests when their outermost stage ends. The stage %r ran on while stages inside it "
+    "took half of its `rows` or more, so what waited was decided as it was. If it is around all requests, more `rows` "
+    "do not help: take it away, or put each request into `with gpuscope.extract(gpuscope.Token()):`."
+)
+
 
 class Onward:
     """
@@ -194,6 +200,8 @@ class Onward:
     def _hand_on_decided(self, keeper: Keeper, breathe: Callable[[], None], *, now: bool, last: bool) -> None:
         """Export what is kept by now, and count what is left out."""
         keeper.make_room(breathe, is_heavy=self._budget.used > self._budget.limit // 2)
+        if keeper.around_all:
+            self._warnings.warn("around_all", _AROUND_ALL, keeper.around_all)
         if last:
             keeper.release()
         for (is_light, reason), count in keeper.take_left_out().items():
