@@ -31,6 +31,27 @@ if TYPE_CHECKING:
 __all__ = ["Captured", "CapturedSpan", "FakeDevice", "ManualClock", "capture"]
 
 
+_WHATEVER_THE_ENVIRONMENT_SAYS: dict[str, object] = {
+    "exporters": "none",
+    "metrics": "auto",
+    "interval_s": 0.005,
+    "strict": True,
+    "sampler": "parentbased_always_on",
+    "sampler_ratio": 1.0,
+    "keep": "",
+    "trace_header": "",
+    "gpu_spans": "work",
+    "batch_spans": "all",
+    "memory": False,
+    "flight": "",
+    "syncs": "",
+    "stall": "",
+    "profile": "",
+    "profile_every_s": 0.0,
+}
+"""Where spans go, which there are, what they and responses say, and what else looks on."""
+
+
 class Captured(list[CapturedSpan]):
     """The spans that `capture` recorded: a list, which a notebook draws as a timeline."""
 
@@ -96,10 +117,7 @@ def capture(**settings: object) -> Iterator[Captured]:
         name: settings.pop(name) for name in ("device", "nvtx", "clock", "epoch_clock") if name in settings
     }
     parts["exporters"] = (_KeepsBatches(spans),)
-    config = to_record(
-        state.config,
-        {"exporters": "none", "interval_s": 0.005, "strict": True, "flight": "", "syncs": "", "stall": "", **settings},
-    )
+    config = to_record(state.config, {**_WHATEVER_THE_ENVIRONMENT_SAYS, **settings})
     with _runtime.period(config, **cast("_runtime.Parts", parts)):
         yield spans
     spans.sort(key=lambda span: span.start_ns)

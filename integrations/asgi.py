@@ -8,7 +8,8 @@ span is the request, and there is no stage beside it. At the end of the applicat
 exported, because uvicorn then ends itself with the signal that it received, and no `atexit` handlers run.
 
 Where `GPUSCOPE_KEEP` names a header (`header=x-force-trace`), requests that have it are kept. With
-`GPUSCOPE_TRACE_HEADER=x-trace-id` responses say which trace is theirs.
+`GPUSCOPE_TRACE_HEADER=x-trace-id` responses say which trace is theirs. Both hold where the request is a span of
+OpenTelemetry's too, and there a response of 500 or more keeps the trace by the rule `error`.
 
 By name, applications are instrumented if their first request is still to come. Any ASGI application can be wrapped by
 hand: `app = Middleware(app)`.
@@ -72,8 +73,11 @@ class Middleware:
         """Run the application, in a stage if it is a request that has none yet."""
         if scope["type"] == "lifespan" and gpuscope.is_enabled():
             send = _flushing(send)
-        if scope["type"] != "http" or _MARK in scope or not gpuscope.is_enabled() or _has_server_span():
+        if scope["type"] != "http" or _MARK in scope or not gpuscope.is_enabled():
             await self.app(scope, receive, send)
+            return
+        if _has_server_span():
+            await self._run_in_span(scope, receive, send)
             return
         blocks = self._blocks(scope, send)
         if blocks is None:
@@ -87,6 +91,38 @@ class Middleware:
                 await self.app(scope, receive, request.send)
         finally:
             scope.pop(_MARK, None)
+
+    async def _run_in_span(self, scope: Message, receive: Receive, send: Send) -> None:
+        """
+        Run a request that is a span of the application's: no stage, but its trace is kept and said as ever.
+
+        In an application that is mounted in another this runs once more, because its span may begin a trace of its own.
+        """
+        try:
+            remote, token = gpuscope.extract(scope["headers"], getter=_HEADERS, trace=False), gpuscope.here()
+            if remote.keeps:
+                remote.keep(token)
+        except Exception:  # For an unusual scope: the request goes on.
+            await self.app(scope, receive, send)
+            return
+        if not (remote.judges or remote.reply):
+            await self.app(scope, receive, send)
+            return
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] >= _SERVER_ERROR:
+                    remote.keep(token, failed=True)
+                header = remote.reply.encode("latin-1")
+                if not any(name.lower() == header for name, _ in message.get("headers", ())):
+                    message = _with_trace_id(message, header, token)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except Exception:  # Whoever answers with 500 may stand around this.
+            remote.keep(token, failed=True)
+            raise
 
     def _blocks(self, scope: Message, send: Send) -> tuple[Block, _Request] | None:
         """Return the two blocks that the request runs in, or None if they can't be made."""
@@ -136,15 +172,10 @@ class _Request:
         """Pass a message on, and end the stage after the last one of the response."""
         if message["type"] == "http.response.start" and not self._ended:
             self._add_status(message["status"])
-            if self._token:
-                message = self._with_trace_id(message)
+            message = _with_trace_id(message, self._trace_header, self._token)
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.__exit__(None, None, None)
-
-    def _with_trace_id(self, message: Message) -> Message:
-        trace_id = f"{self._token.trace_id:032x}".encode()
-        return {**message, "headers": [*message.get("headers", ()), (self._trace_header, trace_id)]}
 
     def _add_status(self, status: int) -> None:
         self._stage.set_attribute("http.response.status_code", status)
@@ -155,6 +186,13 @@ class _Request:
         path = getattr(self._scope.get("route"), "path", None)
         if isinstance(path, str):  # By now `root_path` includes the path that a sub-application is mounted at.
             self._stage.set_attribute("http.route", self._scope.get("root_path", "")[self._root :] + path)
+
+
+def _with_trace_id(message: Message, header: bytes, token: gpuscope.Token) -> Message:
+    """Return the head of a response with the trace's id, where that is wanted."""
+    if not header or not token:
+        return message
+    return {**message, "headers": [*message.get("headers", ()), (header, f"{token.trace_id:032x}".encode())]}
 
 
 class _Headers:

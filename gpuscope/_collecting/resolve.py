@@ -288,13 +288,13 @@ class Resolver:
         if state != PENDING:
             return self._without_gpu(record, "device_error", _GIVEN_UP)
         if give_up or self._clock() - record.end_ns > self._event_deadline_ns:
-            return self._without_gpu(record, "given_up", _GIVEN_UP)
+            return self._without_gpu(record, "given_up", _GIVEN_UP, self._clock() - record.end_ns)
         return None
 
-    def _without_gpu(self, record: StageRecord, reason: str, flag: int) -> Row:
+    def _without_gpu(self, record: StageRecord, reason: str, flag: int, waited_ns: int = 0) -> Row:
         self._ledger.untimed(reason)
         try:
             self._device.give_back(record)
         except BaseException as error:  # The pool is one pair poorer.
             self._warnings.warn("device", "returning events failed: %s.", shown(error))
-        return record, 0, 0, 0, flag
+        return record, 0, 0, waited_ns, flag

@@ -163,7 +163,8 @@ class StageBatch:
     gpu_start_ns: NDArray[np.int64]
     gpu_end_ns: NDArray[np.int64]
     uncertainty_ns: NDArray[np.int64]
-    """How far off the GPU times may be, plus or minus. Durations are more exact."""
+    """How far off the GPU times may be, plus or minus. Durations are more exact. Of a stage that was given up at its
+    deadline: how long after its end on the host its work was not done yet."""
     device: NDArray[np.int32]
     """Key into `devices`; -1 without a GPU part."""
     stream: NDArray[np.uint64]

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from gpuscope._data.plain.gpu_use import GpuUse
 
 
-NOT_KEPT, KEEP_FULL = "not_kept", "keep_full"
-"""Reasons for which `GPUSCOPE_KEEP` has stages dropped: by a decision, or undecided, because too many waited."""
-ROOM = ("queue_full", "queue_bytes", KEEP_FULL)
+NOT_KEPT, KEEP_FULL, KEEP_NO_END = "not_kept", "keep_full", "keep_no_end"
+"""Reasons for which `GPUSCOPE_KEEP` has stages dropped: by a decision, or undecided, because too many waited or the end
+of their request did not come."""
+ROOM = ("queue_full", "queue_bytes", KEEP_FULL, KEEP_NO_END)
 """Reasons for which stages are dropped because there is no room for them: for one more, for what it was told, or for
 those of which it is not known yet whether `GPUSCOPE_KEEP` keeps them."""
 
@@ -29,7 +30,8 @@ MEANINGS = {
     "after_shutdown": "they ended after recording had",
     "buffer_full": "the endpoint took them too slowly",
     "disk": "the file could not be written",
-    KEEP_FULL: "too many waited for the end of their requests, which `keep` needs; raise its `rows`",
+    KEEP_FULL: "too many waited for the end of their requests, which `keep` needs; raise its `rows` if requests end",
+    KEEP_NO_END: "the outermost stage of their requests did not come for ten minutes, which `keep` needs",
     "no_exporter": "there was nowhere to send them",
     "no_provider": "the program has set no TracerProvider, which `sdk` needs",
     "no_span": "the program's TracerProvider made no span of them",
@@ -137,7 +139,8 @@ class Statistics:
 
     kept: dict[str, int] = field(default_factory=dict)
     """Traces by the first rule of `GPUSCOPE_KEEP` that kept them, `cut_off` for those that had not ended at the end.
-    Requests that were left out: `left_out` by the rules, `no_room` because too many stages waited."""
+    Requests that were left out: `left_out` by the rules, `no_room` because too many stages waited, `no_end`
+    because the outermost stage did not come."""
 
     @property
     def missing(self) -> dict[str, int]:

@@ -41,7 +41,8 @@ def records_of(batch: StageBatch, ring: Ring, offset: NDArray[np.int64]) -> byte
     rows[:, 3] = (batch.host_start_ns - offset).astype(np.uint64)
     rows[:, 4] = np.where(has_gpu, batch.gpu_start_ns - offset, 0).astype(np.uint64)
     rows[:, 5] = np.where(has_gpu, batch.device + 1, 0).astype(np.uint64) << np.uint64(48) | gpu_ns.astype(np.uint64)
-    rows[:, 6] = rounded(batch.uncertainty_ns) << np.uint64(48) | batch.stream & np.uint64(layout.LOW_48)
+    uncertainty_ns = np.where(has_gpu, batch.uncertainty_ns, 0)
+    rows[:, 6] = rounded(uncertainty_ns) << np.uint64(48) | batch.stream & np.uint64(layout.LOW_48)
     flags = batch.flags & layout.ROW_FLAGS | np.where(batch.sampled, layout.SAMPLED, 0).astype(np.uint32)
     sites = numbers << np.uint64(layout.SITE_AT)
     rows[:, 7] = np.uint64(layout.RESOLVED) | flags.astype(np.uint64) << np.uint64(layout.FLAGS_AT) | sites

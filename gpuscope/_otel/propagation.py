@@ -64,7 +64,7 @@ def inject(carrier: CarrierT, *, setter: Setter[CarrierT] | None = None) -> None
     propagate.inject(carrier, _context_here(), setter or default_setter)
 
 
-def extract(carrier: CarrierT | Token, *, getter: Getter[CarrierT] | None = None) -> RemoteContext:
+def extract(carrier: CarrierT | Token, *, getter: Getter[CarrierT] | None = None, trace: bool = True) -> RemoteContext:
     """
     Read the trace that another process wrote; `with gpuscope.extract(headers):` continues it.
 
@@ -79,6 +79,9 @@ def extract(carrier: CarrierT | Token, *, getter: Getter[CarrierT] | None = None
     Args:
         carrier: a mapping of `str` to `str`, with names in lower case, or whatever `getter` reads from; or a token.
         getter: as for `opentelemetry.propagate.extract`.
+        trace: `False` reads no trace, only what `keeps` and `reply` say: for a server whose request is a span of the
+            application's already. Such a server calls the result's `keep(token)` where `keeps` is true, with the
+            span's `gpuscope.here()`.
 
     Returns:
         A context manager that is an OpenTelemetry `Context` too: pass it as `context=` to OpenTelemetry's functions.
@@ -90,10 +93,11 @@ def extract(carrier: CarrierT | Token, *, getter: Getter[CarrierT] | None = None
         return RemoteContext(set_span_in_context(_span_of(carrier), Context()))
     try:
         reader: Any = getter or _as_text  # It reads any mapping, and what is not one is not read.
-        context = RemoteContext(propagate.extract(carrier, Context(), reader))
+        context = RemoteContext(propagate.extract(carrier, Context(), reader) if trace else Context())
         if (engine := state.engine) is not None and (engine.config.keep or engine.config.trace_header):
             state.reads_headers = True
-            context.reply, context.keeps = engine.config.trace_header, _is_forced(engine.config, carrier, reader)
+            context.reply, context.judges = engine.config.trace_header, bool(engine.config.keep)
+            context.keeps = _is_forced(engine.config, carrier, reader)
         return context
     except Exception as error:  # What a client sends, and what a propagator makes of it, fails no request.
         if is_the_programs(error):
@@ -174,10 +178,25 @@ class RemoteContext(Context):
     """Whether whoever sent it wants the trace kept: see `GPUSCOPE_KEEP`."""
     reply = ""
     """The header in which the response is to have the trace's id; empty for none."""
+    judges = False
+    """Whether `GPUSCOPE_KEEP` decides which traces are exported."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
         self._before: dict[_Entry, tuple[Context, StageRecord | None]] = {}
+
+    def keep(self, token: Token, *, failed: bool = False) -> None:
+        """
+        Keep a trace whose request is no stage that could say `gpuscope.keep`: stages of it that wait or come later.
+
+        Args:
+            token: of the request's span.
+            failed: whether that is because the request failed, which counts where `error` is a rule.
+
+        """
+        engine = state.engine
+        if engine is not None and engine.recorder.to_keep is not None and token.sampled:
+            engine.recorder.to_keep.append((token.trace_id, failed))
 
     def __enter__(self) -> Self:
         """Make it the current context."""

@@ -50,7 +50,7 @@ class Recorder(RecorderFields):
 
     """
 
-    __slots__ = ("_open", "budget", "captures", "flight_recorder", "replays", "stalls")
+    __slots__ = ("_open", "budget", "captures", "flight_recorder", "replays", "stalls", "to_keep")
     ledger: Ledger
 
     def __init__(
@@ -77,6 +77,9 @@ class Recorder(RecorderFields):
         """The collector's side of the flight recorder."""
         self.stalls: StallWatch | None = None
         """Looks for stages without progress, where that is wanted."""
+        self.to_keep: deque[tuple[int, bool]] | None = None
+        """Ids of traces that are to be kept though no stage of theirs says so, and whether because of a failure. Any
+        thread adds, the collector takes; None where all traces are kept."""
         self._open = open_bridge
         self.captures: Captures | None = None
         """The captures of CUDA graphs that are going on, where stages inside graphs are wanted."""

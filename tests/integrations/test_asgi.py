@@ -387,6 +387,87 @@ class TestByName:
         context.attach(context.Context())
 
 
+@pytest.mark.parametrize("ask", ["alone", "mounted"], indirect=True)
+class TestInASpanOfTheServer:
+    """OpenTelemetry's middleware has made a span of the request, so that there is no stage `request`."""
+
+    @pytest.fixture
+    def ask(self, installed, monkeypatch, request):
+        """Return a function that asks such an application once and returns the response and the server's trace id."""
+        is_mounted = request.param == "mounted"
+        fastapi = pytest.importorskip("fastapi")
+        instrumentation = pytest.importorskip("opentelemetry.instrumentation.fastapi")
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        provider, finished = TracerProvider(), InMemorySpanExporter()
+        provider.add_span_processor(SimpleSpanProcessor(finished))
+        monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+        app = outer = fastapi.FastAPI()
+        if is_mounted:
+            app = fastapi.FastAPI()
+            outer.mount("/v1", app)
+
+        @app.get("/{status}" if is_mounted else "/v1/{status}")
+        def work(status: int):
+            """Answer after a stage, with a status that is no exception, or with one."""
+            with gpuscope.stage("infer"):
+                pass
+            if not status:
+                raise ValueError("no")
+            return fastapi.Response(status_code=status)
+
+        instrumentation.FastAPIInstrumentor.instrument_app(outer, tracer_provider=provider)
+
+        def ask_once(status=200, headers=None):
+            finished.clear()
+            response = get(outer, f"/v1/{status}", headers or {}, raise_app_exceptions=False)
+            spans = [span for span in finished.get_finished_spans() if span.kind is trace.SpanKind.SERVER]
+            # The one of the mounted application begins a trace, of which the handler's stage is.
+            return response, spans[-1].context.trace_id
+
+        yield ask_once
+        context.attach(context.Context())
+
+    @pytest.mark.parametrize(("value", "is_kept"), [("1", True), ("0", False), (None, False)])
+    def test_a_header_keeps_the_trace(self, ask, value, is_kept):
+        """As it does where the request is a stage."""
+        with capture(keep="slower=1h, header=x-force-trace") as spans:
+            _, trace_id = ask(headers={} if value is None else {"x-force-trace": value})
+            assert gpuscope.flush()
+            account = gpuscope.statistics()
+            assert {(span.name, span.trace_id) for span in spans} == ({("infer", trace_id)} if is_kept else set())
+            assert account.kept == ({"asked": 1} if is_kept else {"left_out": 1})
+
+    @pytest.mark.parametrize("keep", ["", "slower=1h"])
+    def test_the_response_says_which_trace_is_its(self, ask, keep):
+        """Once, also where applications are mounted in others, and whether or not it is kept."""
+        with capture(keep=keep, trace_header="X-Trace-Id"):
+            response, trace_id = ask()
+            assert response.headers.get_list("x-trace-id") == [f"{trace_id:032x}"]
+        with capture(keep=keep):
+            assert "x-trace-id" not in ask()[0].headers
+
+    @pytest.mark.parametrize("rule", ["error", "slower=1h"])
+    def test_an_error_of_the_server_keeps_the_trace(self, ask, rule):
+        """A status from 500 on, or an exception that leaves the application; where that is a rule."""
+        with capture(keep=rule) as spans:
+            traces = [ask(status)[1] for status in (200, 503, 404, 0)]
+            assert gpuscope.flush()
+            assert [span.trace_id for span in spans] == ([traces[1], traces[3]] if rule == "error" else [])
+
+
+def test_a_trace_that_the_sampler_leaves_out_is_not_kept():
+    """Nor counted as one."""
+    with capture(keep="slower=1h, header=x-force-trace") as spans:
+        ids = trace.SpanContext(5 << 64 | 1 << 63, 7, is_remote=False, trace_flags=trace.TraceFlags(0))
+        with trace.use_span(trace.NonRecordingSpan(ids)):
+            get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1", {"x-force-trace": "1"})
+        assert gpuscope.flush()
+        assert not spans
+        assert gpuscope.statistics().kept == {}
+
+
 @contextlib.contextmanager
 def served(app):
     """Serve an application by uvicorn, in a thread, on a port of the system's choice."""

@@ -169,6 +169,41 @@ class TestWholeTraces:
         assert len(bench.collect()) == 3
         assert bench.statistics().untimed == {"given_up": 3}
 
+    @pytest.mark.parametrize("rule", ["slower=250ms", "p99"])
+    def test_work_that_hangs_on_the_gpu_is_slow(self, make_bench, rule):
+        """What was given up had taken so long by then, however short the host's part is, in one part or in several."""
+        bench = make_bench(keep=rule, completes=False, event_deadline_s=1.0)
+        for _ in range(300):
+            request(bench)
+        bench.device.complete()
+        assert bench.collect() == []
+        request(bench)
+        with stage("request"):
+            with stage("infer", stream=SimpleNamespace(device_index=0, cuda_stream=8)):
+                pass
+            bench.collect()
+        for event in bench.device.lanes[0, 7].recorded.pop():
+            event.done = True
+        bench.clock.advance(1.1)
+        assert len(bench.collect()) == 3 + 3
+        account = bench.statistics()
+        assert (account.untimed, account.kept["left_out"]) == ({"given_up": 4}, 300)
+
+    def test_what_found_no_room_to_wait_for_the_gpu_is_not_slow(self, make_bench):
+        """It was not asked whether its work was done, so nothing is known but the host's part."""
+        bench = make_bench(keep="slower=250ms", completes=False, queue_size=16)
+        for _ in range(16):
+            with stage("request"):
+                pass
+            bench.collect()
+        for _ in range(5):
+            with stage("request"):
+                pass
+            bench.clock.advance(0.5)
+        bench.collect()
+        assert bench.statistics().untimed == {"too_many_pending": 5}
+        assert bench.collect() == []
+
 
 class TestRules:
     """The rules besides time and share."""
@@ -211,10 +246,13 @@ class TestRules:
         assert bench.statistics().dropped == {"not_kept": 1}
 
     @pytest.mark.parametrize("static", [True, False])
-    def test_a_stage_may_ask_for_it(self, make_bench, static):
-        """By the attribute `gpuscope.keep`, of this run or of the stage for good."""
+    @pytest.mark.parametrize(
+        ("no", "yes"), [(False, True), (0, 1), ("no", "yes"), ("0", "1"), (" Off", "x"), ("", "a")]
+    )
+    def test_a_stage_may_ask_for_it(self, make_bench, static, no, yes):
+        """By the attribute `gpuscope.keep`, of this run or of the stage for good. Words for no are as in headers."""
         bench = make_bench(keep="slower=10s")
-        for wanted in (False, True):
+        for wanted in (no, yes):
             with stage("request"):
                 if static:
 
@@ -363,6 +401,39 @@ class TestAfterTheDecision:
         thread.join()
         assert bench.named("waits")
 
+    @pytest.mark.parametrize("parts", ["one", "two", "the late one first"])
+    def test_a_stage_that_outlives_its_request_does_not_make_it_slow(self, make_bench, parts):
+        """Whether it comes with the request, before it, or after the decision."""
+        bench = make_bench(keep="slower=250ms", completes=False)
+        go_on, began = threading.Event(), threading.Event()
+
+        def work():
+            """Run a stage that lasts, on another stream."""
+            with stage("late", stream=SimpleNamespace(device_index=0, cuda_stream=8)):
+                began.set()
+                go_on.wait(20)
+
+        with stage("request"):
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+            thread.start()
+            began.wait(20)
+            with stage("infer"):
+                bench.clock.advance(0.01)
+        if parts == "two":
+            bench.device.complete()
+            bench.collect()
+        bench.clock.advance(0.4)
+        go_on.set()
+        thread.join()
+        if parts == "the late one first":
+            for event in bench.device.lanes[0, 8].recorded.popleft():
+                event.done = True
+            bench.collect()
+        bench.device.complete()
+        assert bench.collect() == []
+        assert bench.statistics().kept == {"left_out": 1}
+        assert bench.statistics().dropped == {"not_kept": 3}
+
 
 class TestBounds:
     """Memory has a bound, and what finds no room is counted."""
@@ -384,6 +455,86 @@ class TestBounds:
         with pytest.raises(ValueError, match="no"), stage("request"):
             raise ValueError("no")
         assert len(bench.collect()) == 2
+
+    def test_a_stage_around_everything_is_named_and_errors_in_it_are_kept(self, make_bench, caplog):
+        """More room would not help it, so the log says which it is; what fails later is kept, with what follows."""
+        bench = make_bench(keep="error, rows=1024")
+        with stage("serve"):
+            for number in range(1500):
+                with stage("fine"):
+                    pass
+                if number % 100 == 0:
+                    bench.collect()
+            assert bench.collect() == []
+            assert caplog.text.count("The stage 'serve' ran on") == 1
+            with pytest.raises(KeyError), stage("bad"):
+                fail()
+            assert {span.name for span in bench.collect()} == {"bad", "bad [gpu]"}
+        assert bench.statistics().kept == {"no_room": 1, "error": 1}
+        assert bench.statistics().dropped == {"keep_full": 1500}
+        assert is_balanced(bench.statistics())
+
+    def test_requests_with_a_trace_of_their_own_are_no_part_of_a_stage_around_everything(self, make_bench, caplog):
+        """As the log advises."""
+        bench = make_bench(keep="error, rows=1024")
+        with stage("serve"):
+            for number in range(1500):
+                with gpuscope.extract(gpuscope.Token()), stage("fine"):
+                    pass
+                if number % 100 == 0:
+                    bench.collect()
+            bench.collect()
+            assert bench.statistics().dropped == {"not_kept": 1500}
+        assert "serve" not in caplog.text
+
+    def test_many_requests_at_once_name_no_stage(self, make_bench, caplog):
+        """There more room does help."""
+        bench = make_bench(keep="error, rows=1024")
+        running = [contextvars.copy_context() for _ in range(20)]
+        for around in running:
+            around.run(stage("request").__enter__)
+        for _ in range(15):
+            for around in running:
+                around.run(lambda: [stage("s").__enter__().__exit__(None, None, None) for _ in range(5)])
+            bench.collect()
+        assert bench.statistics().dropped.keys() == {"keep_full"}
+        assert "ran on" not in caplog.text
+
+    @pytest.mark.parametrize("rule", ["error", "slower=250ms"])
+    def test_a_request_whose_outermost_stage_was_refused_does_not_wait_for_ever(self, make_bench, rule):
+        """After ten minutes without a row it is left out, or kept where what has come says that it was slow."""
+        bench = make_bench(keep=rule, queue_size=16)
+        with stage("request"):
+            for _ in range(20):
+                with stage("s"):
+                    bench.clock.advance(0.02)
+        bench.collect()
+        account = bench.statistics()
+        assert (account.pending, account.dropped) == (16, {"queue_full": 5})
+        bench.clock.advance(590)
+        bench.collect()
+        assert bench.statistics().pending == 16
+        bench.clock.advance(90)
+        found = bench.collect()
+        account = bench.statistics()
+        assert account.pending == 0
+        assert is_balanced(account)
+        if rule == "error":
+            assert (found, account.kept) == ([], {"no_end": 1})
+            assert account.missing == {"queue_full": 5, "keep_no_end": 16}
+        else:
+            assert (len(found), account.kept) == (32, {"slower": 1})
+
+    def test_a_request_that_goes_on_for_long_waits_for_its_end(self, make_bench):
+        """As long as something comes of it now and then."""
+        bench = make_bench(keep="error")
+        with stage("request") as root:
+            for _ in range(10):
+                with stage("s"):
+                    bench.clock.advance(300)
+                bench.collect()
+            root.set_attribute("error.type", "503")
+        assert len(bench.collect()) == 2 * 11
 
     def test_what_is_slow_by_then_is_kept(self, make_bench):
         """That a request will be slow is certain before its end."""

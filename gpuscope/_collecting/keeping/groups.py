@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _ODD = 0x9E37_79B9_7F4A_7C15
 _LOW = (1 << 64) - 1
-_REMOTE = int(RowFlag.REMOTE_PARENT)
+_REMOTE, _GIVEN_UP = int(RowFlag.REMOTE_PARENT), int(RowFlag.GIVEN_UP)
+_NEVER_NS = (1 << 63) - 1
 
 
 def trace_keys(batch: StageBatch) -> NDArray[np.uint64]:
@@ -63,8 +64,9 @@ class Arrived:
     ) -> None:
         self.batch, self.keys, self.is_root = batch, keys, is_root
         self.start_ns, self.ended_ns = batch.host_start_ns - offset_ns, batch.host_end_ns - offset_ns
-        self.done_ns = np.maximum(self.ended_ns, batch.gpu_end_ns - offset_ns)
-        """On the host and on the GPU."""
+        waited_ns = np.where(batch.flags & _GIVEN_UP, batch.uncertainty_ns, 0)
+        self.done_ns = np.maximum(self.ended_ns + waited_ns, batch.gpu_end_ns - offset_ns)
+        """On the host and on the GPU; where that was given up, the moment at which it was not done yet."""
 
     @classmethod
     def light(cls, batch: StageBatch) -> Arrived:
@@ -94,13 +96,20 @@ class Groups:
         """The rows, request by request, and where each one's begin."""
         self.keys: list[int] = ordered[starts].tolist()
         self.traces: list[int] = traces[order[starts]].tolist()
-        self.end_ns = np.maximum.reduceat(arrived.done_ns[self.all_rows], starts)
+        self.size = np.append(starts[1:], len(order)) - starts
         self.start_ns = np.minimum.reduceat(arrived.start_ns[self.all_rows], starts)
         self.root = np.full(len(starts), -1)
         """The row of the outermost stage; -1 where it is not among them."""
         roots = np.flatnonzero(arrived.is_root[self.all_rows])
         self.root[np.searchsorted(starts, roots, "right") - 1] = self.all_rows[roots]
-        self.size = np.append(starts[1:], len(order)) - starts
+        ended_ns, done_ns = arrived.ended_ns[self.all_rows], arrived.done_ns[self.all_rows]
+        self.ended_ns = np.maximum.reduceat(ended_ns, starts)
+        """When the last of the rows ended on the host."""
+        until_ns = np.where(self.root < 0, _NEVER_NS, arrived.ended_ns[self.root])
+        if (self.ended_ns > until_ns).any():
+            done_ns = np.where(ended_ns > np.repeat(until_ns, self.size), 0, done_ns)
+        self.end_ns = np.maximum.reduceat(done_ns, starts)
+        """When all was done, without rows that outlived the outermost stage."""
 
     def __len__(self) -> int:
         """How many requests."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gpuscope._data.batch import StageBatch
 
-UNDECIDED, LEFT_OUT, KEPT, NO_ROOM = range(4)
+UNDECIDED, LEFT_OUT, KEPT, NO_ROOM, NO_END = range(5)
 """What may have been decided of a request or a trace."""
 _REMEMBERED = 32_768
 """Decisions are remembered until so many more have come, or twice as many: some 100 bytes each. There are two per
@@ -67,10 +67,11 @@ class Decided:
 class Chunk:
     """Rows of one batch of which some wait."""
 
-    __slots__ = ("batch", "left")
+    __slots__ = ("batch", "left", "times_ns")
 
-    def __init__(self, batch: StageBatch) -> None:
-        self.batch = batch
+    def __init__(self, batch: StageBatch, times_ns: NDArray[np.int64] | None = None) -> None:
+        self.batch, self.times_ns = batch, times_ns
+        """The second has two lines: when each row ended on the host, and when it was done, as in `Arrived`."""
         self.left = len(batch.site)
         """How many of the rows still wait."""
 
@@ -88,16 +89,42 @@ class Root(NamedTuple):
 class Waiting:
     """A request, or what came of a trace without one, that waits; times in nanoseconds of the records' clock."""
 
-    __slots__ = ("born_ns", "end_ns", "parts", "root", "start_ns", "trace")
+    __slots__ = ("born_ns", "came_ns", "end_ns", "ended_ns", "parts", "root", "start_ns", "trace")
 
     def __init__(self, trace: int, born_ns: int) -> None:
         self.trace = trace
-        self.born_ns = born_ns
-        """When its first row came."""
+        self.born_ns = self.came_ns = born_ns
+        """When its first row came, and its last."""
         self.parts: list[tuple[Chunk, NDArray[np.int64]]] = []
         self.root: Root | None = None
         self.start_ns, self.end_ns = 1 << 62, 0
         """Of its stages so far, on host and GPU."""
+        self.ended_ns = 0
+        """When the last of them ended on the host."""
+
+    @property
+    def size(self) -> int:
+        """How many rows wait."""
+        return sum(len(rows) for _, rows in self.parts)
+
+    @property
+    def root_name(self) -> str:
+        """The name of the outermost stage, which may not have ended."""
+        chunk, rows = self.parts[0]
+        name: str = chunk.batch.sites[chunk.batch.root[rows[0]]].name
+        return name
+
+    @property
+    def done_ns(self) -> int:
+        """When all was done, without stages that outlived the outermost one: they come before the decision or not."""
+        if self.root is None or self.ended_ns <= self.root.ended_ns:
+            return self.end_ns
+        done = [self.root.ended_ns]
+        for chunk, rows in self.parts:
+            if chunk.times_ns is not None:
+                ended_ns, done_ns = chunk.times_ns[:, rows]
+                done += done_ns[ended_ns <= self.root.ended_ns].tolist()
+        return max(done)
 
 
 class Held:
@@ -145,9 +172,9 @@ class Held:
             self._by_trace.setdefault(trace, []).append(key)
         return waiting
 
-    def hold(self, batch: StageBatch) -> Chunk:
-        """Hold rows, which the caller then adds to whom they belong to."""
-        chunk = Chunk(batch)
+    def hold(self, batch: StageBatch, times_ns: NDArray[np.int64] | None) -> Chunk:
+        """Hold rows, which the caller then adds to whom they belong to; the times are those of `Chunk`."""
+        chunk = Chunk(batch, times_ns)
         self._chunks[chunk] = None
         self._rows += chunk.left
         self._left += chunk.left
@@ -195,7 +222,8 @@ class Held:
             for waiting, place in users:
                 mask[waiting.parts[place][1]] = True
             moved = np.cumsum(mask) - 1
-            smaller = self.hold(rows_of(chunk.batch, mask))
+            times_ns = None if chunk.times_ns is None else chunk.times_ns[:, mask]
+            smaller = self.hold(rows_of(chunk.batch, mask), times_ns)
             for waiting, place in users:
                 waiting.parts[place] = smaller, moved[waiting.parts[place][1]]
             breathe()

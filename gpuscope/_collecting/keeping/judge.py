@@ -14,8 +14,11 @@ import numpy as np
 from gpuscope._collecting.keeping.quantiles import Quantiles
 from gpuscope._data.attributes import ERROR_TYPE, KEEP
 from gpuscope._data.batch import RowFlag
+from gpuscope._settings.environment import FALSE_WORDS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from gpuscope._collecting.keeping.held import Root
@@ -61,10 +64,10 @@ class Judge:
         """Return the rows by which their traces are kept whatever comes, and why."""
         found: dict[int, str] = {}
         for place, site in enumerate(batch.sites):
-            if site.attributes.get(KEEP):
+            if _is_asked(site.attributes):
                 found.update(dict.fromkeys(np.flatnonzero(batch.site == place).tolist(), ASKED))
         for row, details in batch.details.items():
-            if details.attributes is not None and details.attributes.get(KEEP):
+            if details.attributes is not None and _is_asked(details.attributes):
                 found[row] = ASKED
             elif self._rules.error and _has_failed(details):
                 found[row] = ERROR
@@ -114,6 +117,12 @@ class Judge:
     def is_slow(self, took_ns: int) -> bool:
         """Tell whether a request that takes so long, or longer, is kept."""
         return bool(self._rules.slower_ns) and took_ns >= self._rules.slower_ns
+
+
+def _is_asked(attributes: Mapping[str, object]) -> bool:
+    """Tell whether a stage says that its trace is to be kept, with the words of settings and of the header for no."""
+    value = attributes.get(KEEP)
+    return value.strip().lower() not in FALSE_WORDS if isinstance(value, str) else bool(value)
 
 
 def _has_failed(details: SpanDetails) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._collecting.keeping.groups import Groups
-from gpuscope._collecting.keeping.held import KEPT, LEFT_OUT, UNDECIDED, Chunk, Root, rows_of
+from gpuscope._collecting.keeping.held import KEPT, LEFT_OUT, NO_END, NO_ROOM, UNDECIDED, Chunk, Root, rows_of
 from gpuscope._collecting.keeping.judge import SHARE
 from gpuscope._collecting.keeping.undecided import COUNTED, MANY, REASONS, Undecided
 from gpuscope._data.batch import RowFlag
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from gpuscope._collecting.keeping.groups import Arrived
 
+_OPEN = UNDECIDED, NO_ROOM, NO_END
+"""Of such a request an error, or a stage that asks, keeps what comes from then on."""
 _WARMUP = int(RowFlag.WARMUP)
 
 
@@ -103,9 +105,11 @@ class Keeper(Undecided):
                 known = self._decided.get(key)
             elif known != KEPT and self._held.has(trace):
                 known = UNDECIDED  # A request of the trace is still to decide.
-            if known == UNDECIDED and place in why:
+            if known in _OPEN and place in why:
                 self._keep(trace, why[place])
                 known = KEPT
+            if known == KEPT and trace in self._to_come:
+                self.counts[self._to_come.pop(trace)] += 1
             decision[place] = known
         return decision
 
@@ -115,17 +119,20 @@ class Keeper(Undecided):
         batch = arrived.batch
         mask = np.zeros(len(batch.site), np.bool_)
         mask[groups.of_rows(chosen)] = True
-        chunk, moved, now_ns = self._held.hold(rows_of(batch, mask)), np.cumsum(mask) - 1, self._clock()
+        times_ns = np.stack((arrived.ended_ns[mask], arrived.done_ns[mask]))
+        chunk, moved, now_ns = self._held.hold(rows_of(batch, mask), times_ns), np.cumsum(mask) - 1, self._clock()
         places, rows = np.flatnonzero(chosen), moved[groups.all_rows]
         columns = groups.root[places], groups.first[places], groups.size[places], groups.start_ns[places]
-        for place, root, first, size, start_ns, end_ns in zip(
-            *(column.tolist() for column in (places, *columns, groups.end_ns[places])), strict=True
+        times = groups.end_ns[places], groups.ended_ns[places]
+        for place, root, first, size, start_ns, end_ns, ended_ns in zip(
+            *(column.tolist() for column in (places, *columns, *times)), strict=True
         ):
             key, trace = groups.keys[place], groups.traces[place]
             waiting = self._held.open(key, trace, now_ns)
             waiting.parts.append((chunk, rows[first : first + size]))
+            waiting.came_ns = now_ns
             waiting.start_ns = min(waiting.start_ns, start_ns)
-            waiting.end_ns = max(waiting.end_ns, end_ns)
+            waiting.end_ns, waiting.ended_ns = max(waiting.end_ns, end_ns), max(waiting.ended_ns, ended_ns)
             if root >= 0:
                 kind, warms_up = batch.sites[batch.site[root]].name, bool(batch.flags[root] & _WARMUP)
                 waiting.root = Root(kind, int(arrived.start_ns[root]), int(arrived.ended_ns[root]), warms_up)

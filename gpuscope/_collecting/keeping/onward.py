@@ -6,6 +6,7 @@ What fails here costs the stages of one batch, or with `GPUSCOPE_KEEP` those tha
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,6 +46,14 @@ class _Batch(NamedTuple):
 
 _WORTH_ROWS, _DECIDE_DELAY_NS = 16_384, 1_000_000_000
 """Of what arrives: so many rows, or so long, until it is decided on."""
+_MOST_TO_KEEP = 65_536
+"""Traces that somebody wants kept, which wait for the next decision: within a second or two."""
+
+_AROUND_ALL = (
+    "`GPUSCOPE_KEEP` decides on requests when their outermost stage ends. The stage %r ran on while stages inside it "
+    "took half of its `rows` or more, so what waited was decided as it was. If it is around all requests, more `rows` "
+    "do not help: take it away, or put each request into `with gpuscope.extract(gpuscope.Token()):`."
+)
 
 
 class Onward:
@@ -78,6 +87,8 @@ class Onward:
         self._rules, self._clock = rules_of(config.keep), recorder.clock
         self._keeper = None if self._rules is None else Keeper(self._rules, self._clock)
         """None where all traces are kept."""
+        self._to_keep: deque[tuple[int, bool]] | None = None if self._keeper is None else deque(maxlen=_MOST_TO_KEEP)
+        recorder.to_keep = self._to_keep
         self._left = 0
         """Stages of the batch that is on its way through this."""
         self._held = {False: 0, True: 0}
@@ -159,6 +170,9 @@ class Onward:
 
     def _decide(self, keeper: Keeper, breathe: Callable[[], None]) -> None:
         """Give the keeper what has arrived, then the metrics: their exemplars lead to traces that are kept by now."""
+        while self._to_keep:
+            trace_id, failed = self._to_keep.popleft()
+            keeper.keep_trace(trace_id, failed=failed)
         if not self._arrived:
             if len(keeper):
                 keeper.poll(self._intake.past_ns(), breathe)
@@ -186,6 +200,8 @@ class Onward:
     def _hand_on_decided(self, keeper: Keeper, breathe: Callable[[], None], *, now: bool, last: bool) -> None:
         """Export what is kept by now, and count what is left out."""
         keeper.make_room(breathe, is_heavy=self._budget.used > self._budget.limit // 2)
+        if keeper.around_all:
+            self._warnings.warn("around_all", _AROUND_ALL, keeper.around_all)
         if last:
             keeper.release()
         for (is_light, reason), count in keeper.take_left_out().items():

@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpuscope._collecting.keeping.groups import trace_key
-from gpuscope._collecting.keeping.held import KEPT, LEFT_OUT, NO_ROOM, UNDECIDED, Chunk, Decided, Held, Waiting, rows_of
-from gpuscope._collecting.keeping.judge import SLOWER, Judge
-from gpuscope._data.statistics import KEEP_FULL, NOT_KEPT
+from gpuscope._collecting.keeping.held import (
+    KEPT,
+    LEFT_OUT,
+    NO_END,
+    NO_ROOM,
+    UNDECIDED,
+    Chunk,
+    Decided,
+    Held,
+    Waiting,
+    rows_of,
+)
+from gpuscope._collecting.keeping.judge import ASKED, ERROR, SLOWER, Judge
+from gpuscope._data.statistics import KEEP_FULL, KEEP_NO_END, NOT_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,14 +39,17 @@ if TYPE_CHECKING:
 
 _UNCLAIMED_NS = 600_000_000_000
 """So long a row waits that belongs to no request of this process, such as the light span of a member that is a span of
-the application's."""
-REASONS = {LEFT_OUT: NOT_KEPT, NO_ROOM: KEEP_FULL}
+the application's; and, since its last row came, a request whose outermost stage does not come, perhaps refused."""
+_LOOK_NS = 60_000_000_000
+"""From one look for such requests to the next."""
+REASONS = {LEFT_OUT: NOT_KEPT, NO_ROOM: KEEP_FULL, NO_END: KEEP_NO_END}
 """Of the ledger, by decision."""
-COUNTED = {LEFT_OUT: "left_out", NO_ROOM: "no_room"}
+COUNTED = {LEFT_OUT: "left_out", NO_ROOM: "no_room", NO_END: "no_end"}
 """Of `Undecided.counts`, by decision."""
 MANY = 512
 """From so many requests at once on there are pauses: a thousand take a millisecond."""
 _CUT_OFF = "cut_off"
+_MOST_TO_COME = 16_384
 _WORTH_ROWS, _KEPT_DELAY_NS = 1024, 2_000_000_000
 """Of what is kept: so many rows, or so long."""
 
@@ -52,13 +66,19 @@ class Undecided:
 
     def __init__(self, rules: Rules, clock: Callable[[], int]) -> None:
         self._judgement, self._clock = Judge(rules), clock
-        self._held, self._decided = Held(rules.rows), Decided()
+        self._held, self._decided, self._rows = Held(rules.rows), Decided(), rules.rows
+        self._look_ns = 0
+        """When to look for requests whose outermost stage does not come."""
+        self.around_all = ""
+        """The name of an outermost stage that ran on while stages inside it took half of the room, if there was one."""
         self._ended: dict[int, None] = {}
         """Requests that wait for others which had ended when they did, oldest first."""
         self._of_no_request: dict[int, None] = {}
         """Traces of which rows wait that belong to no request, oldest first."""
         self._settled: set[int] = set()
         """Traces that were decided, of which something may wait that has to follow."""
+        self._to_come: dict[int, str] = {}
+        """Traces that are kept by what was said and count once a stage of theirs has come; why, oldest first."""
         self._pieces: dict[Chunk, list[NDArray[np.int64]]] = {}
         self._kept_since_ns = 0
         self._left_out: Counter[tuple[bool, str]] = Counter()
@@ -91,6 +111,28 @@ class Undecided:
             if waiting is None or now_ns - waiting.born_ns <= _UNCLAIMED_NS:
                 break
             self._leave_out(trace, waiting, LEFT_OUT)
+        if now_ns >= self._look_ns:
+            self._look_ns = now_ns + _LOOK_NS
+            self._leave_out_without_end(now_ns, breathe)
+
+    def _leave_out_without_end(self, now_ns: int, breathe: Callable[[], None]) -> None:
+        """Decide on requests of which nothing came for long, not even their outermost stage."""
+        for number, key in enumerate(list(self._held), 1):
+            waiting = self._held.get(key)
+            if waiting is None or waiting.root is not None or key == waiting.trace:
+                continue
+            if now_ns - waiting.born_ns <= _UNCLAIMED_NS:
+                break
+            if now_ns - waiting.came_ns > _UNCLAIMED_NS:
+                self._decide_unended(key, waiting, waiting.end_ns - waiting.start_ns, NO_END)
+            if number % MANY == 0:
+                breathe()
+
+    def _decide_unended(self, key: int, waiting: Waiting, took_ns: int, decision: int) -> None:
+        if self._judgement.is_slow(took_ns):
+            self._keep(waiting.trace, SLOWER)
+        else:
+            self._leave_out(key, waiting, decision)
 
     def make_room(self, breathe: Callable[[], None], *, is_heavy: bool = False) -> None:
         """
@@ -112,10 +154,11 @@ class Undecided:
                 continue
             if waiting.root is not None:
                 self._judge([key])
-            elif self._judgement.is_slow(max(now_ns - waiting.born_ns, waiting.end_ns - waiting.start_ns)):
-                self._keep(waiting.trace, SLOWER)
             else:
-                self._leave_out(key, waiting, NO_ROOM)
+                if key != waiting.trace and waiting.size >= self._rows // 2:
+                    self.around_all = waiting.root_name
+                took_ns = max(now_ns - waiting.born_ns, waiting.end_ns - waiting.start_ns)
+                self._decide_unended(key, waiting, took_ns, NO_ROOM)
             if number % MANY == 0:
                 breathe()
         if is_heavy or self._held.is_crowded:
@@ -143,6 +186,20 @@ class Undecided:
     def is_kept(self, trace_id: int) -> bool:
         """Tell whether a trace is known to be kept."""
         return self._judgement.is_in_share(trace_id) or self._decided.get(trace_key(trace_id)) == KEPT
+
+    def keep_trace(self, trace_id: int, *, failed: bool) -> None:
+        """Keep what waits of a trace, and what comes of it; because its request failed, if that is a rule."""
+        reason = ERROR if failed else ASKED
+        trace = trace_key(trace_id)
+        if reason not in self._judgement.reasons or self._judgement.is_in_share(trace_id):
+            return
+        if self._held.has(trace):
+            self._keep(trace, reason)
+        elif self._decided.get(trace) != KEPT:
+            self._decided.note((trace,), KEPT)
+            self._to_come[trace] = reason
+            if len(self._to_come) > _MOST_TO_COME:
+                self._to_come.pop(next(iter(self._to_come)))
 
     @property
     def is_worth_exporting(self) -> bool:
@@ -177,7 +234,7 @@ class Undecided:
         ended = [
             (waiting, waiting.root) for key in keys if (waiting := self._held.get(key)) is not None and waiting.root
         ]
-        reasons = self._judgement.slow_ones([root for _, root in ended], [waiting.end_ns for waiting, _ in ended])
+        reasons = self._judgement.slow_ones([root for _, root in ended], [waiting.done_ns for waiting, _ in ended])
         for (waiting, _), reason in zip(ended, reasons, strict=True):
             if reason is not None:
                 self._keep(waiting.trace, reason)
