@@ -266,20 +266,20 @@ class FirstStage:
 
     def begin(self, record: StageRecord) -> None:
         """Begin to look, step aside, and note the stage."""
-        if self._turn.acquire(blocking=False) and self._pid == os.getpid():  # Who comes meanwhile is not in the ring.
-            before = record.recorder.flight
-            try:
-                self._stalls.begin(self._flight)
-            except BaseException as error:  # No memory, say: stages go on without.
-                if is_the_programs(error):  # A signal handler's: the next stage begins it.
-                    record.recorder.flight = before
-                    self._turn.release()
-                    raise
-                record.recorder.flight = self._flight
-                later("GPUSCOPE_STALL: nobody looks for stalls: %s.", shown(error))
+        before = record.recorder.flight
+        try:
+            if not self._turn.acquire(blocking=False) or self._pid != os.getpid():
+                return  # Who comes meanwhile is not in the ring.
+            self._stalls.begin(self._flight)
             flight = record.recorder.flight
-            if flight is not None:
-                flight.begin(record)
+        except BaseException as error:  # No memory, say: stages go on without.
+            if is_the_programs(error):  # A signal handler's: the next stage begins it.
+                self._turn, record.recorder.flight = threading.Lock(), before
+                raise
+            flight = record.recorder.flight = self._flight
+            later("GPUSCOPE_STALL: nobody looks for stalls: %s.", shown(error))
+        if flight is not None:
+            flight.begin(record)
 
     def end(self, record: StageRecord, error: BaseException | None) -> None:
         """Do nothing: what has begun before is not in the ring."""
