@@ -3,6 +3,7 @@
 # ruff: noqa: PLW0108 - the line of a lambda is what is found
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 import gpuscope
 from gpuscope import stage
-from gpuscope._data.attributes import SYNC_BYTES, SYNC_COUNT, SYNCS
+from gpuscope._data.attributes import OF_ONE_RUN, SYNC_BYTES, SYNC_COUNT, SYNCS
 from gpuscope._host import sync_watch
 from gpuscope._host.sync_calls import DEVICE_TO_HOST, HOST_TO_DEVICE, place
 from gpuscope._host.sync_turns import SyncTurns
@@ -416,6 +417,41 @@ def test_stages_have_what_was_found_in_them():
     assert {sync.stage for sync in found} == {"decode"}
     assert SYNCS not in by_name["request"]
     assert SYNCS not in by_name["after"]
+
+
+def test_a_block_that_is_entered_again_has_nothing_of_its_first_run():
+    """What was found is that run's; what the program said of the stage it has again, also copied and as a decorator."""
+    with capture() as spans:
+        again = stage("again", attributes={"user": 7})
+        with watching(), again:
+            ONE.item()
+            again.set_attribute("more", 8)
+        for _ in range(2):
+            with again:
+                pass
+        with copy.copy(again):
+            pass
+        again(lambda: None)()
+        gpuscope.flush()
+    first, *others = (span.attributes for span in spans)
+    assert (first[SYNC_COUNT], first["user"], first["more"]) == (1, 7, 8)
+    assert len(others) == 4
+    for each in others:
+        assert each["user"] == 7
+        assert OF_ONE_RUN.isdisjoint(each)
+
+
+def test_a_run_within_a_run_has_its_own():
+    """Each entry of one block counts what was in it."""
+    with capture() as spans:
+        again = stage("again")
+        with watching(), again:
+            ONE.item()
+            with again:
+                for _ in range(2):
+                    ONE.item()
+        gpuscope.flush()
+    assert sorted(span.attributes[SYNC_COUNT] for span in spans) == [1, 2]
 
 
 def test_many_calls_are_bounded():
