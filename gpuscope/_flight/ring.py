@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpuscope._data import flight as layout
@@ -116,9 +115,12 @@ class RingInPython:
 
     def write(self, records: bytes) -> None:
         """As in `Ring`."""
-        with suppress(Exception):  # As above; on a thread of ours, where no handler runs.
+        try:
             for *fields, word in layout.SLOT.iter_unpack(records):
                 self._write(tuple(fields), word, 1)
+        except Exception as error:  # As above; a flush may write on the program's thread.
+            if is_the_programs(error):
+                raise
 
     def site(self, site: Site) -> int:
         """As in `Ring`."""
