@@ -108,6 +108,10 @@ MEMORY_BEGIN, MEMORY_END, MEMORY_PEAK = "gpuscope.memory.begin", "gpuscope.memor
 """Bytes that PyTorch's CUDA allocator had given out on the stage's device."""
 MEMORY_RETRIES, MEMORY_MALLOCS = "gpuscope.memory.retries", "gpuscope.memory.mallocs"
 """How often, within the stage, the allocator freed its cache to try again; how often it took memory of the driver."""
+OF_ONE_RUN = frozenset(
+    (SYNCS, SYNC_COUNT, SYNC_BYTES, MEMORY_BEGIN, MEMORY_END, MEMORY_PEAK, MEMORY_RETRIES, MEMORY_MALLOCS)
+)
+"""What was found of one run stands beside what the program said of the stage, and holds for no further run."""
 
 RANK = "gpuscope.rank"
 """This and the next two describe the process; OpenTelemetry has no names for them."""

@@ -13,11 +13,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpuscope._data import flight as layout
 from gpuscope._data.native import native
+from gpuscope._interrupts import is_the_programs
 
 if TYPE_CHECKING:
     from gpuscope._data.record import Site, StageRecord, ThreadInfo
@@ -95,36 +95,32 @@ class RingInPython:
 
     def begin(self, record: StageRecord) -> None:
         """As in `Ring`."""
-        with suppress(Exception):  # A ring that was closed meanwhile, or fields that a program has changed.
+        try:
             record.flight = self._write(self._fields(record), self._word(record))
             if self.running is not None:
                 self._note_running(self.running, record)
+        except Exception as error:  # A ring that was closed meanwhile, or fields that a program has changed.
+            if is_the_programs(error):  # Or one of a signal handler's.
+                raise
 
     def end(self, record: StageRecord, error: BaseException | None) -> None:
         """As in `Ring`."""
-        with suppress(Exception):  # As above.
-            at, record.flight = record.flight, None
-            if at is None:
-                return
-            if self.running is not None and (ran := self.running.pop(at, None)) and ran.outer is not None:
-                ran.outer.active_ns = max(ran.outer.active_ns, record.end_ns)
-            ns, failed = max(0, record.end_ns - record.start_ns), error is not None
-            end = ns << 2 | failed << 1 | 1
-            if self._is_of(at, record) and os.getpid() == self._pid:
-                layout.NUMBER.pack_into(self._file, at + layout.END_AT, end)
-            else:
-                self._write(self._fields(record, end), self._word(record))
-            if record.outer is None:
-                why = layout.SLOW if self._slow_ns and ns >= self._slow_ns else 0
-                why |= layout.FAILED if isinstance(error, Exception) else 0
-                if why:
-                    self._mark(record, why, ns)
+        try:
+            if record.flight is not None:
+                self._end(record, error)
+        except BaseException as failure:  # As above.
+            if is_the_programs(failure):  # It ends nevertheless: who catches that calls again.
+                raise
+            record.flight = None
 
     def write(self, records: bytes) -> None:
         """As in `Ring`."""
-        with suppress(Exception):  # As above.
+        try:
             for *fields, word in layout.SLOT.iter_unpack(records):
                 self._write(tuple(fields), word, 1)
+        except Exception as error:  # As above; a flush may write on the program's thread.
+            if is_the_programs(error):
+                raise
 
     def site(self, site: Site) -> int:
         """As in `Ring`."""
@@ -161,6 +157,23 @@ class RingInPython:
     def close(self) -> None:
         """As in `Ring`."""
         self._file = None
+
+    def _end(self, record: StageRecord, error: BaseException | None) -> None:
+        at: Any = record.flight
+        if self.running is not None and (ran := self.running.pop(at, None)) and ran.outer is not None:
+            ran.outer.active_ns = max(ran.outer.active_ns, record.end_ns)
+        ns, failed = max(0, record.end_ns - record.start_ns), error is not None
+        end = ns << 2 | failed << 1 | 1
+        if self._is_of(at, record) and os.getpid() == self._pid:
+            layout.NUMBER.pack_into(self._file, at + layout.END_AT, end)
+        else:
+            self._write(self._fields(record, end), self._word(record))
+        record.flight = None
+        if record.outer is None:
+            why = layout.SLOW if self._slow_ns and ns >= self._slow_ns else 0
+            why |= layout.FAILED if isinstance(error, Exception) else 0
+            if why:
+                self._mark(record, why, ns)
 
     def _note_running(self, running: dict[int, Running], record: StageRecord) -> None:
         at, outer = record.flight, record.outer

@@ -67,7 +67,9 @@ class SyncTurns:
             return
         if self._syncs is None:
             if state.recorder is not None and not (state.graphs is not None and state.graphs.quiet.is_capturing):
-                self._syncs, self._due_s = Syncs(self._watch, until_s=now_s + self._on_s + _LATE_S), now_s + self._on_s
+                until_s = now_s + self._on_s + _LATE_S
+                # Without PyTorch's warnings: they would reach a program that has filters of its own.
+                self._syncs, self._due_s = Syncs(self._watch, until_s=until_s, listens=False), now_s + self._on_s
                 self._syncs.__enter__()
         else:
             syncs, self._syncs, self._due_s = self._syncs, None, now_s + self._pause_s()

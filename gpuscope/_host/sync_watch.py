@@ -3,62 +3,47 @@ A watch for hidden synchronisations: while it is on, methods of tensors are wrap
 
 Of all that was tried only this sees every thread: a mode for dispatched operators (`TorchDispatchMode`) belongs to one
 thread, and makes each operator there several times as expensive; here only the wrapped methods cost more. What the
-program had is put back when the watch ends: methods, PyTorch's debug mode, filters of warnings, and who shows them.
-While `torch.compile` traces nothing is wrapped, and while a stream is captured nothing is noted.
+program had is put back when the watch ends: methods, PyTorch's debug mode, and filters of warnings. Only tests touch
+the last two: a program's warnings belong to it.
+
+While `torch.compile` traces nothing is wrapped, and while a stream is captured nothing is noted. Where compiled code
+breaks its graph at a method, Dynamo is told to leave what stands for that alone: it would compile it, in a request.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 import sys
 import threading
 import time
-import warnings
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpuscope._data.attributes import SYNC_BYTES, SYNC_COUNT, SYNCS
 from gpuscope._data.plain.values import shown
 from gpuscope._host.compiling import compilations
 from gpuscope._host.sync_calls import COPIES, COUNTED, SCALARS, UNNAMED, WAIT, WAITS, WHOLE, Move, move_of, place
-from gpuscope._interrupts import is_the_programs
+from gpuscope._host.sync_warnings import SyncWarnings
+from gpuscope._interrupts import instead_of, is_the_programs
 from gpuscope._log import WarnOnce, later
 from gpuscope._recording import dynamo
 from gpuscope._recording.current_stage import find_current, running_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gpuscope._data.record import StageRecord
 
     class Taker(Protocol):
         """Wants to know what is found: `syncs.Syncs`."""
 
+        listens: bool
+        """Whether PyTorch is to warn of waits, too."""
+
         def take(self, found: tuple[Any, ...]) -> None:
             """Put one call down, on any thread."""
 
 
-TEXT = "called a synchronizing CUDA operation"
-"""PyTorch's words, in `c10/cuda/CUDAFunctions.h`."""
-_FILTERS: tuple[Any, ...] = (
-    ("ignore", re.compile("Synchronization debug mode is a prototype"), Warning, None, 0),
-    ("always", re.compile(TEXT), Warning, None, 0),
-)
 _MOST_OF_A_STAGE = 16
-_WARN = 1
-"""Of PyTorch's debug mode: warn, and do not fail."""
-
-
-def debug_mode() -> int | None:
-    """Return what PyTorch does at a synchronisation: 0 nothing, 1 warn, 2 fail; None where it cannot tell."""
-    ask = getattr(sys.modules["torch"]._C, "_cuda_get_sync_debug_mode", None)
-    return None if ask is None else int(ask())
-
-
-def set_debug_mode(mode: int) -> None:
-    """Set that, without making a context, as `torch.cuda.set_sync_debug_mode` would."""
-    sys.modules["torch"]._C._cuda_set_sync_debug_mode(mode)
+_EVAL_FRAME, _DYNAMO = "torch._C._dynamo.eval_frame", "torch._dynamo"
 
 
 class _Thread(threading.local):
@@ -103,6 +88,27 @@ class _Method:
         return self._original.__qualname__ if owner is None else (getattr, (owner, self._original.__name__))
 
 
+def is_left_alone() -> bool:
+    """
+    Have Dynamo compile neither what stands for a method nor what that calls; return whether it does not.
+
+    PyTorch from 2.7 on knows such a mark of code. By it nothing that is compiled is looked at anew.
+    """
+    if _DYNAMO not in sys.modules:
+        return True
+    dynamo_in_c: Any = sys.modules.get(_EVAL_FRAME)
+    try:
+        skip = dynamo_in_c._FrameAction.SKIP
+        alone = dynamo_in_c._FrameExecStrategy(skip, skip)
+        for each in vars(_Method).values():
+            if isinstance(each, FunctionType):
+                dynamo_in_c.set_code_exec_strategy(each.__code__, alone)
+        dynamo_in_c.set_code_exec_strategy(SyncWarnings.match.__code__, alone)
+    except Exception as error:  # Another version of PyTorch.
+        return instead_of(error, False)
+    return True
+
+
 class SyncWatch:
     """
     What is wrapped, and who wants to know; one per process.
@@ -119,8 +125,7 @@ class SyncWatch:
         self._lists: tuple[Taker, ...] = ()
         self._wrapped: list[tuple[Any, str, object]] = []
         """Owner, name, and what the owner itself had under it; None where it inherits that."""
-        self._mode_before: int | None = None
-        self._show: Callable[..., object] | None = None
+        self._heard = SyncWarnings(self._hear)
         self._warnings = WarnOnce(say=later)
 
     # ---- on and off
@@ -131,9 +136,10 @@ class SyncWatch:
             compilations.follow()
             compilations.attach()
             compilations.before, compilations.after = self._unwrap, self._wrap
-            is_first, self._lists = not self._lists, (*self._lists, syncs)
-            if is_first and "torch" in sys.modules:
-                self._listen()
+            listens, self._lists = self._listens(), (*self._lists, syncs)
+            if "torch" in sys.modules:
+                if self._listens() and not listens:
+                    self._heard.begin()
                 if not compilations.is_on:
                     self._wrap()
 
@@ -141,10 +147,11 @@ class SyncWatch:
         """Note nothing more in it; the last one puts back what the program had."""
         with self._lock:
             before, self._lists = self._lists, tuple(each for each in self._lists if each is not syncs)
+            if not self._listens():
+                self._heard.end()
             if not self._lists and before:
                 compilations.before = compilations.after = None
                 self._unwrap()
-                self._listen_no_more()
 
     def forget(self) -> None:
         """Put all back, and listen no more: this process is the child of a fork."""
@@ -152,12 +159,22 @@ class SyncWatch:
         if on:
             compilations.before = compilations.after = None
             self._unwrap()
-            self._listen_no_more()
+            self._heard.end()
+
+    def _listens(self) -> bool:
+        return any(each.listens for each in self._lists)
 
     def _wrap(self) -> None:
         with self._lock:
             torch: Any = sys.modules.get("torch")
             if self._wrapped or not self._lists or torch is None:
+                return
+            if not is_left_alone():
+                self._warnings.warn(
+                    "dynamo",
+                    "synchronisations by methods of tensors are not found once `torch._dynamo` is imported: this "
+                    "PyTorch would compile what stands for them. PyTorch 2.7 and newer can be told not to.",
+                )
                 return
             targets = [(torch.Tensor, name) for name in (*SCALARS, *WHOLE, *COPIES, *COUNTED)]
             targets += [(torch.cuda.Stream, WAITS), (torch.cuda.Event, WAITS), (torch.cuda, WAITS)]
@@ -175,25 +192,6 @@ class SyncWatch:
                         delattr(owner, name)
                     else:
                         setattr(owner, name, before)
-
-    def _listen(self) -> None:
-        # The list itself, and not `filterwarnings`, which would have the program's warnings shown once more.
-        warnings.filters[:0] = _FILTERS  # type: ignore[index]  # It is a list.
-        if warnings.showwarning != self._hear:  # It may be there from a watch before, within `catch_warnings`.
-            self._show, warnings.showwarning = warnings.showwarning, self._hear
-        self._mode_before = debug_mode()
-        if self._mode_before == 0:
-            set_debug_mode(_WARN)
-
-    def _listen_no_more(self) -> None:
-        if "torch" not in sys.modules:  # Then there was nothing to listen to.
-            return
-        if self._mode_before == 0 and debug_mode() == _WARN:
-            set_debug_mode(0)
-        self._mode_before = None
-        if warnings.showwarning == self._hear and self._show is not None:
-            warnings.showwarning = self._show  # type: ignore[assignment]
-        warnings.filters[:] = [each for each in warnings.filters if not any(each is ours for ours in _FILTERS)]  # type: ignore[index]
 
     # ---- what happens
 
@@ -219,16 +217,17 @@ class SyncWatch:
                 raise
             self._warnings.warn("look", "a call was not looked at for synchronisations: %s.", shown(error))
 
-    def _hear(self, message: Any, category: Any, *where: Any, **more: Any) -> None:
-        """Take PyTorch's warning; all others go on, and this one if the program wanted it."""
-        ours = str(message).startswith(TEXT) if isinstance(message, Warning) else False
-        if ours and self._lists:
+    def _hear(self) -> None:
+        """Note a wait that PyTorch has warned of."""
+        try:
             if self.thread.inside is not None:
                 self.thread.inside[0] = True
             elif not self.is_quiet():
                 self._note(UNNAMED, WAIT, 0)
-        if not (ours and self._lists) or self._mode_before:
-            (self._show or warnings.showwarning)(message, category, *where, **more)
+        except Exception as error:  # It is asked for within the program's call, which goes on.
+            if is_the_programs(error):
+                raise
+            self._warnings.warn("hear", "a synchronisation was not noted: %s.", shown(error))
 
     def _note(self, operation: str, move: Move, took_ns: int) -> None:
         record = running_stage(find_current())

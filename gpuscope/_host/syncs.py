@@ -31,11 +31,13 @@ class Syncs(list[Sync]):
     Args:
         watch: finds them.
         until_s: of `time.monotonic`; what is found later ends the watch. None for never.
+        listens: whether PyTorch is to warn of waits, too, which changes filters of warnings meanwhile.
 
     """
 
-    def __init__(self, watch: SyncWatch, *, until_s: float | None = None) -> None:
+    def __init__(self, watch: SyncWatch, *, until_s: float | None = None, listens: bool = True) -> None:
         super().__init__()
+        self.listens = listens
         self._until_s = until_s
         self.lost = 0
         self._watch = watch

@@ -30,6 +30,7 @@ from itertools import count, repeat
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+from gpuscope._data.attributes import OF_ONE_RUN
 from gpuscope._data.plain.descriptions import size_of
 
 if TYPE_CHECKING:
@@ -231,6 +232,13 @@ def tell(record: StageRecord, attributes: dict[str, Any]) -> None:
         if record.attributes is None:
             record.attributes = {}
         record.attributes.update(attributes)
+
+
+def said_of(attributes: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the program said of a stage, without what was found of one run."""
+    if not attributes or OF_ONE_RUN.isdisjoint(attributes):
+        return attributes
+    return {key: value for key, value in attributes.items() if key not in OF_ONE_RUN}
 
 
 def is_refused(record: StageRecord) -> bool:

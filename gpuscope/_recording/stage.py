@@ -17,7 +17,7 @@ from gpuscope._data.record import UnnamedSite
 from gpuscope._recording import dynamo
 from gpuscope._recording.block import DisabledStage, NoopStage, StageBlock, Told, check_arguments, new_block
 from gpuscope._recording.hot_path import begin, current, end, undo
-from gpuscope._recording.queue import tell
+from gpuscope._recording.queue import said_of, tell
 from gpuscope._recording.state import MAX_SITES, site_of, state
 from gpuscope._recording.wrap import stage_of
 
@@ -87,7 +87,7 @@ class Stage(StageBlock):
     def _told(self, said: Said | None = None) -> Told:
         site = self.site
         name = None if isinstance(site, UnnamedSite) else site.name
-        return Told(name, self.attributes, self.stream, site.warmup, site.graph, said, site.memory or None)
+        return Told(name, said_of(self.attributes), self.stream, site.warmup, site.graph, said, site.memory or None)
 
     def _enter_again(self) -> Self:
         if self.uses == 0:  # It has no run of its own.
@@ -96,9 +96,10 @@ class Stage(StageBlock):
         if (recorder := state.recorder) is None:
             _quiet.append((self, threading.get_ident(), self._innermost()))
             return cast("Self", _DISABLED_STAGE)
-        inner = _new_stage(Stage, recorder, self.site, self.attributes, self.stream)
+        told = self._told()
+        inner = _new_stage(Stage, recorder, self.site, told.attributes, self.stream)
         inner.owner, inner.uses = self, 1
-        if (said := self._told().said) is not None:
+        if (said := told.said) is not None:
             said.take(inner)
         try:
             begin(recorder, inner, inner.site, inner.stream, _MAY_SUSPEND)

@@ -26,10 +26,16 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW |
 
 
 def path_beside(flight: str) -> str:
-    """Return the path of the file: beside the flight recorder's or, without that, in the system's temporary folder."""
+    """
+    Return the path of the file: beside the flight recorder's, if files can be made there.
+
+    Otherwise it is in the system's temporary folder.
+    """
     pid = str(os.getpid())
     if flight:
-        return os.path.abspath(f"{flight.replace('{pid}', pid)}.stalls-{pid}.txt")  # noqa: PTH100 - text for C
+        path = os.path.abspath(f"{flight.replace('{pid}', pid)}.stalls-{pid}.txt")  # noqa: PTH100 - text for C
+        if os.access(os.path.dirname(path), os.W_OK | os.X_OK):  # noqa: PTH120 - as above
+            return path
     return os.path.join(tempfile.gettempdir(), f"gpuscope-stalls-{pid}.txt")  # noqa: PTH118 - as above
 
 

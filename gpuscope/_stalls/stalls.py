@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from gpuscope._data.attributes import STALL, STALL_DURATION, STALL_KIND
 from gpuscope._data.plain.values import shown
 from gpuscope._flight.ring import make_ring
+from gpuscope._interrupts import is_the_programs
 from gpuscope._log import WarnOnce, inform, later, warn
 from gpuscope._settings.flight import limits
 from gpuscope._stalls import report
@@ -127,8 +128,10 @@ class Stalls:
         try:
             self._watch.start()  # Where that has no thread, what the host has left is still looked at.
             self._thread.start()
-        except Exception as error:  # No memory for a thread, or the interpreter ends.
-            self._thread = None
+        except BaseException as error:  # No memory for a thread, or the interpreter ends.
+            self._thread = None  # If it has begun, it ends by that.
+            if is_the_programs(error):
+                raise
             self._warnings.warn("thread", "GPUSCOPE_STALL: nobody looks for stalls: %s.", shown(error))
 
     def stop(self) -> None:
@@ -213,9 +216,8 @@ class Stalls:
         ring = self._followed
         for name, site in list(self._sites.items()):
             own_ns = self._limits.of(name)
-            warmup = 1 << 31 if site.warms_up else -1 if site.warmup is None else site.warmup
-            if ring is not None and (warmup >= 0 or own_ns != self._limits.general_ns):
-                self._watch.limit(ring.site(site), own_ns, warmup)  # type: ignore[attr-defined]  # It is a `Ring`.
+            if ring is not None and own_ns != self._limits.general_ns:
+                self._watch.limit(ring.site(site), own_ns, -1)  # type: ignore[attr-defined]  # It is a `Ring`.
 
     def _say(self, stalls: list[tuple[Stall, bool]]) -> None:
         now_ns = self._recorder.clock()
@@ -264,15 +266,20 @@ class FirstStage:
 
     def begin(self, record: StageRecord) -> None:
         """Begin to look, step aside, and note the stage."""
-        if self._turn.acquire(blocking=False) and self._pid == os.getpid():  # Who comes meanwhile is not in the ring.
-            try:
-                self._stalls.begin(self._flight)
-            except Exception as error:  # No memory, say: stages go on without.
-                record.recorder.flight = self._flight
-                later("GPUSCOPE_STALL: nobody looks for stalls: %s.", shown(error))
+        before = record.recorder.flight
+        try:
+            if not self._turn.acquire(blocking=False) or self._pid != os.getpid():
+                return  # Who comes meanwhile is not in the ring.
+            self._stalls.begin(self._flight)
             flight = record.recorder.flight
-            if flight is not None:
-                flight.begin(record)
+        except BaseException as error:  # No memory, say: stages go on without.
+            if is_the_programs(error):  # A signal handler's: the next stage begins it.
+                self._turn, record.recorder.flight = threading.Lock(), before
+                raise
+            flight = record.recorder.flight = self._flight
+            later("GPUSCOPE_STALL: nobody looks for stalls: %s.", shown(error))
+        if flight is not None:
+            flight.begin(record)
 
     def end(self, record: StageRecord, error: BaseException | None) -> None:
         """Do nothing: what has begun before is not in the ring."""
@@ -284,6 +291,8 @@ def attach(period: Period, collector: Collecting) -> None:
     try:
         stalls = recorder.stalls = Stalls(period, collector)
     except Exception as error:  # Whatever it is, stages go on without.
+        if is_the_programs(error):
+            raise
         later("GPUSCOPE_STALL: nobody looks for stalls: %s.", shown(error))
         return
     recorder.flight = FirstStage(stalls, recorder.flight)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 0.25
 _PAUSE_NS = 500_000_000
 """Looks are at most half as far apart, unless the process was stopped, or had no processor."""
+_ALL = 1 << 31
+"""Of calls: as many as are warm-up where all are."""
 _LEAST_LOOKS = 8
 """So often a limit is looked for, where it is short."""
 KEPT_NS = 600_000_000
@@ -47,7 +49,11 @@ class Watch(Protocol):
         """Count all that runs as having made progress."""
 
     def limit(self, site: int, limit_ns: int, warmup: int) -> None:
-        """Set limit and warm-up calls of a stage's name, by its number in the ring; 0 and -1 for the general ones."""
+        """
+        Set limit and warm-up calls of a stage's name, by its number in the ring.
+
+        0 and -1 for what holds without: the general limit, and the warm-up calls that the stage itself was given.
+        """
 
 
 class WatchInPython:
@@ -75,7 +81,7 @@ class WatchInPython:
         if isinstance(ring, RingInPython) and ring is not self._ring:
             if ring.running is None:
                 ring.running = {}
-            self._ring, self._said = ring, {}
+            self._ring, self._said, self._limits = ring, {}, {}
         return isinstance(ring, RingInPython)
 
     def start(self) -> bool:
@@ -164,7 +170,10 @@ class WatchInPython:
     def _own(self, each: Running) -> tuple[int, int]:
         number = 0 if self._ring is None else self._ring.site(each.site)
         limit_ns, warmup = self._limits.get(number, (0, -1))
-        return limit_ns or self._limit_ns, self._warmup if warmup < 0 else warmup
+        if warmup < 0:
+            own = _ALL if each.site.warms_up else each.site.warmup
+            warmup = self._warmup if own is None else own
+        return limit_ns or self._limit_ns, warmup
 
     def _is_late(self, each: Running, now_ns: int) -> bool:
         limit_ns = self._own(each)[0]

@@ -4,6 +4,7 @@
  */
 #include "flight.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -13,7 +14,7 @@ PyTypeObject *flight_type;
 unsigned flight_forks;
 
 static volatile sig_atomic_t was_signalled;
-static PyObject *str_begin, *str_end, *str_name, *str_ident;
+static PyObject *str_begin, *str_end, *str_name, *str_ident, *str_warmup, *str_warms_up;
 
 static Number check_of(const Number *field, Number word) {
     Number total = field[0] + 3 * field[1] + 5 * field[2] + 7 * field[3] + 11 * field[4] + 17 * field[6] + 19 * word;
@@ -85,12 +86,24 @@ static void write_text(char *at, PyObject *text, size_t most) {
     atomic_store_explicit((_Atomic unsigned *)at, (unsigned)size, memory_order_release);
 }
 
+/* A stage's own number of first calls that are warm-up, all where what is inside is warm-up too; -1 for none. */
+static int warmup_of(PyObject *site) {
+    PyObject *warms_up = PyObject_GetAttr(site, str_warms_up), *own = PyObject_GetAttr(site, str_warmup);
+    int all = warms_up == Py_True, overflows = 0;
+    long calls = own != NULL && PyLong_Check(own) ? PyLong_AsLongAndOverflow(own, &overflows) : -1;
+    Py_XDECREF(warms_up);
+    Py_XDECREF(own);
+    PyErr_Clear();
+    return all || overflows > 0 || calls > INT_MAX ? INT_MAX : calls < 0 ? -1 : (int)calls;
+}
+
 static Number add_site(FlightRing *ring, PyObject *site, Known *place) {
     if (ring->site_count == MAX_SITES - 1) return 0;
     PyObject *name = PyObject_GetAttr(site, str_name);
     Number number = ++ring->site_count;
     write_text(ring->base + SITES_AT + number * SITE_BYTES, name, SITE_BYTES - 4);
     Py_XDECREF(name);
+    ring->warmups[number] = warmup_of(site);
     *place = (Known){Py_NewRef(site), number};
     return number;
 }
@@ -293,6 +306,7 @@ static PyObject *new_ring(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSE
     self->count = ((size_t)view.len - RING_AT) / sizeof(Slot) / 2;
     self->slow_ns = slow_ns;
     self->forks = flight_forks;
+    memset(self->warmups, 0xFF, sizeof self->warmups);
     self->sites = PyMem_Calloc(SITE_BUCKETS, sizeof(Known));
     self->threads = PyMem_Calloc(THREAD_BUCKETS, sizeof(Known));
     if (self->sites == NULL || self->threads == NULL) {
@@ -377,7 +391,9 @@ int add_flight(PyObject *module) {
     str_end = PyUnicode_InternFromString("end");
     str_name = PyUnicode_InternFromString("name");
     str_ident = PyUnicode_InternFromString("ident");
-    if (str_begin == NULL || str_end == NULL || str_name == NULL || str_ident == NULL) return -1;
+    str_warmup = PyUnicode_InternFromString("warmup");
+    str_warms_up = PyUnicode_InternFromString("warms_up");
+    if (!str_begin || !str_end || !str_name || !str_ident || !str_warmup || !str_warms_up) return -1;
     if (pthread_atfork(NULL, NULL, count_fork)) {
         PyErr_NoMemory();
         return -1;

@@ -45,6 +45,7 @@ typedef struct {
     long long slow_ns; /* 0: no request is slow. */
     struct StallWatch *stall; /* Of `stall.h`: reads the ring without the GIL, under a lock. */
     unsigned wanted, site_count, thread_count, forks;
+    int warmups[MAX_SITES]; /* Of each stage's name: its own number of first calls that are warm-up; -1 for none. */
     Known *sites, *threads, last_thread;
 } FlightRing;
 

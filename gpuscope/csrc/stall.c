@@ -10,6 +10,7 @@ size_t stall_slots;
 #ifdef __linux__
 #include "sampler.h"
 
+#include <limits.h>
 #include <stdlib.h>
 
 static const long long DEALLOC_LIMIT_NS = 10000000;
@@ -32,6 +33,7 @@ void follow_ring(StallWatch *self, FlightRing *ring) {
     self->count = self->found_count = 0;
     memset(self->begun, 0, sizeof self->begun);
     memset(self->limits, 0, sizeof self->limits);
+    memset(self->warmups, 0xFF, sizeof self->warmups);
     free(stall_streams);
     stall_slots = 0;
     stall_streams = ring == NULL ? NULL : calloc(ring->count, sizeof *stall_streams);
@@ -122,7 +124,7 @@ static PyObject *limit(StallWatchObject *self, PyObject *args) {
     if (site < 0 || site >= MAX_SITES) return PyErr_Format(PyExc_ValueError, "no such stage");
     pthread_mutex_lock(&stall_lock);
     self->watch->limits[site] = limit_ns;
-    self->watch->warmups[site] = warmup < 0 ? self->watch->warmup : (unsigned)warmup;
+    self->watch->warmups[site] = warmup < 0 ? -1 : warmup > INT_MAX ? INT_MAX : (int)warmup;
     if (limit_ns > 0 && limit_ns < self->watch->least_ns) self->watch->least_ns = limit_ns;
     pthread_mutex_unlock(&stall_lock);
     Py_RETURN_NONE;

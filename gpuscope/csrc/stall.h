@@ -24,7 +24,7 @@ typedef struct {
     size_t slot;
     /* When it began, and when it or a stage inside it last began or ended. */
     long long start_ns, active_ns;
-    char is_gone, is_warm, is_excused, is_said, is_over, is_late_inside;
+    char is_ended, is_gone, is_warm, is_excused, is_said, is_over, is_late_inside;
 } Open;
 
 /* A stage that makes no progress, or does again. The twin is `FOUND` of `_stalls/watch.py`. */
@@ -46,7 +46,8 @@ typedef struct StallWatch {
     int count;
     unsigned short buckets[OPEN_BUCKETS];
     long long limits[MAX_SITES]; /* Of each stage's name; 0 for the general one, below for none. */
-    unsigned begun[MAX_SITES], warmups[MAX_SITES];
+    unsigned begun[MAX_SITES];
+    int warmups[MAX_SITES]; /* -1 where nothing was said of it here. */
     Found found[MOST_FOUND];
     int found_count;
     long long found_ns; /* When the first of them was found. */

@@ -50,8 +50,9 @@ static void note_progress(StallWatch *self, Number parent, long long at_ns) {
         if (outer->active_ns < at_ns) outer->active_ns = at_ns;
 }
 
-static void push_found(StallWatch *self, const Open *open, Number kind, long long limit_ns, long long now_ns) {
-    if (self->found_count == MOST_FOUND) return;
+/* Returns 0 where there is no room until somebody comes for what was found: it is to be found again in the next look. */
+static int push_found(StallWatch *self, const Open *open, Number kind, long long limit_ns, long long now_ns) {
+    if (self->found_count == MOST_FOUND) return 0;
     Found *found = &self->found[self->found_count];
     *found = (Found){
         .kind = kind, .high = open->high, .low = open->low, .id = open->id, .thread = open->thread, .site = open->site,
@@ -62,21 +63,32 @@ static void push_found(StallWatch *self, const Open *open, Number kind, long lon
     copy_text(site_at(self->ring, open->site), found->site_name, SITE_TEXT);
     copy_text(thread_at(self->ring, open->thread), found->thread_name, THREAD_TEXT);
     if (!self->found_count++) self->found_ns = now_ns;
+    return 1;
 }
 
 /* What has ended since the last time. */
 static void look_at_open(StallWatch *self, long long now_ns) {
     for (int i = 0; i < self->count; i++) {
         Open *open = &self->open[i];
+        if (open->is_ended) { /* It is still to be said. */
+            open->is_gone = (char)push_found(self, open, STALL_ENDS, 0, now_ns);
+            continue;
+        }
         const Slot *slot = &self->ring->slots[open->slot];
         Number end = atomic_load_explicit(&slot->field[END], memory_order_acquire);
         int is_same = atomic_load(&slot->field[2]) == open->id && atomic_load(&slot->field[4]) == (Number)open->start_ns;
         if (is_same && !end) continue;
-        open->is_gone = 1;
+        open->is_ended = 1;
         long long ended_ns = is_same ? open->start_ns + (long long)(end >> 2) : self->last_ns;
         note_progress(self, open->parent, ended_ns);
-        if (open->is_said == 1) push_found(self, open, STALL_ENDS, 0, now_ns);
+        open->is_gone = open->is_said != 1 || push_found(self, open, STALL_ENDS, 0, now_ns);
     }
+}
+
+/* So many first calls are excused: as was said here, by the stage itself, or of all. */
+static unsigned warmup_of(const StallWatch *self, unsigned site) {
+    int own = self->warmups[site] < 0 ? self->ring->warmups[site] : self->warmups[site];
+    return own < 0 ? self->warmup : (unsigned)own;
 }
 
 /* Returns 0 where a record is being written: it is read next time. */
@@ -97,7 +109,7 @@ static int read_slot(StallWatch *self, size_t at) {
     const Open *outer = find_open(self, field[3]);
     self->open[self->count] = (Open){
         .high = field[0], .low = field[1], .id = field[2], .parent = field[3], .thread = field[6], .site = site, .slot = at,
-        .start_ns = start_ns, .active_ns = start_ns, .is_warm = calls <= self->warmups[site] || (outer != NULL && outer->is_warm),
+        .start_ns = start_ns, .active_ns = start_ns, .is_warm = calls <= warmup_of(self, site) || (outer != NULL && outer->is_warm),
     };
     add_to_buckets(self, self->count++);
     return 1;
@@ -138,7 +150,7 @@ static long long limit_of(const StallWatch *self, const Open *open) {
 static int is_said_around(StallWatch *self, const Open *open) {
     const Open *outer = find_open(self, open->parent);
     for (; outer != NULL; outer = find_open(self, outer->parent))
-        if (outer->is_said) return 1;
+        if (outer->is_said && !outer->is_ended) return 1;
     return 0;
 }
 
@@ -152,7 +164,7 @@ static void judge(StallWatch *self, long long now_ns) {
     for (int i = self->count; i-- > 0;) {
         Open *open = &self->open[i], *outer = find_open(self, open->parent);
         long long limit_ns = limit_of(self, open);
-        open->is_over = limit_ns > 0 && now_ns - open->active_ns > limit_ns;
+        open->is_over = !open->is_ended && limit_ns > 0 && now_ns - open->active_ns > limit_ns;
         if (outer == NULL) continue;
         if (outer->active_ns < open->active_ns) outer->active_ns = open->active_ns;
         outer->is_excused |= open->is_excused;
@@ -160,14 +172,15 @@ static void judge(StallWatch *self, long long now_ns) {
     }
     for (int i = 0; i < self->count; i++) {
         Open *open = &self->open[i];
+        if (open->is_ended) continue;
         if (!open->is_over || open->is_excused) {
-            if (open->is_said == 1) push_found(self, open, STALL_ENDS, 0, now_ns);
-            open->is_said = 0;
+            if (open->is_said != 1 || push_found(self, open, STALL_ENDS, 0, now_ns)) open->is_said = 0;
         } else if (!open->is_said && !open->is_late_inside) {
-            open->is_said = is_said_around(self, open) ? 2 : 1;
-            if (open->is_said == 1) {
+            if (is_said_around(self, open)) {
+                open->is_said = 2;
+            } else if (push_found(self, open, STALL_BEGINS, limit_of(self, open), now_ns)) {
+                open->is_said = 1;
                 self->stalls++;
-                push_found(self, open, STALL_BEGINS, limit_of(self, open), now_ns);
             }
         }
     }

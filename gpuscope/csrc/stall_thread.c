@@ -99,6 +99,7 @@ static int copy_lines(const StallWatch *self, Line *lines, long long now_ns) {
     int count = 0;
     for (int i = 0; self->ring != NULL && i < self->count && count < MOST_LINES; i++) {
         const Open *open = &self->open[i];
+        if (open->is_ended) continue;
         copy_text(site_at(self->ring, open->site), lines[count].site_name, SITE_TEXT);
         copy_text(thread_at(self->ring, open->thread), lines[count].thread_name, THREAD_TEXT);
         lines[count++].age_ns = now_ns - open->start_ns;
@@ -187,7 +188,7 @@ StallWatch *new_stall_watch(long long limit_ns, unsigned warmup, long long kept_
     self->kept_ns = kept_ns;
     self->open = open;
     self->path = own;
-    for (int i = 0; i < MAX_SITES; i++) self->warmups[i] = warmup;
+    memset(self->warmups, 0xFF, sizeof self->warmups);
     pthread_mutex_lock(&stall_lock);
     self->next = all;
     all = self;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -18,6 +19,35 @@ from .conftest import Fields, Ring
 def names_in(found):
     """The names of the stages, in the order of their beginnings."""
     return [found.names[number] for number in numbers_of(found.stages).tolist()]
+
+
+class DeadlineError(Exception):
+    """What a program's signal handler raises."""
+
+
+@pytest.mark.parametrize("what", ["begin", "end"])
+def test_what_a_signal_handler_raises_reaches_the_program(site, make_ring, what, monkeypatch):
+    """It is no fault of the ring's, in Python, where a handler may run within; a second call ends the stage."""
+    ring = make_ring()
+    if not isinstance(ring.ring, RingInPython):
+        pytest.skip("no handler runs within the parts in C")
+    record = ring.begin(site) if what == "end" else ring.record(site)
+
+    def handler(number, frame):
+        raise DeadlineError
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    name = "_is_of" if what == "end" else "_write"
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(ring.ring, name, lambda *_: signal.raise_signal(signal.SIGUSR1))
+            with pytest.raises(DeadlineError):
+                ring.ring.begin(record) if what == "begin" else ring.end(record)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    if what == "end":
+        ring.end(record)
+        assert have_ended(ring.read().stages).all()
 
 
 def test_a_stage_is_read_as_it_was_written(make_ring, site):

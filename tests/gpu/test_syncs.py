@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import gpuscope
 from gpuscope._data.attributes import SYNC_BYTES, SYNC_COUNT, SYNCS
-from gpuscope._host.sync_watch import debug_mode
+from gpuscope._host.sync_warnings import debug_mode
 from gpuscope.testing import capture
 
 TO_HOST, TO_GPU = "device to host", "host to device"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import gpuscope
 from gpuscope import stage
-from gpuscope._data.attributes import MEMORY_BEGIN, MEMORY_END, MEMORY_MALLOCS, MEMORY_PEAK, MEMORY_RETRIES
+from gpuscope._data.attributes import MEMORY_BEGIN, MEMORY_END, MEMORY_MALLOCS, MEMORY_PEAK, MEMORY_RETRIES, OF_ONE_RUN
 from gpuscope._host import memory
 from gpuscope._host.memory import Peaks, Probe
 from gpuscope._recording.state import state
@@ -229,6 +229,21 @@ def test_devices_are_apart(allocator):
         gpuscope.flush()
     assert of(spans, "on the first") == (0, 9, 9)
     assert of(spans, "on the second") == (0, 7, 7)
+
+
+def test_a_block_that_is_entered_again_has_nothing_of_its_first_run(allocator):
+    """As an outermost stage it is measured, and inside another it is not."""
+    with capture(memory=True) as spans:
+        again = stage("again", attributes={"user": 7})
+        with again:
+            allocator.give(9)
+        with stage("request"), again:
+            pass
+        gpuscope.flush()
+    first, second = (span.attributes for span in spans if span.name == "again")
+    assert first["user"] == second["user"] == 7
+    assert MEMORY_PEAK in first
+    assert OF_ONE_RUN.isdisjoint(second)
 
 
 def test_threads_share_the_allocator(allocator):

@@ -3,6 +3,7 @@
 # ruff: noqa: PLW0108 - the line of a lambda is what is found
 from __future__ import annotations
 
+import copy
 import pickle
 import threading
 import time
@@ -13,11 +14,12 @@ import pytest
 
 import gpuscope
 from gpuscope import stage
-from gpuscope._data.attributes import SYNC_BYTES, SYNC_COUNT, SYNCS
+from gpuscope._data.attributes import OF_ONE_RUN, SYNC_BYTES, SYNC_COUNT, SYNCS
 from gpuscope._host import sync_watch
 from gpuscope._host.sync_calls import DEVICE_TO_HOST, HOST_TO_DEVICE, place
 from gpuscope._host.sync_turns import SyncTurns
-from gpuscope._host.sync_watch import TEXT, SyncWatch, debug_mode
+from gpuscope._host.sync_warnings import TEXT, debug_mode
+from gpuscope._host.sync_watch import SyncWatch
 from gpuscope._host.syncs import Syncs
 from gpuscope.testing import capture
 
@@ -151,12 +153,46 @@ def test_what_pytorch_tells_of_is_found():
 
 
 def test_a_program_that_fails_at_warnings_does_not_fail():
-    """The warning is no error, whatever the program's filters say."""
+    """The warning is no error, whatever the program's filters say, before the watch or within."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with watching() as found:
             warnings.warn(f"{TEXT} (Triggered internally)", stacklevel=1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                warnings.warn(f"{TEXT} (Triggered internally)", stacklevel=1)
+                warnings.resetwarnings()
+                warnings.filterwarnings("error", category=UserWarning)
+                warnings.warn(f"{TEXT} (Triggered internally)", stacklevel=1)
+                with pytest.raises(UserWarning, match="another"):
+                    warnings.warn("another", stacklevel=1)
+    assert len(found) == 3
+
+
+def test_a_program_that_keeps_warnings_gets_none_of_these():
+    """Within `catch_warnings(record=True)`; others it gets."""
+    with watching() as found, warnings.catch_warnings(record=True) as kept:
+        warnings.simplefilter("always")
+        warnings.warn(f"{TEXT} (Triggered internally)", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    assert [str(each.message) for each in kept] == ["another"]
     assert len(found) == 1
+
+
+def test_filters_that_the_program_adds_meanwhile_stay():
+    """Also where the watch ends within `catch_warnings`; and of ours nothing does."""
+    with warnings.catch_warnings():
+        before, syncs = list(warnings.filters), watching()
+        with watching():
+            warnings.filterwarnings("ignore", "of the program's")
+        added = warnings.filters[0]
+        assert list(warnings.filters) == [added, *before]
+        syncs.__enter__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "another of the program's")
+            syncs.__exit__(None, None, None)
+            assert list(warnings.filters)[1:] == [added, *before]
+        assert list(warnings.filters) == [added, *before]
 
 
 def what_the_program_has():
@@ -187,6 +223,7 @@ def test_the_programs_own_debug_mode_stays(monkeypatch):
         monkeypatch.setattr(torch._C, "_cuda_get_sync_debug_mode", lambda mode=mode: mode, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_set_sync_debug_mode", modes.append, raising=False)
         with warnings.catch_warnings(record=True) as shown, watching() as found:
+            warnings.simplefilter("always")
             warnings.warn(f"{TEXT} (Triggered internally)", stacklevel=1)
         assert len(shown) == len(found) == 1
     assert modes == []
@@ -206,14 +243,15 @@ def test_what_the_program_put_in_place_of_a_method_stays():
 
 
 def test_a_watch_that_ended_lets_everything_pass():
-    """A method that somebody kept from its time does what it did, and so does the hook of warnings."""
+    """A method that somebody kept from its time does what it did, and a list of filters lets warnings pass."""
     with watching() as found:
-        kept, hook = torch.Tensor.item, warnings.showwarning
+        kept, filters = torch.Tensor.item, warnings.filters[:]
     assert kept(ONE) == 1.0
     with warnings.catch_warnings(record=True) as shown:
-        hook(UserWarning(f"{TEXT} (Triggered internally)"), UserWarning, "file", 1)
+        warnings.filters[:] = filters[:2]  # Ours.
+        warnings.warn(f"{TEXT} (Triggered internally)", stacklevel=1)
     assert found == []
-    assert len(shown) <= 1
+    assert len(shown) == 1
 
 
 def test_methods_look_like_what_they_stand_for():
@@ -297,6 +335,57 @@ def test_nothing_is_wrapped_while_dynamo_compiles():
     assert counts == [1, 2]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("broken", "operations"),
+    [
+        (lambda x: x + 1 if (x * 2).sum().item() > 0 else x, {"item": 3}),
+        (lambda x: (x > 0).nonzero().tolist(), {"nonzero": 3, "tolist": 3}),
+        (lambda x: x.unique() + 1, {"unique": 3}),
+    ],
+)
+def test_dynamo_compiles_nothing_of_ours(broken, operations):
+    """Where a compiled function breaks its graph at a method: it is found, and nothing is compiled for the watch."""
+    torch._dynamo.reset()
+    compiled, frames = torch.compile(broken, backend="eager"), torch._dynamo.utils.counters["frames"]
+    for _ in range(3):
+        compiled(X)
+    before = frames["total"]
+    with watching() as found:
+        for _ in range(3):
+            compiled(X)
+    compiled(X)
+    assert {sync.operation: sync.calls for sync in found} == operations
+    assert {sync.file for sync in found} == {__file__}
+    assert frames["total"] == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_compiled_under_the_watch_is_found_too():
+    """The first compilation of the process is then one within the watch, or may be."""
+    torch._dynamo.reset()
+    compiled, frames = torch.compile(lambda x: x.sum().item(), backend="eager"), torch._dynamo.utils.counters["frames"]
+    with watching() as found:
+        compiled(X)
+        before = frames["total"]
+        compiled(X)
+        compiled(X)
+    assert sum(sync.calls for sync in found) >= 2
+    assert frames["total"] == before
+
+
+def test_a_pytorch_that_would_compile_what_is_ours_has_its_methods(monkeypatch, caplog):
+    """Before 2.7, where Dynamo is imported: nothing is wrapped, and that is said once."""
+    import torch._dynamo
+
+    monkeypatch.delattr("torch._C._dynamo.eval_frame._FrameExecStrategy")
+    for _ in range(2):
+        with watching() as found:
+            assert "copy_" not in vars(torch.Tensor)
+            ONE.item()
+        assert found == []
+
+
 def test_nothing_is_noted_in_a_capture(monkeypatch):
     """There a wait would be an error of the program's, which PyTorch raises."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -330,6 +419,41 @@ def test_stages_have_what_was_found_in_them():
     assert SYNCS not in by_name["after"]
 
 
+def test_a_block_that_is_entered_again_has_nothing_of_its_first_run():
+    """What was found is that run's; what the program said of the stage it has again, also copied and as a decorator."""
+    with capture() as spans:
+        again = stage("again", attributes={"user": 7})
+        with watching(), again:
+            ONE.item()
+            again.set_attribute("more", 8)
+        for _ in range(2):
+            with again:
+                pass
+        with copy.copy(again):
+            pass
+        again(lambda: None)()
+        gpuscope.flush()
+    first, *others = (span.attributes for span in spans)
+    assert (first[SYNC_COUNT], first["user"], first["more"]) == (1, 7, 8)
+    assert len(others) == 4
+    for each in others:
+        assert each["user"] == 7
+        assert OF_ONE_RUN.isdisjoint(each)
+
+
+def test_a_run_within_a_run_has_its_own():
+    """Each entry of one block counts what was in it."""
+    with capture() as spans:
+        again = stage("again")
+        with watching(), again:
+            ONE.item()
+            with again:
+                for _ in range(2):
+                    ONE.item()
+        gpuscope.flush()
+    assert sorted(span.attributes[SYNC_COUNT] for span in spans) == [1, 2]
+
+
 def test_many_calls_are_bounded():
     """The oldest are left out, and counted."""
     syncs = Syncs(SyncWatch("cpu"))
@@ -357,7 +481,7 @@ def test_the_child_of_a_fork_has_no_watch(run_python):
     """It has the program's methods and hooks, whatever its parent does."""
     done = run_python(
         "import gpuscope, os, torch, warnings\n"
-        "from gpuscope._host.sync_watch import debug_mode\n"
+        "from gpuscope._host.sync_warnings import debug_mode\n"
         "def has(): return warnings.showwarning, dict(vars(torch.Tensor)), debug_mode(), list(warnings.filters)\n"
         "before = has()\n"
         "with gpuscope.watch_syncs():\n"
@@ -418,6 +542,28 @@ class TestTurns:
                 self.pass_until(turns, on=False)
         (told,) = turns.now.told
         assert "item device to host, 20 bytes, 5 times" in told
+
+    def test_warnings_are_the_programs(self, turns, monkeypatch):
+        """No filter and no mode of PyTorch's is touched, so nothing can be raised into a request."""
+        monkeypatch.setattr(torch._C, "_cuda_get_sync_debug_mode", lambda: 0, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_set_sync_debug_mode", lambda _: pytest.fail("changed"), raising=False)
+        filters = warnings.filters, list(warnings.filters), warnings.showwarning
+        with capture():
+            self.pass_until(turns, on=True)
+            assert (warnings.filters, list(warnings.filters), warnings.showwarning) == filters
+            assert warnings.filters is filters[0]
+            self.pass_until(turns, on=False)
+
+    def test_a_test_that_watches_meanwhile_listens(self, turns):
+        """A block within a turn hears PyTorch's warnings until it ends."""
+        with capture():
+            self.pass_until(turns, on=True)
+            before = list(warnings.filters)
+            with Syncs(turns._watch) as found:
+                warnings.warn(f"{TEXT} (Triggered internally)", stacklevel=1)
+            assert [sync.operation for sync in found] == ["synchronisation"]
+            assert list(warnings.filters) == before
+            self.pass_until(turns, on=False)
 
     def test_it_is_off_while_nothing_is_recorded(self, turns):
         """And while a graph is captured."""

@@ -237,6 +237,31 @@ def test_first_stage_interrupted_at_any_step(kind):
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, DeadlineError])
+def test_first_stage_interrupted_while_looking_for_stalls_begins(kind):
+    """It reaches the program, and the next stage is looked at all the same."""
+    files = (*OURS, *(str(PACKAGE / name) for name in ("_stalls", "_flight")))
+    step, interrupted, steps = 0, True, set()
+    with gpuscope.testing.capture(stall="60s"):  # What is made once per process is made.
+        block([])
+    while interrupted:
+        step += 1
+        interrupt = Interrupt(step, kind, files)
+        with gpuscope.testing.capture(stall="60s") as spans:
+            error = interrupt.run(lambda: block([]))
+            interrupted = bool(interrupt.where)
+            assert (type(error) is kind) is interrupted, interrupt.where
+            assert current.get() is None, interrupt.where
+            with stage("later"):
+                stalls = gpuscope._runtime.state.recorder.stalls
+                assert stalls._has_begun, interrupt.where
+                assert stalls._thread is None or stalls._thread.is_alive(), interrupt.where
+            steps.add(interrupt.where.partition(":")[0])
+            gpuscope.flush(60)
+        assert [span.name for span in spans if span.name == "later"] == ["later"], interrupt.where
+    assert {"begin", "_make_ring", "_follow", "_start"} <= steps
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, DeadlineError])
 def test_first_stage_of_a_thread_interrupted_at_any_step(bench, kind):
     """Also where the thread is asked for its name, which is code of Python's, it reaches the program."""
     step, interrupted = 0, True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from gpuscope._settings.flight import limits
 from gpuscope._stalls.found import FOUND, NEVER_LEFT, NOT_BACK, StreamState, found_in, host_stall, kind_of
 from gpuscope._stalls.limits import LEAST_CALLS, LEAST_NS, Limits
+from gpuscope._stalls.report import path_beside
 
 S = 1_000_000_000
 NOW = 100 * S
@@ -79,6 +82,17 @@ def test_what_the_thread_in_c_has_said_stands():
     stall = host_stall(found(written=2), [state(work_since_s=81)], NOW)
     assert stall.kind == NOT_BACK
     assert "no thread of Python ran for 9.0 s of it: a call kept the GIL" in stall.sentence()
+
+
+def test_the_file_is_where_one_can_be_made(tmp_path, monkeypatch):
+    """Beside the flight recorder's, and in the temporary folder where there is no such folder or recorder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pid = os.getpid()
+    beside = tmp_path / "flights"
+    fallback = str(tmp_path / f"gpuscope-stalls-{pid}.txt")
+    assert path_beside(str(beside / "x{pid}.flight")) == path_beside("") == fallback
+    beside.mkdir()
+    assert path_beside(str(beside / "x{pid}.flight")) == str(beside / f"x{pid}.flight.stalls-{pid}.txt")
 
 
 def line(name, p99_ms, calls=LEAST_CALLS, gpu_ms=None, **more):

@@ -150,6 +150,61 @@ def test_nothing_is_read_of_a_ring_that_is_closed(watched):
     del watched.ring
 
 
+def test_many_stalls_at_once_are_all_found(watched):
+    """What finds no room in one look comes in a later one, begins and ends alike; nothing twice."""
+    stages = [watched.begin(f"stage {number}") for number in range(100)]
+    names = {f"stage {number}" for number in range(100)}
+    watched.look(1)
+    found = watched.look(13)
+    assert len(found) == 100
+    assert set(found) == names
+    for each in stages:
+        watched.end(each)
+    gone = watched.look(16)
+    assert len(gone) == 100
+    assert set(gone) == {f"+{name}" for name in names}
+    assert watched.look(100) == []
+
+
+def test_stalls_that_found_no_room_go_on_unsaid(watched):
+    """If they end before the next look nobody was told of them, and nobody is told that they go on."""
+    stages = [watched.begin(f"stage {number}") for number in range(100)]
+    watched.look(9.9)
+    first = watched.found(10.1)
+    for each in stages:
+        watched.end(each)
+    assert len(watched.look(13)) == len(first)
+    assert watched.look(100) == []
+
+
+def test_a_stages_own_warm_up_holds_at_once(make_watched):
+    """From its first call on: longer than the general one, shorter, or of all that is in it."""
+    watched = make_watched(warmup=2)
+    watched.site("long").warmup, watched.site("none").warmup, watched.site("all").warms_up = 5, 0, True
+    watched.begin("none")
+    watched.run("long", times=4)
+    watched.begin("long")
+    watched.run("all", times=50)
+    watched.begin("inside", watched.begin("all"))
+    watched.look(1)
+    assert watched.look(15) == ["none"]
+    watched.begin("long")
+    watched.look(16)
+    assert watched.look(30) == ["long"]
+
+
+def test_what_was_said_of_one_ring_does_not_hold_for_the_next(make_watched):
+    """Numbers of stages are the ring's: the next ring gives them to others."""
+    watched, other = make_watched(), make_watched()
+    watched.watch.limit(watched.ring.site(watched.site("a")), 10**9, 1000)
+    assert watched.watch.follow(other.ring)
+    watched.ring = other.ring
+    watched.begin("b")
+    watched.look(1)
+    assert watched.look(5) == []
+    assert watched.look(10.5) == ["b"]
+
+
 @pytest.mark.parametrize("stages", [4, 300])
 def test_more_than_the_table_holds_is_no_failure(make_watched, stages):
     """Deep nesting: the innermost is named."""
