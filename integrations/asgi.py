@@ -138,7 +138,7 @@ def _flushing(send: Send) -> Send:
         if message["type"] == "lifespan.shutdown.complete":
             gpuscope.flush()  # This holds up no request: none is left.
             account = gpuscope.statistics()
-            _logger.info("the application ends: %d stages recorded, %d exported.", account.recorded, account.exported)
+            _logger.info("the application ends; stages recorded: %d, exported: %d.", account.recorded, account.exported)
         await send(message)
 
     return send_on

@@ -200,7 +200,7 @@ class TestRequest:
         with capture(), caplog.at_level("INFO", "gpuscope"):
             get(asgi.Middleware(Starlette(routes=ROUTES)), "/infer/1")
             asyncio.run(asgi.Middleware(app)({"type": "lifespan"}, nothing, nothing))
-        assert "the application ends: 2 stages recorded, 2 exported." in caplog.messages
+        assert "the application ends; stages recorded: 2, exported: 2." in caplog.messages
 
     def test_what_follows_in_the_callers_context_is_not_part_of_it(self):
         """A caller in the same task, such as a test's client, has its own stages as before."""
