@@ -84,10 +84,11 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def _off_for_good_as_before():
-    """A test that switches recording on leaves nothing for later tests: no function to switch on, nothing to say."""
-    before = _runtime.state.may_toggle
+    """A test that switches recording on leaves nothing for later tests: no function to switch on, nothing to measure."""
+    state = _runtime.state
+    before = state.may_toggle, state.measures_memory
     yield
-    _runtime.state.may_toggle = before
+    state.may_toggle, state.measures_memory = before
     forget_what_waits()
 
 
