@@ -84,7 +84,7 @@ class Bench:
 
 @pytest.fixture(autouse=True)
 def _off_for_good_as_before():
-    """A test that switches recording on leaves nothing for later tests: no function to switch on, nothing to measure."""
+    """A test that records leaves nothing for later tests: no function to switch on, nothing to measure or to say."""
     state = _runtime.state
     before = state.may_toggle, state.measures_memory
     yield

@@ -75,6 +75,10 @@ OWN_GPU = "Record while no other process is on the GPU, or give this one a GPU o
 ONE_GPU = "Give the work on each GPU an outermost stage of its own."
 
 # For what the host alone shows.
+COMPILE_BEFORE = (
+    "Run each shape once before the first request, or compile for shapes that change: "
+    "`torch.compile(model, dynamic=True)`."
+)
 INNER_STAGES = "Put stages on the parts of `{}`."
 BETWEEN_STAGES = "Put stages on what runs between the stages."
 LOOK_INTO = "Look into `{}`: put stages on its parts, or sample it with a profiler of Python code."

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gpuscope._data.attributes import COMPILE_SPAN
 from gpuscope._data.plain.durations import duration
 from gpuscope.analysis._structure.parts import counted
 from gpuscope.analysis._structure.sizes import shape_of, sizes_in
 from gpuscope.analysis._verdicts.advice import (
     BATCH,
     BETWEEN_STAGES,
+    COMPILE_BEFORE,
     IN_BATCH,
     INNER_STAGES,
     LOOK_INTO,
@@ -77,7 +79,7 @@ def where_time_goes(calls: CallsOfStage, how_long: str) -> tuple[str, tuple[str,
     fixed = isinstance(cost, Fit) and cost.fixed_share >= MOST
     return (
         f"{start}. {most} is `{name}`: {takes}, which is the most that can be gained there.",
-        (BATCH if fixed else LOOK_INTO.format(name),),
+        (COMPILE_BEFORE if name == COMPILE_SPAN else BATCH if fixed else LOOK_INTO.format(name),),
         more,
     )
 

@@ -627,3 +627,11 @@ def test_kept_requests_are_told_first_and_once():
     assert "of 1,200 stages, are not here." in lines[0]
     assert "not_kept" not in str(findings)
     assert "Stages dropped: 1 queue_full." in lines
+
+
+def test_who_waits_for_a_compilation_is_told_to_compile_before():
+    """It has no parts to look into."""
+    compiles = Stage("torch.compile", 10, 990)
+    request = Stage("request", 0, 1000, inside=[Stage("infer", 5, 995, inside=[compiles])])
+    answer = judge(recording(*(request.shifted(1100 * number) for number in range(20)))).answers[0]
+    assert answer.try_first.startswith("Run each shape once before the first request")
