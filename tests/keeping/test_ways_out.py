@@ -130,7 +130,7 @@ def test_spans_of_the_application(record, clock, way):
 
 
 def test_a_file(record, tmp_path, clock):
-    """Its account says what was left out."""
+    """Its account says what was left out: once, first, and not as missing."""
     path = tmp_path / "spans.jsonl"
     engine = record(exporters="file", file=str(path))
     serve(clock)
@@ -144,9 +144,12 @@ def test_a_file(record, tmp_path, clock):
         for span in scope["spans"]
     ]
     assert sorted(names) == KEPT
-    notes = judge(read([path])).notes
-    assert "Stages dropped: 4 not_kept." in notes
-    assert any(note.startswith("These are the requests that `keep` has kept") for note in notes)
+    recorded = read([path])
+    said = str(judge(recorded)).splitlines()
+    assert said[0].startswith("These are the requests that `keep` has kept")
+    assert "of 4 stages, are not here." in said[0]
+    assert not any("not_kept" in line for line in said)
+    assert recorded.losses.missing().dropped == {}
 
 
 def test_a_provider_that_comes_late_gets_none_of_what_waited(record, receiver, clock, monkeypatch):
