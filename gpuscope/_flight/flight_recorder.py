@@ -25,6 +25,7 @@ from gpuscope._flight.files import FlightFile, RefusedError, open_file
 from gpuscope._flight.resolved import records_of
 from gpuscope._flight.ring import make_ring, write_text
 from gpuscope._flight.triggers import listen, out_of_memory
+from gpuscope._interrupts import is_the_programs
 from gpuscope._log import WarnOnce, inform, later
 from gpuscope._settings.environment import is_our_command
 
@@ -239,4 +240,6 @@ def _open(period: Period, *, is_child: bool) -> None:
     except RefusedError as error:
         warnings.warn("refused", "there is no flight recorder: %s.", error.args[0])
     except Exception as error:  # Whatever it is, stages go on without.
+        if is_the_programs(error):
+            raise
         warnings.warn("open", "there is no flight recorder: %s.", shown(error))

@@ -73,6 +73,8 @@ class Compilations:
             if self._handler is not handler:
                 self._handler, handler.clear = handler, self._stays_after(handler.clear)
         except Exception as error:  # Another version of PyTorch: stages go on, without compilations.
+            if is_the_programs(error):
+                raise
             self._warnings.warn("attach", "compilations are not recorded: %s.", shown(error))
 
     def _stays_after(self, clear: Callable[[], None]) -> Callable[[], None]:

@@ -24,13 +24,13 @@ stage is told it (`hold`). A stage for which there is no room loses it at once, 
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections import deque
 from itertools import count, repeat
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-from gpuscope._data.attributes import OF_ONE_RUN
 from gpuscope._data.plain.descriptions import size_of
 
 if TYPE_CHECKING:
@@ -236,9 +236,11 @@ def tell(record: StageRecord, attributes: dict[str, Any]) -> None:
 
 def said_of(attributes: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return what the program said of a stage, without what was found of one run."""
-    if not attributes or OF_ONE_RUN.isdisjoint(attributes):
+    # Whoever found something has imported the names; `import gpuscope` does without them.
+    names = sys.modules.get("gpuscope._data.attributes")
+    if not attributes or names is None or names.OF_ONE_RUN.isdisjoint(attributes):
         return attributes
-    return {key: value for key, value in attributes.items() if key not in OF_ONE_RUN}
+    return {key: value for key, value in attributes.items() if key not in names.OF_ONE_RUN}
 
 
 def is_refused(record: StageRecord) -> bool:

@@ -374,8 +374,8 @@ def test_what_is_compiled_under_the_watch_is_found_too():
     assert frames["total"] == before
 
 
-def test_a_pytorch_that_would_compile_what_is_ours_has_its_methods(monkeypatch, caplog):
-    """Before 2.7, where Dynamo is imported: nothing is wrapped, and that is said once."""
+def test_a_pytorch_that_would_compile_what_is_ours_has_its_methods(monkeypatch):
+    """Before 2.7, where Dynamo is imported: nothing is wrapped."""
     import torch._dynamo
 
     monkeypatch.delattr("torch._C._dynamo.eval_frame._FrameExecStrategy")
