@@ -337,8 +337,9 @@ class TestAfterTheDecision:
         assert is_balanced(bench.statistics())
         assert not bench.statistics().pending
 
+    @pytest.mark.parametrize("is_apart", [True, False])
     @pytest.mark.parametrize("took_s", [0.01, 0.4])
-    def test_stages_that_begin_later(self, make_bench, took_s):
+    def test_stages_that_begin_later(self, make_bench, took_s, is_apart):
         """A task that was started inside begins a stage after the request's end, below OpenTelemetry's context."""
         pytest.importorskip("opentelemetry")
         bench = make_bench(keep="slower=250ms")
@@ -346,7 +347,8 @@ class TestAfterTheDecision:
         with stage("request"):
             inside = contextvars.copy_context()
             bench.clock.advance(took_s)
-        bench.collect()
+        if is_apart:
+            bench.collect()
 
         def later():
             """Run a stage."""
@@ -357,6 +359,7 @@ class TestAfterTheDecision:
         names = {span.name for span in bench.collect()}
         assert ("late" in names) == ("request" in names) == (took_s > 0.25)
         assert not bench.statistics().pending
+        assert bench.statistics().kept == ({"slower": 1} if took_s > 0.25 else {"left_out": 1})
 
     def test_further_requests_of_a_kept_trace_are_kept(self, make_bench):
         """And those of one that was left out are decided on their own."""

@@ -265,7 +265,8 @@ class Undecided:
         self._decided.note((key, waiting.trace), decision)
         if self._held.has(waiting.trace):
             self._settled.add(waiting.trace)
-        self.counts[COUNTED[decision]] += 1
+        if key != waiting.trace:  # Else these are stages that begin after a request, which counts already.
+            self.counts[COUNTED[decision]] += 1
         for chunk, rows in waiting.parts:
             self._left_out[chunk.batch.shared is not None, REASONS[decision]] += len(rows)
 
