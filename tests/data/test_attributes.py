@@ -22,7 +22,7 @@ from ..exporters.batches import NOW_NS, Delivery, Row, make_batch
 PACKAGE = Path(attributes.__file__).parents[1]
 NAMES = {value for value in vars(attributes).values() if type(value) is str and value[0].islower() and "." in value}
 METRICS = {spec.name for spec in (*SPECS, *IN_FILES_ALONE)}
-MODULES = {"gpuscope.__main__", "gpuscope.analysis", "gpuscope.integrations"}
+MODULES = {"gpuscope.__main__", "gpuscope._data.attributes", "gpuscope.analysis", "gpuscope.integrations"}
 
 
 def new_batch(flag):
