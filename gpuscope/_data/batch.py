@@ -184,4 +184,4 @@ class StageBatch:
     stream_samples: Mapping[tuple[int, int], tuple[int, int]] | None = None
     """The same of each stream that was asked, by device and raw handle."""
     shared: SharedColumns | None = None
-    """Of light spans, which are no stages; None for stages."""
+    """Of light spans, which are not stages; None for stages."""

@@ -111,7 +111,7 @@ class Statistics:
     in the whole process. Not part of `recorded`: nothing of them runs."""
     shared_spans: dict[str, int] = field(default_factory=dict)
     """Light spans of batches in the traces of their members, by what became of them: `exported`, `pending`, or why they
-    are lost. They are no stages, and so no part of `recorded`."""
+    are lost. They are not stages, and so not part of `recorded`."""
     batch_faults: dict[str, int] = field(default_factory=dict)
     """What was wrong with the members and weights of batches, by reason. The batches are counted above as any stage."""
     stalls: dict[str, int] = field(default_factory=dict)

@@ -140,7 +140,7 @@ def _free_place(wanted: Path) -> Path:
 
 def _clear_up(template: Path, wanted: Path) -> None:
     """
-    Rename what processes beside this one have left that did not end well, so that they are no more than `KEPT`.
+    Rename what processes beside this one have left that did not end well, so that they are not more than `KEPT`.
 
     Where the path has the process's id in it, what ended well is removed, and the rest stays where it is.
     """

@@ -102,7 +102,7 @@ class Compilations:
         recorder = state.recorder
         if recorder is None or running_stage(find_current()) is None or len(self._open) >= _MOST_OPEN:
             return
-        # The first ones are what one wants to see, and so no warm-up. They are no nodes of a graph that is recorded.
+        # The first ones are what one wants to see, and so not warm-up. They are not nodes of a graph that is recorded.
         record = start(recorder, site_of(COMPILE_SPAN, 0, graph=False), None, 0)
         self._open.setdefault(threading.get_ident(), []).append(record)
         recorder.device.give_back(record)  # What the stream does meanwhile is not the compiler's.

@@ -187,7 +187,7 @@ class RemoteContext(Context):
 
     def keep(self, token: Token, *, failed: bool = False) -> None:
         """
-        Keep a trace whose request is no stage that could say `gpuscope.keep`: stages of it that wait or come later.
+        Keep a trace whose request is not a stage that could say `gpuscope.keep`: stages of it that wait or come later.
 
         Args:
             token: of the request's span.

@@ -34,7 +34,7 @@ synchronization behavior".
 
 
 ON_THE_WAY_NS = 20_000
-"""What lies between two launches that are no farther apart is Python's way from one to the next, and is theirs."""
+"""What lies between two launches that are not farther apart is Python's way from one to the next, and is theirs."""
 
 
 class StageInRequest(NamedTuple):
@@ -260,7 +260,7 @@ def _host(thread: HostThread, calls: Sequence[LinkedCall], trace: Trace) -> _Hos
     sending = {each.operator for each in calls if any(work.direction == "HtoD" for work in each.work)}
     around = [each.operator or each.call for each in waiting if each.operator is None or each.operator not in sending]
     tops = _union(each for each in trace.operators if each.thread == thread)
-    # An operator that only asks something of CUDA, and launches nothing, is no work for the GPU.
+    # An operator that only asks something of CUDA, and launches nothing, is not work for the GPU.
     made = _union(each.call for each in calls)
     used = covered(tops, made) > 0
     return _Host(

@@ -24,7 +24,7 @@ VARIABLES_ONLY = {
     "frameworks": "call `gpuscope.instrument.instrument(frameworks=...)` instead",
     "stages_file": "call `gpuscope.instrument.instrument(file=...)` instead",
 }
-"""Settings that are no keywords, and what to do instead."""
+"""Settings that are not keywords, and what to do instead."""
 _FILES = ("_certificate", "_client_key")
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LEAST_CALLS = 100
 """Of so many calls after warm-up, at least, a 99th percentile is taken."""
 LEAST_NS = 1_000_000_000
-"""A multiple of it is no less: a pause of the machine is no stall."""
+"""A multiple of it is not less: a pause of the machine is not a stall."""
 
 
 class Limits:

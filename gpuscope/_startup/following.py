@@ -150,7 +150,7 @@ def _is_a_program() -> bool:
 
 def _modules_of(frameworks: Iterable[str]) -> Iterable[str]:
     """Return the modules of frameworks, by the files that gpuscope has for them."""
-    spec = importlib.util.find_spec("gpuscope")  # Imports nothing, because it is no part of a package.
+    spec = importlib.util.find_spec("gpuscope")  # Imports nothing, because it is not part of a package.
     found = {}
     for place in (spec and spec.submodule_search_locations) or ():
         # Beside the package where it is installed from a checkout.

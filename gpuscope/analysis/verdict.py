@@ -95,7 +95,7 @@ def judge(recording: Recording) -> Findings:
 
 
 def _no_more_than(fields: Fields, requests: CallsOfStage, weighed: Weighed) -> Fields:
-    """Return the fields of a stage, whose gain is no larger than what the requests gain where all stages are so."""
+    """Return the fields of a stage, whose gain is not larger than what the requests gain where all stages are so."""
     if fields["gain_ms"] is None:
         return fields
     limit_ms = requests.gain_ms(gain_part(requests, fields["verdict"], weighed))

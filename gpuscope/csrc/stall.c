@@ -18,7 +18,7 @@ enum { MOST_FRAMES = 64 };
 static PyObject *stack; /* Of the main thread, when it last had kept the GIL; under the GIL. */
 static atomic_int is_noting;
 
-/* `StallWatch(limit_ns, warmup, kept_ns, path)`: 0 is no limit. */
+/* `StallWatch(limit_ns, warmup, kept_ns, path)`: 0 is without a limit. */
 typedef struct {
     PyObject_HEAD
     StallWatch *watch;

@@ -85,9 +85,9 @@ def test_a_receiver_that_answers_in_json(ask, start):
         ("prometheus", "http/protobuf", "there is Prometheus", "to an OpenTelemetry Collector or to Jaeger"),
         ("prometheus", "grpc", "there is Prometheus", "to an OpenTelemetry Collector or to Jaeger"),
         ("metrics", "http/protobuf", "a page of metrics for Prometheus", "Spans go to another port"),
-        ("html", "http/protobuf", "there is a web server (tests/1)", "no receiver of OTLP"),
-        ("text", "http/protobuf", "there is a web server (tests/1)", "no receiver of OTLP"),
-        ("html", "grpc", "there is a web server (tests/1)", "no receiver of OTLP"),
+        ("html", "http/protobuf", "there is a web server (tests/1)", "not a receiver of OTLP"),
+        ("text", "http/protobuf", "there is a web server (tests/1)", "not a receiver of OTLP"),
+        ("html", "grpc", "there is a web server (tests/1)", "not a receiver of OTLP"),
         ("missing", "http/protobuf", "HTTP 404 Not Found); there is a web server", "Correct host, port and path"),
         (
             "method",
@@ -222,7 +222,7 @@ def test_a_port_that_speaks_something_else(ask, start):
     """Such as that of a database."""
     found = ask(url(start(b"220 smtp.example ESMTP\r\n")))
     assert "what is there speaks neither HTTP nor gRPC" in found.seen
-    assert "this is no receiver of OTLP" in found.advice
+    assert "this is not a receiver of OTLP" in found.advice
 
 
 def test_tls_on_a_plain_port(ask, receiver, start):

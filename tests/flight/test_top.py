@@ -276,7 +276,7 @@ def test_another_file_is_no_recording(tmp_path, capsys, text):
     """A table of zeros would say that nothing happens. An empty file may become one."""
     (tmp_path / "file").write_text(text)
     assert program.main(["top", "--once", str(tmp_path / "file")]) == 2
-    assert "is no recording: neither a flight recorder's file nor lines" in capsys.readouterr().err
+    assert "is not a recording: neither a flight recorder's file nor lines" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert program.main(["top", "--once", str(tmp_path / "file")]) == 0
 

@@ -66,7 +66,7 @@ def keys_in_python(rows: list[Row]) -> tuple[bytes, bytes]:
 
 
 def _key_of(top: StageRecord) -> int:
-    # A stage that begins below one that had ended is no request; its request's decision holds for it.
+    # A stage that begins below one that had ended is not a request; its request's decision holds for it.
     return top.span_id if top.trace.root is top.site else 0
 
 

@@ -50,7 +50,7 @@ class Sampled:
         parent = recording.parent
         inner = np.flatnonzero(recording.measured & (parent >= 0) & (recording.stream == recording.stream[parent]))
         around = parent[inner]
-        # What lies outside the stage around it, as clocks may say, is no part of that stage.
+        # What lies outside the stage around it, as clocks may say, is not part of that stage.
         start_ns = np.maximum(recording.gpu_start_ns[inner], recording.gpu_start_ns[around])
         end_ns = np.minimum(recording.gpu_end_ns[inner], recording.gpu_end_ns[around])
         np.subtract.at(own_ns, around, np.maximum(end_ns - start_ns, 0))

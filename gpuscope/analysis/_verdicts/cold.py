@@ -208,7 +208,7 @@ def _first_of_their_shape(
         if warm[first] and cost_ns[first] >= _cold_from(usual_ns):
             told = ", ".join(f"{name}={value}" for name, value in shape if (name, value) not in common)
             found.append((first, usual_ns, f"first call with {told}"))
-    # Where most first calls are not slow, as where each call has a size of its own, being the first is no reason.
+    # Where most first calls are not slow, as where each call has a size of its own, being the first is not a reason.
     firsts = sum(bool(warm[first]) for first, *_ in shapes.values())
     return [] if len(found) > MOST_ISOLATED and 2 * len(found) < firsts else found
 

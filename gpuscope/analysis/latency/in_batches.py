@@ -101,7 +101,7 @@ class BatchTimes:
         return parts[QUEUE], parts[BATCH], int(covered(whole, ran)[0])
 
     def waiting_stages(self, rows: NDArray[np.int64]) -> set[int]:
-        """Return the stages of requests that wait for batches, and those around them: their own time is no work."""
+        """Return the stages of requests that wait for batches, and those around them: their own time is not work."""
         recording, found = self._recording, set()
         for row in rows.tolist():
             for member in self._work.members_in(row):

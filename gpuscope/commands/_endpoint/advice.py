@@ -118,7 +118,7 @@ def _fitting(asked: Asked, there: There, reason: str) -> Iterator[str]:
         yield f"Set {' and '.join(changes)}{_other_port(asked, there)}."
     if asked.neighbour:
         yield _neighbour(asked)
-    yield _OTHERWISE.get(there.service, f"Correct host, port and path: this is no receiver of OTLP. {_USUAL}")
+    yield _OTHERWISE.get(there.service, f"Correct host, port and path: this is not a receiver of OTLP. {_USUAL}")
 
 
 def _by_reason(asked: Asked, there: There, reason: str) -> Iterator[str]:

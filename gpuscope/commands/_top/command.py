@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HELP = "Watch a running service: its stages in the last ten seconds, from the file of its flight recorder."
 EPILOG = (
     "open: stages that have not ended, and how long the oldest of them runs. GPU %: time on streams per second. busy: "
-    "how often streams that were asked for work had some (GPUSCOPE_SAMPLE_HZ). Where the output is no terminal, one "
+    "how often streams that were asked for work had some (GPUSCOPE_SAMPLE_HZ). Where the output is not a terminal, one "
     "table is printed, as with --once."
 )
 

@@ -29,7 +29,7 @@ _MOST_BYTES = 32 << 20
 """Of lines that were there before: so much is read."""
 _ACCOUNT = ("waiting", "dropped", "lost", "untimed", "refused_dumps")
 
-_NO_RECORDING = "{} is no recording: neither a flight recorder's file nor lines of the exporter `file`."
+_NO_RECORDING = "{} is not a recording: neither a flight recorder's file nor lines of the exporter `file`."
 
 
 class Source(Protocol):

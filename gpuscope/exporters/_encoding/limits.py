@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpanLimits:
-    """How much a span may hold; None is no limit."""
+    """How much a span may hold; None is without a limit."""
 
     attributes: int | None = None
     events: int | None = None

@@ -90,7 +90,7 @@ class _Response(http.client.HTTPResponse):
     fp: BufferedReader
 
     def begin(self) -> None:
-        """Read the head, but not of what is no HTTP: there, no line may ever end."""
+        """Read the head, but not of what is not HTTP: there, no line may ever end."""
         first = self.fp.peek(1)[:2]
         if first and not first.startswith(b"H"):
             raise NotHttpError(_spoken(first))

@@ -253,7 +253,7 @@ def _judge(answer: Answer) -> Outcome:
     if status // 100 == 2:  # noqa: PLR2004
         if (_header(answer, "content-type") or "").lower().startswith("text/html"):
             # Some servers have their start page for whatever is asked: Jaeger's user interface on port 16686 is one.
-            return Outcome("not_otlp", "a web page answers there: it is no receiver of OTLP")
+            return Outcome("not_otlp", "a web page answers there: it is not a receiver of OTLP")
         return Outcome(body=_decoded(answer))
     # The standard's words for the status: the endpoint's own may hold anything.
     detail = f"HTTP {status} {http.client.responses.get(status, '')}".strip()

@@ -160,7 +160,7 @@ def test_garbage_collection_of_a_file(record):
 
 @pytest.mark.parametrize("duration_ns", [-1, 2**63, "x"])
 def test_garbage_that_cannot_be(record, duration_ns):
-    """Such an event counts as malformed, and is no part."""
+    """Such an event counts as malformed, and is not a part."""
     lines = collect_garbage(Path(record(serve)).read_text().splitlines(), duration_ns=duration_ns)
     recording = read_lines(lines)
     assert recording.losses.skipped_lines["malformed events"] > 0
