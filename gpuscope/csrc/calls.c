@@ -317,11 +317,6 @@ static PyMethodDef functions[] = {
     {NULL},
 };
 
-static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
-    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
-    return *type == NULL || PyModule_AddType(module, *type) ? -1 : 0;
-}
-
 int add_calls(PyObject *module) {
     if (add_type(module, &state_spec, &state_type) || add_type(module, &noop_spec, &noop_type)) return -1;
     if (add_type(module, &binder_spec, &binder_type) || add_methods_of_noop()) return -1;

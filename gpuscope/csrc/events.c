@@ -297,9 +297,5 @@ int add_events(PyObject *module) {
     str_device_index = PyUnicode_InternFromString("device_index");
     zero = PyLong_FromLong(0);
     if (!str_cuda_stream || !str_device_index || !zero) return -1;
-    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    if (type == NULL) return -1;
-    int failed = PyModule_AddType(module, (PyTypeObject *)type);
-    Py_DECREF(type);
-    return failed;
+    return add_type(module, &spec, NULL);
 }

@@ -1,6 +1,15 @@
 /* The module `gpuscope._native`: `_data/native.py` decides whether it or the twins are used. */
 #include "native.h"
 
+int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
+    PyTypeObject *made = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    if (made == NULL) return -1;
+    int failed = PyModule_AddType(module, made);
+    if (type != NULL) *type = made;
+    else Py_DECREF(made);
+    return failed ? -1 : 0;
+}
+
 /* Types, and what `prepare` gave, are there once per process. Of gpuscope imported anew (a purged `sys.modules`, a
    sub-interpreter) they would be taken from under the stages that run, so that one gets along with the twins. */
 static int is_taken;

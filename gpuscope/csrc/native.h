@@ -181,6 +181,9 @@ void forget_last(TimedStream *timed_stream);
 void release_watch(TimedStream *timed_stream);
 
 /* Each adds its types and functions to the module; -1 and an exception on failure. */
+/* Makes a type, adds it to the module, and hands it out unless `type` is null. */
+int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type);
+
 int add_record(PyObject *module);
 int add_recording(PyObject *module);
 int add_block(PyObject *module);

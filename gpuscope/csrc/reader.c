@@ -337,9 +337,5 @@ static PyType_Spec spec = {
 };
 
 int add_reader(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    if (type == NULL) return -1;
-    int failed = PyModule_AddType(module, (PyTypeObject *)type);
-    Py_DECREF(type);
-    return failed;
+    return add_type(module, &spec, NULL);
 }

@@ -247,11 +247,6 @@ static PyType_Spec recorder_spec = {
     .slots = recorder_slots,
 };
 
-static int add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
-    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
-    return *type == NULL || PyModule_AddType(module, *type) ? -1 : 0;
-}
-
 int add_record(PyObject *module) {
     if (add_type(module, &record_spec, &record_type) || add_type(module, &recorder_spec, &recorder_type)) return -1;
     return add_type(module, &trace_spec, &trace_type) || add_type(module, &timed_stream_spec, &timed_stream_type) ? -1 : 0;

@@ -243,11 +243,7 @@ static PyMethodDef functions[] = {
 };
 
 int add_sampler(PyObject *module) {
-    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    if (type == NULL) return -1;
-    int failed = PyModule_AddType(module, (PyTypeObject *)type);
-    Py_DECREF(type);
-    return failed ? -1 : PyModule_AddFunctions(module, functions);
+    return add_type(module, &spec, NULL) ? -1 : PyModule_AddFunctions(module, functions);
 }
 #else
 #include "watch.h"

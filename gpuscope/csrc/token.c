@@ -262,11 +262,6 @@ static PyMethodDef functions[] = {
     {NULL},
 };
 
-static int add_type(PyObject *module, PyType_Spec *given, PyTypeObject **type) {
-    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, given, NULL);
-    return *type == NULL || PyModule_AddType(module, *type) ? -1 : 0;
-}
-
 int add_token(PyObject *module) {
     static const struct {
         PyObject **string;

@@ -8,27 +8,7 @@ import pytest
 
 import gpuscope
 
-
-class KeepsBatches:
-    """An exporter that keeps what it is given."""
-
-    name = "keeps"
-    every_gpu_span = True
-
-    def __init__(self):
-        self.batches = []
-
-    def export(self, batch, delivery):
-        """Keep a batch."""
-        self.batches.append(batch)
-        delivery.settle(delivery.stages)
-
-    def flush(self, timeout_s):
-        """Do nothing."""
-        return True
-
-    def shutdown(self, timeout_s):
-        """Do nothing."""
+from ..keeps_batches import KeepsBatches
 
 
 @pytest.fixture

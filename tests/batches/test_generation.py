@@ -25,7 +25,7 @@ from gpuscope.exporters._encoding.otlp_bytes import SpanEncoder
 from gpuscope.exporters._encoding.otlp_json import JsonEncoder
 from gpuscope.testing import capture
 
-from .conftest import KeepsBatches
+from ..keeps_batches import KeepsBatches
 
 SAID = {"gen_ai.operation.name": "text_completion", "gen_ai.request.model": "llama"}
 STEP, LIGHT = "step", "step (shared)"

@@ -12,34 +12,13 @@ from gpuscope._collecting.keeping.held import rows_of
 from gpuscope._collecting.keeping.joined import joined
 from gpuscope._data.batch import StageBatch
 
-
-class Keeps:
-    """An exporter that keeps what it is given."""
-
-    name = "keeps"
-    every_gpu_span = True
-
-    def __init__(self):
-        """Begin with nothing."""
-        self.batches = []
-
-    def export(self, batch, delivery):
-        """Keep a batch."""
-        self.batches.append(batch)
-        delivery.settle(delivery.stages)
-
-    def flush(self, timeout_s):
-        """Do nothing."""
-        return True
-
-    def shutdown(self, timeout_s):
-        """Do nothing."""
+from ..keeps_batches import KeepsBatches
 
 
 @pytest.fixture
 def batches(make_bench):
     """Batches of stages and of light spans, as exporters get them."""
-    keeps = Keeps()
+    keeps = KeepsBatches()
     bench = make_bench(exporters=(keeps,))
     for number in range(6):
         with gpuscope.stage(f"request {number % 4}"):
